@@ -1,1 +1,5 @@
-//! placeholder
+//! Activation-aware Weight Quantization on burn tensors.
+
+pub mod driver;
+pub mod grid;
+pub mod log;

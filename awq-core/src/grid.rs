@@ -1,0 +1,219 @@
+//! Uniform quantization grids: which integer codes exist, which slice of a weight shares one scale, and how both are chosen.
+//!
+//! A [`Grid`] is an axis of an experiment of its own: a method rounds *onto* a grid and can never change it.
+//! The same words mean different things in different code bases (`style`: "symmetric", "range"), so every convention
+//! here is a named type:
+//!
+//! | convention | scale | zero point | codes |
+//! |---|---|---|---|
+//! | [`Symmetry::Asymmetric`] (AWQ, GPTQ default) | `max(max - min, FLOOR) / (2^b - 1)` | `clamp(round(-min / scale), 0, 2^b - 1)` | `0 ..= 2^b - 1` |
+//! | [`Symmetry::SymmetricFullRange`] (GPTQ `sym`) | `2 amax / (2^b - 1)` | `2^(b-1)` | `0 ..= 2^b - 1` |
+//! | [`Symmetry::SymmetricRestricted`] (AWQ without zero point) | `amax / (2^(b-1) - 1)` | `2^(b-1)` | `1 ..= 2^b - 1` |
+//!
+//! A weight is restored as `(code - zero_point) * scale`. Rounding is half to even everywhere.
+
+use std::num::NonZeroU16;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Smallest width of a group's range: keeps the scale of a constant group away from zero (the AWQ code's constant).
+pub const RANGE_FLOOR: f32 = 1e-5;
+
+/// Number of bits of one code, 2 to 8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub struct Bits(u8);
+
+impl Bits {
+    /// `None` unless `bits` is 2 to 8.
+    pub const fn new(bits: u8) -> Option<Self> {
+        if bits >= 2 && bits <= 8 { Some(Self(bits)) } else { None }
+    }
+
+    /// The bit count as a number.
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+
+    /// Largest code, `2^b - 1`.
+    pub const fn max_code(self) -> u8 {
+        ((1u16 << self.0) - 1) as u8
+    }
+}
+
+impl TryFrom<u8> for Bits {
+    type Error = String;
+
+    fn try_from(bits: u8) -> Result<Self, String> {
+        Self::new(bits).ok_or_else(|| format!("bits = {bits} is outside 2..=8; choose 2, 3, 4, 5, 6, 7 or 8"))
+    }
+}
+
+impl From<Bits> for u8 {
+    fn from(bits: Bits) -> u8 {
+        bits.0
+    }
+}
+
+impl JsonSchema for Bits {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Bits".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "integer", "minimum": 2, "maximum": 8, "description": "Number of bits of one code"})
+    }
+}
+
+/// Which weights share one scale and zero point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Granularity {
+    /// One scale for the whole matrix.
+    PerTensor,
+    /// One scale for each output channel (row).
+    PerChannel,
+    /// One scale for each run of this many input channels in a row. The last group may be shorter (576 = 4 x 128 + 64).
+    PerGroup(NonZeroU16),
+}
+
+impl Granularity {
+    /// Input channels of one group in a row of `n_in` weights.
+    pub fn group_len(self, n_in: usize) -> usize {
+        match self {
+            Self::PerTensor | Self::PerChannel => n_in,
+            Self::PerGroup(size) => usize::from(size.get()).min(n_in),
+        }
+    }
+
+    /// Groups in a row of `n_in` weights, a ragged last one included.
+    pub fn n_groups(self, n_in: usize) -> usize {
+        n_in.div_ceil(self.group_len(n_in).max(1))
+    }
+
+    /// `g128`, `per-channel`, `per-tensor`: the label used in tables.
+    pub fn label(self) -> String {
+        match self {
+            Self::PerTensor => "per-tensor".into(),
+            Self::PerChannel => "per-channel".into(),
+            Self::PerGroup(size) => format!("g{size}"),
+        }
+    }
+}
+
+/// Where the zero of a grid lies; see the table of the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Symmetry {
+    /// Free zero point, the range is the group's own minimum and maximum.
+    Asymmetric,
+    /// Fixed zero point, all `2^b` codes used.
+    SymmetricFullRange,
+    /// Fixed zero point, the lowest code is left out so that the grid is its own mirror image.
+    SymmetricRestricted,
+}
+
+/// Storage type of a scale. It changes numbers (a scale is rounded *before* it divides the weight), so it is part of the grid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScaleDtype {
+    /// 16-bit IEEE float, what checkpoints store.
+    F16,
+    /// 32-bit float, for comparisons with references that never round scales.
+    F32,
+}
+
+impl ScaleDtype {
+    /// Bits of one stored scale.
+    pub const fn bits(self) -> u32 {
+        match self {
+            Self::F16 => 16,
+            Self::F32 => 32,
+        }
+    }
+}
+
+/// A uniform quantization grid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Grid {
+    /// Bits of one code.
+    pub bits: Bits,
+    /// Which weights share a scale.
+    pub granularity: Granularity,
+    /// Where zero lies.
+    pub symmetry: Symmetry,
+    /// Whether a group's range is widened to hold zero (GPTQ's code does, AWQ's does not). Symmetric grids always hold it.
+    pub range_includes_zero: bool,
+    /// How scales are stored.
+    pub scale_dtype: ScaleDtype,
+}
+
+impl Grid {
+    /// `W4 g128`, with the departures from an asymmetric grid named: `W4 g128 sym-full`.
+    pub fn label(&self) -> String {
+        let symmetry = match self.symmetry {
+            Symmetry::Asymmetric => "",
+            Symmetry::SymmetricFullRange => " sym-full",
+            Symmetry::SymmetricRestricted => " sym-restricted",
+        };
+        format!("W{} {}{symmetry}", self.bits.get(), self.granularity.label())
+    }
+
+    /// Stored bits for one `[n_out, n_in]` matrix: codes, scales, and for an asymmetric grid one `bits`-wide zero point a group.
+    pub fn stored_bits(&self, n_out: usize, n_in: usize) -> u64 {
+        let n_scales = match self.granularity {
+            Granularity::PerTensor => 1,
+            _ => (n_out * self.granularity.n_groups(n_in)) as u64,
+        };
+        let zero_bits = match self.symmetry {
+            Symmetry::Asymmetric => u64::from(self.bits.get()),
+            Symmetry::SymmetricFullRange | Symmetry::SymmetricRestricted => 0,
+        };
+        (n_out * n_in) as u64 * u64::from(self.bits.get()) + n_scales * (u64::from(self.scale_dtype.bits()) + zero_bits)
+    }
+
+    /// Smallest code in use: 1 on a restricted grid, else 0.
+    pub fn min_code(&self) -> u8 {
+        u8::from(self.symmetry == Symmetry::SymmetricRestricted)
+    }
+
+    /// Scale and zero point of a group whose weights span `min ..= max`.
+    pub fn group_params(&self, min: f32, max: f32) -> GroupParams {
+        let (min, max) = if self.range_includes_zero { (min.min(0.0), max.max(0.0)) } else { (min, max) };
+        let max_code = f32::from(self.bits.max_code());
+        let middle = f32::from(self.bits.max_code() / 2 + 1);
+        let amax = min.abs().max(max.abs());
+        let scale = match self.symmetry {
+            Symmetry::Asymmetric => (max - min).max(RANGE_FLOOR) / max_code,
+            Symmetry::SymmetricFullRange => (2.0 * amax).max(RANGE_FLOOR) / max_code,
+            Symmetry::SymmetricRestricted => amax.max(RANGE_FLOOR) / (middle - 1.0),
+        };
+        let scale = self.scale_dtype.round(scale);
+        let zero_point = match self.symmetry {
+            Symmetry::Asymmetric => (-min / scale).round_ties_even().clamp(0.0, max_code),
+            _ => middle,
+        };
+        GroupParams { scale, zero_point }
+    }
+}
+
+impl ScaleDtype {
+    /// The nearest value that this type stores (half to even), as f32.
+    pub fn round(self, scale: f32) -> f32 {
+        match self {
+            Self::F16 => half::f16::from_f32(scale).to_f32(),
+            Self::F32 => scale,
+        }
+    }
+}
+
+/// What turns the codes of one group into weights: `(code - zero_point) * scale`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupParams {
+    /// Step between neighbouring codes.
+    pub scale: f32,
+    /// The code that means zero; a whole number.
+    pub zero_point: f32,
+}

@@ -1,0 +1,51 @@
+//! What a method did and found, block by block: written into every record, drawn as the per-block loss curve.
+
+use serde::{Deserialize, Serialize};
+
+/// One decoder block.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BlockLog {
+    /// Index of the block.
+    pub block_idx: usize,
+    /// Mean squared error of the block's output on the calibration sequences, quantized against full precision on the
+    /// same input. `None` where the run had no calibration.
+    pub output_mse: Option<f64>,
+    /// Mean square of the full-precision output: divides `output_mse` into a relative error.
+    pub output_mean_square: Option<f64>,
+    /// Scale searches, one a scale group.
+    pub scale_searches: Vec<ScaleSearchLog>,
+    /// One entry a quantized linear.
+    pub linears: Vec<LinearLog>,
+    /// Wall time of the method on this block.
+    pub seconds: f64,
+}
+
+/// One scale search (AWQ).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ScaleSearchLog {
+    /// Linears that share the scale, joined by `+`.
+    pub group: String,
+    /// The exponent that won.
+    pub ratio: f64,
+    /// Loss of every candidate in order of its ratio.
+    pub losses: Vec<f64>,
+    /// Loss without scaling.
+    pub loss_before: f64,
+    /// Loss of the winner.
+    pub loss_after: f64,
+}
+
+/// One quantized linear.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LinearLog {
+    /// Hugging Face name inside the block, e.g. `self_attn.q_proj`.
+    pub linear: String,
+    /// Mean squared error of the weight itself.
+    pub weight_mse: f64,
+    /// The method's own objective for this linear on the plain grid, before the method's work; `None` where it has none.
+    pub loss_before: Option<f64>,
+    /// The same after.
+    pub loss_after: Option<f64>,
+    /// Numeric fall-backs, in words: a raised damping, a dead column.
+    pub notes: Vec<String>,
+}

@@ -1,0 +1,1 @@
+//! The small model that this project trained itself.

@@ -1,0 +1,3 @@
+//! TOML-configured quantization experiments.
+
+pub mod bundled;

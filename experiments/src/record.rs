@@ -1,0 +1,215 @@
+//! [`Record`]: what one finished (or failed) cell leaves behind, one JSON object a line in `records.jsonl`.
+//!
+//! The file is only ever appended to, each record with one write and a sync, so that a kill in the middle of a cell loses
+//! that cell and nothing else. Everything a table or figure needs is in here: making a report opens no model.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use awq_core::driver::BlockLog;
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{Cell, CellId};
+use crate::provenance::Provenance;
+
+/// Version of the record's layout; raised when a field changes meaning.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// One cell's outcome.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`SCHEMA_VERSION`] when it was written.
+    pub schema: u32,
+    /// Content hash of `cell`.
+    pub cell_id: CellId,
+    /// What was asked, as planned.
+    pub cell: Cell,
+    /// What came out.
+    pub outcome: Outcome,
+    /// With what it was made.
+    pub provenance: Provenance,
+}
+
+/// What came of a cell.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It finished.
+    Done(Box<Done>),
+    /// It failed; the sweep went on.
+    Failed(Failed),
+}
+
+/// A finished cell.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Done {
+    /// What was measured, in the order of the cell's evaluations.
+    pub measurements: Vec<Measurement>,
+    /// What the method did; absent for full precision.
+    pub quantization: Option<Quantization>,
+    /// What it cost.
+    pub cost: Cost,
+}
+
+/// A failed cell.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Failed {
+    /// `quantize` or `evaluate`.
+    pub stage: Stage,
+    /// The error chain, outermost first.
+    pub error: String,
+}
+
+/// Where a cell failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// While capturing or quantizing.
+    Quantize,
+    /// While measuring.
+    Evaluate,
+}
+
+/// One measured quantity.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measurement {
+    /// What: `token_perplexity`.
+    pub metric: String,
+    /// On what: `wikitext2-test`.
+    pub dataset: String,
+    /// Under which protocol: `gptq`, `llama-cpp`.
+    pub protocol: String,
+    /// Tokens of a window.
+    pub seq_len: usize,
+    /// The value.
+    pub value: f64,
+    /// Standard error of the value, from the spread over windows.
+    pub standard_error: Option<f64>,
+    /// Windows scored.
+    pub n_windows: usize,
+    /// Windows that the whole text has; larger than `n_windows` when the run was limited.
+    pub n_windows_total: usize,
+    /// Tokens scored.
+    pub n_tokens: u64,
+    /// Mean negative log-likelihood (nats per token) of each window: the raw samples for intervals and paired differences.
+    pub nll_per_window: Vec<f64>,
+    /// The lowest perplexity any model can reach on this text, where the text's true entropy is known.
+    pub floor: Option<f64>,
+    /// sha256 of the text.
+    pub text_sha256: String,
+    /// sha256 of the tokenizer's content.
+    pub tokenizer_sha256: String,
+    /// Wall time of this measurement.
+    pub seconds: f64,
+}
+
+/// What a method did to a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Quantization {
+    /// Stored bits per quantized weight, scales and zero points counted.
+    pub bits_per_weight: f64,
+    /// sha256 over all codes, scales and zero points in block and linear order.
+    pub codes_sha256: String,
+    /// Calibration sequences used; 0 where the method needs none.
+    pub n_calibration_sequences: usize,
+    /// Calibration tokens that also occur in a scored window of the same text: overlap makes a number optimistic.
+    pub calibration_overlap_tokens: u64,
+    /// What happened in each block.
+    pub blocks: Vec<BlockLog>,
+}
+
+/// What a cell cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Wall time of this cell's own quantization work.
+    pub quantize_seconds: f64,
+    /// Wall time of capturing activations, shared by all cells of one pass.
+    pub shared_capture_seconds: f64,
+    /// Wall time of the measurements.
+    pub evaluate_seconds: f64,
+    /// Largest resident memory of the process so far, in bytes; 0 where the system does not tell.
+    pub peak_resident_bytes: u64,
+}
+
+/// The append-only file of records.
+#[derive(Debug)]
+pub struct RecordFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl RecordFile {
+    /// Opens `records.jsonl` in `folder` for appending and returns what it already holds.
+    ///
+    /// A last line that a kill or a full disk cut short is cut off, with a warning on standard error; every whole line is kept.
+    ///
+    /// # Errors
+    /// If the file cannot be opened for writing, or a line that is whole is not a record of this schema.
+    pub fn open(folder: &Path) -> anyhow::Result<(Self, Vec<Record>)> {
+        let path = folder.join("records.jsonl");
+        let mut file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(&path)
+            .with_context(|| format!("{}: cannot open for appending; choose a writable folder with --out", path.display()))?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).with_context(|| format!("{}: cannot read", path.display()))?;
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        if whole < text.len() {
+            eprintln!("warning: {}: the last record was cut short and is dropped; its cell runs again", path.display());
+            file.set_len(whole as u64).with_context(|| format!("{}: cannot cut off the incomplete record", path.display()))?;
+        }
+        let records = parse_records(&path, &text[..whole])?;
+        Ok((Self { path, file }, records))
+    }
+
+    /// Appends one record and forces it to the disk.
+    ///
+    /// # Errors
+    /// If it cannot be written whole (a full disk): the file is then cut back to the records that it held before.
+    pub fn append(&mut self, record: &Record) -> anyhow::Result<()> {
+        let mut line = serde_json::to_string(record).context("a record cannot be written as JSON")?;
+        line.push('\n');
+        let before = self.file.seek(SeekFrom::End(0)).with_context(|| format!("{}: cannot seek", self.path.display()))?;
+        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
+        if let Err(error) = written {
+            // Leave whole lines only; if even this fails, the next `open` drops the cut line.
+            let _ = self.file.set_len(before);
+            return Err(error).with_context(|| {
+                format!("{}: cannot append a record (is the disk full?); free space and run again to resume", self.path.display())
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Reads all records of a finished or interrupted experiment, without opening the file for writing.
+///
+/// # Errors
+/// If the file is missing or a whole line is not a record.
+pub fn read_records(folder: &Path) -> anyhow::Result<Vec<Record>> {
+    let path = folder.join("records.jsonl");
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("{}: cannot read; run the experiment first", path.display()))?;
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    parse_records(&path, &text[..whole])
+}
+
+fn parse_records(path: &Path, text: &str) -> anyhow::Result<Vec<Record>> {
+    let parse = |(index, line): (usize, &str)| -> anyhow::Result<Record> {
+        let place = || format!("{}:{}: not a record; move the file away to start anew", path.display(), index + 1);
+        let record: Record = serde_json::from_str(line).with_context(place)?;
+        ensure!(
+            record.schema == SCHEMA_VERSION,
+            "{}:{}: record schema {}, this program reads {SCHEMA_VERSION}; move the file away to start anew",
+            path.display(),
+            index + 1,
+            record.schema
+        );
+        Ok(record)
+    };
+    text.lines().enumerate().map(parse).collect()
+}
