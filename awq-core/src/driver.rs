@@ -1,9 +1,26 @@
-//! The block loop.
+//! The block loop: capture, method, apply, propagate. The only place where a model changes.
+//!
+//! Cells of a sweep that share model, calibration and propagation run in one pass: a block is read once, its activations are
+//! captured once, and every job's edit of it is stored packed. Memory is one block, its activations, and the packed results.
 
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use burn::tensor::{ElementConversion, Tensor, TensorData};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
+use crate::backend::{QuantBackend, float_vec};
+use crate::capture::BlockInputs;
+use crate::fold::fold;
+use crate::grid::Grid;
+use crate::load::{LoadError, ModelConfig};
 pub use crate::log::{BlockLog, LinearLog, ScaleSearchLog};
+use crate::method::{BlockCtx, BlockEdit, MethodError, QuantMethod};
+use crate::model::layers::{Linear, Norm};
+use crate::model::{Block, BlockLayout, BlockParams, Decoder, LinearFacts, LinearName, NoTap, NormName};
+use crate::pack::PackedWeight;
 
 /// What the blocks after the first see during calibration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -15,4 +32,301 @@ pub enum Propagation {
     Quantized,
     /// As `Quantized`, and inside a block the later linears see the earlier ones quantized (GPTQ's `--true-sequential`).
     QuantizedPerStage,
+}
+
+/// Calibration sequences of equal length and how they travel through the blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Calibration<'a> {
+    /// Token ids, one sequence a row.
+    pub sequences: &'a [Vec<u32>],
+    /// What later blocks see.
+    pub propagation: Propagation,
+}
+
+/// One method on one grid.
+#[derive(Clone, Copy)]
+pub struct Job<'a, B: QuantBackend> {
+    /// The method.
+    pub method: &'a dyn QuantMethod<B>,
+    /// The grid.
+    pub grid: Grid,
+}
+
+/// A quantized model at its stored size: an edit of the checkpoint that it was made from.
+#[derive(Clone, Debug)]
+pub struct QuantizedModel {
+    blocks: Vec<StoredBlock>,
+    /// What happened in each block.
+    pub logs: Vec<BlockLog>,
+}
+
+/// The changed parts of one block in host memory.
+#[derive(Clone, Debug)]
+struct StoredBlock {
+    weights: BTreeMap<LinearName, PackedWeight>,
+    /// Biases and norms, changed where a scale was folded in.
+    biases: BTreeMap<LinearName, Vec<f32>>,
+    norms: BTreeMap<NormName, (Vec<f32>, Option<Vec<f32>>)>,
+}
+
+/// Result of one pass for all its jobs.
+#[derive(Debug)]
+pub struct Pass {
+    /// One result a job, in the order of the jobs.
+    pub models: Vec<Result<QuantizedModel, MethodError>>,
+    /// Wall time spent on reading blocks and capturing, shared by all jobs.
+    pub shared_seconds: f64,
+}
+
+/// Tokens of one forward batch during calibration: enough to fill the matrix kernels, few enough to stay in cache.
+const TOKENS_PER_BATCH: usize = 4096;
+
+/// Quantizes a model by every job in one pass over its blocks. `progress` is called after each block with its index.
+///
+/// A job that fails keeps its error and drops out; the others go on.
+///
+/// # Errors
+/// A block that cannot be read.
+pub fn quantize_model<B: QuantBackend>(
+    decoder: &dyn Decoder<B>,
+    calibration: Option<Calibration<'_>>,
+    jobs: &[Job<'_, B>],
+    progress: &mut dyn FnMut(usize),
+) -> Result<Pass, LoadError> {
+    let start = Instant::now();
+    let hidden = calibration.map_or_else(Vec::new, |calibration| embed_batches(decoder, calibration.sequences));
+    let propagation = calibration.map_or(Propagation::FullPrecision, |calibration| calibration.propagation);
+    let mut shared_seconds = start.elapsed().as_secs_f64();
+    let mut models: Vec<Result<QuantizedModel, MethodError>> =
+        jobs.iter().map(|_| Ok(QuantizedModel { blocks: Vec::new(), logs: Vec::new() })).collect();
+    // With full-precision propagation all jobs see the same stream; else each has its own.
+    let n_streams = if propagation == Propagation::FullPrecision { 1 } else { jobs.len() };
+    let mut streams: Vec<Vec<Tensor<B, 3>>> = vec![hidden; n_streams];
+    for block_idx in 0..decoder.config().n_blocks {
+        let start = Instant::now();
+        let block = decoder.block(block_idx)?;
+        let block = block.as_ref();
+        let shared = (propagation == Propagation::FullPrecision).then(|| BlockInputs::capture(block, &streams[0]));
+        shared_seconds += start.elapsed().as_secs_f64();
+        for (job_idx, job) in jobs.iter().enumerate() {
+            let Ok(model) = &mut models[job_idx] else { continue };
+            let start = Instant::now();
+            let result = match (&shared, propagation) {
+                (Some((inputs, outputs)), _) => quantize_shared(job, block_idx, block, &streams[0], inputs, outputs),
+                (None, Propagation::QuantizedPerStage) => quantize_per_stage(job, block_idx, block, &mut streams[job_idx]),
+                (None, _) => quantize_own_stream(job, block_idx, block, &mut streams[job_idx]),
+            };
+            match result {
+                Ok((stored, log)) => {
+                    model.blocks.push(stored);
+                    model.logs.push(BlockLog { block_idx, seconds: start.elapsed().as_secs_f64(), ..log });
+                }
+                Err(error) => models[job_idx] = Err(error),
+            }
+        }
+        if let Some((_, outputs)) = shared {
+            streams[0] = outputs;
+        }
+        progress(block_idx);
+    }
+    Ok(Pass { models, shared_seconds })
+}
+
+/// Embedded calibration sequences in batches of about [`TOKENS_PER_BATCH`] tokens.
+fn embed_batches<B: QuantBackend>(decoder: &dyn Decoder<B>, sequences: &[Vec<u32>]) -> Vec<Tensor<B, 3>> {
+    let seq_len = sequences.first().map_or(1, |sequence| sequence.len().max(1));
+    sequences.chunks((TOKENS_PER_BATCH / seq_len).max(1)).map(|batch| decoder.embed(batch)).collect()
+}
+
+/// One job on a block whose activations all jobs share.
+fn quantize_shared<B: QuantBackend>(
+    job: &Job<'_, B>,
+    block_idx: usize,
+    block: &dyn Block<B>,
+    hidden: &[Tensor<B, 3>],
+    inputs: &BlockInputs<B>,
+    outputs: &[Tensor<B, 3>],
+) -> Result<(StoredBlock, BlockLog), MethodError> {
+    let linears = block.layout().linears;
+    let edit = job.method.quantize_block(&BlockCtx { block_idx, block, inputs: Some(inputs), linears, grid: &job.grid })?;
+    let applied = apply(block, edit);
+    let quantized = run(applied.block.as_ref(), hidden);
+    Ok((applied.stored(), with_output_error(applied.log, outputs, &quantized)))
+}
+
+/// One job on a block that sees the outputs of the job's own quantized blocks.
+fn quantize_own_stream<B: QuantBackend>(
+    job: &Job<'_, B>,
+    block_idx: usize,
+    block: &dyn Block<B>,
+    hidden: &mut Vec<Tensor<B, 3>>,
+) -> Result<(StoredBlock, BlockLog), MethodError> {
+    let (inputs, outputs) = BlockInputs::capture(block, hidden);
+    let (stored, log) = quantize_shared(job, block_idx, block, hidden, &inputs, &outputs)?;
+    let quantized = stored.onto(block);
+    *hidden = run(quantized.as_ref(), hidden);
+    Ok((stored, log))
+}
+
+/// As [`quantize_own_stream`], capturing again after each stage of the block.
+fn quantize_per_stage<B: QuantBackend>(
+    job: &Job<'_, B>,
+    block_idx: usize,
+    block: &dyn Block<B>,
+    hidden: &mut Vec<Tensor<B, 3>>,
+) -> Result<(StoredBlock, BlockLog), MethodError> {
+    let expected = run(block, hidden);
+    let mut partial = block.with_params(block.params().clone());
+    let mut log = BlockLog::default();
+    let mut weights = BTreeMap::new();
+    for stage in block.layout().stages {
+        let (inputs, _) = BlockInputs::capture(partial.as_ref(), hidden);
+        let linears = stage_facts(block.layout(), stage);
+        let ctx = BlockCtx { block_idx, block: partial.as_ref(), inputs: Some(&inputs), linears: &linears, grid: &job.grid };
+        let applied = apply(partial.as_ref(), job.method.quantize_block(&ctx)?);
+        log.scale_searches.extend(applied.log.scale_searches);
+        log.linears.extend(applied.log.linears);
+        weights.extend(applied.weights);
+        partial = applied.block;
+    }
+    let outputs = run(partial.as_ref(), hidden);
+    let log = with_output_error(log, &expected, &outputs);
+    *hidden = outputs;
+    Ok((StoredBlock::new(weights, partial.params()), log))
+}
+
+fn stage_facts(layout: &BlockLayout, stage: &[LinearName]) -> Vec<LinearFacts> {
+    layout.linears.iter().filter(|facts| stage.contains(&facts.name)).copied().collect()
+}
+
+fn run<B: QuantBackend>(block: &dyn Block<B>, hidden: &[Tensor<B, 3>]) -> Vec<Tensor<B, 3>> {
+    hidden.iter().map(|batch| block.forward(batch.clone(), &mut NoTap)).collect()
+}
+
+/// Adds the error of the block's output, where there was calibration.
+fn with_output_error<B: QuantBackend>(log: BlockLog, expected: &[Tensor<B, 3>], found: &[Tensor<B, 3>]) -> BlockLog {
+    let n_values: usize = expected.iter().map(|batch| batch.shape().num_elements()).sum();
+    if n_values == 0 {
+        return log;
+    }
+    let sum_of_squares = |x: Tensor<B, 3>| x.powi_scalar(2).sum().into_scalar().elem::<f64>();
+    let error: f64 = expected.iter().zip(found).map(|(a, b)| sum_of_squares(a.clone() - b.clone())).sum();
+    let total: f64 = expected.iter().map(|batch| sum_of_squares(batch.clone())).sum();
+    BlockLog { output_mse: Some(error / n_values as f64), output_mean_square: Some(total / n_values as f64), ..log }
+}
+
+struct Applied<B: QuantBackend> {
+    block: Box<dyn Block<B>>,
+    weights: BTreeMap<LinearName, PackedWeight>,
+    log: BlockLog,
+}
+
+impl<B: QuantBackend> Applied<B> {
+    fn stored(self) -> StoredBlock {
+        StoredBlock::new(self.weights, self.block.params())
+    }
+}
+
+/// The block that an edit asks for.
+fn apply<B: QuantBackend>(block: &dyn Block<B>, edit: BlockEdit<B>) -> Applied<B> {
+    let mut params = block.params().clone();
+    for (group_idx, scale) in &edit.scales {
+        params = fold(params, &block.layout().scale_groups[*group_idx], scale);
+    }
+    let mut weights = BTreeMap::new();
+    for (name, quantized) in edit.linears {
+        let linear = params.linear(name).clone();
+        let weight = quantized.to_tensor(&linear.weight.device());
+        assert_eq!(weight.dims(), linear.weight.dims(), "{name}: a method must keep the shape of a weight");
+        params.linears.insert(name, Linear { weight, bias: linear.bias });
+        weights.insert(name, PackedWeight::new(quantized));
+    }
+    Applied { block: block.with_params(params), weights, log: edit.log }
+}
+
+impl StoredBlock {
+    fn new<B: QuantBackend>(weights: BTreeMap<LinearName, PackedWeight>, params: &BlockParams<B>) -> Self {
+        let bias = |(name, linear): (&LinearName, &Linear<B>)| linear.bias.clone().map(|bias| (*name, float_vec(bias)));
+        let norm = |(name, norm): (&NormName, &Norm<B>)| (*name, (float_vec(norm.weight.clone()), norm.bias.clone().map(float_vec)));
+        Self { weights, biases: params.linears.iter().filter_map(bias).collect(), norms: params.norms.iter().map(norm).collect() }
+    }
+
+    /// The quantized block, from the block as the checkpoint has it.
+    fn onto<B: QuantBackend>(&self, block: &dyn Block<B>) -> Box<dyn Block<B>> {
+        let mut params = block.params().clone();
+        for (name, packed) in &self.weights {
+            let device = params.linear(*name).weight.device();
+            let bias = self.biases.get(name).map(|values| vector(values, &device));
+            params.linears.insert(*name, Linear { weight: packed.unpack().to_tensor(&device), bias });
+        }
+        for (name, (weight, bias)) in &self.norms {
+            let norm = params.norm(*name).clone();
+            let device = norm.weight.device();
+            let bias = bias.as_ref().map(|values| vector(values, &device));
+            params.norms.insert(*name, Norm { weight: vector(weight, &device), bias, ..norm });
+        }
+        block.with_params(params)
+    }
+}
+
+fn vector<B: QuantBackend>(values: &[f32], device: &B::Device) -> Tensor<B, 1> {
+    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
+}
+
+impl QuantizedModel {
+    /// sha256 over all codes, scales and zero points, in the order of blocks and linears: equal means bit for bit the same.
+    pub fn codes_sha256(&self) -> String {
+        let mut hasher = Sha256::new();
+        for weight in self.blocks.iter().flat_map(|block| block.weights.values()) {
+            weight.unpack().hash_into(&mut hasher);
+        }
+        hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Stored bits per quantized weight, scales and zero points counted.
+    pub fn bits_per_weight(&self) -> f64 {
+        let (mut bits, mut weights) = (0_u64, 0_u64);
+        for weight in self.blocks.iter().flat_map(|block| block.weights.values()) {
+            let (n_out, n_in) = weight.shape();
+            bits += weight.grid().stored_bits(n_out, n_in);
+            weights += (n_out * n_in) as u64;
+        }
+        bits as f64 / weights.max(1) as f64
+    }
+
+    /// The model as a decoder that hands out quantized blocks, over the decoder it was made from.
+    pub fn decoder<'a, B: QuantBackend>(&'a self, base: &'a dyn Decoder<B>) -> impl Decoder<B> + 'a {
+        QuantizedDecoder { base, model: self }
+    }
+}
+
+struct QuantizedDecoder<'a, B: QuantBackend> {
+    base: &'a dyn Decoder<B>,
+    model: &'a QuantizedModel,
+}
+
+impl<B: QuantBackend> Decoder<B> for QuantizedDecoder<'_, B> {
+    fn config(&self) -> &ModelConfig {
+        self.base.config()
+    }
+
+    fn layout(&self) -> &'static BlockLayout {
+        self.base.layout()
+    }
+
+    fn embed(&self, ids: &[Vec<u32>]) -> Tensor<B, 3> {
+        self.base.embed(ids)
+    }
+
+    fn block(&self, block_idx: usize) -> Result<Box<dyn Block<B>>, LoadError> {
+        Ok(self.model.blocks[block_idx].onto(self.base.block(block_idx)?.as_ref()))
+    }
+
+    fn final_norm(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.base.final_norm(hidden)
+    }
+
+    fn head(&self, rows: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.base.head(rows)
+    }
 }

@@ -1,5 +1,21 @@
-//! Activation-aware Weight Quantization on burn tensors.
+//! Activation-aware Weight Quantization (AWQ) on burn tensors, generic over the backend.
+//!
+//! The data flow, and the files to read in this order: [`grid`] (what codes exist), [`model`] (a decoder as a list of
+//! blocks), [`capture`] (what linears see), [`method`] (from what is known of a block to an edit of it), [`awq`], and
+//! [`driver`] (the block loop, the only place where a model changes).
+//!
+//! This crate writes no file and knows no experiment.
 
+pub mod awq;
+pub mod backend;
+pub mod capture;
 pub mod driver;
+pub mod fold;
 pub mod grid;
+pub mod host;
+pub mod load;
 pub mod log;
+pub mod method;
+pub mod model;
+pub mod pack;
+pub mod quantized;

@@ -1,0 +1,137 @@
+//! The scale search: one exponent per group of linears, judged by the output error of the module that they feed.
+
+use std::num::NonZeroU16;
+
+use burn::tensor::{ElementConversion, Tensor};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::backend::QuantBackend;
+use crate::capture::InputStats;
+use crate::log::ScaleSearchLog;
+use crate::method::{BlockCtx, MethodError};
+use crate::model::layers::Linear;
+use crate::model::{Inspect, LinearName, NoTap, ScaleGroup};
+
+/// Smallest scale before normalization (the official code's constant): a channel that is never active keeps a usable weight.
+const MIN_SCALE: f64 = 1e-4;
+
+/// The search and its settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleSearch {
+    /// How a candidate scale follows from the exponent.
+    pub formula: ScaleFormula,
+    /// Number of exponents `k / n_ratios`, `k = 0 .. n_ratios - 1` (the official code: 20, that is 0, 0.05 .. 0.95).
+    pub n_ratios: NonZeroU16,
+}
+
+/// How a candidate scale follows from the exponent `r`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScaleFormula {
+    /// `mean|x|^r` (the paper, and the official code). At `r = 0` all scales are 1: the search cannot lose to plain rounding.
+    Activation,
+    /// `mean|x|^r / (mean|w|^(1 - r) + 1e-4)`, weights relative to their group's maximum: AutoAWQ's `duo_scaling`.
+    /// No exponent gives the identity.
+    Duo,
+}
+
+impl ScaleSearch {
+    /// Finds the scale of one group on the original block. Returns it, `[in]`, and what was seen.
+    pub(super) fn run<B: QuantBackend>(
+        &self,
+        ctx: &BlockCtx<'_, B>,
+        group: &ScaleGroup,
+    ) -> Result<(Tensor<B, 1>, ScaleSearchLog), MethodError> {
+        let input = ctx.input(group.linears[0])?;
+        let weight_mean = match self.formula {
+            ScaleFormula::Activation => None,
+            ScaleFormula::Duo => Some(relative_weight_mean(ctx, group)),
+        };
+        let n_ratios = self.n_ratios.get();
+        let ratios: Vec<f64> = (0..n_ratios).map(|k| f64::from(k) / f64::from(n_ratios)).collect();
+        let candidate = |ratio| candidate_scale(input.mean_abs(), weight_mean.clone(), ratio);
+        // Every loss is complete, over all batches, before any two are compared.
+        let losses: Vec<f64> = ratios.iter().map(|&ratio| candidate_loss(ctx, group, input, &candidate(ratio))).collect::<Result<_, _>>()?;
+        let not_finite = || MethodError::NotFinite { block_idx: ctx.block_idx, linear: group.label(), what: "the loss of a candidate scale" };
+        if losses.iter().any(|loss| !loss.is_finite()) {
+            return Err(not_finite());
+        }
+        let best = (0..losses.len()).min_by(|&a, &b| losses[a].total_cmp(&losses[b])).ok_or_else(not_finite)?;
+        let loss_before = match self.formula {
+            ScaleFormula::Activation => losses[0],
+            ScaleFormula::Duo => candidate_loss(ctx, group, input, &input.mean_abs().ones_like())?,
+        };
+        let log = ScaleSearchLog { group: group.label(), ratio: ratios[best], loss_before, loss_after: losses[best], losses };
+        Ok((candidate(ratios[best]), log))
+    }
+}
+
+/// The scale that an exponent stands for, normalized so that the geometric mean of its extremes is 1, `[in]`.
+fn candidate_scale<B: QuantBackend>(mean_abs: Tensor<B, 1>, weight_mean: Option<Tensor<B, 1>>, ratio: f64) -> Tensor<B, 1> {
+    let mut scale = mean_abs.powf_scalar(ratio);
+    if let Some(weight_mean) = weight_mean {
+        scale = scale / (weight_mean.powf_scalar(1.0 - ratio) + 1e-4);
+    }
+    let scale = scale.clamp_min(MIN_SCALE);
+    let norm = (scale.clone().max() * scale.clone().min()).sqrt();
+    scale / norm
+}
+
+/// Mean over all rows of the group's linears of `|w| / max|w of its quantization group|`, `[in]`.
+fn relative_weight_mean<B: QuantBackend>(ctx: &BlockCtx<'_, B>, group: &ScaleGroup) -> Tensor<B, 1> {
+    let weights = group.linears.iter().map(|&name| ctx.block.params().linear(name).weight.clone()).collect();
+    let weight = Tensor::cat(weights, 0).abs();
+    let [n_out, n_in] = weight.dims();
+    let len = ctx.grid.granularity.group_len(n_in);
+    let relative = |start: usize| {
+        let len = len.min(n_in - start);
+        let part = weight.clone().narrow(1, start, len);
+        let max = part.clone().max_dim(1).clamp_min(1e-6);
+        part / max
+    };
+    let parts = (0..n_in).step_by(len).map(relative).collect();
+    Tensor::cat(parts, 1).sum_dim(0).squeeze::<1>() / n_out as f64
+}
+
+/// Mean squared error of the inspected output when the group's linears are quantized under `scale`.
+fn candidate_loss<B: QuantBackend>(
+    ctx: &BlockCtx<'_, B>,
+    group: &ScaleGroup,
+    input: &InputStats<B>,
+    scale: &Tensor<B, 1>,
+) -> Result<f64, MethodError> {
+    let quantized = |name: LinearName| B::fake_quant_scaled(ctx.block.params().linear(name).weight.clone(), scale.clone(), ctx.grid);
+    if group.inspect == Inspect::Linear {
+        let name = group.linears[0];
+        let delta = quantized(name) - ctx.block.params().linear(name).weight.clone();
+        return Ok(linear_loss(delta, input.gram()));
+    }
+    let mut params = ctx.block.params().clone();
+    for &name in group.linears {
+        let bias = params.linear(name).bias.clone();
+        params.linears.insert(name, Linear { weight: quantized(name), bias });
+    }
+    let candidate = ctx.block.with_params(params);
+    let inputs = ctx.inputs.ok_or(MethodError::NoCalibration { block_idx: ctx.block_idx, linear: group.linears[0].0 })?;
+    let expected = inputs.module_outputs(ctx.block, group.inspect, input);
+    let (mut sum, mut n_values) = (0.0, 0);
+    for (x, expected) in input.batches().iter().zip(expected) {
+        let output = match group.inspect {
+            Inspect::Attention => candidate.attention(x.clone(), &mut NoTap),
+            Inspect::Mlp | Inspect::Linear => candidate.mlp(x.clone(), &mut NoTap),
+        };
+        n_values += output.shape().num_elements();
+        sum += (output - expected.clone()).powi_scalar(2).sum().into_scalar().elem::<f64>();
+    }
+    Ok(sum / n_values as f64)
+}
+
+/// Mean over tokens and outputs of `(x dW^T)^2`, from `G = X^T X / n_tokens`: `tr(dW G dW^T) / out`. As many operations as
+/// one product with `in` tokens, however many tokens there are.
+fn linear_loss<B: QuantBackend>(delta: Tensor<B, 2>, gram: Tensor<B, 2>) -> f64 {
+    let [n_out, _] = delta.dims();
+    let sum: f64 = (delta.clone().matmul(gram) * delta).sum().into_scalar().elem();
+    sum / n_out as f64
+}

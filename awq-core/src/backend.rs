@@ -1,0 +1,223 @@
+//! [`QuantBackend`]: what this crate asks of a burn backend beyond tensors.
+//!
+//! Every operation has a definition in plain tensor operations, which is the oracle and what GPU backends and autodiff
+//! run. The CPU backends override them with single-pass loops ([`crate::host`]): there, passes over memory and scalar
+//! `exp` calls would cost more than the matrix products between them.
+
+use burn::tensor::activation::{log_softmax, silu, softmax};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::awq::{ClipOutcome, clip_search_tensor};
+use crate::grid::Grid;
+use crate::quantized::QuantizedWeight;
+
+/// Geometry of one attention call.
+#[derive(Clone, Debug)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads; each serves `n_heads / n_kv_heads` query heads (GQA).
+    pub n_kv_heads: usize,
+    /// Channels of one head.
+    pub head_dim: usize,
+}
+
+/// Rotary angles: `cos` and `sin` of `[seq, head_dim / 2]`, in the order of positions.
+#[derive(Clone, Debug)]
+pub struct RotaryTable<B: Backend> {
+    /// Cosines, `[seq, head_dim / 2]`.
+    pub cos: Tensor<B, 2>,
+    /// Sines, `[seq, head_dim / 2]`.
+    pub sin: Tensor<B, 2>,
+}
+
+/// A burn backend that this crate runs on. Overrides must agree with the defaults up to rounding.
+pub trait QuantBackend: Backend {
+    /// Rounds a `[out, in]` weight onto `grid`: minimum and maximum of each group set its scale and zero point.
+    fn quantize(weight: Tensor<Self, 2>, grid: &Grid) -> QuantizedWeight {
+        crate::quantized::quantize_tensor(weight, grid)
+    }
+
+    /// `quantize` then dequantize, without materialising codes: `[out, in]` in, `[out, in]` out.
+    fn fake_quant(weight: Tensor<Self, 2>, grid: &Grid) -> Tensor<Self, 2> {
+        crate::quantized::fake_quant_tensor(weight, grid)
+    }
+
+    /// Fake quantization of `weight * scale` with the scale divided out again, `scale: [in]`: AWQ's candidate weight.
+    fn fake_quant_scaled(weight: Tensor<Self, 2>, scale: Tensor<Self, 1>, grid: &Grid) -> Tensor<Self, 2> {
+        let scale = scale.unsqueeze::<2>();
+        Self::fake_quant(weight * scale.clone(), grid) / scale
+    }
+
+    /// AWQ's clip search: for each row and group of a `[out, in]` weight the bound among `factors` (the first is 1) times
+    /// the group's largest magnitude that loses least, `grams[g]` being the Gram matrix of group `g`'s inputs.
+    fn clip_search(weight: Tensor<Self, 2>, grams: &[Tensor<Self, 2>], grid: &Grid, factors: &[f64]) -> ClipOutcome<Self> {
+        clip_search_tensor(weight, grams, grid, factors)
+    }
+
+    /// Causal self-attention from position 0.
+    ///
+    /// `q: [batch, seq, n_heads * head_dim]`, `k` and `v: [batch, seq, n_kv_heads * head_dim]`, not yet rotated; with a
+    /// table, rotary embedding in the half-split pairing (channel `c` pairs with `c + head_dim / 2`).
+    /// Returns `[batch, seq, n_heads * head_dim]`.
+    fn causal_attention(
+        q: Tensor<Self, 3>,
+        k: Tensor<Self, 3>,
+        v: Tensor<Self, 3>,
+        rotary: Option<&RotaryTable<Self>>,
+        shape: &AttentionShape,
+    ) -> Tensor<Self, 3> {
+        causal_attention_tensor(q, k, v, rotary, shape)
+    }
+
+    /// `silu(gate) * up`, elementwise.
+    fn swiglu(gate: Tensor<Self, 3>, up: Tensor<Self, 3>) -> Tensor<Self, 3> {
+        silu(gate) * up
+    }
+
+    /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
+    fn rms_norm(x: Tensor<Self, 3>, weight: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 3> {
+        let inverse_rms = (x.clone().powi_scalar(2).mean_dim(2) + eps).sqrt().recip();
+        x * inverse_rms * weight.unsqueeze::<3>()
+    }
+
+    /// Negative log-likelihood in nats of each target under its row of logits, `logits: [n, vocab]`.
+    fn token_nll(logits: Tensor<Self, 2>, targets: &[u32]) -> Vec<f32> {
+        let device = logits.device();
+        let indices: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
+        let indices = Tensor::<Self, 2, Int>::from_data(TensorData::new(indices, [targets.len(), 1]), &device);
+        let nll = log_softmax(logits, 1).gather(1, indices).neg();
+        float_vec(nll)
+    }
+}
+
+/// The values of a tensor as f32, row-major.
+pub fn float_vec<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    // A float tensor converts to f32 whatever its storage type is, so the only failure would be a bug in burn.
+    tensor.into_data().convert::<f32>().into_vec().unwrap_or_else(|error| panic!("a float tensor has no f32 values: {error:?}"))
+}
+
+fn causal_attention_tensor<B: Backend>(
+    q: Tensor<B, 3>,
+    k: Tensor<B, 3>,
+    v: Tensor<B, 3>,
+    rotary: Option<&RotaryTable<B>>,
+    shape: &AttentionShape,
+) -> Tensor<B, 3> {
+    let [batch, seq, _] = q.dims();
+    let AttentionShape { n_heads, n_kv_heads, head_dim } = *shape;
+    let n_rep = n_heads / n_kv_heads;
+    let device = q.device();
+    let split = |x: Tensor<B, 3>, heads: usize| x.reshape([batch, seq, heads, head_dim]).swap_dims(1, 2);
+    let rotate = |x: Tensor<B, 4>| rotary.map_or_else(|| x.clone(), |table| rotate_halves(x.clone(), table));
+    let q = rotate(split(q, n_heads));
+    let k = rotate(split(k, n_kv_heads));
+    let v = split(v, n_kv_heads);
+    // Query heads of one key head become rows of one matrix: no copy of keys or values is needed.
+    let q = q.reshape([batch, n_kv_heads, n_rep * seq, head_dim]);
+    let scores = q.matmul(k.swap_dims(2, 3)) / (head_dim as f64).sqrt();
+    let hidden_future = Tensor::<B, 2, Int>::ones([seq, seq], &device).triu(1).bool();
+    let mask = hidden_future.unsqueeze::<5>().expand([batch, n_kv_heads, n_rep, seq, seq]);
+    let scores = scores.reshape([batch, n_kv_heads, n_rep, seq, seq]).mask_fill(mask, f32::NEG_INFINITY);
+    let weights = softmax(scores, 4).reshape([batch, n_kv_heads, n_rep * seq, seq]);
+    weights.matmul(v).reshape([batch, n_heads, seq, head_dim]).swap_dims(1, 2).reshape([batch, seq, n_heads * head_dim])
+}
+
+/// Rotates channel pairs `(c, c + d/2)` of `[batch, heads, seq, d]` by the table's angles.
+fn rotate_halves<B: Backend>(x: Tensor<B, 4>, table: &RotaryTable<B>) -> Tensor<B, 4> {
+    let [_, _, seq, head_dim] = x.dims();
+    let half = head_dim / 2;
+    let cos = table.cos.clone().narrow(0, 0, seq).unsqueeze::<4>();
+    let sin = table.sin.clone().narrow(0, 0, seq).unsqueeze::<4>();
+    let first = x.clone().narrow(3, 0, half);
+    let second = x.narrow(3, half, half);
+    let rotated_first = first.clone() * cos.clone() - second.clone() * sin.clone();
+    let rotated_second = second * cos + first * sin;
+    Tensor::cat(vec![rotated_first, rotated_second], 3)
+}
+
+impl<B: Backend, C: burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy> QuantBackend
+    for burn::backend::Autodiff<B, C>
+{
+}
+
+#[cfg(feature = "cuda")]
+impl<F, I> QuantBackend for burn::backend::Cuda<F, I> where burn::backend::Cuda<F, I>: Backend {}
+
+#[cfg(feature = "wgpu")]
+impl QuantBackend for burn::backend::Wgpu {}
+
+/// The CPU backends share the loops of [`crate::host`].
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+macro_rules! host_backend {
+    ($backend:ty) => {
+        impl QuantBackend for $backend {
+            fn quantize(weight: Tensor<Self, 2>, grid: &Grid) -> QuantizedWeight {
+                let [n_out, n_in] = weight.dims();
+                crate::host::grid::quantize(&float_vec(weight), n_out, n_in, grid)
+            }
+
+            fn fake_quant(weight: Tensor<Self, 2>, grid: &Grid) -> Tensor<Self, 2> {
+                let ([n_out, n_in], device) = (weight.dims(), weight.device());
+                let mut values = float_vec(weight);
+                crate::host::grid::fake_quant(&mut values, n_out, n_in, grid);
+                Tensor::from_data(TensorData::new(values, [n_out, n_in]), &device)
+            }
+
+            fn clip_search(weight: Tensor<Self, 2>, grams: &[Tensor<Self, 2>], grid: &Grid, factors: &[f64]) -> ClipOutcome<Self> {
+                let ([n_out, n_in], device) = (weight.dims(), weight.device());
+                let grams: Vec<Vec<f32>> = grams.iter().cloned().map(float_vec).collect();
+                let mut values = float_vec(weight);
+                let found = crate::host::clip::clip_search(&mut values, n_in, &grams, grid, factors);
+                ClipOutcome {
+                    weight: Tensor::from_data(TensorData::new(values, [n_out, n_in]), &device),
+                    bound: Tensor::from_data(TensorData::new(found.bound, [n_out, grams.len()]), &device),
+                    loss_before: found.loss_before,
+                    loss_after: found.loss_after,
+                }
+            }
+
+            fn causal_attention(
+                q: Tensor<Self, 3>,
+                k: Tensor<Self, 3>,
+                v: Tensor<Self, 3>,
+                rotary: Option<&RotaryTable<Self>>,
+                shape: &AttentionShape,
+            ) -> Tensor<Self, 3> {
+                let (dims, device) = (q.dims(), q.device());
+                let [batch, seq, _] = dims;
+                let rotary = rotary.map(|table| (float_vec(table.cos.clone()), float_vec(table.sin.clone())));
+                let rotary = rotary.as_ref().map(|(cos, sin)| (cos.as_slice(), sin.as_slice()));
+                let out = crate::host::attention::causal_attention(
+                    float_vec(q), float_vec(k), &float_vec(v), rotary, batch, seq, shape,
+                );
+                Tensor::from_data(TensorData::new(out, dims), &device)
+            }
+
+            fn swiglu(gate: Tensor<Self, 3>, up: Tensor<Self, 3>) -> Tensor<Self, 3> {
+                let (dims, device) = (gate.dims(), gate.device());
+                let mut values = float_vec(gate);
+                crate::host::elementwise::swiglu(&mut values, &float_vec(up));
+                Tensor::from_data(TensorData::new(values, dims), &device)
+            }
+
+            fn rms_norm(x: Tensor<Self, 3>, weight: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 3> {
+                let (dims, device) = (x.dims(), x.device());
+                let mut values = float_vec(x);
+                crate::host::elementwise::rms_norm(&mut values, &float_vec(weight), eps as f32);
+                Tensor::from_data(TensorData::new(values, dims), &device)
+            }
+
+            fn token_nll(logits: Tensor<Self, 2>, targets: &[u32]) -> Vec<f32> {
+                let [_, vocab] = logits.dims();
+                crate::host::elementwise::token_nll(&float_vec(logits), vocab, targets)
+            }
+        }
+    };
+}
+
+#[cfg(feature = "flex")]
+host_backend!(burn::backend::Flex);
+#[cfg(feature = "ndarray")]
+host_backend!(burn::backend::NdArray<f32>);

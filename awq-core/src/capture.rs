@@ -1,0 +1,137 @@
+//! Activations collected from full-precision blocks, and the statistics that methods ask of them.
+//!
+//! Statistics are computed on first use and kept, so that every cell of a sweep that looks at the same block shares them.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use burn::tensor::Tensor;
+
+use crate::backend::QuantBackend;
+use crate::model::{Block, Inspect, LinearName, NoTap, Tap};
+
+/// What a method looks at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CaptureNeeds {
+    /// The inputs of every linear on the calibration sequences. A method that needs none runs without calibration.
+    pub inputs: bool,
+}
+
+/// The inputs of one linear on all calibration sequences.
+#[derive(Debug)]
+pub struct InputStats<B: QuantBackend> {
+    batches: Vec<Tensor<B, 3>>,
+    mean_abs: OnceLock<Tensor<B, 1>>,
+    gram: OnceLock<Tensor<B, 2>>,
+}
+
+impl<B: QuantBackend> InputStats<B> {
+    /// Of batches of `[batch, seq, in]`.
+    pub fn new(batches: Vec<Tensor<B, 3>>) -> Self {
+        Self { batches, mean_abs: OnceLock::new(), gram: OnceLock::new() }
+    }
+
+    /// The inputs, `[batch, seq, in]` each.
+    pub fn batches(&self) -> &[Tensor<B, 3>] {
+        &self.batches
+    }
+
+    /// Tokens over all batches.
+    pub fn n_tokens(&self) -> usize {
+        self.batches.iter().map(|x| x.dims()[0] * x.dims()[1]).sum()
+    }
+
+    /// Input channels.
+    pub fn n_in(&self) -> usize {
+        self.batches.first().map_or(0, |x| x.dims()[2])
+    }
+
+    /// Mean of `|x|` over all tokens, `[in]`.
+    pub fn mean_abs(&self) -> Tensor<B, 1> {
+        let sum = || self.rows().map(|x| x.abs().sum_dim(0)).reduce(|a, b| a + b).map(|sum| sum.squeeze::<1>() / self.n_tokens() as f64);
+        self.mean_abs.get_or_init(|| sum().unwrap_or_else(|| panic!("activations of no tokens have no mean"))).clone()
+    }
+
+    /// `X^T X / n_tokens` for `X: [n_tokens, in]`, `[in, in]`. No factor 2 and no damping: a method adds its own.
+    pub fn gram(&self) -> Tensor<B, 2> {
+        let sum = || self.rows().map(|x| x.clone().transpose().matmul(x)).reduce(|a, b| a + b).map(|sum| sum / self.n_tokens() as f64);
+        self.gram.get_or_init(|| sum().unwrap_or_else(|| panic!("activations of no tokens have no Gram matrix"))).clone()
+    }
+
+    /// Every `stride`-th token of all batches joined, `[n, in]`, such that about `n_tokens` remain (all, where there are fewer).
+    pub fn sampled_rows(&self, n_tokens: usize) -> Tensor<B, 2> {
+        let stride = (self.n_tokens() / n_tokens.max(1)).max(1);
+        let rows = Tensor::cat(self.rows().collect(), 0);
+        let [n, n_in] = rows.dims();
+        if stride == 1 {
+            return rows;
+        }
+        let device = rows.device();
+        let picked: Vec<i64> = (0..n).step_by(stride).map(|row| row as i64).collect();
+        let picked = Tensor::from_data(burn::tensor::TensorData::new(picked.clone(), [picked.len()]), &device);
+        rows.select(0, picked).reshape([-1, n_in as i32])
+    }
+
+    fn rows(&self) -> impl Iterator<Item = Tensor<B, 2>> + '_ {
+        self.batches.iter().map(|x| {
+            let [batch, seq, n_in] = x.dims();
+            x.clone().reshape([batch * seq, n_in])
+        })
+    }
+}
+
+/// Everything captured of one block, with the module outputs that scale searches compare to.
+#[derive(Debug)]
+pub struct BlockInputs<B: QuantBackend> {
+    by_linear: BTreeMap<LinearName, InputStats<B>>,
+    attention_out: OnceLock<Vec<Tensor<B, 3>>>,
+    mlp_out: OnceLock<Vec<Tensor<B, 3>>>,
+}
+
+impl<B: QuantBackend> BlockInputs<B> {
+    /// Runs `block` on batches of hidden states and keeps what every linear sees. Returns the block's outputs too.
+    pub fn capture(block: &dyn Block<B>, hidden: &[Tensor<B, 3>]) -> (Self, Vec<Tensor<B, 3>>) {
+        let mut tap = Capture::default();
+        let outputs = hidden.iter().map(|batch| block.forward(batch.clone(), &mut tap)).collect();
+        (Self::from_batches(tap.seen), outputs)
+    }
+
+    /// From the inputs of each linear, by the name under which the layout captures them.
+    pub fn from_batches(seen: BTreeMap<LinearName, Vec<Tensor<B, 3>>>) -> Self {
+        let by_linear = seen.into_iter().map(|(linear, batches)| (linear, InputStats::new(batches))).collect();
+        Self { by_linear, attention_out: OnceLock::new(), mlp_out: OnceLock::new() }
+    }
+
+    /// The inputs captured under a name.
+    pub fn get(&self, linear: LinearName) -> Option<&InputStats<B>> {
+        self.by_linear.get(&linear)
+    }
+
+    /// Outputs of a module of the full-precision block, one a batch. `input` is the capture name of the module's input.
+    pub fn module_outputs(&self, block: &dyn Block<B>, inspect: Inspect, input: &InputStats<B>) -> &[Tensor<B, 3>] {
+        let run = |module: fn(&dyn Block<B>, Tensor<B, 3>) -> Tensor<B, 3>| -> Vec<Tensor<B, 3>> {
+            input.batches().iter().map(|x| module(block, x.clone())).collect()
+        };
+        match inspect {
+            Inspect::Attention => self.attention_out.get_or_init(|| run(|block, x| block.attention(x, &mut NoTap))),
+            Inspect::Mlp => self.mlp_out.get_or_init(|| run(|block, x| block.mlp(x, &mut NoTap))),
+            Inspect::Linear => &[],
+        }
+    }
+}
+
+struct Capture<B: QuantBackend> {
+    seen: BTreeMap<LinearName, Vec<Tensor<B, 3>>>,
+}
+
+impl<B: QuantBackend> Default for Capture<B> {
+    fn default() -> Self {
+        Self { seen: BTreeMap::new() }
+    }
+}
+
+impl<B: QuantBackend> Tap<B> for Capture<B> {
+    fn see(&mut self, linear: LinearName, input: &Tensor<B, 3>) {
+        self.seen.entry(linear).or_default().push(input.clone());
+    }
+}

@@ -1,0 +1,108 @@
+//! Causal attention without the `[seq, seq]` score matrix of all heads in memory, and without the half above the diagonal.
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::elementwise::{lane_max, lane_sum};
+use super::exp::exp;
+use crate::backend::AttentionShape;
+
+/// Query rows scored at once: small enough that their scores stay in the second-level cache.
+const QUERY_ROWS: usize = 128;
+
+/// See [`crate::backend::QuantBackend::causal_attention`]; `rotary` is (cos, sin), each `[>= seq, head_dim / 2]`.
+pub fn causal_attention(
+    mut q: Vec<f32>,
+    mut k: Vec<f32>,
+    v: &[f32],
+    rotary: Option<(&[f32], &[f32])>,
+    batch: usize,
+    seq: usize,
+    shape: &AttentionShape,
+) -> Vec<f32> {
+    let AttentionShape { n_heads, n_kv_heads, head_dim } = *shape;
+    let (q_width, kv_width) = (n_heads * head_dim, n_kv_heads * head_dim);
+    assert_eq!(q.len(), batch * seq * q_width, "queries are [batch, seq, n_heads * head_dim]");
+    assert_eq!(k.len(), batch * seq * kv_width, "keys are [batch, seq, n_kv_heads * head_dim]");
+    assert_eq!(v.len(), k.len(), "values have the shape of keys");
+    if let Some((cos, sin)) = rotary {
+        rotate(&mut q, cos, sin, seq, q_width, head_dim);
+        rotate(&mut k, cos, sin, seq, kv_width, head_dim);
+    }
+    let mut out = vec![0.0; q.len()];
+    let n_rep = n_heads / n_kv_heads;
+    // One task a sequence and block of queries writes whole rows of the output; heads are its inner loop.
+    let blocks_per_seq = seq.div_ceil(QUERY_ROWS);
+    let mut tasks: Vec<(usize, usize, &mut [f32])> = Vec::with_capacity(batch * blocks_per_seq);
+    for (sequence, rows) in out.chunks_mut(seq * q_width).enumerate() {
+        tasks.extend(rows.chunks_mut(QUERY_ROWS * q_width).enumerate().map(|(block, rows)| (sequence, block, rows)));
+    }
+    // Late blocks see more keys: start with them so that the last tasks to finish are short.
+    tasks.sort_by_key(|task| std::cmp::Reverse(task.1));
+    tasks.into_par_iter().for_each(|(sequence, block, out_rows)| {
+        let first_query = block * QUERY_ROWS;
+        let n_queries = out_rows.len() / q_width;
+        let n_keys = first_query + n_queries;
+        let mut scores = vec![0.0_f32; n_queries * n_keys];
+        for head in 0..n_heads {
+            let q_start = (sequence * seq + first_query) * q_width + head * head_dim;
+            let kv_start = sequence * seq * kv_width + head / n_rep * head_dim;
+            let queries = rows(&q[q_start..], n_queries, head_dim, q_width);
+            let keys = rows(&k[kv_start..], n_keys, head_dim, kv_width);
+            let values = rows(&v[kv_start..], n_keys, head_dim, kv_width);
+            let scale = 1.0 / (head_dim as f32).sqrt();
+            let score_mat = MatMut::from_row_major_slice_mut(&mut scores, n_queries, n_keys);
+            matmul(score_mat, Accum::Replace, queries, keys.transpose(), scale, Par::Seq);
+            for (row_idx, row) in scores.chunks_exact_mut(n_keys).enumerate() {
+                causal_softmax(row, first_query + row_idx + 1);
+            }
+            let weights = MatRef::from_row_major_slice(&scores, n_queries, n_keys);
+            let out_end = (n_queries - 1) * q_width + head_dim;
+            let out_head = &mut out_rows[head * head_dim..][..out_end];
+            let out_mat = MatMut::from_row_major_slice_with_stride_mut(out_head, n_queries, head_dim, q_width);
+            matmul(out_mat, Accum::Replace, weights, values, 1.0, Par::Seq);
+        }
+    });
+    out
+}
+
+/// `n` rows of `width` values that lie `stride` apart.
+fn rows(slice: &[f32], n: usize, width: usize, stride: usize) -> MatRef<'_, f32> {
+    MatRef::from_row_major_slice_with_stride(&slice[..(n - 1) * stride + width], n, width, stride)
+}
+
+/// Softmax over the first `visible` scores; the rest becomes zero.
+fn causal_softmax(row: &mut [f32], visible: usize) {
+    let (seen, hidden) = row.split_at_mut(visible);
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            let max = lane_max(seen);
+            for score in seen.iter_mut() {
+                *score = exp(*score - max);
+            }
+            let inverse_sum = 1.0 / lane_sum(seen, |w| w);
+            for score in seen.iter_mut() {
+                *score *= inverse_sum;
+            }
+        },
+    );
+    hidden.fill(0.0);
+}
+
+/// Rotates channel pairs `(c, c + head_dim / 2)` of every head, in place.
+fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], seq: usize, width: usize, head_dim: usize) {
+    let half = head_dim / 2;
+    x.par_chunks_mut(width).enumerate().with_min_len(32).for_each(|(row_idx, row)| {
+        let position = row_idx % seq;
+        let (cos, sin) = (&cos[position * half..][..half], &sin[position * half..][..half]);
+        for head in row.chunks_exact_mut(head_dim) {
+            let (first, second) = head.split_at_mut(half);
+            for (((a, b), &c), &s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+            }
+        }
+    });
+}

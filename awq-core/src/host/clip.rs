@@ -1,0 +1,126 @@
+//! AWQ's clip search with every candidate of a few rows in cache.
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::elementwise::lane_sum;
+use super::grid::{code, group_params};
+use crate::grid::{Grid, GroupParams};
+
+/// Rows judged together: their candidate errors times the Gram matrix are one small matrix product.
+const ROWS_PER_TASK: usize = 32;
+
+/// What [`clip_search`] found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClipBounds {
+    /// Bound of each group, `[out, n_groups]`.
+    pub bound: Vec<f32>,
+    /// Mean over rows of the groups' losses without clipping.
+    pub loss_before: f64,
+    /// The same with the bounds found.
+    pub loss_after: f64,
+}
+
+/// See [`crate::backend::QuantBackend::clip_search`]; clamps `weight: [out, n_in]` in place.
+pub fn clip_search(weight: &mut [f32], n_in: usize, grams: &[Vec<f32>], grid: &Grid, factors: &[f64]) -> ClipBounds {
+    let n_out = weight.len() / n_in;
+    let len = grid.granularity.group_len(n_in);
+    let mut bound = vec![0.0_f32; n_out * grams.len()];
+    let tasks = weight.par_chunks_mut(n_in * ROWS_PER_TASK).zip(bound.par_chunks_mut(grams.len() * ROWS_PER_TASK));
+    // Losses of a task are summed in row order and tasks in their order: no thread count changes the sum.
+    let losses: Vec<(f64, f64)> = tasks
+        .map(|(rows, bounds)| {
+            let (mut before, mut after) = (0.0, 0.0);
+            for (group, gram) in grams.iter().enumerate() {
+                let columns = group * len..(group * len + len).min(n_in);
+                let part: Vec<f32> = rows.chunks_exact(n_in).flat_map(|row| &row[columns.clone()]).copied().collect();
+                let best = best_bounds(&part, columns.len(), gram, grid, factors);
+                for (row_idx, (row, found)) in rows.chunks_exact_mut(n_in).zip(best).enumerate() {
+                    bounds[row_idx * grams.len() + group] = found.bound;
+                    clamp(&mut row[columns.clone()], found.bound);
+                    before += f64::from(found.loss_before);
+                    after += f64::from(found.loss_after);
+                }
+            }
+            (before, after)
+        })
+        .collect();
+    let (before, after) = losses.iter().fold((0.0, 0.0), |sum, loss| (sum.0 + loss.0, sum.1 + loss.1));
+    ClipBounds { bound, loss_before: before / n_out as f64, loss_after: after / n_out as f64 }
+}
+
+#[derive(Clone, Copy)]
+struct Found {
+    bound: f32,
+    loss_before: f32,
+    loss_after: f32,
+}
+
+/// The best bound of one group in a few rows, `part: [rows, len]`.
+fn best_bounds(part: &[f32], len: usize, gram: &[f32], grid: &Grid, factors: &[f64]) -> Vec<Found> {
+    let n_rows = part.len() / len;
+    let largest: Vec<f32> = part.chunks_exact(len).map(|row| row.iter().fold(0.0, |max: f32, w| max.max(w.abs()))).collect();
+    let mut found: Vec<Found> = Vec::new();
+    let mut delta = vec![0.0; part.len()];
+    let mut product = vec![0.0; part.len()];
+    for &factor in factors {
+        for ((delta, row), &full) in delta.chunks_exact_mut(len).zip(part.chunks_exact(len)).zip(&largest) {
+            quantization_error(delta, row, full * factor as f32, grid);
+        }
+        let target = MatMut::from_row_major_slice_mut(&mut product, n_rows, len);
+        let errors = MatRef::from_row_major_slice(&delta, n_rows, len);
+        matmul(target, Accum::Replace, errors, MatRef::from_row_major_slice(gram, len, len), 1.0, Par::Seq);
+        for (row_idx, (delta, product)) in delta.chunks_exact(len).zip(product.chunks_exact(len)).enumerate() {
+            let loss = dot(delta, product);
+            let bound = largest[row_idx] * factor as f32;
+            match found.get_mut(row_idx) {
+                None => found.push(Found { bound, loss_before: loss, loss_after: loss }),
+                Some(best) if loss < best.loss_after => (best.bound, best.loss_after) = (bound, loss),
+                Some(_) => {}
+            }
+        }
+    }
+    found
+}
+
+/// `delta = Q(clamp(row, bound)) - row`.
+fn quantization_error(delta: &mut [f32], row: &[f32], bound: f32, grid: &Grid) {
+    delta.copy_from_slice(row);
+    clamp(delta, bound);
+    let GroupParams { scale, zero_point } = group_params(delta, grid);
+    let (low, high) = (f32::from(grid.min_code()), f32::from(grid.bits.max_code()));
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (d, &w) in delta.iter_mut().zip(row) {
+                *d = (code(*d, scale, zero_point, low, high) - zero_point) * scale - w;
+            }
+        },
+    );
+}
+
+fn clamp(values: &mut [f32], bound: f32) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for w in values.iter_mut() {
+                *w = w.clamp(-bound, bound);
+            }
+        },
+    );
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut products = [0.0_f32; 16];
+    let chunks = a.chunks_exact(16).zip(b.chunks_exact(16));
+    for (a, b) in chunks {
+        for ((sum, &x), &y) in products.iter_mut().zip(a).zip(b) {
+            *sum += x * y;
+        }
+    }
+    let tail = a.len() / 16 * 16;
+    let rest: f32 = a[tail..].iter().zip(&b[tail..]).map(|(x, y)| x * y).sum();
+    lane_sum(&products, |v| v) + rest
+}

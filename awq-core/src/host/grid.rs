@@ -1,0 +1,123 @@
+//! Quantization onto a [`Grid`] in one pass over each group while it is in the first-level cache.
+
+use pulp::Arch;
+use rayon::prelude::*;
+
+use crate::grid::{Granularity, Grid, GroupParams};
+use crate::quantized::QuantizedWeight;
+
+/// Adding and subtracting 1.5 * 2^23 rounds half to even; exact for magnitudes below 2^22.
+const ROUND: f32 = 12_582_912.0;
+/// Bound applied before [`ROUND`]: far outside every code range, far inside its exact range.
+const ROUND_BOUND: f32 = 1e6;
+
+/// Rounds a row-major `[n_out, n_in]` weight onto `grid`.
+pub fn quantize(weight: &[f32], n_out: usize, n_in: usize, grid: &Grid) -> QuantizedWeight {
+    let groups = GroupLayout::new(n_out, n_in, grid);
+    let mut codes = vec![0_u8; weight.len()];
+    let mut scale = vec![0.0_f32; groups.n_scales()];
+    let mut zero_point = vec![0_u8; groups.n_scales()];
+    let rows = weight.par_chunks(groups.row_len).zip(codes.par_chunks_mut(groups.row_len));
+    let params = scale.par_chunks_mut(groups.per_row).zip(zero_point.par_chunks_mut(groups.per_row));
+    rows.zip(params).for_each(|((row, codes), (scale, zero_point))| {
+        let groups_of_row = row.chunks(groups.len).zip(codes.chunks_mut(groups.len));
+        for (((group, codes), scale), zero_point) in groups_of_row.zip(scale).zip(zero_point) {
+            let params = group_params(group, grid);
+            *scale = params.scale;
+            *zero_point = params.zero_point as u8;
+            encode(group, codes, &params, grid);
+        }
+    });
+    QuantizedWeight { n_out, n_in, grid: *grid, codes, scale, zero_point }
+}
+
+/// Replaces a row-major `[n_out, n_in]` weight by its quantized values.
+pub fn fake_quant(weight: &mut [f32], n_out: usize, n_in: usize, grid: &Grid) {
+    let groups = GroupLayout::new(n_out, n_in, grid);
+    let arch = Arch::new();
+    let (low, high) = (f32::from(grid.min_code()), f32::from(grid.bits.max_code()));
+    weight.par_chunks_mut(groups.row_len).with_min_len(8).for_each(|row| {
+        for group in row.chunks_mut(groups.len) {
+            let GroupParams { scale, zero_point } = group_params(group, grid);
+            arch.dispatch(
+                #[inline(always)]
+                || {
+                    for w in group.iter_mut() {
+                        *w = (code(*w, scale, zero_point, low, high) - zero_point) * scale;
+                    }
+                },
+            );
+        }
+    });
+}
+
+/// Codes of one group under given parameters.
+fn encode(group: &[f32], codes: &mut [u8], params: &GroupParams, grid: &Grid) {
+    let (low, high) = (f32::from(grid.min_code()), f32::from(grid.bits.max_code()));
+    let GroupParams { scale, zero_point } = *params;
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (q, &w) in codes.iter_mut().zip(group) {
+                *q = code(w, scale, zero_point, low, high) as u8;
+            }
+        },
+    );
+}
+
+/// The code of one weight, as a float.
+#[inline(always)]
+pub(crate) fn code(w: f32, scale: f32, zero_point: f32, low: f32, high: f32) -> f32 {
+    let steps = (w / scale).clamp(-ROUND_BOUND, ROUND_BOUND);
+    let rounded = (steps + ROUND) - ROUND;
+    (rounded + zero_point).clamp(low, high)
+}
+
+/// Parameters of a group from its extrema.
+pub(crate) fn group_params(group: &[f32], grid: &Grid) -> GroupParams {
+    let (min, max) = Arch::new().dispatch(
+        #[inline(always)]
+        || extrema(group),
+    );
+    grid.group_params(min, max)
+}
+
+#[inline(always)]
+fn extrema(values: &[f32]) -> (f32, f32) {
+    const LANES: usize = 16;
+    let mut low = [f32::INFINITY; LANES];
+    let mut high = [f32::NEG_INFINITY; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for ((lo, hi), &v) in low.iter_mut().zip(&mut high).zip(chunk) {
+            *lo = if v < *lo { v } else { *lo };
+            *hi = if v > *hi { v } else { *hi };
+        }
+    }
+    let min = low.iter().chain(rest).fold(f32::INFINITY, |a, &b| a.min(b));
+    let max = high.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    (min, max)
+}
+
+/// How a matrix falls into groups. A per-tensor grid sees the matrix as one long row.
+struct GroupLayout {
+    row_len: usize,
+    len: usize,
+    per_row: usize,
+    n_rows: usize,
+}
+
+impl GroupLayout {
+    fn new(n_out: usize, n_in: usize, grid: &Grid) -> Self {
+        let (n_rows, row_len) = match grid.granularity {
+            Granularity::PerTensor => (1, n_out * n_in),
+            Granularity::PerChannel | Granularity::PerGroup(_) => (n_out, n_in),
+        };
+        Self { row_len, len: grid.granularity.group_len(row_len), per_row: grid.granularity.n_groups(row_len), n_rows }
+    }
+
+    fn n_scales(&self) -> usize {
+        self.n_rows * self.per_row
+    }
+}

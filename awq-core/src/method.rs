@@ -1,0 +1,151 @@
+//! [`QuantMethod`]: a function from what is known of a block to an edit of it.
+//!
+//! A method changes no model, sees no evaluation data, and cannot choose grid, calibration or seed: they come with the
+//! context.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::Tensor;
+use thiserror::Error;
+
+use crate::backend::QuantBackend;
+use crate::capture::{BlockInputs, CaptureNeeds, InputStats};
+use crate::grid::Grid;
+use crate::log::{BlockLog, LinearLog};
+use crate::model::{Block, LinearFacts, LinearName};
+use crate::quantized::QuantizedWeight;
+
+/// What a method is given of one block.
+#[derive(Clone, Copy)]
+pub struct BlockCtx<'a, B: QuantBackend> {
+    /// Index of the block in the model.
+    pub block_idx: usize,
+    /// The full-precision block.
+    pub block: &'a dyn Block<B>,
+    /// What its linears see on the calibration sequences; `None` where the method needs nothing.
+    pub inputs: Option<&'a BlockInputs<B>>,
+    /// The linears to quantize: all of the block, or one stage of it.
+    pub linears: &'a [LinearFacts],
+    /// The grid to round to.
+    pub grid: &'a Grid,
+}
+
+impl<'a, B: QuantBackend> BlockCtx<'a, B> {
+    /// The captured inputs of a linear, by the name under which the layout captures them.
+    ///
+    /// # Errors
+    /// If the run has no calibration.
+    pub fn input(&self, captured_as: LinearName) -> Result<&'a InputStats<B>, MethodError> {
+        self.inputs
+            .and_then(|inputs| inputs.get(captured_as))
+            .ok_or(MethodError::NoCalibration { block_idx: self.block_idx, linear: captured_as.0 })
+    }
+
+    /// The context of one linear.
+    pub fn linear(&self, facts: &LinearFacts) -> LinearCtx<'a, B> {
+        LinearCtx {
+            block_idx: self.block_idx,
+            linear: facts.name,
+            weight: self.block.params().linear(facts.name).weight.clone(),
+            input: self.inputs.and_then(|inputs| inputs.get(facts.input)),
+            grid: self.grid,
+        }
+    }
+}
+
+/// What a method is given of one linear.
+#[derive(Clone)]
+pub struct LinearCtx<'a, B: QuantBackend> {
+    /// Index of the block in the model.
+    pub block_idx: usize,
+    /// Name of the linear in the block.
+    pub linear: LinearName,
+    /// `[out, in]`.
+    pub weight: Tensor<B, 2>,
+    /// What it sees on the calibration sequences.
+    pub input: Option<&'a InputStats<B>>,
+    /// The grid to round to.
+    pub grid: &'a Grid,
+}
+
+/// What a method wants done to a block. The driver applies it: folds first, then weights.
+#[derive(Debug)]
+pub struct BlockEdit<B: QuantBackend> {
+    /// Scales to fold into the previous op, by index of the layout's scale groups, `[in]` each.
+    pub scales: Vec<(usize, Tensor<B, 1>)>,
+    /// Quantized weights (of the scaled linears, where there are scales).
+    pub linears: BTreeMap<LinearName, QuantizedWeight>,
+    /// What happened.
+    pub log: BlockLog,
+}
+
+/// A quantization method.
+pub trait QuantMethod<B: QuantBackend>: Send + Sync {
+    /// What must be captured for it.
+    fn needs(&self) -> CaptureNeeds;
+
+    /// Decides what becomes of one block.
+    ///
+    /// # Errors
+    /// Activations or weights that the method cannot handle, with block and linear.
+    fn quantize_block(&self, ctx: &BlockCtx<'_, B>) -> Result<BlockEdit<B>, MethodError>;
+}
+
+/// A method that looks at one linear at a time.
+pub trait LinearMethod<B: QuantBackend>: Send + Sync {
+    /// Quantizes one linear.
+    ///
+    /// # Errors
+    /// Activations or weights that the method cannot handle, with block and linear.
+    fn quantize_linear(&self, ctx: &LinearCtx<'_, B>) -> Result<(QuantizedWeight, LinearLog), MethodError>;
+}
+
+/// The block edit of a method that treats every linear alone.
+///
+/// # Errors
+/// The first error of a linear.
+pub fn quantize_each_linear<B: QuantBackend>(
+    method: &dyn LinearMethod<B>,
+    ctx: &BlockCtx<'_, B>,
+) -> Result<BlockEdit<B>, MethodError> {
+    let mut edit = BlockEdit { scales: Vec::new(), linears: BTreeMap::new(), log: BlockLog::default() };
+    for facts in ctx.linears {
+        let (weight, log) = method.quantize_linear(&ctx.linear(facts))?;
+        edit.linears.insert(facts.name, weight);
+        edit.log.linears.push(log);
+    }
+    Ok(edit)
+}
+
+/// Why a method could not quantize a block.
+#[derive(Debug, Error)]
+pub enum MethodError {
+    /// The method looks at activations, the run has none.
+    #[error("block {block_idx}, {linear}: this method needs activations; add a [calibration] section to the experiment")]
+    NoCalibration {
+        /// Index of the block.
+        block_idx: usize,
+        /// Name of the linear.
+        linear: &'static str,
+    },
+    /// Activations, weights or losses that are not finite.
+    #[error("block {block_idx}, {linear}: {what} is not finite; the checkpoint is damaged or overflows in this precision (try f32)")]
+    NotFinite {
+        /// Index of the block.
+        block_idx: usize,
+        /// Name of the linear or group.
+        linear: String,
+        /// What it was.
+        what: &'static str,
+    },
+    /// A combination that has no meaning.
+    #[error("block {block_idx}, {linear}: {what}")]
+    Unsupported {
+        /// Index of the block.
+        block_idx: usize,
+        /// Name of the linear or group.
+        linear: String,
+        /// What does not go together, and what to do instead.
+        what: String,
+    },
+}

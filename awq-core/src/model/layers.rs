@@ -1,0 +1,143 @@
+//! The layers that every family is built of, one copy of each.
+
+use burn::tensor::activation::{gelu, relu};
+use burn::tensor::{Tensor, TensorData};
+
+use crate::backend::{QuantBackend, RotaryTable};
+use crate::load::{Checkpoint, LoadError, ModelConfig, read_exact_shape};
+
+/// A linear layer in the paper's and Hugging Face's orientation.
+#[derive(Clone, Debug)]
+pub struct Linear<B: QuantBackend> {
+    /// `[out, in]`.
+    pub weight: Tensor<B, 2>,
+    /// `[out]`.
+    pub bias: Option<Tensor<B, 1>>,
+}
+
+impl<B: QuantBackend> Linear<B> {
+    /// Reads `{prefix}.weight` of `[n_out, n_in]` and, if asked for, `{prefix}.bias`.
+    pub(crate) fn load(
+        checkpoint: &dyn Checkpoint,
+        prefix: &str,
+        [n_out, n_in]: [usize; 2],
+        has_bias: bool,
+        device: &B::Device,
+    ) -> Result<Self, LoadError> {
+        let weight = matrix(checkpoint, &format!("{prefix}.weight"), [n_out, n_in], device)?;
+        let bias = if has_bias { Some(vector(checkpoint, &format!("{prefix}.bias"), n_out, device)?) } else { None };
+        Ok(Self { weight, bias })
+    }
+
+    /// `x W^T + b` for `x: [batch, seq, in]`.
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [batch, seq, n_in] = x.dims();
+        let [n_out, _] = self.weight.dims();
+        let y = self.forward_rows(x.reshape([batch * seq, n_in]));
+        y.reshape([batch, seq, n_out])
+    }
+
+    /// `x W^T + b` for `x: [n, in]`.
+    pub fn forward_rows(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let y = x.matmul(self.weight.clone().transpose());
+        match &self.bias {
+            Some(bias) => y + bias.clone().unsqueeze::<2>(),
+            None => y,
+        }
+    }
+}
+
+/// What a norm does with its weight.
+#[derive(Clone, Debug)]
+pub struct Norm<B: QuantBackend> {
+    /// `[hidden]`, multiplies.
+    pub weight: Tensor<B, 1>,
+    /// `[hidden]`, is added; LayerNorm only.
+    pub bias: Option<Tensor<B, 1>>,
+    /// Which mean is taken.
+    pub kind: NormKind,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+/// Kind of a norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// `x / rms(x)`.
+    Rms,
+    /// `(x - mean(x)) / std(x)`.
+    Layer,
+}
+
+impl<B: QuantBackend> Norm<B> {
+    /// Normalizes the last dimension of `[batch, seq, hidden]`.
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let y = match self.kind {
+            NormKind::Rms => B::rms_norm(x, self.weight.clone(), self.eps),
+            NormKind::Layer => {
+                let centered = x.clone() - x.mean_dim(2);
+                let variance = centered.clone().powi_scalar(2).mean_dim(2);
+                centered / (variance + self.eps).sqrt() * self.weight.clone().unsqueeze::<3>()
+            }
+        };
+        match &self.bias {
+            Some(bias) => y + bias.clone().unsqueeze::<3>(),
+            None => y,
+        }
+    }
+}
+
+/// An elementwise non-linearity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `max(x, 0)`.
+    Relu,
+    /// `x Phi(x)`.
+    Gelu,
+}
+
+impl Activation {
+    /// Applies it.
+    pub fn forward<B: QuantBackend>(self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        match self {
+            Self::Relu => relu(x),
+            Self::Gelu => gelu(x),
+        }
+    }
+}
+
+/// Rotary angles for `n_positions` positions: half-split pairing (channel `c` with `c + head_dim / 2`), as Hugging Face's
+/// Llama code has it. Angles are computed elementwise; a low-precision matrix product there would ruin perplexity.
+pub fn rotary_table<B: QuantBackend>(config: &ModelConfig, n_positions: usize, device: &B::Device) -> RotaryTable<B> {
+    let frequencies = config.rope_frequencies();
+    let half = frequencies.len();
+    let angles = |f: fn(f64) -> f64| -> Tensor<B, 2> {
+        let values: Vec<f32> = (0..n_positions)
+            .flat_map(|position| frequencies.iter().map(move |frequency| f(position as f64 * frequency) as f32))
+            .collect();
+        Tensor::from_data(TensorData::new(values, [n_positions, half]), device)
+    };
+    RotaryTable { cos: angles(f64::cos), sin: angles(f64::sin) }
+}
+
+/// Reads a `[rows, cols]` tensor.
+pub(crate) fn matrix<B: QuantBackend>(
+    checkpoint: &dyn Checkpoint,
+    name: &str,
+    shape: [usize; 2],
+    device: &B::Device,
+) -> Result<Tensor<B, 2>, LoadError> {
+    let values = read_exact_shape(checkpoint, name, &shape)?;
+    Ok(Tensor::from_data(TensorData::new(values, shape), device))
+}
+
+/// Reads a `[n]` tensor.
+pub(crate) fn vector<B: QuantBackend>(
+    checkpoint: &dyn Checkpoint,
+    name: &str,
+    n: usize,
+    device: &B::Device,
+) -> Result<Tensor<B, 1>, LoadError> {
+    let values = read_exact_shape(checkpoint, name, &[n])?;
+    Ok(Tensor::from_data(TensorData::new(values, [n]), device))
+}

@@ -1,0 +1,212 @@
+//! Decoder-only language models as lists of blocks that are handed out one at a time.
+//!
+//! What a family is, is data: [`BlockLayout`] names its linears, which input each reads, which groups of them share an AWQ
+//! scale, and what that scale is folded into. A family is one file with a layout, a [`Block`] and a line in [`FAMILIES`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::backend::QuantBackend;
+use crate::load::{Checkpoint, LoadError, ModelConfig};
+
+pub mod layers;
+pub mod llama;
+
+use layers::{Linear, Norm};
+
+/// Hugging Face name of a linear inside its block, e.g. `self_attn.q_proj`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinearName(pub &'static str);
+
+impl fmt::Display for LinearName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// Hugging Face name of a norm inside its block, e.g. `input_layernorm`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NormName(pub &'static str);
+
+/// What is known of one linear of a family.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearFacts {
+    /// Its name.
+    pub name: LinearName,
+    /// The linear under whose name its input is captured: q, k and v read one tensor, seen once.
+    pub input: LinearName,
+    /// Whether AWQ's clip search runs on it. Queries and keys are left alone: their products go through a softmax.
+    pub clips: bool,
+}
+
+/// The operation whose output a scale is divided out of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrevOp {
+    /// A norm: its weight (and bias) is divided.
+    Norm(NormName),
+    /// A linear: its rows (and bias) are divided.
+    Linear(LinearName),
+}
+
+/// The part of a block whose output error judges a candidate scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Inspect {
+    /// The attention module, output projection included.
+    Attention,
+    /// The feed-forward module.
+    Mlp,
+    /// The linear itself.
+    Linear,
+}
+
+/// Linears that share an input, and so a scale (AWQ).
+#[derive(Clone, Copy, Debug)]
+pub struct ScaleGroup {
+    /// Where the inverse scale goes.
+    pub prev_op: PrevOp,
+    /// The linears; the first one's name is the capture name of their input.
+    pub linears: &'static [LinearName],
+    /// What judges a candidate.
+    pub inspect: Inspect,
+}
+
+impl ScaleGroup {
+    /// `self_attn.q_proj+self_attn.k_proj+self_attn.v_proj`.
+    pub fn label(&self) -> String {
+        self.linears.iter().map(|linear| linear.0).collect::<Vec<_>>().join("+")
+    }
+}
+
+/// The facts of a family's block.
+#[derive(Debug)]
+pub struct BlockLayout {
+    /// Every quantizable linear, in the order of the forward pass.
+    pub linears: &'static [LinearFacts],
+    /// Linears that are quantized together before activations are captured again (GPTQ's true-sequential order).
+    pub stages: &'static [&'static [LinearName]],
+    /// AWQ's groups.
+    pub scale_groups: &'static [ScaleGroup],
+}
+
+/// Everything in a block that a method may change. Tensors are values: a changed block is a new one.
+#[derive(Clone, Debug)]
+pub struct BlockParams<B: QuantBackend> {
+    /// Linears by name, weights `[out, in]`.
+    pub linears: BTreeMap<LinearName, Linear<B>>,
+    /// Norms by name.
+    pub norms: BTreeMap<NormName, Norm<B>>,
+}
+
+impl<B: QuantBackend> BlockParams<B> {
+    /// A linear that the layout names; absent only through a bug in a family's file.
+    pub fn linear(&self, name: LinearName) -> &Linear<B> {
+        self.linears.get(&name).unwrap_or_else(|| panic!("the family's layout names `{name}`, its loader does not"))
+    }
+
+    /// A norm that the layout names; absent only through a bug in a family's file.
+    pub fn norm(&self, name: NormName) -> &Norm<B> {
+        self.norms.get(&name).unwrap_or_else(|| panic!("the family's layout names `{}`, its loader does not", name.0))
+    }
+}
+
+/// Sees the input of each linear during a forward pass: what hooks are elsewhere.
+pub trait Tap<B: QuantBackend> {
+    /// `input: [batch, seq, in]` is what `linear` (and all that share its input) multiplies.
+    fn see(&mut self, linear: LinearName, input: &Tensor<B, 3>);
+}
+
+/// Sees nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct NoTap;
+
+impl<B: QuantBackend> Tap<B> for NoTap {
+    fn see(&mut self, _: LinearName, _: &Tensor<B, 3>) {}
+}
+
+/// One decoder block.
+pub trait Block<B: QuantBackend>: Send + Sync {
+    /// The family's facts.
+    fn layout(&self) -> &'static BlockLayout;
+
+    /// Weights and norms.
+    fn params(&self) -> &BlockParams<B>;
+
+    /// The same block with other parameters.
+    fn with_params(&self, params: BlockParams<B>) -> Box<dyn Block<B>>;
+
+    /// `[batch, seq, hidden]` to `[batch, seq, hidden]`, positions starting at 0.
+    fn forward(&self, hidden: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3>;
+
+    /// Runs the attention module alone on its (normed) input, `[batch, seq, hidden]`.
+    fn attention(&self, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3>;
+
+    /// Runs the feed-forward module alone on its (normed) input, `[batch, seq, hidden]`.
+    fn mlp(&self, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3>;
+}
+
+/// A whole model. Only one block's weights need to be in memory at a time.
+pub trait Decoder<B: QuantBackend>: Send + Sync {
+    /// Its configuration.
+    fn config(&self) -> &ModelConfig;
+
+    /// The facts shared by its blocks.
+    fn layout(&self) -> &'static BlockLayout;
+
+    /// Token ids `[batch, seq]` to hidden states `[batch, seq, hidden]`.
+    fn embed(&self, ids: &[Vec<u32>]) -> Tensor<B, 3>;
+
+    /// Reads one block from the checkpoint.
+    ///
+    /// # Errors
+    /// A missing, misshapen or non-finite tensor, with file and name.
+    fn block(&self, block_idx: usize) -> Result<Box<dyn Block<B>>, LoadError>;
+
+    /// The last norm: hidden states `[batch, seq, hidden]` to what the head multiplies.
+    fn final_norm(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3>;
+
+    /// Normed hidden rows `[n, hidden]` to logits `[n, vocab]`.
+    fn head(&self, rows: Tensor<B, 2>) -> Tensor<B, 2>;
+}
+
+/// What opens a family's models.
+type OpenFamily<B> = fn(ModelConfig, Arc<dyn Checkpoint>, &<B as burn::tensor::backend::BackendTypes>::Device) -> Result<Box<dyn Decoder<B>>, LoadError>;
+
+/// Every known architecture, by its Hugging Face name.
+fn families<B: QuantBackend>() -> [(&'static str, OpenFamily<B>); 3] {
+    [
+        ("LlamaForCausalLM", llama::open::<B>),
+        ("MistralForCausalLM", llama::open::<B>),
+        ("Qwen2ForCausalLM", llama::open_qwen2::<B>),
+    ]
+}
+
+/// Opens a decoder over a checkpoint.
+///
+/// # Errors
+/// An architecture that no family knows (never a fallback), or a checkpoint that lacks a tensor.
+pub fn open_decoder<B: QuantBackend>(
+    config: ModelConfig,
+    checkpoint: Arc<dyn Checkpoint>,
+    device: &B::Device,
+) -> Result<Box<dyn Decoder<B>>, LoadError> {
+    let families = families::<B>();
+    match families.iter().find(|(name, _)| *name == config.architecture) {
+        Some((_, open)) => open(config, checkpoint, device),
+        None => Err(LoadError::UnknownArchitecture {
+            file: checkpoint.source().to_owned(),
+            architecture: config.architecture,
+            known: families.iter().map(|(name, _)| (*name).to_owned()).collect(),
+        }),
+    }
+}
+
+/// Ids of equally long sequences as a `[batch, seq]` tensor.
+pub(crate) fn ids_tensor<B: QuantBackend>(ids: &[Vec<u32>], device: &B::Device) -> Tensor<B, 2, Int> {
+    let seq = ids.first().map_or(0, Vec::len);
+    assert!(ids.iter().all(|row| row.len() == seq), "sequences of one batch have one length");
+    let flat: Vec<i64> = ids.iter().flatten().map(|&id| i64::from(id)).collect();
+    Tensor::from_data(TensorData::new(flat, [ids.len(), seq]), device)
+}
