@@ -2,4 +2,5 @@
 
 pub mod driver;
 pub mod grid;
+pub mod load;
 pub mod log;
