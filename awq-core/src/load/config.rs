@@ -1,0 +1,513 @@
+//! The facts of a decoder, read from a Hugging Face `config.json` or from GGUF metadata into one struct.
+
+use std::collections::BTreeMap;
+use std::f64::consts::PI;
+use std::path::Path;
+
+use serde_json::{Map, Value as Json};
+
+use super::gguf::Value;
+use super::{LoadError, read_json};
+
+/// No dimension of a real model comes near this; a larger one is a damaged file, and products of two stay in range.
+const MAX_DIMENSION: u64 = 1 << 31;
+
+/// The facts of a decoder that its weights do not tell.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// The Hugging Face class, such as `LlamaForCausalLM`. Passed on as read: the family registry decides what is known.
+    pub architecture: String,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width inside the MLP.
+    pub intermediate_size: usize,
+    /// Number of decoder blocks.
+    pub n_blocks: usize,
+    /// Number of query heads.
+    pub n_heads: usize,
+    /// Number of key and value heads; divides `n_heads`.
+    pub n_kv_heads: usize,
+    /// Width of one head; even.
+    pub head_dim: usize,
+    /// Rows of the embedding. The tokenizer may have fewer tokens.
+    pub vocab_size: usize,
+    /// Longest sequence the model was trained for, in tokens.
+    pub max_positions: usize,
+    /// Added to the mean square (or variance) in a norm.
+    pub norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// How the rotary frequencies were stretched for longer contexts, if they were.
+    pub rope_scaling: Option<RopeScaling>,
+    /// Whether the head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Whether q, k and v have a bias.
+    pub attention_bias: bool,
+    /// Beginning-of-sequence token.
+    pub bos_id: Option<u32>,
+    /// Tokens that end a generation; the first is the end-of-sequence token.
+    pub eos_ids: Vec<u32>,
+    /// Each token attends to this many tokens at most, itself included; `None` for all.
+    pub sliding_window: Option<usize>,
+    /// The file's own keys, for what only one family needs. GGUF: the metadata without its arrays.
+    pub raw: Json,
+}
+
+/// A change of the rotary frequencies `theta^(-2j / head_dim)`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Every frequency is divided by `factor`.
+    Linear {
+        /// The stretch.
+        factor: f64,
+    },
+    /// Llama 3.1: low frequencies are divided by `factor`, high ones are kept, those between are interpolated.
+    Llama3 {
+        /// The stretch of low frequencies.
+        factor: f64,
+        /// Wavelengths above `original_max_positions / low_freq_factor` are stretched whole.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_max_positions / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// Context length before the stretch.
+        original_max_positions: usize,
+    },
+    /// Each frequency has its own divisor: what GGUF stores in place of a formula.
+    PerFrequency {
+        /// `head_dim / 2` of them, highest frequency first.
+        divisors: Vec<f32>,
+    },
+}
+
+impl ModelConfig {
+    /// Reads a Hugging Face `config.json`. Absent optional keys get the defaults of the transformers class.
+    ///
+    /// # Errors
+    /// [`LoadError::MissingKey`], [`LoadError::BadKey`] or [`LoadError::Json`], naming file and key.
+    pub fn from_hugging_face(file: &Path) -> Result<Self, LoadError> {
+        let raw: Json = read_json(file)?;
+        let keys = Keys { file, json: &raw };
+        let architecture = keys.architecture()?;
+        let is_opt = architecture.starts_with("OPT");
+        let is_qwen2 = architecture.starts_with("Qwen2");
+        let hidden_size = keys.dimension(&["hidden_size"])?;
+        let n_heads = keys.dimension(&["num_attention_heads"])?;
+        let rope = keys.rope()?;
+        let config = Self {
+            hidden_size,
+            intermediate_size: keys.dimension(&["intermediate_size", "ffn_dim"])?,
+            n_blocks: keys.dimension(&["num_hidden_layers"])?,
+            n_heads,
+            n_kv_heads: keys.optional_dimension("num_key_value_heads")?.unwrap_or(n_heads),
+            head_dim: keys.optional_dimension("head_dim")?.unwrap_or(hidden_size / n_heads),
+            vocab_size: keys.dimension(&["vocab_size"])?,
+            max_positions: keys.dimension(&["max_position_embeddings"])?,
+            norm_eps: match keys.optional_float("rms_norm_eps")? {
+                Some(norm_eps) => norm_eps,
+                // OPT has no key for it: torch's LayerNorm default.
+                None if is_opt => 1e-5,
+                None => return Err(keys.missing("rms_norm_eps")),
+            },
+            rope_theta: rope.theta,
+            rope_scaling: rope.scaling,
+            // OPT inherits the tied head of transformers' base class, the others switch it off.
+            tie_word_embeddings: keys.optional_bool("tie_word_embeddings")?.unwrap_or(is_opt),
+            // Qwen2 has no key for it: its q, k and v always have a bias.
+            attention_bias: keys.optional_bool(if is_opt { "enable_bias" } else { "attention_bias" })?.unwrap_or(is_opt || is_qwen2),
+            bos_id: keys.token_ids("bos_token_id")?.first().copied(),
+            eos_ids: keys.token_ids("eos_token_id")?,
+            sliding_window: match keys.optional_bool("use_sliding_window")? {
+                Some(false) => None,
+                // Qwen2 writes the width even where it does not use it.
+                None if is_qwen2 => None,
+                _ => keys.optional_dimension("sliding_window")?,
+            },
+            architecture,
+            raw: Json::Null,
+        };
+        config.check(file, "num_attention_heads", "num_key_value_heads", "head_dim")?;
+        Ok(Self { raw, ..config })
+    }
+
+    /// Reads GGUF metadata. `prefix` is the architecture as GGUF spells it. Whether the head is tied and q, k and v
+    /// have a bias is told by the tensors alone: both are left `false`.
+    pub(super) fn from_gguf(
+        file: &Path,
+        metadata: &BTreeMap<String, Value>,
+        prefix: &str,
+        architecture: &str,
+    ) -> Result<Self, LoadError> {
+        let raw = scalars_as_json(metadata);
+        let keys = Keys { file, json: &raw };
+        let key = |name: &str| format!("{prefix}.{name}");
+        let hidden_size = keys.dimension(&[&key("embedding_length")])?;
+        let n_heads = keys.dimension(&[&key("attention.head_count")])?;
+        let head_dim = keys.optional_dimension(&key("attention.key_length"))?.unwrap_or(hidden_size / n_heads);
+        let rotary_dim = keys.optional_dimension(&key("rope.dimension_count"))?.unwrap_or(head_dim);
+        if rotary_dim != head_dim {
+            return Err(keys.bad(&key("rope.dimension_count"), format!("{rotary_dim}, expected the head width {head_dim}: partly rotated heads are not supported")));
+        }
+        let vocab_size = match (keys.optional_dimension(&key("vocab_size"))?, metadata.get("tokenizer.ggml.tokens")) {
+            (Some(vocab_size), _) => vocab_size,
+            (None, Some(Value::Texts(tokens))) => tokens.len(),
+            (None, _) => return Err(keys.missing(&key("vocab_size"))),
+        };
+        let config = Self {
+            architecture: architecture.to_owned(),
+            hidden_size,
+            intermediate_size: keys.dimension(&[&key("feed_forward_length")])?,
+            n_blocks: keys.dimension(&[&key("block_count")])?,
+            n_heads,
+            n_kv_heads: keys.optional_dimension(&key("attention.head_count_kv"))?.unwrap_or(n_heads),
+            head_dim,
+            vocab_size,
+            max_positions: keys.dimension(&[&key("context_length")])?,
+            norm_eps: keys
+                .optional_float(&key("attention.layer_norm_rms_epsilon"))?
+                .ok_or_else(|| keys.missing(&key("attention.layer_norm_rms_epsilon")))?,
+            rope_theta: keys.optional_float(&key("rope.freq_base"))?.unwrap_or(DEFAULT_ROPE_THETA),
+            rope_scaling: keys.gguf_rope_scaling(&key("rope.scaling.type"), &key("rope.scaling.factor"))?,
+            tie_word_embeddings: false,
+            attention_bias: false,
+            bos_id: keys.token_ids("tokenizer.ggml.bos_token_id")?.first().copied(),
+            eos_ids: keys.token_ids("tokenizer.ggml.eos_token_id")?,
+            sliding_window: keys.optional_dimension(&key("attention.sliding_window"))?,
+            raw: Json::Null,
+        };
+        config.check(file, &key("attention.head_count"), &key("attention.head_count_kv"), &key("attention.key_length"))?;
+        Ok(Self { raw, ..config })
+    }
+
+    /// The `head_dim / 2` rotary frequencies in radians a position, highest first, scaling applied.
+    pub fn rope_frequencies(&self) -> Vec<f64> {
+        let head_dim = self.head_dim as f64;
+        (0..self.head_dim / 2)
+            .map(|pair| {
+                let frequency = self.rope_theta.powf(-2.0 * pair as f64 / head_dim);
+                match &self.rope_scaling {
+                    None => frequency,
+                    Some(scaling) => scaling.apply(frequency, pair),
+                }
+            })
+            .collect()
+    }
+
+    /// What every attention layer takes for granted.
+    fn check(&self, file: &Path, heads_key: &str, kv_heads_key: &str, head_dim_key: &str) -> Result<(), LoadError> {
+        let bad = |key: &str, problem| Err(LoadError::BadKey { file: file.to_owned(), key: key.to_owned(), problem });
+        let Self { n_heads, n_kv_heads, head_dim, .. } = *self;
+        if !n_heads.is_multiple_of(n_kv_heads) {
+            return bad(kv_heads_key, format!("{n_kv_heads}, expected a divisor of the {n_heads} heads of {heads_key:?}"));
+        }
+        if head_dim == 0 || !head_dim.is_multiple_of(2) {
+            return bad(head_dim_key, format!("heads are {head_dim} wide, expected an even width"));
+        }
+        Ok(())
+    }
+}
+
+impl RopeScaling {
+    /// The scaled frequency; `pair` is its index, highest frequency first.
+    fn apply(&self, frequency: f64, pair: usize) -> f64 {
+        match self {
+            Self::Linear { factor } => frequency / factor,
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+                let turns = *original_max_positions as f64 * frequency / (2.0 * PI);
+                // 0 where the whole context holds few turns (stretched), 1 where it holds many (kept).
+                let kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
+                kept * frequency + (1.0 - kept) * frequency / factor
+            }
+            Self::PerFrequency { divisors } => frequency / f64::from(divisors[pair]),
+        }
+    }
+}
+
+/// transformers' and llama.cpp's default for models that do not say.
+const DEFAULT_ROPE_THETA: f64 = 10_000.0;
+
+/// The rotary keys, which newer files put into one object.
+struct Rope {
+    theta: f64,
+    scaling: Option<RopeScaling>,
+}
+
+/// Keys of one JSON object, and errors that name the file and the key.
+struct Keys<'a> {
+    file: &'a Path,
+    json: &'a Json,
+}
+
+impl Keys<'_> {
+    fn missing(&self, key: &str) -> LoadError {
+        LoadError::MissingKey { file: self.file.to_owned(), key: key.to_owned() }
+    }
+
+    fn bad(&self, key: &str, problem: String) -> LoadError {
+        LoadError::BadKey { file: self.file.to_owned(), key: key.to_owned(), problem }
+    }
+
+    /// A present key that is not `null`.
+    fn get(&self, key: &str) -> Option<&Json> {
+        self.json.get(key).filter(|value| !value.is_null())
+    }
+
+    fn wrong_type(&self, key: &str, value: &Json, expected: &str) -> LoadError {
+        self.bad(key, format!("{value}, expected {expected}"))
+    }
+
+    /// The first of `keys` that is present; they are spellings of one fact.
+    fn dimension(&self, keys: &[&str]) -> Result<usize, LoadError> {
+        for key in keys {
+            if let Some(dimension) = self.optional_dimension(key)? {
+                return Ok(dimension);
+            }
+        }
+        Err(self.missing(keys[0]))
+    }
+
+    fn optional_dimension(&self, key: &str) -> Result<Option<usize>, LoadError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_u64() {
+            Some(dimension) if (1..=MAX_DIMENSION).contains(&dimension) => Ok(Some(dimension as usize)),
+            _ => Err(self.wrong_type(key, value, "a positive integer of at most 2^31")),
+        }
+    }
+
+    fn optional_float(&self, key: &str) -> Result<Option<f64>, LoadError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_f64() {
+            Some(float) if float.is_finite() && float > 0.0 => Ok(Some(float)),
+            _ => Err(self.wrong_type(key, value, "a positive number")),
+        }
+    }
+
+    fn float(&self, key: &str) -> Result<f64, LoadError> {
+        self.optional_float(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    fn optional_bool(&self, key: &str) -> Result<Option<bool>, LoadError> {
+        self.get(key).map(|value| value.as_bool().ok_or_else(|| self.wrong_type(key, value, "true or false"))).transpose()
+    }
+
+    fn optional_text(&self, key: &str) -> Result<Option<&str>, LoadError> {
+        self.get(key).map(|value| value.as_str().ok_or_else(|| self.wrong_type(key, value, "a text"))).transpose()
+    }
+
+    /// One id or a list of them.
+    fn token_ids(&self, key: &str) -> Result<Vec<u32>, LoadError> {
+        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
+        let ids = match value {
+            Json::Array(ids) => ids.as_slice(),
+            id => std::slice::from_ref(id),
+        };
+        ids.iter()
+            .map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()))
+            .collect::<Option<_>>()
+            .ok_or_else(|| self.wrong_type(key, value, "a token id or a list of them"))
+    }
+
+    fn architecture(&self) -> Result<String, LoadError> {
+        const KEY: &str = "architectures";
+        let value = self.get(KEY).ok_or_else(|| self.missing(KEY))?;
+        match value.as_array().map(Vec::as_slice) {
+            Some([Json::String(architecture)]) => Ok(architecture.clone()),
+            _ => Err(self.wrong_type(KEY, value, "a list with one class name")),
+        }
+    }
+
+    fn rope(&self) -> Result<Rope, LoadError> {
+        // transformers 5 has moved `rope_theta` and `rope_scaling` into `rope_parameters`.
+        for (key, theta_inside) in [("rope_parameters", true), ("rope_scaling", false)] {
+            let Some(value) = self.get(key) else { continue };
+            if !value.is_object() {
+                return Err(self.wrong_type(key, value, "an object"));
+            }
+            let inner = Keys { file: self.file, json: value };
+            let theta = if theta_inside { inner.optional_float("rope_theta")? } else { None };
+            return Ok(Rope {
+                theta: theta.map_or_else(|| self.top_level_theta(), Ok)?,
+                scaling: inner.rope_scaling(key)?,
+            });
+        }
+        Ok(Rope { theta: self.top_level_theta()?, scaling: None })
+    }
+
+    fn top_level_theta(&self) -> Result<f64, LoadError> {
+        Ok(self.optional_float("rope_theta")?.unwrap_or(DEFAULT_ROPE_THETA))
+    }
+
+    fn rope_scaling(&self, parent: &str) -> Result<Option<RopeScaling>, LoadError> {
+        let kind = match self.optional_text("rope_type")? {
+            Some(kind) => kind,
+            None => self.optional_text("type")?.ok_or_else(|| self.missing("rope_type"))?,
+        };
+        match kind {
+            "default" => Ok(None),
+            "linear" => Ok(Some(RopeScaling::Linear { factor: self.float("factor")? })),
+            "llama3" => {
+                let (low_freq_factor, high_freq_factor) = (self.float("low_freq_factor")?, self.float("high_freq_factor")?);
+                if low_freq_factor >= high_freq_factor {
+                    return Err(self.bad(&format!("{parent}.low_freq_factor"), format!("{low_freq_factor}, expected less than high_freq_factor, {high_freq_factor}")));
+                }
+                Ok(Some(RopeScaling::Llama3 {
+                    factor: self.float("factor")?,
+                    low_freq_factor,
+                    high_freq_factor,
+                    original_max_positions: self.dimension(&["original_max_position_embeddings"])?,
+                }))
+            }
+            other => Err(self.bad(&format!("{parent}.rope_type"), format!("{other:?}, expected one of default, linear, llama3"))),
+        }
+    }
+
+    fn gguf_rope_scaling(&self, type_key: &str, factor_key: &str) -> Result<Option<RopeScaling>, LoadError> {
+        match self.optional_text(type_key)? {
+            None | Some("none") => Ok(None),
+            Some("linear") => Ok(Some(RopeScaling::Linear { factor: self.float(factor_key)? })),
+            Some(other) => Err(self.bad(type_key, format!("{other:?}, expected one of none, linear"))),
+        }
+    }
+}
+
+/// The metadata without its arrays (vocabulary, merges), which only the tokenizer needs.
+fn scalars_as_json(metadata: &BTreeMap<String, Value>) -> Json {
+    let scalar = |value: &Value| match value {
+        Value::Int(int) => Some(Json::from(*int)),
+        Value::Float(float) => Some(Json::from(*float)),
+        Value::Bool(bool) => Some(Json::from(*bool)),
+        Value::Text(text) => Some(Json::from(text.as_str())),
+        Value::Ints(_) | Value::Floats(_) | Value::Bools(_) | Value::Texts(_) => None,
+    };
+    let scalars: Map<String, Json> =
+        metadata.iter().filter_map(|(key, value)| Some((key.clone(), scalar(value)?))).collect();
+    Json::Object(scalars)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    fn llama() -> Json {
+        json!({
+            "architectures": ["LlamaForCausalLM"], "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+            "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-5, "rope_theta": 100000, "bos_token_id": 1, "eos_token_id": [2, 5]
+        })
+    }
+
+    fn parse(json: &Json) -> Result<ModelConfig, LoadError> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.json");
+        std::fs::write(&file, json.to_string()).unwrap();
+        ModelConfig::from_hugging_face(&file)
+    }
+
+    fn with(key: &str, value: Json) -> Json {
+        let mut json = llama();
+        json[key] = value;
+        json
+    }
+
+    #[track_caller]
+    fn check_error(json: &Json, expected: &str) {
+        let message = parse(json).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
+        assert!(message.contains("config.json: "), "{message}");
+    }
+
+    #[test]
+    fn llama_config_reads() {
+        let config = parse(&llama()).unwrap();
+        assert_eq!((config.n_heads, config.n_kv_heads, config.head_dim, config.n_blocks), (9, 3, 64, 30));
+        assert_eq!((config.rope_theta, config.norm_eps), (100_000.0, 1e-5));
+        assert_eq!((config.bos_id, config.eos_ids.as_slice()), (Some(1), &[2, 5][..]));
+        assert!(!config.tie_word_embeddings && !config.attention_bias);
+        assert_eq!((config.sliding_window, config.rope_scaling), (None, None));
+        assert_eq!(config.raw["rope_theta"], 100_000);
+    }
+
+    #[test]
+    fn opt_and_qwen2_have_their_own_defaults() {
+        let opt = parse(&json!({
+            "architectures": ["OPTForCausalLM"], "hidden_size": 768, "ffn_dim": 3072, "num_hidden_layers": 12,
+            "num_attention_heads": 12, "vocab_size": 50272, "max_position_embeddings": 2048, "bos_token_id": 2
+        }))
+        .unwrap();
+        assert!(opt.tie_word_embeddings && opt.attention_bias);
+        assert_eq!((opt.intermediate_size, opt.n_kv_heads, opt.norm_eps), (3072, 12, 1e-5));
+
+        let mut qwen2 = with("architectures", json!(["Qwen2ForCausalLM"]));
+        qwen2["sliding_window"] = json!(131_072);
+        qwen2["use_sliding_window"] = json!(false);
+        let qwen2 = parse(&qwen2).unwrap();
+        assert!(qwen2.attention_bias && !qwen2.tie_word_embeddings);
+        assert_eq!(qwen2.sliding_window, None);
+
+        let mut mistral = with("architectures", json!(["MistralForCausalLM"]));
+        mistral["sliding_window"] = json!(4096);
+        assert_eq!(parse(&mistral).unwrap().sliding_window, Some(4096));
+    }
+
+    #[test]
+    fn bad_values_name_file_key_and_expectation() {
+        check_error(&with("hidden_size", json!(0)), "key \"hidden_size\": 0, expected a positive integer");
+        check_error(&with("hidden_size", json!(u64::MAX)), "expected a positive integer of at most 2^31");
+        check_error(&with("num_key_value_heads", json!(4)), "key \"num_key_value_heads\": 4, expected a divisor of the 9 heads");
+        check_error(&with("head_dim", json!(63)), "expected an even width");
+        check_error(&with("rms_norm_eps", Json::Null), "key \"rms_norm_eps\" is missing");
+        check_error(&with("vocab_size", json!("many")), "key \"vocab_size\": \"many\", expected a positive integer");
+        check_error(&with("architectures", json!([])), "expected a list with one class name");
+        check_error(&with("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})), "\"yarn\", expected one of default, linear, llama3");
+        check_error(&with("eos_token_id", json!(-1)), "expected a token id");
+        check_error(&json!([]), "key \"architectures\" is missing");
+    }
+
+    fn llama3_scaling() -> Json {
+        json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192})
+    }
+
+    #[test]
+    fn rope_keys_read_in_both_places() {
+        let linear = parse(&with("rope_scaling", json!({"type": "linear", "factor": 2.0}))).unwrap();
+        assert_eq!(linear.rope_scaling, Some(RopeScaling::Linear { factor: 2.0 }));
+        let old = parse(&with("rope_scaling", llama3_scaling())).unwrap();
+        let mut inner = llama3_scaling();
+        inner["rope_theta"] = json!(100_000.0);
+        let mut new = with("rope_parameters", inner);
+        new["rope_theta"] = Json::Null;
+        let new = parse(&new).unwrap();
+        assert_eq!((new.rope_scaling, new.rope_theta), (old.rope_scaling, old.rope_theta));
+        let missing = with("rope_scaling", json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}));
+        check_error(&missing, "key \"high_freq_factor\" is missing");
+    }
+
+    #[test]
+    fn rope_frequencies_fall_from_one_by_equal_ratios() {
+        let frequencies = parse(&llama()).unwrap().rope_frequencies();
+        assert_eq!(frequencies.len(), 32);
+        assert_eq!(frequencies[0], 1.0);
+        let ratio = 100_000_f64.powf(-1.0 / 32.0);
+        assert!(frequencies.windows(2).all(|pair| (pair[1] / pair[0] - ratio).abs() < 1e-12));
+    }
+
+    #[test]
+    fn llama3_keeps_high_frequencies_and_stretches_low_ones() {
+        let plain = parse(&llama()).unwrap().rope_frequencies();
+        let scaled = parse(&with("rope_scaling", llama3_scaling())).unwrap().rope_frequencies();
+        for (plain, scaled) in plain.iter().zip(&scaled) {
+            let wavelength = 2.0 * PI / plain;
+            let expected = if wavelength < 8192.0 / 4.0 {
+                *plain
+            } else if wavelength > 8192.0 / 1.0 {
+                plain / 8.0
+            } else {
+                // The interpolation as Meta's code writes it.
+                let smooth = (8192.0 / wavelength - 1.0) / (4.0 - 1.0);
+                (1.0 - smooth) * plain / 8.0 + smooth * plain
+            };
+            assert!((scaled - expected).abs() <= 1e-15, "{plain}: {scaled} {expected}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! GGUF files: one memory-mapped file with configuration, tokenizer and (quantized) tensors.
+//!
+//! Tensors come out as Hugging Face has them: its names, its row-major shapes, its order of the rows of q and k,
+//! values dequantized to `f32`.
+
+mod dequant;
+mod header;
+mod names;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use self::dequant::{GgmlType, dequantize};
+pub(super) use self::header::{Header, Value};
+use self::header::{Stored, TensorInfo};
+use super::config::{ModelConfig, RopeScaling};
+use super::error::nearest_names;
+use super::map::MappedFile;
+use super::{Checkpoint, LoadError, floats};
+
+/// llama.cpp's divisors of the rotary frequencies: part of the configuration, not a weight.
+const ROPE_FREQS: &str = "rope_freqs.weight";
+
+/// A decoder family that llama.cpp knows, and the facts that differ between families.
+struct Family {
+    /// `general.architecture`.
+    gguf: &'static str,
+    /// The class in `architectures` of a Hugging Face `config.json`.
+    hugging_face: &'static str,
+    /// Whether llama.cpp stores the two rows of a rotary pair side by side.
+    interleaved_rows: bool,
+}
+
+const FAMILIES: [Family; 2] = [
+    Family { gguf: "llama", hugging_face: "LlamaForCausalLM", interleaved_rows: true },
+    Family { gguf: "qwen2", hugging_face: "Qwen2ForCausalLM", interleaved_rows: false },
+];
+
+/// The tensors of one memory-mapped GGUF file.
+pub struct GgufCheckpoint {
+    map: MappedFile,
+    /// By Hugging Face name.
+    tensors: BTreeMap<String, Tensor>,
+}
+
+/// A tensor, and the change of row order it needs.
+struct Tensor {
+    info: TensorInfo,
+    /// Number of heads whose rows are interleaved pairs; `None` where the rows are as Hugging Face has them.
+    interleaved_heads: Option<usize>,
+}
+
+/// A GGUF file, opened: its header is parsed, no tensor is read yet.
+pub(super) struct GgufFile {
+    pub(super) header: Header,
+    pub(super) config: ModelConfig,
+    pub(super) checkpoint: GgufCheckpoint,
+}
+
+/// Opens `file` and reads its header.
+pub(super) fn open(file: &Path) -> Result<GgufFile, LoadError> {
+    let map = MappedFile::open(file)?;
+    let mut header = Header::parse(map.bytes(), file)?;
+    let family = family_of(&header, file)?;
+    let tied_head = !header.tensors.contains_key("output.weight");
+    let attention_bias = header.tensors.contains_key("blk.0.attn_q.bias");
+    let mut config = ModelConfig::from_gguf(file, &header.metadata, family.gguf, family.hugging_face)?;
+    config.tie_word_embeddings = tied_head;
+    config.attention_bias = attention_bias;
+    if let Some(info) = header.tensors.remove(ROPE_FREQS) {
+        check_shape(file, ROPE_FREQS, &info.shape, &[config.head_dim / 2])?;
+        let divisors = read_stored(&map, ROPE_FREQS, &info.stored)?;
+        config.rope_scaling = Some(RopeScaling::PerFrequency { divisors });
+    }
+    let mut tensors = BTreeMap::new();
+    for (gguf_name, info) in std::mem::take(&mut header.tensors) {
+        let Some(name) = names::hugging_face_name(&gguf_name) else {
+            return Err(LoadError::UnknownTensor {
+                file: file.to_owned(),
+                name: gguf_name,
+                architecture: family.gguf.to_owned(),
+            });
+        };
+        let interleaved_heads = match projected_heads(&name, &config) {
+            Some(n_heads) if family.interleaved_rows => {
+                check_rotary_rows(file, &name, &info.shape, n_heads * config.head_dim)?;
+                Some(n_heads)
+            }
+            _ => None,
+        };
+        tensors.insert(name, Tensor { info, interleaved_heads });
+    }
+    Ok(GgufFile { header, config, checkpoint: GgufCheckpoint { map, tensors } })
+}
+
+fn family_of(header: &Header, file: &Path) -> Result<&'static Family, LoadError> {
+    const KEY: &str = "general.architecture";
+    let architecture = match header.metadata.get(KEY) {
+        Some(Value::Text(architecture)) => architecture,
+        _ => return Err(LoadError::MissingKey { file: file.to_owned(), key: KEY.to_owned() }),
+    };
+    FAMILIES.iter().find(|family| family.gguf == architecture).ok_or_else(|| LoadError::UnknownArchitecture {
+        file: file.to_owned(),
+        architecture: architecture.clone(),
+        known: FAMILIES.iter().map(|family| family.gguf.to_owned()).collect(),
+    })
+}
+
+/// The number of heads that q or k projects to; `None` for any other tensor.
+fn projected_heads(name: &str, config: &ModelConfig) -> Option<usize> {
+    let (linear, _) = name.rsplit_once('.')?;
+    if linear.ends_with(".self_attn.q_proj") {
+        Some(config.n_heads)
+    } else if linear.ends_with(".self_attn.k_proj") {
+        Some(config.n_kv_heads)
+    } else {
+        None
+    }
+}
+
+/// Rows can be put in order only if there are `n_rows` of them, as the header's head counts imply.
+fn check_rotary_rows(file: &Path, name: &str, shape: &[usize], n_rows: usize) -> Result<(), LoadError> {
+    let expected: Vec<usize> = std::iter::once(n_rows).chain(shape.iter().copied().skip(1).map(|dim| dim.max(1))).collect();
+    check_shape(file, name, shape, &expected)
+}
+
+fn check_shape(file: &Path, name: &str, found: &[usize], expected: &[usize]) -> Result<(), LoadError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(LoadError::WrongShape {
+        file: file.to_owned(),
+        name: name.to_owned(),
+        expected: expected.to_vec(),
+        found: found.to_vec(),
+    })
+}
+
+fn read_stored(map: &MappedFile, name: &str, stored: &Stored) -> Result<Vec<f32>, LoadError> {
+    let file = || map.path().to_owned();
+    let values = match stored {
+        // In bounds: the header checked the range against the file's length.
+        Stored::Known(ggml_type, range) => dequantize(*ggml_type, &map.bytes()[range.clone()]),
+        Stored::Unknown(type_id) => {
+            return Err(LoadError::UnsupportedDtype {
+                file: file(),
+                name: name.to_owned(),
+                dtype: format!("ggml type {type_id}"),
+                known: GgmlType::known(),
+            });
+        }
+    };
+    match floats::first_non_finite(&values) {
+        None => Ok(values),
+        Some(index) => Err(LoadError::NonFinite { file: file(), name: name.to_owned(), index }),
+    }
+}
+
+impl Checkpoint for GgufCheckpoint {
+    fn names(&self) -> Vec<String> {
+        self.tensors.keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.tensors.get(name).map(|tensor| tensor.info.shape.clone())
+    }
+
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let tensor = self.tensors.get(name).ok_or_else(|| LoadError::MissingTensor {
+            file: self.map.path().to_owned(),
+            name: name.to_owned(),
+            nearest: nearest_names(name, self.tensors.keys().map(String::as_str)),
+        })?;
+        let values = read_stored(&self.map, name, &tensor.info.stored)?;
+        Ok(match tensor.interleaved_heads {
+            Some(n_heads) => {
+                let row_len = tensor.info.shape.get(1).copied().unwrap_or(1);
+                names::interleaved_rows_to_halves(&values, n_heads, row_len)
+            }
+            None => values,
+        })
+    }
+
+    fn source(&self) -> &Path {
+        self.map.path()
+    }
+
+    fn bytes_on_disk(&self) -> u64 {
+        self.map.bytes().len() as u64
+    }
+}

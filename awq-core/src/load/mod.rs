@@ -1,0 +1,115 @@
+//! Checkpoints from disk: Hugging Face folders and GGUF files, as named `f32` tensors with one configuration.
+//!
+//! Nothing here knows tensors of a backend: values are plain `Vec<f32>`, row-major, `[out, in]`. Files are
+//! memory-mapped and read one tensor at a time, so that a model larger than memory can be worked on block by block.
+
+pub mod config;
+mod error;
+mod floats;
+mod gguf;
+mod map;
+mod safetensors;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod tokenizer;
+
+use std::path::Path;
+use std::sync::Arc;
+
+pub use self::config::{ModelConfig, RopeScaling};
+pub use self::error::LoadError;
+pub use self::gguf::GgufCheckpoint;
+pub use self::safetensors::SafetensorsCheckpoint;
+pub use self::tokenizer::Tokenizer;
+
+/// A memory-mapped source of named tensors.
+///
+/// Names are those of Hugging Face (`model.layers.0.self_attn.q_proj.weight`), whatever the format; shapes are
+/// row-major, `[out, in]` for a linear.
+pub trait Checkpoint: Send + Sync {
+    /// All names, sorted.
+    fn names(&self) -> Vec<String>;
+
+    /// The shape, or `None` where there is no such tensor.
+    fn shape(&self, name: &str) -> Option<Vec<usize>>;
+
+    /// The values in row-major order, converted or dequantized. Touches the bytes of this tensor only.
+    ///
+    /// # Errors
+    /// No such tensor, a storage type that cannot be converted, or a value that is NaN or infinite.
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError>;
+
+    /// The file that stands for the checkpoint in messages: the weights' file, or the index of the shards.
+    fn source(&self) -> &Path;
+
+    /// Size of all files together.
+    fn bytes_on_disk(&self) -> u64;
+}
+
+/// A model on disk, opened: its headers are read and checked, its tensors are not read yet.
+pub struct OpenedModel {
+    /// The facts of the decoder.
+    pub config: ModelConfig,
+    /// The weights.
+    pub checkpoint: Arc<dyn Checkpoint>,
+    /// The tokenizer that came with it.
+    pub tokenizer: Tokenizer,
+}
+
+/// Opens a model: a folder in Hugging Face layout (`config.json`, `tokenizer.json`, `model.safetensors` or
+/// shards with an index), or a `.gguf` file.
+///
+/// # Errors
+/// Anything that is missing, truncated, unknown or contradictory; see [`LoadError`].
+pub fn open_model(path: &Path) -> Result<OpenedModel, LoadError> {
+    let opened = if path.is_dir() {
+        open_folder(path)?
+    } else if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        open_gguf(path)?
+    } else {
+        // A path that is not there is the likelier mistake: say that first.
+        std::fs::metadata(path).map_err(|source| LoadError::Open { file: path.to_owned(), source })?;
+        return Err(LoadError::UnknownFormat { path: path.to_owned() });
+    };
+    let (tokens, rows) = (opened.tokenizer.vocab_size(), opened.config.vocab_size);
+    if tokens > rows {
+        return Err(LoadError::VocabularyMismatch { file: opened.tokenizer.file().to_owned(), tokenizer: tokens, model: rows });
+    }
+    Ok(opened)
+}
+
+fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
+    let config = ModelConfig::from_hugging_face(&folder.join("config.json"))?;
+    let tokenizer = Tokenizer::from_folder(folder, &config)?;
+    let checkpoint = Arc::new(SafetensorsCheckpoint::open_folder(folder)?);
+    Ok(OpenedModel { config, checkpoint, tokenizer })
+}
+
+fn open_gguf(file: &Path) -> Result<OpenedModel, LoadError> {
+    let opened = gguf::open(file)?;
+    let tokenizer = Tokenizer::from_gguf(file, &opened.header.metadata)?;
+    Ok(OpenedModel { config: opened.config, checkpoint: Arc::new(opened.checkpoint), tokenizer })
+}
+
+/// Reads a tensor whose shape must be `expected`.
+///
+/// # Errors
+/// As [`Checkpoint::read_f32`], and [`LoadError::WrongShape`] before any byte of the tensor is touched.
+pub fn read_exact_shape(checkpoint: &dyn Checkpoint, name: &str, expected: &[usize]) -> Result<Vec<f32>, LoadError> {
+    match checkpoint.shape(name) {
+        Some(found) if found != expected => Err(LoadError::WrongShape {
+            file: checkpoint.source().to_owned(),
+            name: name.to_owned(),
+            expected: expected.to_vec(),
+            found,
+        }),
+        // A missing tensor is an error of `read_f32`, which knows the nearest names.
+        _ => checkpoint.read_f32(name),
+    }
+}
+
+/// Parses a JSON file.
+fn read_json<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T, LoadError> {
+    let bytes = std::fs::read(file).map_err(|source| LoadError::Open { file: file.to_owned(), source })?;
+    serde_json::from_slice(&bytes).map_err(|source| LoadError::Json { file: file.to_owned(), source })
+}

@@ -1,0 +1,376 @@
+//! Hugging Face folders: `model.safetensors`, or shards listed by `model.safetensors.index.json`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use serde::Deserialize;
+
+use super::error::nearest_names;
+use super::floats::{self, FloatType};
+use super::map::MappedFile;
+use super::{Checkpoint, LoadError, read_json};
+
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+const READABLE: &str = "F32, F16, BF16";
+
+/// The tensors of one or more memory-mapped safetensors files.
+pub struct SafetensorsCheckpoint {
+    /// The single file or the index: what error messages about the whole checkpoint name.
+    source: PathBuf,
+    shards: Vec<MappedFile>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+/// Where a tensor lies.
+struct Entry {
+    shard_idx: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Byte range in the shard's file.
+    range: Range<usize>,
+}
+
+/// The part of the index file that matters: tensor name to shard file name.
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl SafetensorsCheckpoint {
+    /// Opens `model.safetensors` of `folder`, or else the shards that its index names. Maps the files and
+    /// reads the headers only.
+    ///
+    /// # Errors
+    /// A missing or unreadable file, a truncated shard, a header that contradicts itself, a shard or a tensor
+    /// that the index promises and the folder lacks.
+    pub fn open_folder(folder: &Path) -> Result<Self, LoadError> {
+        let index = folder.join(INDEX_FILE);
+        let single = folder.join(SINGLE_FILE);
+        if index.exists() && !single.exists() { Self::open_sharded(folder, &index) } else { Self::open_file(&single) }
+    }
+
+    /// Opens one safetensors file.
+    ///
+    /// # Errors
+    /// As [`SafetensorsCheckpoint::open_folder`].
+    pub fn open_file(file: &Path) -> Result<Self, LoadError> {
+        let mut checkpoint = Self { source: file.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
+        checkpoint.add_shard(file)?;
+        Ok(checkpoint)
+    }
+
+    fn open_sharded(folder: &Path, index_file: &Path) -> Result<Self, LoadError> {
+        let index: ShardIndex = read_json(index_file)?;
+        let mut checkpoint = Self { source: index_file.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
+        let shards: BTreeSet<&str> = index.weight_map.values().map(String::as_str).collect();
+        for shard in shards {
+            let file = folder.join(shard);
+            if !file.exists() {
+                let tensor = index.weight_map.iter().find(|(_, home)| *home == shard).map(|(name, _)| name.clone());
+                return Err(LoadError::MissingShard {
+                    file: index_file.to_owned(),
+                    shard: shard.to_owned(),
+                    tensor: tensor.unwrap_or_default(),
+                });
+            }
+            checkpoint.add_shard(&file)?;
+        }
+        checkpoint.check_against(&index, folder)?;
+        Ok(checkpoint)
+    }
+
+    /// Every tensor of the index must lie in the shard that the index names.
+    fn check_against(&self, index: &ShardIndex, folder: &Path) -> Result<(), LoadError> {
+        for (name, shard) in &index.weight_map {
+            let shard_file = folder.join(shard);
+            let at_home = self.tensors.get(name).is_some_and(|entry| self.shards[entry.shard_idx].path() == shard_file);
+            if !at_home {
+                return Err(LoadError::MissingTensor {
+                    nearest: nearest_names(name, self.tensors.keys().map(String::as_str)),
+                    file: shard_file,
+                    name: name.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn add_shard(&mut self, file: &Path) -> Result<(), LoadError> {
+        let map = MappedFile::open(file)?;
+        let (header_bytes, metadata) =
+            SafeTensors::read_metadata(map.bytes()).map_err(|error| header_error(file, map.bytes(), &error))?;
+        let data_start = 8 + header_bytes;
+        let shard_idx = self.shards.len();
+        for (name, info) in metadata.tensors() {
+            let (start, end) = info.data_offsets;
+            let entry = Entry {
+                shard_idx,
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                range: data_start + start..data_start + end,
+            };
+            if self.tensors.insert(name.clone(), entry).is_some() {
+                return Err(LoadError::BadHeader {
+                    file: file.to_owned(),
+                    problem: format!("tensor {name:?} stands in two shards"),
+                });
+            }
+        }
+        self.shards.push(map);
+        Ok(())
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry, LoadError> {
+        self.tensors.get(name).ok_or_else(|| LoadError::MissingTensor {
+            file: self.source.clone(),
+            name: name.to_owned(),
+            nearest: nearest_names(name, self.tensors.keys().map(String::as_str)),
+        })
+    }
+}
+
+impl Checkpoint for SafetensorsCheckpoint {
+    fn names(&self) -> Vec<String> {
+        self.tensors.keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.tensors.get(name).map(|entry| entry.shape.clone())
+    }
+
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let entry = self.entry(name)?;
+        let shard = &self.shards[entry.shard_idx];
+        let float = match entry.dtype {
+            Dtype::F32 => FloatType::F32,
+            Dtype::F16 => FloatType::F16,
+            Dtype::BF16 => FloatType::Bf16,
+            other => {
+                return Err(LoadError::UnsupportedDtype {
+                    file: shard.path().to_owned(),
+                    name: name.to_owned(),
+                    dtype: format!("{other:?}"),
+                    known: READABLE.to_owned(),
+                });
+            }
+        };
+        // In bounds: the header's ranges were checked against the file's length when the shard was opened.
+        let values = floats::to_f32(float, &shard.bytes()[entry.range.clone()]);
+        match floats::first_non_finite(&values) {
+            None => Ok(values),
+            Some(index) => {
+                Err(LoadError::NonFinite { file: shard.path().to_owned(), name: name.to_owned(), index })
+            }
+        }
+    }
+
+    fn source(&self) -> &Path {
+        &self.source
+    }
+
+    fn bytes_on_disk(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.bytes().len() as u64).sum()
+    }
+}
+
+/// Tells a cut-off download, which the user can cure, from a header that contradicts itself.
+fn header_error(file: &Path, bytes: &[u8], error: &SafeTensorError) -> LoadError {
+    let found = bytes.len() as u64;
+    let truncated = |expected| LoadError::Truncated { file: file.to_owned(), expected, found };
+    let bad = || LoadError::BadHeader { file: file.to_owned(), problem: error.to_string() };
+    match error {
+        SafeTensorError::HeaderTooSmall => truncated(8),
+        SafeTensorError::InvalidHeaderLength => declared_header_end(bytes).map_or_else(bad, truncated),
+        SafeTensorError::MetadataIncompleteBuffer => match declared_data_end(bytes) {
+            Some(expected) if expected > found => truncated(expected),
+            Some(expected) => LoadError::BadHeader {
+                file: file.to_owned(),
+                problem: format!("the tensors end at byte {expected} but the file has {found}"),
+            },
+            None => bad(),
+        },
+        _ => bad(),
+    }
+}
+
+/// The byte after the JSON header: its length stands in the first 8 bytes.
+fn declared_header_end(bytes: &[u8]) -> Option<u64> {
+    u64::from_le_bytes(*bytes.first_chunk()?).checked_add(8)
+}
+
+/// The byte after the last tensor.
+fn declared_data_end(bytes: &[u8]) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Offsets {
+        data_offsets: (u64, u64),
+    }
+    let data_start = declared_header_end(bytes)?;
+    let json = bytes.get(8..usize::try_from(data_start).ok()?)?;
+    let header: BTreeMap<String, serde_json::Value> = serde_json::from_slice(json).ok()?;
+    let ends = header.into_iter().filter(|(name, _)| name != "__metadata__").filter_map(|(_, value)| {
+        serde_json::from_value::<Offsets>(value).ok().map(|offsets| offsets.data_offsets.1)
+    });
+    data_start.checked_add(ends.max().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::load::testing::{Stored, write_safetensors};
+    use crate::load::read_exact_shape;
+    use half::{bf16, f16};
+    use proptest::prelude::*;
+
+    const VALUES: [f32; 6] = [0.5, -1.25, 3.0, 0.0, -0.0078125, 96.0];
+
+    fn stored(dtype: Dtype, values: &[f32]) -> Stored {
+        let bytes = match dtype {
+            Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Dtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+            Dtype::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+            _ => vec![0; values.len() * dtype.bitsize() / 8],
+        };
+        Stored { dtype, shape: vec![2, values.len() / 2], bytes }
+    }
+
+    fn folder_with(tensors: &[(&str, Stored)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        write_safetensors(&folder.path().join(SINGLE_FILE), tensors);
+        folder
+    }
+
+    fn two_shards() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        write_safetensors(&folder.path().join("a.safetensors"), &[("x", stored(Dtype::F32, &VALUES))]);
+        write_safetensors(&folder.path().join("b.safetensors"), &[("y", stored(Dtype::BF16, &VALUES))]);
+        write_index(&folder, r#"{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}"#);
+        folder
+    }
+
+    fn write_index(folder: &tempfile::TempDir, json: &str) {
+        std::fs::write(folder.path().join(INDEX_FILE), json).unwrap();
+    }
+
+    fn open_error(folder: &tempfile::TempDir) -> String {
+        let error = SafetensorsCheckpoint::open_folder(folder.path()).err().unwrap().to_string();
+        error.replace(folder.path().to_str().unwrap(), "DIR")
+    }
+
+    #[test]
+    fn all_three_float_types_read_exactly() {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+            let folder = folder_with(&[("w", stored(dtype, &VALUES))]);
+            let checkpoint = SafetensorsCheckpoint::open_folder(folder.path()).unwrap();
+            assert_eq!(checkpoint.read_f32("w").unwrap(), VALUES, "{dtype:?}");
+            assert_eq!(checkpoint.shape("w"), Some(vec![2, 3]));
+        }
+    }
+
+    #[test]
+    fn shards_join_under_one_index() {
+        let folder = two_shards();
+        let checkpoint = SafetensorsCheckpoint::open_folder(folder.path()).unwrap();
+        assert_eq!(checkpoint.names(), ["x", "y"]);
+        assert_eq!(checkpoint.read_f32("y").unwrap(), VALUES);
+        let on_disk = ["a", "b"].map(|name| folder.path().join(format!("{name}.safetensors")).metadata().unwrap().len());
+        assert_eq!(checkpoint.bytes_on_disk(), on_disk.iter().sum::<u64>());
+    }
+
+    #[test]
+    fn missing_shard_is_named() {
+        let folder = two_shards();
+        std::fs::remove_file(folder.path().join("b.safetensors")).unwrap();
+        assert_eq!(
+            open_error(&folder),
+            "DIR/model.safetensors.index.json: shard \"b.safetensors\", which holds \"y\", is not in the folder; \
+             download the missing shard"
+        );
+    }
+
+    #[test]
+    fn tensor_promised_by_the_index_must_be_in_its_shard() {
+        let folder = two_shards();
+        for json in [
+            r#"{"weight_map": {"x": "a.safetensors", "y": "b.safetensors", "yy": "b.safetensors"}}"#,
+            r#"{"weight_map": {"x": "b.safetensors", "y": "b.safetensors", "yy": "a.safetensors"}}"#,
+        ] {
+            write_index(&folder, json);
+            assert!(open_error(&folder).contains("no tensor named"), "{}", open_error(&folder));
+        }
+    }
+
+    #[test]
+    fn index_that_is_not_json_is_named() {
+        let folder = two_shards();
+        write_index(&folder, "{");
+        assert_eq!(open_error(&folder), "DIR/model.safetensors.index.json: not valid JSON; download it again");
+    }
+
+    #[test]
+    fn every_truncation_is_an_error_that_says_so() {
+        let folder = folder_with(&[("w", stored(Dtype::F32, &VALUES))]);
+        let file = folder.path().join(SINGLE_FILE);
+        let whole = std::fs::read(&file).unwrap();
+        for length in 0..whole.len() {
+            std::fs::write(&file, &whole[..length]).unwrap();
+            let message = open_error(&folder);
+            assert!(message.contains("truncated: at least"), "{length}: {message}");
+            assert!(message.ends_with(&format!("the file has {length}; download it again")), "{message}");
+        }
+    }
+
+    #[test]
+    fn trailing_bytes_and_hostile_header_length_are_errors() {
+        let folder = folder_with(&[("w", stored(Dtype::F32, &VALUES))]);
+        let file = folder.path().join(SINGLE_FILE);
+        let whole = std::fs::read(&file).unwrap();
+        std::fs::write(&file, [whole.as_slice(), b"extra"].concat()).unwrap();
+        assert!(open_error(&folder).contains("bad header: the tensors end at byte"), "{}", open_error(&folder));
+
+        std::fs::write(&file, [&u64::MAX.to_le_bytes(), &whole[8..]].concat()).unwrap();
+        assert!(open_error(&folder).contains("bad header"), "{}", open_error(&folder));
+    }
+
+    #[test]
+    fn nan_is_reported_with_its_place() {
+        let mut values = VALUES;
+        values[4] = f32::NAN;
+        let folder = folder_with(&[("w", stored(Dtype::BF16, &values))]);
+        let checkpoint = SafetensorsCheckpoint::open_folder(folder.path()).unwrap();
+        let error = checkpoint.read_f32("w").unwrap_err();
+        assert!(matches!(error, LoadError::NonFinite { index: 4, .. }), "{error}");
+    }
+
+    #[test]
+    fn wrong_names_shapes_and_types_are_reported() {
+        let folder = folder_with(&[("model.norm.weight", stored(Dtype::F32, &VALUES)), ("mask", stored(Dtype::I64, &VALUES))]);
+        let checkpoint = SafetensorsCheckpoint::open_folder(folder.path()).unwrap();
+        let missing = checkpoint.read_f32("model.norms.weight").unwrap_err();
+        assert!(missing.to_string().contains("nearest: model.norm.weight"), "{missing}");
+        let shape = read_exact_shape(&checkpoint, "model.norm.weight", &[3, 2]).unwrap_err();
+        assert!(shape.to_string().contains("has shape [2, 3], expected [3, 2]"), "{shape}");
+        let dtype = checkpoint.read_f32("mask").unwrap_err();
+        assert!(dtype.to_string().contains("is stored as I64, expected one of F32, F16, BF16"), "{dtype}");
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_files_never_panic(position in 0usize..200, byte: u8) {
+            let folder = folder_with(&[("w", stored(Dtype::F16, &VALUES)), ("v", stored(Dtype::F32, &VALUES))]);
+            let file = folder.path().join(SINGLE_FILE);
+            let mut bytes = std::fs::read(&file).unwrap();
+            let length = bytes.len();
+            bytes[position % length] = byte;
+            std::fs::write(&file, bytes).unwrap();
+            if let Ok(checkpoint) = SafetensorsCheckpoint::open_folder(folder.path()) {
+                for name in checkpoint.names() {
+                    let _ = checkpoint.read_f32(&name);
+                }
+            }
+        }
+    }
+}
