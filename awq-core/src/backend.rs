@@ -35,11 +35,11 @@ pub struct RotaryTable<B: Backend> {
 /// A burn backend that this crate runs on. Overrides must agree with the defaults up to rounding.
 pub trait QuantBackend: Backend {
     /// Rounds a `[out, in]` weight onto `grid`: minimum and maximum of each group set its scale and zero point.
-    fn quantize(weight: Tensor<Self, 2>, grid: &Grid) -> QuantizedWeight {
+    fn quantize_weight(weight: Tensor<Self, 2>, grid: &Grid) -> QuantizedWeight {
         crate::quantized::quantize_tensor(weight, grid)
     }
 
-    /// `quantize` then dequantize, without materialising codes: `[out, in]` in, `[out, in]` out.
+    /// [`Self::quantize_weight`] then dequantize, without materialising codes: `[out, in]` in, `[out, in]` out.
     fn fake_quant(weight: Tensor<Self, 2>, grid: &Grid) -> Tensor<Self, 2> {
         crate::quantized::fake_quant_tensor(weight, grid)
     }
@@ -153,7 +153,7 @@ impl QuantBackend for burn::backend::Wgpu {}
 macro_rules! host_backend {
     ($backend:ty) => {
         impl QuantBackend for $backend {
-            fn quantize(weight: Tensor<Self, 2>, grid: &Grid) -> QuantizedWeight {
+            fn quantize_weight(weight: Tensor<Self, 2>, grid: &Grid) -> QuantizedWeight {
                 let [n_out, n_in] = weight.dims();
                 crate::host::grid::quantize(&float_vec(weight), n_out, n_in, grid)
             }

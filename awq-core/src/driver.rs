@@ -151,7 +151,8 @@ fn quantize_shared<B: QuantBackend>(
     let edit = job.method.quantize_block(&BlockCtx { block_idx, block, inputs: Some(inputs), linears, grid: &job.grid })?;
     let applied = apply(block, edit);
     let quantized = run(applied.block.as_ref(), hidden);
-    Ok((applied.stored(), with_output_error(applied.log, outputs, &quantized)))
+    let log = with_output_error(applied.log, outputs, &quantized);
+    Ok((StoredBlock::new(applied.weights, applied.block.params()), log))
 }
 
 /// One job on a block that sees the outputs of the job's own quantized blocks.
@@ -219,12 +220,6 @@ struct Applied<B: QuantBackend> {
     block: Box<dyn Block<B>>,
     weights: BTreeMap<LinearName, PackedWeight>,
     log: BlockLog,
-}
-
-impl<B: QuantBackend> Applied<B> {
-    fn stored(self) -> StoredBlock {
-        StoredBlock::new(self.weights, self.block.params())
-    }
 }
 
 /// The block that an edit asks for.

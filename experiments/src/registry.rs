@@ -1,24 +1,46 @@
-//! One line per method. A registry name is the TOML key, the column value and the label in tables.
+//! The methods, one line each. A registry name is the TOML key and the first word of the label in tables.
 
 use awq_core::awq::Awq;
+use awq_core::backend::QuantBackend;
+use awq_core::method::QuantMethod;
 use baselines::rtn::Rtn;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Makes the enum, its names and its dispatch from one line per method.
 macro_rules! methods {
-    ($($(#[$doc:meta])* $variant:ident($config:ty) = $key:literal, label $label:literal;)*) => {
+    ($($(#[doc = $doc:literal])* $variant:ident($config:ty) = $key:literal;)*) => {
         /// A quantization method with its settings. The struct that is parsed is the method itself.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
         pub enum MethodSpec {
-            $($(#[$doc])* #[serde(rename = $key)] $variant($config),)*
+            $($(#[doc = $doc])* #[serde(rename = $key)] $variant($config),)*
+        }
+
+        impl MethodSpec {
+            /// Every TOML key.
+            pub const KEYS: &'static [&'static str] = &[$($key),*];
+
+            /// The TOML key.
+            pub fn key(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $key,)* }
+            }
+
+            /// The label in tables; settings that change the method are named in it.
+            pub fn label(&self) -> String {
+                match self { $(Self::$variant(method) => method.label(),)* }
+            }
+
+            /// The method on a backend.
+            pub fn method<B: QuantBackend>(&self) -> &dyn QuantMethod<B> {
+                match self { $(Self::$variant(method) => method,)* }
+            }
         }
     };
 }
 
 methods! {
     /// Round to nearest.
-    Rtn(Rtn) = "rtn", label "RTN";
+    Rtn(Rtn) = "rtn";
     /// Activation-aware Weight Quantization.
-    Awq(Awq) = "awq", label "AWQ";
+    Awq(Awq) = "awq";
 }

@@ -172,7 +172,7 @@ pub struct Nearest;
 
 impl<B: QuantBackend> LinearMethod<B> for Nearest {
     fn quantize_linear(&self, ctx: &LinearCtx<'_, B>) -> Result<(QuantizedWeight, LinearLog), MethodError> {
-        let quantized = B::quantize(ctx.weight.clone(), ctx.grid);
+        let quantized = B::quantize_weight(ctx.weight.clone(), ctx.grid);
         let error = ctx.weight.clone() - quantized.to_tensor(&ctx.weight.device());
         let weight_mse = error.powi_scalar(2).mean().into_scalar();
         let weight_mse = burn::tensor::ElementConversion::elem::<f64>(weight_mse);

@@ -1,0 +1,157 @@
+//! Perplexity under a named protocol. Two numbers may be compared only if text, protocol and window length are the same.
+//!
+//! | protocol | windows | scored | reported |
+//! |---|---|---|---|
+//! | `gptq` | non-overlapping windows of the joined text, tokenized once, tail dropped | all but the first token of each | exp of the mean of the windows' means |
+//! | `llama-cpp` | chunks, the first token of each replaced by BOS | the second half: positions `n/2 .. n-2` predict the next | exp of the mean over tokens, and its standard error |
+
+use anyhow::{Context, ensure};
+use awq_core::backend::QuantBackend;
+use awq_core::load::Tokenizer;
+use awq_core::model::{Decoder, NoTap};
+use burn::tensor::Tensor;
+
+use crate::config::ProtocolSpec;
+
+/// Windows of one text under one protocol, ready to be scored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Windows {
+    /// Token ids, one window a row, all of one length.
+    pub windows: Vec<Vec<u32>>,
+    /// Windows of the whole text, before any limit.
+    pub n_total: usize,
+    /// First position that is a target; all later ones are targets too.
+    pub first_target: usize,
+}
+
+impl Windows {
+    /// Cuts `ids` (the whole text, tokenized once without special tokens) as `protocol` says.
+    ///
+    /// # Errors
+    /// A text shorter than one window, or a protocol that needs a BOS which the tokenizer lacks.
+    pub fn cut(ids: &[u32], tokenizer: &Tokenizer, protocol: &ProtocolSpec, max_windows: Option<usize>) -> anyhow::Result<Self> {
+        let (len, first_target) = match protocol {
+            ProtocolSpec::Gptq(gptq) => (usize::from(gptq.seq_len.get()), 1),
+            ProtocolSpec::LlamaCpp(chunks) => (usize::from(chunks.chunk_len.get()), usize::from(chunks.chunk_len.get()) / 2 + 1),
+        };
+        ensure!(len >= 2, "a window of {len} token predicts nothing; use at least 2");
+        let with_bos: Vec<u32>;
+        let ids = match protocol {
+            // The reference tokenizes with special tokens once: at most one BOS, at the very start of the text.
+            ProtocolSpec::Gptq(_) if tokenizer.adds_bos() => {
+                let bos = tokenizer.bos().context("the tokenizer says it adds a BOS token but names none")?;
+                with_bos = std::iter::once(bos).chain(ids.iter().copied()).collect();
+                &with_bos
+            }
+            _ => ids,
+        };
+        let n_total = ids.len() / len;
+        ensure!(n_total > 0, "the text has {} tokens, one window takes {len}; use a longer text or a shorter window", ids.len());
+        let n = max_windows.map_or(n_total, |max| max.min(n_total));
+        let mut windows: Vec<Vec<u32>> = ids.chunks_exact(len).take(n).map(<[u32]>::to_vec).collect();
+        if let ProtocolSpec::LlamaCpp(_) = protocol {
+            let bos = tokenizer.bos().context("protocol llama-cpp puts a BOS token in front of every chunk, this tokenizer has none; use protocol gptq")?;
+            windows.iter_mut().for_each(|window| window[0] = bos);
+        }
+        Ok(Self { windows, n_total, first_target })
+    }
+
+    /// Predictions scored in one window.
+    pub fn targets_per_window(&self) -> usize {
+        self.windows.first().map_or(0, |window| window.len() - self.first_target)
+    }
+}
+
+/// Negative log-likelihoods in nats, one a scored token, window by window.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scores {
+    per_window: Vec<Vec<f32>>,
+}
+
+impl Scores {
+    /// Mean over the scored tokens of each window.
+    pub fn window_means(&self) -> Vec<f64> {
+        let mean = |nll: &Vec<f32>| nll.iter().map(|&v| f64::from(v)).sum::<f64>() / nll.len() as f64;
+        self.per_window.iter().map(mean).collect()
+    }
+
+    /// Tokens scored.
+    pub fn n_tokens(&self) -> u64 {
+        self.per_window.iter().map(|window| window.len() as u64).sum()
+    }
+
+    /// `exp` of the mean of the windows' means: with windows of one length also the mean over tokens.
+    pub fn perplexity(&self) -> f64 {
+        let means = self.window_means();
+        (means.iter().sum::<f64>() / means.len() as f64).exp()
+    }
+
+    /// Standard error of the perplexity when tokens are taken as independent, as llama.cpp prints it.
+    pub fn token_standard_error(&self) -> f64 {
+        let n = self.n_tokens() as f64;
+        let values = || self.per_window.iter().flatten().map(|&v| f64::from(v));
+        let mean = values().sum::<f64>() / n;
+        let variance = values().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+        (variance / (n - 1.0).max(1.0)).sqrt() * self.perplexity()
+    }
+}
+
+/// Tokens of one forward batch: fills the matrix kernels and keeps activations in the last-level cache.
+const TOKENS_PER_BATCH: usize = 2048;
+/// Hidden states held at once, in bytes: the blocks are read once for each such share of the windows.
+const HIDDEN_BYTES: usize = 1 << 30;
+/// Rows whose logits exist at once: with a vocabulary of 128k and f32, half a gigabyte would be 1024.
+const LOGIT_ROWS: usize = 512;
+
+/// Scores windows block by block: one block's weights are in memory at a time, whatever the size of the model.
+///
+/// `progress` is called with the tokens passed through one block.
+///
+/// # Errors
+/// A block that cannot be read, a token outside the vocabulary, or likelihoods that are not finite.
+pub fn score<B: QuantBackend>(decoder: &dyn Decoder<B>, windows: &Windows, progress: &mut dyn FnMut(usize)) -> anyhow::Result<Scores> {
+    let config = decoder.config();
+    let len = windows.windows.first().map_or(1, Vec::len);
+    ensure!(len <= config.max_positions, "windows of {len} tokens are longer than the model's {} positions; use a shorter seq_len", config.max_positions);
+    let vocab = config.vocab_size as u32;
+    if let Some(id) = windows.windows.iter().flatten().find(|&&id| id >= vocab) {
+        anyhow::bail!("token {id} is outside the model's vocabulary of {vocab}: model and tokenizer do not belong together");
+    }
+    let windows_per_batch = (TOKENS_PER_BATCH / len).max(1);
+    let batches_per_share = (HIDDEN_BYTES / (4 * config.hidden_size * len * windows_per_batch)).max(1);
+    let mut per_window = Vec::with_capacity(windows.windows.len());
+    for share in windows.windows.chunks(windows_per_batch * batches_per_share) {
+        let mut hidden: Vec<Tensor<B, 3>> = share.chunks(windows_per_batch).map(|batch| decoder.embed(batch)).collect();
+        for block_idx in 0..config.n_blocks {
+            let block = decoder.block(block_idx)?;
+            for batch in &mut hidden {
+                // Hand the only reference over, so that the block can work in place.
+                let input = std::mem::replace(batch, Tensor::empty([1, 1, 1], &batch.device()));
+                progress(input.dims()[0] * input.dims()[1]);
+                *batch = block.forward(input, &mut NoTap);
+            }
+        }
+        for (batch, ids) in hidden.into_iter().zip(share.chunks(windows_per_batch)) {
+            per_window.extend(batch_nll(decoder, batch, ids, windows.first_target));
+        }
+    }
+    let finite = per_window.iter().flatten().all(|nll: &f32| nll.is_finite());
+    ensure!(finite, "the model's likelihoods are not finite: it is broken, or overflows in this precision");
+    Ok(Scores { per_window })
+}
+
+/// The negative log-likelihoods of a batch of windows; logits exist for [`LOGIT_ROWS`] rows at a time.
+fn batch_nll<B: QuantBackend>(decoder: &dyn Decoder<B>, hidden: Tensor<B, 3>, ids: &[Vec<u32>], first_target: usize) -> Vec<Vec<f32>> {
+    let [batch, len, width] = hidden.dims();
+    let n_targets = len - first_target;
+    // The state at position p predicts the token at p + 1.
+    let predicting = decoder.final_norm(hidden).narrow(1, first_target - 1, n_targets);
+    let rows = predicting.reshape([batch * n_targets, width]);
+    let targets: Vec<u32> = ids.iter().flat_map(|window| &window[first_target..]).copied().collect();
+    let mut nll = Vec::with_capacity(targets.len());
+    for (chunk_idx, targets) in targets.chunks(LOGIT_ROWS).enumerate() {
+        let rows = rows.clone().narrow(0, chunk_idx * LOGIT_ROWS, targets.len());
+        nll.extend(B::token_nll(decoder.head(rows), targets));
+    }
+    nll.chunks(n_targets).map(<[f32]>::to_vec).collect()
+}
