@@ -1,0 +1,179 @@
+//! [`ExperimentSpec`]: exactly what an experiment's TOML file may say.
+//!
+//! One file asks one question. Enums are externally tagged newtypes over `deny_unknown_fields` structs, so that a typo is
+//! an error that names line, column and path. Nothing that changes a number has a default: the file says everything, and
+//! a record stores its cell as planned.
+
+pub mod sources;
+
+use std::num::{NonZeroU16, NonZeroUsize};
+use std::path::Path;
+
+use anyhow::Context;
+use awq_core::driver::Propagation;
+use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use self::sources::*;
+use crate::registry::MethodSpec;
+
+/// A whole experiment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExperimentSpec {
+    /// The question this experiment answers, in one sentence. Printed above its tables.
+    pub question: String,
+    /// Where and on how many threads it runs. Never changes what is asked, so it is not part of a cell's identity.
+    pub run: RunSpec,
+    /// Models to quantize.
+    pub models: Vec<ModelSpec>,
+    /// What activations are collected on. Absent: only methods that need no activations may run.
+    pub calibration: Option<CalibrationSpec>,
+    /// Grids, as the product of its lists.
+    pub grids: GridSweep,
+    /// Methods, each run on every grid. Full precision is always measured.
+    pub methods: Vec<MethodSpec>,
+    /// What is measured of every quantized model.
+    pub evaluations: Vec<EvaluationSpec>,
+    /// Published numbers to print beside ours.
+    #[serde(default, rename = "reference", skip_serializing_if = "Vec::is_empty")]
+    pub references: Vec<ReferenceValue>,
+}
+
+/// Execution settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunSpec {
+    /// `flex`, `ndarray`, `cuda`, `cuda:N` or `wgpu`.
+    pub device: String,
+    /// CPU threads; all cores when absent. Never changes a result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<NonZeroUsize>,
+}
+
+/// What activations are collected on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CalibrationSpec {
+    /// The text.
+    pub dataset: DatasetSpec,
+    /// How token sequences are taken from it.
+    pub sampling: SamplingSpec,
+    /// Tokens of one sequence.
+    pub seq_len: NonZeroUsize,
+    /// What the blocks after the first see: activations of the full-precision model or of the quantized one.
+    pub propagation: Propagation,
+}
+
+/// Lists whose product gives the grids.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GridSweep {
+    /// Bits of a code.
+    pub bits: Vec<Bits>,
+    /// `"per_tensor"`, `"per_channel"` or `{ per_group = 128 }`.
+    pub granularity: Vec<Granularity>,
+    /// Where zero lies.
+    pub symmetry: Symmetry,
+    /// Whether a group's range is widened to hold zero (AWQ: false, GPTQ: true).
+    pub range_includes_zero: bool,
+    /// How scales are stored.
+    pub scale_dtype: ScaleDtype,
+}
+
+impl GridSweep {
+    /// Every grid, granularity outermost, in the order of the lists.
+    pub fn grids(&self) -> Vec<Grid> {
+        let grid = |bits, granularity| Grid {
+            bits,
+            granularity,
+            symmetry: self.symmetry,
+            range_includes_zero: self.range_includes_zero,
+            scale_dtype: self.scale_dtype,
+        };
+        self.granularity.iter().flat_map(|&granularity| self.bits.iter().map(move |&bits| grid(bits, granularity))).collect()
+    }
+}
+
+/// Something measured of a model.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EvaluationSpec {
+    /// Perplexity of a text under a named protocol.
+    Perplexity(PerplexitySpec),
+}
+
+/// See [`EvaluationSpec::Perplexity`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PerplexitySpec {
+    /// The text.
+    pub dataset: DatasetSpec,
+    /// How it is cut, fed and scored.
+    pub protocol: ProtocolSpec,
+    /// Score only the first this many windows; the whole text when absent. A limited number is marked in every table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_windows: Option<NonZeroUsize>,
+}
+
+/// A perplexity protocol. Two numbers may be compared only if their protocols are the same.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProtocolSpec {
+    /// Joined text, non-overlapping windows, all but the first token of a window scored, tail dropped.
+    Gptq(GptqProtocol),
+    /// llama.cpp's `llama-perplexity`: chunks with a BOS in front, the second half scored.
+    LlamaCpp(LlamaCppProtocol),
+}
+
+/// See [`ProtocolSpec::Gptq`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GptqProtocol {
+    /// Tokens of a window (2048 in the papers).
+    pub seq_len: NonZeroU16,
+}
+
+/// See [`ProtocolSpec::LlamaCpp`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LlamaCppProtocol {
+    /// Tokens of a chunk (512 in llama.cpp's default).
+    pub chunk_len: NonZeroU16,
+}
+
+/// A published number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReferenceValue {
+    /// Model name as in `models`.
+    pub model: String,
+    /// Method label as in our tables (`FP16`, `RTN`, `AWQ`, ...).
+    pub method: String,
+    /// Grid label as in our tables (`W4 g128`); absent for full precision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grid: Option<String>,
+    /// The published perplexity.
+    pub perplexity: f64,
+    /// Where it was published.
+    pub source: String,
+    /// What to know about it (another protocol, a doubtful header).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+impl ExperimentSpec {
+    /// Reads and checks a TOML file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a key or type that the schema does not know (with line and column), or values that
+    /// contradict each other; each names the file and the remedy.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("{}: cannot read the experiment's TOML file", path.display()))?;
+        let spec: Self = toml::from_str(&text).with_context(|| format!("{}: not a valid experiment", path.display()))?;
+        spec.check().with_context(|| format!("{}: not a valid experiment", path.display()))?;
+        Ok(spec)
+    }
+}
