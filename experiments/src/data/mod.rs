@@ -1,0 +1,92 @@
+//! Texts to calibrate and evaluate on, one data set a file.
+
+mod bundled;
+pub mod calibration;
+mod pile_val;
+mod sotu;
+mod text_file;
+mod wikitext2;
+
+use anyhow::Context;
+use sha2::{Digest, Sha256};
+
+use crate::assets::{AssetStore, hex};
+use crate::config::sources::DatasetSpec;
+
+/// A text as documents and how they are joined.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Text {
+    /// Name in tables and messages, e.g. `wikitext2-test`.
+    pub name: String,
+    /// The documents (rows, lines, speeches), in the data set's order.
+    pub documents: Vec<String>,
+    /// What stands between two documents in the joined text.
+    pub separator: &'static str,
+    /// sha256 of the joined text in UTF-8.
+    pub sha256: String,
+    /// True information content of the whole text in nats, where it is known: no model can lose less on average.
+    pub true_nats: Option<f64>,
+}
+
+impl Text {
+    /// Hashes as it goes, so that a large text is never joined only for that.
+    pub(crate) fn new(name: impl Into<String>, documents: Vec<String>, separator: &'static str) -> Self {
+        let mut hasher = Sha256::new();
+        for (document_idx, document) in documents.iter().enumerate() {
+            if document_idx > 0 {
+                hasher.update(separator);
+            }
+            hasher.update(document);
+        }
+        Self { name: name.into(), documents, separator, sha256: hex(hasher), true_nats: None }
+    }
+
+    /// The documents with the separator between them.
+    pub fn joined(&self) -> String {
+        self.documents.join(self.separator)
+    }
+}
+
+/// Loads a data set, downloading it if need be.
+///
+/// # Errors
+/// A source that cannot be reached or a file that is not what is pinned; each names the data set.
+pub fn load(spec: &DatasetSpec, store: &AssetStore) -> anyhow::Result<Text> {
+    match spec {
+        DatasetSpec::Wikitext2(spec) => wikitext2::load(spec, store).context("data set wikitext2"),
+        DatasetSpec::PileVal(spec) => pile_val::load(spec, store).context("data set pile_val"),
+        DatasetSpec::Sotu(spec) => sotu::load(spec, store).context("data set sotu"),
+        DatasetSpec::TextFile(spec) => text_file::load(spec, store).with_context(|| format!("data set {}", spec.name)),
+        DatasetSpec::Bundled(spec) => anyhow::bail!("data set bundled ({spec:?}): not part of this build yet"),
+    }
+}
+
+/// Settings of the asset folders that development machines have; `None`, with a printed line, where there are none.
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+fn development_store(test: &str) -> Option<(tempfile::TempDir, AssetStore)> {
+    use crate::assets::{AssetSettings, Progress};
+    if std::env::var_os("AWQ_ASSETS").is_none() {
+        eprintln!("{test}: skipped, AWQ_ASSETS is not set");
+        return None;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let settings = AssetSettings::from_env(&[], Progress::Quiet).unwrap();
+    let settings = AssetSettings { cache: cache.path().to_owned(), offline: true, ..settings };
+    Some((cache, AssetStore::new(settings).unwrap()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_that_of_the_joined_text() {
+        let text = Text::new("t", vec!["a".into(), String::new(), "b".into()], "\n\n");
+        assert_eq!(text.joined(), "a\n\n\n\nb");
+        let mut hasher = Sha256::new();
+        hasher.update("a\n\n\n\nb");
+        assert_eq!(text.sha256, hex(hasher));
+        assert_eq!(Text::new("t", vec![], "\n").joined(), "");
+    }
+}
