@@ -8,6 +8,8 @@ use sha2::{Digest, Sha256};
 use crate::config::{CalibrationSpec, EvaluationSpec, ExperimentSpec, ModelSpec, ReferenceValue};
 use crate::registry::MethodSpec;
 
+mod cost;
+
 /// First 16 hex digits of the sha256 of a cell's canonical JSON: the same question has the same id, in any file and order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
@@ -57,5 +59,61 @@ impl Cell {
     /// `SmolLM2-135M AWQ W4 g128`: how messages name a cell.
     pub fn label(&self) -> String {
         [self.model.name.as_str(), &self.method_label(), &self.grid_label()].join(" ").trim_end().to_owned()
+    }
+}
+
+/// All cells of one model, in the order in which they run and are shown.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelPlan {
+    /// The model.
+    pub model: ModelSpec,
+    /// Full precision first, then every method on every grid.
+    pub cells: Vec<Cell>,
+}
+
+/// An experiment as a list of cells.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The question that the experiment asks.
+    pub question: String,
+    /// The cells, by model.
+    pub models: Vec<ModelPlan>,
+    /// Published numbers to print beside ours.
+    pub references: Vec<ReferenceValue>,
+}
+
+impl Plan {
+    /// The cells of an experiment: every method on every grid for every model, and full precision.
+    pub fn new(spec: &ExperimentSpec) -> Self {
+        let model_plan = |model: &ModelSpec| {
+            let cell = |quantization| Cell { model: model.clone(), quantization, evaluations: spec.evaluations.clone() };
+            let quantized = spec.grids.grids().into_iter().flat_map(|grid| {
+                spec.methods.iter().map(move |method| {
+                    cell(Some(QuantizationCell { method: method.clone(), grid, calibration: spec.calibration.clone() }))
+                })
+            });
+            ModelPlan { model: model.clone(), cells: std::iter::once(cell(None)).chain(quantized).collect() }
+        };
+        Self {
+            question: spec.question.clone(),
+            models: spec.models.iter().map(model_plan).collect(),
+            references: spec.references.clone(),
+        }
+    }
+
+    /// Every cell, in order.
+    pub fn cells(&self) -> impl Iterator<Item = &Cell> {
+        self.models.iter().flat_map(|model| &model.cells)
+    }
+
+    /// The cells as a text table with their ids, and what they will cost as far as a configuration can tell.
+    pub fn describe(&self) -> String {
+        let mut lines = vec![format!("Question: {}", self.question), String::new()];
+        let width = self.cells().map(|cell| cell.label().len()).max().unwrap_or(0);
+        lines.extend(self.cells().map(|cell| format!("{}  {:width$}  {}", cell.id().0, cell.label(), cost::describe(cell))));
+        lines.push(String::new());
+        lines.push(format!("{} cells of {} model(s).", self.cells().count(), self.models.len()));
+        lines.extend(self.models.iter().filter_map(|plan| cost::model_summary(&plan.model, &plan.cells)));
+        lines.join("\n") + "\n"
     }
 }

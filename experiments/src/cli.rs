@@ -1,0 +1,195 @@
+//! The command line.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+
+use crate::assets::{AssetSettings, AssetStore};
+use crate::config::ExperimentSpec;
+use crate::plan::Plan;
+use crate::progress::{Progress, Style};
+use crate::runner::{RunOptions, Summary, default_out};
+use crate::{device, record, report, runner, verify};
+
+/// Measure what weight quantization does to a language model: one TOML file asks one question, one command answers it
+/// with a table, figures, and a record of everything that made them.
+///
+///     experiments configs/quickstart.toml        run it; run it again to resume or to see the table
+///     experiments plan configs/llama7b.toml      what would run, how long, how much memory
+///     experiments report results/quickstart      make tables and figures again from the records
+///     experiments verify results/quickstart      run the cells again and compare codes and numbers
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, verbatim_doc_comment)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run an experiment (the same as giving its file alone).
+    Run(RunArgs),
+    /// Print an experiment's cells, their cost and memory need, without opening a model.
+    Plan {
+        /// The experiment's TOML file.
+        config: PathBuf,
+    },
+    /// Make tables and figures again from the records of a finished or interrupted experiment.
+    Report {
+        /// The folder that the experiment wrote.
+        folder: PathBuf,
+    },
+    /// Run the cells of a finished experiment again and compare codes' hashes and numbers with the records.
+    Verify {
+        /// The folder that the experiment wrote.
+        folder: PathBuf,
+        #[command(flatten)]
+        machine: MachineArgs,
+    },
+    /// Print the JSON Schema of experiment files, for completion in an editor.
+    Schema,
+    /// Train the bundled model again (about 25 minutes on two cores).
+    TrainBundled {
+        /// Where its files go.
+        #[arg(long, default_value = "results/bundled-model")]
+        out: PathBuf,
+    },
+}
+
+/// What an experiment is run with.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// The experiment's TOML file, e.g. configs/quickstart.toml.
+    #[arg(required = true)]
+    config: Option<PathBuf>,
+    /// Folder for records, tables and figures [default: results/<name of the file>].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Score at most this many windows of each text: for a smoke run. Every table then says so.
+    #[arg(long, value_name = "N")]
+    max_windows: Option<std::num::NonZeroUsize>,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+/// The machine's side: never changes a number.
+#[derive(Args, Debug)]
+struct MachineArgs {
+    /// Device in place of the file's: flex, ndarray, cuda, cuda:N or wgpu.
+    #[arg(long, value_name = "D")]
+    device: Option<String>,
+    /// CPU threads [default: all cores].
+    #[arg(long, value_name = "N")]
+    threads: Option<std::num::NonZeroUsize>,
+    /// Folder that is searched for assets by sha256 before any network; may be given more than once.
+    #[arg(long, value_name = "DIR")]
+    assets: Vec<PathBuf>,
+    /// Show no progress.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+impl MachineArgs {
+    fn store(&self) -> anyhow::Result<AssetStore> {
+        AssetStore::new(AssetSettings::from_env(&self.assets, Style::detect(self.quiet))?)
+    }
+
+    fn progress(&self) -> Progress {
+        Progress::new(Style::detect(self.quiet))
+    }
+}
+
+/// Does what the command line asks; the exit code is a failure where a cell failed or a check did not hold.
+///
+/// # Errors
+/// Anything that stops the whole command.
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        None => run_experiment(&cli.run),
+        Some(Command::Run(args)) => run_experiment(&args),
+        Some(Command::Plan { config }) => {
+            print(&Plan::new(&ExperimentSpec::read(&config)?).describe());
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Report { folder }) => {
+            write_report(&folder)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Verify { folder, machine }) => verify_experiment(&folder, &machine),
+        Some(Command::Schema) => {
+            print(&crate::config::json_schema());
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::TrainBundled { out }) => {
+            train_bundled(out)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn run_experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let config = args.config.as_deref().context("no experiment given; try configs/quickstart.toml")?;
+    let mut spec = ExperimentSpec::read(config)?;
+    spec.limit_windows(args.max_windows);
+    let device = args.machine.device.clone().unwrap_or_else(|| spec.run.device.clone());
+    device::check_name(&device)?;
+    let threads = device::set_threads(args.machine.threads.or(spec.run.threads).map(std::num::NonZero::get))?;
+    let out = args.out.clone().unwrap_or_else(|| default_out(config));
+    let progress = args.machine.progress();
+    let plan = Plan::new(&spec);
+    progress.note(&format!("{}\n{} cells, device {device}, {threads} threads, results in {}", plan.question, plan.cells().count(), out.display()));
+    let options = RunOptions { out: out.clone(), device, threads };
+    runner::claim_folder(&out, &spec)?;
+    let summary = runner::run(&plan, &options, &args.machine.store()?, &progress)?;
+    write_report(&out)?;
+    Ok(finish(&summary, &progress))
+}
+
+fn finish(summary: &Summary, progress: &Progress) -> ExitCode {
+    progress.note(&format!("{} cells finished, {} were on record, {} failed", summary.finished, summary.resumed, summary.failed));
+    if summary.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Writes the report of a folder and prints its table.
+fn write_report(folder: &Path) -> anyhow::Result<()> {
+    let spec = ExperimentSpec::read(&folder.join(runner::RESOLVED_CONFIG))?;
+    let plan = Plan::new(&spec);
+    let cells: std::collections::BTreeSet<_> = plan.cells().map(crate::plan::Cell::id).collect();
+    // A folder may hold records of an earlier version of the question; only what is asked now is shown.
+    let records: Vec<_> = record::read_records(folder)?.into_iter().filter(|record| cells.contains(&record.cell_id)).collect();
+    report::write_report(folder, &spec.question, &records, &spec.references)?;
+    print(&report::terminal_table(&spec.question, &records, &spec.references)?);
+    Ok(())
+}
+
+fn verify_experiment(folder: &Path, machine: &MachineArgs) -> anyhow::Result<ExitCode> {
+    let spec = ExperimentSpec::read(&folder.join(runner::RESOLVED_CONFIG))?;
+    let device = machine.device.clone().unwrap_or_else(|| spec.run.device.clone());
+    device::check_name(&device)?;
+    let threads = device::set_threads(machine.threads.or(spec.run.threads).map(std::num::NonZero::get))?;
+    let verdicts = verify::verify(folder, &Plan::new(&spec), &device, threads, &machine.store()?, &machine.progress())?;
+    if verdicts.is_empty() {
+        bail!("{}: no finished cell to verify; run the experiment first", folder.display());
+    }
+    print(&verify::table(&verdicts));
+    let all_same = verdicts.iter().all(|verdict| verdict.same());
+    Ok(if all_same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn train_bundled(out: PathBuf) -> anyhow::Result<()> {
+    let options = crate::bundled::train::TrainOptions::bundled(out);
+    let report = crate::bundled::train::train(&options, &mut |step| eprintln!("{step:?}"))?;
+    eprintln!("{report:?}");
+    Ok(())
+}
+
+/// What a command answers goes to standard output; a closed pipe is not an error worth a panic.
+fn print(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}

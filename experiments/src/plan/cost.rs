@@ -1,0 +1,112 @@
+//! What a cell will cost, from its configuration alone: the size of a model is read out of its name, no file is opened.
+
+use crate::config::{EvaluationSpec, ModelSpec, ProtocolSpec};
+use crate::plan::Cell;
+
+/// Floating-point operations per second that the time estimate assumes: a small CPU with wide vectors. A GPU is far faster.
+const ASSUMED_FLOPS: f64 = 2.0e11;
+/// Tokens assumed for a text without a limit: the test split of WikiText-2 has between 245k and 341k with common tokenizers.
+const ASSUMED_TOKENS: f64 = 3.0e5;
+/// Forward passes' worth of work of one scale search: 20 candidates of attention and feed-forward, once each.
+const PASSES_OF_A_SEARCH: f64 = 22.0;
+
+/// One cell's work in words.
+pub(super) fn describe(cell: &Cell) -> String {
+    let tokens = scored_tokens(cell);
+    let Some(params) = parameters(&cell.model) else {
+        return format!("scores about {} tokens", thousands(tokens));
+    };
+    let mut seconds = 2.0 * params * tokens / ASSUMED_FLOPS;
+    if cell.quantization.as_ref().is_some_and(|q| q.method.key() != "rtn") {
+        seconds += 2.0 * params * calibration_tokens(cell) * PASSES_OF_A_SEARCH / ASSUMED_FLOPS;
+    }
+    format!("scores about {} tokens, roughly {} on a 200 GFLOP/s CPU", thousands(tokens), duration(seconds))
+}
+
+/// Memory for one model: one block in f32, hidden states, and the packed results of a sweep.
+pub(super) fn model_summary(model: &ModelSpec, cells: &[Cell]) -> Option<String> {
+    let params = parameters(model)?;
+    let packed: f64 = cells
+        .iter()
+        .filter_map(|cell| cell.quantization.as_ref())
+        .map(|q| params * (f64::from(q.grid.bits.get()) + 0.5) / 8.0)
+        .sum();
+    let gib = |bytes: f64| bytes / f64::from(1 << 30);
+    // A decoder has 20 to 100 blocks; one in thirty is close enough for a plan.
+    let block = params / 30.0 * 4.0;
+    Some(format!(
+        "{}: {:.2}e9 parameters by its name; needs about {:.1} GiB (one block {:.2}, packed results of all cells {:.1}, hidden states 1-2), not the {:.1} of the whole model in f32.",
+        model.name,
+        params / 1e9,
+        gib(block + packed) + 2.0,
+        gib(block),
+        gib(packed),
+        gib(params * 4.0),
+    ))
+}
+
+fn scored_tokens(cell: &Cell) -> f64 {
+    let tokens = |evaluation: &EvaluationSpec| {
+        let EvaluationSpec::Perplexity(perplexity) = evaluation;
+        let len = match &perplexity.protocol {
+            ProtocolSpec::Gptq(gptq) => gptq.seq_len.get(),
+            ProtocolSpec::LlamaCpp(chunks) => chunks.chunk_len.get(),
+        };
+        perplexity.max_windows.map_or(ASSUMED_TOKENS, |max| (max.get() as f64 * f64::from(len)).min(ASSUMED_TOKENS))
+    };
+    cell.evaluations.iter().map(tokens).sum()
+}
+
+fn calibration_tokens(cell: &Cell) -> f64 {
+    use crate::config::SamplingSpec::{JoinedDocuments, RandomCrops, TokenOffsets};
+    let calibration = cell.quantization.as_ref().and_then(|q| q.calibration.as_ref());
+    calibration.map_or(0.0, |spec| {
+        let sequences = match &spec.sampling {
+            JoinedDocuments(rule) => rule.n_documents.get(),
+            RandomCrops(rule) => rule.n_sequences.get(),
+            TokenOffsets(rule) => rule.starts.len(),
+        };
+        (sequences * spec.seq_len.get()) as f64
+    })
+}
+
+/// `Llama-2-7B` is 7e9, `SmolLM2-135M-Instruct` is 135e6: the last number of the name that ends in B or M.
+fn parameters(model: &ModelSpec) -> Option<f64> {
+    let words = model.name.split(|c: char| !c.is_ascii_alphanumeric() && c != '.');
+    words.rev().find_map(|word| {
+        let (number, unit) = word.split_at_checked(word.len().checked_sub(1)?)?;
+        let unit = match unit {
+            "B" | "b" => 1e9,
+            "M" | "m" => 1e6,
+            _ => return None,
+        };
+        number.parse::<f64>().ok().map(|number| number * unit)
+    })
+}
+
+fn thousands(tokens: f64) -> String {
+    format!("{:.0}k", (tokens / 1000.0).max(1.0))
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s:.0} s"),
+        s if s < 5400.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Bundled, ModelSource};
+
+    #[test]
+    fn sizes_are_read_out_of_names() {
+        let size = |name: &str| parameters(&ModelSpec { name: name.into(), source: ModelSource::Bundled(Bundled {}) });
+        assert_eq!(size("Llama-2-7B"), Some(7e9));
+        assert_eq!(size("SmolLM2-135M-Instruct"), Some(135e6));
+        assert_eq!(size("opt-1.3b"), Some(1.3e9));
+        assert_eq!(size("stories"), None);
+    }
+}

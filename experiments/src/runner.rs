@@ -1,0 +1,353 @@
+//! Plan to records: runs what is not yet on record, cell by cell, and appends each result at once.
+//!
+//! Cells of one model that share calibration are quantized in one pass over its blocks. A cell that fails becomes a record
+//! and the sweep goes on; an experiment that was interrupted resumes at the first cell without a finished record.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context;
+use awq_core::backend::QuantBackend;
+use awq_core::driver::{Calibration, Job, QuantizedModel, quantize_model};
+use awq_core::load::{OpenedModel, open_model};
+use awq_core::model::{Decoder, open_decoder};
+
+use crate::assets::AssetStore;
+use crate::config::{CalibrationSpec, EvaluationSpec, ModelSpec, PerplexitySpec, ProtocolSpec};
+use crate::data::calibration::{CalibrationSet, overlap_tokens, sequences};
+use crate::data::{self, Text};
+use crate::device::{DeviceJob, run_on};
+use crate::eval::perplexity::{Windows, score};
+use crate::plan::{Cell, CellId, ModelPlan, Plan};
+use crate::progress::Progress;
+use crate::provenance::{Provenance, peak_resident_bytes};
+use crate::record::{Cost, Done, Failed, Measurement, Outcome, Quantization, Record, RecordFile, SCHEMA_VERSION, Stage};
+
+/// Where and how an experiment runs. Nothing here changes a number.
+#[derive(Debug)]
+pub struct RunOptions {
+    /// The folder that records and reports go to.
+    pub out: PathBuf,
+    /// Device name.
+    pub device: String,
+    /// CPU threads in use.
+    pub threads: usize,
+}
+
+/// How an experiment ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Cells that finished now.
+    pub finished: usize,
+    /// Cells that were on record already.
+    pub resumed: usize,
+    /// Cells that failed.
+    pub failed: usize,
+}
+
+/// Runs every cell of `plan` that has no finished record in `options.out`.
+///
+/// # Errors
+/// An output folder that cannot be written (found before any work), a device that is not there, or a record that cannot be
+/// appended. A cell's own errors become records.
+pub fn run(plan: &Plan, options: &RunOptions, store: &AssetStore, progress: &Progress) -> anyhow::Result<Summary> {
+    std::fs::create_dir_all(&options.out)
+        .with_context(|| format!("{}: cannot create the output folder; choose another with --out", options.out.display()))?;
+    let (mut file, records) = RecordFile::open(&options.out)?;
+    let finished: BTreeSet<CellId> =
+        records.iter().filter(|record| matches!(record.outcome, Outcome::Done(_))).map(|record| record.cell_id.clone()).collect();
+    let mut summary = Summary { resumed: plan.cells().filter(|cell| finished.contains(&cell.id())).count(), ..Summary::default() };
+    if summary.resumed > 0 {
+        progress.note(&format!("{} of {} cells are on record in {}", summary.resumed, plan.cells().count(), options.out.display()));
+    }
+    let mut texts = Texts { store, loaded: BTreeMap::new() };
+    for model in &plan.models {
+        let cells: Vec<&Cell> = model.cells.iter().filter(|cell| !finished.contains(&cell.id())).collect();
+        if cells.is_empty() {
+            continue;
+        }
+        let mut sink = |cell: &Cell, outcome: Outcome, assets: &BTreeMap<String, String>| {
+            match &outcome {
+                Outcome::Done(_) => summary.finished += 1,
+                Outcome::Failed(failed) => {
+                    summary.failed += 1;
+                    progress.note(&format!("FAILED {}: {}", cell.label(), failed.error));
+                }
+            }
+            let provenance = Provenance::collect(&options.device, options.threads, assets.clone());
+            file.append(&Record { schema: SCHEMA_VERSION, cell_id: cell.id(), cell: cell.clone(), outcome, provenance })
+        };
+        run_model(model, &cells, options, store, &mut texts, progress, &mut sink)?;
+    }
+    Ok(summary)
+}
+
+/// Takes a cell's outcome and the hashes of the assets it used.
+type Sink<'a> = dyn FnMut(&Cell, Outcome, &BTreeMap<String, String>) -> anyhow::Result<()> + 'a;
+
+fn run_model(
+    plan: &ModelPlan,
+    cells: &[&Cell],
+    options: &RunOptions,
+    store: &AssetStore,
+    texts: &mut Texts<'_>,
+    progress: &Progress,
+    sink: &mut Sink<'_>,
+) -> anyhow::Result<()> {
+    let opened = locate_and_open(&plan.model, store);
+    let (opened, assets) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return fail_all(cells, Stage::Quantize, &error, &BTreeMap::new(), sink),
+    };
+    run_on(&options.device, ModelJob { opened, assets, cells, texts, progress, sink })
+}
+
+fn locate_and_open(model: &ModelSpec, store: &AssetStore) -> anyhow::Result<(OpenedModel, BTreeMap<String, String>)> {
+    let located = store.model(model).with_context(|| format!("model {}", model.name))?;
+    let opened = open_model(&located.path).with_context(|| format!("model {}", model.name))?;
+    Ok((opened, located.hashes))
+}
+
+fn fail_all(cells: &[&Cell], stage: Stage, error: &anyhow::Error, assets: &BTreeMap<String, String>, sink: &mut Sink<'_>) -> anyhow::Result<()> {
+    cells.iter().try_for_each(|cell| sink(cell, failed(stage, error), assets))
+}
+
+fn failed(stage: Stage, error: &anyhow::Error) -> Outcome {
+    Outcome::Failed(Failed { stage, error: format!("{error:#}") })
+}
+
+/// The cells of one opened model, on a backend.
+struct ModelJob<'a, 'b, 'c> {
+    opened: OpenedModel,
+    assets: BTreeMap<String, String>,
+    cells: &'a [&'a Cell],
+    texts: &'a mut Texts<'b>,
+    progress: &'a Progress,
+    sink: &'a mut Sink<'c>,
+}
+
+impl DeviceJob for ModelJob<'_, '_, '_> {
+    type Output = ();
+
+    fn run<B: QuantBackend>(mut self, device: B::Device) -> anyhow::Result<()> {
+        let opened = open_decoder::<B>(self.opened.config.clone(), self.opened.checkpoint.clone(), &device);
+        let decoder = match opened.context("the model cannot be opened") {
+            Ok(decoder) => decoder,
+            Err(error) => return fail_all(self.cells, Stage::Quantize, &error, &self.assets, self.sink),
+        };
+        // What is evaluated is prepared first: a text that is missing or too short is found before any long work.
+        let mut evaluations = BTreeMap::new();
+        for cell in self.cells {
+            for evaluation in &cell.evaluations {
+                if !evaluations.contains_key(evaluation) {
+                    match self.prepare(evaluation) {
+                        Ok(prepared) => drop(evaluations.insert(evaluation.clone(), prepared)),
+                        Err(error) => return fail_all(self.cells, Stage::Evaluate, &error, &self.assets, self.sink),
+                    }
+                }
+            }
+        }
+        for cell in self.cells.iter().filter(|cell| cell.quantization.is_none()) {
+            let outcome = self.evaluate(decoder.as_ref(), cell, &evaluations, None);
+            (self.sink)(cell, outcome, &self.assets)?;
+        }
+        let mut passes: BTreeMap<Option<&CalibrationSpec>, Vec<&Cell>> = BTreeMap::new();
+        for &cell in self.cells {
+            if let Some(quantization) = &cell.quantization {
+                passes.entry(quantization.calibration.as_ref()).or_default().push(cell);
+            }
+        }
+        for (calibration, cells) in passes {
+            self.run_pass(decoder.as_ref(), calibration, &cells, &evaluations)?;
+        }
+        Ok(())
+    }
+}
+
+/// One text under one protocol, cut and ready.
+struct Prepared {
+    spec: PerplexitySpec,
+    windows: Windows,
+    text_name: String,
+    text_sha256: String,
+    floor: Option<f64>,
+}
+
+impl ModelJob<'_, '_, '_> {
+    fn prepare(&mut self, evaluation: &EvaluationSpec) -> anyhow::Result<Prepared> {
+        let EvaluationSpec::Perplexity(spec) = evaluation;
+        let tokenizer = &self.opened.tokenizer;
+        let text = self.texts.get(&spec.dataset)?;
+        let ids = tokenizer.encode(&text.joined())?;
+        let windows = Windows::cut(&ids, tokenizer, &spec.protocol, spec.max_windows.map(std::num::NonZero::get))
+            .with_context(|| format!("data set {}", text.name))?;
+        let floor = text.true_nats.map(|nats| (nats / ids.len() as f64).exp());
+        self.assets.insert(text.name.clone(), text.sha256.clone());
+        Ok(Prepared { spec: spec.clone(), windows, text_name: text.name.clone(), text_sha256: text.sha256.clone(), floor })
+    }
+
+    fn run_pass<B: QuantBackend>(
+        &mut self,
+        decoder: &dyn Decoder<B>,
+        calibration: Option<&CalibrationSpec>,
+        cells: &[&Cell],
+        evaluations: &BTreeMap<EvaluationSpec, Prepared>,
+    ) -> anyhow::Result<()> {
+        let set = match calibration.map(|spec| self.calibration_set(spec)).transpose() {
+            Ok(set) => set,
+            Err(error) => return fail_all(cells, Stage::Quantize, &error, &self.assets, self.sink),
+        };
+        let jobs: Vec<Job<'_, B>> = cells
+            .iter()
+            .filter_map(|cell| cell.quantization.as_ref())
+            .map(|quantization| Job { method: quantization.method.method::<B>(), grid: quantization.grid })
+            .collect();
+        let sequences = set.as_ref().map(|set| set.ids.as_slice());
+        let calibration = calibration.zip(sequences).map(|(spec, sequences)| Calibration { sequences, propagation: spec.propagation });
+        let n_blocks = decoder.config().n_blocks;
+        let bar = self.progress.bar(&format!("quantize {} cell(s), blocks", jobs.len()), n_blocks as u64);
+        let pass = match quantize_model(decoder, calibration, &jobs, &mut |_| bar.advance(1)) {
+            Ok(pass) => pass,
+            Err(error) => return fail_all(cells, Stage::Quantize, &error.into(), &self.assets, self.sink),
+        };
+        bar.finish();
+        for (cell, model) in cells.iter().zip(pass.models) {
+            let outcome = match model {
+                Ok(model) => {
+                    let base = Quantized { model: &model, calibration: set.as_ref(), shared_seconds: pass.shared_seconds };
+                    self.evaluate(&model.decoder(decoder), cell, evaluations, Some(&base))
+                }
+                Err(error) => failed(Stage::Quantize, &error.into()),
+            };
+            (self.sink)(cell, outcome, &self.assets)?;
+        }
+        Ok(())
+    }
+
+    fn calibration_set(&mut self, spec: &CalibrationSpec) -> anyhow::Result<CalibrationSet> {
+        let text = self.texts.get(&spec.dataset)?;
+        let encode = |part: &str| Ok(self.opened.tokenizer.encode(part)?);
+        let set = sequences(text, &encode, &spec.sampling, spec.seq_len)?;
+        self.assets.insert(text.name.clone(), text.sha256.clone());
+        Ok(set)
+    }
+
+    fn evaluate<B: QuantBackend>(
+        &self,
+        decoder: &dyn Decoder<B>,
+        cell: &Cell,
+        evaluations: &BTreeMap<EvaluationSpec, Prepared>,
+        quantized: Option<&Quantized<'_>>,
+    ) -> Outcome {
+        let start = Instant::now();
+        let measure = |evaluation| self.measure(decoder, cell, &evaluations[evaluation]);
+        let measurements: anyhow::Result<Vec<Measurement>> = cell.evaluations.iter().map(measure).collect();
+        match measurements {
+            Ok(measurements) => Outcome::Done(Box::new(Done {
+                measurements,
+                quantization: quantized.map(|quantized| quantized.describe(cell, evaluations)),
+                cost: Cost {
+                    quantize_seconds: quantized.map_or(0.0, |q| q.model.logs.iter().map(|log| log.seconds).sum()),
+                    shared_capture_seconds: quantized.map_or(0.0, |q| q.shared_seconds),
+                    evaluate_seconds: start.elapsed().as_secs_f64(),
+                    peak_resident_bytes: peak_resident_bytes(),
+                },
+            })),
+            Err(error) => failed(Stage::Evaluate, &error),
+        }
+    }
+
+    fn measure<B: QuantBackend>(&self, decoder: &dyn Decoder<B>, cell: &Cell, prepared: &Prepared) -> anyhow::Result<Measurement> {
+        let start = Instant::now();
+        let windows = &prepared.windows;
+        let seq_len = windows.windows.first().map_or(0, Vec::len);
+        let work = windows.windows.len() * seq_len * decoder.config().n_blocks;
+        let bar = self.progress.bar(&format!("{}: {}", cell.label(), prepared.text_name), work as u64);
+        let scores = score(decoder, windows, &mut |tokens| bar.advance(tokens as u64))?;
+        bar.finish();
+        let nll_per_window = scores.window_means();
+        let (protocol, standard_error) = match prepared.spec.protocol {
+            ProtocolSpec::Gptq(_) => ("gptq", crate::stats::standard_error(&nll_per_window)),
+            ProtocolSpec::LlamaCpp(_) => ("llama-cpp", Some(scores.token_standard_error())),
+        };
+        Ok(Measurement {
+            metric: "token_perplexity".into(),
+            dataset: prepared.text_name.clone(),
+            protocol: protocol.into(),
+            seq_len,
+            value: scores.perplexity(),
+            standard_error,
+            n_windows: windows.windows.len(),
+            n_windows_total: windows.n_total,
+            n_tokens: scores.n_tokens(),
+            nll_per_window,
+            floor: prepared.floor,
+            text_sha256: prepared.text_sha256.clone(),
+            tokenizer_sha256: self.opened.tokenizer.sha256().to_owned(),
+            seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+/// A quantized model and what it was made with.
+struct Quantized<'a> {
+    model: &'a QuantizedModel,
+    calibration: Option<&'a CalibrationSet>,
+    shared_seconds: f64,
+}
+
+impl Quantized<'_> {
+    fn describe(&self, cell: &Cell, evaluations: &BTreeMap<EvaluationSpec, Prepared>) -> Quantization {
+        let overlap = |set: &CalibrationSet| {
+            let windows: Vec<&[u32]> =
+                cell.evaluations.iter().flat_map(|evaluation| &evaluations[evaluation].windows.windows).map(Vec::as_slice).collect();
+            overlap_tokens(&set.ids, &windows)
+        };
+        Quantization {
+            bits_per_weight: self.model.bits_per_weight(),
+            codes_sha256: self.model.codes_sha256(),
+            n_calibration_sequences: self.calibration.map_or(0, |set| set.ids.len()),
+            calibration_overlap_tokens: self.calibration.map_or(0, overlap),
+            blocks: self.model.logs.clone(),
+        }
+    }
+}
+
+/// Texts by their specification, loaded once.
+struct Texts<'a> {
+    store: &'a AssetStore,
+    loaded: BTreeMap<crate::config::DatasetSpec, Text>,
+}
+
+impl Texts<'_> {
+    fn get(&mut self, spec: &crate::config::DatasetSpec) -> anyhow::Result<&Text> {
+        if !self.loaded.contains_key(spec) {
+            let text = data::load(spec, self.store)?;
+            self.loaded.insert(spec.clone(), text);
+        }
+        Ok(&self.loaded[spec])
+    }
+}
+
+/// The default output folder of a configuration: `results/` and the file's stem.
+pub fn default_out(config: &Path) -> PathBuf {
+    Path::new("results").join(config.file_stem().unwrap_or_else(|| "experiment".as_ref()))
+}
+
+/// Name of the copy of the experiment that stands beside its records.
+pub const RESOLVED_CONFIG: &str = "experiment.toml";
+
+/// Creates the output folder and writes the experiment, as parsed and limited, beside its records to be.
+///
+/// # Errors
+/// A folder that cannot be created or written: found before any work.
+pub fn claim_folder(out: &Path, spec: &crate::config::ExperimentSpec) -> anyhow::Result<()> {
+    let place = || format!("{}: cannot write the output folder; choose another with --out", out.display());
+    std::fs::create_dir_all(out).with_context(place)?;
+    let text = toml::to_string(spec).context("the experiment cannot be written as TOML")?;
+    let mut file = tempfile::NamedTempFile::new_in(out).with_context(place)?;
+    std::io::Write::write_all(&mut file, text.as_bytes()).with_context(place)?;
+    file.persist(out.join(RESOLVED_CONFIG)).map_err(|error| error.error).with_context(place)?;
+    Ok(())
+}
