@@ -40,7 +40,8 @@ pub struct HubModel {
     pub repo: String,
     /// Commit hash (or tag) of the repository; a moving branch is not reproducible.
     pub revision: String,
-    /// Files whose content is pinned, by name; others are verified against the hub's own hash and recorded.
+    /// Files whose content is pinned, by name. Others are verified against what the hub announces (the sha256 of large
+    /// files, the size of small ones), and recorded.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sha256: BTreeMap<String, String>,
 }

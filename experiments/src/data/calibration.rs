@@ -270,11 +270,12 @@ mod tests {
     fn overlap_counts_tokens_in_shared_runs_once() {
         let run: Vec<u32> = (0..100).collect();
         let apart: Vec<u32> = (1000..1100).collect();
-        assert_eq!(overlap_tokens(&[run.clone()], &[&run]), 100);
+        let sequence = [run.clone()];
+        assert_eq!(overlap_tokens(&sequence, &[&run]), 100);
         assert_eq!(overlap_tokens(&[run.clone(), run.clone()], &[&run, &run]), 200);
-        assert_eq!(overlap_tokens(&[run.clone()], &[&apart]), 0);
-        assert_eq!(overlap_tokens(&[run.clone()], &[&run[10..10 + OVERLAP_NGRAM]]), OVERLAP_NGRAM as u64);
-        assert_eq!(overlap_tokens(&[run.clone()], &[&run[..OVERLAP_NGRAM - 1]]), 0);
+        assert_eq!(overlap_tokens(&sequence, &[&apart]), 0);
+        assert_eq!(overlap_tokens(&sequence, &[&run[10..10 + OVERLAP_NGRAM]]), OVERLAP_NGRAM as u64);
+        assert_eq!(overlap_tokens(&sequence, &[&run[..OVERLAP_NGRAM - 1]]), 0);
         let two_runs = [&run[..40], &apart[..40], &run[50..90]].concat();
         assert_eq!(overlap_tokens(&[two_runs], &[&run]), 80);
         assert_eq!(overlap_tokens(&[], &[]), 0);
