@@ -1,10 +1,23 @@
-//! TOML-configured quantization experiments.
+//! Quantization experiments from TOML files: what is asked, what is run, what is recorded, what is shown.
+//!
+//! ```text
+//! configs/x.toml -> config -> plan -> runner -> record (records.jsonl) -> report (tables, figures)
+//! ```
+//! Nothing to the right is imported by anything to the left: `plan` opens nothing, `report` loads no model.
 
-pub mod bundled;
-pub mod config {
-    //! What TOML may say.
-    pub mod sources;
-}
 pub mod assets;
+pub mod bundled;
+pub mod cli;
+pub mod config;
 pub mod data;
+pub mod device;
+pub mod eval;
+pub mod plan;
+pub mod progress;
 pub mod provenance;
+pub mod record;
+pub mod registry;
+pub mod report;
+pub mod runner;
+pub mod stats;
+pub mod verify;

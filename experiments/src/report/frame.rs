@@ -1,0 +1,272 @@
+//! Records to rows: the newest record of each cell, its intervals, and its differences to full precision, to RTN on the
+//! same grid and to published numbers. Pure: everything comes from the records.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use anyhow::ensure;
+
+use super::row::Row;
+use crate::config::ReferenceValue;
+use crate::plan::Cell;
+use crate::record::{Done, Measurement, Outcome, Record, Stage};
+use crate::registry::MethodSpec;
+use crate::stats::{self, Bootstrap, Interval};
+
+/// The resampling behind every interval of a report. Fixed, so that a report made again is the same report.
+pub const BOOTSTRAP: Bootstrap = Bootstrap { n: 4000, seed: 0 };
+
+/// Bits per weight that full precision is listed with.
+const FULL_PRECISION_BITS: f64 = 16.0;
+
+/// The metric that rows hold.
+const METRIC: &str = "token_perplexity";
+
+/// A cell that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Model, method and grid.
+    pub label: String,
+    /// `quantize` or `evaluate`.
+    pub stage: &'static str,
+    /// The error chain, outermost first.
+    pub error: String,
+}
+
+/// How far each block's output is off, for one quantized cell.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockCurve {
+    /// Model name.
+    pub model: String,
+    /// Method and grid.
+    pub label: String,
+    /// Block index, and the squared output error over the squared output.
+    pub relative_errors: Vec<(usize, f64)>,
+}
+
+/// The newest record of each cell, in the order in which cells first appear.
+pub fn newest(records: &[Record]) -> Vec<&Record> {
+    let mut position = BTreeMap::new();
+    let mut newest: Vec<&Record> = Vec::new();
+    for record in records {
+        let index = *position.entry(&record.cell_id).or_insert(newest.len());
+        if index == newest.len() {
+            newest.push(record);
+        }
+        newest[index] = record;
+    }
+    newest
+}
+
+/// One row a measurement of each finished cell among `records` ([`newest`]): by model as they first appear, then text and
+/// protocol, then full precision before quantized, most bits first, RTN before other methods.
+///
+/// # Errors
+/// A metric that has no column.
+pub fn rows(records: &[&Record], references: &[ReferenceValue]) -> anyhow::Result<Vec<Row>> {
+    let finished: Vec<Finished<'_>> = records.iter().filter_map(|record| Finished::of(record)).collect();
+    let mut models: Vec<&str> = finished.iter().map(|cell| cell.cell().model.name.as_str()).collect();
+    let mut rows = Vec::new();
+    for cell in &finished {
+        for measurement in &cell.done.measurements {
+            ensure!(
+                measurement.metric == METRIC,
+                "cell {}: metric {} has no column in reports, expected {METRIC}",
+                cell.cell().label(),
+                measurement.metric
+            );
+            rows.push(row(cell, measurement, &finished, references));
+        }
+    }
+    dedup_in_order(&mut models);
+    let place = |row: &Row| models.iter().position(|model| *model == row.model);
+    rows.sort_by(|a, b| {
+        let text =
+            |row: &Row| (row.dataset.clone(), row.protocol.clone(), row.seq_len, Reverse((row.n_windows, row.n_windows_total)));
+        let method = |row: &Row| (row.method != "RTN", row.method.clone(), row.cell_id.clone());
+        (place(a), text(a), a.grid.is_some())
+            .cmp(&(place(b), text(b), b.grid.is_some()))
+            .then(b.bits_per_weight.total_cmp(&a.bits_per_weight))
+            .then_with(|| (&a.grid, method(a)).cmp(&(&b.grid, method(b))))
+    });
+    Ok(rows)
+}
+
+/// The cells whose newest record is a failure.
+pub fn failures(records: &[&Record]) -> Vec<Failure> {
+    let failure = |record: &&Record| match &record.outcome {
+        Outcome::Done(_) => None,
+        Outcome::Failed(failed) => Some(Failure {
+            label: record.cell.label(),
+            stage: match failed.stage {
+                Stage::Quantize => "quantize",
+                Stage::Evaluate => "evaluate",
+            },
+            error: failed.error.clone(),
+        }),
+    };
+    records.iter().filter_map(failure).collect()
+}
+
+/// Curves of all cells that logged output errors, in the order of the records.
+pub fn block_curves(records: &[&Record]) -> Vec<BlockCurve> {
+    let curve = |record: &&Record| {
+        let finished = Finished::of(record)?;
+        let blocks = &finished.done.quantization.as_ref()?.blocks;
+        let relative = |block: &awq_core::log::BlockLog| {
+            let error = block.output_mse? / block.output_mean_square?;
+            // A block without error (or without output) has no place on a log axis.
+            (error.is_finite() && error > 0.0).then_some((block.block_idx, error))
+        };
+        let relative_errors: Vec<_> = blocks.iter().filter_map(relative).collect();
+        let label = format!("{} {}", record.cell.method_label(), record.cell.grid_label());
+        (!relative_errors.is_empty()).then(|| BlockCurve { model: record.cell.model.name.clone(), label, relative_errors })
+    };
+    records.iter().filter_map(curve).collect()
+}
+
+/// Published numbers that no row stands beside, as `model method grid`: not run, or misspelt.
+pub fn unmatched_references(rows: &[Row], references: &[ReferenceValue]) -> Vec<String> {
+    let unmatched = references
+        .iter()
+        .filter(|reference| !rows.iter().any(|row| is_reference_of(reference, &row.model, &row.method, row.grid.as_deref())));
+    let label = |r: &ReferenceValue| [&r.model, &r.method, r.grid.as_deref().unwrap_or_default()].join(" ").trim_end().to_owned();
+    unmatched.map(label).collect()
+}
+
+/// A record that holds numbers.
+struct Finished<'a> {
+    record: &'a Record,
+    done: &'a Done,
+}
+
+impl<'a> Finished<'a> {
+    fn of(record: &'a Record) -> Option<Self> {
+        match &record.outcome {
+            Outcome::Done(done) => Some(Self { record, done }),
+            Outcome::Failed(_) => None,
+        }
+    }
+
+    fn cell(&self) -> &'a Cell {
+        &self.record.cell
+    }
+}
+
+/// A difference and its interval; the interval is null for a single window.
+#[derive(Default)]
+struct Delta {
+    point: Option<f64>,
+    low: Option<f64>,
+    high: Option<f64>,
+}
+
+fn row(cell: &Finished<'_>, measurement: &Measurement, finished: &[Finished<'_>], references: &[ReferenceValue]) -> Row {
+    let (record, done) = (cell.record, cell.done);
+    let method = record.cell.method_label();
+    let grid = record.cell.quantization.as_ref().map(|quantization| quantization.grid);
+    let grid_label = grid.map(|grid| grid.label());
+    let estimate = stats::estimate(&measurement.nll_per_window, BOOTSTRAP).ok();
+    let delta_fp = difference(cell, measurement, finished, |other| grid.is_some() && other.quantization.is_none());
+    let delta_rtn = difference(cell, measurement, finished, |other| is_rtn_beside(other, &record.cell));
+    let reference = references.iter().find(|r| is_reference_of(r, &record.cell.model.name, &method, grid_label.as_deref()));
+    let quantization = done.quantization.as_ref();
+    Row {
+        model: record.cell.model.name.clone(),
+        bits: grid.map(|grid| u64::from(grid.bits.get())),
+        granularity: grid.map(|grid| grid.granularity.label()),
+        bits_per_weight: quantization.map_or(FULL_PRECISION_BITS, |quantization| quantization.bits_per_weight),
+        metric: measurement.metric.clone(),
+        dataset: measurement.dataset.clone(),
+        protocol: measurement.protocol.clone(),
+        seq_len: measurement.seq_len as u64,
+        n_windows: measurement.n_windows as u64,
+        n_windows_total: measurement.n_windows_total as u64,
+        limited: measurement.n_windows < measurement.n_windows_total,
+        n_tokens: measurement.n_tokens,
+        perplexity: measurement.value,
+        standard_error: measurement.standard_error.or(estimate.map(|estimate| estimate.standard_error)),
+        ci_low: estimate.map(|estimate| estimate.interval.low),
+        ci_high: estimate.map(|estimate| estimate.interval.high),
+        delta_fp: delta_fp.point,
+        delta_fp_ci_low: delta_fp.low,
+        delta_fp_ci_high: delta_fp.high,
+        delta_rtn: delta_rtn.point,
+        delta_rtn_ci_low: delta_rtn.low,
+        delta_rtn_ci_high: delta_rtn.high,
+        floor: measurement.floor,
+        reference: reference.map(|reference| reference.perplexity),
+        reference_difference: reference.map(|reference| measurement.value - reference.perplexity),
+        reference_source: reference.map(source),
+        quantize_seconds: done.cost.quantize_seconds,
+        shared_capture_seconds: done.cost.shared_capture_seconds,
+        evaluate_seconds: measurement.seconds,
+        tokens_per_second: (measurement.seconds > 0.0).then(|| measurement.n_tokens as f64 / measurement.seconds),
+        peak_bytes: (done.cost.peak_resident_bytes > 0).then_some(done.cost.peak_resident_bytes),
+        codes_sha256: quantization.map(|quantization| quantization.codes_sha256.clone()),
+        n_calibration_sequences: quantization.map(|quantization| quantization.n_calibration_sequences as u64),
+        calibration_overlap_tokens: quantization.map(|quantization| quantization.calibration_overlap_tokens),
+        cell_id: record.cell_id.0.clone(),
+        commit: record.provenance.commit.clone(),
+        dirty: record.provenance.dirty,
+        device: record.provenance.device.clone(),
+        method,
+        grid: grid_label,
+    }
+}
+
+/// Difference to the first cell of the same model that `is_other` accepts and that was scored on the same windows.
+fn difference(
+    cell: &Finished<'_>,
+    measurement: &Measurement,
+    finished: &[Finished<'_>],
+    is_other: impl Fn(&Cell) -> bool,
+) -> Delta {
+    let others = finished.iter().filter(|other| other.cell().model == cell.cell().model && is_other(other.cell()));
+    let Some(other) = others.flat_map(|other| &other.done.measurements).find(|other| same_windows(measurement, other)) else {
+        return Delta::default();
+    };
+    let interval: Option<Interval> = stats::paired_difference(&measurement.nll_per_window, &other.nll_per_window, BOOTSTRAP)
+        .ok()
+        .map(|difference| difference.perplexity);
+    Delta {
+        point: Some(measurement.value - other.value),
+        low: interval.map(|interval| interval.low),
+        high: interval.map(|interval| interval.high),
+    }
+}
+
+/// Whether window `i` of both measurements holds the same tokens.
+fn same_windows(a: &Measurement, b: &Measurement) -> bool {
+    let key = |m: &Measurement| (m.seq_len, m.n_windows, m.nll_per_window.len());
+    let content = |m: &Measurement| [m.metric.clone(), m.protocol.clone(), m.text_sha256.clone(), m.tokenizer_sha256.clone()];
+    key(a) == key(b) && content(a) == content(b)
+}
+
+/// Whether `other` is RTN on the grid of `cell`, and `cell` is not RTN itself.
+fn is_rtn_beside(other: &Cell, cell: &Cell) -> bool {
+    match (&other.quantization, &cell.quantization) {
+        (Some(other), Some(cell)) => {
+            matches!(other.method, MethodSpec::Rtn(_)) && !matches!(cell.method, MethodSpec::Rtn(_)) && other.grid == cell.grid
+        }
+        _ => false,
+    }
+}
+
+/// Published full precision (no grid) is matched by whatever name it goes.
+fn is_reference_of(reference: &ReferenceValue, model: &str, method: &str, grid: Option<&str>) -> bool {
+    reference.model == model && reference.grid.as_deref() == grid && (grid.is_none() || reference.method == method)
+}
+
+fn source(reference: &ReferenceValue) -> String {
+    match &reference.note {
+        Some(note) => format!("{} ({note})", reference.source),
+        None => reference.source.clone(),
+    }
+}
+
+/// Keeps the first of equal names.
+fn dedup_in_order(names: &mut Vec<&str>) {
+    let mut seen = std::collections::BTreeSet::new();
+    names.retain(|name| seen.insert(*name));
+}

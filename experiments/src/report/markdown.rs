@@ -1,0 +1,60 @@
+//! Tables as GitHub Markdown.
+
+use super::tables::{Align, Document, Table, TableRow};
+
+/// The whole document.
+pub fn render(document: &Document) -> String {
+    let mut text = format!("# {}\n", escape(&document.question));
+    for table in &document.tables {
+        text += &format!("\n{}", render_table(table));
+    }
+    if !document.failures.is_empty() {
+        text += "\n## Failed cells\n\n";
+        text.extend(document.failures.iter().map(|failure| format!("- {}\n", escape(failure))));
+    }
+    text
+}
+
+fn render_table(table: &Table) -> String {
+    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+    let rule = |align: Align| match align {
+        Align::Left => ":--".to_owned(),
+        Align::Right => "--:".to_owned(),
+    };
+    let mut text = line(table.columns.iter().map(|column| column.heading.to_owned()).collect());
+    text += &line(table.columns.iter().map(|column| rule(column.align)).collect());
+    text.extend(table.rows.iter().map(|row| line(cells(row))));
+    text += &format!("\n{} Bold: lowest perplexity on its grid.\n", escape(&table.caption));
+    text.extend(table.notes.iter().map(|note| format!("\n{}\n", escape(note))));
+    text
+}
+
+fn cells(row: &TableRow) -> Vec<String> {
+    let mut cells: Vec<String> = row.cells.iter().map(|cell| escape(cell)).collect();
+    if row.best {
+        let cell = &mut cells[Table::VALUE_COLUMN];
+        *cell = format!("**{cell}**");
+    }
+    cells
+}
+
+/// Keeps names and messages from becoming markup; a line break would end a table row.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\r' => escaped.push(' '),
+            '|' | '*' | '_' | '`' | '<' | '\\' => escaped.extend(['\\', c]),
+            _ => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn markup_in_names_is_text() {
+        assert_eq!(super::escape("a|b *c* self_attn <x>\nnext"), r"a\|b \*c\* self\_attn \<x> next");
+    }
+}

@@ -1,0 +1,284 @@
+//! [`Table`]: the frame as a paper's table, in plain text cells that every output format renders alike.
+//!
+//! One table holds only numbers that may be compared: one model, one text, one protocol, the same windows.
+
+use std::collections::BTreeSet;
+
+use super::frame::Failure;
+use super::row::Row;
+
+/// What a report's pages show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// The question that the experiment answers.
+    pub question: String,
+    /// One table a model, text and protocol.
+    pub tables: Vec<Table>,
+    /// The cells that have no numbers, as `label: stage: error`.
+    pub failures: Vec<String>,
+}
+
+/// A table of text cells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// Lower-case name for labels and file names: `smollm2-135m-wikitext2-test-gptq-2048`.
+    pub slug: String,
+    /// What the numbers are, in words.
+    pub caption: String,
+    /// Headings.
+    pub columns: Vec<Column>,
+    /// Cells, as wide as `columns`.
+    pub rows: Vec<TableRow>,
+    /// What to know about single rows.
+    pub notes: Vec<String>,
+}
+
+/// A heading and how its cells stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// The heading.
+    pub heading: &'static str,
+    /// Where the cells stand.
+    pub align: Align,
+}
+
+/// Alignment of a column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Align {
+    /// Names.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// One line of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableRow {
+    /// Its cells.
+    pub cells: Vec<String>,
+    /// Lowest perplexity among the methods on its grid.
+    pub best: bool,
+    /// First row of another grid: a rule goes above it.
+    pub starts_section: bool,
+}
+
+impl Document {
+    /// Tables of `rows` (sorted as [`super::frame::rows`] sorts them) with the failed cells below.
+    pub fn new(question: &str, rows: &[Row], failures: &[Failure]) -> Self {
+        let comparable = |a: &Row, b: &Row| {
+            (&a.model, &a.dataset, &a.protocol, a.seq_len, a.n_windows, a.n_windows_total)
+                == (&b.model, &b.dataset, &b.protocol, b.seq_len, b.n_windows, b.n_windows_total)
+        };
+        Self {
+            question: question.to_owned(),
+            tables: rows.chunk_by(comparable).map(Table::new).collect(),
+            failures: failures.iter().map(|f| format!("{}: {} failed: {}", f.label, f.stage, f.error)).collect(),
+        }
+    }
+}
+
+/// A column of the table and the text of its cells.
+struct Layout {
+    column: Column,
+    cell: fn(&Row) -> String,
+}
+
+impl Layout {
+    const fn left(heading: &'static str, cell: fn(&Row) -> String) -> Self {
+        Self { column: Column { heading, align: Align::Left }, cell }
+    }
+
+    const fn right(heading: &'static str, cell: fn(&Row) -> String) -> Self {
+        Self { column: Column { heading, align: Align::Right }, cell }
+    }
+}
+
+impl Table {
+    /// The column whose cell is emphasised in the best row.
+    pub const VALUE_COLUMN: usize = 3;
+
+    /// `rows` must not be empty and must be comparable.
+    fn new(rows: &[Row]) -> Self {
+        let first = &rows[0];
+        let mut layout = vec![
+            Layout::left("method", |row| row.method.clone()),
+            Layout::left("grid", |row| row.grid.clone().unwrap_or_else(|| "-".to_owned())),
+            Layout::right("bits/w", |row| format!("{:.2}", row.bits_per_weight)),
+            Layout::right("perplexity", |row| value_and_error(row.perplexity, row.standard_error)),
+            Layout::right("Δ to FP [95% CI]", |row| difference(row.delta_fp, row.delta_fp_ci_low, row.delta_fp_ci_high)),
+            Layout::right("Δ to RTN [95% CI]", |row| difference(row.delta_rtn, row.delta_rtn_ci_low, row.delta_rtn_ci_high)),
+        ];
+        if rows.iter().any(|row| row.reference.is_some()) {
+            layout.push(Layout::right("paper", |row| row.reference.map_or_else(missing, |x| number(x, decimals(x)))));
+            layout.push(Layout::right("ours - paper", |row| difference(row.reference_difference, None, None)));
+        }
+        let previous = std::iter::once(None).chain(rows.iter().map(Some));
+        let table_row = |(row, previous): (&Row, Option<&Row>)| TableRow {
+            cells: layout
+                .iter()
+                .enumerate()
+                .map(|(index, column)| (column.cell)(row) + &if index == 0 { distinction(row, rows) } else { String::new() })
+                .collect(),
+            best: is_best(row, rows),
+            starts_section: previous.is_some_and(|previous| previous.grid != row.grid),
+        };
+        Self {
+            slug: slug(&format!("{} {} {} {}", first.model, first.dataset, first.protocol, first.seq_len)),
+            caption: caption(rows),
+            columns: layout.iter().map(|layout| layout.column).collect(),
+            rows: rows.iter().zip(previous).map(table_row).collect(),
+            notes: notes(rows),
+        }
+    }
+}
+
+/// Lower-case letters, digits and single hyphens.
+pub fn slug(text: &str) -> String {
+    let plain: String = text.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { ' ' }).collect();
+    plain.split_whitespace().collect::<Vec<_>>().join("-")
+}
+
+/// Tells apart two cells of one method and grid that differ in a setting: the head of the cell's id.
+fn distinction(row: &Row, rows: &[Row]) -> String {
+    let twins = rows.iter().filter(|other| (&other.method, &other.grid) == (&row.method, &row.grid)).count();
+    if twins > 1 { format!(" ({})", row.cell_id.chars().take(6).collect::<String>()) } else { String::new() }
+}
+
+fn is_best(row: &Row, rows: &[Row]) -> bool {
+    let mut rivals = rows.iter().filter(|other| other.grid == row.grid && other.cell_id != row.cell_id).peekable();
+    row.grid.is_some() && rivals.peek().is_some() && rivals.all(|rival| row.perplexity < rival.perplexity)
+}
+
+fn caption(rows: &[Row]) -> String {
+    let row = &rows[0];
+    let limited = match row.limited {
+        true => format!("LIMITED RUN: first {} of {} windows. ", grouped(row.n_windows), grouped(row.n_windows_total)),
+        false => String::new(),
+    };
+    let protocol = match row.protocol.as_str() {
+        "gptq" => format!("non-overlapping windows of {} tokens, all but the first token of each scored", row.seq_len),
+        "llama-cpp" => format!("chunks of {} tokens that start with BOS, the second half of each scored", row.seq_len),
+        _ => format!("windows of {} tokens", row.seq_len),
+    };
+    let floor = row.floor.map_or_else(String::new, |floor| {
+        format!(" No model can be below {}, the text's own entropy.", number(floor, decimals(floor)))
+    });
+    format!(
+        "{limited}{} on {}: perplexity per token, protocol {} ({protocol}); {} windows, {} tokens scored. \
+         ± is the standard error over windows; brackets are 95% intervals, paired over windows (bootstrap).{floor} \
+         Bits per weight count scales and zero points. {}.",
+        row.model,
+        row.dataset,
+        row.protocol,
+        grouped(row.n_windows),
+        grouped(row.n_tokens),
+        commits(rows),
+    )
+}
+
+/// `Commit 9840d36 (dirty)`, or all of them where cells come from several.
+fn commits(rows: &[Row]) -> String {
+    let short = |row: &Row| row.commit.chars().take(7).collect::<String>() + if row.dirty { " (dirty)" } else { "" };
+    let commits: BTreeSet<String> = rows.iter().map(short).collect();
+    let word = if commits.len() == 1 { "Commit" } else { "Commits" };
+    format!("{word} {}", commits.into_iter().collect::<Vec<_>>().join(", "))
+}
+
+fn notes(rows: &[Row]) -> Vec<String> {
+    let sources: BTreeSet<&str> = rows.iter().filter_map(|row| row.reference_source.as_deref()).collect();
+    let overlap = |row: &Row| {
+        let tokens = row.calibration_overlap_tokens.filter(|&tokens| tokens > 0)?;
+        let cell = format!("{} {}", row.method, row.grid.as_deref().unwrap_or_default());
+        Some(format!(
+            "{}: {} calibration tokens also occur in scored windows; its number is optimistic.",
+            cell.trim_end(),
+            grouped(tokens)
+        ))
+    };
+    let papers = sources.into_iter().map(|source| format!("Paper: {source}."));
+    papers.chain(rows.iter().filter_map(overlap)).collect()
+}
+
+fn missing() -> String {
+    "-".to_owned()
+}
+
+/// `12.345 ± 0.067`.
+fn value_and_error(value: f64, error: Option<f64>) -> String {
+    let decimals = decimals(value);
+    let error = error.map_or_else(String::new, |error| format!(" ± {}", number(error, decimals)));
+    number(value, decimals) + &error
+}
+
+/// `+0.412 [0.352, 0.480]`.
+fn difference(point: Option<f64>, low: Option<f64>, high: Option<f64>) -> String {
+    let Some(point) = point else { return missing() };
+    let decimals = decimals([Some(point), low, high].into_iter().flatten().fold(0.0, |max, x| f64::max(max, x.abs())));
+    let sign = if point >= 0.0 { "+" } else { "" };
+    let interval = match (low, high) {
+        (Some(low), Some(high)) => format!(" [{}, {}]", number(low, decimals), number(high, decimals)),
+        _ => String::new(),
+    };
+    format!("{sign}{}{interval}", number(point, decimals))
+}
+
+/// Decimals that keep about five digits; `None` where only powers of ten are readable.
+fn decimals(magnitude: f64) -> Option<usize> {
+    match magnitude.abs() {
+        x if x < 100.0 => Some(3),
+        x if x < 1_000.0 => Some(2),
+        x if x < 10_000.0 => Some(1),
+        _ => None,
+    }
+}
+
+fn number(value: f64, decimals: Option<usize>) -> String {
+    match decimals {
+        Some(decimals) => format!("{value:.decimals$}"),
+        None if value.is_finite() => format!("{value:.2e}"),
+        None => value.to_string(),
+    }
+}
+
+/// `288,627`.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_keep_about_five_digits() {
+        assert_eq!(value_and_error(17.23456, Some(0.3456)), "17.235 ± 0.346");
+        assert_eq!(value_and_error(523.456, None), "523.46");
+        assert_eq!(value_and_error(1234.56, Some(12.3)), "1234.6 ± 12.3");
+        assert_eq!(value_and_error(123_456.0, Some(1200.0)), "1.23e5 ± 1.20e3");
+        assert_eq!(value_and_error(f64::INFINITY, None), "inf");
+        assert_eq!(value_and_error(f64::NAN, None), "NaN");
+    }
+
+    #[test]
+    fn differences_carry_sign_and_interval() {
+        assert_eq!(difference(Some(0.4123), Some(0.3521), Some(0.48)), "+0.412 [0.352, 0.480]");
+        assert_eq!(difference(Some(-0.01), Some(-0.02), Some(0.001)), "-0.010 [-0.020, 0.001]");
+        assert_eq!(difference(Some(99.0), Some(90.0), Some(120.0)), "+99.00 [90.00, 120.00]");
+        assert_eq!(difference(None, None, None), "-");
+    }
+
+    #[test]
+    fn names_and_counts() {
+        assert_eq!(slug("SmolLM2-135M wikitext2-test gptq 2048"), "smollm2-135m-wikitext2-test-gptq-2048");
+        assert_eq!(slug("a/b  (c)"), "a-b-c");
+        assert_eq!([grouped(0), grouped(999), grouped(1000), grouped(1_288_627)], ["0", "999", "1,000", "1,288,627"]);
+    }
+}

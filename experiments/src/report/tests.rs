@@ -1,0 +1,402 @@
+//! Reports of a handful of synthetic records: snapshots of what people read, and round trips of what programs read.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
+use awq_core::log::BlockLog;
+use polars::prelude::*;
+
+use super::*;
+use crate::config::{Bundled, ModelSource, ModelSpec};
+use crate::plan::{Cell, QuantizationCell};
+use crate::provenance::Provenance;
+use crate::record::{Cost, Done, Failed, Measurement, Outcome, Quantization, SCHEMA_VERSION, Stage};
+use crate::registry::MethodSpec;
+
+const QUESTION: &str = "Does AWQ beat RTN at 3 bit?";
+
+const RTN: &str = r#"{"rtn": {}}"#;
+
+const AWQ: &str = r#"{"awq": {
+    "scale": {"search": {"formula": "activation", "n_ratios": 20}},
+    "clip": {"search": {"n_steps": 20, "max_shrink": 0.5, "n_tokens": 512}}
+}}"#;
+
+fn grid(bits: u8, group_size: u16) -> Grid {
+    Grid {
+        bits: Bits::new(bits).unwrap(),
+        granularity: Granularity::PerGroup(NonZeroU16::new(group_size).unwrap()),
+        symmetry: Symmetry::Asymmetric,
+        range_includes_zero: false,
+        scale_dtype: ScaleDtype::F16,
+    }
+}
+
+/// A finished cell of 12 windows; `nll` is added to what every cell loses on a window.
+fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
+    let bits_per_weight = method.map(|(_, grid)| grid.stored_bits(64, 1024) as f64 / (64.0 * 1024.0));
+    let quantization = method.map(|(json, grid)| {
+        let method: MethodSpec = serde_json::from_str(json).unwrap();
+        QuantizationCell { method, grid, calibration: None }
+    });
+    let model = ModelSpec { name: "Tiny_1M".into(), source: ModelSource::Bundled(Bundled {}) };
+    let cell = Cell { model, quantization, evaluations: Vec::new() };
+    // Windows differ much more from each other than cells do, as in real text.
+    let wobble = |window: usize| 0.25 * (1.7 * window as f64).sin() + nll * (1.0 + 0.2 * (2.9 * window as f64).cos());
+    let nll_per_window: Vec<f64> = (0..12).map(|window| 2.5 + wobble(window)).collect();
+    let block = |block_idx: usize| BlockLog {
+        block_idx,
+        output_mse: Some(0.02 * nll * (1.0 + block_idx as f64)),
+        output_mean_square: Some(1.5),
+        ..BlockLog::default()
+    };
+    let measurement = Measurement {
+        metric: "token_perplexity".into(),
+        dataset: "wikitext2-test".into(),
+        protocol: "gptq".into(),
+        seq_len: 256,
+        value: crate::stats::perplexity(&nll_per_window),
+        standard_error: None,
+        n_windows: 12,
+        n_windows_total: 1292,
+        n_tokens: 12 * 255,
+        nll_per_window,
+        floor: None,
+        text_sha256: "t".repeat(64),
+        tokenizer_sha256: "k".repeat(64),
+        seconds: 4.0,
+    };
+    let done = Done {
+        measurements: vec![measurement],
+        quantization: bits_per_weight.map(|bits_per_weight| Quantization {
+            bits_per_weight,
+            codes_sha256: "c".repeat(64),
+            n_calibration_sequences: 16,
+            calibration_overlap_tokens: 0,
+            blocks: (0..6).map(block).collect(),
+        }),
+        cost: Cost { quantize_seconds: 1.5, shared_capture_seconds: 0.5, evaluate_seconds: 4.0, peak_resident_bytes: 1 << 28 },
+    };
+    Record {
+        schema: SCHEMA_VERSION,
+        cell_id: cell.id(),
+        cell,
+        outcome: Outcome::Done(Box::new(done)),
+        provenance: Provenance {
+            commit: "0123456789abcdef".into(),
+            dirty: true,
+            lock_sha256: "l".repeat(64),
+            version: "0.1.0".into(),
+            profile: "release".into(),
+            device: "flex".into(),
+            threads: 2,
+            cpu: "A <fast> CPU".into(),
+            platform: "linux x86_64".into(),
+            unix_time: 0,
+            assets: BTreeMap::from([("model".to_owned(), "a".repeat(64))]),
+        },
+    }
+}
+
+fn done(record: &mut Record) -> &mut Done {
+    match &mut record.outcome {
+        Outcome::Done(done) => done,
+        Outcome::Failed(failed) => unreachable!("{failed:?}"),
+    }
+}
+
+fn failed(mut record: Record) -> Record {
+    record.outcome = Outcome::Failed(Failed { stage: Stage::Quantize, error: "block 3, self_attn.q_proj: NaN | retry".into() });
+    record
+}
+
+/// Full precision, RTN and AWQ at 4 and 3 bit, one 2-bit failure.
+fn records() -> Vec<Record> {
+    vec![
+        record(Some((AWQ, grid(3, 64))), 0.12),
+        record(None, 0.0),
+        record(Some((RTN, grid(4, 128))), 0.05),
+        record(Some((AWQ, grid(4, 128))), 0.03),
+        record(Some((RTN, grid(3, 64))), 0.3),
+        failed(record(Some((RTN, grid(2, 64))), 0.0)),
+    ]
+}
+
+fn references() -> Vec<ReferenceValue> {
+    let reference = |method: &str, grid: Option<&str>, perplexity| ReferenceValue {
+        model: "Tiny_1M".into(),
+        method: method.into(),
+        grid: grid.map(str::to_owned),
+        perplexity,
+        source: "A paper, table 4".into(),
+        note: None,
+    };
+    vec![reference("FP16", None, 12.0), reference("AWQ", Some("W3 g64"), 14.5), reference("QuIP", Some("W2 g64"), 20.0)]
+}
+
+fn rows(records: &[Record], references: &[ReferenceValue]) -> Vec<Row> {
+    frame::rows(&frame::newest(records), references).unwrap()
+}
+
+fn find<'a>(rows: &'a [Row], method: &str, grid: Option<&str>) -> &'a Row {
+    rows.iter().find(|row| row.method == method && row.grid.as_deref() == grid).unwrap()
+}
+
+#[test]
+fn rows_are_sorted_for_reading() {
+    let rows = rows(&records(), &[]);
+    let order: Vec<_> = rows.iter().map(|row| format!("{} {}", row.method, row.grid.as_deref().unwrap_or("-"))).collect();
+    assert_eq!(order, ["FP -", "RTN W4 g128", "AWQ W4 g128", "RTN W3 g64", "AWQ W3 g64"]);
+}
+
+#[test]
+fn differences_are_paired_with_full_precision_and_with_rtn_on_the_same_grid() {
+    let rows = rows(&records(), &[]);
+    let (fp, rtn, awq) = (find(&rows, "FP", None), find(&rows, "RTN", Some("W3 g64")), find(&rows, "AWQ", Some("W3 g64")));
+    assert_eq!((fp.delta_fp, fp.delta_rtn, rtn.delta_rtn), (None, None, None));
+    assert_eq!(awq.delta_fp, Some(awq.perplexity - fp.perplexity));
+    assert_eq!(awq.delta_rtn, Some(awq.perplexity - rtn.perplexity));
+    assert!(awq.delta_rtn_ci_high.unwrap() < 0.0, "better than RTN beyond doubt");
+    assert!(awq.delta_fp_ci_low.unwrap() > 0.0, "worse than full precision beyond doubt");
+    let width = |low: Option<f64>, high: Option<f64>| high.unwrap() - low.unwrap();
+    assert!(width(awq.delta_fp_ci_low, awq.delta_fp_ci_high) < width(awq.ci_low, awq.ci_high) / 3.0);
+}
+
+#[test]
+fn only_equal_windows_are_paired() {
+    let changes: [fn(&mut Measurement); 3] =
+        [|m| m.text_sha256 = "other".into(), |m| m.tokenizer_sha256 = "other".into(), |m| m.seq_len = 512];
+    for change in changes {
+        let mut records = records();
+        change(&mut done(&mut records[1]).measurements[0]);
+        let rows = rows(&records, &[]);
+        assert!(rows.iter().all(|row| row.delta_fp.is_none()));
+        assert!(find(&rows, "AWQ", Some("W4 g128")).delta_rtn.is_some(), "RTN still has the same windows");
+    }
+}
+
+#[test]
+fn the_newest_record_of_a_cell_counts() {
+    let (older, newer) = (record(None, 0.5), record(None, 0.0));
+    let expected = crate::stats::perplexity(&done(&mut newer.clone()).measurements[0].nll_per_window);
+    let recovered = rows(&[failed(older.clone()), older.clone(), newer], &[]);
+    assert_eq!(recovered.iter().map(|row| row.perplexity).collect::<Vec<_>>(), [expected]);
+
+    let relapsed = [older.clone(), failed(older)];
+    let newest = frame::newest(&relapsed);
+    assert_eq!((newest.len(), frame::failures(&newest).len()), (1, 1));
+    assert_eq!(frame::rows(&newest, &[]).unwrap(), []);
+}
+
+#[test]
+fn an_unknown_metric_is_an_error() {
+    let mut strange = record(None, 0.0);
+    done(&mut strange).measurements[0].metric = "accuracy".into();
+    let error = frame::rows(&[&strange], &[]).unwrap_err();
+    assert_eq!(error.to_string(), "cell Tiny_1M FP: metric accuracy has no column in reports, expected token_perplexity");
+}
+
+#[test]
+fn a_single_window_has_numbers_without_intervals() {
+    let mut records = records();
+    for record in &mut records[..5] {
+        let measurement = &mut done(record).measurements[0];
+        measurement.nll_per_window.truncate(1);
+        measurement.n_windows = 1;
+    }
+    let rows = rows(&records, &[]);
+    let awq = find(&rows, "AWQ", Some("W4 g128"));
+    assert_eq!((awq.standard_error, awq.ci_low, awq.delta_fp_ci_low), (None, None, None));
+    assert!(awq.delta_fp.is_some());
+}
+
+#[test]
+fn terminal_snapshot() {
+    let table = terminal_table(QUESTION, &records(), &references()).unwrap();
+    let table_width = table.lines().map(|line| line.chars().count()).max().unwrap();
+    assert!(table_width <= 120, "{table_width} columns");
+    insta::assert_snapshot!(table, @r#"
+    Does AWQ beat RTN at 3 bit?
+
+    ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━
+    method  grid     bits/w        perplexity       Δ to FP [95% CI]        Δ to RTN [95% CI]   paper  ours - paper
+    ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+    FP      -         16.00  12.165 ± 0.621                        -                        -  12.000        +0.165
+    ╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌
+    RTN     W4 g128    4.16  12.799 ± 0.653    +0.634 [0.544, 0.721]                        -       -             -
+    AWQ     W4 g128    4.16  12.541 ± 0.640 *  +0.377 [0.323, 0.428]  -0.257 [-0.293, -0.221]       -             -
+    ╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌
+    RTN     W3 g64     3.30  16.501 ± 0.861    +4.336 [3.691, 4.966]                        -       -             -
+    AWQ     W3 g64     3.30  13.742 ± 0.703 *  +1.578 [1.350, 1.797]  -2.758 [-3.167, -2.341]  14.500        -0.758
+    ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━
+    LIMITED RUN: first 12 of 1,292 windows. Tiny_1M on wikitext2-test: perplexity per token, protocol gptq
+    (non-overlapping windows of 256 tokens, all but the first token of each scored); 12 windows, 3,060 tokens
+    scored. ± is the standard error over windows; brackets are 95% intervals, paired over windows (bootstrap).
+    Bits per weight count scales and zero points. Commit 0123456 (dirty). *: lowest perplexity on its grid.
+    Paper: A paper, table 4.
+    Published but not measured here: Tiny_1M QuIP W2 g64.
+
+    Failed cells:
+      Tiny_1M RTN W2 g64: quantize failed: block 3, self_attn.q_proj: NaN | retry
+    "#);
+}
+
+#[test]
+fn markdown_snapshot() {
+    let rows = rows(&records(), &[]);
+    let records = records();
+    insta::assert_snapshot!(markdown::render(&document(QUESTION, &rows, &frame::newest(&records), &[])), @r#"
+    # Does AWQ beat RTN at 3 bit?
+
+    | method | grid | bits/w | perplexity | Δ to FP [95% CI] | Δ to RTN [95% CI] |
+    | :-- | :-- | --: | --: | --: | --: |
+    | FP | - | 16.00 | 12.165 ± 0.621 | - | - |
+    | RTN | W4 g128 | 4.16 | 12.799 ± 0.653 | +0.634 [0.544, 0.721] | - |
+    | AWQ | W4 g128 | 4.16 | **12.541 ± 0.640** | +0.377 [0.323, 0.428] | -0.257 [-0.293, -0.221] |
+    | RTN | W3 g64 | 3.30 | 16.501 ± 0.861 | +4.336 [3.691, 4.966] | - |
+    | AWQ | W3 g64 | 3.30 | **13.742 ± 0.703** | +1.578 [1.350, 1.797] | -2.758 [-3.167, -2.341] |
+
+    LIMITED RUN: first 12 of 1,292 windows. Tiny\_1M on wikitext2-test: perplexity per token, protocol gptq (non-overlapping windows of 256 tokens, all but the first token of each scored); 12 windows, 3,060 tokens scored. ± is the standard error over windows; brackets are 95% intervals, paired over windows (bootstrap). Bits per weight count scales and zero points. Commit 0123456 (dirty). Bold: lowest perplexity on its grid.
+
+    ## Failed cells
+
+    - Tiny\_1M RTN W2 g64: quantize failed: block 3, self\_attn.q\_proj: NaN \| retry
+    "#);
+}
+
+#[test]
+fn latex_snapshot() {
+    let rows = rows(&records(), &references());
+    let records = records();
+    insta::assert_snapshot!(latex::render(&document(QUESTION, &rows, &frame::newest(&records), &references())), @r#"
+    % Generated from records.jsonl; do not edit. Needs \usepackage{booktabs}.
+    % Does AWQ beat RTN at 3 bit?
+    \begin{table}[t]
+    \centering
+    \caption{LIMITED RUN: first 12 of 1,292 windows. Tiny\_1M on wikitext2-test: perplexity per token, protocol gptq (non-overlapping windows of 256 tokens, all but the first token of each scored); 12 windows, 3,060 tokens scored. $\pm$ is the standard error over windows; brackets are 95\% intervals, paired over windows (bootstrap). Bits per weight count scales and zero points. Commit 0123456 (dirty). Bold: lowest perplexity on its grid. Paper: A paper, table 4. Published but not measured here: Tiny\_1M QuIP W2 g64.}
+    \label{tab:tiny-1m-wikitext2-test-gptq-256}
+    \begin{tabular}{llrrrrrr}
+      \toprule
+      method & grid & bits/w & perplexity & $\Delta$ to FP [95\% CI] & $\Delta$ to RTN [95\% CI] & paper & ours - paper \\
+      \midrule
+      FP & - & 16.00 & 12.165 $\pm$ 0.621 & - & - & 12.000 & +0.165 \\
+      \midrule
+      RTN & W4 g128 & 4.16 & 12.799 $\pm$ 0.653 & +0.634 [0.544, 0.721] & - & - & - \\
+      AWQ & W4 g128 & 4.16 & \textbf{12.541 $\pm$ 0.640} & +0.377 [0.323, 0.428] & $-$0.257 [$-$0.293, $-$0.221] & - & - \\
+      \midrule
+      RTN & W3 g64 & 3.30 & 16.501 $\pm$ 0.861 & +4.336 [3.691, 4.966] & - & - & - \\
+      AWQ & W3 g64 & 3.30 & \textbf{13.742 $\pm$ 0.703} & +1.578 [1.350, 1.797] & $-$2.758 [$-$3.167, $-$2.341] & 14.500 & $-$0.758 \\
+      \bottomrule
+    \end{tabular}
+    \end{table}
+    % FAILED Tiny_1M RTN W2 g64: quantize failed: block 3, self_attn.q_proj: NaN | retry
+    "#);
+}
+
+#[test]
+fn full_runs_and_settings_apart_are_said_so() {
+    let mut records = records();
+    for record in &mut records[..5] {
+        let done = done(record);
+        done.measurements[0].n_windows_total = 12;
+        done.measurements[0].floor = Some(11.25);
+    }
+    // The same method and grid with other settings: another cell id, the same labels.
+    let mut twin = records[0].clone();
+    twin.cell_id = crate::plan::CellId("feedbeef00000000".into());
+    done(&mut twin).quantization.as_mut().unwrap().calibration_overlap_tokens = 1234;
+    records.push(twin);
+    let table = terminal_table(QUESTION, &records, &[]).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(!table.contains("LIMITED"), "{table}");
+    assert!(table.contains("No model can be below 11.250, the text's own entropy."), "{table}");
+    assert!(table.contains("AWQ (feedbe) W3 g64"), "{table}");
+    assert!(table.contains("AWQ W3 g64: 1,234 calibration tokens also occur in scored windows"), "{table}");
+}
+
+#[test]
+fn csv_and_parquet_read_back_as_the_same_frame() {
+    let folder = tempfile::tempdir().unwrap();
+    let records = records();
+    let files = write_report(folder.path(), QUESTION, &records, &references()).unwrap();
+    let written = Row::to_frame(&rows(&records, &references())).unwrap();
+    let parquet = ParquetReader::new(File::open(&files.parquet).unwrap()).finish().unwrap();
+    let csv = CsvReadOptions::default()
+        .with_schema(Some(Arc::new(Row::schema())))
+        .into_reader_with_file_handle(File::open(&files.csv).unwrap())
+        .finish()
+        .unwrap();
+    assert!(parquet.equals_missing(&written), "{parquet}");
+    assert!(csv.equals_missing(&written), "{csv}");
+    assert_eq!(Row::from_frame(&parquet).unwrap(), rows(&records, &references()));
+    let names: Vec<&str> = written.get_column_names().into_iter().map(|name| name.as_str()).collect();
+    assert_eq!(names, Row::COLUMNS.iter().map(|column| column.0).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_frame_of_another_shape_is_an_error() {
+    let frame = Row::to_frame(&rows(&records(), &[])).unwrap();
+    let missing = Row::from_frame(&frame.drop("perplexity").unwrap()).unwrap_err().to_string();
+    assert!(missing.contains("perplexity"), "{missing}");
+    let mut holed = frame.clone();
+    holed.with_column(Column::full_null("model".into(), frame.height(), &DataType::String)).unwrap();
+    let null = Row::from_frame(&holed).unwrap_err().to_string();
+    assert!(null.contains("column model holds a null"), "{null}");
+}
+
+#[test]
+fn the_same_records_give_the_same_files() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let files = write_report(first.path(), QUESTION, &records(), &references()).unwrap();
+    // A second report over an old one replaces it.
+    write_report(second.path(), QUESTION, &records()[..3], &[]).unwrap();
+    write_report(second.path(), QUESTION, &records(), &references()).unwrap();
+    let named = [files.markdown, files.latex, files.csv, files.parquet, files.html].into_iter().chain(files.figures);
+    let mut n_files = 0;
+    for path in named {
+        let twin = second.path().join(path.strip_prefix(first.path()).unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(twin).unwrap(), "{}", path.display());
+        n_files += 1;
+    }
+    assert_eq!(n_files, 5 + 4);
+    let left_over = std::fs::read_dir(first.path())
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(".report-"));
+    assert_eq!(left_over.count(), 0);
+}
+
+#[test]
+fn the_page_is_whole_and_escaped() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = write_report(folder.path(), "Is 3 < 4 & why?", &records(), &references()).unwrap();
+    let page = std::fs::read_to_string(files.html).unwrap();
+    assert!(page.contains("<h1>Is 3 &lt; 4 &amp; why?</h1>"));
+    assert!(page.contains("A &lt;fast&gt; CPU"));
+    assert_eq!(page.matches("<svg").count(), 2);
+    assert!(!page.contains("<script") && !page.contains("src="));
+}
+
+#[test]
+fn failures_alone_make_a_report_without_figures() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = write_report(folder.path(), QUESTION, &records()[5..], &[]).unwrap();
+    assert_eq!(files.figures, Vec::<PathBuf>::new());
+    let markdown = std::fs::read_to_string(files.markdown).unwrap();
+    assert!(
+        markdown.contains("- Tiny\\_1M RTN W2 g64: quantize failed: block 3, self\\_attn.q\\_proj: NaN \\| retry"),
+        "{markdown}"
+    );
+}
+
+#[test]
+fn an_unwritable_folder_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let blocked = folder.path().join("file");
+    std::fs::write(&blocked, "").unwrap();
+    let error = format!("{:#}", write_report(&blocked, QUESTION, &records(), &[]).unwrap_err());
+    assert!(error.contains("file/figures: cannot create the folder; choose a writable folder with --out"), "{error}");
+}
