@@ -98,8 +98,12 @@ impl ModelConfig {
             intermediate_size: keys.dimension(&["intermediate_size", "ffn_dim"])?,
             n_blocks: keys.dimension(&["num_hidden_layers"])?,
             n_heads,
-            n_kv_heads: keys.optional_dimension("num_key_value_heads")?.unwrap_or(n_heads),
-            head_dim: keys.optional_dimension("head_dim")?.unwrap_or(hidden_size / n_heads),
+            n_kv_heads: keys
+                .optional_dimension("num_key_value_heads")?
+                .unwrap_or(n_heads),
+            head_dim: keys
+                .optional_dimension("head_dim")?
+                .unwrap_or(hidden_size / n_heads),
             vocab_size: keys.dimension(&["vocab_size"])?,
             max_positions: keys.dimension(&["max_position_embeddings"])?,
             norm_eps: match keys.optional_float("rms_norm_eps")? {
@@ -113,7 +117,13 @@ impl ModelConfig {
             // OPT inherits the tied head of transformers' base class, the others switch it off.
             tie_word_embeddings: keys.optional_bool("tie_word_embeddings")?.unwrap_or(is_opt),
             // Qwen2 has no key for it: its q, k and v always have a bias.
-            attention_bias: keys.optional_bool(if is_opt { "enable_bias" } else { "attention_bias" })?.unwrap_or(is_opt || is_qwen2),
+            attention_bias: keys
+                .optional_bool(if is_opt {
+                    "enable_bias"
+                } else {
+                    "attention_bias"
+                })?
+                .unwrap_or(is_opt || is_qwen2),
             bos_id: keys.token_ids("bos_token_id")?.first().copied(),
             eos_ids: keys.token_ids("eos_token_id")?,
             sliding_window: match keys.optional_bool("use_sliding_window")? {
@@ -125,7 +135,12 @@ impl ModelConfig {
             architecture,
             raw: Json::Null,
         };
-        config.check(file, "num_attention_heads", "num_key_value_heads", "head_dim")?;
+        config.check(
+            file,
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+        )?;
         Ok(Self { raw, ..config })
     }
 
@@ -142,12 +157,19 @@ impl ModelConfig {
         let key = |name: &str| format!("{prefix}.{name}");
         let hidden_size = keys.dimension(&[&key("embedding_length")])?;
         let n_heads = keys.dimension(&[&key("attention.head_count")])?;
-        let head_dim = keys.optional_dimension(&key("attention.key_length"))?.unwrap_or(hidden_size / n_heads);
-        let rotary_dim = keys.optional_dimension(&key("rope.dimension_count"))?.unwrap_or(head_dim);
+        let head_dim = keys
+            .optional_dimension(&key("attention.key_length"))?
+            .unwrap_or(hidden_size / n_heads);
+        let rotary_dim = keys
+            .optional_dimension(&key("rope.dimension_count"))?
+            .unwrap_or(head_dim);
         if rotary_dim != head_dim {
             return Err(keys.bad(&key("rope.dimension_count"), format!("{rotary_dim}, expected the head width {head_dim}: partly rotated heads are not supported")));
         }
-        let vocab_size = match (keys.optional_dimension(&key("vocab_size"))?, metadata.get("tokenizer.ggml.tokens")) {
+        let vocab_size = match (
+            keys.optional_dimension(&key("vocab_size"))?,
+            metadata.get("tokenizer.ggml.tokens"),
+        ) {
             (Some(vocab_size), _) => vocab_size,
             (None, Some(Value::Texts(tokens))) => tokens.len(),
             (None, _) => return Err(keys.missing(&key("vocab_size"))),
@@ -158,23 +180,36 @@ impl ModelConfig {
             intermediate_size: keys.dimension(&[&key("feed_forward_length")])?,
             n_blocks: keys.dimension(&[&key("block_count")])?,
             n_heads,
-            n_kv_heads: keys.optional_dimension(&key("attention.head_count_kv"))?.unwrap_or(n_heads),
+            n_kv_heads: keys
+                .optional_dimension(&key("attention.head_count_kv"))?
+                .unwrap_or(n_heads),
             head_dim,
             vocab_size,
             max_positions: keys.dimension(&[&key("context_length")])?,
             norm_eps: keys
                 .optional_float(&key("attention.layer_norm_rms_epsilon"))?
                 .ok_or_else(|| keys.missing(&key("attention.layer_norm_rms_epsilon")))?,
-            rope_theta: keys.optional_float(&key("rope.freq_base"))?.unwrap_or(DEFAULT_ROPE_THETA),
-            rope_scaling: keys.gguf_rope_scaling(&key("rope.scaling.type"), &key("rope.scaling.factor"))?,
+            rope_theta: keys
+                .optional_float(&key("rope.freq_base"))?
+                .unwrap_or(DEFAULT_ROPE_THETA),
+            rope_scaling: keys
+                .gguf_rope_scaling(&key("rope.scaling.type"), &key("rope.scaling.factor"))?,
             tie_word_embeddings: false,
             attention_bias: false,
-            bos_id: keys.token_ids("tokenizer.ggml.bos_token_id")?.first().copied(),
+            bos_id: keys
+                .token_ids("tokenizer.ggml.bos_token_id")?
+                .first()
+                .copied(),
             eos_ids: keys.token_ids("tokenizer.ggml.eos_token_id")?,
             sliding_window: keys.optional_dimension(&key("attention.sliding_window"))?,
             raw: Json::Null,
         };
-        config.check(file, &key("attention.head_count"), &key("attention.head_count_kv"), &key("attention.key_length"))?;
+        config.check(
+            file,
+            &key("attention.head_count"),
+            &key("attention.head_count_kv"),
+            &key("attention.key_length"),
+        )?;
         Ok(Self { raw, ..config })
     }
 
@@ -193,14 +228,37 @@ impl ModelConfig {
     }
 
     /// What every attention layer takes for granted.
-    fn check(&self, file: &Path, heads_key: &str, kv_heads_key: &str, head_dim_key: &str) -> Result<(), LoadError> {
-        let bad = |key: &str, problem| Err(LoadError::BadKey { file: file.to_owned(), key: key.to_owned(), problem });
-        let Self { n_heads, n_kv_heads, head_dim, .. } = *self;
+    fn check(
+        &self,
+        file: &Path,
+        heads_key: &str,
+        kv_heads_key: &str,
+        head_dim_key: &str,
+    ) -> Result<(), LoadError> {
+        let bad = |key: &str, problem| {
+            Err(LoadError::BadKey {
+                file: file.to_owned(),
+                key: key.to_owned(),
+                problem,
+            })
+        };
+        let Self {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            ..
+        } = *self;
         if !n_heads.is_multiple_of(n_kv_heads) {
-            return bad(kv_heads_key, format!("{n_kv_heads}, expected a divisor of the {n_heads} heads of {heads_key:?}"));
+            return bad(
+                kv_heads_key,
+                format!("{n_kv_heads}, expected a divisor of the {n_heads} heads of {heads_key:?}"),
+            );
         }
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
-            return bad(head_dim_key, format!("heads are {head_dim} wide, expected an even width"));
+            return bad(
+                head_dim_key,
+                format!("heads are {head_dim} wide, expected an even width"),
+            );
         }
         Ok(())
     }
@@ -211,10 +269,16 @@ impl RopeScaling {
     fn apply(&self, frequency: f64, pair: usize) -> f64 {
         match self {
             Self::Linear { factor } => frequency / factor,
-            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+            Self::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_positions,
+            } => {
                 let turns = *original_max_positions as f64 * frequency / (2.0 * PI);
                 // 0 where the whole context holds few turns (stretched), 1 where it holds many (kept).
-                let kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
+                let kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor))
+                    .clamp(0.0, 1.0);
                 kept * frequency + (1.0 - kept) * frequency / factor
             }
             Self::PerFrequency { divisors } => frequency / f64::from(divisors[pair]),
@@ -239,11 +303,18 @@ struct Keys<'a> {
 
 impl Keys<'_> {
     fn missing(&self, key: &str) -> LoadError {
-        LoadError::MissingKey { file: self.file.to_owned(), key: key.to_owned() }
+        LoadError::MissingKey {
+            file: self.file.to_owned(),
+            key: key.to_owned(),
+        }
     }
 
     fn bad(&self, key: &str, problem: String) -> LoadError {
-        LoadError::BadKey { file: self.file.to_owned(), key: key.to_owned(), problem }
+        LoadError::BadKey {
+            file: self.file.to_owned(),
+            key: key.to_owned(),
+            problem,
+        }
     }
 
     /// A present key that is not `null`.
@@ -266,15 +337,21 @@ impl Keys<'_> {
     }
 
     fn optional_dimension(&self, key: &str) -> Result<Option<usize>, LoadError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         match value.as_u64() {
-            Some(dimension) if (1..=MAX_DIMENSION).contains(&dimension) => Ok(Some(dimension as usize)),
+            Some(dimension) if (1..=MAX_DIMENSION).contains(&dimension) => {
+                Ok(Some(dimension as usize))
+            }
             _ => Err(self.wrong_type(key, value, "a positive integer of at most 2^31")),
         }
     }
 
     fn optional_float(&self, key: &str) -> Result<Option<f64>, LoadError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         match value.as_f64() {
             Some(float) if float.is_finite() && float > 0.0 => Ok(Some(float)),
             _ => Err(self.wrong_type(key, value, "a positive number")),
@@ -286,16 +363,30 @@ impl Keys<'_> {
     }
 
     fn optional_bool(&self, key: &str) -> Result<Option<bool>, LoadError> {
-        self.get(key).map(|value| value.as_bool().ok_or_else(|| self.wrong_type(key, value, "true or false"))).transpose()
+        self.get(key)
+            .map(|value| {
+                value
+                    .as_bool()
+                    .ok_or_else(|| self.wrong_type(key, value, "true or false"))
+            })
+            .transpose()
     }
 
     fn optional_text(&self, key: &str) -> Result<Option<&str>, LoadError> {
-        self.get(key).map(|value| value.as_str().ok_or_else(|| self.wrong_type(key, value, "a text"))).transpose()
+        self.get(key)
+            .map(|value| {
+                value
+                    .as_str()
+                    .ok_or_else(|| self.wrong_type(key, value, "a text"))
+            })
+            .transpose()
     }
 
     /// One id or a list of them.
     fn token_ids(&self, key: &str) -> Result<Vec<u32>, LoadError> {
-        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
+        let Some(value) = self.get(key) else {
+            return Ok(Vec::new());
+        };
         let ids = match value {
             Json::Array(ids) => ids.as_slice(),
             id => std::slice::from_ref(id),
@@ -322,30 +413,49 @@ impl Keys<'_> {
             if !value.is_object() {
                 return Err(self.wrong_type(key, value, "an object"));
             }
-            let inner = Keys { file: self.file, json: value };
-            let theta = if theta_inside { inner.optional_float("rope_theta")? } else { None };
+            let inner = Keys {
+                file: self.file,
+                json: value,
+            };
+            let theta = if theta_inside {
+                inner.optional_float("rope_theta")?
+            } else {
+                None
+            };
             return Ok(Rope {
                 theta: theta.map_or_else(|| self.top_level_theta(), Ok)?,
                 scaling: inner.rope_scaling(key)?,
             });
         }
-        Ok(Rope { theta: self.top_level_theta()?, scaling: None })
+        Ok(Rope {
+            theta: self.top_level_theta()?,
+            scaling: None,
+        })
     }
 
     fn top_level_theta(&self) -> Result<f64, LoadError> {
-        Ok(self.optional_float("rope_theta")?.unwrap_or(DEFAULT_ROPE_THETA))
+        Ok(self
+            .optional_float("rope_theta")?
+            .unwrap_or(DEFAULT_ROPE_THETA))
     }
 
     fn rope_scaling(&self, parent: &str) -> Result<Option<RopeScaling>, LoadError> {
         let kind = match self.optional_text("rope_type")? {
             Some(kind) => kind,
-            None => self.optional_text("type")?.ok_or_else(|| self.missing("rope_type"))?,
+            None => self
+                .optional_text("type")?
+                .ok_or_else(|| self.missing("rope_type"))?,
         };
         match kind {
             "default" => Ok(None),
-            "linear" => Ok(Some(RopeScaling::Linear { factor: self.float("factor")? })),
+            "linear" => Ok(Some(RopeScaling::Linear {
+                factor: self.float("factor")?,
+            })),
             "llama3" => {
-                let (low_freq_factor, high_freq_factor) = (self.float("low_freq_factor")?, self.float("high_freq_factor")?);
+                let (low_freq_factor, high_freq_factor) = (
+                    self.float("low_freq_factor")?,
+                    self.float("high_freq_factor")?,
+                );
                 if low_freq_factor >= high_freq_factor {
                     return Err(self.bad(&format!("{parent}.low_freq_factor"), format!("{low_freq_factor}, expected less than high_freq_factor, {high_freq_factor}")));
                 }
@@ -353,18 +463,30 @@ impl Keys<'_> {
                     factor: self.float("factor")?,
                     low_freq_factor,
                     high_freq_factor,
-                    original_max_positions: self.dimension(&["original_max_position_embeddings"])?,
+                    original_max_positions: self
+                        .dimension(&["original_max_position_embeddings"])?,
                 }))
             }
-            other => Err(self.bad(&format!("{parent}.rope_type"), format!("{other:?}, expected one of default, linear, llama3"))),
+            other => Err(self.bad(
+                &format!("{parent}.rope_type"),
+                format!("{other:?}, expected one of default, linear, llama3"),
+            )),
         }
     }
 
-    fn gguf_rope_scaling(&self, type_key: &str, factor_key: &str) -> Result<Option<RopeScaling>, LoadError> {
+    fn gguf_rope_scaling(
+        &self,
+        type_key: &str,
+        factor_key: &str,
+    ) -> Result<Option<RopeScaling>, LoadError> {
         match self.optional_text(type_key)? {
             None | Some("none") => Ok(None),
-            Some("linear") => Ok(Some(RopeScaling::Linear { factor: self.float(factor_key)? })),
-            Some(other) => Err(self.bad(type_key, format!("{other:?}, expected one of none, linear"))),
+            Some("linear") => Ok(Some(RopeScaling::Linear {
+                factor: self.float(factor_key)?,
+            })),
+            Some(other) => {
+                Err(self.bad(type_key, format!("{other:?}, expected one of none, linear")))
+            }
         }
     }
 }
@@ -378,8 +500,10 @@ fn scalars_as_json(metadata: &BTreeMap<String, Value>) -> Json {
         Value::Text(text) => Some(Json::from(text.as_str())),
         Value::Ints(_) | Value::Floats(_) | Value::Bools(_) | Value::Texts(_) => None,
     };
-    let scalars: Map<String, Json> =
-        metadata.iter().filter_map(|(key, value)| Some((key.clone(), scalar(value)?))).collect();
+    let scalars: Map<String, Json> = metadata
+        .iter()
+        .filter_map(|(key, value)| Some((key.clone(), scalar(value)?)))
+        .collect();
     Json::Object(scalars)
 }
 
@@ -420,9 +544,20 @@ mod tests {
     #[test]
     fn llama_config_reads() {
         let config = parse(&llama()).unwrap();
-        assert_eq!((config.n_heads, config.n_kv_heads, config.head_dim, config.n_blocks), (9, 3, 64, 30));
+        assert_eq!(
+            (
+                config.n_heads,
+                config.n_kv_heads,
+                config.head_dim,
+                config.n_blocks
+            ),
+            (9, 3, 64, 30)
+        );
         assert_eq!((config.rope_theta, config.norm_eps), (100_000.0, 1e-5));
-        assert_eq!((config.bos_id, config.eos_ids.as_slice()), (Some(1), &[2, 5][..]));
+        assert_eq!(
+            (config.bos_id, config.eos_ids.as_slice()),
+            (Some(1), &[2, 5][..])
+        );
         assert!(!config.tie_word_embeddings && !config.attention_bias);
         assert_eq!((config.sliding_window, config.rope_scaling), (None, None));
         assert_eq!(config.raw["rope_theta"], 100_000);
@@ -436,7 +571,10 @@ mod tests {
         }))
         .unwrap();
         assert!(opt.tie_word_embeddings && opt.attention_bias);
-        assert_eq!((opt.intermediate_size, opt.n_kv_heads, opt.norm_eps), (3072, 12, 1e-5));
+        assert_eq!(
+            (opt.intermediate_size, opt.n_kv_heads, opt.norm_eps),
+            (3072, 12, 1e-5)
+        );
 
         let mut qwen2 = with("architectures", json!(["Qwen2ForCausalLM"]));
         qwen2["sliding_window"] = json!(131_072);
@@ -452,14 +590,35 @@ mod tests {
 
     #[test]
     fn bad_values_name_file_key_and_expectation() {
-        check_error(&with("hidden_size", json!(0)), "key \"hidden_size\": 0, expected a positive integer");
-        check_error(&with("hidden_size", json!(u64::MAX)), "expected a positive integer of at most 2^31");
-        check_error(&with("num_key_value_heads", json!(4)), "key \"num_key_value_heads\": 4, expected a divisor of the 9 heads");
+        check_error(
+            &with("hidden_size", json!(0)),
+            "key \"hidden_size\": 0, expected a positive integer",
+        );
+        check_error(
+            &with("hidden_size", json!(u64::MAX)),
+            "expected a positive integer of at most 2^31",
+        );
+        check_error(
+            &with("num_key_value_heads", json!(4)),
+            "key \"num_key_value_heads\": 4, expected a divisor of the 9 heads",
+        );
         check_error(&with("head_dim", json!(63)), "expected an even width");
-        check_error(&with("rms_norm_eps", Json::Null), "key \"rms_norm_eps\" is missing");
-        check_error(&with("vocab_size", json!("many")), "key \"vocab_size\": \"many\", expected a positive integer");
-        check_error(&with("architectures", json!([])), "expected a list with one class name");
-        check_error(&with("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})), "\"yarn\", expected one of default, linear, llama3");
+        check_error(
+            &with("rms_norm_eps", Json::Null),
+            "key \"rms_norm_eps\" is missing",
+        );
+        check_error(
+            &with("vocab_size", json!("many")),
+            "key \"vocab_size\": \"many\", expected a positive integer",
+        );
+        check_error(
+            &with("architectures", json!([])),
+            "expected a list with one class name",
+        );
+        check_error(
+            &with("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
+            "\"yarn\", expected one of default, linear, llama3",
+        );
         check_error(&with("eos_token_id", json!(-1)), "expected a token id");
         check_error(&json!([]), "key \"architectures\" is missing");
     }
@@ -470,16 +629,29 @@ mod tests {
 
     #[test]
     fn rope_keys_read_in_both_places() {
-        let linear = parse(&with("rope_scaling", json!({"type": "linear", "factor": 2.0}))).unwrap();
-        assert_eq!(linear.rope_scaling, Some(RopeScaling::Linear { factor: 2.0 }));
+        let linear = parse(&with(
+            "rope_scaling",
+            json!({"type": "linear", "factor": 2.0}),
+        ))
+        .unwrap();
+        assert_eq!(
+            linear.rope_scaling,
+            Some(RopeScaling::Linear { factor: 2.0 })
+        );
         let old = parse(&with("rope_scaling", llama3_scaling())).unwrap();
         let mut inner = llama3_scaling();
         inner["rope_theta"] = json!(100_000.0);
         let mut new = with("rope_parameters", inner);
         new["rope_theta"] = Json::Null;
         let new = parse(&new).unwrap();
-        assert_eq!((new.rope_scaling, new.rope_theta), (old.rope_scaling, old.rope_theta));
-        let missing = with("rope_scaling", json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}));
+        assert_eq!(
+            (new.rope_scaling, new.rope_theta),
+            (old.rope_scaling, old.rope_theta)
+        );
+        let missing = with(
+            "rope_scaling",
+            json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}),
+        );
         check_error(&missing, "key \"high_freq_factor\" is missing");
     }
 
@@ -489,13 +661,19 @@ mod tests {
         assert_eq!(frequencies.len(), 32);
         assert_eq!(frequencies[0], 1.0);
         let ratio = 100_000_f64.powf(-1.0 / 32.0);
-        assert!(frequencies.windows(2).all(|pair| (pair[1] / pair[0] - ratio).abs() < 1e-12));
+        assert!(
+            frequencies
+                .windows(2)
+                .all(|pair| (pair[1] / pair[0] - ratio).abs() < 1e-12)
+        );
     }
 
     #[test]
     fn llama3_keeps_high_frequencies_and_stretches_low_ones() {
         let plain = parse(&llama()).unwrap().rope_frequencies();
-        let scaled = parse(&with("rope_scaling", llama3_scaling())).unwrap().rope_frequencies();
+        let scaled = parse(&with("rope_scaling", llama3_scaling()))
+            .unwrap()
+            .rope_frequencies();
         for (plain, scaled) in plain.iter().zip(&scaled) {
             let wavelength = 2.0 * PI / plain;
             let expected = if wavelength < 8192.0 / 4.0 {
@@ -507,7 +685,10 @@ mod tests {
                 let smooth = (8192.0 / wavelength - 1.0) / (4.0 - 1.0);
                 (1.0 - smooth) * plain / 8.0 + smooth * plain
             };
-            assert!((scaled - expected).abs() <= 1e-15, "{plain}: {scaled} {expected}");
+            assert!(
+                (scaled - expected).abs() <= 1e-15,
+                "{plain}: {scaled} {expected}"
+            );
         }
     }
 }
