@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::tensor::activation::{log_softmax, silu, softmax};
+use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 
@@ -19,13 +19,21 @@ pub struct Network<B: Backend> {
     device: B::Device,
 }
 
-/// What attention needs to know about positions in windows of one length.
+/// Added to the score of a key in the future. Its weight, e^-80 of a present key's, is nothing in f32, but still a
+/// normal number: exponentials that underflow take several times as long.
+const MASKED: f32 = -80.0;
+
+/// What attention needs to know about positions in windows of one length, laid out so that every product with it
+/// runs over whole rows.
 struct Positions<B: Backend> {
-    /// `[1, 1, seq, head_dim / 2]`.
-    cos: Tensor<B, 4>,
-    sin: Tensor<B, 4>,
-    /// `[1, 1, heads_per_key * seq, seq]`: 0 where a query may look, far below elsewhere.
-    mask: Tensor<B, 4>,
+    seq_len: usize,
+    /// `[1, seq * head_dim]`, of each pair both times.
+    cos: Tensor<B, 2>,
+    sin: Tensor<B, 2>,
+    /// `[head_dim, head_dim]`: takes `(a, b)` to `(-b, a)`.
+    quarter_turn: Tensor<B, 2>,
+    /// `[1, heads_per_key * seq * seq]`: 0 where a query may look, [`MASKED`] elsewhere.
+    mask: Tensor<B, 2>,
 }
 
 impl<B: Backend> Network<B> {
@@ -52,28 +60,44 @@ impl<B: Backend> Network<B> {
 
     /// Logits `[batch * seq, vocab]` of `ids`, rows of `[batch, seq]`.
     pub fn logits(&self, ids: &[u32], seq_len: usize) -> Tensor<B, 2> {
-        let batch = ids.len() / seq_len;
-        assert_eq!(ids.len(), batch * seq_len, "token ids do not fill rows of {seq_len}");
-        let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
-        let ids = Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [batch * seq_len]), &self.device);
-        let embedding = &self.tensors["model.embed_tokens.weight"];
+        self.hidden(ids, seq_len).matmul(self.embedding().transpose())
+    }
+
+    /// Negative log-likelihood of each target, `[batch * seq, 1]`.
+    ///
+    /// The sum of exponentials is a product with ones and the target's logit a product with its embedding: what is
+    /// as large as the logits then appears in few operations, forward and backward.
+    pub(super) fn nll(&self, ids: &[u32], targets: &[u32], seq_len: usize) -> Tensor<B, 2> {
+        let hidden = self.hidden(ids, seq_len);
+        let of_target = (hidden.clone() * self.embedding().select(0, self.int(targets))).sum_dim(1);
+        let logits = hidden.matmul(self.embedding().transpose());
+        let largest = logits.clone().detach().max_dim(1);
+        let ones = Tensor::ones([self.config.vocab_size, 1], &self.device);
+        (logits - largest.clone()).exp().matmul(ones).log() + largest - of_target
+    }
+
+    /// Output of the last norm, `[batch * seq, hidden]`.
+    fn hidden(&self, ids: &[u32], seq_len: usize) -> Tensor<B, 2> {
+        assert!(ids.len().is_multiple_of(seq_len), "{} token ids do not fill rows of {seq_len}", ids.len());
         let positions = self.positions(seq_len);
-        let mut x = embedding.clone().select(0, ids);
+        let mut x = self.embedding().select(0, self.int(ids));
         for block_idx in 0..self.config.num_hidden_layers {
             let normed = self.norm(x.clone(), &format!("model.layers.{block_idx}.input_layernorm"));
-            x = x + self.attention(normed, block_idx, batch, &positions);
+            x = x + self.attention(normed, block_idx, &positions);
             let normed = self.norm(x.clone(), &format!("model.layers.{block_idx}.post_attention_layernorm"));
             x = x + self.mlp(normed, block_idx);
         }
-        self.norm(x, "model.norm").matmul(embedding.clone().transpose())
+        self.norm(x, "model.norm")
     }
 
-    /// Negative log-likelihood of each target, `[batch * seq]`.
-    pub(super) fn nll(&self, ids: &[u32], targets: &[u32], seq_len: usize) -> Tensor<B, 1> {
-        let targets: Vec<i32> = targets.iter().map(|id| *id as i32).collect();
-        let n = targets.len();
-        let targets = Tensor::<B, 2, Int>::from_data(TensorData::new(targets, [n, 1]), &self.device);
-        log_softmax(self.logits(ids, seq_len), 1).gather(1, targets).neg().reshape([n])
+    fn embedding(&self) -> Tensor<B, 2> {
+        self.tensors["model.embed_tokens.weight"].clone()
+    }
+
+    fn int(&self, ids: &[u32]) -> Tensor<B, 1, Int> {
+        let n = ids.len();
+        let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+        Tensor::from_data(TensorData::new(ids, [n]), &self.device)
     }
 
     /// `x W^T`.
@@ -92,10 +116,12 @@ impl<B: Backend> Network<B> {
         self.linear(gate * up, block_idx, "mlp.down_proj")
     }
 
-    /// Causal attention; the queries that share a key head are stacked along the sequence, so keys are not repeated.
-    fn attention(&self, x: Tensor<B, 2>, block_idx: usize, batch: usize, positions: &Positions<B>) -> Tensor<B, 2> {
+    /// Causal attention. The queries that share a key head are stacked along the sequence, so keys are not repeated;
+    /// a column of ones beside the values yields the softmax's denominator, so the division comes after the sum.
+    fn attention(&self, x: Tensor<B, 2>, block_idx: usize, positions: &Positions<B>) -> Tensor<B, 2> {
         let NetworkConfig { num_attention_heads: heads, num_key_value_heads: key_heads, head_dim, .. } = self.config;
-        let seq_len = x.dims()[0] / batch;
+        let seq_len = positions.seq_len;
+        let batch = x.dims()[0] / seq_len;
         let split = |x: Tensor<B, 2>, heads: usize| x.reshape([batch, seq_len, heads, head_dim]).swap_dims(1, 2);
         let queries = split(self.linear(x.clone(), block_idx, "self_attn.q_proj"), heads);
         let keys = split(self.linear(x.clone(), block_idx, "self_attn.k_proj"), key_heads);
@@ -104,36 +130,57 @@ impl<B: Backend> Network<B> {
         let stacked = heads / key_heads * seq_len;
         let scale = 1.0 / (head_dim as f64).sqrt();
         let queries = (rotate(queries, positions) * scale).reshape([batch, key_heads, stacked, head_dim]);
-        let scores = queries.matmul(rotate(keys, positions).transpose()) + positions.mask.clone();
-        let mixed = softmax(scores, 3).matmul(values).reshape([batch, heads, seq_len, head_dim]);
-        let mixed = mixed.swap_dims(1, 2).reshape([batch * seq_len, heads * head_dim]);
-        self.linear(mixed, block_idx, "self_attn.o_proj")
+        let scores = queries.matmul(rotate(keys, positions).transpose());
+        let scores = scores.reshape([batch * key_heads, stacked * seq_len]) + positions.mask.clone();
+        let scores = scores.reshape([batch, key_heads, stacked, seq_len]);
+        let largest = scores.clone().detach().max_dim(3);
+        let ones = Tensor::ones([batch, key_heads, seq_len, 1], &self.device);
+        let sums = (scores - largest).exp().matmul(Tensor::cat(vec![values, ones], 3));
+        let mixed = sums.clone().narrow(3, 0, head_dim) / sums.narrow(3, head_dim, 1);
+        let mixed = mixed.reshape([batch, heads, seq_len, head_dim]).swap_dims(1, 2);
+        self.linear(mixed.reshape([batch * seq_len, heads * head_dim]), block_idx, "self_attn.o_proj")
     }
 
     fn positions(&self, seq_len: usize) -> Positions<B> {
-        let half = self.config.head_dim / 2;
-        let angles: Vec<f64> = (0..seq_len * half)
-            .map(|i| (i / half) as f64 * self.config.rope_theta.powf(-((i % half) as f64) / half as f64))
-            .collect();
+        let head_dim = self.config.head_dim;
+        let half = head_dim / 2;
         let table = |f: fn(f64) -> f64| {
-            let values: Vec<f32> = angles.iter().map(|angle| f(*angle) as f32).collect();
-            Tensor::from_data(TensorData::new(values, [1, 1, seq_len, half]), &self.device)
+            let angle = |i: usize| {
+                let (position, pair) = (i / head_dim, i % half);
+                position as f64 * self.config.rope_theta.powf(-(pair as f64) / half as f64)
+            };
+            self.row((0..seq_len * head_dim).map(|i| f(angle(i)) as f32).collect())
+        };
+        let turn = |i: usize| match (i / head_dim, i % head_dim) {
+            (from, to) if from == to + half => -1.0,
+            (from, to) if from + half == to => 1.0,
+            _ => 0.0,
         };
         let stacked = self.config.num_attention_heads / self.config.num_key_value_heads * seq_len;
-        let mask: Vec<f32> = (0..stacked * seq_len)
-            .map(|i| if i % seq_len <= (i / seq_len) % seq_len { 0.0 } else { -1e9 })
-            .collect();
-        let mask = Tensor::from_data(TensorData::new(mask, [1, 1, stacked, seq_len]), &self.device);
-        Positions { cos: table(f64::cos), sin: table(f64::sin), mask }
+        let may_look = |i: usize| i % seq_len <= (i / seq_len) % seq_len;
+        Positions {
+            seq_len,
+            cos: table(f64::cos),
+            sin: table(f64::sin),
+            quarter_turn: self.row((0..head_dim * head_dim).map(turn).collect()).reshape([head_dim, head_dim]),
+            mask: self.row((0..stacked * seq_len).map(|i| if may_look(i) { 0.0 } else { MASKED }).collect()),
+        }
+    }
+
+    fn row(&self, values: Vec<f32>) -> Tensor<B, 2> {
+        let n = values.len();
+        Tensor::from_data(TensorData::new(values, [1, n]), &self.device)
     }
 }
 
 /// Rotary embedding of `x: [batch, heads, seq, head_dim]`; pairs are (i, i + head_dim / 2).
 fn rotate<B: Backend>(x: Tensor<B, 4>, positions: &Positions<B>) -> Tensor<B, 4> {
-    let halves = x.chunk(2, 3);
-    let (a, b) = (halves[0].clone(), halves[1].clone());
-    let (cos, sin) = (positions.cos.clone(), positions.sin.clone());
-    Tensor::cat(vec![a.clone() * cos.clone() - b.clone() * sin.clone(), b * cos + a * sin], 3)
+    let shape = x.dims();
+    let [batch, heads, seq_len, head_dim] = shape;
+    let turned = x.clone().reshape([batch * heads * seq_len, head_dim]).matmul(positions.quarter_turn.clone());
+    let rows = [batch * heads, seq_len * head_dim];
+    let rotated = x.reshape(rows) * positions.cos.clone() + turned.reshape(rows) * positions.sin.clone();
+    rotated.reshape(shape)
 }
 
 /// Logits `[seq, vocab]`, row-major, that the trainer's own forward pass gives for the model in `dir` and one window

@@ -56,7 +56,7 @@ impl TrainOptions {
         TrainOptions {
             out,
             seed: 0,
-            n_steps: 2400,
+            n_steps: 2200,
             batch: 8,
             seq_len: 256,
             peak_learning_rate: 3e-3,
@@ -371,7 +371,7 @@ mod tests {
     #[test]
     fn learning_rate_rises_then_falls() {
         let options = TrainOptions::bundled(PathBuf::new());
-        let rates: Vec<_> = [0, 99, 100, 1200, 2399].map(|step| options.learning_rate(step)).into();
+        let rates: Vec<_> = [0, 99, 100, 1200, 2199].map(|step| options.learning_rate(step)).into();
         assert!((rates[0] - 3e-5).abs() < 1e-12 && rates[1] == 3e-3 && rates[2] == 3e-3, "{rates:?}");
         assert!(rates[3] < rates[2] && rates[3] > rates[4], "{rates:?}");
         assert!((rates[4] - 3e-4).abs() < 1e-6, "{rates:?}");
