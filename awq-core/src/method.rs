@@ -79,11 +79,25 @@ pub struct BlockEdit<B: QuantBackend> {
     pub log: BlockLog,
 }
 
-/// A quantization method.
-pub trait QuantMethod<B: QuantBackend>: Send + Sync {
+/// What a method says of itself, whatever the backend. The struct that is parsed from a configuration implements it.
+pub trait MethodSettings {
+    /// The label in tables; settings that make it another method are named in it.
+    fn label(&self) -> String;
+
     /// What must be captured for it.
     fn needs(&self) -> CaptureNeeds;
 
+    /// What is wrong with the settings, where their types cannot tell.
+    ///
+    /// # Errors
+    /// The key, its value and what it should be, in words.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// A quantization method.
+pub trait QuantMethod<B: QuantBackend>: MethodSettings + Send + Sync {
     /// Decides what becomes of one block.
     ///
     /// # Errors

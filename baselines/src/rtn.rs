@@ -11,7 +11,7 @@ use awq_core::awq::Nearest;
 use awq_core::backend::QuantBackend;
 use awq_core::capture::CaptureNeeds;
 use awq_core::log::LinearLog;
-use awq_core::method::{BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, QuantMethod, quantize_each_linear};
+use awq_core::method::{BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod, quantize_each_linear};
 use awq_core::quantized::QuantizedWeight;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -21,10 +21,13 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct Rtn {}
 
-impl Rtn {
-    /// The label in tables.
-    pub fn label(&self) -> String {
+impl MethodSettings for Rtn {
+    fn label(&self) -> String {
         "RTN".into()
+    }
+
+    fn needs(&self) -> CaptureNeeds {
+        CaptureNeeds { inputs: false }
     }
 }
 
@@ -35,10 +38,6 @@ impl<B: QuantBackend> LinearMethod<B> for Rtn {
 }
 
 impl<B: QuantBackend> QuantMethod<B> for Rtn {
-    fn needs(&self) -> CaptureNeeds {
-        CaptureNeeds { inputs: false }
-    }
-
     fn quantize_block(&self, ctx: &BlockCtx<'_, B>) -> Result<BlockEdit<B>, MethodError> {
         quantize_each_linear(self, ctx)
     }

@@ -2,7 +2,7 @@
 
 use awq_core::awq::Awq;
 use awq_core::backend::QuantBackend;
-use awq_core::method::QuantMethod;
+use awq_core::method::{MethodSettings, QuantMethod};
 use baselines::rtn::Rtn;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,9 +25,14 @@ macro_rules! methods {
                 match self { $(Self::$variant(_) => $key,)* }
             }
 
-            /// The label in tables; settings that change the method are named in it.
+            /// What the method says of itself.
+            pub fn settings(&self) -> &dyn MethodSettings {
+                match self { $(Self::$variant(method) => method,)* }
+            }
+
+            /// The label in tables; settings that make it another method are named in it.
             pub fn label(&self) -> String {
-                match self { $(Self::$variant(method) => method.label(),)* }
+                self.settings().label()
             }
 
             /// The method on a backend.

@@ -21,7 +21,7 @@ use crate::backend::QuantBackend;
 use crate::capture::CaptureNeeds;
 use crate::fold::fold;
 use crate::log::{BlockLog, LinearLog};
-use crate::method::{BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, QuantMethod};
+use crate::method::{BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod};
 use crate::model::{BlockParams, LinearFacts};
 use crate::quantized::QuantizedWeight;
 
@@ -61,9 +61,9 @@ pub enum ClipStep {
     Search(ClipSearch),
 }
 
-impl Awq {
+impl MethodSettings for Awq {
     /// `AWQ`, with the departures from scale and clip search named: `AWQ (scale only)`.
-    pub fn label(&self) -> String {
+    fn label(&self) -> String {
         let scale = match &self.scale {
             ScaleStep::Off => None,
             ScaleStep::Search(ScaleSearch { formula: ScaleFormula::Activation, .. }) => Some("scale"),
@@ -78,6 +78,21 @@ impl Awq {
         }
     }
 
+    fn needs(&self) -> CaptureNeeds {
+        CaptureNeeds { inputs: self.scale != ScaleStep::Off || self.clip != ClipStep::Off }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match &self.clip {
+            ClipStep::Search(search) if !(0.0..1.0).contains(&search.max_shrink) => {
+                Err(format!("clip.search.max_shrink = {} is outside 0 .. 1; the official code has 0.5", search.max_shrink))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Awq {
     /// Searches scales and clips as configured, and hands the prepared weights to `rounding`.
     ///
     /// # Errors
@@ -157,10 +172,6 @@ impl Awq {
 }
 
 impl<B: QuantBackend> QuantMethod<B> for Awq {
-    fn needs(&self) -> CaptureNeeds {
-        CaptureNeeds { inputs: self.scale != ScaleStep::Off || self.clip != ClipStep::Off }
-    }
-
     fn quantize_block(&self, ctx: &BlockCtx<'_, B>) -> Result<BlockEdit<B>, MethodError> {
         self.quantize_block_with(ctx, &Nearest)
     }

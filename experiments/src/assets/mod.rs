@@ -7,7 +7,7 @@ mod archive;
 mod folder;
 mod hashing;
 mod hub;
-mod progress;
+pub mod progress;
 mod registry;
 mod search;
 mod settings;

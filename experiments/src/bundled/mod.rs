@@ -10,7 +10,7 @@ mod grammar;
 mod lexicon;
 mod network;
 mod tokenizer;
-mod train;
+pub mod train;
 mod weights;
 
 pub use entropy::{Document, NotInLanguage, document_nats, generate_document};

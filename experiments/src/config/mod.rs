@@ -4,6 +4,7 @@
 //! an error that names line, column and path. Nothing that changes a number has a default: the file says everything, and
 //! a record stores its cell as planned.
 
+mod check;
 pub mod sources;
 
 use std::num::{NonZeroU16, NonZeroUsize};
@@ -15,6 +16,7 @@ use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::check::json_schema;
 pub use self::sources::*;
 use crate::registry::MethodSpec;
 

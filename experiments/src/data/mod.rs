@@ -11,7 +11,8 @@ use anyhow::Context;
 use sha2::{Digest, Sha256};
 
 use crate::assets::{AssetStore, hex};
-use crate::config::sources::DatasetSpec;
+use crate::bundled::Split;
+use crate::config::sources::{BundledSplit, DatasetSpec};
 
 /// A text as documents and how they are joined.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,7 +58,16 @@ pub fn load(spec: &DatasetSpec, store: &AssetStore) -> anyhow::Result<Text> {
         DatasetSpec::PileVal(spec) => pile_val::load(spec, store).context("data set pile_val"),
         DatasetSpec::Sotu(spec) => sotu::load(spec, store).context("data set sotu"),
         DatasetSpec::TextFile(spec) => text_file::load(spec, store).with_context(|| format!("data set {}", spec.name)),
-        DatasetSpec::Bundled(spec) => anyhow::bail!("data set bundled ({spec:?}): not part of this build yet"),
+        DatasetSpec::Bundled(spec) => {
+            let split = match spec.split {
+                BundledSplit::Calibration => Split::Calibration,
+                BundledSplit::Test => Split::Test,
+            };
+            Ok(bundled::load(spec, |document_idx| {
+                let document = split.document(document_idx);
+                (document.text, document.nats)
+            }))
+        }
     }
 }
 

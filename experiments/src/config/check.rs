@@ -1,0 +1,55 @@
+//! What no type can express: values of an experiment that contradict each other.
+
+use anyhow::{bail, ensure};
+
+use super::{EvaluationSpec, ExperimentSpec};
+use crate::plan::Plan;
+
+impl ExperimentSpec {
+    /// Checks the experiment as a whole; touches no file.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        ensure!(!self.question.trim().is_empty(), "key `question` is empty; say in one sentence what the experiment asks");
+        not_empty("models", self.models.len())?;
+        not_empty("methods", self.methods.len())?;
+        not_empty("grids.bits", self.grids.bits.len())?;
+        not_empty("grids.granularity", self.grids.granularity.len())?;
+        not_empty("evaluations", self.evaluations.len())?;
+        let needs_activations = |method: &crate::registry::MethodSpec| method.settings().needs().inputs;
+        if let (None, Some(method)) = (&self.calibration, self.methods.iter().find(|method| needs_activations(method))) {
+            bail!("method `{}` needs activations, the experiment has no [calibration] section; add one", method.key());
+        }
+        for method in &self.methods {
+            method.settings().check().map_err(|problem| anyhow::anyhow!("method `{}`: {problem}", method.key()))?;
+        }
+        let mut names: Vec<&str> = self.models.iter().map(|model| model.name.as_str()).collect();
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            bail!("two models are named `{}`; tables could not tell them apart", twice[0]);
+        }
+        let mut cells: Vec<_> = Plan::new(self).cells().map(|cell| (cell.id(), cell.label())).collect();
+        cells.sort();
+        if let Some(twice) = cells.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            bail!("the cell `{}` is asked for twice; remove the repeated entry of models, methods, grids.bits or grids.granularity", twice[0].1);
+        }
+        Ok(())
+    }
+
+    /// Limits every evaluation to `max` windows, for a smoke run.
+    pub fn limit_windows(&mut self, max: Option<std::num::NonZeroUsize>) {
+        let Some(max) = max else { return };
+        for EvaluationSpec::Perplexity(perplexity) in &mut self.evaluations {
+            perplexity.max_windows = Some(perplexity.max_windows.map_or(max, |own| own.min(max)));
+        }
+    }
+}
+
+fn not_empty(key: &str, len: usize) -> anyhow::Result<()> {
+    ensure!(len > 0, "key `{key}` is an empty list; give at least one entry");
+    Ok(())
+}
+
+/// The JSON Schema of experiment files, generated from the types.
+pub fn json_schema() -> String {
+    let schema = schemars::schema_for!(ExperimentSpec);
+    serde_json::to_string_pretty(&schema).unwrap_or_default() + "\n"
+}
