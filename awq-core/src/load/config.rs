@@ -1,16 +1,14 @@
 //! The facts of a decoder, read from a Hugging Face `config.json` or from GGUF metadata into one struct.
 
 use std::collections::BTreeMap;
-use std::f64::consts::PI;
 use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
 use super::gguf::Value;
+use super::keys::Keys;
+use super::rope::{Rope, RopeScaling};
 use super::{LoadError, read_json};
-
-/// No dimension of a real model comes near this; a larger one is a damaged file, and products of two stay in range.
-const MAX_DIMENSION: u64 = 1 << 31;
 
 /// The facts of a decoder that its weights do not tell.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,32 +51,6 @@ pub struct ModelConfig {
     pub raw: Json,
 }
 
-/// A change of the rotary frequencies `theta^(-2j / head_dim)`.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// Every frequency is divided by `factor`.
-    Linear {
-        /// The stretch.
-        factor: f64,
-    },
-    /// Llama 3.1: low frequencies are divided by `factor`, high ones are kept, those between are interpolated.
-    Llama3 {
-        /// The stretch of low frequencies.
-        factor: f64,
-        /// Wavelengths above `original_max_positions / low_freq_factor` are stretched whole.
-        low_freq_factor: f64,
-        /// Wavelengths below `original_max_positions / high_freq_factor` are kept.
-        high_freq_factor: f64,
-        /// Context length before the stretch.
-        original_max_positions: usize,
-    },
-    /// Each frequency has its own divisor: what GGUF stores in place of a formula.
-    PerFrequency {
-        /// `head_dim / 2` of them, highest frequency first.
-        divisors: Vec<f32>,
-    },
-}
-
 impl ModelConfig {
     /// Reads a Hugging Face `config.json`. Absent optional keys get the defaults of the transformers class.
     ///
@@ -87,12 +59,11 @@ impl ModelConfig {
     pub fn from_hugging_face(file: &Path) -> Result<Self, LoadError> {
         let raw: Json = read_json(file)?;
         let keys = Keys { file, json: &raw };
-        let architecture = keys.architecture()?;
-        let is_opt = architecture.starts_with("OPT");
-        let is_qwen2 = architecture.starts_with("Qwen2");
+        let architecture = architecture(&keys)?;
+        let defaults = class_defaults(&architecture);
         let hidden_size = keys.dimension(&["hidden_size"])?;
         let n_heads = keys.dimension(&["num_attention_heads"])?;
-        let rope = keys.rope()?;
+        let rope = Rope::from_hugging_face(&keys)?;
         let config = Self {
             hidden_size,
             intermediate_size: keys.dimension(&["intermediate_size", "ffn_dim"])?,
@@ -106,31 +77,27 @@ impl ModelConfig {
                 .unwrap_or(hidden_size / n_heads),
             vocab_size: keys.dimension(&["vocab_size"])?,
             max_positions: keys.dimension(&["max_position_embeddings"])?,
-            norm_eps: match keys.optional_float("rms_norm_eps")? {
-                Some(norm_eps) => norm_eps,
-                // OPT has no key for it: torch's LayerNorm default.
-                None if is_opt => 1e-5,
-                None => return Err(keys.missing("rms_norm_eps")),
-            },
+            norm_eps: keys
+                .optional_float("rms_norm_eps")?
+                .or(defaults.norm_eps)
+                .ok_or_else(|| keys.missing("rms_norm_eps"))?,
             rope_theta: rope.theta,
             rope_scaling: rope.scaling,
-            // OPT inherits the tied head of transformers' base class, the others switch it off.
-            tie_word_embeddings: keys.optional_bool("tie_word_embeddings")?.unwrap_or(is_opt),
-            // Qwen2 has no key for it: its q, k and v always have a bias.
+            tie_word_embeddings: keys
+                .optional_bool("tie_word_embeddings")?
+                .unwrap_or(defaults.tied_head),
             attention_bias: keys
-                .optional_bool(if is_opt {
-                    "enable_bias"
-                } else {
-                    "attention_bias"
-                })?
-                .unwrap_or(is_opt || is_qwen2),
+                .optional_bool(defaults.bias_key)?
+                .unwrap_or(defaults.has_bias),
             bos_id: keys.token_ids("bos_token_id")?.first().copied(),
             eos_ids: keys.token_ids("eos_token_id")?,
-            sliding_window: match keys.optional_bool("use_sliding_window")? {
-                Some(false) => None,
-                // Qwen2 writes the width even where it does not use it.
-                None if is_qwen2 => None,
-                _ => keys.optional_dimension("sliding_window")?,
+            sliding_window: if keys
+                .optional_bool("use_sliding_window")?
+                .unwrap_or(defaults.uses_sliding_window)
+            {
+                keys.optional_dimension("sliding_window")?
+            } else {
+                None
             },
             architecture,
             raw: Json::Null,
@@ -164,8 +131,12 @@ impl ModelConfig {
             .optional_dimension(&key("rope.dimension_count"))?
             .unwrap_or(head_dim);
         if rotary_dim != head_dim {
-            return Err(keys.bad(&key("rope.dimension_count"), format!("{rotary_dim}, expected the head width {head_dim}: partly rotated heads are not supported")));
+            let problem = format!(
+                "{rotary_dim}, expected the head width {head_dim}: partly rotated heads are not supported"
+            );
+            return Err(keys.bad(&key("rope.dimension_count"), problem));
         }
+        let rope = Rope::from_gguf(&keys, prefix)?;
         let vocab_size = match (
             keys.optional_dimension(&key("vocab_size"))?,
             metadata.get("tokenizer.ggml.tokens"),
@@ -189,11 +160,8 @@ impl ModelConfig {
             norm_eps: keys
                 .optional_float(&key("attention.layer_norm_rms_epsilon"))?
                 .ok_or_else(|| keys.missing(&key("attention.layer_norm_rms_epsilon")))?,
-            rope_theta: keys
-                .optional_float(&key("rope.freq_base"))?
-                .unwrap_or(DEFAULT_ROPE_THETA),
-            rope_scaling: keys
-                .gguf_rope_scaling(&key("rope.scaling.type"), &key("rope.scaling.factor"))?,
+            rope_theta: rope.theta,
+            rope_scaling: rope.scaling,
             tie_word_embeddings: false,
             attention_bias: false,
             bos_id: keys
@@ -264,230 +232,50 @@ impl ModelConfig {
     }
 }
 
-impl RopeScaling {
-    /// The scaled frequency; `pair` is its index, highest frequency first.
-    fn apply(&self, frequency: f64, pair: usize) -> f64 {
-        match self {
-            Self::Linear { factor } => frequency / factor,
-            Self::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_positions,
-            } => {
-                let turns = *original_max_positions as f64 * frequency / (2.0 * PI);
-                // 0 where the whole context holds few turns (stretched), 1 where it holds many (kept).
-                let kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor))
-                    .clamp(0.0, 1.0);
-                kept * frequency + (1.0 - kept) * frequency / factor
-            }
-            Self::PerFrequency { divisors } => frequency / f64::from(divisors[pair]),
-        }
+/// What a transformers class takes for granted where its `config.json` is silent.
+struct ClassDefaults {
+    /// `None` where the file must say.
+    norm_eps: Option<f64>,
+    tied_head: bool,
+    bias_key: &'static str,
+    has_bias: bool,
+    uses_sliding_window: bool,
+}
+
+fn class_defaults(architecture: &str) -> ClassDefaults {
+    let llama = ClassDefaults {
+        norm_eps: None,
+        tied_head: false,
+        bias_key: "attention_bias",
+        has_bias: false,
+        uses_sliding_window: true,
+    };
+    match architecture {
+        // OPT's norms have no key (torch's LayerNorm default), and its head is tied as in the base class.
+        "OPTForCausalLM" => ClassDefaults {
+            norm_eps: Some(1e-5),
+            tied_head: true,
+            bias_key: "enable_bias",
+            has_bias: true,
+            ..llama
+        },
+        // Qwen2's q, k and v always have a bias; it writes the window's width even where it does not use it.
+        "Qwen2ForCausalLM" => ClassDefaults {
+            has_bias: true,
+            uses_sliding_window: false,
+            ..llama
+        },
+        _ => llama,
     }
 }
 
-/// transformers' and llama.cpp's default for models that do not say.
-const DEFAULT_ROPE_THETA: f64 = 10_000.0;
-
-/// The rotary keys, which newer files put into one object.
-struct Rope {
-    theta: f64,
-    scaling: Option<RopeScaling>,
-}
-
-/// Keys of one JSON object, and errors that name the file and the key.
-struct Keys<'a> {
-    file: &'a Path,
-    json: &'a Json,
-}
-
-impl Keys<'_> {
-    fn missing(&self, key: &str) -> LoadError {
-        LoadError::MissingKey {
-            file: self.file.to_owned(),
-            key: key.to_owned(),
-        }
-    }
-
-    fn bad(&self, key: &str, problem: String) -> LoadError {
-        LoadError::BadKey {
-            file: self.file.to_owned(),
-            key: key.to_owned(),
-            problem,
-        }
-    }
-
-    /// A present key that is not `null`.
-    fn get(&self, key: &str) -> Option<&Json> {
-        self.json.get(key).filter(|value| !value.is_null())
-    }
-
-    fn wrong_type(&self, key: &str, value: &Json, expected: &str) -> LoadError {
-        self.bad(key, format!("{value}, expected {expected}"))
-    }
-
-    /// The first of `keys` that is present; they are spellings of one fact.
-    fn dimension(&self, keys: &[&str]) -> Result<usize, LoadError> {
-        for key in keys {
-            if let Some(dimension) = self.optional_dimension(key)? {
-                return Ok(dimension);
-            }
-        }
-        Err(self.missing(keys[0]))
-    }
-
-    fn optional_dimension(&self, key: &str) -> Result<Option<usize>, LoadError> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        match value.as_u64() {
-            Some(dimension) if (1..=MAX_DIMENSION).contains(&dimension) => {
-                Ok(Some(dimension as usize))
-            }
-            _ => Err(self.wrong_type(key, value, "a positive integer of at most 2^31")),
-        }
-    }
-
-    fn optional_float(&self, key: &str) -> Result<Option<f64>, LoadError> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        match value.as_f64() {
-            Some(float) if float.is_finite() && float > 0.0 => Ok(Some(float)),
-            _ => Err(self.wrong_type(key, value, "a positive number")),
-        }
-    }
-
-    fn float(&self, key: &str) -> Result<f64, LoadError> {
-        self.optional_float(key)?.ok_or_else(|| self.missing(key))
-    }
-
-    fn optional_bool(&self, key: &str) -> Result<Option<bool>, LoadError> {
-        self.get(key)
-            .map(|value| {
-                value
-                    .as_bool()
-                    .ok_or_else(|| self.wrong_type(key, value, "true or false"))
-            })
-            .transpose()
-    }
-
-    fn optional_text(&self, key: &str) -> Result<Option<&str>, LoadError> {
-        self.get(key)
-            .map(|value| {
-                value
-                    .as_str()
-                    .ok_or_else(|| self.wrong_type(key, value, "a text"))
-            })
-            .transpose()
-    }
-
-    /// One id or a list of them.
-    fn token_ids(&self, key: &str) -> Result<Vec<u32>, LoadError> {
-        let Some(value) = self.get(key) else {
-            return Ok(Vec::new());
-        };
-        let ids = match value {
-            Json::Array(ids) => ids.as_slice(),
-            id => std::slice::from_ref(id),
-        };
-        ids.iter()
-            .map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()))
-            .collect::<Option<_>>()
-            .ok_or_else(|| self.wrong_type(key, value, "a token id or a list of them"))
-    }
-
-    fn architecture(&self) -> Result<String, LoadError> {
-        const KEY: &str = "architectures";
-        let value = self.get(KEY).ok_or_else(|| self.missing(KEY))?;
-        match value.as_array().map(Vec::as_slice) {
-            Some([Json::String(architecture)]) => Ok(architecture.clone()),
-            _ => Err(self.wrong_type(KEY, value, "a list with one class name")),
-        }
-    }
-
-    fn rope(&self) -> Result<Rope, LoadError> {
-        // transformers 5 has moved `rope_theta` and `rope_scaling` into `rope_parameters`.
-        for (key, theta_inside) in [("rope_parameters", true), ("rope_scaling", false)] {
-            let Some(value) = self.get(key) else { continue };
-            if !value.is_object() {
-                return Err(self.wrong_type(key, value, "an object"));
-            }
-            let inner = Keys {
-                file: self.file,
-                json: value,
-            };
-            let theta = if theta_inside {
-                inner.optional_float("rope_theta")?
-            } else {
-                None
-            };
-            return Ok(Rope {
-                theta: theta.map_or_else(|| self.top_level_theta(), Ok)?,
-                scaling: inner.rope_scaling(key)?,
-            });
-        }
-        Ok(Rope {
-            theta: self.top_level_theta()?,
-            scaling: None,
-        })
-    }
-
-    fn top_level_theta(&self) -> Result<f64, LoadError> {
-        Ok(self
-            .optional_float("rope_theta")?
-            .unwrap_or(DEFAULT_ROPE_THETA))
-    }
-
-    fn rope_scaling(&self, parent: &str) -> Result<Option<RopeScaling>, LoadError> {
-        let kind = match self.optional_text("rope_type")? {
-            Some(kind) => kind,
-            None => self
-                .optional_text("type")?
-                .ok_or_else(|| self.missing("rope_type"))?,
-        };
-        match kind {
-            "default" => Ok(None),
-            "linear" => Ok(Some(RopeScaling::Linear {
-                factor: self.float("factor")?,
-            })),
-            "llama3" => {
-                let (low_freq_factor, high_freq_factor) = (
-                    self.float("low_freq_factor")?,
-                    self.float("high_freq_factor")?,
-                );
-                if low_freq_factor >= high_freq_factor {
-                    return Err(self.bad(&format!("{parent}.low_freq_factor"), format!("{low_freq_factor}, expected less than high_freq_factor, {high_freq_factor}")));
-                }
-                Ok(Some(RopeScaling::Llama3 {
-                    factor: self.float("factor")?,
-                    low_freq_factor,
-                    high_freq_factor,
-                    original_max_positions: self
-                        .dimension(&["original_max_position_embeddings"])?,
-                }))
-            }
-            other => Err(self.bad(
-                &format!("{parent}.rope_type"),
-                format!("{other:?}, expected one of default, linear, llama3"),
-            )),
-        }
-    }
-
-    fn gguf_rope_scaling(
-        &self,
-        type_key: &str,
-        factor_key: &str,
-    ) -> Result<Option<RopeScaling>, LoadError> {
-        match self.optional_text(type_key)? {
-            None | Some("none") => Ok(None),
-            Some("linear") => Ok(Some(RopeScaling::Linear {
-                factor: self.float(factor_key)?,
-            })),
-            Some(other) => {
-                Err(self.bad(type_key, format!("{other:?}, expected one of none, linear")))
-            }
-        }
+/// The class that the file names; there must be one.
+fn architecture(keys: &Keys<'_>) -> Result<String, LoadError> {
+    const KEY: &str = "architectures";
+    let value = keys.get(KEY).ok_or_else(|| keys.missing(KEY))?;
+    match value.as_array().map(Vec::as_slice) {
+        Some([Json::String(architecture)]) => Ok(architecture.clone()),
+        _ => Err(keys.wrong_type(KEY, value, "a list with one class name")),
     }
 }
 
@@ -623,38 +411,6 @@ mod tests {
         check_error(&json!([]), "key \"architectures\" is missing");
     }
 
-    fn llama3_scaling() -> Json {
-        json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192})
-    }
-
-    #[test]
-    fn rope_keys_read_in_both_places() {
-        let linear = parse(&with(
-            "rope_scaling",
-            json!({"type": "linear", "factor": 2.0}),
-        ))
-        .unwrap();
-        assert_eq!(
-            linear.rope_scaling,
-            Some(RopeScaling::Linear { factor: 2.0 })
-        );
-        let old = parse(&with("rope_scaling", llama3_scaling())).unwrap();
-        let mut inner = llama3_scaling();
-        inner["rope_theta"] = json!(100_000.0);
-        let mut new = with("rope_parameters", inner);
-        new["rope_theta"] = Json::Null;
-        let new = parse(&new).unwrap();
-        assert_eq!(
-            (new.rope_scaling, new.rope_theta),
-            (old.rope_scaling, old.rope_theta)
-        );
-        let missing = with(
-            "rope_scaling",
-            json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}),
-        );
-        check_error(&missing, "key \"high_freq_factor\" is missing");
-    }
-
     #[test]
     fn rope_frequencies_fall_from_one_by_equal_ratios() {
         let frequencies = parse(&llama()).unwrap().rope_frequencies();
@@ -666,29 +422,5 @@ mod tests {
                 .windows(2)
                 .all(|pair| (pair[1] / pair[0] - ratio).abs() < 1e-12)
         );
-    }
-
-    #[test]
-    fn llama3_keeps_high_frequencies_and_stretches_low_ones() {
-        let plain = parse(&llama()).unwrap().rope_frequencies();
-        let scaled = parse(&with("rope_scaling", llama3_scaling()))
-            .unwrap()
-            .rope_frequencies();
-        for (plain, scaled) in plain.iter().zip(&scaled) {
-            let wavelength = 2.0 * PI / plain;
-            let expected = if wavelength < 8192.0 / 4.0 {
-                *plain
-            } else if wavelength > 8192.0 / 1.0 {
-                plain / 8.0
-            } else {
-                // The interpolation as Meta's code writes it.
-                let smooth = (8192.0 / wavelength - 1.0) / (4.0 - 1.0);
-                (1.0 - smooth) * plain / 8.0 + smooth * plain
-            };
-            assert!(
-                (scaled - expected).abs() <= 1e-15,
-                "{plain}: {scaled} {expected}"
-            );
-        }
     }
 }

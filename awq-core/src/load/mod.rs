@@ -7,18 +7,23 @@ pub mod config;
 mod error;
 mod floats;
 mod gguf;
+mod keys;
 mod map;
+mod rope;
 mod safetensors;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 pub mod tokenizer;
 
 use std::path::Path;
 use std::sync::Arc;
 
-pub use self::config::{ModelConfig, RopeScaling};
+pub use self::config::ModelConfig;
 pub use self::error::LoadError;
 pub use self::gguf::GgufCheckpoint;
+pub use self::rope::RopeScaling;
 pub use self::safetensors::SafetensorsCheckpoint;
 pub use self::tokenizer::Tokenizer;
 

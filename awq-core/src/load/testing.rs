@@ -152,10 +152,6 @@ impl GgufWriter {
         file.extend(data);
         file
     }
-
-    pub(crate) fn write(&self, file: &Path) {
-        std::fs::write(file, self.bytes()).unwrap();
-    }
 }
 
 fn array_start(element_type: u32, count: usize) -> Vec<u8> {

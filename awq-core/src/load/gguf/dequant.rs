@@ -4,6 +4,9 @@
 //! dequantizers, so that the result is the same bit for bit. In the block types `d` is the scale, `m` the
 //! minimum, both `f16`; codes `q` are nibbles, with further bits elsewhere in the block where there are more than 4.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 
 use half::f16;

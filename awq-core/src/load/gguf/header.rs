@@ -56,7 +56,7 @@ pub(in crate::load) struct Header {
 
 impl Header {
     /// Parses the header of a whole file's `bytes`; `file` is for messages only.
-    pub(super) fn parse(bytes: &[u8], file: &Path) -> Result<Self, LoadError> {
+    pub(in crate::load) fn parse(bytes: &[u8], file: &Path) -> Result<Self, LoadError> {
         let mut reader = Reader {
             bytes,
             position: 0,

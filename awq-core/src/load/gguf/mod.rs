@@ -15,9 +15,10 @@ use std::path::Path;
 use self::dequant::{GgmlType, dequantize};
 pub(super) use self::header::{Header, Value};
 use self::header::{Stored, TensorInfo};
-use super::config::{ModelConfig, RopeScaling};
+use super::config::ModelConfig;
 use super::error::nearest_names;
 use super::map::MappedFile;
+use super::rope::RopeScaling;
 use super::{Checkpoint, LoadError, floats};
 
 /// llama.cpp's divisors of the rotary frequencies: part of the configuration, not a weight.

@@ -1,0 +1,252 @@
+//! Rotary frequencies, and the ways in which they were stretched for longer contexts.
+
+use std::f64::consts::PI;
+
+use super::LoadError;
+use super::keys::Keys;
+
+/// transformers' and llama.cpp's default for models that do not say.
+const DEFAULT_ROPE_THETA: f64 = 10_000.0;
+
+/// A change of the rotary frequencies `theta^(-2j / head_dim)`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Every frequency is divided by `factor`.
+    Linear {
+        /// The stretch.
+        factor: f64,
+    },
+    /// Llama 3.1: low frequencies are divided by `factor`, high ones are kept, those between are interpolated.
+    Llama3 {
+        /// The stretch of low frequencies.
+        factor: f64,
+        /// Wavelengths above `original_max_positions / low_freq_factor` are stretched whole.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_max_positions / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// Context length before the stretch.
+        original_max_positions: usize,
+    },
+    /// Each frequency has its own divisor: what GGUF stores in place of a formula.
+    PerFrequency {
+        /// `head_dim / 2` of them, highest frequency first.
+        divisors: Vec<f32>,
+    },
+}
+
+/// The facts of rotary embeddings.
+pub(super) struct Rope {
+    pub(super) theta: f64,
+    pub(super) scaling: Option<RopeScaling>,
+}
+
+impl Rope {
+    /// From the keys of a Hugging Face `config.json`.
+    pub(super) fn from_hugging_face(keys: &Keys<'_>) -> Result<Self, LoadError> {
+        let theta = keys.optional_float("rope_theta")?;
+        // transformers 5 has moved `rope_theta` and `rope_scaling` into `rope_parameters`.
+        for key in ["rope_parameters", "rope_scaling"] {
+            let Some(value) = keys.get(key) else { continue };
+            if !value.is_object() {
+                return Err(keys.wrong_type(key, value, "an object"));
+            }
+            let inner = Keys {
+                file: keys.file,
+                json: value,
+            };
+            let inner_theta = inner.optional_float("rope_theta")?;
+            return Ok(Self {
+                theta: inner_theta.or(theta).unwrap_or(DEFAULT_ROPE_THETA),
+                scaling: scaling_from_hugging_face(&inner, key)?,
+            });
+        }
+        Ok(Self {
+            theta: theta.unwrap_or(DEFAULT_ROPE_THETA),
+            scaling: None,
+        })
+    }
+
+    /// From GGUF metadata, whose keys start with `prefix`.
+    pub(super) fn from_gguf(keys: &Keys<'_>, prefix: &str) -> Result<Self, LoadError> {
+        let type_key = format!("{prefix}.rope.scaling.type");
+        let scaling = match keys.optional_text(&type_key)? {
+            None | Some("none") => None,
+            Some("linear") => Some(RopeScaling::Linear {
+                factor: keys.float(&format!("{prefix}.rope.scaling.factor"))?,
+            }),
+            Some(other) => {
+                return Err(keys.bad(
+                    &type_key,
+                    format!("{other:?}, expected one of none, linear"),
+                ));
+            }
+        };
+        let theta = keys.optional_float(&format!("{prefix}.rope.freq_base"))?;
+        Ok(Self {
+            theta: theta.unwrap_or(DEFAULT_ROPE_THETA),
+            scaling,
+        })
+    }
+}
+
+/// The object under `parent`.
+fn scaling_from_hugging_face(
+    keys: &Keys<'_>,
+    parent: &str,
+) -> Result<Option<RopeScaling>, LoadError> {
+    let kind = match keys.optional_text("rope_type")? {
+        Some(kind) => kind,
+        None => keys
+            .optional_text("type")?
+            .ok_or_else(|| keys.missing("rope_type"))?,
+    };
+    match kind {
+        "default" => Ok(None),
+        "linear" => Ok(Some(RopeScaling::Linear {
+            factor: keys.float("factor")?,
+        })),
+        "llama3" => {
+            let (low_freq_factor, high_freq_factor) = (
+                keys.float("low_freq_factor")?,
+                keys.float("high_freq_factor")?,
+            );
+            if low_freq_factor >= high_freq_factor {
+                let problem = format!(
+                    "{low_freq_factor}, expected less than high_freq_factor, {high_freq_factor}"
+                );
+                return Err(keys.bad(&format!("{parent}.low_freq_factor"), problem));
+            }
+            Ok(Some(RopeScaling::Llama3 {
+                factor: keys.float("factor")?,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_positions: keys.dimension(&["original_max_position_embeddings"])?,
+            }))
+        }
+        other => Err(keys.bad(
+            &format!("{parent}.rope_type"),
+            format!("{other:?}, expected one of default, linear, llama3"),
+        )),
+    }
+}
+
+impl RopeScaling {
+    /// The scaled frequency; `pair` is its index, highest frequency first.
+    pub(super) fn apply(&self, frequency: f64, pair: usize) -> f64 {
+        match self {
+            Self::Linear { factor } => frequency / factor,
+            Self::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_positions,
+            } => {
+                let turns = *original_max_positions as f64 * frequency / (2.0 * PI);
+                // 0 where the whole context holds few turns (stretched), 1 where it holds many (kept).
+                let kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor))
+                    .clamp(0.0, 1.0);
+                kept * frequency + (1.0 - kept) * frequency / factor
+            }
+            Self::PerFrequency { divisors } => frequency / f64::from(divisors[pair]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::path::Path;
+
+    use serde_json::{Value as Json, json};
+
+    use super::*;
+
+    fn parse(json: &Json) -> Result<Rope, LoadError> {
+        Rope::from_hugging_face(&Keys {
+            file: Path::new("config.json"),
+            json,
+        })
+    }
+
+    #[track_caller]
+    fn check_error(json: &Json, expected: &str) {
+        let message = parse(json).err().unwrap().to_string();
+        assert!(message.starts_with("config.json: key "), "{message}");
+        assert!(message.contains(expected), "{message}");
+    }
+
+    fn llama3() -> Json {
+        json!({
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192
+        })
+    }
+
+    #[test]
+    fn keys_read_in_both_places() {
+        let linear = parse(&json!({"rope_scaling": {"type": "linear", "factor": 2.0}})).unwrap();
+        assert_eq!(linear.scaling, Some(RopeScaling::Linear { factor: 2.0 }));
+        assert_eq!(linear.theta, DEFAULT_ROPE_THETA);
+
+        let old = parse(&json!({"rope_theta": 5e5, "rope_scaling": llama3()})).unwrap();
+        let mut inner = llama3();
+        inner["rope_theta"] = json!(5e5);
+        let new = parse(&json!({"rope_parameters": inner})).unwrap();
+        assert_eq!((new.scaling, new.theta), (old.scaling, old.theta));
+
+        let plain = parse(&json!({"rope_scaling": null, "rope_theta": 7.0})).unwrap();
+        assert_eq!((plain.scaling, plain.theta), (None, 7.0));
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        let with = |key: &str, value: Json| {
+            let mut scaling = llama3();
+            scaling[key] = value;
+            json!({"rope_scaling": scaling})
+        };
+        check_error(
+            &with("rope_type", json!("yarn")),
+            "\"yarn\", expected one of default, linear, llama3",
+        );
+        check_error(
+            &with("high_freq_factor", Json::Null),
+            "key \"high_freq_factor\" is missing",
+        );
+        check_error(
+            &with("low_freq_factor", json!(4.0)),
+            "4, expected less than high_freq_factor, 4",
+        );
+        check_error(
+            &with("factor", json!(-2.0)),
+            "-2.0, expected a positive number",
+        );
+        check_error(&json!({"rope_scaling": 2}), "2, expected an object");
+    }
+
+    #[test]
+    fn llama3_keeps_high_frequencies_and_stretches_low_ones() {
+        let scaling = parse(&json!({"rope_scaling": llama3()}))
+            .unwrap()
+            .scaling
+            .unwrap();
+        for pair in 0..64 {
+            let plain = 5e5_f64.powf(-f64::from(pair) / 64.0);
+            let wavelength = 2.0 * PI / plain;
+            let expected = if wavelength < 8192.0 / 4.0 {
+                plain
+            } else if wavelength > 8192.0 / 1.0 {
+                plain / 8.0
+            } else {
+                // The interpolation as Meta's code writes it.
+                let smooth = (8192.0 / wavelength - 1.0) / (4.0 - 1.0);
+                (1.0 - smooth) * plain / 8.0 + smooth * plain
+            };
+            let scaled = scaling.apply(plain, pair as usize);
+            assert!(
+                (scaled - expected).abs() <= 1e-15,
+                "{plain}: {scaled} {expected}"
+            );
+        }
+    }
+}
