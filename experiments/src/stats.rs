@@ -78,24 +78,30 @@ pub fn perplexity(nll_per_window: &[f64]) -> f64 {
     mean(nll_per_window).exp()
 }
 
+/// Standard error of the perplexity by the delta method: the perplexity times the standard error of the mean over windows.
+/// `None` for fewer than two windows, which have no spread.
+pub fn standard_error(nll_per_window: &[f64]) -> Option<f64> {
+    if nll_per_window.len() < 2 {
+        return None;
+    }
+    let (n, center) = (nll_per_window.len() as f64, mean(nll_per_window));
+    let variance = nll_per_window.iter().map(|nll| (nll - center).powi(2)).sum::<f64>() / (n - 1.0);
+    Some(center.exp() * (variance / n).sqrt())
+}
+
 /// Perplexity with standard error and bootstrap interval; `nll_per_window` in nats per token, one value a window.
 ///
 /// # Errors
 /// Fewer than two windows, or one that is not finite.
 pub fn estimate(nll_per_window: &[f64], bootstrap: Bootstrap) -> Result<Estimate, StatsError> {
     check_windows(nll_per_window)?;
-    let n = nll_per_window.len() as f64;
+    let standard_error = standard_error(nll_per_window).ok_or(StatsError::TooFewWindows(nll_per_window.len()))?;
     let value = perplexity(nll_per_window);
-    let center = mean(nll_per_window);
-    let variance = nll_per_window.iter().map(|nll| (nll - center).powi(2)).sum::<f64>() / (n - 1.0);
     let resampled = resampled_means([nll_per_window], bootstrap).map(|[mean]| mean).collect();
     // Bounds are taken of the mean and then carried through `exp`, so that they stay positive.
-    let bounds = interval(center, resampled, nll_per_window.len());
-    Ok(Estimate {
-        value,
-        standard_error: value * (variance / n).sqrt(),
-        interval: Interval { point: value, low: bounds.low.exp(), high: bounds.high.exp() },
-    })
+    let bounds = interval(mean(nll_per_window), resampled, nll_per_window.len());
+    let interval = Interval { point: value, low: bounds.low.exp(), high: bounds.high.exp() };
+    Ok(Estimate { value, standard_error, interval })
 }
 
 /// Difference of two perplexities on the same windows, `a` minus `b`, resampling windows for both at once.
