@@ -52,7 +52,12 @@ pub trait QuantBackend: Backend {
 
     /// AWQ's clip search: for each row and group of a `[out, in]` weight the bound among `factors` (the first is 1) times
     /// the group's largest magnitude that loses least, `grams[g]` being the Gram matrix of group `g`'s inputs.
-    fn clip_search(weight: Tensor<Self, 2>, grams: &[Tensor<Self, 2>], grid: &Grid, factors: &[f64]) -> ClipOutcome<Self> {
+    fn clip_search(
+        weight: Tensor<Self, 2>,
+        grams: &[Tensor<Self, 2>],
+        grid: &Grid,
+        factors: &[f64],
+    ) -> ClipOutcome<Self> {
         clip_search_tensor(weight, grams, grid, factors)
     }
 
@@ -95,7 +100,11 @@ pub trait QuantBackend: Backend {
 /// The values of a tensor as f32, row-major.
 pub fn float_vec<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
     // A float tensor converts to f32 whatever its storage type is, so the only failure would be a bug in burn.
-    tensor.into_data().convert::<f32>().into_vec().unwrap_or_else(|error| panic!("a float tensor has no f32 values: {error:?}"))
+    tensor
+        .into_data()
+        .convert::<f32>()
+        .into_vec()
+        .unwrap_or_else(|error| panic!("a float tensor has no f32 values: {error:?}"))
 }
 
 fn causal_attention_tensor<B: Backend>(
@@ -165,7 +174,12 @@ macro_rules! host_backend {
                 Tensor::from_data(TensorData::new(values, [n_out, n_in]), &device)
             }
 
-            fn clip_search(weight: Tensor<Self, 2>, grams: &[Tensor<Self, 2>], grid: &Grid, factors: &[f64]) -> ClipOutcome<Self> {
+            fn clip_search(
+                weight: Tensor<Self, 2>,
+                grams: &[Tensor<Self, 2>],
+                grid: &Grid,
+                factors: &[f64],
+            ) -> ClipOutcome<Self> {
                 let ([n_out, n_in], device) = (weight.dims(), weight.device());
                 let grams: Vec<Vec<f32>> = grams.iter().cloned().map(float_vec).collect();
                 let mut values = float_vec(weight);
@@ -190,7 +204,13 @@ macro_rules! host_backend {
                 let rotary = rotary.map(|table| (float_vec(table.cos.clone()), float_vec(table.sin.clone())));
                 let rotary = rotary.as_ref().map(|(cos, sin)| (cos.as_slice(), sin.as_slice()));
                 let out = crate::host::attention::causal_attention(
-                    float_vec(q), float_vec(k), &float_vec(v), rotary, batch, seq, shape,
+                    float_vec(q),
+                    float_vec(k),
+                    &float_vec(v),
+                    rotary,
+                    batch,
+                    seq,
+                    shape,
                 );
                 Tensor::from_data(TensorData::new(out, dims), &device)
             }

@@ -48,14 +48,26 @@ impl<B: QuantBackend> InputStats<B> {
 
     /// Mean of `|x|` over all tokens, `[in]`.
     pub fn mean_abs(&self) -> Tensor<B, 1> {
-        let sum = || self.rows().map(|x| x.abs().sum_dim(0)).reduce(|a, b| a + b).map(|sum| sum.squeeze::<1>() / self.n_tokens() as f64);
+        let sum = || {
+            self.rows()
+                .map(|x| x.abs().sum_dim(0))
+                .reduce(|a, b| a + b)
+                .map(|sum| sum.squeeze::<1>() / self.n_tokens() as f64)
+        };
         self.mean_abs.get_or_init(|| sum().unwrap_or_else(|| panic!("activations of no tokens have no mean"))).clone()
     }
 
     /// `X^T X / n_tokens` for `X: [n_tokens, in]`, `[in, in]`. No factor 2 and no damping: a method adds its own.
     pub fn gram(&self) -> Tensor<B, 2> {
-        let sum = || self.rows().map(|x| x.clone().transpose().matmul(x)).reduce(|a, b| a + b).map(|sum| sum / self.n_tokens() as f64);
-        self.gram.get_or_init(|| sum().unwrap_or_else(|| panic!("activations of no tokens have no Gram matrix"))).clone()
+        let sum = || {
+            self.rows()
+                .map(|x| x.clone().transpose().matmul(x))
+                .reduce(|a, b| a + b)
+                .map(|sum| sum / self.n_tokens() as f64)
+        };
+        self.gram
+            .get_or_init(|| sum().unwrap_or_else(|| panic!("activations of no tokens have no Gram matrix")))
+            .clone()
     }
 
     /// Every `stride`-th token of all batches joined, `[n, in]`, such that about `n_tokens` remain (all, where there are fewer).

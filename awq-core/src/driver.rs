@@ -113,7 +113,9 @@ pub fn quantize_model<B: QuantBackend>(
             let start = Instant::now();
             let result = match (&shared, propagation) {
                 (Some((inputs, outputs)), _) => quantize_shared(job, block_idx, block, &streams[0], inputs, outputs),
-                (None, Propagation::QuantizedPerStage) => quantize_per_stage(job, block_idx, block, &mut streams[job_idx]),
+                (None, Propagation::QuantizedPerStage) => {
+                    quantize_per_stage(job, block_idx, block, &mut streams[job_idx])
+                }
                 (None, _) => quantize_own_stream(job, block_idx, block, &mut streams[job_idx]),
             };
             match result {
@@ -148,7 +150,8 @@ fn quantize_shared<B: QuantBackend>(
     outputs: &[Tensor<B, 3>],
 ) -> Result<(StoredBlock, BlockLog), MethodError> {
     let linears = block.layout().linears;
-    let edit = job.method.quantize_block(&BlockCtx { block_idx, block, inputs: Some(inputs), linears, grid: &job.grid })?;
+    let edit =
+        job.method.quantize_block(&BlockCtx { block_idx, block, inputs: Some(inputs), linears, grid: &job.grid })?;
     let applied = apply(block, edit);
     let quantized = run(applied.block.as_ref(), hidden);
     let log = with_output_error(applied.log, outputs, &quantized);
@@ -183,7 +186,8 @@ fn quantize_per_stage<B: QuantBackend>(
     for stage in block.layout().stages {
         let (inputs, _) = BlockInputs::capture(partial.as_ref(), hidden);
         let linears = stage_facts(block.layout(), stage);
-        let ctx = BlockCtx { block_idx, block: partial.as_ref(), inputs: Some(&inputs), linears: &linears, grid: &job.grid };
+        let ctx =
+            BlockCtx { block_idx, block: partial.as_ref(), inputs: Some(&inputs), linears: &linears, grid: &job.grid };
         let applied = apply(partial.as_ref(), job.method.quantize_block(&ctx)?);
         log.scale_searches.extend(applied.log.scale_searches);
         log.linears.extend(applied.log.linears);
@@ -242,8 +246,14 @@ fn apply<B: QuantBackend>(block: &dyn Block<B>, edit: BlockEdit<B>) -> Applied<B
 impl StoredBlock {
     fn new<B: QuantBackend>(weights: BTreeMap<LinearName, PackedWeight>, params: &BlockParams<B>) -> Self {
         let bias = |(name, linear): (&LinearName, &Linear<B>)| linear.bias.clone().map(|bias| (*name, float_vec(bias)));
-        let norm = |(name, norm): (&NormName, &Norm<B>)| (*name, (float_vec(norm.weight.clone()), norm.bias.clone().map(float_vec)));
-        Self { weights, biases: params.linears.iter().filter_map(bias).collect(), norms: params.norms.iter().map(norm).collect() }
+        let norm = |(name, norm): (&NormName, &Norm<B>)| {
+            (*name, (float_vec(norm.weight.clone()), norm.bias.clone().map(float_vec)))
+        };
+        Self {
+            weights,
+            biases: params.linears.iter().filter_map(bias).collect(),
+            norms: params.norms.iter().map(norm).collect(),
+        }
     }
 
     /// The quantized block, from the block as the checkpoint has it.

@@ -23,14 +23,23 @@ pub fn fold<B: QuantBackend>(mut params: BlockParams<B>, group: &ScaleGroup, sca
     match group.prev_op {
         PrevOp::Norm(name) => {
             let norm = params.norm(name).clone();
-            assert_eq!(norm.weight.dims(), scale.dims(), "{}: the scale must have one entry a channel of the norm", name.0);
+            assert_eq!(
+                norm.weight.dims(),
+                scale.dims(),
+                "{}: the scale must have one entry a channel of the norm",
+                name.0
+            );
             let weight = norm.weight / scale.clone();
             let bias = norm.bias.map(|bias| bias / scale.clone());
             params.norms.insert(name, Norm { weight, bias, ..norm });
         }
         PrevOp::Linear(name) => {
             let linear = params.linear(name).clone();
-            assert_eq!(linear.weight.dims()[0], scale.dims()[0], "{name}: the scale must have one entry an output of the linear");
+            assert_eq!(
+                linear.weight.dims()[0],
+                scale.dims()[0],
+                "{name}: the scale must have one entry an output of the linear"
+            );
             let weight = linear.weight / scale.clone().unsqueeze_dim::<2>(1);
             let bias = linear.bias.map(|bias| bias / scale.clone());
             params.linears.insert(name, Linear { weight, bias });

@@ -135,7 +135,9 @@ pub fn quantize_each_linear<B: QuantBackend>(
 #[derive(Debug, Error)]
 pub enum MethodError {
     /// The method looks at activations, the run has none.
-    #[error("block {block_idx}, {linear}: this method needs activations; add a [calibration] section to the experiment")]
+    #[error(
+        "block {block_idx}, {linear}: this method needs activations; add a [calibration] section to the experiment"
+    )]
     NoCalibration {
         /// Index of the block.
         block_idx: usize,
@@ -143,7 +145,9 @@ pub enum MethodError {
         linear: &'static str,
     },
     /// Activations, weights or losses that are not finite.
-    #[error("block {block_idx}, {linear}: {what} is not finite; the checkpoint is damaged or overflows in this precision (try f32)")]
+    #[error(
+        "block {block_idx}, {linear}: {what} is not finite; the checkpoint is damaged or overflows in this precision (try f32)"
+    )]
     NotFinite {
         /// Index of the block.
         block_idx: usize,

@@ -35,15 +35,17 @@ impl QuantizedWeight {
         let group_len = self.group_len();
         let n_groups = self.n_in.div_ceil(group_len).max(1);
         let per_tensor = self.grid.granularity == Granularity::PerTensor;
-        weight.par_chunks_mut(self.n_in).zip(self.codes.par_chunks(self.n_in)).enumerate().for_each(|(row, (weight, codes))| {
-            for (group, (weight, codes)) in weight.chunks_mut(group_len).zip(codes.chunks(group_len)).enumerate() {
-                let index = if per_tensor { 0 } else { row * n_groups + group };
-                let (scale, zero_point) = (self.scale[index], f32::from(self.zero_point[index]));
-                for (w, &q) in weight.iter_mut().zip(codes) {
-                    *w = (f32::from(q) - zero_point) * scale;
+        weight.par_chunks_mut(self.n_in).zip(self.codes.par_chunks(self.n_in)).enumerate().for_each(
+            |(row, (weight, codes))| {
+                for (group, (weight, codes)) in weight.chunks_mut(group_len).zip(codes.chunks(group_len)).enumerate() {
+                    let index = if per_tensor { 0 } else { row * n_groups + group };
+                    let (scale, zero_point) = (self.scale[index], f32::from(self.zero_point[index]));
+                    for (w, &q) in weight.iter_mut().zip(codes) {
+                        *w = (f32::from(q) - zero_point) * scale;
+                    }
                 }
-            }
-        });
+            },
+        );
         weight
     }
 

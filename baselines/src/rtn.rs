@@ -11,7 +11,9 @@ use awq_core::awq::Nearest;
 use awq_core::backend::QuantBackend;
 use awq_core::capture::CaptureNeeds;
 use awq_core::log::LinearLog;
-use awq_core::method::{BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod, quantize_each_linear};
+use awq_core::method::{
+    BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod, quantize_each_linear,
+};
 use awq_core::quantized::QuantizedWeight;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

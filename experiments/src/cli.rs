@@ -142,7 +142,12 @@ fn run_experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let out = args.out.clone().unwrap_or_else(|| default_out(config));
     let progress = args.machine.progress();
     let plan = Plan::new(&spec);
-    progress.note(&format!("{}\n{} cells, device {device}, {threads} threads, results in {}", plan.question, plan.cells().count(), out.display()));
+    progress.note(&format!(
+        "{}\n{} cells, device {device}, {threads} threads, results in {}",
+        plan.question,
+        plan.cells().count(),
+        out.display()
+    ));
     let options = RunOptions { out: out.clone(), device, threads };
     runner::claim_folder(&out, &spec)?;
     let summary = runner::run(&plan, &options, &args.machine.store()?, &progress)?;
@@ -151,7 +156,10 @@ fn run_experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn finish(summary: &Summary, progress: &Progress) -> ExitCode {
-    progress.note(&format!("{} cells finished, {} were on record, {} failed", summary.finished, summary.resumed, summary.failed));
+    progress.note(&format!(
+        "{} cells finished, {} were on record, {} failed",
+        summary.finished, summary.resumed, summary.failed
+    ));
     if summary.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
@@ -161,7 +169,8 @@ fn write_report(folder: &Path) -> anyhow::Result<()> {
     let plan = Plan::new(&spec);
     let cells: std::collections::BTreeSet<_> = plan.cells().map(crate::plan::Cell::id).collect();
     // A folder may hold records of an earlier version of the question; only what is asked now is shown.
-    let records: Vec<_> = record::read_records(folder)?.into_iter().filter(|record| cells.contains(&record.cell_id)).collect();
+    let records: Vec<_> =
+        record::read_records(folder)?.into_iter().filter(|record| cells.contains(&record.cell_id)).collect();
     report::write_report(folder, &spec.question, &records, &spec.references)?;
     print(&report::terminal_table(&spec.question, &records, &spec.references)?);
     Ok(())

@@ -57,7 +57,9 @@ pub fn check_name(name: &str) -> anyhow::Result<()> {
     ];
     match built_in.iter().find(|(known, _)| *known == backend) {
         None => bail!("device `{name}` is unknown; use flex, ndarray, cuda, cuda:N or wgpu"),
-        Some((_, false)) => bail!("device `{name}`: this program was built without it; build with `--features {backend}`"),
+        Some((_, false)) => {
+            bail!("device `{name}`: this program was built without it; build with `--features {backend}`")
+        }
         Some(_) => Ok(()),
     }
 }
@@ -65,7 +67,9 @@ pub fn check_name(name: &str) -> anyhow::Result<()> {
 fn split(name: &str) -> anyhow::Result<(&str, usize)> {
     let Some((backend, index)) = name.split_once(':') else { return Ok((name, 0)) };
     ensure!(backend == "cuda", "device `{name}`: only cuda devices are numbered; use `{backend}`");
-    let index = index.parse().map_err(|_| anyhow::anyhow!("device `{name}`: `{index}` is not a device number; use cuda:0, cuda:1, ..."))?;
+    let index = index
+        .parse()
+        .map_err(|_| anyhow::anyhow!("device `{name}`: `{index}` is not a device number; use cuda:0, cuda:1, ..."))?;
     Ok((backend, index))
 }
 

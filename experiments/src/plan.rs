@@ -86,7 +86,8 @@ impl Plan {
     /// The cells of an experiment: every method on every grid for every model, and full precision.
     pub fn new(spec: &ExperimentSpec) -> Self {
         let model_plan = |model: &ModelSpec| {
-            let cell = |quantization| Cell { model: model.clone(), quantization, evaluations: spec.evaluations.clone() };
+            let cell =
+                |quantization| Cell { model: model.clone(), quantization, evaluations: spec.evaluations.clone() };
             let quantized = spec.grids.grids().into_iter().flat_map(|grid| {
                 spec.methods.iter().map(move |method| {
                     cell(Some(QuantizationCell { method: method.clone(), grid, calibration: spec.calibration.clone() }))
@@ -110,7 +111,9 @@ impl Plan {
     pub fn describe(&self) -> String {
         let mut lines = vec![format!("Question: {}", self.question), String::new()];
         let width = self.cells().map(|cell| cell.label().len()).max().unwrap_or(0);
-        lines.extend(self.cells().map(|cell| format!("{}  {:width$}  {}", cell.id().0, cell.label(), cost::describe(cell))));
+        lines.extend(
+            self.cells().map(|cell| format!("{}  {:width$}  {}", cell.id().0, cell.label(), cost::describe(cell))),
+        );
         lines.push(String::new());
         lines.push(format!("{} cells of {} model(s).", self.cells().count(), self.models.len()));
         lines.extend(self.models.iter().filter_map(|plan| cost::model_summary(&plan.model, &plan.cells)));

@@ -27,7 +27,11 @@ impl Progress {
 
     /// Begins a piece of work of `length` units.
     pub fn bar(&self, label: &str, length: u64) -> Bar {
-        let target = if self.style == Style::Bars { ProgressDrawTarget::stderr_with_hz(4) } else { ProgressDrawTarget::hidden() };
+        let target = if self.style == Style::Bars {
+            ProgressDrawTarget::stderr_with_hz(4)
+        } else {
+            ProgressDrawTarget::hidden()
+        };
         let bar = ProgressBar::with_draw_target(Some(length), target);
         // A template that does not parse would be a typo in this line; the default look is then good enough.
         if let Ok(style) = ProgressStyle::with_template("{msg:44!} [{bar:30}] {percent:>3}% {elapsed} ETA {eta}") {

@@ -149,18 +149,16 @@ impl RecordFile {
     /// If the file cannot be opened for writing, or a line that is whole is not a record of this schema.
     pub fn open(folder: &Path) -> anyhow::Result<(Self, Vec<Record>)> {
         let path = folder.join("records.jsonl");
-        let mut file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(&path)
-            .with_context(|| format!("{}: cannot open for appending; choose a writable folder with --out", path.display()))?;
+        let mut file = OpenOptions::new().read(true).append(true).create(true).open(&path).with_context(|| {
+            format!("{}: cannot open for appending; choose a writable folder with --out", path.display())
+        })?;
         let mut text = String::new();
         file.read_to_string(&mut text).with_context(|| format!("{}: cannot read", path.display()))?;
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
         if whole < text.len() {
             eprintln!("warning: {}: the last record was cut short and is dropped; its cell runs again", path.display());
-            file.set_len(whole as u64).with_context(|| format!("{}: cannot cut off the incomplete record", path.display()))?;
+            file.set_len(whole as u64)
+                .with_context(|| format!("{}: cannot cut off the incomplete record", path.display()))?;
         }
         let records = parse_records(&path, &text[..whole])?;
         Ok((Self { path, file }, records))
@@ -173,13 +171,17 @@ impl RecordFile {
     pub fn append(&mut self, record: &Record) -> anyhow::Result<()> {
         let mut line = serde_json::to_string(record).context("a record cannot be written as JSON")?;
         line.push('\n');
-        let before = self.file.seek(SeekFrom::End(0)).with_context(|| format!("{}: cannot seek", self.path.display()))?;
+        let before =
+            self.file.seek(SeekFrom::End(0)).with_context(|| format!("{}: cannot seek", self.path.display()))?;
         let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
         if let Err(error) = written {
             // Leave whole lines only; if even this fails, the next `open` drops the cut line.
             let _ = self.file.set_len(before);
             return Err(error).with_context(|| {
-                format!("{}: cannot append a record (is the disk full?); free space and run again to resume", self.path.display())
+                format!(
+                    "{}: cannot append a record (is the disk full?); free space and run again to resume",
+                    self.path.display()
+                )
             });
         }
         Ok(())

@@ -22,7 +22,9 @@ use crate::eval::perplexity::{Windows, score};
 use crate::plan::{Cell, CellId, ModelPlan, Plan};
 use crate::progress::Progress;
 use crate::provenance::{Provenance, peak_resident_bytes};
-use crate::record::{Cost, Done, Failed, Measurement, Outcome, Quantization, Record, RecordFile, SCHEMA_VERSION, Stage};
+use crate::record::{
+    Cost, Done, Failed, Measurement, Outcome, Quantization, Record, RecordFile, SCHEMA_VERSION, Stage,
+};
 
 /// Where and how an experiment runs. Nothing here changes a number.
 #[derive(Debug)]
@@ -52,14 +54,24 @@ pub struct Summary {
 /// An output folder that cannot be written (found before any work), a device that is not there, or a record that cannot be
 /// appended. A cell's own errors become records.
 pub fn run(plan: &Plan, options: &RunOptions, store: &AssetStore, progress: &Progress) -> anyhow::Result<Summary> {
-    std::fs::create_dir_all(&options.out)
-        .with_context(|| format!("{}: cannot create the output folder; choose another with --out", options.out.display()))?;
+    std::fs::create_dir_all(&options.out).with_context(|| {
+        format!("{}: cannot create the output folder; choose another with --out", options.out.display())
+    })?;
     let (mut file, records) = RecordFile::open(&options.out)?;
-    let finished: BTreeSet<CellId> =
-        records.iter().filter(|record| matches!(record.outcome, Outcome::Done(_))).map(|record| record.cell_id.clone()).collect();
-    let mut summary = Summary { resumed: plan.cells().filter(|cell| finished.contains(&cell.id())).count(), ..Summary::default() };
+    let finished: BTreeSet<CellId> = records
+        .iter()
+        .filter(|record| matches!(record.outcome, Outcome::Done(_)))
+        .map(|record| record.cell_id.clone())
+        .collect();
+    let mut summary =
+        Summary { resumed: plan.cells().filter(|cell| finished.contains(&cell.id())).count(), ..Summary::default() };
     if summary.resumed > 0 {
-        progress.note(&format!("{} of {} cells are on record in {}", summary.resumed, plan.cells().count(), options.out.display()));
+        progress.note(&format!(
+            "{} of {} cells are on record in {}",
+            summary.resumed,
+            plan.cells().count(),
+            options.out.display()
+        ));
     }
     let mut texts = Texts { store, loaded: BTreeMap::new() };
     for model in &plan.models {
@@ -109,7 +121,13 @@ fn locate_and_open(model: &ModelSpec, store: &AssetStore) -> anyhow::Result<(Ope
     Ok((opened, located.hashes))
 }
 
-fn fail_all(cells: &[&Cell], stage: Stage, error: &anyhow::Error, assets: &BTreeMap<String, String>, sink: &mut Sink<'_>) -> anyhow::Result<()> {
+fn fail_all(
+    cells: &[&Cell],
+    stage: Stage,
+    error: &anyhow::Error,
+    assets: &BTreeMap<String, String>,
+    sink: &mut Sink<'_>,
+) -> anyhow::Result<()> {
     cells.iter().try_for_each(|cell| sink(cell, failed(stage, error), assets))
 }
 
@@ -184,7 +202,13 @@ impl ModelJob<'_, '_, '_> {
             .with_context(|| format!("data set {}", text.name))?;
         let floor = text.true_nats.map(|nats| (nats / ids.len() as f64).exp());
         self.assets.insert(text.name.clone(), text.sha256.clone());
-        Ok(Prepared { spec: spec.clone(), windows, text_name: text.name.clone(), text_sha256: text.sha256.clone(), floor })
+        Ok(Prepared {
+            spec: spec.clone(),
+            windows,
+            text_name: text.name.clone(),
+            text_sha256: text.sha256.clone(),
+            floor,
+        })
     }
 
     fn run_pass<B: QuantBackend>(
@@ -204,7 +228,9 @@ impl ModelJob<'_, '_, '_> {
             .map(|quantization| Job { method: quantization.method.method::<B>(), grid: quantization.grid })
             .collect();
         let sequences = set.as_ref().map(|set| set.ids.as_slice());
-        let calibration = calibration.zip(sequences).map(|(spec, sequences)| Calibration { sequences, propagation: spec.propagation });
+        let calibration = calibration
+            .zip(sequences)
+            .map(|(spec, sequences)| Calibration { sequences, propagation: spec.propagation });
         let n_blocks = decoder.config().n_blocks;
         let bar = self.progress.bar(&format!("quantize {} cell(s), blocks", jobs.len()), n_blocks as u64);
         let pass = match quantize_model(decoder, calibration, &jobs, &mut |_| bar.advance(1)) {
@@ -215,7 +241,8 @@ impl ModelJob<'_, '_, '_> {
         for (cell, model) in cells.iter().zip(pass.models) {
             let outcome = match model {
                 Ok(model) => {
-                    let base = Quantized { model: &model, calibration: set.as_ref(), shared_seconds: pass.shared_seconds };
+                    let base =
+                        Quantized { model: &model, calibration: set.as_ref(), shared_seconds: pass.shared_seconds };
                     self.evaluate(&model.decoder(decoder), cell, evaluations, Some(&base))
                 }
                 Err(error) => failed(Stage::Quantize, &error.into()),
@@ -258,7 +285,12 @@ impl ModelJob<'_, '_, '_> {
         }
     }
 
-    fn measure<B: QuantBackend>(&self, decoder: &dyn Decoder<B>, cell: &Cell, prepared: &Prepared) -> anyhow::Result<Measurement> {
+    fn measure<B: QuantBackend>(
+        &self,
+        decoder: &dyn Decoder<B>,
+        cell: &Cell,
+        prepared: &Prepared,
+    ) -> anyhow::Result<Measurement> {
         let start = Instant::now();
         let windows = &prepared.windows;
         let seq_len = windows.windows.first().map_or(0, Vec::len);
@@ -268,7 +300,12 @@ impl ModelJob<'_, '_, '_> {
         bar.finish();
         let nll_per_window = scores.window_means();
         let (protocol, standard_error) = match prepared.spec.protocol {
-            ProtocolSpec::Gptq(_) => ("gptq", crate::stats::estimate(&nll_per_window, crate::stats::Bootstrap { n: 2, seed: 0 }).ok().map(|e| e.standard_error)),
+            ProtocolSpec::Gptq(_) => (
+                "gptq",
+                crate::stats::estimate(&nll_per_window, crate::stats::Bootstrap { n: 2, seed: 0 })
+                    .ok()
+                    .map(|e| e.standard_error),
+            ),
             ProtocolSpec::LlamaCpp(_) => ("llama-cpp", Some(scores.token_standard_error())),
         };
         Ok(Measurement {
@@ -300,8 +337,12 @@ struct Quantized<'a> {
 impl Quantized<'_> {
     fn describe(&self, cell: &Cell, evaluations: &BTreeMap<EvaluationSpec, Prepared>) -> Quantization {
         let overlap = |set: &CalibrationSet| {
-            let windows: Vec<&[u32]> =
-                cell.evaluations.iter().flat_map(|evaluation| &evaluations[evaluation].windows.windows).map(Vec::as_slice).collect();
+            let windows: Vec<&[u32]> = cell
+                .evaluations
+                .iter()
+                .flat_map(|evaluation| &evaluations[evaluation].windows.windows)
+                .map(Vec::as_slice)
+                .collect();
             overlap_tokens(&set.ids, &windows)
         };
         Quantization {

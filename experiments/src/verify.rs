@@ -34,7 +34,14 @@ impl Verdict {
 ///
 /// # Errors
 /// Records that cannot be read, or anything that stops a whole run.
-pub fn verify(folder: &Path, plan: &Plan, device: &str, threads: usize, store: &AssetStore, progress: &Progress) -> anyhow::Result<Vec<Verdict>> {
+pub fn verify(
+    folder: &Path,
+    plan: &Plan,
+    device: &str,
+    threads: usize,
+    store: &AssetStore,
+    progress: &Progress,
+) -> anyhow::Result<Vec<Verdict>> {
     let then = read_records(folder)?;
     let finished = |id: &CellId| then.iter().rev().find_map(|record| done(record, id));
     let models = plan.models.iter().map(|model| ModelPlan {
@@ -51,8 +58,12 @@ pub fn verify(folder: &Path, plan: &Plan, device: &str, threads: usize, store: &
         let before = finished(&id)?;
         Some(match now.iter().find(|record| record.cell_id == id).map(|record| &record.outcome) {
             Some(Outcome::Done(after)) => compare(label, before, after),
-            Some(Outcome::Failed(failed)) => Verdict { label, same_codes: None, largest_difference: f64::NAN, error: Some(failed.error.clone()) },
-            None => Verdict { label, same_codes: None, largest_difference: f64::NAN, error: Some("did not run".into()) },
+            Some(Outcome::Failed(failed)) => {
+                Verdict { label, same_codes: None, largest_difference: f64::NAN, error: Some(failed.error.clone()) }
+            }
+            None => {
+                Verdict { label, same_codes: None, largest_difference: f64::NAN, error: Some("did not run".into()) }
+            }
         })
     };
     Ok(again.cells().filter_map(verdict).collect())
@@ -67,7 +78,8 @@ fn done<'a>(record: &'a Record, id: &CellId) -> Option<&'a Done> {
 
 fn compare(label: String, before: &Done, after: &Done) -> Verdict {
     let codes = before.quantization.as_ref().zip(after.quantization.as_ref());
-    let difference = |(a, b): (&crate::record::Measurement, &crate::record::Measurement)| ((a.value - b.value) / a.value).abs();
+    let difference =
+        |(a, b): (&crate::record::Measurement, &crate::record::Measurement)| ((a.value - b.value) / a.value).abs();
     let largest_difference = before.measurements.iter().zip(&after.measurements).map(difference).fold(0.0, f64::max);
     Verdict { label, same_codes: codes.map(|(a, b)| a.codes_sha256 == b.codes_sha256), largest_difference, error: None }
 }

@@ -63,7 +63,11 @@ impl ClipSearch {
         }
         let outcome = B::clip_search(weight, &group_grams(rows, ctx.grid), ctx.grid, &self.factors());
         if !outcome.loss_after.is_finite() {
-            return Err(MethodError::NotFinite { block_idx: ctx.block_idx, linear: linear.0.into(), what: "the clip loss" });
+            return Err(MethodError::NotFinite {
+                block_idx: ctx.block_idx,
+                linear: linear.0.into(),
+                what: "the clip loss",
+            });
         }
         Ok(outcome)
     }
@@ -81,7 +85,12 @@ fn group_grams<B: QuantBackend>(rows: Tensor<B, 2>, grid: &Grid) -> Vec<Tensor<B
 }
 
 /// The search in tensor operations: the error of group `g` in a row is `d^T G_g d` with `d = Q(clamp(w)) - w`.
-pub fn clip_search_tensor<B: QuantBackend>(weight: Tensor<B, 2>, grams: &[Tensor<B, 2>], grid: &Grid, factors: &[f64]) -> ClipOutcome<B> {
+pub fn clip_search_tensor<B: QuantBackend>(
+    weight: Tensor<B, 2>,
+    grams: &[Tensor<B, 2>],
+    grid: &Grid,
+    factors: &[f64],
+) -> ClipOutcome<B> {
     let [n_out, n_in] = weight.dims();
     let len = grid.granularity.group_len(n_in);
     let (mut weights, mut bounds) = (Vec::new(), Vec::new());

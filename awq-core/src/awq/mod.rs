@@ -84,9 +84,10 @@ impl MethodSettings for Awq {
 
     fn check(&self) -> Result<(), String> {
         match &self.clip {
-            ClipStep::Search(search) if !(0.0..1.0).contains(&search.max_shrink) => {
-                Err(format!("clip.search.max_shrink = {} is outside 0 .. 1; the official code has 0.5", search.max_shrink))
-            }
+            ClipStep::Search(search) if !(0.0..1.0).contains(&search.max_shrink) => Err(format!(
+                "clip.search.max_shrink = {} is outside 0 .. 1; the official code has 0.5",
+                search.max_shrink
+            )),
             _ => Ok(()),
         }
     }
@@ -155,7 +156,9 @@ impl Awq {
         if let (ClipStep::Search(search), true) = (&self.clip, facts.clips) {
             let mut rows = ctx.input(facts.input)?.sampled_rows(search.n_tokens.get());
             let groups = ctx.block.layout().scale_groups;
-            if let Some((_, scale)) = scales.iter().find(|(group_idx, _)| groups[*group_idx].linears.contains(&facts.name)) {
+            if let Some((_, scale)) =
+                scales.iter().find(|(group_idx, _)| groups[*group_idx].linears.contains(&facts.name))
+            {
                 rows = rows / scale.clone().unsqueeze::<2>();
             }
             let outcome = search.run(ctx, facts.name, weight.clone(), rows)?;
@@ -188,7 +191,11 @@ impl<B: QuantBackend> LinearMethod<B> for Nearest {
         let weight_mse = error.powi_scalar(2).mean().into_scalar();
         let weight_mse = burn::tensor::ElementConversion::elem::<f64>(weight_mse);
         if !weight_mse.is_finite() {
-            return Err(MethodError::NotFinite { block_idx: ctx.block_idx, linear: ctx.linear.0.into(), what: "a weight" });
+            return Err(MethodError::NotFinite {
+                block_idx: ctx.block_idx,
+                linear: ctx.linear.0.into(),
+                what: "a weight",
+            });
         }
         Ok((quantized, LinearLog { linear: ctx.linear.0.into(), weight_mse, ..LinearLog::default() }))
     }

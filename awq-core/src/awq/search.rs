@@ -53,8 +53,15 @@ impl ScaleSearch {
         let ratios: Vec<f64> = (0..n_ratios).map(|k| f64::from(k) / f64::from(n_ratios)).collect();
         let candidate = |ratio| candidate_scale(input.mean_abs(), weight_mean.clone(), ratio);
         // Every loss is complete, over all batches, before any two are compared.
-        let losses: Vec<f64> = ratios.iter().map(|&ratio| candidate_loss(ctx, group, input, &candidate(ratio))).collect::<Result<_, _>>()?;
-        let not_finite = || MethodError::NotFinite { block_idx: ctx.block_idx, linear: group.label(), what: "the loss of a candidate scale" };
+        let losses: Vec<f64> = ratios
+            .iter()
+            .map(|&ratio| candidate_loss(ctx, group, input, &candidate(ratio)))
+            .collect::<Result<_, _>>()?;
+        let not_finite = || MethodError::NotFinite {
+            block_idx: ctx.block_idx,
+            linear: group.label(),
+            what: "the loss of a candidate scale",
+        };
         if losses.iter().any(|loss| !loss.is_finite()) {
             return Err(not_finite());
         }
@@ -63,13 +70,18 @@ impl ScaleSearch {
             ScaleFormula::Activation => losses[0],
             ScaleFormula::Duo => candidate_loss(ctx, group, input, &input.mean_abs().ones_like())?,
         };
-        let log = ScaleSearchLog { group: group.label(), ratio: ratios[best], loss_before, loss_after: losses[best], losses };
+        let log =
+            ScaleSearchLog { group: group.label(), ratio: ratios[best], loss_before, loss_after: losses[best], losses };
         Ok((candidate(ratios[best]), log))
     }
 }
 
 /// The scale that an exponent stands for, normalized so that the geometric mean of its extremes is 1, `[in]`.
-fn candidate_scale<B: QuantBackend>(mean_abs: Tensor<B, 1>, weight_mean: Option<Tensor<B, 1>>, ratio: f64) -> Tensor<B, 1> {
+fn candidate_scale<B: QuantBackend>(
+    mean_abs: Tensor<B, 1>,
+    weight_mean: Option<Tensor<B, 1>>,
+    ratio: f64,
+) -> Tensor<B, 1> {
     let mut scale = mean_abs.powf_scalar(ratio);
     if let Some(weight_mean) = weight_mean {
         scale = scale / (weight_mean.powf_scalar(1.0 - ratio) + 1e-4);
@@ -102,7 +114,9 @@ fn candidate_loss<B: QuantBackend>(
     input: &InputStats<B>,
     scale: &Tensor<B, 1>,
 ) -> Result<f64, MethodError> {
-    let quantized = |name: LinearName| B::fake_quant_scaled(ctx.block.params().linear(name).weight.clone(), scale.clone(), ctx.grid);
+    let quantized = |name: LinearName| {
+        B::fake_quant_scaled(ctx.block.params().linear(name).weight.clone(), scale.clone(), ctx.grid)
+    };
     if group.inspect == Inspect::Linear {
         let name = group.linears[0];
         let delta = quantized(name) - ctx.block.params().linear(name).weight.clone();
@@ -114,7 +128,8 @@ fn candidate_loss<B: QuantBackend>(
         params.linears.insert(name, Linear { weight: quantized(name), bias });
     }
     let candidate = ctx.block.with_params(params);
-    let inputs = ctx.inputs.ok_or(MethodError::NoCalibration { block_idx: ctx.block_idx, linear: group.linears[0].0 })?;
+    let inputs =
+        ctx.inputs.ok_or(MethodError::NoCalibration { block_idx: ctx.block_idx, linear: group.linears[0].0 })?;
     let expected = inputs.module_outputs(ctx.block, group.inspect, input);
     let (mut sum, mut n_values) = (0.0, 0);
     for (x, expected) in input.batches().iter().zip(expected) {

@@ -61,7 +61,8 @@ struct Found {
 /// The best bound of one group in a few rows, `part: [rows, len]`.
 fn best_bounds(part: &[f32], len: usize, gram: &[f32], grid: &Grid, factors: &[f64]) -> Vec<Found> {
     let n_rows = part.len() / len;
-    let largest: Vec<f32> = part.chunks_exact(len).map(|row| row.iter().fold(0.0, |max: f32, w| max.max(w.abs()))).collect();
+    let largest: Vec<f32> =
+        part.chunks_exact(len).map(|row| row.iter().fold(0.0, |max: f32, w| max.max(w.abs()))).collect();
     let mut found: Vec<Found> = Vec::new();
     let mut delta = vec![0.0; part.len()];
     let mut product = vec![0.0; part.len()];

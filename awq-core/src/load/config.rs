@@ -69,12 +69,8 @@ impl ModelConfig {
             intermediate_size: keys.dimension(&["intermediate_size", "ffn_dim"])?,
             n_blocks: keys.dimension(&["num_hidden_layers"])?,
             n_heads,
-            n_kv_heads: keys
-                .optional_dimension("num_key_value_heads")?
-                .unwrap_or(n_heads),
-            head_dim: keys
-                .optional_dimension("head_dim")?
-                .unwrap_or(hidden_size / n_heads),
+            n_kv_heads: keys.optional_dimension("num_key_value_heads")?.unwrap_or(n_heads),
+            head_dim: keys.optional_dimension("head_dim")?.unwrap_or(hidden_size / n_heads),
             vocab_size: keys.dimension(&["vocab_size"])?,
             max_positions: keys.dimension(&["max_position_embeddings"])?,
             norm_eps: keys
@@ -83,18 +79,11 @@ impl ModelConfig {
                 .ok_or_else(|| keys.missing("rms_norm_eps"))?,
             rope_theta: rope.theta,
             rope_scaling: rope.scaling,
-            tie_word_embeddings: keys
-                .optional_bool("tie_word_embeddings")?
-                .unwrap_or(defaults.tied_head),
-            attention_bias: keys
-                .optional_bool(defaults.bias_key)?
-                .unwrap_or(defaults.has_bias),
+            tie_word_embeddings: keys.optional_bool("tie_word_embeddings")?.unwrap_or(defaults.tied_head),
+            attention_bias: keys.optional_bool(defaults.bias_key)?.unwrap_or(defaults.has_bias),
             bos_id: keys.token_ids("bos_token_id")?.first().copied(),
             eos_ids: keys.token_ids("eos_token_id")?,
-            sliding_window: if keys
-                .optional_bool("use_sliding_window")?
-                .unwrap_or(defaults.uses_sliding_window)
-            {
+            sliding_window: if keys.optional_bool("use_sliding_window")?.unwrap_or(defaults.uses_sliding_window) {
                 keys.optional_dimension("sliding_window")?
             } else {
                 None
@@ -102,12 +91,7 @@ impl ModelConfig {
             architecture,
             raw: Json::Null,
         };
-        config.check(
-            file,
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-        )?;
+        config.check(file, "num_attention_heads", "num_key_value_heads", "head_dim")?;
         Ok(Self { raw, ..config })
     }
 
@@ -124,23 +108,15 @@ impl ModelConfig {
         let key = |name: &str| format!("{prefix}.{name}");
         let hidden_size = keys.dimension(&[&key("embedding_length")])?;
         let n_heads = keys.dimension(&[&key("attention.head_count")])?;
-        let head_dim = keys
-            .optional_dimension(&key("attention.key_length"))?
-            .unwrap_or(hidden_size / n_heads);
-        let rotary_dim = keys
-            .optional_dimension(&key("rope.dimension_count"))?
-            .unwrap_or(head_dim);
+        let head_dim = keys.optional_dimension(&key("attention.key_length"))?.unwrap_or(hidden_size / n_heads);
+        let rotary_dim = keys.optional_dimension(&key("rope.dimension_count"))?.unwrap_or(head_dim);
         if rotary_dim != head_dim {
-            let problem = format!(
-                "{rotary_dim}, expected the head width {head_dim}: partly rotated heads are not supported"
-            );
+            let problem =
+                format!("{rotary_dim}, expected the head width {head_dim}: partly rotated heads are not supported");
             return Err(keys.bad(&key("rope.dimension_count"), problem));
         }
         let rope = Rope::from_gguf(&keys, prefix)?;
-        let vocab_size = match (
-            keys.optional_dimension(&key("vocab_size"))?,
-            metadata.get("tokenizer.ggml.tokens"),
-        ) {
+        let vocab_size = match (keys.optional_dimension(&key("vocab_size"))?, metadata.get("tokenizer.ggml.tokens")) {
             (Some(vocab_size), _) => vocab_size,
             (None, Some(Value::Texts(tokens))) => tokens.len(),
             (None, _) => return Err(keys.missing(&key("vocab_size"))),
@@ -151,9 +127,7 @@ impl ModelConfig {
             intermediate_size: keys.dimension(&[&key("feed_forward_length")])?,
             n_blocks: keys.dimension(&[&key("block_count")])?,
             n_heads,
-            n_kv_heads: keys
-                .optional_dimension(&key("attention.head_count_kv"))?
-                .unwrap_or(n_heads),
+            n_kv_heads: keys.optional_dimension(&key("attention.head_count_kv"))?.unwrap_or(n_heads),
             head_dim,
             vocab_size,
             max_positions: keys.dimension(&[&key("context_length")])?,
@@ -164,10 +138,7 @@ impl ModelConfig {
             rope_scaling: rope.scaling,
             tie_word_embeddings: false,
             attention_bias: false,
-            bos_id: keys
-                .token_ids("tokenizer.ggml.bos_token_id")?
-                .first()
-                .copied(),
+            bos_id: keys.token_ids("tokenizer.ggml.bos_token_id")?.first().copied(),
             eos_ids: keys.token_ids("tokenizer.ggml.eos_token_id")?,
             sliding_window: keys.optional_dimension(&key("attention.sliding_window"))?,
             raw: Json::Null,
@@ -196,26 +167,9 @@ impl ModelConfig {
     }
 
     /// What every attention layer takes for granted.
-    fn check(
-        &self,
-        file: &Path,
-        heads_key: &str,
-        kv_heads_key: &str,
-        head_dim_key: &str,
-    ) -> Result<(), LoadError> {
-        let bad = |key: &str, problem| {
-            Err(LoadError::BadKey {
-                file: file.to_owned(),
-                key: key.to_owned(),
-                problem,
-            })
-        };
-        let Self {
-            n_heads,
-            n_kv_heads,
-            head_dim,
-            ..
-        } = *self;
+    fn check(&self, file: &Path, heads_key: &str, kv_heads_key: &str, head_dim_key: &str) -> Result<(), LoadError> {
+        let bad = |key: &str, problem| Err(LoadError::BadKey { file: file.to_owned(), key: key.to_owned(), problem });
+        let Self { n_heads, n_kv_heads, head_dim, .. } = *self;
         if !n_heads.is_multiple_of(n_kv_heads) {
             return bad(
                 kv_heads_key,
@@ -223,10 +177,7 @@ impl ModelConfig {
             );
         }
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
-            return bad(
-                head_dim_key,
-                format!("heads are {head_dim} wide, expected an even width"),
-            );
+            return bad(head_dim_key, format!("heads are {head_dim} wide, expected an even width"));
         }
         Ok(())
     }
@@ -252,19 +203,11 @@ fn class_defaults(architecture: &str) -> ClassDefaults {
     };
     match architecture {
         // OPT's norms have no key (torch's LayerNorm default), and its head is tied as in the base class.
-        "OPTForCausalLM" => ClassDefaults {
-            norm_eps: Some(1e-5),
-            tied_head: true,
-            bias_key: "enable_bias",
-            has_bias: true,
-            ..llama
-        },
+        "OPTForCausalLM" => {
+            ClassDefaults { norm_eps: Some(1e-5), tied_head: true, bias_key: "enable_bias", has_bias: true, ..llama }
+        }
         // Qwen2's q, k and v always have a bias; it writes the window's width even where it does not use it.
-        "Qwen2ForCausalLM" => ClassDefaults {
-            has_bias: true,
-            uses_sliding_window: false,
-            ..llama
-        },
+        "Qwen2ForCausalLM" => ClassDefaults { has_bias: true, uses_sliding_window: false, ..llama },
         _ => llama,
     }
 }
@@ -288,10 +231,8 @@ fn scalars_as_json(metadata: &BTreeMap<String, Value>) -> Json {
         Value::Text(text) => Some(Json::from(text.as_str())),
         Value::Ints(_) | Value::Floats(_) | Value::Bools(_) | Value::Texts(_) => None,
     };
-    let scalars: Map<String, Json> = metadata
-        .iter()
-        .filter_map(|(key, value)| Some((key.clone(), scalar(value)?)))
-        .collect();
+    let scalars: Map<String, Json> =
+        metadata.iter().filter_map(|(key, value)| Some((key.clone(), scalar(value)?))).collect();
     Json::Object(scalars)
 }
 
@@ -332,20 +273,9 @@ mod tests {
     #[test]
     fn llama_config_reads() {
         let config = parse(&llama()).unwrap();
-        assert_eq!(
-            (
-                config.n_heads,
-                config.n_kv_heads,
-                config.head_dim,
-                config.n_blocks
-            ),
-            (9, 3, 64, 30)
-        );
+        assert_eq!((config.n_heads, config.n_kv_heads, config.head_dim, config.n_blocks), (9, 3, 64, 30));
         assert_eq!((config.rope_theta, config.norm_eps), (100_000.0, 1e-5));
-        assert_eq!(
-            (config.bos_id, config.eos_ids.as_slice()),
-            (Some(1), &[2, 5][..])
-        );
+        assert_eq!((config.bos_id, config.eos_ids.as_slice()), (Some(1), &[2, 5][..]));
         assert!(!config.tie_word_embeddings && !config.attention_bias);
         assert_eq!((config.sliding_window, config.rope_scaling), (None, None));
         assert_eq!(config.raw["rope_theta"], 100_000);
@@ -359,10 +289,7 @@ mod tests {
         }))
         .unwrap();
         assert!(opt.tie_word_embeddings && opt.attention_bias);
-        assert_eq!(
-            (opt.intermediate_size, opt.n_kv_heads, opt.norm_eps),
-            (3072, 12, 1e-5)
-        );
+        assert_eq!((opt.intermediate_size, opt.n_kv_heads, opt.norm_eps), (3072, 12, 1e-5));
 
         let mut qwen2 = with("architectures", json!(["Qwen2ForCausalLM"]));
         qwen2["sliding_window"] = json!(131_072);
@@ -378,31 +305,16 @@ mod tests {
 
     #[test]
     fn bad_values_name_file_key_and_expectation() {
-        check_error(
-            &with("hidden_size", json!(0)),
-            "key \"hidden_size\": 0, expected a positive integer",
-        );
-        check_error(
-            &with("hidden_size", json!(u64::MAX)),
-            "expected a positive integer of at most 2^31",
-        );
+        check_error(&with("hidden_size", json!(0)), "key \"hidden_size\": 0, expected a positive integer");
+        check_error(&with("hidden_size", json!(u64::MAX)), "expected a positive integer of at most 2^31");
         check_error(
             &with("num_key_value_heads", json!(4)),
             "key \"num_key_value_heads\": 4, expected a divisor of the 9 heads",
         );
         check_error(&with("head_dim", json!(63)), "expected an even width");
-        check_error(
-            &with("rms_norm_eps", Json::Null),
-            "key \"rms_norm_eps\" is missing",
-        );
-        check_error(
-            &with("vocab_size", json!("many")),
-            "key \"vocab_size\": \"many\", expected a positive integer",
-        );
-        check_error(
-            &with("architectures", json!([])),
-            "expected a list with one class name",
-        );
+        check_error(&with("rms_norm_eps", Json::Null), "key \"rms_norm_eps\" is missing");
+        check_error(&with("vocab_size", json!("many")), "key \"vocab_size\": \"many\", expected a positive integer");
+        check_error(&with("architectures", json!([])), "expected a list with one class name");
         check_error(
             &with("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
             "\"yarn\", expected one of default, linear, llama3",
@@ -417,10 +329,6 @@ mod tests {
         assert_eq!(frequencies.len(), 32);
         assert_eq!(frequencies[0], 1.0);
         let ratio = 100_000_f64.powf(-1.0 / 32.0);
-        assert!(
-            frequencies
-                .windows(2)
-                .all(|pair| (pair[1] / pair[0] - ratio).abs() < 1e-12)
-        );
+        assert!(frequencies.windows(2).all(|pair| (pair[1] / pair[0] - ratio).abs() < 1e-12));
     }
 }

@@ -182,15 +182,9 @@ pub enum LoadError {
 
 /// The up to three of `names` with the smallest edit distance to `wanted`, nearest first.
 pub(super) fn nearest_names<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let mut ranked: Vec<(usize, &str)> = names
-        .map(|name| (edit_distance(wanted, name), name))
-        .collect();
+    let mut ranked: Vec<(usize, &str)> = names.map(|name| (edit_distance(wanted, name), name)).collect();
     ranked.sort_unstable();
-    ranked
-        .into_iter()
-        .take(3)
-        .map(|(_, name)| name.to_owned())
-        .collect()
+    ranked.into_iter().take(3).map(|(_, name)| name.to_owned()).collect()
 }
 
 /// Levenshtein distance in bytes.
@@ -221,11 +215,7 @@ mod tests {
 
     #[test]
     fn nearest_names_puts_the_typo_first() {
-        let names = [
-            "model.norm.weight",
-            "lm_head.weight",
-            "model.embed_tokens.weight",
-        ];
+        let names = ["model.norm.weight", "lm_head.weight", "model.embed_tokens.weight"];
         let nearest = nearest_names("model.norms.weight", names.into_iter());
         assert_eq!(nearest[0], "model.norm.weight");
         assert_eq!(nearest.len(), 3);
@@ -233,11 +223,7 @@ mod tests {
 
     #[test]
     fn messages_name_file_place_and_remedy() {
-        let error = LoadError::NonFinite {
-            file: "m.gguf".into(),
-            name: "lm_head.weight".into(),
-            index: 7,
-        };
+        let error = LoadError::NonFinite { file: "m.gguf".into(), name: "lm_head.weight".into(), index: 7 };
         assert_eq!(
             error.to_string(),
             "m.gguf: checkpoint holds NaN or infinity in tensor \"lm_head.weight\" at element 7; \

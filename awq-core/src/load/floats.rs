@@ -42,14 +42,9 @@ pub(super) fn to_f32(float: FloatType, bytes: &[u8]) -> Vec<f32> {
 /// The index of the first NaN or infinity.
 pub(super) fn first_non_finite(values: &[f32]) -> Option<usize> {
     // Whole chunks first: the search for the exact place runs only when there is one.
-    let bad_chunk = values
-        .par_chunks(CHUNK)
-        .position_first(|chunk| !chunk.iter().all(|value| value.is_finite()))?;
+    let bad_chunk = values.par_chunks(CHUNK).position_first(|chunk| !chunk.iter().all(|value| value.is_finite()))?;
     let start = bad_chunk * CHUNK;
-    values[start..]
-        .iter()
-        .position(|value| !value.is_finite())
-        .map(|offset| start + offset)
+    values[start..].iter().position(|value| !value.is_finite()).map(|offset| start + offset)
 }
 
 fn from_f32_bytes(bytes: &[u8], values: &mut [f32]) {
@@ -60,12 +55,7 @@ fn from_f32_bytes(bytes: &[u8], values: &mut [f32]) {
 
 fn from_f16_bytes(bytes: &[u8], values: &mut [f32]) {
     // The map may be unaligned, so the halves are copied out before the vectorised conversion.
-    let halves: Vec<f16> = bytes
-        .as_chunks::<2>()
-        .0
-        .iter()
-        .map(|bytes| f16::from_le_bytes(*bytes))
-        .collect();
+    let halves: Vec<f16> = bytes.as_chunks::<2>().0.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect();
     halves.convert_to_f32_slice(values);
 }
 
@@ -86,29 +76,17 @@ mod tests {
         let halves = to_f32(FloatType::F16, &bytes);
         let brains = to_f32(FloatType::Bf16, &bytes);
         for bits in 0..=u16::MAX {
-            let (half, brain) = (
-                f16::from_bits(bits).to_f32(),
-                bf16::from_bits(bits).to_f32(),
-            );
+            let (half, brain) = (f16::from_bits(bits).to_f32(), bf16::from_bits(bits).to_f32());
             let index = usize::from(bits);
-            assert!(
-                halves[index] == half || (half.is_nan() && halves[index].is_nan()),
-                "{bits:#x}"
-            );
-            assert!(
-                brains[index] == brain || (brain.is_nan() && brains[index].is_nan()),
-                "{bits:#x}"
-            );
+            assert!(halves[index] == half || (half.is_nan() && halves[index].is_nan()), "{bits:#x}");
+            assert!(brains[index] == brain || (brain.is_nan() && brains[index].is_nan()), "{bits:#x}");
         }
     }
 
     #[test]
     fn f32_bytes_round_trip_across_a_chunk_boundary() {
         let values: Vec<f32> = (0..CHUNK + 3).map(|i| i as f32 * 0.5 - 7.0).collect();
-        let bytes: Vec<u8> = values
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect();
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         assert_eq!(to_f32(FloatType::F32, &bytes), values);
     }
 

@@ -17,18 +17,11 @@ pub(super) struct Keys<'a> {
 
 impl Keys<'_> {
     pub(super) fn missing(&self, key: &str) -> LoadError {
-        LoadError::MissingKey {
-            file: self.file.to_owned(),
-            key: key.to_owned(),
-        }
+        LoadError::MissingKey { file: self.file.to_owned(), key: key.to_owned() }
     }
 
     pub(super) fn bad(&self, key: &str, problem: String) -> LoadError {
-        LoadError::BadKey {
-            file: self.file.to_owned(),
-            key: key.to_owned(),
-            problem,
-        }
+        LoadError::BadKey { file: self.file.to_owned(), key: key.to_owned(), problem }
     }
 
     /// A present key that is not `null`.
@@ -55,9 +48,7 @@ impl Keys<'_> {
             return Ok(None);
         };
         match value.as_u64() {
-            Some(dimension) if (1..=MAX_DIMENSION).contains(&dimension) => {
-                Ok(Some(dimension as usize))
-            }
+            Some(dimension) if (1..=MAX_DIMENSION).contains(&dimension) => Ok(Some(dimension as usize)),
             _ => Err(self.wrong_type(key, value, "a positive integer of at most 2^31")),
         }
     }
@@ -78,22 +69,12 @@ impl Keys<'_> {
 
     pub(super) fn optional_bool(&self, key: &str) -> Result<Option<bool>, LoadError> {
         self.get(key)
-            .map(|value| {
-                value
-                    .as_bool()
-                    .ok_or_else(|| self.wrong_type(key, value, "true or false"))
-            })
+            .map(|value| value.as_bool().ok_or_else(|| self.wrong_type(key, value, "true or false")))
             .transpose()
     }
 
     pub(super) fn optional_text(&self, key: &str) -> Result<Option<&str>, LoadError> {
-        self.get(key)
-            .map(|value| {
-                value
-                    .as_str()
-                    .ok_or_else(|| self.wrong_type(key, value, "a text"))
-            })
-            .transpose()
+        self.get(key).map(|value| value.as_str().ok_or_else(|| self.wrong_type(key, value, "a text"))).transpose()
     }
 
     /// One id or a list of them.

@@ -14,24 +14,15 @@ pub(super) struct MappedFile {
 }
 
 impl MappedFile {
-    #[allow(
-        unsafe_code,
-        reason = "a memory map is how a model larger than memory is read"
-    )]
+    #[allow(unsafe_code, reason = "a memory map is how a model larger than memory is read")]
     pub(super) fn open(path: &Path) -> Result<Self, LoadError> {
-        let opening = |source| LoadError::Open {
-            file: path.to_owned(),
-            source,
-        };
+        let opening = |source| LoadError::Open { file: path.to_owned(), source };
         let file = File::open(path).map_err(opening)?;
         // SAFETY: the map is read-only and private to this struct. A writer that changes the file
         // while it is mapped could change bytes under us; every use copies bytes into floats or
         // strings that are checked afterwards, so no invariant of Rust's types rests on them.
         let map = unsafe { Mmap::map(&file) }.map_err(opening)?;
-        Ok(Self {
-            path: path.to_owned(),
-            map,
-        })
+        Ok(Self { path: path.to_owned(), map })
     }
 
     pub(super) fn path(&self) -> &Path {

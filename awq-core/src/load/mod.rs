@@ -69,20 +69,12 @@ pub struct OpenedModel {
 pub fn open_model(path: &Path) -> Result<OpenedModel, LoadError> {
     let opened = if path.is_dir() {
         open_folder(path)?
-    } else if path
-        .extension()
-        .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
-    {
+    } else if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
         open_gguf(path)?
     } else {
         // A path that is not there is the likelier mistake: say that first.
-        std::fs::metadata(path).map_err(|source| LoadError::Open {
-            file: path.to_owned(),
-            source,
-        })?;
-        return Err(LoadError::UnknownFormat {
-            path: path.to_owned(),
-        });
+        std::fs::metadata(path).map_err(|source| LoadError::Open { file: path.to_owned(), source })?;
+        return Err(LoadError::UnknownFormat { path: path.to_owned() });
     };
     let (tokens, rows) = (opened.tokenizer.vocab_size(), opened.config.vocab_size);
     if tokens > rows {
@@ -99,32 +91,20 @@ fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
     let config = ModelConfig::from_hugging_face(&folder.join("config.json"))?;
     let tokenizer = Tokenizer::from_folder(folder, &config)?;
     let checkpoint = Arc::new(SafetensorsCheckpoint::open_folder(folder)?);
-    Ok(OpenedModel {
-        config,
-        checkpoint,
-        tokenizer,
-    })
+    Ok(OpenedModel { config, checkpoint, tokenizer })
 }
 
 fn open_gguf(file: &Path) -> Result<OpenedModel, LoadError> {
     let opened = gguf::open(file)?;
     let tokenizer = Tokenizer::from_gguf(file, &opened.header.metadata)?;
-    Ok(OpenedModel {
-        config: opened.config,
-        checkpoint: Arc::new(opened.checkpoint),
-        tokenizer,
-    })
+    Ok(OpenedModel { config: opened.config, checkpoint: Arc::new(opened.checkpoint), tokenizer })
 }
 
 /// Reads a tensor whose shape must be `expected`.
 ///
 /// # Errors
 /// As [`Checkpoint::read_f32`], and [`LoadError::WrongShape`] before any byte of the tensor is touched.
-pub fn read_exact_shape(
-    checkpoint: &dyn Checkpoint,
-    name: &str,
-    expected: &[usize],
-) -> Result<Vec<f32>, LoadError> {
+pub fn read_exact_shape(checkpoint: &dyn Checkpoint, name: &str, expected: &[usize]) -> Result<Vec<f32>, LoadError> {
     match checkpoint.shape(name) {
         Some(found) if found != expected => Err(LoadError::WrongShape {
             file: checkpoint.source().to_owned(),
@@ -139,12 +119,6 @@ pub fn read_exact_shape(
 
 /// Parses a JSON file.
 fn read_json<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T, LoadError> {
-    let bytes = std::fs::read(file).map_err(|source| LoadError::Open {
-        file: file.to_owned(),
-        source,
-    })?;
-    serde_json::from_slice(&bytes).map_err(|source| LoadError::Json {
-        file: file.to_owned(),
-        source,
-    })
+    let bytes = std::fs::read(file).map_err(|source| LoadError::Open { file: file.to_owned(), source })?;
+    serde_json::from_slice(&bytes).map_err(|source| LoadError::Json { file: file.to_owned(), source })
 }

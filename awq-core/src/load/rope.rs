@@ -50,20 +50,14 @@ impl Rope {
             if !value.is_object() {
                 return Err(keys.wrong_type(key, value, "an object"));
             }
-            let inner = Keys {
-                file: keys.file,
-                json: value,
-            };
+            let inner = Keys { file: keys.file, json: value };
             let inner_theta = inner.optional_float("rope_theta")?;
             return Ok(Self {
                 theta: inner_theta.or(theta).unwrap_or(DEFAULT_ROPE_THETA),
                 scaling: scaling_from_hugging_face(&inner, key)?,
             });
         }
-        Ok(Self {
-            theta: theta.unwrap_or(DEFAULT_ROPE_THETA),
-            scaling: None,
-        })
+        Ok(Self { theta: theta.unwrap_or(DEFAULT_ROPE_THETA), scaling: None })
     }
 
     /// From GGUF metadata, whose keys start with `prefix`.
@@ -71,49 +65,31 @@ impl Rope {
         let type_key = format!("{prefix}.rope.scaling.type");
         let scaling = match keys.optional_text(&type_key)? {
             None | Some("none") => None,
-            Some("linear") => Some(RopeScaling::Linear {
-                factor: keys.float(&format!("{prefix}.rope.scaling.factor"))?,
-            }),
+            Some("linear") => {
+                Some(RopeScaling::Linear { factor: keys.float(&format!("{prefix}.rope.scaling.factor"))? })
+            }
             Some(other) => {
-                return Err(keys.bad(
-                    &type_key,
-                    format!("{other:?}, expected one of none, linear"),
-                ));
+                return Err(keys.bad(&type_key, format!("{other:?}, expected one of none, linear")));
             }
         };
         let theta = keys.optional_float(&format!("{prefix}.rope.freq_base"))?;
-        Ok(Self {
-            theta: theta.unwrap_or(DEFAULT_ROPE_THETA),
-            scaling,
-        })
+        Ok(Self { theta: theta.unwrap_or(DEFAULT_ROPE_THETA), scaling })
     }
 }
 
 /// The object under `parent`.
-fn scaling_from_hugging_face(
-    keys: &Keys<'_>,
-    parent: &str,
-) -> Result<Option<RopeScaling>, LoadError> {
+fn scaling_from_hugging_face(keys: &Keys<'_>, parent: &str) -> Result<Option<RopeScaling>, LoadError> {
     let kind = match keys.optional_text("rope_type")? {
         Some(kind) => kind,
-        None => keys
-            .optional_text("type")?
-            .ok_or_else(|| keys.missing("rope_type"))?,
+        None => keys.optional_text("type")?.ok_or_else(|| keys.missing("rope_type"))?,
     };
     match kind {
         "default" => Ok(None),
-        "linear" => Ok(Some(RopeScaling::Linear {
-            factor: keys.float("factor")?,
-        })),
+        "linear" => Ok(Some(RopeScaling::Linear { factor: keys.float("factor")? })),
         "llama3" => {
-            let (low_freq_factor, high_freq_factor) = (
-                keys.float("low_freq_factor")?,
-                keys.float("high_freq_factor")?,
-            );
+            let (low_freq_factor, high_freq_factor) = (keys.float("low_freq_factor")?, keys.float("high_freq_factor")?);
             if low_freq_factor >= high_freq_factor {
-                let problem = format!(
-                    "{low_freq_factor}, expected less than high_freq_factor, {high_freq_factor}"
-                );
+                let problem = format!("{low_freq_factor}, expected less than high_freq_factor, {high_freq_factor}");
                 return Err(keys.bad(&format!("{parent}.low_freq_factor"), problem));
             }
             Ok(Some(RopeScaling::Llama3 {
@@ -123,10 +99,9 @@ fn scaling_from_hugging_face(
                 original_max_positions: keys.dimension(&["original_max_position_embeddings"])?,
             }))
         }
-        other => Err(keys.bad(
-            &format!("{parent}.rope_type"),
-            format!("{other:?}, expected one of default, linear, llama3"),
-        )),
+        other => {
+            Err(keys.bad(&format!("{parent}.rope_type"), format!("{other:?}, expected one of default, linear, llama3")))
+        }
     }
 }
 
@@ -135,16 +110,10 @@ impl RopeScaling {
     pub(super) fn apply(&self, frequency: f64, pair: usize) -> f64 {
         match self {
             Self::Linear { factor } => frequency / factor,
-            Self::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_positions,
-            } => {
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
                 let turns = *original_max_positions as f64 * frequency / (2.0 * PI);
                 // 0 where the whole context holds few turns (stretched), 1 where it holds many (kept).
-                let kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor))
-                    .clamp(0.0, 1.0);
+                let kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
                 kept * frequency + (1.0 - kept) * frequency / factor
             }
             Self::PerFrequency { divisors } => frequency / f64::from(divisors[pair]),
@@ -162,10 +131,7 @@ mod tests {
     use super::*;
 
     fn parse(json: &Json) -> Result<Rope, LoadError> {
-        Rope::from_hugging_face(&Keys {
-            file: Path::new("config.json"),
-            json,
-        })
+        Rope::from_hugging_face(&Keys { file: Path::new("config.json"), json })
     }
 
     #[track_caller]
@@ -205,31 +171,16 @@ mod tests {
             scaling[key] = value;
             json!({"rope_scaling": scaling})
         };
-        check_error(
-            &with("rope_type", json!("yarn")),
-            "\"yarn\", expected one of default, linear, llama3",
-        );
-        check_error(
-            &with("high_freq_factor", Json::Null),
-            "key \"high_freq_factor\" is missing",
-        );
-        check_error(
-            &with("low_freq_factor", json!(4.0)),
-            "4, expected less than high_freq_factor, 4",
-        );
-        check_error(
-            &with("factor", json!(-2.0)),
-            "-2.0, expected a positive number",
-        );
+        check_error(&with("rope_type", json!("yarn")), "\"yarn\", expected one of default, linear, llama3");
+        check_error(&with("high_freq_factor", Json::Null), "key \"high_freq_factor\" is missing");
+        check_error(&with("low_freq_factor", json!(4.0)), "4, expected less than high_freq_factor, 4");
+        check_error(&with("factor", json!(-2.0)), "-2.0, expected a positive number");
         check_error(&json!({"rope_scaling": 2}), "2, expected an object");
     }
 
     #[test]
     fn llama3_keeps_high_frequencies_and_stretches_low_ones() {
-        let scaling = parse(&json!({"rope_scaling": llama3()}))
-            .unwrap()
-            .scaling
-            .unwrap();
+        let scaling = parse(&json!({"rope_scaling": llama3()})).unwrap().scaling.unwrap();
         for pair in 0..64 {
             let plain = 5e5_f64.powf(-f64::from(pair) / 64.0);
             let wavelength = 2.0 * PI / plain;
@@ -243,10 +194,7 @@ mod tests {
                 (1.0 - smooth) * plain / 8.0 + smooth * plain
             };
             let scaled = scaling.apply(plain, pair as usize);
-            assert!(
-                (scaled - expected).abs() <= 1e-15,
-                "{plain}: {scaled} {expected}"
-            );
+            assert!((scaled - expected).abs() <= 1e-15, "{plain}: {scaled} {expected}");
         }
     }
 }

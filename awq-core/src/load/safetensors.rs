@@ -49,11 +49,7 @@ impl SafetensorsCheckpoint {
     pub fn open_folder(folder: &Path) -> Result<Self, LoadError> {
         let index = folder.join(INDEX_FILE);
         let single = folder.join(SINGLE_FILE);
-        if index.exists() && !single.exists() {
-            Self::open_sharded(folder, &index)
-        } else {
-            Self::open_file(&single)
-        }
+        if index.exists() && !single.exists() { Self::open_sharded(folder, &index) } else { Self::open_file(&single) }
     }
 
     /// Opens one safetensors file.
@@ -61,31 +57,19 @@ impl SafetensorsCheckpoint {
     /// # Errors
     /// As [`SafetensorsCheckpoint::open_folder`].
     pub fn open_file(file: &Path) -> Result<Self, LoadError> {
-        let mut checkpoint = Self {
-            source: file.to_owned(),
-            shards: Vec::new(),
-            tensors: BTreeMap::new(),
-        };
+        let mut checkpoint = Self { source: file.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
         checkpoint.add_shard(file)?;
         Ok(checkpoint)
     }
 
     fn open_sharded(folder: &Path, index_file: &Path) -> Result<Self, LoadError> {
         let index: ShardIndex = read_json(index_file)?;
-        let mut checkpoint = Self {
-            source: index_file.to_owned(),
-            shards: Vec::new(),
-            tensors: BTreeMap::new(),
-        };
+        let mut checkpoint = Self { source: index_file.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
         let shards: BTreeSet<&str> = index.weight_map.values().map(String::as_str).collect();
         for shard in shards {
             let file = folder.join(shard);
             if !file.exists() {
-                let tensor = index
-                    .weight_map
-                    .iter()
-                    .find(|(_, home)| *home == shard)
-                    .map(|(name, _)| name.clone());
+                let tensor = index.weight_map.iter().find(|(_, home)| *home == shard).map(|(name, _)| name.clone());
                 return Err(LoadError::MissingShard {
                     file: index_file.to_owned(),
                     shard: shard.to_owned(),
@@ -102,10 +86,7 @@ impl SafetensorsCheckpoint {
     fn check_against(&self, index: &ShardIndex, folder: &Path) -> Result<(), LoadError> {
         for (name, shard) in &index.weight_map {
             let shard_file = folder.join(shard);
-            let at_home = self
-                .tensors
-                .get(name)
-                .is_some_and(|entry| self.shards[entry.shard_idx].path() == shard_file);
+            let at_home = self.tensors.get(name).is_some_and(|entry| self.shards[entry.shard_idx].path() == shard_file);
             if !at_home {
                 return Err(LoadError::MissingTensor {
                     nearest: nearest_names(name, self.tensors.keys().map(String::as_str)),
@@ -119,8 +100,8 @@ impl SafetensorsCheckpoint {
 
     fn add_shard(&mut self, file: &Path) -> Result<(), LoadError> {
         let map = MappedFile::open(file)?;
-        let (header_bytes, metadata) = SafeTensors::read_metadata(map.bytes())
-            .map_err(|error| header_error(file, map.bytes(), &error))?;
+        let (header_bytes, metadata) =
+            SafeTensors::read_metadata(map.bytes()).map_err(|error| header_error(file, map.bytes(), &error))?;
         let data_start = 8 + header_bytes;
         let shard_idx = self.shards.len();
         for (name, info) in metadata.tensors() {
@@ -143,13 +124,11 @@ impl SafetensorsCheckpoint {
     }
 
     fn entry(&self, name: &str) -> Result<&Entry, LoadError> {
-        self.tensors
-            .get(name)
-            .ok_or_else(|| LoadError::MissingTensor {
-                file: self.source.clone(),
-                name: name.to_owned(),
-                nearest: nearest_names(name, self.tensors.keys().map(String::as_str)),
-            })
+        self.tensors.get(name).ok_or_else(|| LoadError::MissingTensor {
+            file: self.source.clone(),
+            name: name.to_owned(),
+            nearest: nearest_names(name, self.tensors.keys().map(String::as_str)),
+        })
     }
 }
 
@@ -182,11 +161,7 @@ impl Checkpoint for SafetensorsCheckpoint {
         let values = floats::to_f32(float, &shard.bytes()[entry.range.clone()]);
         match floats::first_non_finite(&values) {
             None => Ok(values),
-            Some(index) => Err(LoadError::NonFinite {
-                file: shard.path().to_owned(),
-                name: name.to_owned(),
-                index,
-            }),
+            Some(index) => Err(LoadError::NonFinite { file: shard.path().to_owned(), name: name.to_owned(), index }),
         }
     }
 
@@ -195,30 +170,18 @@ impl Checkpoint for SafetensorsCheckpoint {
     }
 
     fn bytes_on_disk(&self) -> u64 {
-        self.shards
-            .iter()
-            .map(|shard| shard.bytes().len() as u64)
-            .sum()
+        self.shards.iter().map(|shard| shard.bytes().len() as u64).sum()
     }
 }
 
 /// Tells a cut-off download, which the user can cure, from a header that contradicts itself.
 fn header_error(file: &Path, bytes: &[u8], error: &SafeTensorError) -> LoadError {
     let found = bytes.len() as u64;
-    let truncated = |expected| LoadError::Truncated {
-        file: file.to_owned(),
-        expected,
-        found,
-    };
-    let bad = || LoadError::BadHeader {
-        file: file.to_owned(),
-        problem: error.to_string(),
-    };
+    let truncated = |expected| LoadError::Truncated { file: file.to_owned(), expected, found };
+    let bad = || LoadError::BadHeader { file: file.to_owned(), problem: error.to_string() };
     match error {
         SafeTensorError::HeaderTooSmall => truncated(8),
-        SafeTensorError::InvalidHeaderLength => {
-            declared_header_end(bytes).map_or_else(bad, truncated)
-        }
+        SafeTensorError::InvalidHeaderLength => declared_header_end(bytes).map_or_else(bad, truncated),
         SafeTensorError::MetadataIncompleteBuffer => match declared_data_end(bytes) {
             Some(expected) if expected > found => truncated(expected),
             Some(expected) => LoadError::BadHeader {
@@ -248,11 +211,7 @@ fn declared_data_end(bytes: &[u8]) -> Option<u64> {
     let ends = header
         .into_iter()
         .filter(|(name, _)| name != "__metadata__")
-        .filter_map(|(_, value)| {
-            serde_json::from_value::<Offsets>(value)
-                .ok()
-                .map(|offsets| offsets.data_offsets.1)
-        });
+        .filter_map(|(_, value)| serde_json::from_value::<Offsets>(value).ok().map(|offsets| offsets.data_offsets.1));
     data_start.checked_add(ends.max().unwrap_or(0))
 }
 
@@ -270,21 +229,11 @@ mod tests {
     fn stored(dtype: Dtype, values: &[f32]) -> Stored {
         let bytes = match dtype {
             Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Dtype::F16 => values
-                .iter()
-                .flat_map(|v| f16::from_f32(*v).to_le_bytes())
-                .collect(),
-            Dtype::BF16 => values
-                .iter()
-                .flat_map(|v| bf16::from_f32(*v).to_le_bytes())
-                .collect(),
+            Dtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+            Dtype::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
             _ => vec![0; values.len() * dtype.bitsize() / 8],
         };
-        Stored {
-            dtype,
-            shape: vec![2, values.len() / 2],
-            bytes,
-        }
+        Stored { dtype, shape: vec![2, values.len() / 2], bytes }
     }
 
     fn folder_with(tensors: &[(&str, Stored)]) -> tempfile::TempDir {
@@ -295,18 +244,9 @@ mod tests {
 
     fn two_shards() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        write_safetensors(
-            &folder.path().join("a.safetensors"),
-            &[("x", stored(Dtype::F32, &VALUES))],
-        );
-        write_safetensors(
-            &folder.path().join("b.safetensors"),
-            &[("y", stored(Dtype::BF16, &VALUES))],
-        );
-        write_index(
-            &folder,
-            r#"{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}"#,
-        );
+        write_safetensors(&folder.path().join("a.safetensors"), &[("x", stored(Dtype::F32, &VALUES))]);
+        write_safetensors(&folder.path().join("b.safetensors"), &[("y", stored(Dtype::BF16, &VALUES))]);
+        write_index(&folder, r#"{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}"#);
         folder
     }
 
@@ -315,10 +255,7 @@ mod tests {
     }
 
     fn open_error(folder: &tempfile::TempDir) -> String {
-        let error = SafetensorsCheckpoint::open_folder(folder.path())
-            .err()
-            .unwrap()
-            .to_string();
+        let error = SafetensorsCheckpoint::open_folder(folder.path()).err().unwrap().to_string();
         error.replace(folder.path().to_str().unwrap(), "DIR")
     }
 
@@ -338,14 +275,8 @@ mod tests {
         let checkpoint = SafetensorsCheckpoint::open_folder(folder.path()).unwrap();
         assert_eq!(checkpoint.names(), ["x", "y"]);
         assert_eq!(checkpoint.read_f32("y").unwrap(), VALUES);
-        let on_disk = ["a", "b"].map(|name| {
-            folder
-                .path()
-                .join(format!("{name}.safetensors"))
-                .metadata()
-                .unwrap()
-                .len()
-        });
+        let on_disk =
+            ["a", "b"].map(|name| folder.path().join(format!("{name}.safetensors")).metadata().unwrap().len());
         assert_eq!(checkpoint.bytes_on_disk(), on_disk.iter().sum::<u64>());
     }
 
@@ -368,11 +299,7 @@ mod tests {
             r#"{"weight_map": {"x": "b.safetensors", "y": "b.safetensors", "yy": "a.safetensors"}}"#,
         ] {
             write_index(&folder, json);
-            assert!(
-                open_error(&folder).contains("no tensor named"),
-                "{}",
-                open_error(&folder)
-            );
+            assert!(open_error(&folder).contains("no tensor named"), "{}", open_error(&folder));
         }
     }
 
@@ -380,10 +307,7 @@ mod tests {
     fn index_that_is_not_json_is_named() {
         let folder = two_shards();
         write_index(&folder, "{");
-        assert_eq!(
-            open_error(&folder),
-            "DIR/model.safetensors.index.json: not valid JSON; download it again"
-        );
+        assert_eq!(open_error(&folder), "DIR/model.safetensors.index.json: not valid JSON; download it again");
     }
 
     #[test]
@@ -394,14 +318,8 @@ mod tests {
         for length in 0..whole.len() {
             std::fs::write(&file, &whole[..length]).unwrap();
             let message = open_error(&folder);
-            assert!(
-                message.contains("truncated: at least"),
-                "{length}: {message}"
-            );
-            assert!(
-                message.ends_with(&format!("the file has {length}; download it again")),
-                "{message}"
-            );
+            assert!(message.contains("truncated: at least"), "{length}: {message}");
+            assert!(message.ends_with(&format!("the file has {length}; download it again")), "{message}");
         }
     }
 
@@ -411,18 +329,10 @@ mod tests {
         let file = folder.path().join(SINGLE_FILE);
         let whole = std::fs::read(&file).unwrap();
         std::fs::write(&file, [whole.as_slice(), b"extra"].concat()).unwrap();
-        assert!(
-            open_error(&folder).contains("bad header: the tensors end at byte"),
-            "{}",
-            open_error(&folder)
-        );
+        assert!(open_error(&folder).contains("bad header: the tensors end at byte"), "{}", open_error(&folder));
 
         std::fs::write(&file, [&u64::MAX.to_le_bytes(), &whole[8..]].concat()).unwrap();
-        assert!(
-            open_error(&folder).contains("bad header"),
-            "{}",
-            open_error(&folder)
-        );
+        assert!(open_error(&folder).contains("bad header"), "{}", open_error(&folder));
     }
 
     #[test]
@@ -432,38 +342,20 @@ mod tests {
         let folder = folder_with(&[("w", stored(Dtype::BF16, &values))]);
         let checkpoint = SafetensorsCheckpoint::open_folder(folder.path()).unwrap();
         let error = checkpoint.read_f32("w").unwrap_err();
-        assert!(
-            matches!(error, LoadError::NonFinite { index: 4, .. }),
-            "{error}"
-        );
+        assert!(matches!(error, LoadError::NonFinite { index: 4, .. }), "{error}");
     }
 
     #[test]
     fn wrong_names_shapes_and_types_are_reported() {
-        let folder = folder_with(&[
-            ("model.norm.weight", stored(Dtype::F32, &VALUES)),
-            ("mask", stored(Dtype::I64, &VALUES)),
-        ]);
+        let folder =
+            folder_with(&[("model.norm.weight", stored(Dtype::F32, &VALUES)), ("mask", stored(Dtype::I64, &VALUES))]);
         let checkpoint = SafetensorsCheckpoint::open_folder(folder.path()).unwrap();
         let missing = checkpoint.read_f32("model.norms.weight").unwrap_err();
-        assert!(
-            missing.to_string().contains("nearest: model.norm.weight"),
-            "{missing}"
-        );
+        assert!(missing.to_string().contains("nearest: model.norm.weight"), "{missing}");
         let shape = read_exact_shape(&checkpoint, "model.norm.weight", &[3, 2]).unwrap_err();
-        assert!(
-            shape
-                .to_string()
-                .contains("has shape [2, 3], expected [3, 2]"),
-            "{shape}"
-        );
+        assert!(shape.to_string().contains("has shape [2, 3], expected [3, 2]"), "{shape}");
         let dtype = checkpoint.read_f32("mask").unwrap_err();
-        assert!(
-            dtype
-                .to_string()
-                .contains("is stored as I64, expected one of F32, F16, BF16"),
-            "{dtype}"
-        );
+        assert!(dtype.to_string().contains("is stored as I64, expected one of F32, F16, BF16"), "{dtype}");
     }
 
     proptest! {

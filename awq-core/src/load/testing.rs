@@ -15,25 +15,15 @@ pub(crate) struct Stored {
 
 impl Stored {
     pub(crate) fn f32(shape: &[usize], values: &[f32]) -> Self {
-        let bytes = values
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect();
-        Self {
-            dtype: Dtype::F32,
-            shape: shape.to_vec(),
-            bytes,
-        }
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Self { dtype: Dtype::F32, shape: shape.to_vec(), bytes }
     }
 }
 
 pub(crate) fn write_safetensors(file: &Path, tensors: &[(&str, Stored)]) {
-    let views = tensors.iter().map(|(name, stored)| {
-        (
-            *name,
-            TensorView::new(stored.dtype, stored.shape.clone(), &stored.bytes).unwrap(),
-        )
-    });
+    let views = tensors
+        .iter()
+        .map(|(name, stored)| (*name, TensorView::new(stored.dtype, stored.shape.clone(), &stored.bytes).unwrap()));
     safetensors::serialize_to_file(views, None, file).unwrap();
 }
 
@@ -50,13 +40,7 @@ pub(crate) struct GgufWriter {
 
 impl GgufWriter {
     pub(crate) fn new() -> Self {
-        Self {
-            version: 3,
-            alignment: 32,
-            n_keys: 0,
-            keys: Vec::new(),
-            tensors: Vec::new(),
-        }
+        Self { version: 3, alignment: 32, n_keys: 0, keys: Vec::new(), tensors: Vec::new() }
     }
 
     fn key(mut self, key: &str, type_id: u32, value: &[u8]) -> Self {
@@ -104,32 +88,13 @@ impl GgufWriter {
     }
 
     /// `shape` is row-major.
-    pub(crate) fn tensor(
-        mut self,
-        name: &str,
-        shape: &[u64],
-        type_id: u32,
-        bytes: Vec<u8>,
-    ) -> Self {
-        self.tensors.push((
-            name.to_owned(),
-            shape.iter().rev().copied().collect(),
-            type_id,
-            bytes,
-        ));
+    pub(crate) fn tensor(mut self, name: &str, shape: &[u64], type_id: u32, bytes: Vec<u8>) -> Self {
+        self.tensors.push((name.to_owned(), shape.iter().rev().copied().collect(), type_id, bytes));
         self
     }
 
     pub(crate) fn f32_tensor(self, name: &str, shape: &[u64], values: &[f32]) -> Self {
-        self.tensor(
-            name,
-            shape,
-            0,
-            values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect(),
-        )
+        self.tensor(name, shape, 0, values.iter().flat_map(|value| value.to_le_bytes()).collect())
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
@@ -182,23 +147,16 @@ fn find_file(folder: &Path, name: &str, levels: usize) -> Option<PathBuf> {
         return Some(file);
     }
     let below = levels.checked_sub(1)?;
-    let mut folders: Vec<PathBuf> = std::fs::read_dir(folder)
-        .ok()?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .collect();
+    let mut folders: Vec<PathBuf> =
+        std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
     folders.sort();
-    folders
-        .into_iter()
-        .filter(|path| path.is_dir())
-        .find_map(|path| find_file(&path, name, below))
+    folders.into_iter().filter(|path| path.is_dir()).find_map(|path| find_file(&path, name, below))
 }
 
 /// WikiText-2's test split as the Hugging Face rows joined by two newlines: a blank line is an empty row, any
 /// other row keeps its own newline.
 pub(crate) fn joined_wikitext_rows(raw: &str) -> String {
-    let rows: Vec<&str> = raw
-        .split_inclusive('\n')
-        .map(|line| if line.trim().is_empty() { "" } else { line })
-        .collect();
+    let rows: Vec<&str> =
+        raw.split_inclusive('\n').map(|line| if line.trim().is_empty() { "" } else { line }).collect();
     rows.join("\n\n")
 }

@@ -18,26 +18,14 @@ fn folder_with_vocabulary(rows: usize) -> TempDir {
         "max_position_embeddings": 16, "rms_norm_eps": 1e-6, "bos_token_id": 0
     });
     fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-    let vocab: Vocab = ["<s>", "a", "b"]
-        .map(str::to_owned)
-        .into_iter()
-        .zip(0..)
-        .collect();
-    let model = BPE::builder()
-        .vocab_and_merges(vocab, vec![])
-        .build()
-        .unwrap();
+    let vocab: Vocab = ["<s>", "a", "b"].map(str::to_owned).into_iter().zip(0..).collect();
+    let model = BPE::builder().vocab_and_merges(vocab, vec![]).build().unwrap();
     let tokenizer = tokenizers::Tokenizer::new(model);
-    tokenizer
-        .save(folder.path().join("tokenizer.json"), false)
-        .unwrap();
+    tokenizer.save(folder.path().join("tokenizer.json"), false).unwrap();
     let embedding: Vec<f32> = (0..rows * 4).map(|i| i as f32).collect();
     write_safetensors(
         &folder.path().join("model.safetensors"),
-        &[(
-            "model.embed_tokens.weight",
-            Stored::f32(&[rows, 4], &embedding),
-        )],
+        &[("model.embed_tokens.weight", Stored::f32(&[rows, 4], &embedding))],
     );
     folder
 }
@@ -52,13 +40,9 @@ fn hugging_face_folder_opens() {
     let model = open_model(folder.path()).unwrap();
     assert_eq!((model.config.n_kv_heads, model.config.head_dim), (2, 2));
     assert_eq!(model.tokenizer.encode("ab").unwrap(), [1, 2]);
-    let embedding =
-        read_exact_shape(&*model.checkpoint, "model.embed_tokens.weight", &[5, 4]).unwrap();
+    let embedding = read_exact_shape(&*model.checkpoint, "model.embed_tokens.weight", &[5, 4]).unwrap();
     assert_eq!(embedding[7], 7.0);
-    assert_eq!(
-        model.checkpoint.source(),
-        folder.path().join("model.safetensors")
-    );
+    assert_eq!(model.checkpoint.source(), folder.path().join("model.safetensors"));
 }
 
 #[test]
@@ -81,10 +65,7 @@ fn each_missing_file_of_a_folder_is_named() {
         let file = folder.path().join(name);
         fs::remove_file(&file).unwrap();
         let message = error_of(folder.path());
-        assert!(
-            message.starts_with(&format!("cannot open {}; ", file.display())),
-            "{message}"
-        );
+        assert!(message.starts_with(&format!("cannot open {}; ", file.display())), "{message}");
     }
 }
 
@@ -92,20 +73,10 @@ fn each_missing_file_of_a_folder_is_named() {
 fn paths_without_a_model_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let absent = folder.path().join("absent.gguf");
-    assert!(
-        error_of(&absent).starts_with("cannot open "),
-        "{}",
-        error_of(&absent)
-    );
+    assert!(error_of(&absent).starts_with("cannot open "), "{}", error_of(&absent));
     let absent = folder.path().join("absent");
-    assert!(
-        error_of(&absent).starts_with("cannot open "),
-        "{}",
-        error_of(&absent)
-    );
+    assert!(error_of(&absent).starts_with("cannot open "), "{}", error_of(&absent));
     let archive = folder.path().join("model.zip");
     fs::write(&archive, "PK").unwrap();
-    assert!(
-        error_of(&archive).contains("model.zip: not a model; expected a folder with config.json")
-    );
+    assert!(error_of(&archive).contains("model.zip: not a model; expected a folder with config.json"));
 }

@@ -9,7 +9,8 @@ use burn::tensor::Tensor;
 
 use super::layers::{Linear, Norm, NormKind, matrix, rotary_table, vector};
 use super::{
-    Block, BlockLayout, BlockParams, Decoder, Inspect, LinearFacts, LinearName, NormName, PrevOp, ScaleGroup, Tap, ids_tensor,
+    Block, BlockLayout, BlockParams, Decoder, Inspect, LinearFacts, LinearName, NormName, PrevOp, ScaleGroup, Tap,
+    ids_tensor,
 };
 use crate::backend::{AttentionShape, QuantBackend, RotaryTable};
 use crate::load::{Checkpoint, LoadError, ModelConfig};
@@ -30,8 +31,10 @@ const fn reads(name: LinearName, input: LinearName, clips: bool) -> LinearFacts 
 
 /// `o_proj` is scaled only where `v_proj` has as many rows as `o_proj` has columns: with grouped queries one value
 /// channel feeds several columns, and the official code leaves the pair out. The loader picks the layout.
-static LAYOUT_GQA: BlockLayout = BlockLayout { linears: LINEARS, stages: STAGES, scale_groups: &[QKV, GATE_UP, DOWN_GROUP] };
-static LAYOUT_MHA: BlockLayout = BlockLayout { linears: LINEARS, stages: STAGES, scale_groups: &[QKV, O_GROUP, GATE_UP, DOWN_GROUP] };
+static LAYOUT_GQA: BlockLayout =
+    BlockLayout { linears: LINEARS, stages: STAGES, scale_groups: &[QKV, GATE_UP, DOWN_GROUP] };
+static LAYOUT_MHA: BlockLayout =
+    BlockLayout { linears: LINEARS, stages: STAGES, scale_groups: &[QKV, O_GROUP, GATE_UP, DOWN_GROUP] };
 
 const LINEARS: &[LinearFacts] = &[
     reads(Q, Q, false),
@@ -43,7 +46,8 @@ const LINEARS: &[LinearFacts] = &[
     reads(DOWN, DOWN, true),
 ];
 const STAGES: &[&[LinearName]] = &[&[K, V, Q], &[O], &[UP, GATE], &[DOWN]];
-const QKV: ScaleGroup = ScaleGroup { prev_op: PrevOp::Norm(ATTENTION_NORM), linears: &[Q, K, V], inspect: Inspect::Attention };
+const QKV: ScaleGroup =
+    ScaleGroup { prev_op: PrevOp::Norm(ATTENTION_NORM), linears: &[Q, K, V], inspect: Inspect::Attention };
 const O_GROUP: ScaleGroup = ScaleGroup { prev_op: PrevOp::Linear(V), linears: &[O], inspect: Inspect::Linear };
 const GATE_UP: ScaleGroup = ScaleGroup { prev_op: PrevOp::Norm(MLP_NORM), linears: &[GATE, UP], inspect: Inspect::Mlp };
 const DOWN_GROUP: ScaleGroup = ScaleGroup { prev_op: PrevOp::Linear(UP), linears: &[DOWN], inspect: Inspect::Linear };
@@ -93,12 +97,21 @@ fn open_with_bias<B: QuantBackend>(
     let source = checkpoint.as_ref();
     let embedding = matrix(source, "model.embed_tokens.weight", vocab_by_hidden, device)?;
     let final_norm = rms(source, "model.norm.weight", &config, device)?;
-    let head = if config.tie_word_embeddings { None } else { Some(matrix(source, "lm_head.weight", vocab_by_hidden, device)?) };
+    let head = if config.tie_word_embeddings {
+        None
+    } else {
+        Some(matrix(source, "lm_head.weight", vocab_by_hidden, device)?)
+    };
     let rotary = rotary_table(&config, config.max_positions.min(MAX_TABLE_POSITIONS), device);
     Ok(Box::new(Llama { config, checkpoint, embedding, final_norm, head, rotary, qkv_bias, device: device.clone() }))
 }
 
-fn rms<B: QuantBackend>(source: &dyn Checkpoint, name: &str, config: &ModelConfig, device: &B::Device) -> Result<Norm<B>, LoadError> {
+fn rms<B: QuantBackend>(
+    source: &dyn Checkpoint,
+    name: &str,
+    config: &ModelConfig,
+    device: &B::Device,
+) -> Result<Norm<B>, LoadError> {
     let weight = vector(source, name, config.hidden_size, device)?;
     Ok(Norm { weight, bias: None, kind: NormKind::Rms, eps: config.norm_eps })
 }

@@ -172,7 +172,11 @@ pub trait Decoder<B: QuantBackend>: Send + Sync {
 }
 
 /// What opens a family's models.
-type OpenFamily<B> = fn(ModelConfig, Arc<dyn Checkpoint>, &<B as burn::tensor::backend::BackendTypes>::Device) -> Result<Box<dyn Decoder<B>>, LoadError>;
+type OpenFamily<B> = fn(
+    ModelConfig,
+    Arc<dyn Checkpoint>,
+    &<B as burn::tensor::backend::BackendTypes>::Device,
+) -> Result<Box<dyn Decoder<B>>, LoadError>;
 
 /// Every known architecture, by its Hugging Face name.
 fn families<B: QuantBackend>() -> [(&'static str, OpenFamily<B>); 3] {

@@ -24,7 +24,8 @@ pub struct Document {
 
 /// The document of a seed: the same text on every machine and at every time.
 pub fn generate_document(seed: u64) -> Document {
-    let mut sampler = Sampler { rng: ChaCha8Rng::seed_from_u64(seed), line: Line::default(), nats: 0.0, declined: Vec::new() };
+    let mut sampler =
+        Sampler { rng: ChaCha8Rng::seed_from_u64(seed), line: Line::default(), nats: 0.0, declined: Vec::new() };
     let Ok(()) = grammar::document(&mut sampler);
     Document { text: sampler.line.text, nats: sampler.nats }
 }
@@ -106,7 +107,10 @@ impl Walker for Sampler {
             choice += 1;
         }
         let (word, weight) = options[choice];
-        assert!(!self.declined.contains(&word), "the grammar is ambiguous: `{word}` follows a choice that passed it over");
+        assert!(
+            !self.declined.contains(&word),
+            "the grammar is ambiguous: `{word}` follows a choice that passed it over"
+        );
         self.declined.clear();
         self.line.push(word);
         self.nats -= (weight / total).ln();

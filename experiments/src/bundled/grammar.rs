@@ -162,11 +162,7 @@ fn zipf(words: &[&'static str], turn: usize, mass: f64) -> Vec<Weighted> {
     let n = words.len();
     let weight = |rank: usize| 1.0 / (rank as f64 + 2.0);
     let total: f64 = (0..n).map(weight).sum();
-    words
-        .iter()
-        .enumerate()
-        .map(|(index, word)| (*word, mass * weight((index + n - turn % n) % n) / total))
-        .collect()
+    words.iter().enumerate().map(|(index, word)| (*word, mass * weight((index + n - turn % n) % n) / total)).collect()
 }
 
 /// The words of a list made by [`s_forms`].

@@ -26,17 +26,82 @@ pub(super) const NAMES_HE: [&str; 24] = [
 
 /// Places where the two people of a document live.
 pub(super) const PLACES: [&str; 40] = [
-    "Dunford", "Halewick", "Marlow", "Stonebury", "Kelby", "Westmere", "Thornhill", "Redcliff", "Norwell", "Ashby",
-    "Brackley", "Corfield", "Drayton", "Fernham", "Glenrock", "Hartley", "Kingsmoor", "Langdale", "Milton", "Netherby",
-    "Penrose", "Quarley", "Ravenstone", "Sandgate", "Tarrant", "Upwood", "Velden", "Winslow", "Yarrow", "Blackwater",
-    "Clifton", "Denholm", "Foxton", "Greywell", "Highmoor", "Lakeside", "Moorgate", "Northam", "Oakridge", "Southwick",
+    "Dunford",
+    "Halewick",
+    "Marlow",
+    "Stonebury",
+    "Kelby",
+    "Westmere",
+    "Thornhill",
+    "Redcliff",
+    "Norwell",
+    "Ashby",
+    "Brackley",
+    "Corfield",
+    "Drayton",
+    "Fernham",
+    "Glenrock",
+    "Hartley",
+    "Kingsmoor",
+    "Langdale",
+    "Milton",
+    "Netherby",
+    "Penrose",
+    "Quarley",
+    "Ravenstone",
+    "Sandgate",
+    "Tarrant",
+    "Upwood",
+    "Velden",
+    "Winslow",
+    "Yarrow",
+    "Blackwater",
+    "Clifton",
+    "Denholm",
+    "Foxton",
+    "Greywell",
+    "Highmoor",
+    "Lakeside",
+    "Moorgate",
+    "Northam",
+    "Oakridge",
+    "Southwick",
 ];
 
 /// What a person does for a living.
 pub(super) const JOBS: [&str; 32] = [
-    "baker", "sailor", "teacher", "farmer", "doctor", "painter", "weaver", "hunter", "miller", "singer", "guard",
-    "carpenter", "fisher", "potter", "merchant", "scholar", "smith", "tailor", "gardener", "printer", "judge", "dancer",
-    "builder", "cook", "pilot", "ranger", "shepherd", "brewer", "mason", "poet", "clerk", "driver",
+    "baker",
+    "sailor",
+    "teacher",
+    "farmer",
+    "doctor",
+    "painter",
+    "weaver",
+    "hunter",
+    "miller",
+    "singer",
+    "guard",
+    "carpenter",
+    "fisher",
+    "potter",
+    "merchant",
+    "scholar",
+    "smith",
+    "tailor",
+    "gardener",
+    "printer",
+    "judge",
+    "dancer",
+    "builder",
+    "cook",
+    "pilot",
+    "ranger",
+    "shepherd",
+    "brewer",
+    "mason",
+    "poet",
+    "clerk",
+    "driver",
 ];
 
 /// Relations, as said of a woman and of a man.
@@ -66,20 +131,41 @@ pub(super) const CREATURES: [&str; 96] = [
 
 /// Things, the objects of most clauses.
 pub(super) const THINGS: [&str; 96] = [
-    "table", "chair", "door", "window", "rope", "boat", "wagon", "basket", "bottle", "candle", "carpet", "cup", "plate",
-    "spoon", "kettle", "pot", "bowl", "blanket", "pillow", "mirror", "clock", "bell", "drum", "flute", "violin",
-    "trumpet", "book", "letter", "map", "pencil", "ribbon", "button", "needle", "hammer", "nail", "saw", "ladder",
-    "shovel", "bucket", "barrel", "sack", "wheel", "saddle", "bridle", "fence", "gate", "wall", "roof", "chimney",
-    "stove", "bench", "vase", "lamp", "torch", "sword", "shield", "helmet", "banner", "crown", "ring", "necklace",
-    "coat", "hat", "glove", "shoe", "boot", "belt", "scarf", "shirt", "jacket", "curtain", "towel", "brush", "comb",
-    "pan", "cake", "pie", "cookie", "pear", "plum", "peach", "cherry", "melon", "carrot", "turnip", "pumpkin",
-    "radish", "mushroom", "berry", "flower", "tree", "bush", "stone", "shell", "feather", "puddle",
+    "table", "chair", "door", "window", "rope", "boat", "wagon", "basket", "bottle", "candle", "carpet", "cup",
+    "plate", "spoon", "kettle", "pot", "bowl", "blanket", "pillow", "mirror", "clock", "bell", "drum", "flute",
+    "violin", "trumpet", "book", "letter", "map", "pencil", "ribbon", "button", "needle", "hammer", "nail", "saw",
+    "ladder", "shovel", "bucket", "barrel", "sack", "wheel", "saddle", "bridle", "fence", "gate", "wall", "roof",
+    "chimney", "stove", "bench", "vase", "lamp", "torch", "sword", "shield", "helmet", "banner", "crown", "ring",
+    "necklace", "coat", "hat", "glove", "shoe", "boot", "belt", "scarf", "shirt", "jacket", "curtain", "towel",
+    "brush", "comb", "pan", "cake", "pie", "cookie", "pear", "plum", "peach", "cherry", "melon", "carrot", "turnip",
+    "pumpkin", "radish", "mushroom", "berry", "flower", "tree", "bush", "stone", "shell", "feather", "puddle",
 ];
 
 /// Things worth keeping: what the first person keeps, asked about in the middle and taken home at the end.
 pub(super) const TREASURES: [&str; 24] = [
-    "lantern", "coin", "jewel", "marble", "whistle", "locket", "compass", "medal", "statue", "doll", "kite", "puzzle",
-    "pearl", "ruby", "sapphire", "diamond", "scroll", "goblet", "dagger", "bracelet", "telescope", "harmonica", "fossil",
+    "lantern",
+    "coin",
+    "jewel",
+    "marble",
+    "whistle",
+    "locket",
+    "compass",
+    "medal",
+    "statue",
+    "doll",
+    "kite",
+    "puzzle",
+    "pearl",
+    "ruby",
+    "sapphire",
+    "diamond",
+    "scroll",
+    "goblet",
+    "dagger",
+    "bracelet",
+    "telescope",
+    "harmonica",
+    "fossil",
     "token",
 ];
 
@@ -88,9 +174,8 @@ pub(super) const CONTAINERS: [&str; 10] =
     ["box", "chest", "drawer", "cupboard", "trunk", "jar", "bag", "cabinet", "pouch", "suitcase"];
 
 /// Colors of the treasures.
-pub(super) const COLORS: [&str; 12] = [
-    "red", "blue", "green", "yellow", "white", "black", "brown", "purple", "silver", "golden", "pink", "gray",
-];
+pub(super) const COLORS: [&str; 12] =
+    ["red", "blue", "green", "yellow", "white", "black", "brown", "purple", "silver", "golden", "pink", "gray"];
 
 /// Numbers, from two on.
 pub(super) const NUMBERS: [&str; 8] = ["two", "three", "four", "five", "six", "seven", "eight", "nine"];
@@ -101,7 +186,8 @@ pub(super) const ADJECTIVES: [&str; 64] = [
     "hungry", "tired", "fast", "slow", "strong", "weak", "heavy", "light", "warm", "cold", "dry", "wet", "clean",
     "dirty", "bright", "dark", "soft", "hard", "rough", "smooth", "sharp", "round", "narrow", "wide", "deep", "plain",
     "fancy", "rich", "poor", "rare", "common", "famous", "secret", "shy", "bold", "calm", "wild", "tame", "careful",
-    "patient", "loyal", "polite", "rude", "serious", "funny", "silent", "sleepy", "thirsty", "lonely", "lucky", "modest",
+    "patient", "loyal", "polite", "rude", "serious", "funny", "silent", "sleepy", "thirsty", "lonely", "lucky",
+    "modest",
 ];
 
 /// Verbs with an object.
@@ -126,9 +212,38 @@ pub(super) const SAYING: [&str; 8] = ["say", "think", "know", "hope", "dream", "
 
 /// Adverbs after a verb without an object.
 pub(super) const ADVERBS: [&str; 32] = [
-    "slowly", "quickly", "often", "again", "today", "alone", "together", "quietly", "loudly", "gladly", "sadly", "badly",
-    "well", "here", "there", "early", "late", "outside", "inside", "everywhere", "sometimes", "always", "softly",
-    "bravely", "gently", "calmly", "wildly", "proudly", "rarely", "barely", "twice", "daily",
+    "slowly",
+    "quickly",
+    "often",
+    "again",
+    "today",
+    "alone",
+    "together",
+    "quietly",
+    "loudly",
+    "gladly",
+    "sadly",
+    "badly",
+    "well",
+    "here",
+    "there",
+    "early",
+    "late",
+    "outside",
+    "inside",
+    "everywhere",
+    "sometimes",
+    "always",
+    "softly",
+    "bravely",
+    "gently",
+    "calmly",
+    "wildly",
+    "proudly",
+    "rarely",
+    "barely",
+    "twice",
+    "daily",
 ];
 
 /// Prepositions after a verb; a noun phrase follows.
@@ -136,9 +251,7 @@ pub(super) const PREPOSITIONS: [&str; 8] = ["beside", "under", "behind", "with",
 
 /// The s-form of a regular word: plural of a noun, third person singular of a verb.
 pub(super) fn s_form(base: &str) -> String {
-    let consonant_y = base
-        .strip_suffix('y')
-        .filter(|stem| !stem.ends_with(['a', 'e', 'i', 'o', 'u']));
+    let consonant_y = base.strip_suffix('y').filter(|stem| !stem.ends_with(['a', 'e', 'i', 'o', 'u']));
     if let Some(stem) = consonant_y {
         format!("{stem}ies")
     } else if base.ends_with("ch") || base.ends_with("sh") || base.ends_with(['s', 'x', 'z']) {

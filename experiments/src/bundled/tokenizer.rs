@@ -3,7 +3,10 @@
 use anyhow::{Context, anyhow};
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer, TokenizerBuilder};
+use tokenizers::{
+    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer,
+    TokenizerBuilder,
+};
 
 /// Text of the token that stands before a text or a window; never part of a text.
 pub const BOS: &str = "<|begin|>";
@@ -17,18 +20,22 @@ pub(super) const EOS: &str = "Ċ";
 /// # Errors
 /// Where `vocab_size` has no room for the 256 bytes and [`BOS`].
 pub fn train_tokenizer(text: &str, vocab_size: usize) -> anyhow::Result<Tokenizer> {
-    anyhow::ensure!(vocab_size > 256, "a byte-level tokenizer needs a vocabulary of at least 257 tokens, not {vocab_size}");
+    anyhow::ensure!(
+        vocab_size > 256,
+        "a byte-level tokenizer needs a vocabulary of at least 257 tokens, not {vocab_size}"
+    );
     // No space is put before the first word: decoding then gives back the exact text.
     let byte_level = ByteLevel::new(false, true, true);
-    let mut tokenizer = TokenizerBuilder::<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>::new()
-        .with_model(BPE::default())
-        .with_normalizer(None)
-        .with_pre_tokenizer(Some(PreTokenizerWrapper::ByteLevel(byte_level)))
-        .with_post_processor(None)
-        .with_decoder(Some(DecoderWrapper::ByteLevel(byte_level)))
-        .build()
-        .map_err(|error| anyhow!(error))
-        .context("building the bundled tokenizer")?;
+    let mut tokenizer =
+        TokenizerBuilder::<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>::new()
+            .with_model(BPE::default())
+            .with_normalizer(None)
+            .with_pre_tokenizer(Some(PreTokenizerWrapper::ByteLevel(byte_level)))
+            .with_post_processor(None)
+            .with_decoder(Some(DecoderWrapper::ByteLevel(byte_level)))
+            .build()
+            .map_err(|error| anyhow!(error))
+            .context("building the bundled tokenizer")?;
     let mut trainer = BpeTrainer::builder()
         .vocab_size(vocab_size)
         .min_frequency(2)

@@ -150,7 +150,11 @@ fn train_on<B: AutodiffBackend>(
     device: &B::Device,
     progress: &mut dyn FnMut(TrainProgress),
 ) -> anyhow::Result<TrainReport> {
-    anyhow::ensure!(options.batch > 0 && options.batch.is_multiple_of(4), "batch is {}; take a multiple of 4", options.batch);
+    anyhow::ensure!(
+        options.batch > 0 && options.batch.is_multiple_of(4),
+        "batch is {}; take a multiple of 4",
+        options.batch
+    );
     anyhow::ensure!(options.n_steps > 0, "a run needs at least one step");
     std::fs::create_dir_all(&options.out).with_context(|| format!("making {}", options.out.display()))?;
     let tokenizer = train_tokenizer(&bundled_text(Split::Train, options.n_tokenizer_documents), options.vocab_size)?;

@@ -8,14 +8,18 @@ use crate::plan::Plan;
 impl ExperimentSpec {
     /// Checks the experiment as a whole; touches no file.
     pub(super) fn check(&self) -> anyhow::Result<()> {
-        ensure!(!self.question.trim().is_empty(), "key `question` is empty; say in one sentence what the experiment asks");
+        ensure!(
+            !self.question.trim().is_empty(),
+            "key `question` is empty; say in one sentence what the experiment asks"
+        );
         not_empty("models", self.models.len())?;
         not_empty("methods", self.methods.len())?;
         not_empty("grids.bits", self.grids.bits.len())?;
         not_empty("grids.granularity", self.grids.granularity.len())?;
         not_empty("evaluations", self.evaluations.len())?;
         let needs_activations = |method: &crate::registry::MethodSpec| method.settings().needs().inputs;
-        if let (None, Some(method)) = (&self.calibration, self.methods.iter().find(|method| needs_activations(method))) {
+        if let (None, Some(method)) = (&self.calibration, self.methods.iter().find(|method| needs_activations(method)))
+        {
             bail!("method `{}` needs activations, the experiment has no [calibration] section; add one", method.key());
         }
         for method in &self.methods {
@@ -29,7 +33,10 @@ impl ExperimentSpec {
         let mut cells: Vec<_> = Plan::new(self).cells().map(|cell| (cell.id(), cell.label())).collect();
         cells.sort();
         if let Some(twice) = cells.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            bail!("the cell `{}` is asked for twice; remove the repeated entry of models, methods, grids.bits or grids.granularity", twice[0].1);
+            bail!(
+                "the cell `{}` is asked for twice; remove the repeated entry of models, methods, grids.bits or grids.granularity",
+                twice[0].1
+            );
         }
         Ok(())
     }

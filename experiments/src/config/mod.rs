@@ -94,7 +94,10 @@ impl GridSweep {
             range_includes_zero: self.range_includes_zero,
             scale_dtype: self.scale_dtype,
         };
-        self.granularity.iter().flat_map(|&granularity| self.bits.iter().map(move |&bits| grid(bits, granularity))).collect()
+        self.granularity
+            .iter()
+            .flat_map(|&granularity| self.bits.iter().map(move |&bits| grid(bits, granularity)))
+            .collect()
     }
 }
 
@@ -174,7 +177,8 @@ impl ExperimentSpec {
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("{}: cannot read the experiment's TOML file", path.display()))?;
-        let spec: Self = toml::from_str(&text).with_context(|| format!("{}: not a valid experiment", path.display()))?;
+        let spec: Self =
+            toml::from_str(&text).with_context(|| format!("{}: not a valid experiment", path.display()))?;
         spec.check().with_context(|| format!("{}: not a valid experiment", path.display()))?;
         Ok(spec)
     }

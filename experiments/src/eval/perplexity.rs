@@ -29,10 +29,17 @@ impl Windows {
     ///
     /// # Errors
     /// A text shorter than one window, or a protocol that needs a BOS which the tokenizer lacks.
-    pub fn cut(ids: &[u32], tokenizer: &Tokenizer, protocol: &ProtocolSpec, max_windows: Option<usize>) -> anyhow::Result<Self> {
+    pub fn cut(
+        ids: &[u32],
+        tokenizer: &Tokenizer,
+        protocol: &ProtocolSpec,
+        max_windows: Option<usize>,
+    ) -> anyhow::Result<Self> {
         let (len, first_target) = match protocol {
             ProtocolSpec::Gptq(gptq) => (usize::from(gptq.seq_len.get()), 1),
-            ProtocolSpec::LlamaCpp(chunks) => (usize::from(chunks.chunk_len.get()), usize::from(chunks.chunk_len.get()) / 2 + 1),
+            ProtocolSpec::LlamaCpp(chunks) => {
+                (usize::from(chunks.chunk_len.get()), usize::from(chunks.chunk_len.get()) / 2 + 1)
+            }
         };
         ensure!(len >= 2, "a window of {len} token predicts nothing; use at least 2");
         let with_bos: Vec<u32>;
@@ -46,7 +53,11 @@ impl Windows {
             _ => ids,
         };
         let n_total = ids.len() / len;
-        ensure!(n_total > 0, "the text has {} tokens, one window takes {len}; use a longer text or a shorter window", ids.len());
+        ensure!(
+            n_total > 0,
+            "the text has {} tokens, one window takes {len}; use a longer text or a shorter window",
+            ids.len()
+        );
         let n = max_windows.map_or(n_total, |max| max.min(n_total));
         let mut windows: Vec<Vec<u32>> = ids.chunks_exact(len).take(n).map(<[u32]>::to_vec).collect();
         if let ProtocolSpec::LlamaCpp(_) = protocol {
@@ -109,13 +120,23 @@ const LOGIT_ROWS: usize = 512;
 ///
 /// # Errors
 /// A block that cannot be read, a token outside the vocabulary, or likelihoods that are not finite.
-pub fn score<B: QuantBackend>(decoder: &dyn Decoder<B>, windows: &Windows, progress: &mut dyn FnMut(usize)) -> anyhow::Result<Scores> {
+pub fn score<B: QuantBackend>(
+    decoder: &dyn Decoder<B>,
+    windows: &Windows,
+    progress: &mut dyn FnMut(usize),
+) -> anyhow::Result<Scores> {
     let config = decoder.config();
     let len = windows.windows.first().map_or(1, Vec::len);
-    ensure!(len <= config.max_positions, "windows of {len} tokens are longer than the model's {} positions; use a shorter seq_len", config.max_positions);
+    ensure!(
+        len <= config.max_positions,
+        "windows of {len} tokens are longer than the model's {} positions; use a shorter seq_len",
+        config.max_positions
+    );
     let vocab = config.vocab_size as u32;
     if let Some(id) = windows.windows.iter().flatten().find(|&&id| id >= vocab) {
-        anyhow::bail!("token {id} is outside the model's vocabulary of {vocab}: model and tokenizer do not belong together");
+        anyhow::bail!(
+            "token {id} is outside the model's vocabulary of {vocab}: model and tokenizer do not belong together"
+        );
     }
     let windows_per_batch = (TOKENS_PER_BATCH / len).max(1);
     let batches_per_share = (HIDDEN_BYTES / (4 * config.hidden_size * len * windows_per_batch)).max(1);
@@ -141,7 +162,12 @@ pub fn score<B: QuantBackend>(decoder: &dyn Decoder<B>, windows: &Windows, progr
 }
 
 /// The negative log-likelihoods of a batch of windows; logits exist for [`LOGIT_ROWS`] rows at a time.
-fn batch_nll<B: QuantBackend>(decoder: &dyn Decoder<B>, hidden: Tensor<B, 3>, ids: &[Vec<u32>], first_target: usize) -> Vec<Vec<f32>> {
+fn batch_nll<B: QuantBackend>(
+    decoder: &dyn Decoder<B>,
+    hidden: Tensor<B, 3>,
+    ids: &[Vec<u32>],
+    first_target: usize,
+) -> Vec<Vec<f32>> {
     let [batch, len, width] = hidden.dims();
     let n_targets = len - first_target;
     // The state at position p predicts the token at p + 1.

@@ -85,7 +85,11 @@ fn is_whole(value: f64) -> bool {
 /// The smallest of 1, 2, 2.5, 5 times a power of ten that is at least `step`.
 fn nice_step(step: f64) -> f64 {
     let power = 10f64.powf(step.log10().floor());
-    [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|factor| factor * power).find(|&nice| nice >= step * (1.0 - 1e-9)).unwrap_or(step)
+    [1.0, 2.0, 2.5, 5.0, 10.0]
+        .into_iter()
+        .map(|factor| factor * power)
+        .find(|&nice| nice >= step * (1.0 - 1e-9))
+        .unwrap_or(step)
 }
 
 fn multiples(step: f64, low: f64, high: f64) -> Vec<f64> {

@@ -81,8 +81,9 @@ pub fn rows(records: &[&Record], references: &[ReferenceValue]) -> anyhow::Resul
     dedup_in_order(&mut models);
     let place = |row: &Row| models.iter().position(|model| *model == row.model);
     rows.sort_by(|a, b| {
-        let text =
-            |row: &Row| (row.dataset.clone(), row.protocol.clone(), row.seq_len, Reverse((row.n_windows, row.n_windows_total)));
+        let text = |row: &Row| {
+            (row.dataset.clone(), row.protocol.clone(), row.seq_len, Reverse((row.n_windows, row.n_windows_total)))
+        };
         let method = |row: &Row| (row.method != "RTN", row.method.clone(), row.cell_id.clone());
         (place(a), text(a), a.grid.is_some())
             .cmp(&(place(b), text(b), b.grid.is_some()))
@@ -120,17 +121,23 @@ pub fn block_curves(records: &[&Record]) -> Vec<BlockCurve> {
         };
         let relative_errors: Vec<_> = blocks.iter().filter_map(relative).collect();
         let label = format!("{} {}", record.cell.method_label(), record.cell.grid_label());
-        (!relative_errors.is_empty()).then(|| BlockCurve { model: record.cell.model.name.clone(), label, relative_errors })
+        (!relative_errors.is_empty()).then(|| BlockCurve {
+            model: record.cell.model.name.clone(),
+            label,
+            relative_errors,
+        })
     };
     records.iter().filter_map(curve).collect()
 }
 
 /// Published numbers that no row stands beside, as `model method grid`: not run, or misspelt.
 pub fn unmatched_references(rows: &[Row], references: &[ReferenceValue]) -> Vec<String> {
-    let unmatched = references
-        .iter()
-        .filter(|reference| !rows.iter().any(|row| is_reference_of(reference, &row.model, &row.method, row.grid.as_deref())));
-    let label = |r: &ReferenceValue| [&r.model, &r.method, r.grid.as_deref().unwrap_or_default()].join(" ").trim_end().to_owned();
+    let unmatched = references.iter().filter(|reference| {
+        !rows.iter().any(|row| is_reference_of(reference, &row.model, &row.method, row.grid.as_deref()))
+    });
+    let label = |r: &ReferenceValue| {
+        [&r.model, &r.method, r.grid.as_deref().unwrap_or_default()].join(" ").trim_end().to_owned()
+    };
     unmatched.map(label).collect()
 }
 
@@ -161,7 +168,12 @@ struct Delta {
     high: Option<f64>,
 }
 
-fn row(cell: &Finished<'_>, measurement: &Measurement, finished: &[Finished<'_>], references: &[ReferenceValue]) -> Row {
+fn row(
+    cell: &Finished<'_>,
+    measurement: &Measurement,
+    finished: &[Finished<'_>],
+    references: &[ReferenceValue],
+) -> Row {
     let (record, done) = (cell.record, cell.done);
     let method = record.cell.method_label();
     let grid = record.cell.quantization.as_ref().map(|quantization| quantization.grid);
@@ -169,7 +181,8 @@ fn row(cell: &Finished<'_>, measurement: &Measurement, finished: &[Finished<'_>]
     let estimate = stats::estimate(&measurement.nll_per_window, BOOTSTRAP).ok();
     let delta_fp = difference(cell, measurement, finished, |other| grid.is_some() && other.quantization.is_none());
     let delta_rtn = difference(cell, measurement, finished, |other| is_rtn_beside(other, &record.cell));
-    let reference = references.iter().find(|r| is_reference_of(r, &record.cell.model.name, &method, grid_label.as_deref()));
+    let reference =
+        references.iter().find(|r| is_reference_of(r, &record.cell.model.name, &method, grid_label.as_deref()));
     let quantization = done.quantization.as_ref();
     Row {
         model: record.cell.model.name.clone(),
@@ -223,12 +236,14 @@ fn difference(
     is_other: impl Fn(&Cell) -> bool,
 ) -> Delta {
     let others = finished.iter().filter(|other| other.cell().model == cell.cell().model && is_other(other.cell()));
-    let Some(other) = others.flat_map(|other| &other.done.measurements).find(|other| same_windows(measurement, other)) else {
+    let Some(other) = others.flat_map(|other| &other.done.measurements).find(|other| same_windows(measurement, other))
+    else {
         return Delta::default();
     };
-    let interval: Option<Interval> = stats::paired_difference(&measurement.nll_per_window, &other.nll_per_window, BOOTSTRAP)
-        .ok()
-        .map(|difference| difference.perplexity);
+    let interval: Option<Interval> =
+        stats::paired_difference(&measurement.nll_per_window, &other.nll_per_window, BOOTSTRAP)
+            .ok()
+            .map(|difference| difference.perplexity);
     Delta {
         point: Some(measurement.value - other.value),
         low: interval.map(|interval| interval.low),
@@ -239,7 +254,8 @@ fn difference(
 /// Whether window `i` of both measurements holds the same tokens.
 fn same_windows(a: &Measurement, b: &Measurement) -> bool {
     let key = |m: &Measurement| (m.seq_len, m.n_windows, m.nll_per_window.len());
-    let content = |m: &Measurement| [m.metric.clone(), m.protocol.clone(), m.text_sha256.clone(), m.tokenizer_sha256.clone()];
+    let content =
+        |m: &Measurement| [m.metric.clone(), m.protocol.clone(), m.text_sha256.clone(), m.tokenizer_sha256.clone()];
     key(a) == key(b) && content(a) == content(b)
 }
 
@@ -247,7 +263,9 @@ fn same_windows(a: &Measurement, b: &Measurement) -> bool {
 fn is_rtn_beside(other: &Cell, cell: &Cell) -> bool {
     match (&other.quantization, &cell.quantization) {
         (Some(other), Some(cell)) => {
-            matches!(other.method, MethodSpec::Rtn(_)) && !matches!(cell.method, MethodSpec::Rtn(_)) && other.grid == cell.grid
+            matches!(other.method, MethodSpec::Rtn(_))
+                && !matches!(cell.method, MethodSpec::Rtn(_))
+                && other.grid == cell.grid
         }
         _ => false,
     }

@@ -33,15 +33,20 @@ pub fn render(document: &Document, drawings: &[Drawing], records: &[&Record]) ->
         page += &format!("<h2>Failed cells</h2>\n<ul>\n{items}</ul>\n");
     }
     for drawing in drawings {
-        page += &format!("<figure>\n{}\n<figcaption>{}</figcaption>\n</figure>\n", drawing.svg.trim(), escape(&drawing.caption));
+        page += &format!(
+            "<figure>\n{}\n<figcaption>{}</figcaption>\n</figure>\n",
+            drawing.svg.trim(),
+            escape(&drawing.caption)
+        );
     }
     page + &provenance(records) + "</body>\n</html>\n"
 }
 
 fn render_table(table: &Table) -> String {
     let class = |index: usize| if table.columns[index].align == Align::Right { " class=\"r\"" } else { "" };
-    let heading =
-        |(index, column): (usize, &super::tables::Column)| format!("<th{}>{}</th>", class(index), escape(column.heading));
+    let heading = |(index, column): (usize, &super::tables::Column)| {
+        format!("<th{}>{}</th>", class(index), escape(column.heading))
+    };
     let mut text = format!(
         "<div class=\"wide\"><table>\n<thead><tr>{}</tr></thead>\n<tbody>\n",
         table.columns.iter().enumerate().map(heading).collect::<String>()

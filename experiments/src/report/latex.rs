@@ -14,7 +14,8 @@ pub fn render(document: &Document) -> String {
 }
 
 fn render_table(table: &Table) -> String {
-    let columns: String = table.columns.iter().map(|column| if column.align == Align::Left { 'l' } else { 'r' }).collect();
+    let columns: String =
+        table.columns.iter().map(|column| if column.align == Align::Left { 'l' } else { 'r' }).collect();
     let line = |cells: Vec<String>| format!("  {} \\\\\n", cells.join(" & "));
     let notes: String = table.notes.iter().map(|note| format!(" {}", escape(note))).collect();
     let mut text = format!(
@@ -82,6 +83,9 @@ mod tests {
 
     #[test]
     fn only_negative_numbers_get_a_minus() {
-        assert_eq!(escape("-0.010 [-0.020, 0.001] per-channel 1e-5 -"), "$-$0.010 [$-$0.020, 0.001] per-channel 1e-5 -");
+        assert_eq!(
+            escape("-0.010 [-0.020, 0.001] per-channel 1e-5 -"),
+            "$-$0.010 [$-$0.020, 0.001] per-channel 1e-5 -"
+        );
     }
 }

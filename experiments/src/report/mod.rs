@@ -59,7 +59,8 @@ pub fn write_report(
     references: &[ReferenceValue],
 ) -> anyhow::Result<ReportFiles> {
     let newest = frame::newest(records);
-    let mut data = Row::to_frame(&frame::rows(&newest, references)?).context("cannot build the frame of the records")?;
+    let mut data =
+        Row::to_frame(&frame::rows(&newest, references)?).context("cannot build the frame of the records")?;
     let rows = Row::from_frame(&data).context("cannot read the frame of the records")?;
     let document = document(question, &rows, &newest, references);
     let mut drawn = figures::perplexity_figures(&rows);
@@ -107,11 +108,13 @@ fn document(question: &str, rows: &[Row], newest: &[&Record], references: &[Refe
 
 /// Writes each figure in both formats and returns what the page shows.
 fn write_figures(folder: &Path, figures: &[Figure]) -> anyhow::Result<(Vec<Drawing>, Vec<PathBuf>)> {
-    std::fs::create_dir_all(folder)
-        .with_context(|| format!("{}: cannot create the folder; choose a writable folder with --out", folder.display()))?;
+    std::fs::create_dir_all(folder).with_context(|| {
+        format!("{}: cannot create the folder; choose a writable folder with --out", folder.display())
+    })?;
     let (mut drawings, mut paths) = (Vec::new(), Vec::new());
     for figure in figures {
-        let (svg_path, png_path) = (folder.join(format!("{}.svg", figure.slug)), folder.join(format!("{}.png", figure.slug)));
+        let (svg_path, png_path) =
+            (folder.join(format!("{}.svg", figure.slug)), folder.join(format!("{}.png", figure.slug)));
         let svg = plots::svg(figure)?;
         write_whole(&svg_path, svg.as_bytes())?;
         // plotters takes the format from the extension, so the temporary file needs it too.
@@ -127,7 +130,8 @@ fn write_figures(folder: &Path, figures: &[Figure]) -> anyhow::Result<(Vec<Drawi
 /// Writes `path` so that a reader sees the old content or the new, never a part.
 fn write_whole(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     let temporary = temporary_beside(path, ".tmp")?;
-    std::fs::write(temporary.path(), content).with_context(|| format!("{}: cannot write (is the disk full?)", path.display()))?;
+    std::fs::write(temporary.path(), content)
+        .with_context(|| format!("{}: cannot write (is the disk full?)", path.display()))?;
     replace(temporary, path)
 }
 
@@ -139,9 +143,9 @@ fn temporary_beside(path: &Path, suffix: &str) -> anyhow::Result<NamedTempFile> 
     // As open to others as the umask lets an ordinary file be; a temporary file is private otherwise.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder
-        .tempfile_in(folder)
-        .with_context(|| format!("{}: cannot write into this folder; choose a writable one with --out", folder.display()))
+    builder.tempfile_in(folder).with_context(|| {
+        format!("{}: cannot write into this folder; choose a writable one with --out", folder.display())
+    })
 }
 
 fn replace(temporary: NamedTempFile, path: &Path) -> anyhow::Result<()> {

@@ -64,7 +64,12 @@ pub fn write_png(figure: &Figure, path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("{}: cannot write the figure; is the folder writable?", path.display()))
 }
 
-fn draw<DB: DrawingBackend>(root: &DrawingArea<DB, Shift>, figure: &Figure, legend: &Legend, scale: u32) -> anyhow::Result<()>
+fn draw<DB: DrawingBackend>(
+    root: &DrawingArea<DB, Shift>,
+    figure: &Figure,
+    legend: &Legend,
+    scale: u32,
+) -> anyhow::Result<()>
 where
     DB::ErrorType: 'static,
 {
@@ -186,7 +191,12 @@ impl Mark {
         Self { color: PALETTE[index % PALETTE.len()], corners, turn, hollow }
     }
 
-    fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, (x, y): (i32, i32), scale: u32) -> anyhow::Result<()>
+    fn draw<DB: DrawingBackend>(
+        &self,
+        root: &DrawingArea<DB, Shift>,
+        (x, y): (i32, i32),
+        scale: u32,
+    ) -> anyhow::Result<()>
     where
         DB::ErrorType: 'static,
     {

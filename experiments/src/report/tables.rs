@@ -105,8 +105,12 @@ impl Table {
             Layout::left("grid", |row| row.grid.clone().unwrap_or_else(|| "-".to_owned())),
             Layout::right("bits/w", |row| format!("{:.2}", row.bits_per_weight)),
             Layout::right("perplexity", |row| value_and_error(row.perplexity, row.standard_error)),
-            Layout::right("Δ to FP [95% CI]", |row| difference(row.delta_fp, row.delta_fp_ci_low, row.delta_fp_ci_high)),
-            Layout::right("Δ to RTN [95% CI]", |row| difference(row.delta_rtn, row.delta_rtn_ci_low, row.delta_rtn_ci_high)),
+            Layout::right("Δ to FP [95% CI]", |row| {
+                difference(row.delta_fp, row.delta_fp_ci_low, row.delta_fp_ci_high)
+            }),
+            Layout::right("Δ to RTN [95% CI]", |row| {
+                difference(row.delta_rtn, row.delta_rtn_ci_low, row.delta_rtn_ci_high)
+            }),
         ];
         if rows.iter().any(|row| row.reference.is_some()) {
             layout.push(Layout::right("paper", |row| row.reference.map_or_else(missing, |x| number(x, decimals(x)))));
@@ -117,7 +121,9 @@ impl Table {
             cells: layout
                 .iter()
                 .enumerate()
-                .map(|(index, column)| (column.cell)(row) + &if index == 0 { distinction(row, rows) } else { String::new() })
+                .map(|(index, column)| {
+                    (column.cell)(row) + &if index == 0 { distinction(row, rows) } else { String::new() }
+                })
                 .collect(),
             best: is_best(row, rows),
             starts_section: previous.is_some_and(|previous| previous.grid != row.grid),
@@ -134,7 +140,8 @@ impl Table {
 
 /// Lower-case letters, digits and single hyphens.
 pub fn slug(text: &str) -> String {
-    let plain: String = text.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { ' ' }).collect();
+    let plain: String =
+        text.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { ' ' }).collect();
     plain.split_whitespace().collect::<Vec<_>>().join("-")
 }
 

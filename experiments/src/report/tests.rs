@@ -80,7 +80,12 @@ fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
             calibration_overlap_tokens: 0,
             blocks: (0..6).map(block).collect(),
         }),
-        cost: Cost { quantize_seconds: 1.5, shared_capture_seconds: 0.5, evaluate_seconds: 4.0, peak_resident_bytes: 1 << 28 },
+        cost: Cost {
+            quantize_seconds: 1.5,
+            shared_capture_seconds: 0.5,
+            evaluate_seconds: 4.0,
+            peak_resident_bytes: 1 << 28,
+        },
     };
     Record {
         schema: SCHEMA_VERSION,
@@ -111,7 +116,8 @@ fn done(record: &mut Record) -> &mut Done {
 }
 
 fn failed(mut record: Record) -> Record {
-    record.outcome = Outcome::Failed(Failed { stage: Stage::Quantize, error: "block 3, self_attn.q_proj: NaN | retry".into() });
+    record.outcome =
+        Outcome::Failed(Failed { stage: Stage::Quantize, error: "block 3, self_attn.q_proj: NaN | retry".into() });
     record
 }
 
@@ -150,14 +156,16 @@ fn find<'a>(rows: &'a [Row], method: &str, grid: Option<&str>) -> &'a Row {
 #[test]
 fn rows_are_sorted_for_reading() {
     let rows = rows(&records(), &[]);
-    let order: Vec<_> = rows.iter().map(|row| format!("{} {}", row.method, row.grid.as_deref().unwrap_or("-"))).collect();
+    let order: Vec<_> =
+        rows.iter().map(|row| format!("{} {}", row.method, row.grid.as_deref().unwrap_or("-"))).collect();
     assert_eq!(order, ["FP -", "RTN W4 g128", "AWQ W4 g128", "RTN W3 g64", "AWQ W3 g64"]);
 }
 
 #[test]
 fn differences_are_paired_with_full_precision_and_with_rtn_on_the_same_grid() {
     let rows = rows(&records(), &[]);
-    let (fp, rtn, awq) = (find(&rows, "FP", None), find(&rows, "RTN", Some("W3 g64")), find(&rows, "AWQ", Some("W3 g64")));
+    let (fp, rtn, awq) =
+        (find(&rows, "FP", None), find(&rows, "RTN", Some("W3 g64")), find(&rows, "AWQ", Some("W3 g64")));
     assert_eq!((fp.delta_fp, fp.delta_rtn, rtn.delta_rtn), (None, None, None));
     assert_eq!(awq.delta_fp, Some(awq.perplexity - fp.perplexity));
     assert_eq!(awq.delta_rtn, Some(awq.perplexity - rtn.perplexity));
@@ -198,7 +206,10 @@ fn an_unknown_metric_is_an_error() {
     let mut strange = record(None, 0.0);
     done(&mut strange).measurements[0].metric = "accuracy".into();
     let error = frame::rows(&[&strange], &[]).unwrap_err();
-    assert_eq!(error.to_string(), "cell Tiny_1M FP: metric accuracy has no column in reports, expected token_perplexity");
+    assert_eq!(
+        error.to_string(),
+        "cell Tiny_1M FP: metric accuracy has no column in reports, expected token_perplexity"
+    );
 }
 
 #[test]

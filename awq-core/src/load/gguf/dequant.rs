@@ -94,10 +94,7 @@ pub(super) fn dequantize(ggml_type: GgmlType, bytes: &[u8]) -> Vec<f32> {
     }
 }
 
-fn by_block<const BYTES: usize, const LEN: usize>(
-    bytes: &[u8],
-    block: fn(&[u8; BYTES], &mut [f32; LEN]),
-) -> Vec<f32> {
+fn by_block<const BYTES: usize, const LEN: usize>(bytes: &[u8], block: fn(&[u8; BYTES], &mut [f32; LEN])) -> Vec<f32> {
     const BLOCKS_PER_TASK: usize = 1024;
     let blocks = bytes.as_chunks::<BYTES>().0;
     let mut values = vec![0.0; blocks.len() * LEN];
@@ -118,11 +115,7 @@ fn half_at(bytes: &[u8], at: usize) -> f32 {
 
 /// Code `index` of a 32-element block: low nibbles hold the first half, high nibbles the second.
 fn nibble(codes: &[u8], index: usize) -> u8 {
-    if index < 16 {
-        codes[index] & 0x0f
-    } else {
-        codes[index - 16] >> 4
-    }
+    if index < 16 { codes[index] & 0x0f } else { codes[index - 16] >> 4 }
 }
 
 /// `[d, q: 16]`, `(q - 8) * d`.
@@ -226,8 +219,7 @@ fn q6_k(bytes: &[u8; 210], values: &mut [f32; 256]) {
         let high = &bytes[128 + half * 32..][..32];
         for (index, value) in values.iter_mut().enumerate() {
             let scale = f32::from(bytes[192 + run * 2 + index / 16].cast_signed());
-            let code =
-                (low[index] >> (quarter / 2 * 4) & 0x0f) | (high[index] >> (quarter * 2) & 3) << 4;
+            let code = (low[index] >> (quarter / 2 * 4) & 0x0f) | (high[index] >> (quarter * 2) & 3) << 4;
             *value = d * scale * (f32::from(code) - 32.0);
         }
     }

@@ -57,11 +57,7 @@ pub(in crate::load) struct Header {
 impl Header {
     /// Parses the header of a whole file's `bytes`; `file` is for messages only.
     pub(in crate::load) fn parse(bytes: &[u8], file: &Path) -> Result<Self, LoadError> {
-        let mut reader = Reader {
-            bytes,
-            position: 0,
-            file,
-        };
+        let mut reader = Reader { bytes, position: 0, file };
         reader.magic_and_version()?;
         let n_tensors = reader.u64()?;
         let n_keys = reader.u64()?;
@@ -72,17 +68,8 @@ impl Header {
         let mut tensors = BTreeMap::new();
         for row in table {
             let name = row.name.clone();
-            if tensors
-                .insert(
-                    row.name.clone(),
-                    row.place(data_start, alignment, bytes.len(), file)?,
-                )
-                .is_some()
-            {
-                return Err(bad_header(
-                    file,
-                    format!("tensor {name:?} stands twice in the table"),
-                ));
+            if tensors.insert(row.name.clone(), row.place(data_start, alignment, bytes.len(), file)?).is_some() {
+                return Err(bad_header(file, format!("tensor {name:?} stands twice in the table")));
             }
         }
         Ok(Self { metadata, tensors })
@@ -96,16 +83,8 @@ fn alignment(metadata: &BTreeMap<String, Value>, file: &Path) -> Result<u64, Loa
         Some(Value::Int(bytes)) => u64::try_from(*bytes)
             .ok()
             .filter(|bytes| bytes.is_power_of_two() && *bytes <= 1 << 20)
-            .ok_or_else(|| {
-                bad_header(
-                    file,
-                    format!("general.alignment is {bytes}, expected a power of two"),
-                )
-            }),
-        Some(other) => Err(bad_header(
-            file,
-            format!("general.alignment is {other:?}, expected an integer"),
-        )),
+            .ok_or_else(|| bad_header(file, format!("general.alignment is {bytes}, expected a power of two"))),
+        Some(other) => Err(bad_header(file, format!("general.alignment is {other:?}, expected an integer"))),
     }
 }
 
@@ -121,81 +100,40 @@ struct Row {
 
 impl Row {
     /// Turns the relative offset into a checked byte range of the file.
-    fn place(
-        &self,
-        data_start: u64,
-        alignment: u64,
-        file_len: usize,
-        file: &Path,
-    ) -> Result<TensorInfo, LoadError> {
-        let Row {
-            name,
-            dims,
-            type_id,
-            offset,
-        } = self;
-        let overflow = || {
-            bad_header(
-                file,
-                format!("tensor {name:?}: dimensions {dims:?} or offset {offset} overflow"),
-            )
-        };
-        let shape: Option<Vec<usize>> = dims
-            .iter()
-            .rev()
-            .map(|dim| usize::try_from(*dim).ok())
-            .collect();
+    fn place(&self, data_start: u64, alignment: u64, file_len: usize, file: &Path) -> Result<TensorInfo, LoadError> {
+        let Row { name, dims, type_id, offset } = self;
+        let overflow = || bad_header(file, format!("tensor {name:?}: dimensions {dims:?} or offset {offset} overflow"));
+        let shape: Option<Vec<usize>> = dims.iter().rev().map(|dim| usize::try_from(*dim).ok()).collect();
         let shape = shape.ok_or_else(overflow)?;
         let Some(ggml_type) = GgmlType::from_id(*type_id) else {
-            return Ok(TensorInfo {
-                shape,
-                stored: Stored::Unknown(*type_id),
-            });
+            return Ok(TensorInfo { shape, stored: Stored::Unknown(*type_id) });
         };
         if !offset.is_multiple_of(alignment) {
-            return Err(bad_header(
-                file,
-                format!("tensor {name:?}: offset {offset} is not a multiple of {alignment}"),
-            ));
+            return Err(bad_header(file, format!("tensor {name:?}: offset {offset} is not a multiple of {alignment}")));
         }
         let row_len = dims.first().copied().unwrap_or(1);
         if !row_len.is_multiple_of(ggml_type.block_len() as u64) {
             return Err(bad_header(
                 file,
-                format!(
-                    "tensor {name:?}: rows of {row_len} do not divide into blocks of {ggml_type}"
-                ),
+                format!("tensor {name:?}: rows of {row_len} do not divide into blocks of {ggml_type}"),
             ));
         }
-        let n_elements = dims
-            .iter()
-            .try_fold(1u64, |product, dim| product.checked_mul(*dim))
-            .ok_or_else(overflow)?;
+        let n_elements = dims.iter().try_fold(1u64, |product, dim| product.checked_mul(*dim)).ok_or_else(overflow)?;
         let n_bytes = (n_elements / ggml_type.block_len() as u64)
             .checked_mul(ggml_type.block_bytes() as u64)
             .ok_or_else(overflow)?;
         let start = data_start.checked_add(*offset).ok_or_else(overflow)?;
         let end = start.checked_add(n_bytes).ok_or_else(overflow)?;
         if end > file_len as u64 {
-            return Err(LoadError::Truncated {
-                file: file.to_owned(),
-                expected: end,
-                found: file_len as u64,
-            });
+            return Err(LoadError::Truncated { file: file.to_owned(), expected: end, found: file_len as u64 });
         }
         // Both fit in usize: they are at most the length of a slice.
-        Ok(TensorInfo {
-            shape,
-            stored: Stored::Known(ggml_type, start as usize..end as usize),
-        })
+        Ok(TensorInfo { shape, stored: Stored::Known(ggml_type, start as usize..end as usize) })
     }
 }
 
 fn bad_header(file: &Path, problem: String) -> LoadError {
-    LoadError::BadHeader {
-        file: file.to_owned(),
-        problem,
-    }
+    LoadError::BadHeader { file: file.to_owned(), problem }
 }
 
 /// A cursor that cannot leave the file.
@@ -208,14 +146,13 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn take(&mut self, n_bytes: u64) -> Result<&'a [u8], LoadError> {
         let left = &self.bytes[self.position..];
-        let taken = usize::try_from(n_bytes)
-            .ok()
-            .and_then(|n_bytes| left.get(..n_bytes))
-            .ok_or_else(|| LoadError::Truncated {
+        let taken = usize::try_from(n_bytes).ok().and_then(|n_bytes| left.get(..n_bytes)).ok_or_else(|| {
+            LoadError::Truncated {
                 file: self.file.to_owned(),
                 expected: (self.position as u64).saturating_add(n_bytes),
                 found: self.bytes.len() as u64,
-            })?;
+            }
+        })?;
         self.position += taken.len();
         Ok(taken)
     }
@@ -238,33 +175,22 @@ impl<'a> Reader<'a> {
         let n_bytes = self.u64()?;
         let start = self.position;
         let bytes = self.take(n_bytes)?;
-        let text = std::str::from_utf8(bytes).map_err(|error| {
-            bad_header(
-                self.file,
-                format!("text at byte {start} is not UTF-8 ({error})"),
-            )
-        })?;
+        let text = std::str::from_utf8(bytes)
+            .map_err(|error| bad_header(self.file, format!("text at byte {start} is not UTF-8 ({error})")))?;
         Ok(text.to_owned())
     }
 
     fn magic_and_version(&mut self) -> Result<(), LoadError> {
         let magic = self.array::<4>()?;
         if &magic != MAGIC {
-            return Err(bad_header(
-                self.file,
-                format!("it starts with {magic:?}, not with \"GGUF\""),
-            ));
+            return Err(bad_header(self.file, format!("it starts with {magic:?}, not with \"GGUF\"")));
         }
         match self.u32()? {
             2 | 3 => Ok(()),
-            version if version.swap_bytes() <= 3 => Err(bad_header(
-                self.file,
-                "big-endian GGUF, expected little-endian".to_owned(),
-            )),
-            version => Err(bad_header(
-                self.file,
-                format!("GGUF version {version}, expected 2 or 3"),
-            )),
+            version if version.swap_bytes() <= 3 => {
+                Err(bad_header(self.file, "big-endian GGUF, expected little-endian".to_owned()))
+            }
+            version => Err(bad_header(self.file, format!("GGUF version {version}, expected 2 or 3"))),
         }
     }
 
@@ -288,8 +214,7 @@ impl<'a> Reader<'a> {
         }
         let element_type = self.u32()?;
         let count = self.u64()?;
-        let (mut ints, mut floats, mut bools, mut texts) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut ints, mut floats, mut bools, mut texts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..count {
             match self.scalar(key, element_type)? {
                 Value::Int(int) => ints.push(int),
@@ -321,32 +246,24 @@ impl<'a> Reader<'a> {
                 [0] => Value::Bool(false),
                 [1] => Value::Bool(true),
                 [other] => {
-                    return Err(bad_header(
-                        self.file,
-                        format!("key {key:?}: {other} is not a bool"),
-                    ));
+                    return Err(bad_header(self.file, format!("key {key:?}: {other} is not a bool")));
                 }
             },
             8 => Value::Text(self.text()?),
             10 => {
                 let value = self.u64()?;
-                Value::Int(i64::try_from(value).map_err(|_| {
-                    bad_header(self.file, format!("key {key:?}: {value} is too large"))
-                })?)
+                Value::Int(
+                    i64::try_from(value)
+                        .map_err(|_| bad_header(self.file, format!("key {key:?}: {value} is too large")))?,
+                )
             }
             11 => Value::Int(i64::from_le_bytes(self.array()?)),
             12 => Value::Float(f64::from_le_bytes(self.array()?)),
             9 => {
-                return Err(bad_header(
-                    self.file,
-                    format!("key {key:?}: an array of arrays"),
-                ));
+                return Err(bad_header(self.file, format!("key {key:?}: an array of arrays")));
             }
             other => {
-                return Err(bad_header(
-                    self.file,
-                    format!("key {key:?}: unknown value type {other}"),
-                ));
+                return Err(bad_header(self.file, format!("key {key:?}: unknown value type {other}")));
             }
         })
     }
@@ -359,18 +276,11 @@ impl<'a> Reader<'a> {
             if n_dims > MAX_DIMS {
                 return Err(bad_header(
                     self.file,
-                    format!(
-                        "tensor {name:?} has {n_dims} dimensions, at most {MAX_DIMS} are allowed"
-                    ),
+                    format!("tensor {name:?} has {n_dims} dimensions, at most {MAX_DIMS} are allowed"),
                 ));
             }
             let dims = (0..n_dims).map(|_| self.u64()).collect::<Result<_, _>>()?;
-            table.push(Row {
-                name,
-                dims,
-                type_id: self.u32()?,
-                offset: self.u64()?,
-            });
+            table.push(Row { name, dims, type_id: self.u32()?, offset: self.u64()? });
         }
         Ok(table)
     }

@@ -35,16 +35,8 @@ struct Family {
 }
 
 const FAMILIES: [Family; 2] = [
-    Family {
-        gguf: "llama",
-        hugging_face: "LlamaForCausalLM",
-        interleaved_rows: true,
-    },
-    Family {
-        gguf: "qwen2",
-        hugging_face: "Qwen2ForCausalLM",
-        interleaved_rows: false,
-    },
+    Family { gguf: "llama", hugging_face: "LlamaForCausalLM", interleaved_rows: true },
+    Family { gguf: "qwen2", hugging_face: "Qwen2ForCausalLM", interleaved_rows: false },
 ];
 
 /// The tensors of one memory-mapped GGUF file.
@@ -75,8 +67,7 @@ pub(super) fn open(file: &Path) -> Result<GgufFile, LoadError> {
     let family = family_of(&header, file)?;
     let tied_head = !header.tensors.contains_key("output.weight");
     let attention_bias = header.tensors.contains_key("blk.0.attn_q.bias");
-    let mut config =
-        ModelConfig::from_gguf(file, &header.metadata, family.gguf, family.hugging_face)?;
+    let mut config = ModelConfig::from_gguf(file, &header.metadata, family.gguf, family.hugging_face)?;
     config.tie_word_embeddings = tied_head;
     config.attention_bias = attention_bias;
     if let Some(info) = header.tensors.remove(ROPE_FREQS) {
@@ -100,19 +91,9 @@ pub(super) fn open(file: &Path) -> Result<GgufFile, LoadError> {
             }
             _ => None,
         };
-        tensors.insert(
-            name,
-            Tensor {
-                info,
-                interleaved_heads,
-            },
-        );
+        tensors.insert(name, Tensor { info, interleaved_heads });
     }
-    Ok(GgufFile {
-        header,
-        config,
-        checkpoint: GgufCheckpoint { map, tensors },
-    })
+    Ok(GgufFile { header, config, checkpoint: GgufCheckpoint { map, tensors } })
 }
 
 fn family_of(header: &Header, file: &Path) -> Result<&'static Family, LoadError> {
@@ -120,23 +101,14 @@ fn family_of(header: &Header, file: &Path) -> Result<&'static Family, LoadError>
     let architecture = match header.metadata.get(KEY) {
         Some(Value::Text(architecture)) => architecture,
         _ => {
-            return Err(LoadError::MissingKey {
-                file: file.to_owned(),
-                key: KEY.to_owned(),
-            });
+            return Err(LoadError::MissingKey { file: file.to_owned(), key: KEY.to_owned() });
         }
     };
-    FAMILIES
-        .iter()
-        .find(|family| family.gguf == architecture)
-        .ok_or_else(|| LoadError::UnknownArchitecture {
-            file: file.to_owned(),
-            architecture: architecture.clone(),
-            known: FAMILIES
-                .iter()
-                .map(|family| family.gguf.to_owned())
-                .collect(),
-        })
+    FAMILIES.iter().find(|family| family.gguf == architecture).ok_or_else(|| LoadError::UnknownArchitecture {
+        file: file.to_owned(),
+        architecture: architecture.clone(),
+        known: FAMILIES.iter().map(|family| family.gguf.to_owned()).collect(),
+    })
 }
 
 /// The number of heads that q or k projects to; `None` for any other tensor.
@@ -152,24 +124,13 @@ fn projected_heads(name: &str, config: &ModelConfig) -> Option<usize> {
 }
 
 /// Rows can be put in order only if there are `n_rows` of them, as the header's head counts imply.
-fn check_rotary_rows(
-    file: &Path,
-    name: &str,
-    shape: &[usize],
-    n_rows: usize,
-) -> Result<(), LoadError> {
-    let expected: Vec<usize> = std::iter::once(n_rows)
-        .chain(shape.iter().copied().skip(1).map(|dim| dim.max(1)))
-        .collect();
+fn check_rotary_rows(file: &Path, name: &str, shape: &[usize], n_rows: usize) -> Result<(), LoadError> {
+    let expected: Vec<usize> =
+        std::iter::once(n_rows).chain(shape.iter().copied().skip(1).map(|dim| dim.max(1))).collect();
     check_shape(file, name, shape, &expected)
 }
 
-fn check_shape(
-    file: &Path,
-    name: &str,
-    found: &[usize],
-    expected: &[usize],
-) -> Result<(), LoadError> {
+fn check_shape(file: &Path, name: &str, found: &[usize], expected: &[usize]) -> Result<(), LoadError> {
     if found == expected {
         return Ok(());
     }
@@ -197,11 +158,7 @@ fn read_stored(map: &MappedFile, name: &str, stored: &Stored) -> Result<Vec<f32>
     };
     match floats::first_non_finite(&values) {
         None => Ok(values),
-        Some(index) => Err(LoadError::NonFinite {
-            file: file(),
-            name: name.to_owned(),
-            index,
-        }),
+        Some(index) => Err(LoadError::NonFinite { file: file(), name: name.to_owned(), index }),
     }
 }
 
@@ -211,20 +168,15 @@ impl Checkpoint for GgufCheckpoint {
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.tensors
-            .get(name)
-            .map(|tensor| tensor.info.shape.clone())
+        self.tensors.get(name).map(|tensor| tensor.info.shape.clone())
     }
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
-        let tensor = self
-            .tensors
-            .get(name)
-            .ok_or_else(|| LoadError::MissingTensor {
-                file: self.map.path().to_owned(),
-                name: name.to_owned(),
-                nearest: nearest_names(name, self.tensors.keys().map(String::as_str)),
-            })?;
+        let tensor = self.tensors.get(name).ok_or_else(|| LoadError::MissingTensor {
+            file: self.map.path().to_owned(),
+            name: name.to_owned(),
+            nearest: nearest_names(name, self.tensors.keys().map(String::as_str)),
+        })?;
         let values = read_stored(&self.map, name, &tensor.info.stored)?;
         Ok(match tensor.interleaved_heads {
             Some(n_heads) => {

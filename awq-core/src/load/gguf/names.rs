@@ -16,11 +16,8 @@ const BLOCK_PARTS: [(&str, &str); 11] = [
 ];
 
 /// What stands outside the blocks.
-const MODEL_PARTS: [(&str, &str); 3] = [
-    ("token_embd", "model.embed_tokens"),
-    ("output_norm", "model.norm"),
-    ("output", "lm_head"),
-];
+const MODEL_PARTS: [(&str, &str); 3] =
+    [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
 /// `blk.0.attn_q.weight` is `model.layers.0.self_attn.q_proj.weight`; `None` for a tensor of no known layer.
 pub(super) fn hugging_face_name(gguf_name: &str) -> Option<String> {
@@ -43,17 +40,10 @@ pub(super) fn hugging_face_name(gguf_name: &str) -> Option<String> {
 /// llama.cpp stores the rows of q and k of its `llama` architecture so that the two members of a rotary pair are
 /// neighbours (rows `2j` and `2j + 1` of a head); in Hugging Face order they are half a head apart (rows `j` and
 /// `j + head_dim / 2`).
-pub(super) fn interleaved_rows_to_halves(
-    values: &[f32],
-    n_heads: usize,
-    row_len: usize,
-) -> Vec<f32> {
+pub(super) fn interleaved_rows_to_halves(values: &[f32], n_heads: usize, row_len: usize) -> Vec<f32> {
     let n_rows = values.len() / row_len;
     let head_dim = n_rows / n_heads;
-    assert!(
-        head_dim * n_heads == n_rows && head_dim.is_multiple_of(2),
-        "{n_rows} rows, {n_heads} heads"
-    );
+    assert!(head_dim * n_heads == n_rows && head_dim.is_multiple_of(2), "{n_rows} rows, {n_heads} heads");
     let mut ordered = Vec::with_capacity(values.len());
     for head in values.chunks_exact(head_dim * row_len) {
         for parity in 0..2 {
@@ -72,22 +62,10 @@ mod tests {
     #[test]
     fn names_follow_hugging_face() {
         for (gguf, expected) in [
-            (
-                "blk.0.attn_q.weight",
-                Some("model.layers.0.self_attn.q_proj.weight"),
-            ),
-            (
-                "blk.12.attn_k.bias",
-                Some("model.layers.12.self_attn.k_proj.bias"),
-            ),
-            (
-                "blk.3.attn_output.weight",
-                Some("model.layers.3.self_attn.o_proj.weight"),
-            ),
-            (
-                "blk.3.ffn_norm.weight",
-                Some("model.layers.3.post_attention_layernorm.weight"),
-            ),
+            ("blk.0.attn_q.weight", Some("model.layers.0.self_attn.q_proj.weight")),
+            ("blk.12.attn_k.bias", Some("model.layers.12.self_attn.k_proj.bias")),
+            ("blk.3.attn_output.weight", Some("model.layers.3.self_attn.o_proj.weight")),
+            ("blk.3.ffn_norm.weight", Some("model.layers.3.post_attention_layernorm.weight")),
             ("token_embd.weight", Some("model.embed_tokens.weight")),
             ("output_norm.weight", Some("model.norm.weight")),
             ("output.weight", Some("lm_head.weight")),
@@ -103,9 +81,7 @@ mod tests {
     #[test]
     fn rows_of_each_head_part_into_halves() {
         // Two heads of 4 rows, two columns; the value names the row. Head 0 holds pairs (0, 1), (2, 3).
-        let rows: Vec<f32> = (0..8)
-            .flat_map(|row| [row as f32, row as f32 + 0.5])
-            .collect();
+        let rows: Vec<f32> = (0..8).flat_map(|row| [row as f32, row as f32 + 0.5]).collect();
         let ordered = interleaved_rows_to_halves(&rows, 2, 2);
         let order: Vec<f32> = ordered.chunks(2).map(|row| row[0]).collect();
         assert_eq!(order, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);

@@ -45,10 +45,7 @@ fn on_disk(bytes: &[u8]) -> OnDisk {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("m.gguf");
     std::fs::write(&file, bytes).unwrap();
-    OnDisk {
-        _folder: folder,
-        file,
-    }
+    OnDisk { _folder: folder, file }
 }
 
 fn opened(writer: &GgufWriter) -> GgufFile {
@@ -58,36 +55,24 @@ fn opened(writer: &GgufWriter) -> GgufFile {
 #[track_caller]
 fn check_error(bytes: &[u8], expected: &str) {
     let message = open(&on_disk(bytes).file).err().unwrap().to_string();
-    assert!(
-        message.contains("m.gguf: ") && message.contains(expected),
-        "{message}"
-    );
+    assert!(message.contains("m.gguf: ") && message.contains(expected), "{message}");
 }
 
 #[test]
 fn configuration_comes_from_the_metadata() {
     let config = opened(&small_model("llama")).config;
     assert_eq!(config.architecture, "LlamaForCausalLM");
-    assert_eq!(
-        (
-            config.hidden_size,
-            config.n_heads,
-            config.n_kv_heads,
-            config.head_dim
-        ),
-        (8, 2, 1, 4)
-    );
-    assert_eq!(
-        (config.vocab_size, config.max_positions, config.rope_theta),
-        (3, 16, 10_000.0)
-    );
+    assert_eq!((config.hidden_size, config.n_heads, config.n_kv_heads, config.head_dim), (8, 2, 1, 4));
+    assert_eq!((config.vocab_size, config.max_positions, config.rope_theta), (3, 16, 10_000.0));
     assert_eq!(config.norm_eps as f32, 1e-5);
     assert!(config.tie_word_embeddings && !config.attention_bias);
     assert_eq!(config.raw["llama.block_count"], 1);
 
-    let untied = small_model("qwen2")
-        .f32_tensor("output.weight", &[3, 8], &counting(24))
-        .f32_tensor("blk.0.attn_q.bias", &[8], &counting(8));
+    let untied = small_model("qwen2").f32_tensor("output.weight", &[3, 8], &counting(24)).f32_tensor(
+        "blk.0.attn_q.bias",
+        &[8],
+        &counting(8),
+    );
     let config = opened(&untied).config;
     assert_eq!(config.architecture, "Qwen2ForCausalLM");
     assert!(!config.tie_word_embeddings && config.attention_bias);
@@ -97,20 +82,12 @@ fn configuration_comes_from_the_metadata() {
 fn rows_of_q_and_k_are_put_in_order_for_llama_only() {
     let first_of_each_row = |architecture: &str, name: &str| -> Vec<f32> {
         let checkpoint = opened(&small_model(architecture)).checkpoint;
-        checkpoint
-            .read_f32(name)
-            .unwrap()
-            .chunks(8)
-            .map(|row| row[0] / 8.0)
-            .collect()
+        checkpoint.read_f32(name).unwrap().chunks(8).map(|row| row[0] / 8.0).collect()
     };
     let q = "model.layers.0.self_attn.q_proj.weight";
     let k = "model.layers.0.self_attn.k_proj.weight";
     let v = "model.layers.0.self_attn.v_proj.weight";
-    assert_eq!(
-        first_of_each_row("llama", q),
-        [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]
-    );
+    assert_eq!(first_of_each_row("llama", q), [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
     assert_eq!(first_of_each_row("llama", k), [0.0, 2.0, 1.0, 3.0]);
     assert_eq!(first_of_each_row("llama", v), counting(4));
     assert_eq!(first_of_each_row("qwen2", q), counting(8));
@@ -119,10 +96,7 @@ fn rows_of_q_and_k_are_put_in_order_for_llama_only() {
 #[test]
 fn bias_of_q_is_put_in_order_too() {
     let writer = small_model("llama").f32_tensor("blk.0.attn_q.bias", &[8], &counting(8));
-    let bias = opened(&writer)
-        .checkpoint
-        .read_f32("model.layers.0.self_attn.q_proj.bias")
-        .unwrap();
+    let bias = opened(&writer).checkpoint.read_f32("model.layers.0.self_attn.q_proj.bias").unwrap();
     assert_eq!(bias, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
 }
 
@@ -132,39 +106,19 @@ fn both_versions_and_other_alignments_read() {
         let mut writer = small_model("llama").u32("general.alignment", alignment);
         writer.version = version;
         writer.alignment = alignment as usize;
-        let values = opened(&writer)
-            .checkpoint
-            .read_f32("model.layers.0.self_attn.v_proj.weight")
-            .unwrap();
-        assert_eq!(
-            values,
-            counting(32),
-            "version {version}, alignment {alignment}"
-        );
+        let values = opened(&writer).checkpoint.read_f32("model.layers.0.self_attn.v_proj.weight").unwrap();
+        assert_eq!(values, counting(32), "version {version}, alignment {alignment}");
     }
 }
 
 #[test]
 fn rope_divisors_become_part_of_the_configuration() {
     let file = opened(&small_model("llama").f32_tensor("rope_freqs.weight", &[2], &[1.0, 8.0]));
-    assert_eq!(
-        file.config.rope_scaling,
-        Some(RopeScaling::PerFrequency {
-            divisors: vec![1.0, 8.0]
-        })
-    );
+    assert_eq!(file.config.rope_scaling, Some(RopeScaling::PerFrequency { divisors: vec![1.0, 8.0] }));
     assert_eq!(file.config.rope_frequencies(), [1.0, 0.01 / 8.0]);
-    assert!(
-        !file
-            .checkpoint
-            .names()
-            .iter()
-            .any(|name| name.contains("rope"))
-    );
+    assert!(!file.checkpoint.names().iter().any(|name| name.contains("rope")));
     check_error(
-        &small_model("llama")
-            .f32_tensor("rope_freqs.weight", &[3], &[1.0; 3])
-            .bytes(),
+        &small_model("llama").f32_tensor("rope_freqs.weight", &[3], &[1.0; 3]).bytes(),
         "tensor \"rope_freqs.weight\" has shape [3], expected [2]",
     );
 }
@@ -172,98 +126,49 @@ fn rope_divisors_become_part_of_the_configuration() {
 #[test]
 fn wrong_facts_are_named() {
     let text = |key: &str, value: &str| GgufWriter::new().text(key, value).bytes();
-    check_error(
-        &text("general.architecture", "mamba"),
-        "unknown architecture \"mamba\", expected one of llama, qwen2",
-    );
-    check_error(
-        &text("general.name", "x"),
-        "key \"general.architecture\" is missing",
-    );
-    check_error(
-        &text("general.architecture", "llama"),
-        "key \"llama.embedding_length\" is missing",
-    );
+    check_error(&text("general.architecture", "mamba"), "unknown architecture \"mamba\", expected one of llama, qwen2");
+    check_error(&text("general.name", "x"), "key \"general.architecture\" is missing");
+    check_error(&text("general.architecture", "llama"), "key \"llama.embedding_length\" is missing");
     let with = |name: &str, shape: &[u64]| {
         let n = shape.iter().product::<u64>() as usize;
-        small_model("llama")
-            .f32_tensor(name, shape, &counting(n))
-            .bytes()
+        small_model("llama").f32_tensor(name, shape, &counting(n)).bytes()
     };
     check_error(
         &with("blk.0.ffn_gate_exps.weight", &[2, 8]),
         "tensor \"blk.0.ffn_gate_exps.weight\" belongs to no known layer of architecture \"llama\"",
     );
+    check_error(&with("blk.1.attn_k.weight", &[8, 8]), "has shape [8, 8], expected [4, 8]");
+    check_error(&with("blk.0.attn_v.weight", &[4, 8]), "tensor \"blk.0.attn_v.weight\" stands twice");
+    check_error(&small_model("llama").u32("llama.rope.dimension_count", 2).bytes(), "expected the head width 4");
     check_error(
-        &with("blk.1.attn_k.weight", &[8, 8]),
-        "has shape [8, 8], expected [4, 8]",
-    );
-    check_error(
-        &with("blk.0.attn_v.weight", &[4, 8]),
-        "tensor \"blk.0.attn_v.weight\" stands twice",
-    );
-    check_error(
-        &small_model("llama")
-            .u32("llama.rope.dimension_count", 2)
-            .bytes(),
-        "expected the head width 4",
-    );
-    check_error(
-        &small_model("llama")
-            .text("llama.rope.scaling.type", "yarn")
-            .bytes(),
+        &small_model("llama").text("llama.rope.scaling.type", "yarn").bytes(),
         "\"yarn\", expected one of none, linear",
     );
     check_error(
         &small_model("llama").u32("general.alignment", 3).bytes(),
         "general.alignment is 3, expected a power of two",
     );
-    check_error(
-        &small_model("llama").u32("llama.block_count", 2).bytes(),
-        "key \"llama.block_count\" stands twice",
-    );
+    check_error(&small_model("llama").u32("llama.block_count", 2).bytes(), "key \"llama.block_count\" stands twice");
 }
 
 #[test]
 fn unknown_storage_type_is_named_when_the_tensor_is_read() {
     let writer = small_model("llama").tensor("blk.0.ffn_up.weight", &[8, 256], 10, vec![0; 84 * 8]);
-    let error = opened(&writer)
-        .checkpoint
-        .read_f32("model.layers.0.mlp.up_proj.weight")
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("is stored as ggml type 10, expected one of F32, F16, Q4_0"),
-        "{error}"
-    );
+    let error = opened(&writer).checkpoint.read_f32("model.layers.0.mlp.up_proj.weight").unwrap_err().to_string();
+    assert!(error.contains("is stored as ggml type 10, expected one of F32, F16, Q4_0"), "{error}");
 }
 
 #[test]
 fn nan_and_wrong_shape_are_named() {
     let mut values = counting(8);
     values[5] = f32::NEG_INFINITY;
-    let checkpoint =
-        opened(&small_model("llama").f32_tensor("output_norm.weight", &[8], &values)).checkpoint;
+    let checkpoint = opened(&small_model("llama").f32_tensor("output_norm.weight", &[8], &values)).checkpoint;
     let error = checkpoint.read_f32("model.norm.weight").unwrap_err();
-    assert!(
-        matches!(&error, LoadError::NonFinite { name, index: 5, .. } if name == "model.norm.weight"),
-        "{error}"
-    );
-    let error = read_exact_shape(&checkpoint, "model.embed_tokens.weight", &[8, 3])
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("has shape [3, 8], expected [8, 3]"),
-        "{error}"
-    );
-    let error = checkpoint
-        .read_f32("model.layers.0.self_attn.qproj.weight")
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("nearest: model.layers.0.self_attn.q_proj.weight"),
-        "{error}"
-    );
+    assert!(matches!(&error, LoadError::NonFinite { name, index: 5, .. } if name == "model.norm.weight"), "{error}");
+    let error = read_exact_shape(&checkpoint, "model.embed_tokens.weight", &[8, 3]).unwrap_err().to_string();
+    assert!(error.contains("has shape [3, 8], expected [8, 3]"), "{error}");
+    let error = checkpoint.read_f32("model.layers.0.self_attn.qproj.weight").unwrap_err().to_string();
+    assert!(error.contains("nearest: model.layers.0.self_attn.q_proj.weight"), "{error}");
 }
 
 #[test]
@@ -272,9 +177,7 @@ fn every_truncation_is_an_error_that_says_so() {
     for length in 0..whole.len() {
         let error = Header::parse(&whole[..length], Path::new("m.gguf")).unwrap_err();
         match error {
-            LoadError::Truncated {
-                expected, found, ..
-            } => {
+            LoadError::Truncated { expected, found, .. } => {
                 assert!(
                     found == length as u64 && expected > found && expected <= whole.len() as u64,
                     "{length}: {expected}"
@@ -299,10 +202,7 @@ fn hostile_counts_end_in_errors() {
         for value in [u64::MAX, 1 << 62, 1 << 32, 1000] {
             let error = Header::parse(&overwritten(at, value), Path::new("m.gguf")).unwrap_err();
             assert!(
-                matches!(
-                    error,
-                    LoadError::Truncated { .. } | LoadError::BadHeader { .. }
-                ),
+                matches!(error, LoadError::Truncated { .. } | LoadError::BadHeader { .. }),
                 "{at} {value}: {error}"
             );
         }
@@ -311,24 +211,16 @@ fn hostile_counts_end_in_errors() {
     check_error(&huge(&[u64::MAX, 2]), "overflow");
     check_error(&huge(&[1 << 62]), "overflow");
     check_error(&huge(&[1 << 40]), "truncated: at least");
+    check_error(&huge(&[1, 1, 1, 1, 1]), "tensor \"t\" has 5 dimensions, at most 4 are allowed");
     check_error(
-        &huge(&[1, 1, 1, 1, 1]),
-        "tensor \"t\" has 5 dimensions, at most 4 are allowed",
-    );
-    check_error(
-        &GgufWriter::new()
-            .tensor("t", &[2, 33], 2, vec![0; 64])
-            .bytes(),
+        &GgufWriter::new().tensor("t", &[2, 33], 2, vec![0; 64]).bytes(),
         "rows of 33 do not divide into blocks of Q4_0",
     );
 }
 
 #[test]
 fn foreign_files_are_named() {
-    check_error(
-        b"PK\x03\x04 is a zip archive",
-        "bad header: it starts with [80, 75, 3, 4], not with \"GGUF\"",
-    );
+    check_error(b"PK\x03\x04 is a zip archive", "bad header: it starts with [80, 75, 3, 4], not with \"GGUF\"");
     let mut writer = small_model("llama");
     writer.version = 1;
     check_error(&writer.bytes(), "GGUF version 1, expected 2 or 3");
@@ -339,14 +231,8 @@ fn foreign_files_are_named() {
 #[test]
 fn vocabulary_larger_than_the_embedding_is_an_error() {
     let writer = small_model("llama").u32("llama.vocab_size", 2);
-    let error = open_model(&on_disk(&writer.bytes()).file)
-        .err()
-        .unwrap()
-        .to_string();
-    assert!(
-        error.contains("the tokenizer has 3 tokens but the model's vocabulary has 2"),
-        "{error}"
-    );
+    let error = open_model(&on_disk(&writer.bytes()).file).err().unwrap().to_string();
+    assert!(error.contains("the tokenizer has 3 tokens but the model's vocabulary has 2"), "{error}");
     assert!(open_model(&on_disk(&small_model("llama").bytes()).file).is_ok());
 }
 
@@ -368,47 +254,26 @@ proptest! {
 
 #[test]
 fn smollm2_embeddings_and_weights_equal_the_oracle() {
-    let (Some(model), Some(forward)) = (
-        asset("SmolLM2-135M-Instruct.Q4_1.gguf"),
-        asset("forward.safetensors"),
-    ) else {
+    let (Some(model), Some(forward)) = (asset("SmolLM2-135M-Instruct.Q4_1.gguf"), asset("forward.safetensors")) else {
         return;
     };
     let started = std::time::Instant::now();
     let model = open_model(&model).unwrap();
     println!("opened in {:?}", started.elapsed());
-    assert_eq!(
-        (
-            model.config.n_blocks,
-            model.config.hidden_size,
-            model.config.vocab_size
-        ),
-        (30, 576, 49152)
-    );
-    assert_eq!(
-        (model.config.rope_theta, model.config.tie_word_embeddings),
-        (100_000.0, true)
-    );
+    assert_eq!((model.config.n_blocks, model.config.hidden_size, model.config.vocab_size), (30, 576, 49152));
+    assert_eq!((model.config.rope_theta, model.config.tie_word_embeddings), (100_000.0, true));
 
     let forward = std::fs::read(forward).unwrap();
     let forward = SafeTensors::deserialize(&forward).unwrap();
-    let oracle =
-        |name: &str| floats::to_f32(floats::FloatType::F32, forward.tensor(name).unwrap().data());
+    let oracle = |name: &str| floats::to_f32(floats::FloatType::F32, forward.tensor(name).unwrap().data());
     let ids = forward.tensor("ids").unwrap();
     assert_eq!(ids.dtype(), safetensors::Dtype::I32);
     let ids = ids.data().as_chunks::<4>().0.iter();
     let started = std::time::Instant::now();
-    let embedding = read_exact_shape(
-        &*model.checkpoint,
-        "model.embed_tokens.weight",
-        &[49152, 576],
-    )
-    .unwrap();
+    let embedding = read_exact_shape(&*model.checkpoint, "model.embed_tokens.weight", &[49152, 576]).unwrap();
     println!("embedding read in {:?}", started.elapsed());
-    let rows: Vec<f32> = ids
-        .flat_map(|id| &embedding[u32::from_le_bytes(*id) as usize * 576..][..576])
-        .copied()
-        .collect();
+    let rows: Vec<f32> =
+        ids.flat_map(|id| &embedding[u32::from_le_bytes(*id) as usize * 576..][..576]).copied().collect();
     assert_eq!(rows, oracle("embed"));
 
     // A linear's rows, in order, times its input must give its output; q and k also prove the order of rows.
@@ -421,27 +286,14 @@ fn smollm2_embeddings_and_weights_equal_the_oracle() {
         ("mlp.up_proj", 576, 1536),
         ("mlp.down_proj", 1536, 576),
     ] {
-        let weight = read_exact_shape(
-            &*model.checkpoint,
-            &format!("model.layers.0.{linear}.weight"),
-            &[out_width, in_width],
-        )
-        .unwrap();
-        let (input, output) = (
-            oracle(&format!("b0_{linear}_in")),
-            oracle(&format!("b0_{linear}_out")),
-        );
-        for (token, (x, y)) in input
-            .chunks(in_width)
-            .zip(output.chunks(out_width))
-            .enumerate()
-        {
+        let weight =
+            read_exact_shape(&*model.checkpoint, &format!("model.layers.0.{linear}.weight"), &[out_width, in_width])
+                .unwrap();
+        let (input, output) = (oracle(&format!("b0_{linear}_in")), oracle(&format!("b0_{linear}_out")));
+        for (token, (x, y)) in input.chunks(in_width).zip(output.chunks(out_width)).enumerate() {
             for (row, expected) in weight.chunks(in_width).zip(y) {
                 let dot: f64 = row.iter().zip(x).map(|(w, x)| f64::from(w * x)).sum();
-                assert!(
-                    (dot - f64::from(*expected)).abs() < 1e-3,
-                    "{linear}, token {token}: {dot} {expected}"
-                );
+                assert!((dot - f64::from(*expected)).abs() < 1e-3, "{linear}, token {token}: {dot} {expected}");
             }
         }
     }

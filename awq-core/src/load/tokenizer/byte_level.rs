@@ -41,31 +41,14 @@ enum Words {
 // As Meta published it for Llama 3: numbers in runs of up to three digits.
 const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 // As Qwen publishes it: digits one by one.
-const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2_WORDS: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Every value of `tokenizer.ggml.pre` that can be rebuilt.
 const PRE_TOKENIZERS: [PreTokenizer; 5] = [
-    PreTokenizer {
-        name: "gpt-2",
-        words: Words::Gpt2,
-        ignore_merges: false,
-        nfc: false,
-        adds_bos: false,
-    },
-    PreTokenizer {
-        name: "smollm",
-        words: Words::DigitsThenGpt2,
-        ignore_merges: false,
-        nfc: false,
-        adds_bos: false,
-    },
-    PreTokenizer {
-        name: "starcoder",
-        words: Words::DigitsThenGpt2,
-        ignore_merges: false,
-        nfc: false,
-        adds_bos: false,
-    },
+    PreTokenizer { name: "gpt-2", words: Words::Gpt2, ignore_merges: false, nfc: false, adds_bos: false },
+    PreTokenizer { name: "smollm", words: Words::DigitsThenGpt2, ignore_merges: false, nfc: false, adds_bos: false },
+    PreTokenizer { name: "starcoder", words: Words::DigitsThenGpt2, ignore_merges: false, nfc: false, adds_bos: false },
     PreTokenizer {
         name: "llama-bpe",
         words: Words::Regex(LLAMA3_WORDS),
@@ -73,13 +56,7 @@ const PRE_TOKENIZERS: [PreTokenizer; 5] = [
         nfc: false,
         adds_bos: true,
     },
-    PreTokenizer {
-        name: "qwen2",
-        words: Words::Regex(QWEN2_WORDS),
-        ignore_merges: false,
-        nfc: true,
-        adds_bos: false,
-    },
+    PreTokenizer { name: "qwen2", words: Words::Regex(QWEN2_WORDS), ignore_merges: false, nfc: true, adds_bos: false },
 ];
 
 impl PreTokenizer {
@@ -98,15 +75,10 @@ impl PreTokenizer {
         let bytes_of_words = ByteLevel::new(false, true, false);
         Ok(match self.words {
             Words::Gpt2 => bytes_of_gpt2_words.into(),
-            Words::DigitsThenGpt2 => {
-                Sequence::new(vec![Digits::new(true).into(), bytes_of_gpt2_words.into()]).into()
-            }
+            Words::DigitsThenGpt2 => Sequence::new(vec![Digits::new(true).into(), bytes_of_gpt2_words.into()]).into(),
             Words::Regex(pattern) => {
-                let words = Split::new(
-                    SplitPattern::Regex(pattern.to_owned()),
-                    SplitDelimiterBehavior::Isolated,
-                    false,
-                )?;
+                let words =
+                    Split::new(SplitPattern::Regex(pattern.to_owned()), SplitDelimiterBehavior::Isolated, false)?;
                 Sequence::new(vec![words.into(), bytes_of_words.into()]).into()
             }
         })
@@ -125,20 +97,12 @@ pub(super) fn build(
     for merge in merges {
         // A token may itself begin with a space, so the separator is looked for after the first character.
         let second_char = merge.chars().next().map_or(0, char::len_utf8);
-        let pair = merge[second_char..]
-            .find(' ')
-            .map(|at| merge.split_at(second_char + at));
+        let pair = merge[second_char..].find(' ').map(|at| merge.split_at(second_char + at));
         let Some((left, right)) = pair.map(|(left, right)| (left, &right[1..])) else {
-            return Err(tokenizer_error(
-                file,
-                format!("merge {merge:?} is not two tokens with a space between"),
-            ));
+            return Err(tokenizer_error(file, format!("merge {merge:?} is not two tokens with a space between")));
         };
         let joined = format!("{left}{right}");
-        if let Some(absent) = [left, right, &joined]
-            .into_iter()
-            .find(|token| !vocab.contains_key(*token))
-        {
+        if let Some(absent) = [left, right, &joined].into_iter().find(|token| !vocab.contains_key(*token)) {
             return Err(tokenizer_error(
                 file,
                 format!("merge {merge:?} needs token {absent:?}, which is not in the vocabulary"),
@@ -147,11 +111,8 @@ pub(super) fn build(
         pairs.push((left.to_owned(), right.to_owned()));
     }
     let building = |error: tokenizers::Error| tokenizer_error(file, error);
-    let model = BPE::builder()
-        .vocab_and_merges(vocab, pairs)
-        .ignore_merges(pre.ignore_merges)
-        .build()
-        .map_err(building)?;
+    let model =
+        BPE::builder().vocab_and_merges(vocab, pairs).ignore_merges(pre.ignore_merges).build().map_err(building)?;
     let mut tokenizer = tokenizers::Tokenizer::new(model);
     tokenizer.with_pre_tokenizer(Some(pre.splits().map_err(building)?));
     tokenizer.with_decoder(Some(ByteLevel::default()));

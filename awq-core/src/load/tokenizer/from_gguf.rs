@@ -20,57 +20,32 @@ mod token_type {
     pub(super) const USER_DEFINED: i64 = 4;
 }
 
-pub(super) fn rebuild(
-    file: &Path,
-    metadata: &BTreeMap<String, Value>,
-) -> Result<Tokenizer, LoadError> {
+pub(super) fn rebuild(file: &Path, metadata: &BTreeMap<String, Value>) -> Result<Tokenizer, LoadError> {
     let keys = Keys { file, metadata };
     let tokens = keys.texts("tokenizer.ggml.tokens")?;
     let types = keys.token_types(tokens.len())?;
     let (mut inner, adds_bos_by_default) = match keys.text("tokenizer.ggml.model")? {
         "gpt2" => {
             let pre = keys.pre_tokenizer()?;
-            (
-                byte_level::build(file, pre, tokens, keys.texts("tokenizer.ggml.merges")?)?,
-                pre.adds_bos,
-            )
+            (byte_level::build(file, pre, tokens, keys.texts("tokenizer.ggml.merges")?)?, pre.adds_bos)
         }
         "llama" => (keys.sentence_piece(tokens, &types)?, true),
         other => {
-            return Err(keys.bad(
-                "tokenizer.ggml.model",
-                format!("{other:?}, expected one of gpt2, llama"),
-            ));
+            return Err(keys.bad("tokenizer.ggml.model", format!("{other:?}, expected one of gpt2, llama")));
         }
     };
-    let added = tokens
-        .iter()
-        .zip(&types)
-        .filter_map(|(token, token_type)| match *token_type {
-            token_type::CONTROL | token_type::UNKNOWN => {
-                Some(AddedToken::from(token.as_str(), true))
-            }
-            token_type::USER_DEFINED => {
-                Some(AddedToken::from(token.as_str(), false).normalized(false))
-            }
-            _ => None,
-        });
-    inner
-        .add_tokens(added)
-        .map_err(|error| tokenizer_error(file, error))?;
+    let added = tokens.iter().zip(&types).filter_map(|(token, token_type)| match *token_type {
+        token_type::CONTROL | token_type::UNKNOWN => Some(AddedToken::from(token.as_str(), true)),
+        token_type::USER_DEFINED => Some(AddedToken::from(token.as_str(), false).normalized(false)),
+        _ => None,
+    });
+    inner.add_tokens(added).map_err(|error| tokenizer_error(file, error))?;
     let special = SpecialTokens {
         bos: keys.token_id("tokenizer.ggml.bos_token_id", tokens.len())?,
         eos: keys.token_id("tokenizer.ggml.eos_token_id", tokens.len())?,
-        adds_bos: keys
-            .bool("tokenizer.ggml.add_bos_token")?
-            .unwrap_or(adds_bos_by_default),
+        adds_bos: keys.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos_by_default),
     };
-    Ok(Tokenizer {
-        inner,
-        file: file.to_owned(),
-        special,
-        sha256: keys.digest()?,
-    })
+    Ok(Tokenizer { inner, file: file.to_owned(), special, sha256: keys.digest()? })
 }
 
 /// Token to id; the index is the id.
@@ -79,10 +54,7 @@ pub(super) fn vocabulary(file: &Path, tokens: &[String]) -> Result<Vocab, LoadEr
     for (id, token) in tokens.iter().enumerate() {
         let id = u32::try_from(id).map_err(|error| tokenizer_error(file, error))?;
         if let Some(twin) = vocab.insert(token.clone(), id) {
-            return Err(tokenizer_error(
-                file,
-                format!("token {token:?} has two ids, {twin} and {id}"),
-            ));
+            return Err(tokenizer_error(file, format!("token {token:?} has two ids, {twin} and {id}")));
         }
     }
     Ok(vocab)
@@ -96,18 +68,11 @@ struct Keys<'a> {
 
 impl<'a> Keys<'a> {
     fn bad(&self, key: &str, problem: String) -> LoadError {
-        LoadError::BadKey {
-            file: self.file.to_owned(),
-            key: key.to_owned(),
-            problem,
-        }
+        LoadError::BadKey { file: self.file.to_owned(), key: key.to_owned(), problem }
     }
 
     fn require(&self, key: &str) -> Result<&'a Value, LoadError> {
-        self.metadata.get(key).ok_or_else(|| LoadError::MissingKey {
-            file: self.file.to_owned(),
-            key: key.to_owned(),
-        })
+        self.metadata.get(key).ok_or_else(|| LoadError::MissingKey { file: self.file.to_owned(), key: key.to_owned() })
     }
 
     fn text(&self, key: &str) -> Result<&'a str, LoadError> {
@@ -135,13 +100,8 @@ impl<'a> Keys<'a> {
     fn token_id(&self, key: &str, n_tokens: usize) -> Result<Option<u32>, LoadError> {
         match self.metadata.get(key) {
             None => Ok(None),
-            Some(Value::Int(id)) if usize::try_from(*id).is_ok_and(|id| id < n_tokens) => {
-                Ok(u32::try_from(*id).ok())
-            }
-            Some(value) => Err(self.bad(
-                key,
-                format!("{value:?}, expected the id of one of the {n_tokens} tokens"),
-            )),
+            Some(Value::Int(id)) if usize::try_from(*id).is_ok_and(|id| id < n_tokens) => Ok(u32::try_from(*id).ok()),
+            Some(value) => Err(self.bad(key, format!("{value:?}, expected the id of one of the {n_tokens} tokens"))),
         }
     }
 
@@ -151,37 +111,23 @@ impl<'a> Keys<'a> {
         match self.metadata.get(KEY) {
             None => Ok(vec![token_type::NORMAL; n_tokens]),
             Some(Value::Ints(types)) if types.len() == n_tokens => Ok(types.clone()),
-            Some(_) => Err(self.bad(
-                KEY,
-                format!("expected a list of {n_tokens} integers, one a token"),
-            )),
+            Some(_) => Err(self.bad(KEY, format!("expected a list of {n_tokens} integers, one a token"))),
         }
     }
 
     fn pre_tokenizer(&self) -> Result<&'static PreTokenizer, LoadError> {
         const KEY: &str = "tokenizer.ggml.pre";
         let name = self.text(KEY)?;
-        PreTokenizer::by_name(name).ok_or_else(|| {
-            self.bad(
-                KEY,
-                format!("{name:?}, expected one of {}", PreTokenizer::known()),
-            )
-        })
+        PreTokenizer::by_name(name)
+            .ok_or_else(|| self.bad(KEY, format!("{name:?}, expected one of {}", PreTokenizer::known())))
     }
 
-    fn sentence_piece(
-        &self,
-        tokens: &[String],
-        types: &[i64],
-    ) -> Result<tokenizers::Tokenizer, LoadError> {
+    fn sentence_piece(&self, tokens: &[String], types: &[i64]) -> Result<tokenizers::Tokenizer, LoadError> {
         const SCORES: &str = "tokenizer.ggml.scores";
         let scores = match self.require(SCORES)? {
             Value::Floats(scores) if scores.len() == tokens.len() => scores,
             _ => {
-                return Err(self.bad(
-                    SCORES,
-                    format!("expected a list of {} numbers, one a token", tokens.len()),
-                ));
+                return Err(self.bad(SCORES, format!("expected a list of {} numbers, one a token", tokens.len())));
             }
         };
         let pieces: Vec<Piece> = tokens
@@ -194,30 +140,17 @@ impl<'a> Keys<'a> {
                 mergeable: matches!(*token_type, token_type::NORMAL | token_type::USER_DEFINED),
             })
             .collect();
-        let unknown = types
-            .iter()
-            .position(|token_type| *token_type == token_type::UNKNOWN);
-        let adds_space_prefix = self
-            .bool("tokenizer.ggml.add_space_prefix")?
-            .unwrap_or(true);
-        sentence_piece::build(
-            self.file,
-            &pieces,
-            unknown.map(|id| tokens[id].as_str()),
-            adds_space_prefix,
-        )
+        let unknown = types.iter().position(|token_type| *token_type == token_type::UNKNOWN);
+        let adds_space_prefix = self.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+        sentence_piece::build(self.file, &pieces, unknown.map(|id| tokens[id].as_str()), adds_space_prefix)
     }
 
     /// Digest of every tokenizer key but the chat template, which changes no id; as JSON, so that it does not
     /// depend on how the file encodes numbers and texts.
     fn digest(&self) -> Result<String, LoadError> {
-        let relevant: BTreeMap<&String, &Value> = self
-            .metadata
-            .iter()
-            .filter(|(key, _)| key.starts_with("tokenizer.ggml."))
-            .collect();
-        let json =
-            serde_json::to_vec(&relevant).map_err(|error| tokenizer_error(self.file, error))?;
+        let relevant: BTreeMap<&String, &Value> =
+            self.metadata.iter().filter(|(key, _)| key.starts_with("tokenizer.ggml.")).collect();
+        let json = serde_json::to_vec(&relevant).map_err(|error| tokenizer_error(self.file, error))?;
         Ok(sha256_hex(&json))
     }
 }

@@ -43,41 +43,23 @@ impl Tokenizer {
     /// A missing or malformed file, or a named token that the vocabulary lacks.
     pub fn from_folder(folder: &Path, config: &ModelConfig) -> Result<Self, LoadError> {
         let file = folder.join("tokenizer.json");
-        let bytes = std::fs::read(&file).map_err(|source| LoadError::Open {
-            file: file.clone(),
-            source,
-        })?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|error| tokenizer_error(&file, error))?;
+        let bytes = std::fs::read(&file).map_err(|source| LoadError::Open { file: file.clone(), source })?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| tokenizer_error(&file, error))?;
         // Some files carry the truncation of their training script; a silently shortened text is never wanted here.
-        inner
-            .with_truncation(None)
-            .map_err(|error| tokenizer_error(&file, error))?;
+        inner.with_truncation(None).map_err(|error| tokenizer_error(&file, error))?;
         inner.with_padding(None);
 
         let config_file = folder.join("tokenizer_config.json");
-        let names: Json = if config_file.exists() {
-            read_json(&config_file)?
-        } else {
-            Json::Null
-        };
+        let names: Json = if config_file.exists() { read_json(&config_file)? } else { Json::Null };
         let named = |key: &str| named_token(&inner, &config_file, &names, key);
         let bos = named("bos_token")?.or(config.bos_id);
         let eos = named("eos_token")?.or(config.eos_ids.first().copied());
         let adds_bos = bos.is_some() && prepended_token(&inner, &file)? == bos;
-        Ok(Self {
-            inner,
-            file,
-            special: SpecialTokens { bos, eos, adds_bos },
-            sha256: sha256_hex(&bytes),
-        })
+        Ok(Self { inner, file, special: SpecialTokens { bos, eos, adds_bos }, sha256: sha256_hex(&bytes) })
     }
 
     /// Rebuilds the tokenizer that `file` describes in its metadata.
-    pub(super) fn from_gguf(
-        file: &Path,
-        metadata: &BTreeMap<String, Value>,
-    ) -> Result<Self, LoadError> {
+    pub(super) fn from_gguf(file: &Path, metadata: &BTreeMap<String, Value>) -> Result<Self, LoadError> {
         from_gguf::rebuild(file, metadata)
     }
 
@@ -86,10 +68,7 @@ impl Tokenizer {
     /// # Errors
     /// [`LoadError::Tokenizer`] if the tokenizer cannot represent the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, LoadError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|error| tokenizer_error(&self.file, error))?;
+        let encoding = self.inner.encode_fast(text, false).map_err(|error| tokenizer_error(&self.file, error))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -98,9 +77,7 @@ impl Tokenizer {
     /// # Errors
     /// [`LoadError::Tokenizer`] if the decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, LoadError> {
-        self.inner
-            .decode(ids, false)
-            .map_err(|error| tokenizer_error(&self.file, error))
+        self.inner.decode(ids, false).map_err(|error| tokenizer_error(&self.file, error))
     }
 
     /// The beginning-of-sequence token, if the model has one.
@@ -120,11 +97,7 @@ impl Tokenizer {
 
     /// Highest token id + 1.
     pub fn vocab_size(&self) -> usize {
-        self.inner
-            .get_vocab(true)
-            .into_values()
-            .max()
-            .map_or(0, |id| id as usize + 1)
+        self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
     }
 
     /// The file that describes the tokenizer.
@@ -139,58 +112,34 @@ impl Tokenizer {
 }
 
 /// The id of the token that `names[key]` spells: a text, or an object with the text under `content`.
-fn named_token(
-    inner: &tokenizers::Tokenizer,
-    file: &Path,
-    names: &Json,
-    key: &str,
-) -> Result<Option<u32>, LoadError> {
-    let Some(token) = names
-        .get(key)
-        .map(|value| value.get("content").unwrap_or(value))
-        .and_then(Json::as_str)
-    else {
+fn named_token(inner: &tokenizers::Tokenizer, file: &Path, names: &Json, key: &str) -> Result<Option<u32>, LoadError> {
+    let Some(token) = names.get(key).map(|value| value.get("content").unwrap_or(value)).and_then(Json::as_str) else {
         return Ok(None);
     };
-    inner
-        .token_to_id(token)
-        .map(Some)
-        .ok_or_else(|| LoadError::BadKey {
-            file: file.to_owned(),
-            key: key.to_owned(),
-            problem: format!("{token:?}, expected a token of tokenizer.json"),
-        })
+    inner.token_to_id(token).map(Some).ok_or_else(|| LoadError::BadKey {
+        file: file.to_owned(),
+        key: key.to_owned(),
+        problem: format!("{token:?}, expected a token of tokenizer.json"),
+    })
 }
 
 /// The token that the post-processor puts before a text, if it puts one there.
 fn prepended_token(inner: &tokenizers::Tokenizer, file: &Path) -> Result<Option<u32>, LoadError> {
-    let encode = |add_special_tokens| {
-        inner
-            .encode_fast("a", add_special_tokens)
-            .map_err(|error| tokenizer_error(file, error))
-    };
+    let encode =
+        |add_special_tokens| inner.encode_fast("a", add_special_tokens).map_err(|error| tokenizer_error(file, error));
     let (bare, dressed) = (encode(false)?, encode(true)?);
     let first = dressed.get_ids().first();
-    Ok(if first == bare.get_ids().first() {
-        None
-    } else {
-        first.copied()
-    })
+    Ok(if first == bare.get_ids().first() { None } else { first.copied() })
 }
 
 fn tokenizer_error(file: &Path, error: impl std::fmt::Display) -> LoadError {
-    LoadError::Tokenizer {
-        file: file.to_owned(),
-        problem: error.to_string(),
-    }
+    LoadError::Tokenizer { file: file.to_owned(), problem: error.to_string() }
 }
 
 fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .fold(String::with_capacity(64), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut hex, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }

@@ -37,29 +37,20 @@ pub(super) fn build(
     let merges = merges_by_score(pieces, &vocab);
     let building = |error: tokenizers::Error| tokenizer_error(file, error);
 
-    let mut model = BPE::builder()
-        .vocab_and_merges(vocab, merges)
-        .byte_fallback(true)
-        .fuse_unk(true);
+    let mut model = BPE::builder().vocab_and_merges(vocab, merges).byte_fallback(true).fuse_unk(true);
     if let Some(unknown) = unknown {
         model = model.unk_token(unknown.to_owned());
     }
     let mut tokenizer = tokenizers::Tokenizer::new(model.build().map_err(building)?);
 
-    let mut normalizers: Vec<NormalizerWrapper> =
-        vec![Replace::new(" ", SPACE).map_err(building)?.into()];
-    let mut decoders = vec![
-        Replace::new(SPACE, " ").map_err(building)?.into(),
-        ByteFallback::new().into(),
-        Fuse::new().into(),
-    ];
+    let mut normalizers: Vec<NormalizerWrapper> = vec![Replace::new(" ", SPACE).map_err(building)?.into()];
+    let mut decoders =
+        vec![Replace::new(SPACE, " ").map_err(building)?.into(), ByteFallback::new().into(), Fuse::new().into()];
     if adds_space_prefix {
         normalizers.insert(0, Prepend::new(SPACE.to_owned()).into());
         decoders.push(Strip::new(' ', 1, 0).into());
     }
-    tokenizer
-        .with_normalizer(Some(Normalizers::new(normalizers)))
-        .map_err(building)?;
+    tokenizer.with_normalizer(Some(Normalizers::new(normalizers))).map_err(building)?;
     tokenizer.with_decoder(Some(Decoders::new(decoders)));
     Ok(tokenizer)
 }
@@ -68,11 +59,7 @@ pub(super) fn build(
 /// the ways to split each piece into two, in order of falling score.
 fn merges_by_score(pieces: &[Piece], vocab: &Vocab) -> Vec<(String, String)> {
     let mut ranked = Vec::new();
-    for (id, piece) in pieces
-        .iter()
-        .enumerate()
-        .filter(|(_, piece)| piece.mergeable)
-    {
+    for (id, piece) in pieces.iter().enumerate().filter(|(_, piece)| piece.mergeable) {
         for (at, _) in piece.text.char_indices().skip(1) {
             let (left, right) = piece.text.split_at(at);
             if vocab.contains_key(left) && vocab.contains_key(right) {
@@ -81,13 +68,6 @@ fn merges_by_score(pieces: &[Piece], vocab: &Vocab) -> Vec<(String, String)> {
         }
     }
     // Ties as in the transformers converter: the longer left part first; then by id, so that the order is total.
-    ranked.sort_by(|a, b| {
-        b.0.total_cmp(&a.0)
-            .then(b.2.len().cmp(&a.2.len()))
-            .then(a.1.cmp(&b.1))
-    });
-    ranked
-        .into_iter()
-        .map(|(_, _, left, right)| (left.to_owned(), right.to_owned()))
-        .collect()
+    ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.2.len().cmp(&a.2.len())).then(a.1.cmp(&b.1)));
+    ranked.into_iter().map(|(_, _, left, right)| (left.to_owned(), right.to_owned())).collect()
 }

@@ -19,12 +19,7 @@ fn byte_level_writer(pre: &str) -> GgufWriter {
     GgufWriter::new()
         .text("tokenizer.ggml.model", "gpt2")
         .text("tokenizer.ggml.pre", pre)
-        .texts(
-            "tokenizer.ggml.tokens",
-            &[
-                "<s>", "</s>", "a", "b", "1", "Ġ", "ab", "Ġab", "11", "<tool>",
-            ],
-        )
+        .texts("tokenizer.ggml.tokens", &["<s>", "</s>", "a", "b", "1", "Ġ", "ab", "Ġab", "11", "<tool>"])
         .i32s("tokenizer.ggml.token_type", &[3, 3, 1, 1, 1, 1, 1, 1, 1, 4])
         .texts("tokenizer.ggml.merges", &["a b", "Ġ ab", "1 1"])
         .u32("tokenizer.ggml.bos_token_id", 0)
@@ -34,38 +29,23 @@ fn byte_level_writer(pre: &str) -> GgufWriter {
 #[track_caller]
 fn check_error(writer: &GgufWriter, expected: &str) {
     let message = from_writer(writer).err().unwrap().to_string();
-    assert!(
-        message.contains(expected) && message.starts_with("m.gguf: "),
-        "{message}"
-    );
+    assert!(message.contains(expected) && message.starts_with("m.gguf: "), "{message}");
 }
 
 #[test]
 fn byte_level_merges_within_words_and_keeps_special_tokens() {
     let tokenizer = from_writer(&byte_level_writer("gpt-2")).unwrap();
-    assert_eq!(
-        tokenizer.encode("ab ab</s>b<tool>").unwrap(),
-        [6, 7, 1, 3, 9]
-    );
-    assert_eq!(
-        tokenizer.decode(&[6, 7, 1, 3, 9]).unwrap(),
-        "ab ab</s>b<tool>"
-    );
-    assert_eq!(
-        (tokenizer.bos(), tokenizer.eos(), tokenizer.adds_bos()),
-        (Some(0), Some(1), false)
-    );
+    assert_eq!(tokenizer.encode("ab ab</s>b<tool>").unwrap(), [6, 7, 1, 3, 9]);
+    assert_eq!(tokenizer.decode(&[6, 7, 1, 3, 9]).unwrap(), "ab ab</s>b<tool>");
+    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.adds_bos()), (Some(0), Some(1), false));
     assert_eq!(tokenizer.vocab_size(), 10);
 }
 
 #[test]
 fn digits_split_as_the_pre_tokenizer_says() {
-    for (pre, ids) in [
-        ("gpt-2", vec![8, 4]),
-        ("smollm", vec![4, 4, 4]),
-        ("llama-bpe", vec![8, 4]),
-        ("qwen2", vec![4, 4, 4]),
-    ] {
+    for (pre, ids) in
+        [("gpt-2", vec![8, 4]), ("smollm", vec![4, 4, 4]), ("llama-bpe", vec![8, 4]), ("qwen2", vec![4, 4, 4])]
+    {
         let tokenizer = from_writer(&byte_level_writer(pre)).unwrap();
         assert_eq!(tokenizer.encode("111").unwrap(), ids, "{pre}");
         assert_eq!(tokenizer.adds_bos(), pre == "llama-bpe", "{pre}");
@@ -82,17 +62,8 @@ fn llama3_takes_a_whole_word_that_no_merge_makes() {
             .texts("tokenizer.ggml.tokens", &tokens)
             .texts("tokenizer.ggml.merges", &[])
     };
-    assert_eq!(
-        from_writer(&writer("llama-bpe"))
-            .unwrap()
-            .encode("ba")
-            .unwrap(),
-        [2]
-    );
-    assert_eq!(
-        from_writer(&writer("gpt-2")).unwrap().encode("ba").unwrap(),
-        [1, 0]
-    );
+    assert_eq!(from_writer(&writer("llama-bpe")).unwrap().encode("ba").unwrap(), [2]);
+    assert_eq!(from_writer(&writer("gpt-2")).unwrap().encode("ba").unwrap(), [1, 0]);
 }
 
 #[test]
@@ -107,50 +78,24 @@ fn bad_metadata_is_named() {
         &byte_level_writer("dbrx"),
         "key \"tokenizer.ggml.pre\": \"dbrx\", expected one of gpt-2, smollm, starcoder, llama-bpe, qwen2",
     );
-    check_error(
-        &GgufWriter::new().text("tokenizer.ggml.model", "gpt2"),
-        "key \"tokenizer.ggml.tokens\" is missing",
-    );
-    let base = || {
-        GgufWriter::new()
-            .text("tokenizer.ggml.model", "gpt2")
-            .text("tokenizer.ggml.pre", "gpt-2")
-    };
-    let with_merges = |merges: &[&str]| {
-        base()
-            .texts("tokenizer.ggml.tokens", &["a", "b"])
-            .texts("tokenizer.ggml.merges", merges)
-    };
-    check_error(
-        &with_merges(&["a b"]),
-        "merge \"a b\" needs token \"ab\", which is not in the vocabulary",
-    );
-    check_error(
-        &with_merges(&["ab"]),
-        "merge \"ab\" is not two tokens with a space between",
-    );
+    check_error(&GgufWriter::new().text("tokenizer.ggml.model", "gpt2"), "key \"tokenizer.ggml.tokens\" is missing");
+    let base = || GgufWriter::new().text("tokenizer.ggml.model", "gpt2").text("tokenizer.ggml.pre", "gpt-2");
+    let with_merges =
+        |merges: &[&str]| base().texts("tokenizer.ggml.tokens", &["a", "b"]).texts("tokenizer.ggml.merges", merges);
+    check_error(&with_merges(&["a b"]), "merge \"a b\" needs token \"ab\", which is not in the vocabulary");
+    check_error(&with_merges(&["ab"]), "merge \"ab\" is not two tokens with a space between");
     check_error(&with_merges(&[""]), "merge \"\" is not two tokens");
     check_error(
-        &base()
-            .texts("tokenizer.ggml.tokens", &["a", "a"])
-            .texts("tokenizer.ggml.merges", &[]),
+        &base().texts("tokenizer.ggml.tokens", &["a", "a"]).texts("tokenizer.ggml.merges", &[]),
         "token \"a\" has two ids, 0 and 1",
     );
     check_error(
         &with_merges(&[]).i32s("tokenizer.ggml.token_type", &[1]),
         "expected a list of 2 integers, one a token",
     );
-    check_error(
-        &with_merges(&[]).u32("tokenizer.ggml.bos_token_id", 2),
-        "expected the id of one of the 2 tokens",
-    );
-    let t5 = GgufWriter::new()
-        .text("tokenizer.ggml.model", "t5")
-        .texts("tokenizer.ggml.tokens", &["a"]);
-    check_error(
-        &t5,
-        "key \"tokenizer.ggml.model\": \"t5\", expected one of gpt2, llama",
-    );
+    check_error(&with_merges(&[]).u32("tokenizer.ggml.bos_token_id", 2), "expected the id of one of the 2 tokens");
+    let t5 = GgufWriter::new().text("tokenizer.ggml.model", "t5").texts("tokenizer.ggml.tokens", &["a"]);
+    check_error(&t5, "key \"tokenizer.ggml.model\": \"t5\", expected one of gpt2, llama");
 }
 
 #[test]
@@ -160,11 +105,7 @@ fn digest_follows_the_content() {
     assert_eq!(base.len(), 64);
     assert_eq!(
         base,
-        digest(
-            &byte_level_writer("gpt-2")
-                .text("general.name", "other")
-                .text("tokenizer.chat_template", "x")
-        )
+        digest(&byte_level_writer("gpt-2").text("general.name", "other").text("tokenizer.chat_template", "x"))
     );
     assert_ne!(base, digest(&byte_level_writer("smollm")));
 }
@@ -182,10 +123,7 @@ fn llama2c_writer(bytes: &[u8]) -> (GgufWriter, Vec<(String, f32)>) {
     }
     pieces[1].0 = "<s>".to_owned();
     pieces[2].0 = "</s>".to_owned();
-    let spelled: Vec<String> = pieces
-        .iter()
-        .map(|(text, _)| text.replace(' ', "\u{2581}"))
-        .collect();
+    let spelled: Vec<String> = pieces.iter().map(|(text, _)| text.replace(' ', "\u{2581}")).collect();
     let texts: Vec<&str> = spelled.iter().map(String::as_str).collect();
     let scores: Vec<f32> = pieces.iter().map(|(_, score)| *score).collect();
     let types: Vec<i32> = (0..pieces.len())
@@ -208,12 +146,8 @@ fn llama2c_writer(bytes: &[u8]) -> (GgufWriter, Vec<(String, f32)>) {
 
 /// SentencePiece by its definition: of all neighbours that join into a piece, merge the leftmost with the highest score.
 fn greedy_by_score(text: &str, pieces: &[(String, f32)]) -> Vec<u32> {
-    let by_text: BTreeMap<&str, usize> = pieces
-        .iter()
-        .enumerate()
-        .skip(259)
-        .map(|(id, piece)| (piece.0.as_str(), id))
-        .collect();
+    let by_text: BTreeMap<&str, usize> =
+        pieces.iter().enumerate().skip(259).map(|(id, piece)| (piece.0.as_str(), id)).collect();
     let mut ids = Vec::new();
     for char in format!(" {text}").chars() {
         match by_text.get(char.to_string().as_str()) {
@@ -241,25 +175,15 @@ fn greedy_by_score(text: &str, pieces: &[(String, f32)]) -> Vec<u32> {
 
 #[test]
 fn sentence_piece_agrees_with_its_definition() {
-    let (Some(pieces), Some(stories)) = (asset("tok512.bin"), asset("tinystories_val_794k.txt"))
-    else {
+    let (Some(pieces), Some(stories)) = (asset("tok512.bin"), asset("tinystories_val_794k.txt")) else {
         return;
     };
     let (writer, pieces) = llama2c_writer(&std::fs::read(pieces).unwrap());
     let tokenizer = from_writer(&writer).unwrap();
     assert!(tokenizer.adds_bos());
     let stories = std::fs::read_to_string(stories).unwrap();
-    let mut texts: Vec<&str> = stories
-        .lines()
-        .filter(|line| line.len() > 20)
-        .take(60)
-        .collect();
-    texts.extend([
-        "héllo 🐻 wörld",
-        "  two  spaces ",
-        "tab\tand\nnewline",
-        "0123",
-    ]);
+    let mut texts: Vec<&str> = stories.lines().filter(|line| line.len() > 20).take(60).collect();
+    texts.extend(["héllo 🐻 wörld", "  two  spaces ", "tab\tand\nnewline", "0123"]);
     for text in texts {
         let ids = tokenizer.encode(text).unwrap();
         assert_eq!(ids, greedy_by_score(text, &pieces), "{text:?}");
@@ -269,11 +193,9 @@ fn sentence_piece_agrees_with_its_definition() {
 
 #[test]
 fn smollm2_tokenizes_wikitext_as_the_reference_does() {
-    let (Some(model), Some(text), Some(expected)) = (
-        asset(SMOLLM2),
-        asset("wiki.test.raw"),
-        asset("test_joined.ids.i32"),
-    ) else {
+    let (Some(model), Some(text), Some(expected)) =
+        (asset(SMOLLM2), asset("wiki.test.raw"), asset("test_joined.ids.i32"))
+    else {
         return;
     };
     let tokenizer = crate::load::open_model(&model).unwrap().tokenizer;
@@ -282,24 +204,13 @@ fn smollm2_tokenizes_wikitext_as_the_reference_does() {
     let started = std::time::Instant::now();
     let ids = tokenizer.encode(&text).unwrap();
     println!("tokenized {} bytes in {:?}", text.len(), started.elapsed());
-    let expected: Vec<u32> = std::fs::read(expected)
-        .unwrap()
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .map(|id| u32::from_le_bytes(*id))
-        .collect();
+    let expected: Vec<u32> =
+        std::fs::read(expected).unwrap().as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id)).collect();
     assert_eq!(ids.len(), 304_978);
-    let first_difference = ids
-        .iter()
-        .zip(&expected)
-        .position(|(id, expected)| id != expected);
+    let first_difference = ids.iter().zip(&expected).position(|(id, expected)| id != expected);
     assert_eq!((ids.len(), first_difference), (expected.len(), None));
     assert_eq!(tokenizer.decode(&ids).unwrap(), text);
-    assert_eq!(
-        (tokenizer.bos(), tokenizer.eos(), tokenizer.adds_bos()),
-        (Some(1), Some(2), false)
-    );
+    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.adds_bos()), (Some(1), Some(2), false));
 }
 
 mod folders {
@@ -314,12 +225,7 @@ mod folders {
             .zip(0..)
             .map(|(token, id)| (token.to_string(), id))
             .collect::<tokenizers::models::bpe::Vocab>();
-        let mut inner = tokenizers::Tokenizer::new(
-            BPE::builder()
-                .vocab_and_merges(vocab, vec![])
-                .build()
-                .unwrap(),
-        );
+        let mut inner = tokenizers::Tokenizer::new(BPE::builder().vocab_and_merges(vocab, vec![]).build().unwrap());
         if with_template {
             let template = TemplateProcessing::builder()
                 .try_single("<s> $A")
@@ -329,14 +235,9 @@ mod folders {
                 .unwrap();
             inner.with_post_processor(Some(template));
         }
-        let truncation = tokenizers::TruncationParams {
-            max_length: 2,
-            ..Default::default()
-        };
+        let truncation = tokenizers::TruncationParams { max_length: 2, ..Default::default() };
         inner.with_truncation(Some(truncation)).unwrap();
-        inner
-            .save(folder.path().join("tokenizer.json"), false)
-            .unwrap();
+        inner.save(folder.path().join("tokenizer.json"), false).unwrap();
         folder
     }
 
@@ -369,14 +270,8 @@ mod folders {
             let folder = write_folder(with_template);
             let tokenizer = Tokenizer::from_folder(folder.path(), &config(Some(0))).unwrap();
             assert_eq!(tokenizer.encode("abab").unwrap(), [1, 2, 1, 2]);
-            assert_eq!(
-                (tokenizer.bos(), tokenizer.eos(), tokenizer.adds_bos()),
-                (Some(0), Some(2), with_template)
-            );
-            assert_eq!(
-                tokenizer.sha256(),
-                sha256_hex(&std::fs::read(folder.path().join("tokenizer.json")).unwrap())
-            );
+            assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.adds_bos()), (Some(0), Some(2), with_template));
+            assert_eq!(tokenizer.sha256(), sha256_hex(&std::fs::read(folder.path().join("tokenizer.json")).unwrap()));
         }
     }
 
@@ -384,48 +279,30 @@ mod folders {
     fn tokenizer_config_names_the_special_tokens() {
         let folder = write_folder(false);
         let names = folder.path().join("tokenizer_config.json");
-        std::fs::write(
-            &names,
-            r#"{"bos_token": {"content": "b"}, "eos_token": "a"}"#,
-        )
-        .unwrap();
+        std::fs::write(&names, r#"{"bos_token": {"content": "b"}, "eos_token": "a"}"#).unwrap();
         let tokenizer = Tokenizer::from_folder(folder.path(), &config(None)).unwrap();
         assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(2), Some(1)));
         std::fs::write(&names, r#"{"bos_token": "<bos>"}"#).unwrap();
-        let error = Tokenizer::from_folder(folder.path(), &config(None))
-            .err()
-            .unwrap()
-            .to_string();
-        assert!(error.ends_with("tokenizer_config.json: key \"bos_token\": \"<bos>\", expected a token of tokenizer.json"), "{error}");
+        let error = Tokenizer::from_folder(folder.path(), &config(None)).err().unwrap().to_string();
+        assert!(
+            error.ends_with("tokenizer_config.json: key \"bos_token\": \"<bos>\", expected a token of tokenizer.json"),
+            "{error}"
+        );
     }
 
     #[test]
     fn missing_and_malformed_files_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let error = |folder: &tempfile::TempDir| {
-            Tokenizer::from_folder(folder.path(), &config(None))
-                .err()
-                .unwrap()
-                .to_string()
+            Tokenizer::from_folder(folder.path(), &config(None)).err().unwrap().to_string()
         };
-        assert!(
-            error(&folder).contains("tokenizer.json; check the path"),
-            "{}",
-            error(&folder)
-        );
+        assert!(error(&folder).contains("tokenizer.json; check the path"), "{}", error(&folder));
         std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
-        assert!(
-            error(&folder).contains("tokenizer.json: tokenizer: "),
-            "{}",
-            error(&folder)
-        );
+        assert!(error(&folder).contains("tokenizer.json: tokenizer: "), "{}", error(&folder));
     }
 
     #[test]
     fn digest_is_sha256() {
-        assert_eq!(
-            sha256_hex(b"abc"),
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
+        assert_eq!(sha256_hex(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 }

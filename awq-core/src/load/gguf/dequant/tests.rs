@@ -28,20 +28,13 @@ fn half_of(block: &[u8], at: usize) -> f32 {
 #[track_caller]
 fn check(ggml_type: GgmlType, halves: &[usize], expected: fn(&[u8]) -> Vec<f32>) {
     let bytes = blocks(ggml_type, halves);
-    let expected: Vec<f32> = bytes
-        .chunks(ggml_type.block_bytes())
-        .flat_map(expected)
-        .collect();
+    let expected: Vec<f32> = bytes.chunks(ggml_type.block_bytes()).flat_map(expected).collect();
     assert_eq!(expected.len(), 5 * ggml_type.block_len());
     assert_eq!(dequantize(ggml_type, &bytes), expected, "{ggml_type}");
 }
 
 fn low_then_high(codes: &[u8]) -> Vec<u8> {
-    codes
-        .iter()
-        .map(|code| code % 16)
-        .chain(codes.iter().map(|code| code / 16))
-        .collect()
+    codes.iter().map(|code| code % 16).chain(codes.iter().map(|code| code / 16)).collect()
 }
 
 fn with_fifth_bits(codes: &[u8], high: &[u8]) -> Vec<u8> {
@@ -56,78 +49,42 @@ fn with_fifth_bits(codes: &[u8], high: &[u8]) -> Vec<u8> {
 /// All eight (scale, min) pairs.
 fn scales(q: &[u8]) -> Vec<(f32, f32)> {
     let first = (0..4).map(|j| (q[j] & 63, q[j + 4] & 63));
-    let last = (4..8).map(|j| {
-        (
-            (q[j + 4] & 0xf) | ((q[j - 4] >> 6) << 4),
-            (q[j + 4] >> 4) | ((q[j] >> 6) << 4),
-        )
-    });
-    first
-        .chain(last)
-        .map(|(scale, min)| (f32::from(scale), f32::from(min)))
-        .collect()
+    let last = (4..8).map(|j| ((q[j + 4] & 0xf) | ((q[j - 4] >> 6) << 4), (q[j + 4] >> 4) | ((q[j] >> 6) << 4)));
+    first.chain(last).map(|(scale, min)| (f32::from(scale), f32::from(min))).collect()
 }
 
 #[test]
 fn every_type_has_one_row_in_the_table() {
     for id in 0..64 {
         if let Some(ggml_type) = GgmlType::from_id(id) {
-            assert!(
-                ggml_type.block_bytes() > 0 && GgmlType::known().contains(&ggml_type.to_string())
-            );
+            assert!(ggml_type.block_bytes() > 0 && GgmlType::known().contains(&ggml_type.to_string()));
         }
     }
-    assert_eq!(
-        GgmlType::known(),
-        "F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, BF16"
-    );
+    assert_eq!(GgmlType::known(), "F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, BF16");
 }
 
 #[test]
 fn plain_floats() {
     assert_eq!(dequantize(GgmlType::F32, &1.5_f32.to_le_bytes()), [1.5]);
-    assert_eq!(
-        dequantize(GgmlType::F16, &f16::from_f32(-0.25).to_le_bytes()),
-        [-0.25]
-    );
-    assert_eq!(
-        dequantize(GgmlType::Bf16, &half::bf16::from_f32(3.0).to_le_bytes()),
-        [3.0]
-    );
+    assert_eq!(dequantize(GgmlType::F16, &f16::from_f32(-0.25).to_le_bytes()), [-0.25]);
+    assert_eq!(dequantize(GgmlType::Bf16, &half::bf16::from_f32(3.0).to_le_bytes()), [3.0]);
 }
 
 #[test]
 fn legacy_blocks() {
     check(GgmlType::Q4_0, &[0], |b| {
-        low_then_high(&b[2..])
-            .iter()
-            .map(|q| (i32::from(*q) - 8) as f32 * half_of(b, 0))
-            .collect()
+        low_then_high(&b[2..]).iter().map(|q| (i32::from(*q) - 8) as f32 * half_of(b, 0)).collect()
     });
     check(GgmlType::Q4_1, &[0, 2], |b| {
-        low_then_high(&b[4..])
-            .iter()
-            .map(|q| f32::from(*q) * half_of(b, 0) + half_of(b, 2))
-            .collect()
+        low_then_high(&b[4..]).iter().map(|q| f32::from(*q) * half_of(b, 0) + half_of(b, 2)).collect()
     });
     check(GgmlType::Q5_0, &[0], |b| {
-        with_fifth_bits(&b[6..], &b[2..6])
-            .iter()
-            .map(|q| (i32::from(*q) - 16) as f32 * half_of(b, 0))
-            .collect()
+        with_fifth_bits(&b[6..], &b[2..6]).iter().map(|q| (i32::from(*q) - 16) as f32 * half_of(b, 0)).collect()
     });
     check(GgmlType::Q5_1, &[0, 2], |b| {
-        with_fifth_bits(&b[8..], &b[4..8])
-            .iter()
-            .map(|q| f32::from(*q) * half_of(b, 0) + half_of(b, 2))
-            .collect()
+        with_fifth_bits(&b[8..], &b[4..8]).iter().map(|q| f32::from(*q) * half_of(b, 0) + half_of(b, 2)).collect()
     });
-    check(GgmlType::Q8_0, &[0], |b| {
-        b[2..]
-            .iter()
-            .map(|q| f32::from(*q as i8) * half_of(b, 0))
-            .collect()
-    });
+    check(GgmlType::Q8_0, &[0], |b| b[2..].iter().map(|q| f32::from(*q as i8) * half_of(b, 0)).collect());
 }
 
 #[test]
@@ -151,11 +108,7 @@ fn k_blocks_of_4_and_5_bits() {
             .flat_map(low_then_high)
             .enumerate()
             .map(|(i, q)| {
-                let fifth = if b[16 + i % 32] & (1 << (i / 32)) == 0 {
-                    0
-                } else {
-                    16
-                };
+                let fifth = if b[16 + i % 32] & (1 << (i / 32)) == 0 { 0 } else { 16 };
                 let (scale, min) = scales[i / 32];
                 half_of(b, 0) * scale * f32::from(q + fifth) - half_of(b, 2) * min
             })
@@ -178,8 +131,7 @@ fn k_blocks_of_6_bits() {
                 ];
                 for (quarter, code) in codes.into_iter().enumerate() {
                     let scale = f32::from(sc[l / 16 + 2 * quarter] as i8);
-                    values[128 * half + 32 * quarter + l] =
-                        half_of(b, 208) * scale * (i32::from(code) - 32) as f32;
+                    values[128 * half + 32 * quarter + l] = half_of(b, 208) * scale * (i32::from(code) - 32) as f32;
                 }
             }
         }
