@@ -300,12 +300,7 @@ impl ModelJob<'_, '_, '_> {
         bar.finish();
         let nll_per_window = scores.window_means();
         let (protocol, standard_error) = match prepared.spec.protocol {
-            ProtocolSpec::Gptq(_) => (
-                "gptq",
-                crate::stats::estimate(&nll_per_window, crate::stats::Bootstrap { n: 2, seed: 0 })
-                    .ok()
-                    .map(|e| e.standard_error),
-            ),
+            ProtocolSpec::Gptq(_) => ("gptq", crate::stats::standard_error(&nll_per_window)),
             ProtocolSpec::LlamaCpp(_) => ("llama-cpp", Some(scores.token_standard_error())),
         };
         Ok(Measurement {

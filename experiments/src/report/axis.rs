@@ -28,7 +28,7 @@ pub struct Axis {
 const MARGIN: f64 = 0.06;
 
 /// Ticks to aim at.
-const N_TICKS: f64 = 6.0;
+const N_TICKS: f64 = 8.0;
 
 impl Axis {
     /// An axis that holds all `values` (positive ones on a logarithmic scale), with some space around them.

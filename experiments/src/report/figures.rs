@@ -1,4 +1,4 @@
-//! What is drawn: perplexity against bits per weight, and the output error of each block. Pure; [`super::plots`] draws.
+//! What is drawn: perplexity and its loss against bits per weight, and the output error of each block. Pure; [`super::plots`] draws.
 
 use super::axis::{Axis, Scale};
 use super::frame::BlockCurve;
@@ -30,6 +30,10 @@ pub struct Figure {
 pub struct Series {
     /// Name in the legend.
     pub name: String,
+    /// Number of its method: chooses colour and shape, so that a method looks alike in every line of a figure.
+    pub method: usize,
+    /// Number of its grid: chooses filling and dashes.
+    pub grid: usize,
     /// Points from left to right.
     pub points: Vec<Point>,
 }
@@ -54,24 +58,66 @@ pub struct Level {
     pub value: f64,
 }
 
-/// One figure a table that holds quantized rows: perplexity against bits per weight, a line a method.
+/// Two figures a table that holds quantized rows, a line a method: perplexity against bits per weight, and how much of it
+/// is lost to full precision.
 pub fn perplexity_figures(rows: &[Row]) -> Vec<Figure> {
     let together = |a: &Row, b: &Row| {
         (&a.model, &a.dataset, &a.protocol, a.seq_len, a.n_windows, a.n_windows_total)
             == (&b.model, &b.dataset, &b.protocol, b.seq_len, b.n_windows, b.n_windows_total)
     };
-    rows.chunk_by(together).filter_map(perplexity_figure).collect()
+    let figures = |rows: &[Row]| [perplexity_figure(rows), loss_figure(rows)];
+    rows.chunk_by(together).flat_map(figures).flatten().collect()
 }
 
 fn perplexity_figure(rows: &[Row]) -> Option<Figure> {
+    let level = |name: &str, value: f64| Level { name: format!("{name} ({value:.2})"), value };
+    let full_precision = rows.iter().find(|row| row.grid.is_none()).map(|row| level("full precision", row.perplexity));
+    let floor = rows.first()?.floor.map(|floor| level("entropy floor", floor));
+    let shown = Shown {
+        slug: "perplexity",
+        label: "perplexity per token",
+        caption: "perplexity against stored bits per weight. Bars: 95% interval over windows, not paired; the loss to full \
+                  precision has the narrower paired ones.",
+        levels: full_precision.into_iter().chain(floor).collect(),
+    };
+    against_bits(rows, shown, |row| Some((row.perplexity, row.ci_low.zip(row.ci_high))))
+}
+
+fn loss_figure(rows: &[Row]) -> Option<Figure> {
+    let shown = Shown {
+        slug: "perplexity-loss",
+        label: "perplexity above full precision",
+        caption: "perplexity above that of full precision, against stored bits per weight. Bars: 95% interval of the difference, \
+                  paired over windows.",
+        levels: Vec::new(),
+    };
+    against_bits(rows, shown, |row| Some((row.delta_fp?, row.delta_fp_ci_low.zip(row.delta_fp_ci_high))))
+}
+
+/// What a figure against bits per weight shows.
+struct Shown {
+    slug: &'static str,
+    label: &'static str,
+    caption: &'static str,
+    levels: Vec<Level>,
+}
+
+/// `value` of each quantized row and its interval against bits per weight; `None` if no row has one.
+fn against_bits(
+    rows: &[Row],
+    shown: Shown,
+    value: impl Fn(&Row) -> Option<(f64, Option<(f64, f64)>)>,
+) -> Option<Figure> {
     let first = rows.first()?;
-    let quantized = || rows.iter().filter(|row| row.grid.is_some() && row.perplexity.is_finite());
     let mut series: Vec<Series> = Vec::new();
-    for row in quantized() {
-        let point = Point { x: row.bits_per_weight, y: row.perplexity, bar: row.ci_low.zip(row.ci_high) };
+    for row in rows.iter().filter(|row| row.grid.is_some()) {
+        let Some((y, bar)) = value(row).filter(|(y, _)| y.is_finite()) else { continue };
+        let point = Point { x: row.bits_per_weight, y, bar };
         match series.iter_mut().find(|series| series.name == row.method) {
             Some(series) => series.points.push(point),
-            None => series.push(Series { name: row.method.clone(), points: vec![point] }),
+            None => {
+                series.push(Series { name: row.method.clone(), method: series.len(), grid: 0, points: vec![point] })
+            }
         }
     }
     for series in &mut series {
@@ -80,71 +126,76 @@ fn perplexity_figure(rows: &[Row]) -> Option<Figure> {
     if series.is_empty() {
         return None;
     }
-    let full_precision = rows.iter().find(|row| row.grid.is_none());
-    let level = |name: &str, value: f64| Level { name: format!("{name} ({value:.2})"), value };
-    let levels: Vec<Level> = full_precision
-        .map(|row| level("full precision", row.perplexity))
-        .into_iter()
-        .chain(first.floor.map(|floor| level("entropy floor", floor)))
-        .collect();
     let points = || series.iter().flat_map(|series| &series.points);
-    let values = || points().flat_map(|p| [Some(p.y), p.bar.map(|bar| bar.0), p.bar.map(|bar| bar.1)]).flatten();
-    let all = || values().chain(levels.iter().map(|level| level.value));
-    let (min, max) = all().fold((f64::INFINITY, 0.0), |(min, max), y| (f64::min(min, y), f64::max(max, y)));
-    let (scale, unit) = if max > LOG_SPAN * min {
-        (Scale::Log, "perplexity per token (log scale)")
+    let bars = points().filter_map(|point| point.bar).flat_map(|(low, high)| [low, high]);
+    let values: Vec<f64> =
+        points().map(|point| point.y).chain(bars).chain(shown.levels.iter().map(|level| level.value)).collect();
+    let (min, max) = values.iter().fold((f64::INFINITY, 0.0), |(min, max), &y| (f64::min(min, y), f64::max(max, y)));
+    // A difference that may be nothing or less has no logarithm.
+    let (scale, unit) =
+        if min > 0.0 && max > LOG_SPAN * min { (Scale::Log, " (log scale)") } else { (Scale::Linear, "") };
+    let (limited_slug, limited) = if first.limited {
+        let said = format!(" LIMITED RUN: first {} of {} windows.", first.n_windows, first.n_windows_total);
+        (format!("-first-{}", first.n_windows), said)
     } else {
-        (Scale::Linear, "perplexity per token")
+        (String::new(), String::new())
     };
-    let limited = if first.limited {
-        format!(" LIMITED RUN: first {} of {} windows.", first.n_windows, first.n_windows_total)
-    } else {
-        String::new()
-    };
+    let setting = format!("{} {} {} {}", first.model, first.dataset, first.protocol, first.seq_len);
     Some(Figure {
-        slug: format!(
-            "perplexity-{}{}",
-            slug(&format!("{} {} {} {}", first.model, first.dataset, first.protocol, first.seq_len)),
-            if first.limited { format!("-first-{}", first.n_windows) } else { String::new() }
-        ),
+        slug: format!("{}-{}{limited_slug}", shown.slug, slug(&setting)),
         caption: format!(
-            "{} on {} (protocol {}, {} tokens a window): perplexity against stored bits per weight. Bars: 95% interval over windows, \
-             not paired; the table has the narrower paired differences.{limited}",
-            first.model, first.dataset, first.protocol, first.seq_len
+            "{} on {} (protocol {}, {} tokens a window): {}{limited}",
+            first.model, first.dataset, first.protocol, first.seq_len, shown.caption
         ),
         x: Axis::new("bits per weight, scales and zero points counted", Scale::Linear, points().map(|point| point.x)),
-        y: Axis::new(unit, scale, all()),
+        y: Axis::new(&format!("{}{unit}", shown.label), scale, values.into_iter()),
         series,
-        levels,
+        levels: shown.levels,
     })
 }
 
 /// One figure a model: relative output error against block index, a line a cell.
 pub fn block_figures(curves: &[BlockCurve]) -> Vec<Figure> {
-    let mut figures: Vec<Figure> = Vec::new();
-    let mut models: Vec<&str> = Vec::new();
-    for curve in curves {
-        if !models.contains(&curve.model.as_str()) {
-            models.push(&curve.model);
+    let models = in_order(curves.iter().map(|curve| curve.model.as_str()));
+    models.into_iter().map(|model| block_figure(model, curves)).collect()
+}
+
+fn block_figure(model: &str, curves: &[BlockCurve]) -> Figure {
+    let curves: Vec<&BlockCurve> = curves.iter().filter(|curve| curve.model == model).collect();
+    let methods = in_order(curves.iter().map(|curve| curve.method.as_str()));
+    let grids = in_order(curves.iter().map(|curve| curve.grid.as_str()));
+    let index_of = |names: &[&str], name: &str| names.iter().position(|known| *known == name).unwrap_or(0);
+    let series = |curve: &&BlockCurve| Series {
+        name: format!("{} {}", curve.method, curve.grid),
+        method: index_of(&methods, &curve.method),
+        grid: index_of(&grids, &curve.grid),
+        points: curve
+            .relative_errors
+            .iter()
+            .map(|&(block_idx, y)| Point { x: block_idx as f64, y, bar: None })
+            .collect(),
+    };
+    let values = || curves.iter().flat_map(|curve| &curve.relative_errors);
+    Figure {
+        slug: format!("block-error-{}", slug(model)),
+        caption: format!(
+            "{model}: squared error of each block's output on the calibration sequences, over the squared output of the \
+             full-precision block on the same input."
+        ),
+        x: Axis::new("block index", Scale::Linear, values().map(|value| value.0 as f64)).with_whole_ticks(),
+        y: Axis::new("relative output error (log scale)", Scale::Log, values().map(|value| value.1)),
+        series: curves.iter().map(series).collect(),
+        levels: Vec::new(),
+    }
+}
+
+/// Each name once, in the order of first appearance.
+fn in_order<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut known = Vec::new();
+    for name in names {
+        if !known.contains(&name) {
+            known.push(name);
         }
     }
-    for model in models {
-        let of_model = || curves.iter().filter(|curve| curve.model == model);
-        let values = || of_model().flat_map(|curve| &curve.relative_errors);
-        let point = |&(block_idx, error): &(usize, f64)| Point { x: block_idx as f64, y: error, bar: None };
-        figures.push(Figure {
-            slug: format!("block-error-{}", slug(model)),
-            caption: format!(
-                "{model}: squared error of each block's output on the calibration sequences, over the squared output of the \
-                 full-precision block on the same input."
-            ),
-            x: Axis::new("block index", Scale::Linear, values().map(|value| value.0 as f64)).with_whole_ticks(),
-            y: Axis::new("relative output error (log scale)", Scale::Log, values().map(|value| value.1)),
-            series: of_model()
-                .map(|curve| Series { name: curve.label.clone(), points: curve.relative_errors.iter().map(point).collect() })
-                .collect(),
-            levels: Vec::new(),
-        });
-    }
-    figures
+    known
 }

@@ -38,8 +38,10 @@ pub struct Failure {
 pub struct BlockCurve {
     /// Model name.
     pub model: String,
-    /// Method and grid.
-    pub label: String,
+    /// Method label.
+    pub method: String,
+    /// Grid label.
+    pub grid: String,
     /// Block index, and the squared output error over the squared output.
     pub relative_errors: Vec<(usize, f64)>,
 }
@@ -120,12 +122,13 @@ pub fn block_curves(records: &[&Record]) -> Vec<BlockCurve> {
             (error.is_finite() && error > 0.0).then_some((block.block_idx, error))
         };
         let relative_errors: Vec<_> = blocks.iter().filter_map(relative).collect();
-        let label = format!("{} {}", record.cell.method_label(), record.cell.grid_label());
-        (!relative_errors.is_empty()).then(|| BlockCurve {
+        let curve = BlockCurve {
             model: record.cell.model.name.clone(),
-            label,
+            method: record.cell.method_label(),
+            grid: record.cell.grid_label(),
             relative_errors,
-        })
+        };
+        (!curve.relative_errors.is_empty()).then_some(curve)
     };
     records.iter().filter_map(curve).collect()
 }

@@ -9,10 +9,11 @@ use anyhow::{Context, anyhow};
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{FontStyle, register_font};
 
 use super::axis::Axis;
-use super::figures::{Figure, Series};
+use super::figures::{Figure, Point, Series};
 
 const FONT: &str = "sans-serif";
 
@@ -22,8 +23,6 @@ const WIDTH: u32 = 1000;
 const PLOT_HEIGHT: u32 = 640;
 const FONT_SIZE: u32 = 30;
 const BITMAP_SCALE: u32 = 2;
-
-const MARKER_RADIUS: f64 = 9.0;
 
 /// Okabe and Ito's palette, without its yellow: told apart with any colour vision.
 const PALETTE: [RGBColor; 6] = [
@@ -35,8 +34,19 @@ const PALETTE: [RGBColor; 6] = [
     RGBColor(86, 180, 233),
 ];
 
-/// Dash and gap of the first, second, ... level.
-const DASHES: [(i32, i32); 2] = [(14, 8), (3, 6)];
+/// Dash and gap in pixels; `None` is a solid line.
+type Dashes = Option<(u32, u32)>;
+
+/// Of the first, second, ... level.
+const LEVEL_DASHES: [Dashes; 2] = [Some((14, 8)), Some((4, 6))];
+
+/// Of the first, second, ... pair of grids.
+const LINE_DASHES: [Dashes; 3] = [None, Some((16, 8)), Some((6, 6))];
+
+/// Distance of neighbouring error bars at one place, in pixels.
+const BAR_SHIFT: f64 = 7.0;
+
+type Pixel = (i32, i32);
 
 /// The figure as SVG text.
 ///
@@ -45,7 +55,7 @@ const DASHES: [(i32, i32); 2] = [(14, 8), (3, 6)];
 pub fn svg(figure: &Figure) -> anyhow::Result<String> {
     let mut text = String::new();
     {
-        let legend = Legend::of(figure);
+        let legend = Legend::of(figure)?;
         let root = SVGBackend::with_string(&mut text, (WIDTH, legend.height() + PLOT_HEIGHT)).into_drawing_area();
         draw(&root, figure, &legend, 1).with_context(|| format!("figure {}: cannot draw as SVG", figure.slug))?;
     }
@@ -57,7 +67,7 @@ pub fn svg(figure: &Figure) -> anyhow::Result<String> {
 /// # Errors
 /// If the file cannot be written.
 pub fn write_png(figure: &Figure, path: &Path) -> anyhow::Result<()> {
-    let legend = Legend::of(figure);
+    let legend = Legend::of(figure)?;
     let size = (WIDTH * BITMAP_SCALE, (legend.height() + PLOT_HEIGHT) * BITMAP_SCALE);
     let root = BitMapBackend::new(path, size).into_drawing_area();
     draw(&root, figure, &legend, BITMAP_SCALE)
@@ -73,7 +83,6 @@ fn draw<DB: DrawingBackend>(
 where
     DB::ErrorType: 'static,
 {
-    register_fonts()?;
     root.fill(&WHITE)?;
     let (top, bottom) = root.split_vertically(legend.height() * scale);
     legend.draw(&top, scale)?;
@@ -81,9 +90,9 @@ where
     let mut chart = ChartBuilder::on(&bottom)
         .margin_top(12 * scale)
         .margin_right(36 * scale)
-        .margin_left(8 * scale)
+        .margin_left(20 * scale)
         .margin_bottom(8 * scale)
-        .x_label_area_size(88 * scale)
+        .x_label_area_size(84 * scale)
         .y_label_area_size(130 * scale)
         .build_cartesian_2d(figure.x.clone(), figure.y.clone())?;
     chart
@@ -100,13 +109,11 @@ where
         .draw()?;
     let area = chart.plotting_area();
     for (index, level) in figure.levels.iter().enumerate() {
-        let y = figure.y.position(level.value);
-        let (from, to) = (area.map_coordinate(&(figure.x.low, y)), area.map_coordinate(&(figure.x.high, y)));
-        draw_dashes(root, from, to, index, scale)?;
+        let end = |x: f64| area.map_coordinate(&(x, figure.y.position(level.value)));
+        let ends = [end(figure.x.low), end(figure.x.high)];
+        draw_line(root, &ends, level_dashes(index), BLACK.stroke_width(3 * scale), scale)?;
     }
-    for (index, series) in figure.series.iter().enumerate() {
-        draw_series(root, area, figure, series, index, scale)?;
-    }
+    (0..figure.series.len()).try_for_each(|index| draw_series(root, area, figure, index, scale))?;
     root.present()?;
     Ok(())
 }
@@ -142,168 +149,207 @@ fn draw_series<DB: DrawingBackend>(
     root: &DrawingArea<DB, Shift>,
     area: &PlotArea<DB>,
     figure: &Figure,
-    series: &Series,
     index: usize,
     scale: u32,
 ) -> anyhow::Result<()>
 where
     DB::ErrorType: 'static,
 {
-    let mark = Mark::of(index);
-    let pixel = |x: f64, y: f64| area.map_coordinate(&(x, figure.y.position(y)));
+    let series = &figure.series[index];
+    let mark = Mark::of(series);
     // Bars of methods at the same place stand side by side.
-    let shift = (index as f64 - (figure.series.len() as f64 - 1.0) / 2.0) * 7.0 * f64::from(scale);
-    let moved = |(x, y): (i32, i32), has_bar: bool| (if has_bar { x + shift.round() as i32 } else { x }, y);
-    let at = |point: &super::figures::Point| moved(pixel(point.x, point.y), point.bar.is_some());
-    root.draw(&PathElement::new(series.points.iter().map(at).collect::<Vec<_>>(), mark.color.stroke_width(3 * scale)))?;
+    let shift = (index as f64 - (figure.series.len() as f64 - 1.0) / 2.0) * BAR_SHIFT * f64::from(scale);
+    let pixel = |point: &Point, y: f64| {
+        let (x, y) = area.map_coordinate(&(point.x, figure.y.position(y)));
+        (if point.bar.is_some() { x + shift.round() as i32 } else { x }, y)
+    };
+    let path: Vec<Pixel> = series.points.iter().map(|point| pixel(point, point.y)).collect();
+    draw_line(root, &path, mark.dashes, mark.color.stroke_width(3 * scale), scale)?;
     for point in &series.points {
-        if let Some((low, high)) = point.bar {
-            let (top, bottom) = (moved(pixel(point.x, high), true), moved(pixel(point.x, low), true));
-            let cap = 7 * scale as i32;
-            let style = mark.color.stroke_width(2 * scale);
-            root.draw(&PathElement::new(vec![top, bottom], style))?;
-            for (x, y) in [top, bottom] {
-                root.draw(&PathElement::new(vec![(x - cap, y), (x + cap, y)], style))?;
-            }
+        let Some((low, high)) = point.bar else { continue };
+        let (top, bottom) = (pixel(point, high), pixel(point, low));
+        let cap = 7 * scale as i32;
+        let style = mark.color.stroke_width(2 * scale);
+        root.draw(&PathElement::new(vec![top, bottom], style))?;
+        for (x, y) in [top, bottom] {
+            root.draw(&PathElement::new(vec![(x - cap, y), (x + cap, y)], style))?;
         }
     }
-    for point in &series.points {
-        mark.draw(root, at(point), scale)?;
-    }
-    Ok(())
+    path.into_iter().try_for_each(|center| mark.draw(root, center, scale))
 }
 
-/// Shape, filling and colour of one series: distinct without colour.
+/// How a series looks; methods differ without colour too.
 #[derive(Clone, Copy)]
 struct Mark {
     color: RGBColor,
-    /// Corners on the unit circle and the angle of the first, in turns from the right, clockwise.
+    /// Corners on a circle, and the angle of the first in turns from the right, clockwise.
     corners: u32,
     turn: f64,
     hollow: bool,
+    dashes: Dashes,
 }
 
 impl Mark {
-    fn of(index: usize) -> Self {
-        let (corners, turn) = [(24, 0.0), (4, 0.125), (3, 0.75), (4, 0.0), (3, 0.25)][index % 5];
-        // Odd ones are hollow; after all shapes, the fillings swap.
-        let hollow = (index + index / 5) % 2 == 1;
-        Self { color: PALETTE[index % PALETTE.len()], corners, turn, hollow }
+    fn of(series: &Series) -> Self {
+        let (corners, turn) = [(32, 0.0), (4, 0.125), (3, 0.75), (4, 0.0), (3, 0.25), (5, 0.75)][series.method % 6];
+        Self {
+            color: PALETTE[series.method % PALETTE.len()],
+            corners,
+            turn,
+            hollow: series.grid % 2 == 1,
+            dashes: LINE_DASHES[series.grid / 2 % LINE_DASHES.len()],
+        }
     }
 
-    fn draw<DB: DrawingBackend>(
-        &self,
-        root: &DrawingArea<DB, Shift>,
-        (x, y): (i32, i32),
-        scale: u32,
-    ) -> anyhow::Result<()>
+    fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, (x, y): Pixel, scale: u32) -> anyhow::Result<()>
     where
         DB::ErrorType: 'static,
     {
-        let radius = MARKER_RADIUS * f64::from(scale) * if self.corners < 24 { 1.2 } else { 1.0 };
-        let corner = |index: u32| {
-            let angle = std::f64::consts::TAU * (self.turn + f64::from(index) / f64::from(self.corners));
-            (x + (radius * angle.cos()).round() as i32, y + (radius * angle.sin()).round() as i32)
+        let polygon = |radius: f64| -> Vec<Pixel> {
+            let corner = |index: u32| {
+                let angle = std::f64::consts::TAU * (self.turn + f64::from(index) / f64::from(self.corners));
+                (x + (radius * angle.cos()).round() as i32, y + (radius * angle.sin()).round() as i32)
+            };
+            (0..self.corners).map(corner).collect()
         };
-        let mut outline: Vec<(i32, i32)> = (0..=self.corners).map(corner).collect();
-        root.draw(&Polygon::new(outline.clone(), if self.hollow { WHITE.filled() } else { self.color.filled() }))?;
-        // One more corner closes the joint of the outline.
-        outline.push(corner(1));
-        root.draw(&PathElement::new(outline, self.color.stroke_width(3 * scale)))?;
+        // Shapes with few corners need a larger circle to look as large.
+        let (radius, border) = match self.corners {
+            3 => (13.0, 6.5),
+            4 | 5 => (12.0, 4.2),
+            _ => (9.5, 3.2),
+        };
+        root.draw(&Polygon::new(polygon(radius * f64::from(scale)), self.color.filled()))?;
+        if self.hollow {
+            root.draw(&Polygon::new(polygon((radius - border) * f64::from(scale)), WHITE.filled()))?;
+        }
         Ok(())
     }
 }
 
-fn draw_dashes<DB: DrawingBackend>(
+/// Draws `path`, broken into dashes.
+fn draw_line<DB: DrawingBackend>(
     root: &DrawingArea<DB, Shift>,
-    from: (i32, i32),
-    to: (i32, i32),
-    index: usize,
+    path: &[Pixel],
+    dashes: Dashes,
+    style: ShapeStyle,
     scale: u32,
 ) -> anyhow::Result<()>
 where
     DB::ErrorType: 'static,
 {
-    let (dash, gap) = DASHES[index % DASHES.len()];
-    let (dash, gap) = (dash * scale as i32, gap * scale as i32);
-    let mut x = from.0;
-    while x < to.0 {
-        let end = (x + dash).min(to.0);
-        root.draw(&PathElement::new(vec![(x, from.1), (end, from.1)], BLACK.stroke_width(3 * scale)))?;
-        x += dash + gap;
+    let Some((dash, gap)) = dashes else {
+        root.draw(&PathElement::new(path.to_vec(), style))?;
+        return Ok(());
+    };
+    let (dash, period) = (f64::from(dash * scale), f64::from((dash + gap) * scale));
+    for ends in path.windows(2) {
+        let ((x0, y0), (x1, y1)) = (ends[0], ends[1]);
+        let (dx, dy) = (f64::from(x1 - x0), f64::from(y1 - y0));
+        let length = dx.hypot(dy);
+        let at = |distance: f64| {
+            let share = (distance / length).min(1.0);
+            (x0 + (share * dx).round() as i32, y0 + (share * dy).round() as i32)
+        };
+        for index in 0..(length / period).ceil() as u32 {
+            let start = f64::from(index) * period;
+            root.draw(&PathElement::new(vec![at(start), at(start + dash)], style))?;
+        }
     }
     Ok(())
 }
 
 /// Names with their marks, in rows above the plot, where they cover nothing.
 struct Legend {
-    /// Rows of entries; an entry is its column's left edge, what it shows and its name.
     rows: Vec<Vec<Entry>>,
 }
 
-#[derive(Clone)]
 struct Entry {
     left: u32,
     sample: Sample,
     name: String,
 }
 
-#[derive(Clone, Copy)]
 enum Sample {
-    Series(usize),
-    Level(usize),
+    Series(Mark),
+    Level(Dashes),
 }
 
 impl Legend {
+    const LEFT: u32 = 60;
+    const TOP: u32 = 12;
     const ROW_HEIGHT: u32 = 42;
-    const SAMPLE_WIDTH: u32 = 56;
-    const LEFT: u32 = 138;
+    const SAMPLE_WIDTH: u32 = 64;
+    /// Between a sample and its name; columns are twice as far apart.
+    const GAP: u32 = 14;
 
-    fn of(figure: &Figure) -> Self {
-        let series = figure.series.iter().enumerate().map(|(index, series)| (Sample::Series(index), &series.name));
-        let levels = figure.levels.iter().enumerate().map(|(index, level)| (Sample::Level(index), &level.name));
+    /// # Errors
+    /// If the font cannot be read.
+    fn of(figure: &Figure) -> anyhow::Result<Self> {
+        register_fonts()?;
+        let series = figure.series.iter().map(|series| (Sample::Series(Mark::of(series)), &series.name));
+        let levels =
+            figure.levels.iter().enumerate().map(|(index, level)| (Sample::Level(level_dashes(index)), &level.name));
         let entries: Vec<_> = series.chain(levels).collect();
-        // DejaVu Sans is 0.6 of its size wide on average; equal columns keep the rows readable.
-        let longest = entries.iter().map(|(_, name)| name.chars().count() as u32).max().unwrap_or(0);
-        let column = Self::SAMPLE_WIDTH + 12 + longest * FONT_SIZE * 6 / 10 + 24;
-        let n_columns = ((WIDTH - Self::LEFT) / column).max(1) as usize;
-        let place = |(index, &(sample, name)): (usize, &(Sample, &String))| Entry {
-            left: Self::LEFT + index as u32 * column,
-            sample,
-            name: name.clone(),
+        let font = (FONT, FONT_SIZE).into_font();
+        let width = |name: &str| -> anyhow::Result<u32> {
+            let (text, _) = font.box_size(name).map_err(|error| anyhow!("cannot measure text: {error}"))?;
+            Ok(Self::SAMPLE_WIDTH + Self::GAP + text + 2 * Self::GAP)
         };
-        Self { rows: entries.chunks(n_columns).map(|row| row.iter().enumerate().map(place).collect()).collect() }
+        let widths: Vec<u32> = entries.iter().map(|(_, name)| width(name)).collect::<anyhow::Result<_>>()?;
+        // As many columns as fit, each as wide as its widest entry.
+        let columns = |n: usize| -> Vec<u32> {
+            (0..n).map(|column| widths.iter().skip(column).step_by(n).copied().max().unwrap_or(0)).collect()
+        };
+        let fits = |n: &usize| columns(*n).iter().sum::<u32>() <= WIDTH - Self::LEFT;
+        let most = (1..=entries.len().max(1)).rev().find(fits).unwrap_or(1);
+        // Fewer columns where they make no more rows.
+        let columns = columns(entries.len().div_ceil(entries.len().div_ceil(most).max(1)).max(1));
+        let mut rows: Vec<Vec<Entry>> = Vec::new();
+        for (index, (sample, name)) in entries.into_iter().enumerate() {
+            let column = index % columns.len();
+            if column == 0 {
+                rows.push(Vec::new());
+            }
+            let left = Self::LEFT + columns[..column].iter().sum::<u32>();
+            if let Some(row) = rows.last_mut() {
+                row.push(Entry { left, sample, name: name.clone() });
+            }
+        }
+        Ok(Self { rows })
     }
 
     fn height(&self) -> u32 {
-        16 + Self::ROW_HEIGHT * self.rows.len() as u32
+        Self::TOP + Self::ROW_HEIGHT * self.rows.len() as u32
     }
 
     fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>, scale: u32) -> anyhow::Result<()>
     where
         DB::ErrorType: 'static,
     {
-        let style = TextStyle::from((FONT, FONT_SIZE * scale).into_font()).pos(plotters::style::text_anchor::Pos::new(
-            plotters::style::text_anchor::HPos::Left,
-            plotters::style::text_anchor::VPos::Center,
-        ));
-        for (row, entries) in self.rows.iter().enumerate() {
-            let y = ((12 + Self::ROW_HEIGHT * row as u32 + Self::ROW_HEIGHT / 2) * scale) as i32;
-            for entry in entries {
-                let (left, right) = ((entry.left * scale) as i32, ((entry.left + Self::SAMPLE_WIDTH) * scale) as i32);
-                match entry.sample {
-                    Sample::Series(index) => {
-                        let mark = Mark::of(index);
-                        area.draw(&PathElement::new(vec![(left, y), (right, y)], mark.color.stroke_width(3 * scale)))?;
-                        mark.draw(area, ((left + right) / 2, y), scale)?;
-                    }
-                    Sample::Level(index) => draw_dashes(area, (left, y), (right, y), index, scale)?,
+        let style = TextStyle::from((FONT, FONT_SIZE * scale).into_font()).pos(Pos::new(HPos::Left, VPos::Center));
+        let rows = (Self::TOP..).step_by(Self::ROW_HEIGHT as usize).zip(&self.rows);
+        for (top, entry) in rows.flat_map(|(top, row)| row.iter().map(move |entry| (top, entry))) {
+            let y = ((top + Self::ROW_HEIGHT / 2) * scale) as i32;
+            let (left, right) = ((entry.left * scale) as i32, ((entry.left + Self::SAMPLE_WIDTH) * scale) as i32);
+            match &entry.sample {
+                Sample::Series(mark) => {
+                    draw_line(area, &[(left, y), (right, y)], mark.dashes, mark.color.stroke_width(3 * scale), scale)?;
+                    mark.draw(area, ((left + right) / 2, y), scale)?;
                 }
-                area.draw(&Text::new(entry.name.clone(), (right + 12 * scale as i32, y), style.clone()))?;
+                Sample::Level(dashes) => {
+                    draw_line(area, &[(left, y), (right, y)], *dashes, BLACK.stroke_width(3 * scale), scale)?;
+                }
             }
+            let text_left = right + (Self::GAP * scale) as i32;
+            // The centre of a line of text lies above that of its lower-case letters.
+            area.draw(&Text::new(entry.name.clone(), (text_left, y + 3 * scale as i32), style.clone()))?;
         }
         Ok(())
     }
+}
+
+fn level_dashes(index: usize) -> Dashes {
+    LEVEL_DASHES[index % LEVEL_DASHES.len()]
 }
 
 /// Makes the bundled font known to plotters, once.

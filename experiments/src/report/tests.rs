@@ -373,7 +373,7 @@ fn the_same_records_give_the_same_files() {
         assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(twin).unwrap(), "{}", path.display());
         n_files += 1;
     }
-    assert_eq!(n_files, 5 + 4);
+    assert_eq!(n_files, 5 + 6);
     let left_over = std::fs::read_dir(first.path())
         .unwrap()
         .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(".report-"));
@@ -387,7 +387,7 @@ fn the_page_is_whole_and_escaped() {
     let page = std::fs::read_to_string(files.html).unwrap();
     assert!(page.contains("<h1>Is 3 &lt; 4 &amp; why?</h1>"));
     assert!(page.contains("A &lt;fast&gt; CPU"));
-    assert_eq!(page.matches("<svg").count(), 2);
+    assert_eq!(page.matches("<svg").count(), 3);
     assert!(!page.contains("<script") && !page.contains("src="));
 }
 
