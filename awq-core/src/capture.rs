@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use burn::tensor::Tensor;
 
-use crate::backend::QuantBackend;
+use crate::backend::{QuantBackend, float_vec};
 use crate::model::{Block, Inspect, LinearName, NoTap, Tap};
 
 /// What a method looks at.
@@ -23,12 +23,13 @@ pub struct InputStats<B: QuantBackend> {
     batches: Vec<Tensor<B, 3>>,
     mean_abs: OnceLock<Tensor<B, 1>>,
     gram: OnceLock<Tensor<B, 2>>,
+    gram_f64: OnceLock<Vec<f64>>,
 }
 
 impl<B: QuantBackend> InputStats<B> {
     /// Of batches of `[batch, seq, in]`.
     pub fn new(batches: Vec<Tensor<B, 3>>) -> Self {
-        Self { batches, mean_abs: OnceLock::new(), gram: OnceLock::new() }
+        Self { batches, mean_abs: OnceLock::new(), gram: OnceLock::new(), gram_f64: OnceLock::new() }
     }
 
     /// The inputs, `[batch, seq, in]` each.
@@ -68,6 +69,19 @@ impl<B: QuantBackend> InputStats<B> {
         self.gram
             .get_or_init(|| sum().unwrap_or_else(|| panic!("activations of no tokens have no Gram matrix")))
             .clone()
+    }
+
+    /// [`Self::gram`] summed in f64 on the host, row-major `[in, in]`. All zero where there are no tokens.
+    pub fn gram_f64(&self) -> &[f64] {
+        self.gram_f64.get_or_init(|| {
+            let mut sum = vec![0.0; self.n_in() * self.n_in()];
+            for rows in self.rows() {
+                crate::host::gram::add_gram(&mut sum, &float_vec(rows), self.n_in());
+            }
+            let n_tokens = self.n_tokens().max(1) as f64;
+            sum.iter_mut().for_each(|entry| *entry /= n_tokens);
+            sum
+        })
     }
 
     /// Every `stride`-th token of all batches joined, `[n, in]`, such that about `n_tokens` remain (all, where there are fewer).

@@ -293,7 +293,7 @@ impl QuantizedModel {
         let (mut bits, mut weights) = (0_u64, 0_u64);
         for weight in self.blocks.iter().flat_map(|block| block.weights.values()) {
             let (n_out, n_in) = weight.shape();
-            bits += weight.grid().stored_bits(n_out, n_in);
+            bits += weight.stored_bits();
             weights += (n_out * n_in) as u64;
         }
         bits as f64 / weights.max(1) as f64

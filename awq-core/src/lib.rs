@@ -19,3 +19,5 @@ pub mod method;
 pub mod model;
 pub mod pack;
 pub mod quantized;
+pub mod rotation;
+pub mod transform;

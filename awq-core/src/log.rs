@@ -46,6 +46,19 @@ pub struct LinearLog {
     pub loss_before: Option<f64>,
     /// The same after.
     pub loss_after: Option<f64>,
+    /// How scaling changed the steps of this linear's groups; `None` for methods that scale no channel by a fixed factor.
+    pub step_change: Option<StepChange>,
     /// Numeric fall-backs, in words: a raised damping, a dead column.
     pub notes: Vec<String>,
+}
+
+/// What a scale on some input channels did to the quantization steps of the groups that hold them (AWQ paper, Table 2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepChange {
+    /// Groups of the linear.
+    pub n_groups: u64,
+    /// Groups whose step is another one after scaling.
+    pub n_changed: u64,
+    /// Mean over all groups of the step after scaling divided by the step before.
+    pub mean_ratio: f64,
 }

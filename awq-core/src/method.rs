@@ -6,9 +6,11 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::backend::QuantBackend;
+use crate::backend::{QuantBackend, float_vec};
 use crate::capture::{BlockInputs, CaptureNeeds, InputStats};
 use crate::grid::Grid;
 use crate::log::{BlockLog, LinearLog};
@@ -48,6 +50,7 @@ impl<'a, B: QuantBackend> BlockCtx<'a, B> {
             linear: facts.name,
             weight: self.block.params().linear(facts.name).weight.clone(),
             input: self.inputs.and_then(|inputs| inputs.get(facts.input)),
+            input_scale: None,
             grid: self.grid,
         }
     }
@@ -62,10 +65,58 @@ pub struct LinearCtx<'a, B: QuantBackend> {
     pub linear: LinearName,
     /// `[out, in]`.
     pub weight: Tensor<B, 2>,
-    /// What it sees on the calibration sequences.
+    /// What it sees on the calibration sequences, before `input_scale`.
     pub input: Option<&'a InputStats<B>>,
+    /// `[in]`; where present, the weight was multiplied by it and the input is to be divided by it.
+    pub input_scale: Option<Tensor<B, 1>>,
     /// The grid to round to.
     pub grid: &'a Grid,
+}
+
+impl<B: QuantBackend> LinearCtx<'_, B> {
+    /// `X^T X / n_tokens` of what the linear sees, `input_scale` divided out, row-major `[in, in]`, undamped. Sums are taken in
+    /// `precision`.
+    ///
+    /// # Errors
+    /// If the run has no calibration, or activations are not finite.
+    pub fn gram(&self, precision: Precision) -> Result<Vec<f64>, MethodError> {
+        let input =
+            self.input.ok_or(MethodError::NoCalibration { block_idx: self.block_idx, linear: self.linear.0 })?;
+        let mut gram = match precision {
+            Precision::F32 => float_vec(input.gram()).into_iter().map(f64::from).collect(),
+            Precision::F64 => input.gram_f64().to_vec(),
+        };
+        if let Some(scale) = &self.input_scale {
+            let scale: Vec<f64> = float_vec(scale.clone()).into_iter().map(f64::from).collect();
+            for (row, row_scale) in gram.chunks_mut(scale.len()).zip(&scale) {
+                row.iter_mut().zip(&scale).for_each(|(entry, col_scale)| *entry /= row_scale * col_scale);
+            }
+        }
+        if gram.iter().any(|entry| !entry.is_finite()) {
+            return Err(self.not_finite("an activation"));
+        }
+        Ok(gram)
+    }
+
+    /// An error for a value of this linear that is not finite.
+    pub fn not_finite(&self, what: &'static str) -> MethodError {
+        MethodError::NotFinite { block_idx: self.block_idx, linear: self.linear.0.into(), what }
+    }
+
+    /// An error for a combination that this linear cannot have.
+    pub fn unsupported(&self, what: impl Into<String>) -> MethodError {
+        MethodError::Unsupported { block_idx: self.block_idx, linear: self.linear.0.into(), what: what.into() }
+    }
+}
+
+/// Floating-point type of a computation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 32 bits.
+    F32,
+    /// 64 bits.
+    F64,
 }
 
 /// What a method wants done to a block. The driver applies it: folds first, then weights.
@@ -155,6 +206,18 @@ pub enum MethodError {
         linear: String,
         /// What it was.
         what: &'static str,
+    },
+    /// A Hessian that no damping within reason makes invertible.
+    #[error(
+        "block {block_idx}, {linear}: the Hessian is not positive definite after damping by {damp} of its mean diagonal; use more calibration tokens or a larger `damp`"
+    )]
+    NotPositiveDefinite {
+        /// Index of the block.
+        block_idx: usize,
+        /// Name of the linear.
+        linear: &'static str,
+        /// The last damping that was tried, relative to the mean of the diagonal.
+        damp: f64,
     },
     /// A combination that has no meaning.
     #[error("block {block_idx}, {linear}: {what}")]

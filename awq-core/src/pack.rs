@@ -92,6 +92,11 @@ impl PackedWeight {
         &self.rest.grid
     }
 
+    /// Stored bits of the matrix, see [`QuantizedWeight::stored_bits`].
+    pub fn stored_bits(&self) -> u64 {
+        self.rest.stored_bits()
+    }
+
     /// Output and input channels.
     pub fn shape(&self) -> (usize, usize) {
         (self.rest.n_out, self.rest.n_in)

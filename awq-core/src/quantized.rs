@@ -10,6 +10,26 @@ use sha2::{Digest, Sha256};
 
 use crate::backend::float_vec;
 use crate::grid::{Granularity, Grid, RANGE_FLOOR, Symmetry};
+use crate::transform::WeightTransform;
+
+/// The codes that mean zero, one a group, shaped as the scales.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ZeroPoints {
+    /// Codes: what checkpoint formats and kernels know.
+    Codes(Vec<u8>),
+    /// Real numbers, stored like scales (HQQ; QuIP, whose zero lies between two codes).
+    Real(Vec<f32>),
+}
+
+impl ZeroPoints {
+    /// The zero point of one group.
+    pub fn get(&self, index: usize) -> f32 {
+        match self {
+            Self::Codes(codes) => f32::from(codes[index]),
+            Self::Real(values) => values[index],
+        }
+    }
+}
 
 /// One quantized `[n_out, n_in]` matrix.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +45,9 @@ pub struct QuantizedWeight {
     /// One scale a group, row-major `[n_out, n_groups]` (`[1]` for a per-tensor grid).
     pub scale: Vec<f32>,
     /// One zero point a group, shaped as `scale`.
-    pub zero_point: Vec<u8>,
+    pub zero_point: ZeroPoints,
+    /// What lies between `(code - zero_point) * scale` and the weight; the identity for RTN and AWQ.
+    pub transform: WeightTransform,
 }
 
 impl QuantizedWeight {
@@ -39,14 +61,14 @@ impl QuantizedWeight {
             |(row, (weight, codes))| {
                 for (group, (weight, codes)) in weight.chunks_mut(group_len).zip(codes.chunks(group_len)).enumerate() {
                     let index = if per_tensor { 0 } else { row * n_groups + group };
-                    let (scale, zero_point) = (self.scale[index], f32::from(self.zero_point[index]));
+                    let (scale, zero_point) = (self.scale[index], self.zero_point.get(index));
                     for (w, &q) in weight.iter_mut().zip(codes) {
                         *w = (f32::from(q) - zero_point) * scale;
                     }
                 }
             },
         );
-        weight
+        self.transform.apply(weight, self.n_in)
     }
 
     /// [`Self::dequantize`] as a `[n_out, n_in]` tensor.
@@ -59,7 +81,20 @@ impl QuantizedWeight {
         self.grid.granularity.group_len(self.n_in)
     }
 
-    /// Feeds codes, scales and zero points to a hash: equal hashes mean the same quantized weight, bit for bit.
+    /// Stored bits of the matrix: codes, scales, zero points and what the transform needs.
+    pub fn stored_bits(&self) -> u64 {
+        let scale_bits = u64::from(self.grid.scale_dtype.bits());
+        let zero_bits = match (&self.zero_point, self.grid.symmetry) {
+            (ZeroPoints::Real(_), _) => scale_bits,
+            (ZeroPoints::Codes(_), Symmetry::Asymmetric) => u64::from(self.grid.bits.get()),
+            (ZeroPoints::Codes(_), Symmetry::SymmetricFullRange | Symmetry::SymmetricRestricted) => 0,
+        };
+        // Not from the length of `codes`: a packed weight keeps them elsewhere.
+        let code_bits = (self.n_out * self.n_in) as u64 * u64::from(self.grid.bits.get());
+        code_bits + self.scale.len() as u64 * (scale_bits + zero_bits) + self.transform.stored_bits(&self.grid)
+    }
+
+    /// Feeds codes, scales, zero points and transform to a hash: equal hashes mean the same quantized weight, bit for bit.
     pub fn hash_into(&self, hasher: &mut Sha256) {
         hasher.update((self.n_out as u64).to_le_bytes());
         hasher.update((self.n_in as u64).to_le_bytes());
@@ -67,7 +102,11 @@ impl QuantizedWeight {
         for scale in &self.scale {
             hasher.update(scale.to_le_bytes());
         }
-        hasher.update(&self.zero_point);
+        match &self.zero_point {
+            ZeroPoints::Codes(codes) => hasher.update(codes),
+            ZeroPoints::Real(values) => values.iter().for_each(|value| hasher.update(value.to_le_bytes())),
+        }
+        self.transform.hash_into(hasher);
     }
 }
 
@@ -95,7 +134,8 @@ pub(crate) fn quantize_tensor<B: Backend>(weight: Tensor<B, 2>, grid: &Grid) -> 
         grid: *grid,
         codes: to_u8(rows(|(codes, _)| codes.clone())),
         scale: rows(|(_, params)| params.scale.clone()),
-        zero_point: to_u8(rows(|(_, params)| params.zero_point.clone())),
+        zero_point: ZeroPoints::Codes(to_u8(rows(|(_, params)| params.zero_point.clone()))),
+        transform: WeightTransform::Identity,
     }
 }
 

@@ -152,20 +152,20 @@ impl Awq {
         rounding: &dyn LinearMethod<B>,
     ) -> Result<(QuantizedWeight, LinearLog), MethodError> {
         let mut weight = params.linear(facts.name).weight.clone();
+        let groups = ctx.block.layout().scale_groups;
+        let scales_linear = |(group_idx, _): &&(usize, Tensor<B, 1>)| groups[*group_idx].linears.contains(&facts.name);
+        let input_scale = scales.iter().find(scales_linear).map(|(_, scale)| scale.clone());
         let mut clip_losses = None;
         if let (ClipStep::Search(search), true) = (&self.clip, facts.clips) {
             let mut rows = ctx.input(facts.input)?.sampled_rows(search.n_tokens.get());
-            let groups = ctx.block.layout().scale_groups;
-            if let Some((_, scale)) =
-                scales.iter().find(|(group_idx, _)| groups[*group_idx].linears.contains(&facts.name))
-            {
+            if let Some(scale) = &input_scale {
                 rows = rows / scale.clone().unsqueeze::<2>();
             }
             let outcome = search.run(ctx, facts.name, weight.clone(), rows)?;
             clip_losses = Some((outcome.loss_before, outcome.loss_after));
             weight = outcome.weight;
         }
-        let linear_ctx = LinearCtx { weight, ..ctx.linear(facts) };
+        let linear_ctx = LinearCtx { weight, input_scale, ..ctx.linear(facts) };
         let (quantized, mut log) = rounding.quantize_linear(&linear_ctx)?;
         if let Some((before, after)) = clip_losses {
             (log.loss_before, log.loss_after) = (Some(before), Some(after));

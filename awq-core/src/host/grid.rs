@@ -4,7 +4,8 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use crate::grid::{Granularity, Grid, GroupParams};
-use crate::quantized::QuantizedWeight;
+use crate::quantized::{QuantizedWeight, ZeroPoints};
+use crate::transform::WeightTransform;
 
 /// Adding and subtracting 1.5 * 2^23 rounds half to even; exact for magnitudes below 2^22.
 const ROUND: f32 = 12_582_912.0;
@@ -28,7 +29,8 @@ pub fn quantize(weight: &[f32], n_out: usize, n_in: usize, grid: &Grid) -> Quant
             encode(group, codes, &params, grid);
         }
     });
-    QuantizedWeight { n_out, n_in, grid: *grid, codes, scale, zero_point }
+    let (zero_point, transform) = (ZeroPoints::Codes(zero_point), WeightTransform::Identity);
+    QuantizedWeight { n_out, n_in, grid: *grid, codes, scale, zero_point, transform }
 }
 
 /// Replaces a row-major `[n_out, n_in]` weight by its quantized values.

@@ -7,4 +7,5 @@ pub mod attention;
 pub mod clip;
 pub mod elementwise;
 pub mod exp;
+pub mod gram;
 pub mod grid;
