@@ -83,8 +83,9 @@ pub trait QuantBackend: Backend {
 
     /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
     fn rms_norm(x: Tensor<Self, 3>, weight: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 3> {
-        let inverse_rms = (x.clone().powi_scalar(2).mean_dim(2) + eps).sqrt().recip();
-        x * inverse_rms * weight.unsqueeze::<3>()
+        // Not `recip`: on some backends it is a 14-bit approximation.
+        let rms = (x.clone().powi_scalar(2).mean_dim(2) + eps).sqrt();
+        x / rms * weight.unsqueeze::<3>()
     }
 
     /// Negative log-likelihood in nats of each target under its row of logits, `logits: [n, vocab]`.

@@ -61,7 +61,10 @@ pub fn causal_attention(
             let weights = MatRef::from_row_major_slice(&scores, n_queries, n_keys);
             let out_end = (n_queries - 1) * q_width + head_dim;
             let out_head = &mut out_rows[head * head_dim..][..out_end];
-            let out_mat = MatMut::from_row_major_slice_with_stride_mut(out_head, n_queries, head_dim, q_width);
+            // faer 0.24 mixes up the strides of a row-major `MatMut` with a stride (and writes out of bounds); its
+            // column-major one, transposed, is the same view.
+            let out_mat = MatMut::from_column_major_slice_with_stride_mut(out_head, head_dim, n_queries, q_width);
+            let out_mat = out_mat.transpose_mut();
             matmul(out_mat, Accum::Replace, weights, values, 1.0, Par::Seq);
         }
     });
