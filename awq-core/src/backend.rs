@@ -34,6 +34,11 @@ pub struct RotaryTable<B: Backend> {
 
 /// A burn backend that this crate runs on. Overrides must agree with the defaults up to rounding.
 pub trait QuantBackend: Backend {
+    /// `x W^T` for `x: [n, in]` and `weight: [out, in]`; returns `[n, out]`.
+    fn matmul_transposed(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        x.matmul(weight.transpose())
+    }
+
     /// Rounds a `[out, in]` weight onto `grid`: minimum and maximum of each group set its scale and zero point.
     fn quantize_weight(weight: Tensor<Self, 2>, grid: &Grid) -> QuantizedWeight {
         crate::quantized::quantize_tensor(weight, grid)
@@ -161,8 +166,10 @@ impl QuantBackend for burn::backend::Wgpu {}
 /// The CPU backends share the loops of [`crate::host`].
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 macro_rules! host_backend {
-    ($backend:ty) => {
+    ($backend:ty, $($override:item)*) => {
         impl QuantBackend for $backend {
+            $($override)*
+
             fn quantize_weight(weight: Tensor<Self, 2>, grid: &Grid) -> QuantizedWeight {
                 let [n_out, n_in] = weight.dims();
                 crate::host::grid::quantize(&float_vec(weight), n_out, n_in, grid)
@@ -239,6 +246,23 @@ macro_rules! host_backend {
 }
 
 #[cfg(feature = "flex")]
-host_backend!(burn::backend::Flex);
+host_backend!(
+    burn::backend::Flex,
+    fn matmul_transposed(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let ([n, n_in], [n_out, _], device) = (x.dims(), weight.dims(), x.device());
+        let (x, weight) = (flex_values(x), flex_values(weight));
+        let out = crate::host::matmul::matmul_transposed(x.storage::<f32>(), weight.storage::<f32>(), n_in);
+        Tensor::from_data(TensorData::new(out, [n, n_out]), &device)
+    }
+);
+
+/// A tensor whose storage holds exactly its values, row-major, without a copy where that is so already.
+#[cfg(feature = "flex")]
+fn flex_values(tensor: Tensor<burn::backend::Flex, 2>) -> burn::backend::flex::FlexTensor {
+    let n = tensor.shape().num_elements();
+    let primitive = tensor.into_primitive().tensor();
+    let exact = primitive.is_contiguous() && primitive.layout().start_offset() == 0 && primitive.bytes().len() == 4 * n;
+    if exact { primitive } else { burn::backend::flex::FlexTensor::from_data(primitive.into_data()) }
+}
 #[cfg(feature = "ndarray")]
-host_backend!(burn::backend::NdArray<f32>);
+host_backend!(burn::backend::NdArray<f32>,);

@@ -144,9 +144,9 @@ fn candidate_loss<B: QuantBackend>(
 }
 
 /// Mean over tokens and outputs of `(x dW^T)^2`, from `G = X^T X / n_tokens`: `tr(dW G dW^T) / out`. As many operations as
-/// one product with `in` tokens, however many tokens there are.
+/// one product with `in` tokens, however many tokens there are. `G` is its own transpose.
 fn linear_loss<B: QuantBackend>(delta: Tensor<B, 2>, gram: Tensor<B, 2>) -> f64 {
     let [n_out, _] = delta.dims();
-    let sum: f64 = (delta.clone().matmul(gram) * delta).sum().into_scalar().elem();
+    let sum: f64 = (B::matmul_transposed(delta.clone(), gram) * delta).sum().into_scalar().elem();
     sum / n_out as f64
 }

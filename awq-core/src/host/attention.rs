@@ -2,7 +2,6 @@
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::elementwise::{lane_max, lane_sum};
@@ -76,36 +75,37 @@ fn rows(slice: &[f32], n: usize, width: usize, stride: usize) -> MatRef<'_, f32>
     MatRef::from_row_major_slice_with_stride(&slice[..(n - 1) * stride + width], n, width, stride)
 }
 
-/// Softmax over the first `visible` scores; the rest becomes zero.
-fn causal_softmax(row: &mut [f32], visible: usize) {
-    let (seen, hidden) = row.split_at_mut(visible);
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            let max = lane_max(seen);
-            for score in seen.iter_mut() {
-                *score = exp(*score - max);
+vectorized! {
+    /// Softmax over the first `visible` scores; the rest becomes zero.
+    fn causal_softmax<'a>(row: &'a mut [f32], visible: usize) -> () {
+        let (seen, hidden) = row.split_at_mut(visible);
+        let max = lane_max(seen);
+        for score in seen.iter_mut() {
+            *score = exp(*score - max);
+        }
+        let inverse_sum = 1.0 / lane_sum(seen);
+        for score in seen.iter_mut() {
+            *score *= inverse_sum;
+        }
+        hidden.fill(0.0);
+    }
+
+    fn rotate_row<'a>(row: &'a mut [f32], cos: &'a [f32], sin: &'a [f32]) -> () {
+        let half = cos.len();
+        for head in row.chunks_exact_mut(2 * half) {
+            let (first, second) = head.split_at_mut(half);
+            for (((a, b), &c), &s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
             }
-            let inverse_sum = 1.0 / lane_sum(seen, |w| w);
-            for score in seen.iter_mut() {
-                *score *= inverse_sum;
-            }
-        },
-    );
-    hidden.fill(0.0);
+        }
+    }
 }
 
 /// Rotates channel pairs `(c, c + head_dim / 2)` of every head, in place.
 fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], seq: usize, width: usize, head_dim: usize) {
     let half = head_dim / 2;
     x.par_chunks_mut(width).enumerate().with_min_len(32).for_each(|(row_idx, row)| {
-        let position = row_idx % seq;
-        let (cos, sin) = (&cos[position * half..][..half], &sin[position * half..][..half]);
-        for head in row.chunks_exact_mut(head_dim) {
-            let (first, second) = head.split_at_mut(half);
-            for (((a, b), &c), &s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
-            }
-        }
+        let angles = row_idx % seq * half..(row_idx % seq + 1) * half;
+        rotate_row(row, &cos[angles.clone()], &sin[angles]);
     });
 }

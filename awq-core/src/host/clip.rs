@@ -2,10 +2,9 @@
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
-use pulp::Arch;
 use rayon::prelude::*;
 
-use super::elementwise::lane_sum;
+use super::elementwise::dot;
 use super::grid::{code, group_params};
 use crate::grid::{Grid, GroupParams};
 
@@ -66,6 +65,7 @@ fn best_bounds(part: &[f32], len: usize, gram: &[f32], grid: &Grid, factors: &[f
     let mut found: Vec<Found> = Vec::new();
     let mut delta = vec![0.0; part.len()];
     let mut product = vec![0.0; part.len()];
+    let mut losses = vec![0.0; n_rows];
     for &factor in factors {
         for ((delta, row), &full) in delta.chunks_exact_mut(len).zip(part.chunks_exact(len)).zip(&largest) {
             quantization_error(delta, row, full * factor as f32, grid);
@@ -73,8 +73,8 @@ fn best_bounds(part: &[f32], len: usize, gram: &[f32], grid: &Grid, factors: &[f
         let target = MatMut::from_row_major_slice_mut(&mut product, n_rows, len);
         let errors = MatRef::from_row_major_slice(&delta, n_rows, len);
         matmul(target, Accum::Replace, errors, MatRef::from_row_major_slice(gram, len, len), 1.0, Par::Seq);
-        for (row_idx, (delta, product)) in delta.chunks_exact(len).zip(product.chunks_exact(len)).enumerate() {
-            let loss = dot(delta, product);
+        row_dots(&delta, &product, len, &mut losses);
+        for (row_idx, &loss) in losses.iter().enumerate() {
             let bound = largest[row_idx] * factor as f32;
             match found.get_mut(row_idx) {
                 None => found.push(Found { bound, loss_before: loss, loss_after: loss }),
@@ -86,42 +86,29 @@ fn best_bounds(part: &[f32], len: usize, gram: &[f32], grid: &Grid, factors: &[f
     found
 }
 
-/// `delta = Q(clamp(row, bound)) - row`.
-fn quantization_error(delta: &mut [f32], row: &[f32], bound: f32, grid: &Grid) {
-    delta.copy_from_slice(row);
-    clamp(delta, bound);
-    let GroupParams { scale, zero_point } = group_params(delta, grid);
-    let (low, high) = (f32::from(grid.min_code()), f32::from(grid.bits.max_code()));
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            for (d, &w) in delta.iter_mut().zip(row) {
-                *d = (code(*d, scale, zero_point, low, high) - zero_point) * scale - w;
-            }
-        },
-    );
+vectorized! {
+    /// `delta = Q(clamp(row, bound)) - row`.
+    fn quantization_error<'a>(delta: &'a mut [f32], row: &'a [f32], bound: f32, grid: &'a Grid) -> () {
+        for (d, &w) in delta.iter_mut().zip(row) {
+            *d = w.clamp(-bound, bound);
+        }
+        let GroupParams { scale, zero_point } = group_params(delta, grid);
+        let (low, high) = (f32::from(grid.min_code()), f32::from(grid.bits.max_code()));
+        for (d, &w) in delta.iter_mut().zip(row) {
+            *d = (code(*d, scale, zero_point, low, high) - zero_point) * scale - w;
+        }
+    }
+
+    /// Sum of products of each pair of rows of `len` values.
+    fn row_dots<'a>(a: &'a [f32], b: &'a [f32], len: usize, out: &'a mut [f32]) -> () {
+        for ((out, a), b) in out.iter_mut().zip(a.chunks_exact(len)).zip(b.chunks_exact(len)) {
+            *out = dot(a, b);
+        }
+    }
 }
 
 fn clamp(values: &mut [f32], bound: f32) {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            for w in values.iter_mut() {
-                *w = w.clamp(-bound, bound);
-            }
-        },
-    );
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut products = [0.0_f32; 16];
-    let chunks = a.chunks_exact(16).zip(b.chunks_exact(16));
-    for (a, b) in chunks {
-        for ((sum, &x), &y) in products.iter_mut().zip(a).zip(b) {
-            *sum += x * y;
-        }
+    for w in values {
+        *w = w.clamp(-bound, bound);
     }
-    let tail = a.len() / 16 * 16;
-    let rest: f32 = a[tail..].iter().zip(&b[tail..]).map(|(x, y)| x * y).sum();
-    lane_sum(&products, |v| v) + rest
 }

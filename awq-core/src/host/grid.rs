@@ -1,6 +1,5 @@
 //! Quantization onto a [`Grid`] in one pass over each group while it is in the first-level cache.
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use crate::grid::{Granularity, Grid, GroupParams};
@@ -21,13 +20,7 @@ pub fn quantize(weight: &[f32], n_out: usize, n_in: usize, grid: &Grid) -> Quant
     let rows = weight.par_chunks(groups.row_len).zip(codes.par_chunks_mut(groups.row_len));
     let params = scale.par_chunks_mut(groups.per_row).zip(zero_point.par_chunks_mut(groups.per_row));
     rows.zip(params).for_each(|((row, codes), (scale, zero_point))| {
-        let groups_of_row = row.chunks(groups.len).zip(codes.chunks_mut(groups.len));
-        for (((group, codes), scale), zero_point) in groups_of_row.zip(scale).zip(zero_point) {
-            let params = group_params(group, grid);
-            *scale = params.scale;
-            *zero_point = params.zero_point as u8;
-            encode(group, codes, &params, grid);
-        }
+        quantize_row(row, codes, scale, zero_point, groups.len, grid);
     });
     let (zero_point, transform) = (ZeroPoints::Codes(zero_point), WeightTransform::Identity);
     QuantizedWeight { n_out, n_in, grid: *grid, codes, scale, zero_point, transform }
@@ -36,35 +29,31 @@ pub fn quantize(weight: &[f32], n_out: usize, n_in: usize, grid: &Grid) -> Quant
 /// Replaces a row-major `[n_out, n_in]` weight by its quantized values.
 pub fn fake_quant(weight: &mut [f32], n_out: usize, n_in: usize, grid: &Grid) {
     let groups = GroupLayout::new(n_out, n_in, grid);
-    let arch = Arch::new();
-    let (low, high) = (f32::from(grid.min_code()), f32::from(grid.bits.max_code()));
-    weight.par_chunks_mut(groups.row_len).with_min_len(8).for_each(|row| {
-        for group in row.chunks_mut(groups.len) {
-            let GroupParams { scale, zero_point } = group_params(group, grid);
-            arch.dispatch(
-                #[inline(always)]
-                || {
-                    for w in group.iter_mut() {
-                        *w = (code(*w, scale, zero_point, low, high) - zero_point) * scale;
-                    }
-                },
-            );
-        }
-    });
+    weight.par_chunks_mut(groups.row_len).with_min_len(8).for_each(|row| fake_quant_row(row, groups.len, grid));
 }
 
-/// Codes of one group under given parameters.
-fn encode(group: &[f32], codes: &mut [u8], params: &GroupParams, grid: &Grid) {
-    let (low, high) = (f32::from(grid.min_code()), f32::from(grid.bits.max_code()));
-    let GroupParams { scale, zero_point } = *params;
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
+vectorized! {
+    fn quantize_row<'a>(row: &'a [f32], codes: &'a mut [u8], scale: &'a mut [f32], zero_point: &'a mut [u8], len: usize, grid: &'a Grid) -> () {
+        let (low, high) = (f32::from(grid.min_code()), f32::from(grid.bits.max_code()));
+        let groups = row.chunks(len).zip(codes.chunks_mut(len));
+        for (((group, codes), stored_scale), stored_zero) in groups.zip(scale).zip(zero_point) {
+            let GroupParams { scale, zero_point } = group_params(group, grid);
+            (*stored_scale, *stored_zero) = (scale, zero_point as u8);
             for (q, &w) in codes.iter_mut().zip(group) {
                 *q = code(w, scale, zero_point, low, high) as u8;
             }
-        },
-    );
+        }
+    }
+
+    fn fake_quant_row<'a>(row: &'a mut [f32], len: usize, grid: &'a Grid) -> () {
+        let (low, high) = (f32::from(grid.min_code()), f32::from(grid.bits.max_code()));
+        for group in row.chunks_mut(len) {
+            let GroupParams { scale, zero_point } = group_params(group, grid);
+            for w in group {
+                *w = (code(*w, scale, zero_point, low, high) - zero_point) * scale;
+            }
+        }
+    }
 }
 
 /// The code of one weight, as a float.
@@ -76,25 +65,21 @@ pub(crate) fn code(w: f32, scale: f32, zero_point: f32, low: f32, high: f32) -> 
 }
 
 /// Parameters of a group from its extrema.
+#[inline(always)]
 pub(crate) fn group_params(group: &[f32], grid: &Grid) -> GroupParams {
-    let (min, max) = Arch::new().dispatch(
-        #[inline(always)]
-        || extrema(group),
-    );
+    let (min, max) = extrema(group);
     grid.group_params(min, max)
 }
 
 #[inline(always)]
 fn extrema(values: &[f32]) -> (f32, f32) {
     const LANES: usize = 16;
-    let mut low = [f32::INFINITY; LANES];
-    let mut high = [f32::NEG_INFINITY; LANES];
-    let chunks = values.chunks_exact(LANES);
-    let rest = chunks.remainder();
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let (mut low, mut high) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
     for chunk in chunks {
-        for ((lo, hi), &v) in low.iter_mut().zip(&mut high).zip(chunk) {
-            *lo = if v < *lo { v } else { *lo };
-            *hi = if v > *hi { v } else { *hi };
+        for lane in 0..LANES {
+            low[lane] = if chunk[lane] < low[lane] { chunk[lane] } else { low[lane] };
+            high[lane] = if chunk[lane] > high[lane] { chunk[lane] } else { high[lane] };
         }
     }
     let min = low.iter().chain(rest).fold(f32::INFINITY, |a, &b| a.min(b));

@@ -39,7 +39,7 @@ impl<B: QuantBackend> Linear<B> {
 
     /// `x W^T + b` for `x: [n, in]`.
     pub fn forward_rows(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let y = x.matmul(self.weight.clone().transpose());
+        let y = B::matmul_transposed(x, self.weight.clone());
         match &self.bias {
             Some(bias) => y + bias.clone().unsqueeze::<2>(),
             None => y,

@@ -167,7 +167,7 @@ impl<B: QuantBackend> Decoder<B> for Llama<B> {
     }
 
     fn head(&self, rows: Tensor<B, 2>) -> Tensor<B, 2> {
-        rows.matmul(self.head.as_ref().unwrap_or(&self.embedding).clone().transpose())
+        B::matmul_transposed(rows, self.head.as_ref().unwrap_or(&self.embedding).clone())
     }
 }
 
