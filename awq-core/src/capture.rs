@@ -3,12 +3,15 @@
 //! Statistics are computed on first use and kept, so that every cell of a sweep that looks at the same block shares them.
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use burn::tensor::Tensor;
 
+use crate::awq::ScaleSearch;
 use crate::backend::{QuantBackend, float_vec};
-use crate::model::{Block, Inspect, LinearName, NoTap, Tap};
+use crate::grid::Grid;
+use crate::log::ScaleSearchLog;
+use crate::model::{Block, Inspect, LinearName, NoTap, ScaleGroup, Tap};
 
 /// What a method looks at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,6 +115,17 @@ pub struct BlockInputs<B: QuantBackend> {
     by_linear: BTreeMap<LinearName, InputStats<B>>,
     attention_out: OnceLock<Vec<Tensor<B, 3>>>,
     mlp_out: OnceLock<Vec<Tensor<B, 3>>>,
+    scale_searches: Mutex<Vec<FoundScale<B>>>,
+}
+
+/// A finished scale search and what it was asked.
+#[derive(Clone, Debug)]
+struct FoundScale<B: QuantBackend> {
+    group: String,
+    grid: Grid,
+    search: ScaleSearch,
+    scale: Tensor<B, 1>,
+    log: ScaleSearchLog,
 }
 
 impl<B: QuantBackend> BlockInputs<B> {
@@ -125,12 +139,32 @@ impl<B: QuantBackend> BlockInputs<B> {
     /// From the inputs of each linear, by the name under which the layout captures them.
     pub fn from_batches(seen: BTreeMap<LinearName, Vec<Tensor<B, 3>>>) -> Self {
         let by_linear = seen.into_iter().map(|(linear, batches)| (linear, InputStats::new(batches))).collect();
-        Self { by_linear, attention_out: OnceLock::new(), mlp_out: OnceLock::new() }
+        Self { by_linear, attention_out: OnceLock::new(), mlp_out: OnceLock::new(), scale_searches: Mutex::default() }
     }
 
     /// The inputs captured under a name.
     pub fn get(&self, linear: LinearName) -> Option<&InputStats<B>> {
         self.by_linear.get(&linear)
+    }
+
+    /// The result of a scale search, run only if no other cell of the sweep has asked the same of this block: AWQ with and
+    /// without clipping share their scales.
+    pub(crate) fn scale_search<E>(
+        &self,
+        group: &ScaleGroup,
+        grid: &Grid,
+        search: &ScaleSearch,
+        run: impl FnOnce() -> Result<(Tensor<B, 1>, ScaleSearchLog), E>,
+    ) -> Result<(Tensor<B, 1>, ScaleSearchLog), E> {
+        let group = group.label();
+        let mut found = self.scale_searches.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = found.iter().find(|known| known.group == group && known.grid == *grid && known.search == *search);
+        if let Some(known) = known {
+            return Ok((known.scale.clone(), known.log.clone()));
+        }
+        let (scale, log) = run()?;
+        found.push(FoundScale { group, grid: *grid, search: search.clone(), scale: scale.clone(), log: log.clone() });
+        Ok((scale, log))
     }
 
     /// Outputs of a module of the full-precision block, one a batch. `input` is the capture name of the module's input.

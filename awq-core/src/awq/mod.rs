@@ -135,7 +135,11 @@ impl Awq {
         let ScaleStep::Search(search) = &self.scale else { return Ok(Vec::new()) };
         let mut scales = Vec::new();
         for (group_idx, group) in ctx.block.layout().scale_groups.iter().enumerate() {
-            let (scale, search_log) = search.run(ctx, group)?;
+            let run = || search.run(ctx, group);
+            let (scale, search_log) = match ctx.inputs {
+                Some(inputs) => inputs.scale_search(group, ctx.grid, search, run)?,
+                None => run()?,
+            };
             scales.push((group_idx, scale));
             log.scale_searches.push(search_log);
         }
