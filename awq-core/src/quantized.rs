@@ -113,28 +113,28 @@ impl QuantizedWeight {
 /// The definition of quantization in tensor operations, for any backend.
 pub(crate) fn quantize_tensor<B: Backend>(weight: Tensor<B, 2>, grid: &Grid) -> QuantizedWeight {
     let [n_out, n_in] = weight.dims();
-    let mut parts = Vec::new();
+    let (mut all_codes, mut scales, mut zero_points) = (Vec::new(), Vec::new(), Vec::new());
     for segment in segments(weight, grid) {
         let params = group_params(segment.clone(), grid);
-        let codes = codes(segment, &params, grid);
-        parts.push((codes, params));
+        all_codes.push(codes(segment, &params, grid));
+        scales.push(params.scale);
+        zero_points.push(params.zero_point);
     }
-    let rows = |select: fn(&(Tensor<B, 3>, TensorParams<B>)) -> Tensor<B, 3>| {
-        let flat = |part| {
-            let part: Tensor<B, 3> = select(part);
+    let rows = |parts: Vec<Tensor<B, 3>>| {
+        let flat = |part: Tensor<B, 3>| {
             let [rows, groups, len] = part.dims();
             part.reshape([rows, groups * len])
         };
-        float_vec(Tensor::cat(parts.iter().map(flat).collect(), 1))
+        float_vec(Tensor::cat(parts.into_iter().map(flat).collect(), 1))
     };
     let to_u8 = |values: Vec<f32>| values.into_iter().map(|value| value as u8).collect();
     QuantizedWeight {
         n_out,
         n_in,
         grid: *grid,
-        codes: to_u8(rows(|(codes, _)| codes.clone())),
-        scale: rows(|(_, params)| params.scale.clone()),
-        zero_point: ZeroPoints::Codes(to_u8(rows(|(_, params)| params.zero_point.clone()))),
+        codes: to_u8(rows(all_codes)),
+        scale: rows(scales),
+        zero_point: ZeroPoints::Codes(to_u8(rows(zero_points))),
         transform: WeightTransform::Identity,
     }
 }

@@ -20,26 +20,20 @@ pub trait DeviceJob {
 /// # Errors
 /// A name that is unknown, a backend that this program was built without, or one that the machine lacks; each says what to do.
 pub fn run_on<J: DeviceJob>(name: &str, job: J) -> anyhow::Result<J::Output> {
-    let (backend, index) = split(name)?;
-    match backend {
+    check_name(name)?;
+    match split(name)? {
         #[cfg(feature = "flex")]
-        "flex" => job.run::<burn::backend::Flex>(Default::default()),
+        ("flex", _) => job.run::<burn::backend::Flex>(Default::default()),
         #[cfg(feature = "ndarray")]
-        "ndarray" => job.run::<burn::backend::NdArray<f32>>(Default::default()),
+        ("ndarray", _) => job.run::<burn::backend::NdArray<f32>>(Default::default()),
         #[cfg(feature = "cuda")]
-        "cuda" => {
+        ("cuda", index) => {
             probe_cuda()?;
             job.run::<burn::backend::Cuda<f32>>(burn::backend::cuda::CudaDevice::new(index))
         }
         #[cfg(feature = "wgpu")]
-        "wgpu" => job.run::<burn::backend::Wgpu>(Default::default()),
-        "flex" | "ndarray" | "cuda" | "wgpu" => {
-            bail!("device `{name}`: this program was built without it; build with `--features {backend}`")
-        }
-        _ => {
-            let _ = index;
-            bail!("device `{name}` is unknown; use flex, ndarray, cuda, cuda:N or wgpu")
-        }
+        ("wgpu", _) => job.run::<burn::backend::Wgpu>(Default::default()),
+        (backend, _) => bail!("device `{name}`: {backend} is known by name, but no backend stands for it"),
     }
 }
 

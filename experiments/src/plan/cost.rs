@@ -23,7 +23,7 @@ pub(super) fn describe(cell: &Cell) -> String {
     format!("scores about {} tokens, roughly {} on a 200 GFLOP/s CPU", thousands(tokens), duration(seconds))
 }
 
-/// Memory for one model: one block in f32, hidden states, and the packed results of a sweep.
+/// Memory for one model: one block in f32, the packed results of a sweep, and what is in flight.
 pub(super) fn model_summary(model: &ModelSpec, cells: &[Cell]) -> Option<String> {
     let params = parameters(model)?;
     let packed: f64 = cells
@@ -31,17 +31,17 @@ pub(super) fn model_summary(model: &ModelSpec, cells: &[Cell]) -> Option<String>
         .filter_map(|cell| cell.quantization.as_ref())
         .map(|q| params * (f64::from(q.grid.bits.get()) + 0.5) / 8.0)
         .sum();
-    let gib = |bytes: f64| bytes / f64::from(1 << 30);
     // A decoder has 20 to 100 blocks; one in thirty is close enough for a plan.
     let block = params / 30.0 * 4.0;
     Some(format!(
-        "{}: {:.2}e9 parameters by its name; needs about {:.1} GiB (one block {:.2}, packed results of all cells {:.1}, hidden states 1-2), not the {:.1} of the whole model in f32.",
+        "{}: {} parameters by its name; needs about {} (one block {}, packed results of all cells {}) and up to 2 GiB of \
+         hidden states and logits, not the {} of the whole model in f32.",
         model.name,
-        params / 1e9,
-        gib(block + packed) + 2.0,
-        gib(block),
-        gib(packed),
-        gib(params * 4.0),
+        count(params),
+        bytes(block + packed),
+        bytes(block),
+        bytes(packed),
+        bytes(params * 4.0),
     ))
 }
 
@@ -86,6 +86,16 @@ fn parameters(model: &ModelSpec) -> Option<f64> {
 
 fn thousands(tokens: f64) -> String {
     format!("{:.0}k", (tokens / 1000.0).max(1.0))
+}
+
+/// `7.0B`, `135M`.
+fn count(params: f64) -> String {
+    if params < 1e9 { format!("{:.0}M", params / 1e6) } else { format!("{:.1}B", params / 1e9) }
+}
+
+fn bytes(bytes: f64) -> String {
+    let mib = bytes / f64::from(1 << 20);
+    if mib < 1000.0 { format!("{mib:.0} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
 }
 
 fn duration(seconds: f64) -> String {

@@ -1,0 +1,87 @@
+//! Every experiment file of this repository parses, plans and tells editors where its schema is.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::{Path, PathBuf};
+
+use experiments::config::{ExperimentSpec, json_schema};
+use experiments::device;
+use experiments::plan::Plan;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Every TOML file below `configs`, with the number of folders between them.
+fn config_files() -> Vec<(PathBuf, usize)> {
+    let mut files = Vec::new();
+    let mut folders = vec![(root().join("configs"), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push((path, depth + 1));
+            } else if path.extension().is_some_and(|extension| extension == "toml") {
+                files.push((path, depth));
+            }
+        }
+    }
+    files.sort();
+    assert!(files.len() >= 5, "only {} experiment files found", files.len());
+    files
+}
+
+#[test]
+fn every_file_parses_and_plans() {
+    for (path, _) in config_files() {
+        let spec = ExperimentSpec::read(&path).unwrap_or_else(|error| panic!("{error:#}"));
+        device::check_name(&spec.run.device).unwrap_or_else(|error| panic!("{}: {error:#}", path.display()));
+        let plan = Plan::new(&spec);
+        let n_quantized = spec.models.len() * spec.methods.len() * spec.grids.grids().len();
+        assert_eq!(plan.cells().count(), spec.models.len() + n_quantized, "{}", path.display());
+        assert!(plan.describe().starts_with(&format!("Question: {}\n", spec.question)));
+    }
+}
+
+#[test]
+fn every_file_names_the_schema_in_its_first_line() {
+    for (path, depth) in config_files() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let up = if depth == 0 { "./".to_owned() } else { "../".repeat(depth) };
+        let expected = format!("#:schema {up}experiment.schema.json");
+        assert_eq!(text.lines().next(), Some(expected.as_str()), "{}", path.display());
+    }
+}
+
+#[test]
+fn the_schema_file_is_that_of_the_types() {
+    let path = root().join("configs/experiment.schema.json");
+    let stored = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        stored == json_schema(),
+        "configs/experiment.schema.json is not what the types say; write it again:\n\
+         cargo run --release -p experiments -- schema > configs/experiment.schema.json"
+    );
+}
+
+/// A published number that no cell can match would only ever be a footnote.
+#[test]
+fn every_published_number_stands_beside_a_cell() {
+    for (path, _) in config_files() {
+        let spec = ExperimentSpec::read(&path).unwrap();
+        let plan = Plan::new(&spec);
+        for reference in &spec.references {
+            let matches = plan.cells().any(|cell| {
+                let grid = reference.grid.as_deref().unwrap_or_default();
+                let same_method = grid.is_empty() || cell.method_label() == reference.method;
+                cell.model.name == reference.model && cell.grid_label() == grid && same_method
+            });
+            assert!(matches, "{}: no cell for the published {reference:?}", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_quickstart_plans_these_cells() {
+    let spec = ExperimentSpec::read(&root().join("configs/quickstart.toml")).unwrap();
+    insta::assert_snapshot!(Plan::new(&spec).describe(), @"");
+}

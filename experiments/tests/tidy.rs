@@ -1,0 +1,162 @@
+//! What documents claim about the repository is true, and what is committed under `results` follows from its records.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use assert_cmd::cargo::cargo_bin_cmd;
+use experiments::config::ExperimentSpec;
+use experiments::registry::MethodSpec;
+
+/// Lines that a source file may have, tests included.
+const MAX_LINES: usize = 500;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Every file below `folder`, by its path from there, with its content.
+fn files_below(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                files.insert(path.strip_prefix(folder).unwrap().to_owned(), std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    files
+}
+
+/// What stands between single backticks and looks like a path: a slash in it or a file's ending, no space, no pattern.
+fn paths_named_in(document: &str) -> Vec<&str> {
+    let endings = [".rs", ".toml", ".md", ".sh", ".json"];
+    document
+        .lines()
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
+        .filter(|span| span.contains('/') || endings.iter().any(|ending| span.ends_with(ending)))
+        .filter(|span| !span.contains([' ', '<', '*', '(', '$', ':']))
+        .collect()
+}
+
+#[test]
+fn paths_are_told_from_other_code() {
+    let document =
+        "see `src/a.rs`, `B<T>/x`, `a b/c` and `Cargo.toml`\nnot `records` or `https://x.org`, but `scripts/`";
+    assert_eq!(paths_named_in(document), ["src/a.rs", "Cargo.toml", "scripts/"]);
+}
+
+#[track_caller]
+fn check_paths(document: &str) {
+    let text = read(document);
+    let named = paths_named_in(&text);
+    assert!(!named.is_empty(), "{document} names no path: is the rule of this test still right?");
+    let missing: Vec<_> = named.into_iter().filter(|path| !root().join(path).exists()).collect();
+    assert!(missing.is_empty(), "{document} names paths that do not exist: {missing:?}");
+}
+
+#[test]
+fn every_path_named_in_the_architecture_exists() {
+    check_paths("ARCHITECTURE.md");
+}
+
+#[test]
+fn every_path_named_in_contributing_exists() {
+    check_paths("CONTRIBUTING.md");
+}
+
+#[test]
+fn every_method_is_in_the_list_of_the_readme() {
+    let readme = read("README.md");
+    for key in MethodSpec::KEYS {
+        let row = format!("| `{key}` |");
+        assert!(readme.contains(&row), "README.md: the table of methods has no row that begins with {row}");
+    }
+}
+
+#[test]
+fn the_experiment_in_the_readme_is_a_valid_file() {
+    let readme = read("README.md");
+    let blocks: Vec<&str> = readme.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(!blocks.is_empty(), "README.md shows no experiment");
+    for block in blocks {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), block).unwrap();
+        ExperimentSpec::read(file.path()).unwrap_or_else(|error| panic!("{error:#}"));
+    }
+}
+
+#[test]
+fn every_option_in_the_readme_exists() {
+    let help = cargo_bin_cmd!("experiments").args(["run", "--help"]).assert().success();
+    let help = String::from_utf8(help.get_output().stdout.clone()).unwrap();
+    let of_cargo = ["--release", "--workspace", "--features", "--"];
+    let readme = read("README.md");
+    let words = readme.split(|c: char| !c.is_ascii_lowercase() && c != '-');
+    let options: BTreeSet<&str> =
+        words.filter(|word| word.starts_with("--") && !word.starts_with("---") && !of_cargo.contains(word)).collect();
+    assert!(options.contains("--out"), "README.md names no option: is the rule of this test still right?");
+    let unknown: Vec<_> =
+        options.into_iter().filter(|option| !help.split_whitespace().any(|word| word == *option)).collect();
+    assert!(unknown.is_empty(), "README.md names options that do not exist: {unknown:?}");
+}
+
+#[test]
+fn every_source_file_is_short() {
+    let mut long = Vec::new();
+    for package in ["awq-core", "baselines", "experiments"] {
+        let sources = files_below(&root().join(package));
+        assert!(!sources.is_empty());
+        for (path, content) in sources {
+            let n_lines = content.iter().filter(|&&byte| byte == b'\n').count();
+            if path.extension().is_some_and(|extension| extension == "rs") && n_lines > MAX_LINES {
+                long.push(format!("{package}/{}: {n_lines} lines", path.display()));
+            }
+        }
+    }
+    assert!(long.is_empty(), "split what has more than {MAX_LINES} lines: {long:#?}");
+}
+
+/// Folders of `results` whose records are committed; the runs of whoever works here are their own business.
+fn committed_results() -> Vec<PathBuf> {
+    let output = Command::new("git").args(["ls-files", "-z", "results"]).current_dir(root()).output();
+    let Some(output) = output.ok().filter(|output| output.status.success()) else {
+        eprintln!("committed_results: skipped, this is not a git checkout");
+        return Vec::new();
+    };
+    let listed = String::from_utf8(output.stdout).unwrap();
+    let records = listed.split('\0').filter_map(|path| path.strip_suffix("/records.jsonl"));
+    records.map(|folder| root().join(folder)).collect()
+}
+
+#[test]
+fn committed_tables_and_figures_follow_from_their_records() {
+    for committed in committed_results() {
+        let again = tempfile::tempdir().unwrap();
+        for name in ["records.jsonl", "experiment.toml"] {
+            std::fs::copy(committed.join(name), again.path().join(name)).unwrap();
+        }
+        cargo_bin_cmd!("experiments").arg("report").arg(again.path()).assert().success();
+        let (committed_files, new_files) = (files_below(&committed), files_below(again.path()));
+        for (path, content) in new_files {
+            let place = committed.join(&path);
+            let stored = committed_files.get(&path).unwrap_or_else(|| panic!("{} is not committed", place.display()));
+            // Pictures are drawn from the same figures as the SVG files; their compression is not this project's.
+            let is_text = path.extension().is_none_or(|extension| extension != "png" && extension != "parquet");
+            assert!(
+                !is_text || *stored == content,
+                "{} does not follow from its records; run `experiments report` on its folder and commit what it writes",
+                place.display()
+            );
+        }
+    }
+}

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Every check that CI makes, cheapest first. Stops at the first one that fails.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+step() { printf '\n== %s (%s s so far)\n' "$*" "$SECONDS"; }
+
+step cargo fmt
+cargo fmt --all -- --check
+
+if command -v typos >/dev/null; then
+    step typos
+    typos
+else
+    step "typos is not installed: skipped (cargo install --locked typos-cli)"
+fi
+
+if command -v cargo-deny >/dev/null; then
+    step cargo deny
+    cargo deny check bans licenses sources
+else
+    step "cargo-deny is not installed: skipped (cargo install --locked cargo-deny)"
+fi
+
+step cargo clippy
+cargo clippy --workspace --all-targets -- -D warnings
+
+# The README's test command.
+step cargo test
+cargo test --release --workspace
+
+step cargo doc
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+step "all checks passed"
