@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::assets::{AssetSettings, AssetStore};
@@ -137,8 +137,8 @@ fn run_experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let mut spec = ExperimentSpec::read(config)?;
     spec.limit_windows(args.max_windows);
     let device = args.machine.device.clone().unwrap_or_else(|| spec.run.device.clone());
-    device::check_name(&device)?;
-    let threads = device::set_threads(args.machine.threads.or(spec.run.threads).map(std::num::NonZero::get))?;
+    device::check(&device)?;
+    let threads = device::set_threads(args.machine.threads.or(spec.run.threads).map(std::num::NonZero::get));
     let out = args.out.clone().unwrap_or_else(|| default_out(config));
     let progress = args.machine.progress();
     let plan = Plan::new(&spec);
@@ -148,11 +148,14 @@ fn run_experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
         plan.cells().count(),
         out.display()
     ));
-    let options = RunOptions { out: out.clone(), device, threads };
-    runner::claim_folder(&out, &spec)?;
-    let summary = runner::run(&plan, &options, &args.machine.store()?, &progress)?;
-    write_report(&out)?;
-    Ok(finish(&summary, &progress))
+    let store = args.machine.store()?;
+    let records = runner::claim_folder(&out, &spec)?;
+    let summary = runner::run(&plan, &RunOptions { device, threads }, records, &store, &progress)?;
+    // A report that fails must hide neither the summary nor that cells failed.
+    let report = write_report(&out);
+    let code = finish(&summary, &progress);
+    report.with_context(|| format!("{}: the records are kept, the report is not whole", out.display()))?;
+    Ok(code)
 }
 
 fn finish(summary: &Summary, progress: &Progress) -> ExitCode {
@@ -163,9 +166,21 @@ fn finish(summary: &Summary, progress: &Progress) -> ExitCode {
     if summary.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
+/// The experiment that `folder` was written by.
+fn experiment_of(folder: &Path) -> anyhow::Result<ExperimentSpec> {
+    let path = folder.join(runner::RESOLVED_CONFIG);
+    ensure!(
+        path.is_file(),
+        "{}: no {} in it; give a folder that an experiment wrote",
+        folder.display(),
+        runner::RESOLVED_CONFIG
+    );
+    ExperimentSpec::read(&path)
+}
+
 /// Writes the report of a folder and prints its table.
 fn write_report(folder: &Path) -> anyhow::Result<()> {
-    let spec = ExperimentSpec::read(&folder.join(runner::RESOLVED_CONFIG))?;
+    let spec = experiment_of(folder)?;
     let plan = Plan::new(&spec);
     let cells: std::collections::BTreeSet<_> = plan.cells().map(crate::plan::Cell::id).collect();
     // A folder may hold records of an earlier version of the question; only what is asked now is shown.
@@ -177,14 +192,19 @@ fn write_report(folder: &Path) -> anyhow::Result<()> {
 }
 
 fn verify_experiment(folder: &Path, machine: &MachineArgs) -> anyhow::Result<ExitCode> {
-    let spec = ExperimentSpec::read(&folder.join(runner::RESOLVED_CONFIG))?;
-    let device = machine.device.clone().unwrap_or_else(|| spec.run.device.clone());
-    device::check_name(&device)?;
-    let threads = device::set_threads(machine.threads.or(spec.run.threads).map(std::num::NonZero::get))?;
-    let verdicts = verify::verify(folder, &Plan::new(&spec), &device, threads, &machine.store()?, &machine.progress())?;
-    if verdicts.is_empty() {
+    let spec = experiment_of(folder)?;
+    let records = record::read_records(folder)?;
+    let plan = Plan::new(&spec);
+    let finished = verify::finished(&plan, &records);
+    let Some(first) = finished.first() else {
         bail!("{}: no finished cell to verify; run the experiment first", folder.display());
-    }
+    };
+    // Where the records were made, which `--device` may have chosen then: another backend rounds sums otherwise.
+    let device = machine.device.clone().unwrap_or_else(|| first.record.provenance.device.clone());
+    device::check(&device)?;
+    let threads = device::set_threads(machine.threads.or(spec.run.threads).map(std::num::NonZero::get));
+    let options = RunOptions { device, threads };
+    let verdicts = verify::verify(&plan, &finished, &options, &machine.store()?, &machine.progress())?;
     print(&verify::table(&verdicts));
     let all_same = verdicts.iter().all(|verdict| verdict.same());
     Ok(if all_same { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -20,28 +20,25 @@ pub trait DeviceJob {
 /// # Errors
 /// A name that is unknown, a backend that this program was built without, or one that the machine lacks; each says what to do.
 pub fn run_on<J: DeviceJob>(name: &str, job: J) -> anyhow::Result<J::Output> {
-    check_name(name)?;
+    check(name)?;
     match split(name)? {
         #[cfg(feature = "flex")]
         ("flex", _) => job.run::<burn::backend::Flex>(Default::default()),
         #[cfg(feature = "ndarray")]
         ("ndarray", _) => job.run::<burn::backend::NdArray<f32>>(Default::default()),
         #[cfg(feature = "cuda")]
-        ("cuda", index) => {
-            probe_cuda()?;
-            job.run::<burn::backend::Cuda<f32>>(burn::backend::cuda::CudaDevice::new(index))
-        }
+        ("cuda", index) => job.run::<burn::backend::Cuda<f32>>(burn::backend::cuda::CudaDevice::new(index)),
         #[cfg(feature = "wgpu")]
         ("wgpu", _) => job.run::<burn::backend::Wgpu>(Default::default()),
         (backend, _) => bail!("device `{name}`: {backend} is known by name, but no backend stands for it"),
     }
 }
 
-/// Checks a device's name without touching the device.
+/// Checks that this program has the device and, for CUDA, that the machine has a driver, before any work.
 ///
 /// # Errors
-/// As [`run_on`], but for what only the machine can tell.
-pub fn check_name(name: &str) -> anyhow::Result<()> {
+/// As [`run_on`].
+pub fn check(name: &str) -> anyhow::Result<()> {
     let (backend, _) = split(name)?;
     let built_in = [
         ("flex", cfg!(feature = "flex")),
@@ -54,6 +51,8 @@ pub fn check_name(name: &str) -> anyhow::Result<()> {
         Some((_, false)) => {
             bail!("device `{name}`: this program was built without it; build with `--features {backend}`")
         }
+        #[cfg(feature = "cuda")]
+        Some(("cuda", _)) => probe_cuda(),
         Some(_) => Ok(()),
     }
 }
@@ -78,25 +77,23 @@ fn probe_cuda() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sets the number of CPU threads for everything that runs afterwards. Results do not depend on it.
-///
-/// # Errors
-/// If threads were already started.
-pub fn set_threads(threads: Option<usize>) -> anyhow::Result<usize> {
+/// Sets the number of CPU threads (all cores by default) for everything that runs afterwards, and returns what is in use.
+/// Results do not depend on it.
+pub fn set_threads(threads: Option<usize>) -> usize {
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     // A second call in one process (tests) finds the pool running; its size is then what it was.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    Ok(rayon::current_num_threads())
+    rayon::current_num_threads()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::check_name;
+    use super::check;
 
     #[test]
     fn names_are_checked_without_a_device() {
-        assert!(check_name("flex").is_ok());
-        let error = |name| check_name(name).expect_err("must be refused").to_string();
+        assert!(check("flex").is_ok());
+        let error = |name| check(name).expect_err("must be refused").to_string();
         assert_eq!(error("gpu"), "device `gpu` is unknown; use flex, ndarray, cuda, cuda:N or wgpu");
         assert_eq!(error("flex:1"), "device `flex:1`: only cuda devices are numbered; use `flex`");
         assert_eq!(error("cuda:x"), "device `cuda:x`: `x` is not a device number; use cuda:0, cuda:1, ...");

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 pub use crate::assets::progress::Progress as Style;
+use crate::assets::progress::say;
 
 /// Shows progress on standard error.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +22,7 @@ impl Progress {
     /// One line for the reader; nothing when quiet.
     pub fn note(&self, line: &str) {
         if self.style != Style::Quiet {
-            eprintln!("{line}");
+            say(line);
         }
     }
 
@@ -45,7 +46,7 @@ impl Progress {
     }
 }
 
-/// A piece of work in progress.
+/// A piece of work in progress; its bar goes away when this is dropped, after an error too.
 #[derive(Debug)]
 pub struct Bar {
     bar: ProgressBar,
@@ -62,9 +63,14 @@ impl Bar {
 
     /// All is done.
     pub fn finish(self) {
-        self.bar.finish_and_clear();
         if self.lines {
-            eprintln!("{}: {:.1} s", self.label, self.start.elapsed().as_secs_f64());
+            say(&format!("{}: {:.1} s", self.label, self.start.elapsed().as_secs_f64()));
         }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
     }
 }

@@ -3,11 +3,11 @@
 //! The file is only ever appended to, each record with one write and a sync, so that a kill in the middle of a cell loses
 //! that cell and nothing else. Everything a table or figure needs is in here: making a report opens no model.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use awq_core::driver::BlockLog;
 use serde::{Deserialize, Serialize};
 
@@ -133,35 +133,60 @@ pub struct Cost {
     pub peak_resident_bytes: u64,
 }
 
-/// The append-only file of records.
+/// The append-only file of records, held by one run at a time.
 #[derive(Debug)]
 pub struct RecordFile {
     path: PathBuf,
     file: File,
+    on_record: Vec<Record>,
+    n_cut_bytes: usize,
 }
 
 impl RecordFile {
-    /// Opens `records.jsonl` in `folder` for appending and returns what it already holds.
+    /// Opens `records.jsonl` in `folder` for appending and reads what it already holds.
     ///
-    /// A last line that a kill or a full disk cut short is cut off, with a warning on standard error; every whole line is kept.
+    /// A last line that a kill or a full disk cut short is cut off; every whole line is kept.
     ///
     /// # Errors
-    /// If the file cannot be opened for writing, or a line that is whole is not a record of this schema.
-    pub fn open(folder: &Path) -> anyhow::Result<(Self, Vec<Record>)> {
+    /// If the file cannot be opened for writing, another run is writing to it, or a line that is whole is not a record of
+    /// this schema.
+    pub fn open(folder: &Path) -> anyhow::Result<Self> {
         let path = folder.join("records.jsonl");
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(&path).with_context(|| {
             format!("{}: cannot open for appending; choose a writable folder with --out", path.display())
         })?;
-        let mut text = String::new();
-        file.read_to_string(&mut text).with_context(|| format!("{}: cannot read", path.display()))?;
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        if whole < text.len() {
-            eprintln!("warning: {}: the last record was cut short and is dropped; its cell runs again", path.display());
-            file.set_len(whole as u64)
+        // The system releases the lock when the program ends, however it ends. File systems without locks are not refused.
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            bail!(
+                "{}: another run is writing to it; wait for its end or choose another folder with --out",
+                path.display()
+            );
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).with_context(|| format!("{}: cannot read", path.display()))?;
+        let whole = whole_lines(&bytes);
+        let on_record = parse_records(&path, whole)?;
+        let n_cut_bytes = bytes.len() - whole.len();
+        if n_cut_bytes > 0 {
+            file.set_len(whole.len() as u64)
                 .with_context(|| format!("{}: cannot cut off the incomplete record", path.display()))?;
         }
-        let records = parse_records(&path, &text[..whole])?;
-        Ok((Self { path, file }, records))
+        Ok(Self { path, file, on_record, n_cut_bytes })
+    }
+
+    /// The records that were in the file when it was opened.
+    pub fn on_record(&self) -> &[Record] {
+        &self.on_record
+    }
+
+    /// Bytes of an incomplete last record that were cut off when the file was opened.
+    pub fn n_cut_bytes(&self) -> usize {
+        self.n_cut_bytes
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Appends one record and forces it to the disk.
@@ -194,16 +219,21 @@ impl RecordFile {
 /// If the file is missing or a whole line is not a record.
 pub fn read_records(folder: &Path) -> anyhow::Result<Vec<Record>> {
     let path = folder.join("records.jsonl");
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("{}: cannot read; run the experiment first", path.display()))?;
-    let whole = text.rfind('\n').map_or(0, |end| end + 1);
-    parse_records(&path, &text[..whole])
+    let bytes =
+        std::fs::read(&path).with_context(|| format!("{}: cannot read; run the experiment first", path.display()))?;
+    parse_records(&path, whole_lines(&bytes))
 }
 
-fn parse_records(path: &Path, text: &str) -> anyhow::Result<Vec<Record>> {
-    let parse = |(index, line): (usize, &str)| -> anyhow::Result<Record> {
+/// Everything up to the last line feed. Bytes, not text: what follows may end in the middle of a character.
+fn whole_lines(bytes: &[u8]) -> &[u8] {
+    let end = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
+    &bytes[..end]
+}
+
+fn parse_records(path: &Path, lines: &[u8]) -> anyhow::Result<Vec<Record>> {
+    let parse = |(index, line): (usize, &[u8])| -> anyhow::Result<Record> {
         let place = || format!("{}:{}: not a record; move the file away to start anew", path.display(), index + 1);
-        let record: Record = serde_json::from_str(line).with_context(place)?;
+        let record: Record = serde_json::from_slice(line).with_context(place)?;
         ensure!(
             record.schema == SCHEMA_VERSION,
             "{}:{}: record schema {}, this program reads {SCHEMA_VERSION}; move the file away to start anew",
@@ -213,5 +243,5 @@ fn parse_records(path: &Path, text: &str) -> anyhow::Result<Vec<Record>> {
         );
         Ok(record)
     };
-    text.lines().enumerate().map(parse).collect()
+    lines.split_inclusive(|&byte| byte == b'\n').enumerate().map(parse).collect()
 }

@@ -18,7 +18,7 @@ use crate::config::{CalibrationSpec, EvaluationSpec, ModelSpec, PerplexitySpec, 
 use crate::data::calibration::{CalibrationSet, overlap_tokens, sequences};
 use crate::data::{self, Text};
 use crate::device::{DeviceJob, run_on};
-use crate::eval::perplexity::{Windows, score};
+use crate::eval::perplexity::{Windows, check_seq_len, score};
 use crate::plan::{Cell, CellId, ModelPlan, Plan};
 use crate::progress::Progress;
 use crate::provenance::{Provenance, peak_resident_bytes};
@@ -26,11 +26,9 @@ use crate::record::{
     Cost, Done, Failed, Measurement, Outcome, Quantization, Record, RecordFile, SCHEMA_VERSION, Stage,
 };
 
-/// Where and how an experiment runs. Nothing here changes a number.
+/// What an experiment runs on.
 #[derive(Debug)]
 pub struct RunOptions {
-    /// The folder that records and reports go to.
-    pub out: PathBuf,
     /// Device name.
     pub device: String,
     /// CPU threads in use.
@@ -48,17 +46,25 @@ pub struct Summary {
     pub failed: usize,
 }
 
-/// Runs every cell of `plan` that has no finished record in `options.out`.
+/// Runs every cell of `plan` that has no finished record in `file`, and appends what comes out.
 ///
 /// # Errors
-/// An output folder that cannot be written (found before any work), a device that is not there, or a record that cannot be
-/// appended. A cell's own errors become records.
-pub fn run(plan: &Plan, options: &RunOptions, store: &AssetStore, progress: &Progress) -> anyhow::Result<Summary> {
-    std::fs::create_dir_all(&options.out).with_context(|| {
-        format!("{}: cannot create the output folder; choose another with --out", options.out.display())
-    })?;
-    let (mut file, records) = RecordFile::open(&options.out)?;
-    let finished: BTreeSet<CellId> = records
+/// A device that is not there, or a record that cannot be appended. A cell's own errors become records.
+pub fn run(
+    plan: &Plan,
+    options: &RunOptions,
+    mut file: RecordFile,
+    store: &AssetStore,
+    progress: &Progress,
+) -> anyhow::Result<Summary> {
+    if file.n_cut_bytes() > 0 {
+        progress.note(&format!(
+            "{}: the last record was cut short and is dropped; its cell runs again",
+            file.path().display()
+        ));
+    }
+    let finished: BTreeSet<CellId> = file
+        .on_record()
         .iter()
         .filter(|record| matches!(record.outcome, Outcome::Done(_)))
         .map(|record| record.cell_id.clone())
@@ -70,7 +76,7 @@ pub fn run(plan: &Plan, options: &RunOptions, store: &AssetStore, progress: &Pro
             "{} of {} cells are on record in {}",
             summary.resumed,
             plan.cells().count(),
-            options.out.display()
+            file.path().display()
         ));
     }
     let mut texts = Texts { store, loaded: BTreeMap::new() };
@@ -80,6 +86,7 @@ pub fn run(plan: &Plan, options: &RunOptions, store: &AssetStore, progress: &Pro
             continue;
         }
         let mut sink = |cell: &Cell, outcome: Outcome, assets: &BTreeMap<String, String>| {
+            let outcome = recordable(outcome);
             match &outcome {
                 Outcome::Done(_) => summary.finished += 1,
                 Outcome::Failed(failed) => {
@@ -93,6 +100,20 @@ pub fn run(plan: &Plan, options: &RunOptions, store: &AssetStore, progress: &Pro
         run_model(model, &cells, options, store, &mut texts, progress, &mut sink)?;
     }
     Ok(summary)
+}
+
+/// JSON has no NaN and no infinity: a record that holds one where a number must be could not be read again, and would take
+/// the whole file with it. Such a cell has failed.
+fn recordable(outcome: Outcome) -> Outcome {
+    let read_again = serde_json::to_vec(&outcome).and_then(|json| serde_json::from_slice::<Outcome>(&json));
+    match read_again {
+        Ok(_) => outcome,
+        Err(_) => Outcome::Failed(Failed {
+            stage: Stage::Evaluate,
+            error: "a number of the result is NaN or infinite: the model is broken, or overflows in this precision"
+                .into(),
+        }),
+    }
 }
 
 /// Takes a cell's outcome and the hashes of the assets it used.
@@ -116,7 +137,7 @@ fn run_model(
 }
 
 fn locate_and_open(model: &ModelSpec, store: &AssetStore) -> anyhow::Result<(OpenedModel, BTreeMap<String, String>)> {
-    let located = store.model(model).with_context(|| format!("model {}", model.name))?;
+    let located = store.model(model)?;
     let opened = open_model(&located.path).with_context(|| format!("model {}", model.name))?;
     Ok((opened, located.hashes))
 }
@@ -199,6 +220,7 @@ impl ModelJob<'_, '_, '_> {
         let text = self.texts.get(&spec.dataset)?;
         let ids = tokenizer.encode(&text.joined())?;
         let windows = Windows::cut(&ids, tokenizer, &spec.protocol, spec.max_windows.map(std::num::NonZero::get))
+            .and_then(|windows| windows.check_fits(&self.opened.config).map(|()| windows))
             .with_context(|| format!("data set {}", text.name))?;
         let floor = text.true_nats.map(|nats| (nats / ids.len() as f64).exp());
         self.assets.insert(text.name.clone(), text.sha256.clone());
@@ -233,11 +255,12 @@ impl ModelJob<'_, '_, '_> {
             .map(|(spec, sequences)| Calibration { sequences, propagation: spec.propagation });
         let n_blocks = decoder.config().n_blocks;
         let bar = self.progress.bar(&format!("quantize {} cell(s), blocks", jobs.len()), n_blocks as u64);
-        let pass = match quantize_model(decoder, calibration, &jobs, &mut |_| bar.advance(1)) {
+        let pass = quantize_model(decoder, calibration, &jobs, &mut |_| bar.advance(1));
+        bar.finish();
+        let pass = match pass {
             Ok(pass) => pass,
             Err(error) => return fail_all(cells, Stage::Quantize, &error.into(), &self.assets, self.sink),
         };
-        bar.finish();
         for (cell, model) in cells.iter().zip(pass.models) {
             let outcome = match model {
                 Ok(model) => {
@@ -253,6 +276,7 @@ impl ModelJob<'_, '_, '_> {
     }
 
     fn calibration_set(&mut self, spec: &CalibrationSpec) -> anyhow::Result<CalibrationSet> {
+        check_seq_len(&self.opened.config, spec.seq_len.get()).context("calibration")?;
         let text = self.texts.get(&spec.dataset)?;
         let encode = |part: &str| Ok(self.opened.tokenizer.encode(part)?);
         let set = sequences(text, &encode, &spec.sampling, spec.seq_len)?;
@@ -374,16 +398,21 @@ pub fn default_out(config: &Path) -> PathBuf {
 /// Name of the copy of the experiment that stands beside its records.
 pub const RESOLVED_CONFIG: &str = "experiment.toml";
 
-/// Creates the output folder and writes the experiment, as parsed and limited, beside its records to be.
+/// Creates the output folder, opens its records and writes the experiment, as parsed and limited, beside them.
 ///
 /// # Errors
-/// A folder that cannot be created or written: found before any work.
-pub fn claim_folder(out: &Path, spec: &crate::config::ExperimentSpec) -> anyhow::Result<()> {
+/// A folder that cannot be created or written, or that another run writes to: found before any work.
+pub fn claim_folder(out: &Path, spec: &crate::config::ExperimentSpec) -> anyhow::Result<RecordFile> {
     let place = || format!("{}: cannot write the output folder; choose another with --out", out.display());
     std::fs::create_dir_all(out).with_context(place)?;
+    let records = RecordFile::open(out)?;
     let text = toml::to_string(spec).context("the experiment cannot be written as TOML")?;
-    let mut file = tempfile::NamedTempFile::new_in(out).with_context(place)?;
+    let mut builder = tempfile::Builder::new();
+    // As open to others as the umask lets an ordinary file be; a temporary file is private otherwise.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.prefix(".experiment-").tempfile_in(out).with_context(place)?;
     std::io::Write::write_all(&mut file, text.as_bytes()).with_context(place)?;
     file.persist(out.join(RESOLVED_CONFIG)).map_err(|error| error.error).with_context(place)?;
-    Ok(())
+    Ok(records)
 }

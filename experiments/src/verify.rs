@@ -1,104 +1,153 @@
 //! Runs the cells of a finished experiment again and compares: the same config, lock file and CPU must give the same codes.
 
-use std::path::Path;
-
 use anyhow::Context;
 
 use crate::assets::AssetStore;
-use crate::plan::{CellId, ModelPlan, Plan};
+use crate::plan::{ModelPlan, Plan};
 use crate::progress::Progress;
-use crate::record::{Done, Outcome, Record, read_records};
+use crate::record::{Done, Measurement, Outcome, Record, RecordFile, read_records};
 use crate::runner::{RunOptions, run};
+
+/// A cell of the plan with its newest finished record.
+#[derive(Clone, Copy, Debug)]
+pub struct Finished<'a> {
+    /// The record.
+    pub record: &'a Record,
+    /// What it holds.
+    pub done: &'a Done,
+}
 
 /// One cell, then and now.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     /// How messages name the cell.
     pub label: String,
-    /// Whether codes, scales and zero points have the hash on record; `None` for full precision.
-    pub same_codes: Option<bool>,
-    /// Largest relative difference of a measured value.
-    pub largest_difference: f64,
-    /// Why it could not be run again.
-    pub error: Option<String>,
+    /// What came of the second run.
+    pub again: Again,
+}
+
+/// What a second run gave.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Again {
+    /// It finished.
+    Ran {
+        /// Whether codes, scales and zero points have the hash on record; `None` for full precision.
+        same_codes: Option<bool>,
+        /// Whether every number measured, of every window, is bit for bit the one on record.
+        same_numbers: bool,
+        /// Largest relative difference of a number; NaN where other things were measured.
+        largest_difference: f64,
+    },
+    /// It could not be run, and why.
+    Failed(String),
 }
 
 impl Verdict {
     /// Whether codes and numbers are bit for bit what they were.
     pub fn same(&self) -> bool {
-        self.error.is_none() && self.same_codes != Some(false) && self.largest_difference == 0.0
+        matches!(self.again, Again::Ran { same_codes: None | Some(true), same_numbers: true, .. })
     }
 }
 
-/// Runs every finished cell of `folder` again, in a temporary folder.
+/// The cells of `plan` that `records` holds finished, in the plan's order.
+pub fn finished<'a>(plan: &Plan, records: &'a [Record]) -> Vec<Finished<'a>> {
+    let of_cell = |id| {
+        records.iter().rev().find_map(|record| match &record.outcome {
+            Outcome::Done(done) if record.cell_id == id => Some(Finished { record, done }),
+            _ => None,
+        })
+    };
+    plan.cells().filter_map(|cell| of_cell(cell.id())).collect()
+}
+
+/// Runs the finished cells of `plan` again, in a temporary folder.
 ///
 /// # Errors
-/// Records that cannot be read, or anything that stops a whole run.
+/// Anything that stops a whole run.
 pub fn verify(
-    folder: &Path,
     plan: &Plan,
-    device: &str,
-    threads: usize,
+    finished: &[Finished<'_>],
+    options: &RunOptions,
     store: &AssetStore,
     progress: &Progress,
 ) -> anyhow::Result<Vec<Verdict>> {
-    let then = read_records(folder)?;
-    let finished = |id: &CellId| then.iter().rev().find_map(|record| done(record, id));
-    let models = plan.models.iter().map(|model| ModelPlan {
-        model: model.model.clone(),
-        cells: model.cells.iter().filter(|cell| finished(&cell.id()).is_some()).cloned().collect(),
+    let models = plan.models.iter().map(|model| {
+        let is_finished = |id| finished.iter().any(|finished| finished.record.cell_id == id);
+        let cells = model.cells.iter().filter(|cell| is_finished(cell.id())).cloned().collect();
+        ModelPlan { model: model.model.clone(), cells }
     });
     let again = Plan { models: models.collect(), ..plan.clone() };
-    let out = tempfile::tempdir().context("cannot create a temporary folder to verify in")?;
-    let options = RunOptions { out: out.path().to_owned(), device: device.to_owned(), threads };
-    run(&again, &options, store, progress)?;
-    let now = read_records(out.path())?;
-    let verdict = |cell: &crate::plan::Cell| {
-        let (label, id) = (cell.label(), cell.id());
-        let before = finished(&id)?;
-        Some(match now.iter().find(|record| record.cell_id == id).map(|record| &record.outcome) {
-            Some(Outcome::Done(after)) => compare(label, before, after),
-            Some(Outcome::Failed(failed)) => {
-                Verdict { label, same_codes: None, largest_difference: f64::NAN, error: Some(failed.error.clone()) }
-            }
-            None => {
-                Verdict { label, same_codes: None, largest_difference: f64::NAN, error: Some("did not run".into()) }
-            }
-        })
+    let folder = tempfile::tempdir().context("cannot create a temporary folder to verify in")?;
+    run(&again, options, RecordFile::open(folder.path())?, store, progress)?;
+    let now = read_records(folder.path())?;
+    let verdict = |then: &Finished<'_>| {
+        let outcome = now.iter().find(|record| record.cell_id == then.record.cell_id).map(|record| &record.outcome);
+        let again = match outcome {
+            Some(Outcome::Done(after)) => compare(then.done, after),
+            Some(Outcome::Failed(failed)) => Again::Failed(failed.error.clone()),
+            None => Again::Failed("it did not run".into()),
+        };
+        Verdict { label: then.record.cell.label(), again }
     };
-    Ok(again.cells().filter_map(verdict).collect())
+    Ok(finished.iter().map(verdict).collect())
 }
 
-fn done<'a>(record: &'a Record, id: &CellId) -> Option<&'a Done> {
-    match &record.outcome {
-        Outcome::Done(done) if record.cell_id == *id => Some(done),
-        _ => None,
-    }
+fn compare(before: &Done, after: &Done) -> Again {
+    let codes = |done: &Done| done.quantization.as_ref().map(|quantization| quantization.codes_sha256.clone());
+    let same_codes = match (codes(before), codes(after)) {
+        (None, None) => None,
+        (then, now) => Some(then == now),
+    };
+    let (then, now) = (numbers(before), numbers(after));
+    let comparable = before.measurements.len() == after.measurements.len()
+        && before.measurements.iter().zip(&after.measurements).all(same_measurement)
+        && then.len() == now.len();
+    let largest_difference = if comparable {
+        then.iter().zip(&now).map(|(&a, &b)| relative_difference(a, b)).fold(0.0, f64::max)
+    } else {
+        f64::NAN
+    };
+    Again::Ran { same_codes, same_numbers: largest_difference == 0.0, largest_difference }
 }
 
-fn compare(label: String, before: &Done, after: &Done) -> Verdict {
-    let codes = before.quantization.as_ref().zip(after.quantization.as_ref());
-    let difference =
-        |(a, b): (&crate::record::Measurement, &crate::record::Measurement)| ((a.value - b.value) / a.value).abs();
-    let largest_difference = before.measurements.iter().zip(&after.measurements).map(difference).fold(0.0, f64::max);
-    Verdict { label, same_codes: codes.map(|(a, b)| a.codes_sha256 == b.codes_sha256), largest_difference, error: None }
+/// Whether both measured the same thing, so that their numbers may be compared at all.
+fn same_measurement((a, b): (&Measurement, &Measurement)) -> bool {
+    let names =
+        |m: &Measurement| [&m.metric, &m.dataset, &m.protocol, &m.text_sha256, &m.tokenizer_sha256].map(Clone::clone);
+    let counts = |m: &Measurement| (m.seq_len, m.n_windows, m.n_windows_total, m.n_tokens);
+    names(a) == names(b) && counts(a) == counts(b)
+}
+
+/// Every number that a table is made of.
+fn numbers(done: &Done) -> Vec<f64> {
+    let measured = done.measurements.iter().flat_map(|m| {
+        std::iter::once(m.value).chain(m.standard_error).chain(m.floor).chain(m.nll_per_window.iter().copied())
+    });
+    measured.chain(done.quantization.as_ref().map(|quantization| quantization.bits_per_weight)).collect()
+}
+
+fn relative_difference(a: f64, b: f64) -> f64 {
+    if a == b { 0.0 } else { (a - b).abs() / a.abs().max(b.abs()) }
 }
 
 /// The verdicts as a table for the terminal.
 pub fn table(verdicts: &[Verdict]) -> String {
     let width = verdicts.iter().map(|verdict| verdict.label.len()).max().unwrap_or(0).max(4);
-    let mut lines = vec![format!("{:width$}  codes      largest relative difference", "cell")];
-    for verdict in verdicts {
-        let codes = match verdict.same_codes {
-            None => "-",
-            Some(true) => "identical",
-            Some(false) => "DIFFERENT",
-        };
-        let difference = match &verdict.error {
-            Some(error) => error.clone(),
-            None => format!("{:.1e}", verdict.largest_difference),
-        };
-        lines.push(format!("{:width$}  {codes:9}  {difference}", verdict.label));
+    let mut lines = vec![format!("{:width$}  codes      numbers    largest relative difference", "cell")];
+    for Verdict { label, again } in verdicts {
+        lines.push(match again {
+            Again::Ran { same_codes, same_numbers, largest_difference } => {
+                let codes = same_codes.map_or("-", identical);
+                format!("{label:width$}  {codes:9}  {:9}  {largest_difference:.1e}", identical(*same_numbers))
+            }
+            Again::Failed(error) => format!("{label:width$}  FAILED: {error}"),
+        });
     }
+    let n_same = verdicts.iter().filter(|verdict| verdict.same()).count();
+    lines.push(format!("{n_same} of {} cells are identical to the record.", verdicts.len()));
     lines.join("\n") + "\n"
+}
+
+fn identical(same: bool) -> &'static str {
+    if same { "identical" } else { "DIFFERENT" }
 }

@@ -10,6 +10,9 @@ use super::keys::Keys;
 use super::rope::{Rope, RopeScaling};
 use super::{LoadError, read_json};
 
+/// Positions whose rotary angles are kept at most; some models announce a million.
+const MAX_TABLE_POSITIONS: usize = 16_384;
+
 /// The facts of a decoder that its weights do not tell.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
@@ -150,6 +153,12 @@ impl ModelConfig {
             &key("attention.key_length"),
         )?;
         Ok(Self { raw, ..config })
+    }
+
+    /// Longest sequence that the model can be run on, in tokens: what it was trained for, and not more than its sliding
+    /// window, within which every token sees all before it and no mask is needed.
+    pub fn longest_sequence(&self) -> usize {
+        self.max_positions.min(MAX_TABLE_POSITIONS).min(self.sliding_window.unwrap_or(usize::MAX))
     }
 
     /// The `head_dim / 2` rotary frequencies in radians a position, highest first, scaling applied.
@@ -300,7 +309,8 @@ mod tests {
 
         let mut mistral = with("architectures", json!(["MistralForCausalLM"]));
         mistral["sliding_window"] = json!(4096);
-        assert_eq!(parse(&mistral).unwrap().sliding_window, Some(4096));
+        let mistral = parse(&mistral).unwrap();
+        assert_eq!((mistral.sliding_window, mistral.longest_sequence()), (Some(4096), 4096));
     }
 
     #[test]

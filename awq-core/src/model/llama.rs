@@ -65,9 +65,6 @@ struct Llama<B: QuantBackend> {
     device: B::Device,
 }
 
-/// Positions whose angles are computed at opening; the longest sequence that may be run.
-const MAX_TABLE_POSITIONS: usize = 16_384;
-
 /// Opens a Llama or Mistral model.
 pub(super) fn open<B: QuantBackend>(
     config: ModelConfig,
@@ -102,7 +99,7 @@ fn open_with_bias<B: QuantBackend>(
     } else {
         Some(matrix(source, "lm_head.weight", vocab_by_hidden, device)?)
     };
-    let rotary = rotary_table(&config, config.max_positions.min(MAX_TABLE_POSITIONS), device);
+    let rotary = rotary_table(&config, config.longest_sequence(), device);
     Ok(Box::new(Llama { config, checkpoint, embedding, final_norm, head, rotary, qkv_bias, device: device.clone() }))
 }
 

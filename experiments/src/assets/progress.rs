@@ -1,6 +1,6 @@
 //! Where a transfer's progress goes: a bar with bytes and ETA on a terminal, one plain line a file elsewhere.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -30,8 +30,8 @@ impl Progress {
     pub(crate) fn transfer(self, label: &str, bytes: Option<u64>) -> Transfer {
         if self == Self::Lines {
             match bytes {
-                Some(bytes) => eprintln!("{label} ({bytes} bytes)"),
-                None => eprintln!("{label}"),
+                Some(bytes) => say(&format!("{label} ({bytes} bytes)")),
+                None => say(label),
             }
         }
         self.bar(label, bytes)
@@ -57,6 +57,12 @@ impl Progress {
         }
         Transfer { bar }
     }
+}
+
+/// Writes a line to standard error. A reader that went away (`2>&1 | head`) must not end an experiment, as a panic of
+/// `eprintln!` would.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// A transfer being shown; its bar goes away when this is dropped.

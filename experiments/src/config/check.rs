@@ -2,7 +2,7 @@
 
 use anyhow::{bail, ensure};
 
-use super::{EvaluationSpec, ExperimentSpec};
+use super::{EvaluationSpec, ExperimentSpec, ProtocolSpec};
 use crate::plan::Plan;
 
 impl ExperimentSpec {
@@ -21,6 +21,22 @@ impl ExperimentSpec {
         if let (None, Some(method)) = (&self.calibration, self.methods.iter().find(|method| needs_activations(method)))
         {
             bail!("method `{}` needs activations, the experiment has no [calibration] section; add one", method.key());
+        }
+        for (index, evaluation) in self.evaluations.iter().enumerate() {
+            let EvaluationSpec::Perplexity(perplexity) = evaluation;
+            let (key, len, least) = match &perplexity.protocol {
+                // A window's first token is only ever context, with llama-cpp its first half is.
+                ProtocolSpec::Gptq(gptq) => ("gptq.seq_len", gptq.seq_len.get(), 2),
+                ProtocolSpec::LlamaCpp(chunks) => ("llama-cpp.chunk_len", chunks.chunk_len.get(), 3),
+            };
+            ensure!(
+                len >= least,
+                "key `evaluations[{index}].perplexity.protocol.{key}` is {len}: nothing is left to predict; use {least} or more"
+            );
+            ensure!(
+                !self.evaluations[..index].contains(evaluation),
+                "evaluations[{index}] is the same as an earlier one; remove it"
+            );
         }
         for method in &self.methods {
             method.settings().check().map_err(|problem| anyhow::anyhow!("method `{}`: {problem}", method.key()))?;

@@ -5,6 +5,7 @@
 //! a record stores its cell as planned.
 
 mod check;
+mod place;
 pub mod sources;
 
 use std::num::{NonZeroU16, NonZeroUsize};
@@ -172,13 +173,16 @@ impl ExperimentSpec {
     /// Reads and checks a TOML file.
     ///
     /// # Errors
-    /// A file that cannot be read, a key or type that the schema does not know (with line and column), or values that
+    /// A file that cannot be read, a key or type that the schema does not know (with line, column and path), or values that
     /// contradict each other; each names the file and the remedy.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("{}: cannot read the experiment's TOML file", path.display()))?;
-        let spec: Self =
-            toml::from_str(&text).with_context(|| format!("{}: not a valid experiment", path.display()))?;
+        let spec: Self = toml::from_str(&text).map_err(|error| {
+            let key = error.span().and_then(|span| place::path_at(&text, span.start));
+            let place = key.map_or_else(String::new, |key| format!(", key `{key}`"));
+            anyhow::anyhow!("{}: not a valid experiment{place}: {}", path.display(), error.to_string().trim_end())
+        })?;
         spec.check().with_context(|| format!("{}: not a valid experiment", path.display()))?;
         Ok(spec)
     }

@@ -5,9 +5,9 @@
 //! | `gptq` | non-overlapping windows of the joined text, tokenized once, tail dropped | all but the first token of each | exp of the mean of the windows' means |
 //! | `llama-cpp` | chunks, the first token of each replaced by BOS | the second half: positions `n/2 .. n-2` predict the next | exp of the mean over tokens, and its standard error |
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use awq_core::backend::QuantBackend;
-use awq_core::load::Tokenizer;
+use awq_core::load::{ModelConfig, Tokenizer};
 use awq_core::model::{Decoder, NoTap};
 use burn::tensor::Tensor;
 
@@ -41,7 +41,6 @@ impl Windows {
                 (usize::from(chunks.chunk_len.get()), usize::from(chunks.chunk_len.get()) / 2 + 1)
             }
         };
-        ensure!(len >= 2, "a window of {len} token predicts nothing; use at least 2");
         let with_bos: Vec<u32>;
         let ids = match protocol {
             // The reference tokenizes with special tokens once: at most one BOS, at the very start of the text.
@@ -67,10 +66,38 @@ impl Windows {
         Ok(Self { windows, n_total, first_target })
     }
 
+    /// Checks that a model can score these windows.
+    ///
+    /// # Errors
+    /// Windows that are too long for it, or a token outside its vocabulary.
+    pub fn check_fits(&self, config: &ModelConfig) -> anyhow::Result<()> {
+        check_seq_len(config, self.windows.first().map_or(1, Vec::len))?;
+        let vocab = config.vocab_size;
+        match self.windows.iter().flatten().find(|&&id| id as usize >= vocab) {
+            Some(id) => bail!(
+                "token {id} is outside the model's vocabulary of {vocab}: model and tokenizer do not belong together"
+            ),
+            None => Ok(()),
+        }
+    }
+
     /// Predictions scored in one window.
     pub fn targets_per_window(&self) -> usize {
         self.windows.first().map_or(0, |window| window.len() - self.first_target)
     }
+}
+
+/// Checks that a model can run sequences of `seq_len` tokens.
+///
+/// # Errors
+/// Sequences longer than [`ModelConfig::longest_sequence`].
+pub fn check_seq_len(config: &ModelConfig, seq_len: usize) -> anyhow::Result<()> {
+    let longest = config.longest_sequence();
+    ensure!(
+        seq_len <= longest,
+        "sequences of {seq_len} tokens are longer than the {longest} that the model can be run on; use a shorter seq_len"
+    );
+    Ok(())
 }
 
 /// Negative log-likelihoods in nats, one a scored token, window by window.
@@ -119,25 +146,15 @@ const LOGIT_ROWS: usize = 512;
 /// `progress` is called with the tokens passed through one block.
 ///
 /// # Errors
-/// A block that cannot be read, a token outside the vocabulary, or likelihoods that are not finite.
+/// Windows that do not fit the model, a block that cannot be read, or likelihoods that are not finite.
 pub fn score<B: QuantBackend>(
     decoder: &dyn Decoder<B>,
     windows: &Windows,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<Scores> {
     let config = decoder.config();
+    windows.check_fits(config)?;
     let len = windows.windows.first().map_or(1, Vec::len);
-    ensure!(
-        len <= config.max_positions,
-        "windows of {len} tokens are longer than the model's {} positions; use a shorter seq_len",
-        config.max_positions
-    );
-    let vocab = config.vocab_size as u32;
-    if let Some(id) = windows.windows.iter().flatten().find(|&&id| id >= vocab) {
-        anyhow::bail!(
-            "token {id} is outside the model's vocabulary of {vocab}: model and tokenizer do not belong together"
-        );
-    }
     let windows_per_batch = (TOKENS_PER_BATCH / len).max(1);
     let batches_per_share = (HIDDEN_BYTES / (4 * config.hidden_size * len * windows_per_batch)).max(1);
     let mut per_window = Vec::with_capacity(windows.windows.len());
