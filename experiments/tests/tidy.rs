@@ -5,12 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use assert_cmd::cargo::cargo_bin_cmd;
 use experiments::config::ExperimentSpec;
 use experiments::registry::MethodSpec;
 
 /// Lines that a source file may have, tests included.
 const MAX_LINES: usize = 500;
+
+/// Runs the program, which must succeed, and returns its standard output.
+fn experiments(args: &[&OsStr]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_experiments")).args(args).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -97,8 +103,7 @@ fn the_experiment_in_the_readme_is_a_valid_file() {
 
 #[test]
 fn every_option_in_the_readme_exists() {
-    let help = cargo_bin_cmd!("experiments").args(["run", "--help"]).assert().success();
-    let help = String::from_utf8(help.get_output().stdout.clone()).unwrap();
+    let help = experiments(&["run".as_ref(), "--help".as_ref()]);
     let of_cargo = ["--release", "--workspace", "--features", "--"];
     let readme = read("README.md");
     let words = readme.split(|c: char| !c.is_ascii_lowercase() && c != '-');
@@ -145,7 +150,7 @@ fn committed_tables_and_figures_follow_from_their_records() {
         for name in ["records.jsonl", "experiment.toml"] {
             std::fs::copy(committed.join(name), again.path().join(name)).unwrap();
         }
-        cargo_bin_cmd!("experiments").arg("report").arg(again.path()).assert().success();
+        experiments(&["report".as_ref(), again.path().as_os_str()]);
         let (committed_files, new_files) = (files_below(&committed), files_below(again.path()));
         for (path, content) in new_files {
             let place = committed.join(&path);
