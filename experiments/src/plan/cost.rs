@@ -1,12 +1,14 @@
 //! What a cell will cost, from its configuration alone: the size of a model is read out of its name, no file is opened.
 
-use crate::config::{EvaluationSpec, ModelSpec, ProtocolSpec};
+use crate::config::{DatasetSpec, EvaluationSpec, ModelSpec, ProtocolSpec};
 use crate::plan::Cell;
 
 /// Floating-point operations per second that the time estimate assumes: a small CPU with wide vectors. A GPU is far faster.
 const ASSUMED_FLOPS: f64 = 2.0e11;
 /// Tokens assumed for a text without a limit: the test split of WikiText-2 has between 245k and 341k with common tokenizers.
 const ASSUMED_TOKENS: f64 = 3.0e5;
+/// Tokens of a document of the bundled language, about.
+const TOKENS_OF_A_BUNDLED_DOCUMENT: f64 = 170.0;
 /// Forward passes' worth of work of one scale search: 20 candidates of attention and feed-forward, once each.
 const PASSES_OF_A_SEARCH: f64 = 22.0;
 
@@ -34,14 +36,12 @@ pub(super) fn model_summary(model: &ModelSpec, cells: &[Cell]) -> Option<String>
     // A decoder has 20 to 100 blocks; one in thirty is close enough for a plan.
     let block = params / 30.0 * 4.0;
     Some(format!(
-        "{}: {} parameters by its name; needs about {} (one block {}, packed results of all cells {}) and up to 2 GiB of \
-         hidden states and logits, not the {} of the whole model in f32.",
+        "{}: {} parameters by its name, {} in f32. Needs about {} (one block in f32 and the packed results of all cells) and \
+         up to 2 GiB of hidden states and logits.",
         model.name,
         count(params),
-        bytes(block + packed),
-        bytes(block),
-        bytes(packed),
         bytes(params * 4.0),
+        bytes(block + packed),
     ))
 }
 
@@ -52,7 +52,11 @@ fn scored_tokens(cell: &Cell) -> f64 {
             ProtocolSpec::Gptq(gptq) => gptq.seq_len.get(),
             ProtocolSpec::LlamaCpp(chunks) => chunks.chunk_len.get(),
         };
-        perplexity.max_windows.map_or(ASSUMED_TOKENS, |max| (max.get() as f64 * f64::from(len)).min(ASSUMED_TOKENS))
+        let whole_text = match &perplexity.dataset {
+            DatasetSpec::Bundled(text) => f64::from(text.n_documents.get()) * TOKENS_OF_A_BUNDLED_DOCUMENT,
+            _ => ASSUMED_TOKENS,
+        };
+        perplexity.max_windows.map_or(whole_text, |max| (max.get() as f64 * f64::from(len)).min(whole_text))
     };
     cell.evaluations.iter().map(tokens).sum()
 }
