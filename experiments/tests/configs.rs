@@ -34,7 +34,7 @@ fn config_files() -> Vec<(PathBuf, usize)> {
 fn every_file_parses_and_plans() {
     for (path, _) in config_files() {
         let spec = ExperimentSpec::read(&path).unwrap_or_else(|error| panic!("{error:#}"));
-        device::check_name(&spec.run.device).unwrap_or_else(|error| panic!("{}: {error:#}", path.display()));
+        device::check(&spec.run.device).unwrap_or_else(|error| panic!("{}: {error:#}", path.display()));
         let plan = Plan::new(&spec);
         let n_quantized = spec.models.len() * spec.methods.len() * spec.grids.grids().len();
         assert_eq!(plan.cells().count(), spec.models.len() + n_quantized, "{}", path.display());
