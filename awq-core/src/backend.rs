@@ -6,7 +6,7 @@
 
 use burn::tensor::activation::{log_softmax, silu, softmax};
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{ElementConversion, Int, Tensor, TensorData};
 
 use crate::awq::{ClipOutcome, clip_search_tensor};
 use crate::grid::Grid;
@@ -91,6 +91,11 @@ pub trait QuantBackend: Backend {
         // Not `recip`: on some backends it is a 14-bit approximation.
         let rms = (x.clone().powi_scalar(2).mean_dim(2) + eps).sqrt();
         x / rms * weight.unsqueeze::<3>()
+    }
+
+    /// Sum of `(a - b)^2` over all elements.
+    fn squared_distance(a: &Tensor<Self, 3>, b: &Tensor<Self, 3>) -> f64 {
+        (a.clone() - b.clone()).powi_scalar(2).sum().into_scalar().elem()
     }
 
     /// Negative log-likelihood in nats of each target under its row of logits, `logits: [n, vocab]`.
@@ -235,6 +240,10 @@ macro_rules! host_backend {
                 let mut values = float_vec(x);
                 crate::host::elementwise::rms_norm(&mut values, &float_vec(weight), eps as f32);
                 Tensor::from_data(TensorData::new(values, dims), &device)
+            }
+
+            fn squared_distance(a: &Tensor<Self, 3>, b: &Tensor<Self, 3>) -> f64 {
+                crate::host::elementwise::squared_distance(&float_vec(a.clone()), &float_vec(b.clone()))
             }
 
             fn token_nll(logits: Tensor<Self, 2>, targets: &[u32]) -> Vec<f32> {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use burn::tensor::{ElementConversion, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -214,9 +214,8 @@ fn with_output_error<B: QuantBackend>(log: BlockLog, expected: &[Tensor<B, 3>], 
     if n_values == 0 {
         return log;
     }
-    let sum_of_squares = |x: Tensor<B, 3>| x.powi_scalar(2).sum().into_scalar().elem::<f64>();
-    let error: f64 = expected.iter().zip(found).map(|(a, b)| sum_of_squares(a.clone() - b.clone())).sum();
-    let total: f64 = expected.iter().map(|batch| sum_of_squares(batch.clone())).sum();
+    let error: f64 = expected.iter().zip(found).map(|(a, b)| B::squared_distance(a, b)).sum();
+    let total: f64 = expected.iter().map(|batch| B::squared_distance(batch, &batch.zeros_like())).sum();
     BlockLog { output_mse: Some(error / n_values as f64), output_mean_square: Some(total / n_values as f64), ..log }
 }
 

@@ -138,7 +138,7 @@ fn candidate_loss<B: QuantBackend>(
             Inspect::Mlp | Inspect::Linear => candidate.mlp(x.clone(), &mut NoTap),
         };
         n_values += output.shape().num_elements();
-        sum += (output - expected.clone()).powi_scalar(2).sum().into_scalar().elem::<f64>();
+        sum += B::squared_distance(&output, expected);
     }
     Ok(sum / n_values as f64)
 }

@@ -8,6 +8,8 @@ use super::exp::exp;
 const ROWS_PER_TASK: usize = 32;
 /// Values handled by one task of an elementwise loop.
 const VALUES_PER_TASK: usize = 1 << 15;
+/// Values whose squared differences are added in f32 before f64 takes over.
+const VALUES_PER_DISTANCE: usize = 1 << 12;
 /// Independent partial sums: a whole vector of sums for the compiler, and a fixed order of addition.
 const LANES: usize = 16;
 /// Exponentials computed before they are added up: a sum inside the loop would keep it scalar.
@@ -32,7 +34,27 @@ pub fn token_nll(logits: &[f32], vocab: usize, targets: &[u32]) -> Vec<f32> {
     rows.map(|(row, &target)| log_sum_exp(row) - row[target as usize]).collect()
 }
 
+/// Sum of `(a - b)^2`: in f32 within a chunk, in f64 over the chunks, which lie where they lie whatever the threads.
+pub fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len(), "the two differ in length");
+    let chunks = a.par_chunks(VALUES_PER_DISTANCE).zip(b.par_chunks(VALUES_PER_DISTANCE));
+    let sums: Vec<f64> = chunks.map(|(a, b)| f64::from(distance_chunk(a, b))).collect();
+    sums.iter().sum()
+}
+
 vectorized! {
+    fn distance_chunk<'a>(a: &'a [f32], b: &'a [f32]) -> f32 {
+        let ((a_chunks, a_rest), (b_chunks, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+        let mut sums = [0.0_f32; LANES];
+        for (a, b) in a_chunks.iter().zip(b_chunks) {
+            for lane in 0..LANES {
+                sums[lane] += (a[lane] - b[lane]) * (a[lane] - b[lane]);
+            }
+        }
+        let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| (a - b) * (a - b)).sum();
+        sums.iter().sum::<f32>() + rest
+    }
+
     fn swiglu_chunk<'a>(gate: &'a mut [f32], up: &'a [f32]) -> () {
         for (g, &u) in gate.iter_mut().zip(up) {
             *g = *g / (1.0 + exp(-*g)) * u;
