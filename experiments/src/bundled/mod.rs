@@ -6,11 +6,13 @@
 mod adamw;
 mod checkpoint;
 mod entropy;
+mod facts;
 mod grammar;
 mod lexicon;
 mod network;
 mod tokenizer;
 pub mod train;
+mod walker;
 mod weights;
 
 pub use entropy::{Document, NotInLanguage, document_nats, generate_document};
@@ -68,6 +70,8 @@ pub fn floor_perplexity(split: Split, n_documents: u32, n_tokens: usize) -> f64 
 mod tests {
     use std::collections::BTreeSet;
 
+    use sha2::{Digest, Sha256};
+
     use super::*;
 
     #[test]
@@ -89,5 +93,15 @@ mod tests {
         let nats: f64 = text.lines().map(|line| document_nats(line).unwrap_or(f64::NAN)).sum();
         assert!((nats - true_nats(Split::Test, 10)).abs() < 1e-7);
         assert!((floor_perplexity(Split::Test, 10, 1000).ln() * 1000.0 - nats).abs() < 1e-7);
+    }
+
+    /// The weights in the repository belong to this text: whoever changes the grammar trains anew.
+    #[test]
+    fn the_language_is_the_one_the_model_was_trained_on() {
+        let text = bundled_text(Split::Train, 200) + &bundled_text(Split::Test, 200);
+        assert_eq!(
+            format!("{:x}", Sha256::digest(text)),
+            "4439df209ea936bc2e451fd665eedd1cbd47936b5f346293f85854ae455ca310"
+        );
     }
 }
