@@ -1,6 +1,7 @@
 //! Trains the bundled model: a seeded, resumable run on text that the grammar makes as it goes, so no text is seen
 //! twice and a held-out loss near the true entropy means that the language was learned, not remembered.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -121,6 +122,23 @@ pub struct TrainProgress {
     pub seconds: f64,
     /// Where this step ended with a checkpoint.
     pub held_out: Option<HeldOut>,
+}
+
+impl fmt::Display for HeldOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let HeldOut { loss, floor, n_tokens } = self;
+        let (perplexity, lowest) = (loss.exp(), floor.exp());
+        write!(f, "held-out loss {loss:.4} (entropy {floor:.4}), perplexity {perplexity:.3} (lowest {lowest:.3}), ")?;
+        write!(f, "{n_tokens} tokens")
+    }
+}
+
+impl fmt::Display for TrainProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TrainProgress { step, n_steps, loss, gradient_norm, seconds, .. } = self;
+        write!(f, "step {step}/{n_steps}: loss {loss:.4}, gradient norm {gradient_norm:.2}, {seconds:.0} s")?;
+        self.held_out.map_or(Ok(()), |held_out| write!(f, "; {held_out}"))
+    }
 }
 
 /// What a finished run says about itself; stored as `train_report.json`.
