@@ -45,7 +45,9 @@ impl AdamW {
         let n = self.n_steps as i32;
         let (unbias_1, unbias_2) = (1.0 / (1.0 - BETA_1.powi(n)), 1.0 / (1.0 - BETA_2.powi(n)));
         for (name, gradient) in gradients {
-            let Some(tensor) = tensors.get_mut(name) else { continue };
+            let Some(tensor) = tensors.get_mut(name) else {
+                continue;
+            };
             let decay = if tensor.shape.len() == 1 { 0.0 } else { weight_decay };
             let zeros = || [vec![0.0; gradient.len()], vec![0.0; gradient.len()]];
             let [first, second] = self.moments.entry(name.clone()).or_insert_with(zeros);

@@ -1,7 +1,7 @@
 //! Draws documents of the bundled language with their probability, and parses texts back to it.
 //!
 //! Entropy here is per document: [`Document::nats`] is `-ln p(text)`, the sum over all choices of the derivation
-//! (see [`super::grammar`] for why there is only one). Over many documents, the sum of nats over the number of tokens
+//! (see [`super::walker`] for why there is only one). Over many documents, the sum of nats over the number of tokens
 //! is the lowest mean loss that any model can reach with that tokenizer, when it sees each document from its start;
 //! `exp` of it is the lowest perplexity. A window that begins in the middle of a document hides facts that later words
 //! repeat, so with windows the true floor lies somewhat higher.
@@ -11,7 +11,8 @@ use std::convert::Infallible;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::grammar::{self, Walker, Weighted};
+use super::grammar;
+use super::walker::{Walker, Weighted};
 
 /// A text of the bundled language and its information content.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,7 +70,9 @@ impl Line {
         let space = if self.text.is_empty() || self.glue_next || closes { "" } else { " " };
         let mut letters = word.chars();
         match letters.next() {
-            Some(first) if !self.sentence_began => format!("{space}{}{}", first.to_uppercase(), letters.as_str()),
+            Some(first) if !self.sentence_began => {
+                format!("{space}{}{}", first.to_uppercase(), letters.as_str())
+            }
             _ => format!("{space}{word}"),
         }
     }
@@ -181,7 +184,7 @@ mod tests {
 
     use super::*;
 
-    /// Checks what the argument of `grammar` rests on: the options of every choice look different in the text.
+    /// Checks what the argument of `walker` rests on: the options of every choice look different in the text.
     struct DistinctOptions(Sampler);
 
     impl DistinctOptions {

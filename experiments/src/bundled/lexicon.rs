@@ -3,6 +3,8 @@
 //! Nouns and adjectives begin with a consonant, so that the article is always "a". Order matters: a word's place in
 //! its list is its frequency rank before a topic or a verb turns the list (see [`super::grammar`]).
 
+use std::sync::LazyLock;
+
 /// Topics of a document, announced in its first sentence.
 pub(super) const TOPICS: [&str; 12] = [
     "harbor", "forest", "market", "winter", "mountain", "river", "castle", "garden", "desert", "village", "school",
@@ -249,8 +251,28 @@ pub(super) const ADVERBS: [&str; 32] = [
 /// Prepositions after a verb; a noun phrase follows.
 pub(super) const PREPOSITIONS: [&str; 8] = ["beside", "under", "behind", "with", "without", "before", "after", "above"];
 
+/// Plurals of [`CREATURES`], in the same order.
+pub(super) static PLURAL_CREATURES: LazyLock<Vec<&'static str>> = LazyLock::new(|| s_forms(&CREATURES));
+/// Plurals of [`THINGS`], in the same order.
+pub(super) static PLURAL_THINGS: LazyLock<Vec<&'static str>> = LazyLock::new(|| s_forms(&THINGS));
+/// Plurals of [`TREASURES`], in the same order.
+pub(super) static PLURAL_TREASURES: LazyLock<Vec<&'static str>> = LazyLock::new(|| s_forms(&TREASURES));
+/// Third persons of [`TRANSITIVE`], in the same order.
+pub(super) static TRANSITIVE_S: LazyLock<Vec<&'static str>> = LazyLock::new(|| s_forms(&TRANSITIVE));
+/// Third persons of [`INTRANSITIVE`], in the same order.
+pub(super) static INTRANSITIVE_S: LazyLock<Vec<&'static str>> = LazyLock::new(|| s_forms(&INTRANSITIVE));
+/// Third persons of [`SAYING`], in the same order.
+pub(super) static SAYING_S: LazyLock<Vec<&'static str>> = LazyLock::new(|| s_forms(&SAYING));
+/// Third persons of [`FEELINGS`], in the same order.
+pub(super) static FEELINGS_S: LazyLock<Vec<&'static str>> = LazyLock::new(|| s_forms(&FEELINGS));
+
+/// Made once and kept for the life of the program, so that all words of the language are `&'static str`.
+fn s_forms(bases: &[&str]) -> Vec<&'static str> {
+    bases.iter().map(|base| &*s_form(base).leak()).collect()
+}
+
 /// The s-form of a regular word: plural of a noun, third person singular of a verb.
-pub(super) fn s_form(base: &str) -> String {
+fn s_form(base: &str) -> String {
     let consonant_y = base.strip_suffix('y').filter(|stem| !stem.ends_with(['a', 'e', 'i', 'o', 'u']));
     if let Some(stem) = consonant_y {
         format!("{stem}ies")

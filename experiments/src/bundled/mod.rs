@@ -6,11 +6,13 @@
 mod adamw;
 mod checkpoint;
 mod entropy;
+mod facts;
 mod grammar;
 mod lexicon;
 mod network;
 mod tokenizer;
 pub mod train;
+mod walker;
 mod weights;
 
 pub use entropy::{Document, NotInLanguage, document_nats, generate_document};
@@ -64,10 +66,31 @@ pub fn floor_perplexity(split: Split, n_documents: u32, n_tokens: usize) -> f64 
     (true_nats(split, n_documents) / n_tokens as f64).exp()
 }
 
+/// The bundled model: the files of a Hugging Face folder and the report of its training, part of the executable.
+pub mod assets {
+    /// `config.json`.
+    pub const CONFIG: &[u8] = include_bytes!("../../assets/bundled/config.json");
+    /// `tokenizer.json`.
+    pub const TOKENIZER: &[u8] = include_bytes!("../../assets/bundled/tokenizer.json");
+    /// `model.safetensors`, f16.
+    pub const WEIGHTS: &[u8] = include_bytes!("../../assets/bundled/model.safetensors");
+    /// `train_report.json`, what the training run said about itself.
+    pub const REPORT: &[u8] = include_bytes!("../../assets/bundled/train_report.json");
+    /// What a loader needs, with file names.
+    pub const MODEL_FILES: [(&str, &[u8]); 3] =
+        [("config.json", CONFIG), ("tokenizer.json", TOKENIZER), ("model.safetensors", WEIGHTS)];
+}
+
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use std::collections::BTreeSet;
 
+    use burn::backend::Flex;
+    use sha2::{Digest, Sha256};
+    use tokenizers::Tokenizer;
+
+    use super::train::HeldOutText;
     use super::*;
 
     #[test]
@@ -89,5 +112,73 @@ mod tests {
         let nats: f64 = text.lines().map(|line| document_nats(line).unwrap_or(f64::NAN)).sum();
         assert!((nats - true_nats(Split::Test, 10)).abs() < 1e-7);
         assert!((floor_perplexity(Split::Test, 10, 1000).ln() * 1000.0 - nats).abs() < 1e-7);
+    }
+
+    /// The weights in the repository belong to this text: whoever changes the grammar trains anew.
+    #[test]
+    fn the_language_is_the_one_the_model_was_trained_on() {
+        let text = bundled_text(Split::Train, 200) + &bundled_text(Split::Test, 200);
+        assert_eq!(
+            format!("{:x}", Sha256::digest(text)),
+            "4439df209ea936bc2e451fd665eedd1cbd47936b5f346293f85854ae455ca310"
+        );
+    }
+
+    fn bundled_weights() -> Weights {
+        Weights::from_bytes(assets::CONFIG, assets::WEIGHTS).unwrap()
+    }
+
+    fn bundled_report() -> TrainReport {
+        serde_json::from_slice(assets::REPORT).unwrap()
+    }
+
+    fn held_out_loss(weights: &Weights, n_documents: u32) -> HeldOut {
+        let tokenizer = Tokenizer::from_bytes(assets::TOKENIZER).unwrap();
+        let text = HeldOutText::new(&tokenizer, weights.config.bos_token_id, n_documents).unwrap();
+        text.score::<Flex>(weights, &Default::default()).unwrap()
+    }
+
+    #[test]
+    fn the_bundled_model_is_small_and_as_good_as_its_report_says() {
+        let n_bytes: usize = assets::MODEL_FILES.iter().map(|(_, bytes)| bytes.len()).sum();
+        assert!(n_bytes < 12 << 20, "{n_bytes} bytes");
+        let report = bundled_report();
+        let now = held_out_loss(&bundled_weights(), report.options.n_held_out_documents);
+        assert_eq!(now.n_tokens, report.held_out.n_tokens);
+        assert!((now.floor - report.held_out.floor).abs() < 1e-9);
+        assert!((now.loss - report.held_out.loss).abs() < 1e-3, "{now:?} against {:?}", report.held_out);
+        assert!(now.loss > now.floor && now.loss < now.floor + 0.35, "{now:?}");
+    }
+
+    #[test]
+    fn the_bundled_tokenizer_is_what_its_options_make() {
+        let options = bundled_report().options;
+        let text = bundled_text(Split::Train, options.n_tokenizer_documents);
+        let made = train_tokenizer(&text, options.vocab_size).unwrap().to_string(true).unwrap();
+        assert!(made.as_bytes() == assets::TOKENIZER);
+    }
+
+    /// Plain rounding to nearest in groups of 64 columns, asymmetric; the embedding stays.
+    fn round_linears(weights: &Weights, bits: u32) -> Weights {
+        let mut rounded = weights.clone();
+        let linears = rounded.tensors.iter_mut().filter(|(name, _)| name.contains("_proj"));
+        for group in linears.flat_map(|(_, tensor)| tensor.values.chunks_mut(64)) {
+            let (low, high) = group.iter().fold((f32::MAX, f32::MIN), |(low, high), w| (low.min(*w), high.max(*w)));
+            let step = ((high - low) / (2_u32.pow(bits) - 1) as f32).max(1e-8);
+            group.iter_mut().for_each(|w| *w = low + ((*w - low) / step).round() * step);
+        }
+        rounded
+    }
+
+    /// The model is there to show what quantization does; one that did not care about it would be of no use.
+    #[test]
+    fn fewer_bits_cost_more() {
+        let weights = bundled_weights();
+        let exact = held_out_loss(&weights, 12).loss;
+        let [eight, four, three, two] =
+            [8, 4, 3, 2].map(|bits| held_out_loss(&round_linears(&weights, bits), 12).loss - exact);
+        println!("loss {exact:.4}; rounding to 8, 4, 3, 2 bits adds {eight:.4} {four:.4} {three:.4} {two:.4}");
+        assert!(eight.abs() < 0.005, "8 bits add {eight}");
+        assert!(0.002 < four && 2.0 * four < three && 2.0 * three < two, "{four} {three} {two}");
     }
 }

@@ -19,9 +19,9 @@ pub struct Network<B: Backend> {
     device: B::Device,
 }
 
-/// Added to the score of a key in the future. Its weight, e^-80 of a present key's, is nothing in f32, but still a
-/// normal number: exponentials that underflow take several times as long.
-const MASKED: f32 = -80.0;
+/// Added to the score of a key in the future. No training can outgrow it: with a mask of -80 the model learned to
+/// raise scores by as much and to read the next word.
+const MASKED: f32 = -1e9;
 
 /// What attention needs to know about positions in windows of one length, laid out so that every product with it
 /// runs over whole rows.
@@ -196,4 +196,58 @@ pub fn reference_logits<B: Backend>(dir: &Path, ids: &[u32], device: &B::Device)
     }
     let logits = Network::<B>::new(&weights, device).logits(ids, ids.len());
     Ok(logits.into_data().convert::<f32>().iter::<f32>().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use burn::backend::Flex;
+
+    use super::*;
+
+    fn logits(weights: &Weights, ids: &[u32]) -> Vec<f32> {
+        let logits = Network::<Flex>::new(weights, &Default::default()).logits(ids, ids.len());
+        logits.into_data().to_vec().unwrap()
+    }
+
+    /// Also with attention scores in the thousands, which a mask of moderate size would let through.
+    #[test]
+    fn no_position_sees_the_future() {
+        let mut weights = Weights::initial(NetworkConfig::bundled(50, 16, 0, 1), 2);
+        for (name, tensor) in &mut weights.tensors {
+            if name.contains("q_proj") || name.contains("k_proj") {
+                tensor.values.iter_mut().for_each(|value| *value *= 40.0);
+            }
+        }
+        let before = logits(&weights, &[3, 1, 4, 1, 5, 9, 2, 6]);
+        let after = logits(&weights, &[3, 1, 4, 1, 5, 30, 31, 32]);
+        assert_eq!(before[..5 * 50], after[..5 * 50]);
+        assert_ne!(before[5 * 50..], after[5 * 50..]);
+    }
+
+    #[test]
+    fn windows_of_a_batch_do_not_meet() {
+        let weights = Weights::initial(NetworkConfig::bundled(50, 16, 0, 1), 2);
+        let (first, second) = ([3, 1, 4, 1], [5, 9, 2, 6]);
+        let together = Network::<Flex>::new(&weights, &Default::default());
+        let together: Vec<f32> = together.logits(&[first, second].concat(), 4).into_data().to_vec().unwrap();
+        let apart = [logits(&weights, &first), logits(&weights, &second)].concat();
+        for (a, b) in together.iter().zip(&apart) {
+            assert!((a - b).abs() < 1e-4, "{a} against {b}");
+        }
+    }
+
+    /// The loss is written in another way than log-softmax and must agree with it.
+    #[test]
+    fn nll_is_the_log_softmax_at_the_target() {
+        let weights = Weights::initial(NetworkConfig::bundled(50, 16, 0, 1), 2);
+        let (ids, targets) = ([3, 1, 4, 1], [1, 4, 1, 5]);
+        let logits = logits(&weights, &ids);
+        let nll = Network::<Flex>::new(&weights, &Default::default()).nll(&ids, &targets, 4);
+        for (i, nll) in nll.into_data().iter::<f64>().enumerate() {
+            let row = &logits[50 * i..50 * (i + 1)];
+            let sum: f64 = row.iter().map(|logit| f64::from(*logit).exp()).sum();
+            assert!((nll - (sum.ln() - f64::from(row[targets[i] as usize]))).abs() < 1e-5);
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Trains the bundled model: a seeded, resumable run on text that the grammar makes as it goes, so no text is seen
 //! twice and a held-out loss near the true entropy means that the language was learned, not remembered.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -18,6 +19,10 @@ use super::tokenizer::{BOS, EOS, encode, train_tokenizer};
 use super::weights::{NetworkConfig, Weights};
 use super::{Split, bundled_text};
 
+/// Windows in the last sixth of a run are this many times as long as in its first half; in between, twice as long.
+/// Short windows are cheaper and teach looking back sooner; the last ones teach the positions that evaluation uses.
+const LONGEST: usize = 4;
+
 /// What a training run can be asked for. Two runs with equal options give equal files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainOptions {
@@ -28,9 +33,9 @@ pub struct TrainOptions {
     pub seed: u64,
     /// Optimizer steps.
     pub n_steps: u32,
-    /// Windows of `seq_len` tokens in a step, an even number.
+    /// Windows in a step while they are short; a multiple of 8.
     pub batch: usize,
-    /// Tokens in a window. The last tenth of the steps takes windows twice as long, and half as many.
+    /// Tokens in a window in the first half of the run; they grow to four times as many.
     pub seq_len: usize,
     /// Highest learning rate, after the warm-up.
     pub peak_learning_rate: f64,
@@ -56,9 +61,9 @@ impl TrainOptions {
         TrainOptions {
             out,
             seed: 0,
-            n_steps: 2200,
-            batch: 8,
-            seq_len: 256,
+            n_steps: 1500,
+            batch: 16,
+            seq_len: 128,
             peak_learning_rate: 3e-3,
             n_warm_up_steps: 100,
             weight_decay: 0.1,
@@ -70,13 +75,14 @@ impl TrainOptions {
         }
     }
 
-    /// Windows and tokens in each, at `step`.
+    /// Windows and tokens in each, at `step`: as many tokens in every step, in ever longer windows.
     fn batch_shape(&self, step: u32) -> (usize, usize) {
-        if step >= self.n_steps - self.n_steps / 10 {
-            (self.batch / 2, 2 * self.seq_len)
-        } else {
-            (self.batch, self.seq_len)
-        }
+        let longer = match 6 * step / self.n_steps {
+            0..=2 => 1,
+            3..=4 => 2,
+            _ => LONGEST,
+        };
+        (self.batch / longer, longer * self.seq_len)
     }
 
     /// Learning rate of step `step`, counted from 0.
@@ -118,6 +124,23 @@ pub struct TrainProgress {
     pub held_out: Option<HeldOut>,
 }
 
+impl fmt::Display for HeldOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let HeldOut { loss, floor, n_tokens } = self;
+        let (perplexity, lowest) = (loss.exp(), floor.exp());
+        write!(f, "held-out loss {loss:.4} (entropy {floor:.4}), perplexity {perplexity:.3} (lowest {lowest:.3}), ")?;
+        write!(f, "{n_tokens} tokens")
+    }
+}
+
+impl fmt::Display for TrainProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TrainProgress { step, n_steps, loss, gradient_norm, seconds, .. } = self;
+        write!(f, "step {step}/{n_steps}: loss {loss:.4}, gradient norm {gradient_norm:.2}, {seconds:.0} s")?;
+        self.held_out.map_or(Ok(()), |held_out| write!(f, "; {held_out}"))
+    }
+}
+
 /// What a finished run says about itself; stored as `train_report.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainReport {
@@ -151,8 +174,8 @@ fn train_on<B: AutodiffBackend>(
     progress: &mut dyn FnMut(TrainProgress),
 ) -> anyhow::Result<TrainReport> {
     anyhow::ensure!(
-        options.batch > 0 && options.batch.is_multiple_of(4),
-        "batch is {}; take a multiple of 4",
+        options.batch > 0 && options.batch.is_multiple_of(8),
+        "batch is {}; take a multiple of 8",
         options.batch
     );
     anyhow::ensure!(options.n_steps > 0, "a run needs at least one step");
@@ -160,7 +183,7 @@ fn train_on<B: AutodiffBackend>(
     let tokenizer = train_tokenizer(&bundled_text(Split::Train, options.n_tokenizer_documents), options.vocab_size)?;
     let special = |token: &str| tokenizer.token_to_id(token).with_context(|| format!("the tokenizer lacks {token}"));
     let (bos, eos) = (special(BOS)?, special(EOS)?);
-    let config = NetworkConfig::bundled(tokenizer.get_vocab_size(true), 2 * options.seq_len, bos, eos);
+    let config = NetworkConfig::bundled(tokenizer.get_vocab_size(true), LONGEST * options.seq_len, bos, eos);
     let mut run = match Checkpoint::load(options)? {
         Some(checkpoint) => checkpoint,
         None => Checkpoint::begin(Weights::initial(config, options.seed)),
@@ -313,8 +336,8 @@ mod tests {
     fn short(out: &Path, n_steps: u32) -> TrainOptions {
         TrainOptions {
             n_steps,
-            batch: 4,
-            seq_len: 32,
+            batch: 8,
+            seq_len: 16,
             n_warm_up_steps: 5,
             vocab_size: 400,
             n_tokenizer_documents: 50,
@@ -328,6 +351,36 @@ mod tests {
         let mut steps = Vec::new();
         let report = train(options, &mut |progress| steps.push(progress)).unwrap();
         (report, steps)
+    }
+
+    /// Along its own gradient, every tensor changes the loss as fast as the gradient is long.
+    #[test]
+    fn gradients_agree_with_finite_differences() {
+        let mut config = NetworkConfig::bundled(40, 32, 0, 1);
+        config.num_hidden_layers = 2;
+        let weights = Weights::initial(config, 3);
+        let device = Default::default();
+        let ids: Vec<u32> = (0..64).map(|i| (i * i + 7 * i) % 40).collect();
+        let (inputs, targets) = (&ids[..32], &ids[32..]);
+        let loss_of = |weights: &Weights| {
+            let nll = Network::<Flex>::new(weights, &device).nll(inputs, targets, 16);
+            nll.into_data().iter::<f64>().sum::<f64>() / 32.0
+        };
+        let (loss, gradients) = loss_and_gradients::<Autodiff<Flex>>(&weights, inputs, targets, 16, &device).unwrap();
+        assert!((loss - loss_of(&weights)).abs() < 1e-5);
+        for (name, gradient) in &gradients {
+            let length = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+            let moved = |distance: f64| {
+                let mut weights = weights.clone();
+                let values = &mut weights.tensors.get_mut(name).unwrap().values;
+                for (w, g) in values.iter_mut().zip(gradient) {
+                    *w += (distance * f64::from(*g) / length) as f32;
+                }
+                loss_of(&weights)
+            };
+            let slope = (moved(0.02) - moved(-0.02)) / 0.04;
+            assert!((slope / length - 1.0).abs() < 0.02, "{name}: slope {slope}, gradient {length}");
+        }
     }
 
     #[test]
@@ -375,10 +428,17 @@ mod tests {
     #[test]
     fn learning_rate_rises_then_falls() {
         let options = TrainOptions::bundled(PathBuf::new());
-        let rates: Vec<_> = [0, 99, 100, 1200, 2199].map(|step| options.learning_rate(step)).into();
+        let rates: Vec<_> = [0, 99, 100, 800, 1499].map(|step| options.learning_rate(step)).into();
         assert!((rates[0] - 3e-5).abs() < 1e-12 && rates[1] == 3e-3 && rates[2] == 3e-3, "{rates:?}");
         assert!(rates[3] < rates[2] && rates[3] > rates[4], "{rates:?}");
         assert!((rates[4] - 3e-4).abs() < 1e-6, "{rates:?}");
+    }
+
+    #[test]
+    fn windows_grow_and_steps_keep_their_tokens() {
+        let options = TrainOptions::bundled(PathBuf::new());
+        let shapes = [0, 749, 750, 1249, 1250, 1499].map(|step| options.batch_shape(step));
+        assert_eq!(shapes, [(16, 128), (16, 128), (8, 256), (8, 256), (4, 512), (4, 512)]);
     }
 
     #[test]

@@ -125,24 +125,30 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Before training: norms are one, the rest normal with standard deviation 0.02, of the projections into the
-    /// residual stream less by the root of twice the number of blocks.
+    /// Before training: norms are one, the rest normal with standard deviation `1 / sqrt(in)`, of the projections into
+    /// the residual stream a tenth of it. On top, each attention head begins as a weak copier, in the spirit of
+    /// Trockman and Kolter, "Mimetic initialization of self-attention layers": its query projection resembles its key
+    /// projection, so a token looks for tokens like itself, and its output projection contains the transpose of its
+    /// value projection, so what it sees becomes likelier. From independent projections the model was still not
+    /// looking back after a million tokens; from these it repeats names after a third of that.
     pub fn initial(config: NetworkConfig, seed: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let into_residual = 0.02 / (2.0 * config.num_hidden_layers as f32).sqrt();
-        let tensors = config
-            .shapes()
-            .into_iter()
-            .map(|(name, shape)| {
-                let n = shape.iter().product();
-                let values = match shape.len() {
-                    1 => vec![1.0; n],
-                    _ if name.contains("o_proj") || name.contains("down_proj") => normal(&mut rng, n, into_residual),
-                    _ => normal(&mut rng, n, 0.02),
-                };
-                (name, HostTensor { shape, values })
-            })
-            .collect();
+        let mut tensors = BTreeMap::new();
+        for (name, shape) in config.shapes() {
+            let n = shape.iter().product();
+            let values = match shape.as_slice() {
+                [_, n_in] => {
+                    let into_residual = name.contains("o_proj") || name.contains("down_proj");
+                    let gain = if into_residual { 0.1 } else { 1.0 };
+                    normal(&mut rng, n, gain / (*n_in as f32).sqrt())
+                }
+                _ => vec![1.0; n],
+            };
+            tensors.insert(name, HostTensor { shape, values });
+        }
+        for block_idx in 0..config.num_hidden_layers {
+            make_heads_copy(&mut tensors, &config, block_idx);
+        }
         Weights { config, tensors }
     }
 
@@ -209,6 +215,37 @@ impl Weights {
             tensors.insert(name, HostTensor { shape, values });
         }
         Ok(Weights { config, tensors })
+    }
+}
+
+/// Correlates each head's query with its key projection, and adds its transposed value projection to its output
+/// projection.
+fn make_heads_copy(tensors: &mut BTreeMap<String, HostTensor>, config: &NetworkConfig, block_idx: usize) {
+    const QUERY_LIKE_KEY: f32 = 0.5;
+    const OUTPUT_OF_VALUE: f32 = 0.15;
+    let NetworkConfig { hidden_size: hidden, head_dim, num_attention_heads: heads, .. } = *config;
+    let heads_per_key = heads / config.num_key_value_heads;
+    // The row of the key and value projections that row `query_row` of the query projection meets.
+    let key_row = |query_row: usize| query_row / head_dim / heads_per_key * head_dim + query_row % head_dim;
+    let mut take = |linear: &str| {
+        let name = format!("model.layers.{block_idx}.self_attn.{linear}.weight");
+        tensors.remove_entry(&name).map(|(name, tensor)| (name, tensor.shape, tensor.values))
+    };
+    let (Some(mut query), Some(key), Some(value), Some(mut output)) =
+        (take("q_proj"), take("k_proj"), take("v_proj"), take("o_proj"))
+    else {
+        unreachable!("block {block_idx} has all four projections")
+    };
+    for (i, q) in query.2.iter_mut().enumerate() {
+        let of_key = key.2[key_row(i / hidden) * hidden + i % hidden];
+        *q = QUERY_LIKE_KEY * of_key + (1.0 - QUERY_LIKE_KEY * QUERY_LIKE_KEY).sqrt() * *q;
+    }
+    let width = heads * head_dim;
+    for (i, o) in output.2.iter_mut().enumerate() {
+        *o += OUTPUT_OF_VALUE * value.2[key_row(i % width) * hidden + i / width];
+    }
+    for (name, shape, values) in [query, key, value, output] {
+        tensors.insert(name, HostTensor { shape, values });
     }
 }
 
