@@ -197,6 +197,26 @@ impl Grid {
         };
         GroupParams { scale, zero_point }
     }
+
+    /// Scale and zero point of a group from its own minimum and maximum.
+    pub fn group_params_of(&self, group: &[f32]) -> GroupParams {
+        crate::host::grid::group_params(group, self)
+    }
+
+    /// The code nearest to a weight, as plain rounding picks it.
+    #[inline]
+    pub fn nearest_code(&self, weight: f32, params: &GroupParams) -> u8 {
+        let (low, high) = (f32::from(self.min_code()), f32::from(self.bits.max_code()));
+        crate::host::grid::code(weight, params.scale, params.zero_point, low, high) as u8
+    }
+}
+
+impl GroupParams {
+    /// The weight that a code stands for.
+    #[inline]
+    pub fn weight(&self, code: u8) -> f32 {
+        (f32::from(code) - self.zero_point) * self.scale
+    }
 }
 
 impl ScaleDtype {

@@ -98,6 +98,13 @@ impl<B: QuantBackend> LinearCtx<'_, B> {
         Ok(gram)
     }
 
+    /// A seed of this linear's own for one purpose, from a method's seed.
+    pub fn seed(&self, seed: u64, purpose: &str) -> u64 {
+        // The 64-bit FNV-1a hash.
+        let place = format!("{seed} {} {} {purpose}", self.block_idx, self.linear);
+        place.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    }
+
     /// An error for a value of this linear that is not finite.
     pub fn not_finite(&self, what: &'static str) -> MethodError {
         MethodError::NotFinite { block_idx: self.block_idx, linear: self.linear.0.into(), what }

@@ -1,8 +1,12 @@
 //! The methods, one line each. A registry name is the TOML key and the first word of the label in tables.
 
-use awq_core::awq::Awq;
+use awq_core::awq::{Awq, FixedScale, KeepSalient};
 use awq_core::backend::QuantBackend;
 use awq_core::method::{MethodSettings, QuantMethod};
+use baselines::awq_gptq::AwqGptq;
+use baselines::gptq::Gptq;
+use baselines::hqq::Hqq;
+use baselines::quip::Quip;
 use baselines::rtn::Rtn;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -48,4 +52,16 @@ methods! {
     Rtn(Rtn) = "rtn";
     /// Activation-aware Weight Quantization.
     Awq(Awq) = "awq";
+    /// GPTQ: columns make up for the rounding errors of earlier columns.
+    Gptq(Gptq) = "gptq";
+    /// AWQ with GPTQ as its rounding step.
+    AwqGptq(AwqGptq) = "awq_gptq";
+    /// QuIP: rotated weights, rounded with linear feedback.
+    Quip(Quip) = "quip";
+    /// HQQ: zero points fitted to the weights alone.
+    Hqq(Hqq) = "hqq";
+    /// Round to nearest with salient input channels in full precision.
+    KeepSalient(KeepSalient) = "keep_salient";
+    /// Round to nearest with salient input channels scaled by one factor.
+    FixedScale(FixedScale) = "fixed_scale";
 }

@@ -26,9 +26,11 @@ use crate::model::{BlockParams, LinearFacts};
 use crate::quantized::QuantizedWeight;
 
 mod clip;
+mod salient;
 mod search;
 
 pub use clip::{ClipOutcome, ClipSearch, clip_search_tensor};
+pub use salient::{FixedScale, KeepSalient, RandomChannels, SalientBy};
 pub use search::{ScaleFormula, ScaleSearch};
 
 /// AWQ and its settings.
@@ -104,13 +106,7 @@ impl Awq {
         rounding: &dyn LinearMethod<B>,
     ) -> Result<BlockEdit<B>, MethodError> {
         let layout = ctx.block.layout();
-        if ctx.linears.len() != layout.linears.len() {
-            return Err(MethodError::Unsupported {
-                block_idx: ctx.block_idx,
-                linear: "block".into(),
-                what: "AWQ folds scales across linears and so needs the whole block; use propagation full_precision or quantized".into(),
-            });
-        }
+        whole_block(ctx)?;
         let mut log = BlockLog::default();
         let scales = self.search_scales(ctx, &mut log)?;
         // Scales were all searched on the original block; only now are they folded, in the layout's order.
@@ -182,6 +178,20 @@ impl<B: QuantBackend> QuantMethod<B> for Awq {
     fn quantize_block(&self, ctx: &BlockCtx<'_, B>) -> Result<BlockEdit<B>, MethodError> {
         self.quantize_block_with(ctx, &Nearest)
     }
+}
+
+/// Scales are folded across linears, so a method that has some needs the whole block at once.
+fn whole_block<B: QuantBackend>(ctx: &BlockCtx<'_, B>) -> Result<(), MethodError> {
+    if ctx.linears.len() == ctx.block.layout().linears.len() {
+        return Ok(());
+    }
+    Err(MethodError::Unsupported {
+        block_idx: ctx.block_idx,
+        linear: "block".into(),
+        what:
+            "AWQ folds scales across linears and so needs the whole block; use propagation full_precision or quantized"
+                .into(),
+    })
 }
 
 /// AWQ's own rounding step: each weight to the nearest code.

@@ -1,0 +1,176 @@
+//! Triangular factors and quadratic forms on the host, bit for bit the same at any thread count: tasks have a fixed size and
+//! every factorisation runs on one thread.
+
+use awq_core::method::Precision;
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
+use faer::linalg::matmul::matmul;
+use faer::linalg::triangular_inverse::invert_upper_triangular;
+use faer::traits::RealField;
+use faer::{Accum, Mat, MatMut, MatRef, Par};
+use rayon::prelude::*;
+
+/// Rows that one task treats.
+pub(crate) const ROWS_PER_TASK: usize = 32;
+
+/// The upper triangular `U`, row-major `[n, n]`, with `U^T U = H^-1` for a symmetric `H: [n, n]`; `None` where `H` is not
+/// positive definite in `precision`.
+///
+/// Factors `H = R R^T` with an upper triangular `R` (a Cholesky factorisation from the last row on) and inverts `R`: the same
+/// matrix as factoring the explicit inverse, in half the operations.
+pub(crate) fn inverse_factor(h: &[f64], n: usize, precision: Precision) -> Option<Vec<f32>> {
+    match precision {
+        Precision::F32 => inverse_factor_in::<f32>(h, n),
+        Precision::F64 => inverse_factor_in::<f64>(h, n),
+    }
+}
+
+fn inverse_factor_in<T: Float>(h: &[f64], n: usize) -> Option<Vec<f32>> {
+    // Row `i` of the reversed matrix is row `n - 1 - i`, so that its lower factor is the wanted upper one, reversed.
+    let reversed = Mat::from_fn(n, n, |i, j| T::narrow(h[(n - 1 - i) * n + (n - 1 - j)]));
+    let lower = cholesky_lower(reversed)?;
+    let upper = Mat::from_fn(n, n, |i, j| if i <= j { lower[(n - 1 - i, n - 1 - j)] } else { T::narrow(0.0) });
+    let mut inverse = Mat::<T>::zeros(n, n);
+    invert_upper_triangular(inverse.as_mut(), upper.as_ref(), Par::Seq);
+    let factor: Vec<f32> =
+        (0..n * n).map(|at| if at / n <= at % n { inverse[(at / n, at % n)].to_f32() } else { 0.0 }).collect();
+    factor.iter().all(|entry| entry.is_finite()).then_some(factor)
+}
+
+/// The unit lower triangular `L`, row-major, with `H = L D L^T` and a diagonal `D`, the diagonal of ones left out (QuIP's
+/// feedback matrix); `None` where `H` is not positive definite.
+pub(crate) fn ldl_feedback(h: &[f64], n: usize) -> Option<Vec<f32>> {
+    let lower = cholesky_lower(Mat::from_fn(n, n, |i, j| h[i * n + j]))?;
+    let entry = |i: usize, j: usize| if j < i { (lower[(i, j)] / lower[(j, j)]) as f32 } else { 0.0 };
+    let feedback: Vec<f32> = (0..n * n).map(|at| entry(at / n, at % n)).collect();
+    feedback.iter().all(|entry| entry.is_finite()).then_some(feedback)
+}
+
+/// The lower Cholesky factor; its upper triangle is left as it was.
+fn cholesky_lower<T: Float>(mut h: Mat<T>) -> Option<Mat<T>> {
+    let mut memory = MemBuffer::new(cholesky_in_place_scratch::<T>(h.nrows(), Par::Seq, Default::default()));
+    let stack = MemStack::new(&mut memory);
+    cholesky_in_place(h.as_mut(), Default::default(), Par::Seq, stack, Default::default()).ok()?;
+    Some(h)
+}
+
+/// `tr(D G D^T) / n_out` for `D: [n_out, n_in]` and a symmetric `G: [n_in, n_in]`, both row-major: with `G = X^T X / n_tokens`
+/// the mean squared error of the linear's outputs when its weight is off by `D`.
+pub(crate) fn output_loss(delta: &[f32], gram: &[f64], n_in: usize) -> f64 {
+    let gram: Vec<f32> = gram.par_iter().map(|&entry| entry as f32).collect();
+    let gram = MatRef::from_row_major_slice(&gram, n_in, n_in);
+    let sums: Vec<f64> = delta
+        .par_chunks(ROWS_PER_TASK * n_in)
+        .map(|delta| {
+            let n_rows = delta.len() / n_in;
+            let mut product = vec![0.0_f32; delta.len()];
+            let out = MatMut::from_row_major_slice_mut(&mut product, n_rows, n_in);
+            matmul(out, Accum::Replace, MatRef::from_row_major_slice(delta, n_rows, n_in), gram, 1.0, Par::Seq);
+            product.iter().zip(delta).map(|(&p, &d)| f64::from(p) * f64::from(d)).sum()
+        })
+        .collect();
+    sums.iter().sum::<f64>() / (delta.len() / n_in.max(1)).max(1) as f64
+}
+
+/// `out -= left right` for row-major matrices; `out` and `right` are columns `cols` of wider ones.
+pub(crate) fn subtract_product(
+    out: &mut [f32],
+    left: &[f32],
+    right: &[f32],
+    n_in: usize,
+    cols: std::ops::Range<usize>,
+) {
+    let n_rows = out.len() / n_in;
+    let n_inner = right.len() / n_in;
+    if n_rows == 0 || n_inner == 0 || cols.is_empty() {
+        return;
+    }
+    let out = MatMut::from_row_major_slice_mut(out, n_rows, n_in).subcols_mut(cols.start, cols.len());
+    let right = MatRef::from_row_major_slice(right, n_inner, n_in).subcols(cols.start, cols.len());
+    matmul(out, Accum::Add, MatRef::from_row_major_slice(left, n_rows, n_inner), right, -1.0, Par::Seq);
+}
+
+/// The two precisions that Hessians are factored in.
+trait Float: RealField + Copy {
+    fn narrow(value: f64) -> Self;
+    fn to_f32(self) -> f32;
+}
+
+impl Float for f32 {
+    fn narrow(value: f64) -> Self {
+        value as f32
+    }
+
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Float for f64 {
+    fn narrow(value: f64) -> Self {
+        value
+    }
+
+    fn to_f32(self) -> f32 {
+        self as f32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const H: [f64; 9] = [4.0, 2.0, 0.0, 2.0, 5.0, 1.0, 0.0, 1.0, 2.0];
+
+    fn product(a: impl Fn(usize, usize) -> f64, b: impl Fn(usize, usize) -> f64, i: usize, j: usize) -> f64 {
+        (0..3).map(|k| a(i, k) * b(k, j)).sum()
+    }
+
+    #[test]
+    fn inverse_factor_is_upper_and_squares_to_the_inverse() {
+        for precision in [Precision::F32, Precision::F64] {
+            let u = inverse_factor(&H, 3, precision).unwrap();
+            let u = |i: usize, j: usize| f64::from(u[i * 3 + j]);
+            assert_eq!((u(1, 0), u(2, 0), u(2, 1)), (0.0, 0.0, 0.0));
+            for i in 0..3 {
+                for j in 0..3 {
+                    let inverse = |i: usize, j: usize| product(|i, k| u(k, i), u, i, j);
+                    let identity = product(inverse, |i, j| H[i * 3 + j], i, j);
+                    let expected = if i == j { 1.0 } else { 0.0 };
+                    assert!((identity - expected).abs() < 1e-5, "{precision:?} entry {i}, {j}: {identity}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn feedback_is_strictly_lower_and_restores_the_matrix() {
+        let feedback = ldl_feedback(&H, 3).unwrap();
+        let l = |i: usize, j: usize| if i == j { 1.0 } else { f64::from(feedback[i * 3 + j]) };
+        // D from the first column on: D_0 = 4, D_1 = 5 - 4 (1/2)^2 = 4, D_2 = 2 - 4 (1/4)^2 = 1.75.
+        let d = [4.0, 4.0, 1.75];
+        for i in 0..3 {
+            for j in 0..3 {
+                assert!((product(|i, k| l(i, k) * d[k], |k, j| l(j, k), i, j) - H[i * 3 + j]).abs() < 1e-6);
+            }
+        }
+        assert_eq!(feedback[1], 0.0);
+    }
+
+    #[test]
+    fn an_indefinite_matrix_has_no_factor() {
+        let indefinite = [1.0, 2.0, 2.0, 1.0];
+        assert!(inverse_factor(&indefinite, 2, Precision::F64).is_none());
+        assert!(inverse_factor(&indefinite, 2, Precision::F32).is_none());
+        assert!(ldl_feedback(&indefinite, 2).is_none());
+        assert!(inverse_factor(&[f64::NAN; 4], 2, Precision::F64).is_none());
+    }
+
+    #[test]
+    fn output_loss_is_the_mean_over_rows_of_the_quadratic_form() {
+        // Rows (1, 0, 0) and (0, 1, 1): forms 4 and 5 + 2 + 2 * 1.
+        assert_eq!(output_loss(&[1.0, 0.0, 0.0, 0.0, 1.0, 1.0], &H, 3), (4.0 + 9.0) / 2.0);
+    }
+}

@@ -1,0 +1,242 @@
+//! QuIP, Quantization with Incoherence Processing (Chee et al., NeurIPS 2023, arXiv 2307.13304).
+//!
+//! *What it does.* Rotates weight and Hessian by random orthogonal matrices, so that no weight and no direction of the inputs
+//! stands out, then rounds column by column with linear feedback (LDLQ, from the LDL decomposition of the Hessian). LDLQ
+//! without rotation is GPTQ from the last column to the first.
+//!
+//! *When it wins.* At 2 bits, and with a single scale a matrix; rotated weights have no outliers that a group's scale would have
+//! to follow.
+//!
+//! *Cost.* As GPTQ, and two rotations of every weight whenever it is restored: an ordinary kernel cannot run it.
+//!
+//! *Grids.* The paper gives the whole matrix one symmetric scale, 2.4 times its root mean square, and zero lies
+//! between two codes: `one_scale`, which takes only the bits of the experiment's grid. `grouped` rounds the rotated weight onto the experiment's own grid,
+//! so that methods can be compared on the same number of stored bits.
+//!
+//! *Differences from the authors' code.* Rounding runs in units of weights, not codes. The channel scale is normalised to a
+//! geometric mean of 1 and stored in the grid's scale type. A rotation's seed is mixed with block and linear.
+
+mod incoherence;
+mod rounding;
+
+use std::num::NonZeroU16;
+
+use awq_core::backend::{QuantBackend, float_vec};
+use awq_core::capture::CaptureNeeds;
+use awq_core::grid::{Granularity, Grid, GroupParams, Symmetry};
+use awq_core::log::LinearLog;
+use awq_core::method::{
+    BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, Precision, QuantMethod,
+    quantize_each_linear,
+};
+use awq_core::quantized::{QuantizedWeight, ZeroPoints};
+use awq_core::rotation::RotationKind;
+use awq_core::transform::WeightTransform;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use self::incoherence::Incoherent;
+use self::rounding::Rounding;
+use crate::hessian::Hessian;
+use crate::linalg::ldl_feedback;
+
+/// QuIP and its settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Quip {
+    /// What is done to weight and Hessian before rounding.
+    pub incoherence: Incoherence,
+    /// How columns are rounded.
+    pub rounding: QuipRounding,
+    /// Which codes exist.
+    pub grid: QuipGrid,
+    /// What is added to the diagonal of the Hessian, relative to its mean (the authors' code: 0.01).
+    pub damp: f64,
+}
+
+/// What is done to weight and Hessian before rounding.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Incoherence {
+    /// Nothing: LDLQ alone.
+    Off,
+    /// Channels are scaled such that weight and Hessian have the same diagonal, then both sides are rotated.
+    On(IncoherenceSettings),
+}
+
+/// See [`Incoherence::On`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IncoherenceSettings {
+    /// The factors of the rotations: `kronecker` (QuIP) or `hadamard` (as in QuIP#).
+    pub rotation: RotationKind,
+    /// With block and linear, decides the rotations.
+    pub seed: u64,
+}
+
+/// How columns are rounded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum QuipRounding {
+    /// Linear feedback from the last column to the first.
+    Ldlq,
+    /// LDLQ in ascending order of the Hessian's diagonal (the largest is rounded first), then greedy passes: each column in
+    /// turn goes to its best code, all others fixed.
+    LdlqRg(GreedyPasses),
+}
+
+/// See [`QuipRounding::LdlqRg`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GreedyPasses {
+    /// Most passes; they end where no code changes.
+    pub n_passes: NonZeroU16,
+}
+
+/// Which codes exist; see the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum QuipGrid {
+    /// One scale a matrix, zero between two codes.
+    OneScale,
+    /// The experiment's grid.
+    Grouped,
+}
+
+impl MethodSettings for Quip {
+    /// `QuIP`, with what makes it another method: `QuIP-RG (Hadamard, grouped grid)`. `LDLQ` without rotation.
+    fn label(&self) -> String {
+        let name = if self.incoherence == Incoherence::Off { "LDLQ" } else { "QuIP" };
+        let rounding = if self.rounding == QuipRounding::Ldlq { "" } else { "-RG" };
+        let mut departures = Vec::new();
+        if let Incoherence::On(IncoherenceSettings { rotation: RotationKind::Hadamard, .. }) = self.incoherence {
+            departures.push("Hadamard");
+        }
+        if self.grid == QuipGrid::Grouped {
+            departures.push("grouped grid");
+        }
+        let departures = if departures.is_empty() { String::new() } else { format!(" ({})", departures.join(", ")) };
+        format!("{name}{rounding}{departures}")
+    }
+
+    fn needs(&self) -> CaptureNeeds {
+        CaptureNeeds { inputs: true }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if (0.0..=1.0).contains(&self.damp) {
+            return Ok(());
+        }
+        Err(format!("damp = {} is outside 0 ..= 1; the authors' code has 0.01", self.damp))
+    }
+}
+
+impl<B: QuantBackend> LinearMethod<B> for Quip {
+    fn quantize_linear(&self, ctx: &LinearCtx<'_, B>) -> Result<(QuantizedWeight, LinearLog), MethodError> {
+        let weight = float_vec(ctx.weight.clone());
+        if weight.iter().any(|w| !w.is_finite()) {
+            return Err(ctx.not_finite("a weight"));
+        }
+        let hessian = Hessian::of(ctx, Precision::F64)?;
+        let mut notes: Vec<String> = hessian.dead_note().into_iter().collect();
+        let mut alive = weight.clone();
+        for row in alive.chunks_mut(hessian.n) {
+            hessian.dead.iter().for_each(|&column| row[column] = 0.0);
+        }
+        let problem = match &self.incoherence {
+            Incoherence::Off => {
+                Incoherent { weight: alive, hessian: hessian.clone(), transform: WeightTransform::Identity }
+            }
+            Incoherence::On(settings) => settings.process(ctx, alive, &hessian),
+        };
+        let quantized = self.round(ctx, problem, &mut notes)?;
+        let rounded = B::quantize_weight(ctx.weight.clone(), ctx.grid);
+        let log = LinearLog {
+            linear: ctx.linear.0.into(),
+            weight_mse: crate::weight_mse(&weight, &quantized),
+            loss_before: Some(hessian.output_loss(&weight, &rounded)),
+            loss_after: Some(hessian.output_loss(&weight, &quantized)),
+            notes,
+            ..LinearLog::default()
+        };
+        Ok((quantized, log))
+    }
+}
+
+impl<B: QuantBackend> QuantMethod<B> for Quip {
+    fn quantize_block(&self, ctx: &BlockCtx<'_, B>) -> Result<BlockEdit<B>, MethodError> {
+        quantize_each_linear(self, ctx)
+    }
+}
+
+impl Quip {
+    fn round<B: QuantBackend>(
+        &self,
+        ctx: &LinearCtx<'_, B>,
+        problem: Incoherent,
+        notes: &mut Vec<String>,
+    ) -> Result<QuantizedWeight, MethodError> {
+        let Incoherent { weight, hessian, transform } = problem;
+        let n_in = hessian.n;
+        let order: Vec<u32> = match self.rounding {
+            QuipRounding::Ldlq => (0..n_in as u32).collect(),
+            QuipRounding::LdlqRg(_) => hessian.activation_order().into_iter().rev().collect(),
+        };
+        let hessian = hessian.permuted(&order);
+        let (damped, feedback) =
+            hessian.damped(ctx, self.damp, notes, |h| ldl_feedback(h, n_in).map(|l| (h.to_vec(), l)))?;
+        let (grid, params) = self.grid_params(&weight, n_in, ctx.grid);
+        let n_groups = grid.granularity.n_groups(n_in);
+        let rounding = Rounding { grid: &grid, params: &params, n_groups, order: &order };
+        let mut codes = rounding.ldlq(&weight, &feedback);
+        if let QuipRounding::LdlqRg(GreedyPasses { n_passes }) = self.rounding {
+            rounding.greedy_passes(&weight, &mut codes, &damped, n_passes.get());
+        }
+        let zero_points = params.iter().map(|params| params.zero_point);
+        Ok(QuantizedWeight {
+            n_out: weight.len() / n_in,
+            n_in,
+            grid,
+            codes,
+            scale: params.iter().map(|params| params.scale).collect(),
+            zero_point: match self.grid {
+                QuipGrid::OneScale => ZeroPoints::Real(zero_points.collect()),
+                QuipGrid::Grouped => ZeroPoints::Codes(zero_points.map(|zero| zero as u8).collect()),
+            },
+            transform,
+        })
+    }
+
+    /// The grid in use, and the parameters of its groups, row-major `[n_out, n_groups]` (one for a whole matrix).
+    fn grid_params(&self, weight: &[f32], n_in: usize, grid: &Grid) -> (Grid, Vec<GroupParams>) {
+        match self.grid {
+            QuipGrid::OneScale => {
+                let grid = Grid { granularity: Granularity::PerTensor, symmetry: Symmetry::Asymmetric, ..*grid };
+                (grid, vec![one_scale(weight, &grid)])
+            }
+            QuipGrid::Grouped if grid.granularity == Granularity::PerTensor => {
+                (*grid, vec![grid.group_params_of(weight)])
+            }
+            QuipGrid::Grouped => {
+                let len = grid.granularity.group_len(n_in);
+                let groups = weight.chunks(n_in).flat_map(|row| row.chunks(len));
+                (*grid, groups.map(|group| grid.group_params_of(group)).collect())
+            }
+        }
+    }
+}
+
+/// Half the width of QuIP's grid, in root mean squares of the weight (the authors' constant for `qfn b`).
+const HALF_WIDTH: f64 = 2.4;
+
+/// Codes spread evenly from `-2.4` to `2.4` root mean squares.
+fn one_scale(weight: &[f32], grid: &Grid) -> GroupParams {
+    let mean_square = weight.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>() / weight.len().max(1) as f64;
+    let max_code = f32::from(grid.bits.max_code());
+    // A matrix of zeros keeps a step that f16 can hold.
+    let half_width = (HALF_WIDTH * mean_square.sqrt()).max(1e-5) as f32;
+    GroupParams { scale: grid.scale_dtype.round(2.0 * half_width / max_code), zero_point: max_code / 2.0 }
+}
+
+#[cfg(test)]
+mod tests;

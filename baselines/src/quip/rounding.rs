@@ -1,0 +1,113 @@
+//! LDLQ and greedy passes onto grids that are known beforehand. Rows do not depend on each other.
+
+use awq_core::grid::{Grid, GroupParams};
+use rayon::prelude::*;
+
+use crate::linalg::{ROWS_PER_TASK, subtract_product};
+
+/// Columns whose errors are kept back and applied to the rest in one product.
+const BLOCK: usize = 128;
+
+/// What a column is rounded to, and in which order.
+pub(super) struct Rounding<'a> {
+    pub(super) grid: &'a Grid,
+    /// Row-major `[n_out, n_groups]`, or one for the whole matrix.
+    pub(super) params: &'a [GroupParams],
+    pub(super) n_groups: usize,
+    /// Column `j` of Hessian and feedback is column `order[j]` of the weight.
+    pub(super) order: &'a [u32],
+}
+
+impl Rounding<'_> {
+    /// Rounds a row-major `[n_out, n]` weight from the last column in `order` to the first: column `i` to the code nearest to
+    /// `w_i + sum over j > i of (w_j - q_j) L[j, i]`. `feedback` is `L`, strictly lower triangular, row-major.
+    pub(super) fn ldlq(&self, weight: &[f32], feedback: &[f32]) -> Vec<u8> {
+        let n = self.order.len();
+        let mut codes = vec![0_u8; weight.len()];
+        let rows = weight.par_chunks(ROWS_PER_TASK * n).zip(codes.par_chunks_mut(ROWS_PER_TASK * n));
+        rows.enumerate().for_each(|(task, (weight, codes))| {
+            let mut target: Vec<f32> =
+                weight.chunks(n).flat_map(|row| self.order.iter().map(|&column| row[column as usize])).collect();
+            for start in (0..n).step_by(BLOCK).rev() {
+                let end = (start + BLOCK).min(n);
+                let mut errors = vec![0.0_f32; target.len() / n * (end - start)];
+                let rows = weight.chunks(n).zip(codes.chunks_mut(n)).zip(target.chunks_mut(n));
+                for (row, (((weight, codes), target), errors)) in rows.zip(errors.chunks_mut(end - start)).enumerate() {
+                    for i in (start..end).rev() {
+                        let column = self.order[i] as usize;
+                        let params = self.params(task * ROWS_PER_TASK + row, column);
+                        codes[column] = self.code(target[i], &params);
+                        let error = params.weight(codes[column]) - weight[column];
+                        errors[i - start] = error;
+                        let feedback = &feedback[i * n + start..i * n + i];
+                        for (target, l) in target[start..i].iter_mut().zip(feedback) {
+                            *target -= error * l;
+                        }
+                    }
+                }
+                subtract_product(&mut target, &errors, &feedback[start * n..end * n], n, 0..start);
+            }
+        });
+        codes
+    }
+
+    /// Sends each column, the last first, to the code that is best while all others stay, until no code of a task changes or
+    /// `n_passes` are done. The loss `tr(D H D^T)` never rises. `hessian` is row-major in `order`.
+    pub(super) fn greedy_passes(&self, weight: &[f32], codes: &mut [u8], hessian: &[f64], n_passes: u16) {
+        let n = self.order.len();
+        let hessian: Vec<f32> = hessian.iter().map(|&h| h as f32).collect();
+        let rows = weight.par_chunks(ROWS_PER_TASK * n).zip(codes.par_chunks_mut(ROWS_PER_TASK * n));
+        rows.enumerate().for_each(|(task, (weight, codes))| {
+            let params = |row: usize, column: usize| self.params(task * ROWS_PER_TASK + row, column);
+            let mut errors: Vec<f32> = (0..weight.len())
+                .map(|at| {
+                    let (row, column) = (at / n, self.order[at % n] as usize);
+                    params(row, column).weight(codes[row * n + column]) - weight[row * n + column]
+                })
+                .collect();
+            for _ in 0..n_passes {
+                let mut changed = false;
+                for i in (0..n).rev() {
+                    let (column, hessian) = (self.order[i] as usize, &hessian[i * n..(i + 1) * n]);
+                    for (row, errors) in errors.chunks_mut(n).enumerate() {
+                        let (params, code) = (params(row, column), &mut codes[row * n + column]);
+                        let best = params.weight(*code) - dot(errors, hessian) / hessian[i];
+                        let next = self.code(best, &params);
+                        changed |= next != *code;
+                        *code = next;
+                        errors[i] = params.weight(next) - weight[row * n + column];
+                    }
+                }
+                if !changed {
+                    break;
+                }
+            }
+        });
+    }
+
+    fn params(&self, row: usize, column: usize) -> GroupParams {
+        if self.params.len() == 1 {
+            return self.params[0];
+        }
+        self.params[row * self.n_groups + column / self.grid.granularity.group_len(self.order.len())]
+    }
+
+    /// The code nearest to a weight, for zero points that need not be codes.
+    fn code(&self, weight: f32, params: &GroupParams) -> u8 {
+        let (low, high) = (f32::from(self.grid.min_code()), f32::from(self.grid.bits.max_code()));
+        (weight / params.scale + params.zero_point).round_ties_even().clamp(low, high) as u8
+    }
+}
+
+/// A dot product in sixteen sums, which the compiler can keep in vector registers.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a, a_rest) = a.as_chunks::<16>();
+    let (b, b_rest) = b.as_chunks::<16>();
+    let mut sums = [0.0_f32; 16];
+    for (a, b) in a.iter().zip(b) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    sums.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
+}
