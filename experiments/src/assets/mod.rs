@@ -230,7 +230,7 @@ impl AssetStore {
     }
 
     fn bundled_model(&self) -> anyhow::Result<LocatedModel> {
-        bail!("the bundled model is not part of this build yet ({})", self.cache.display())
+        folder::materialise(&crate::bundled::assets::MODEL_FILES, &self.cache)
     }
 }
 
