@@ -8,7 +8,7 @@ const ASSUMED_FLOPS: f64 = 2.0e11;
 /// Tokens assumed for a text without a limit: the test split of WikiText-2 has between 245k and 341k with common tokenizers.
 const ASSUMED_TOKENS: f64 = 3.0e5;
 /// Tokens of a document of the bundled language, about.
-const TOKENS_OF_A_BUNDLED_DOCUMENT: f64 = 170.0;
+const TOKENS_OF_A_BUNDLED_DOCUMENT: f64 = 158.0;
 /// Forward passes' worth of work of one scale search: 20 candidates of attention and feed-forward, once each.
 const PASSES_OF_A_SEARCH: f64 = 22.0;
 
