@@ -18,6 +18,8 @@ use crate::model::{Block, Inspect, LinearName, NoTap, ScaleGroup, Tap};
 pub struct CaptureNeeds {
     /// The inputs of every linear on the calibration sequences. A method that needs none runs without calibration.
     pub inputs: bool,
+    /// Also what every linear sees in the full-precision model, where blocks see the outputs of quantized ones.
+    pub full_precision_inputs: bool,
 }
 
 /// The inputs of one linear on all calibration sequences.
@@ -27,12 +29,27 @@ pub struct InputStats<B: QuantBackend> {
     mean_abs: OnceLock<Tensor<B, 1>>,
     gram: OnceLock<Tensor<B, 2>>,
     gram_f64: OnceLock<Vec<f64>>,
+    full_precision: Option<Vec<Tensor<B, 3>>>,
+    drift: OnceLock<Option<Vec<f64>>>,
 }
 
 impl<B: QuantBackend> InputStats<B> {
     /// Of batches of `[batch, seq, in]`.
     pub fn new(batches: Vec<Tensor<B, 3>>) -> Self {
-        Self { batches, mean_abs: OnceLock::new(), gram: OnceLock::new(), gram_f64: OnceLock::new() }
+        Self {
+            batches,
+            mean_abs: OnceLock::new(),
+            gram: OnceLock::new(),
+            gram_f64: OnceLock::new(),
+            full_precision: None,
+            drift: OnceLock::new(),
+        }
+    }
+
+    /// Adds what the same linear sees of the same tokens in the full-precision model.
+    #[must_use]
+    pub fn with_full_precision(self, full_precision: Vec<Tensor<B, 3>>) -> Self {
+        Self { full_precision: Some(full_precision), drift: OnceLock::new(), ..self }
     }
 
     /// The inputs, `[batch, seq, in]` each.
@@ -85,6 +102,23 @@ impl<B: QuantBackend> InputStats<B> {
             sum.iter_mut().for_each(|entry| *entry /= n_tokens);
             sum
         })
+    }
+
+    /// `(F - X)^T X / n_tokens` with `F` the inputs in the full-precision model, row-major `[in, in]`: how far the inputs have
+    /// drifted. `None` where those inputs were not captured.
+    pub fn drift(&self) -> Option<&[f64]> {
+        let sum = || {
+            let full_precision = self.full_precision.as_ref()?;
+            let mut sum = vec![0.0; self.n_in() * self.n_in()];
+            for (rows, full_precision) in self.rows().zip(full_precision) {
+                let difference = float_vec(full_precision.clone().reshape(rows.dims()) - rows.clone());
+                crate::host::gram::add_cross_gram(&mut sum, &difference, &float_vec(rows), self.n_in());
+            }
+            let n_tokens = self.n_tokens().max(1) as f64;
+            sum.iter_mut().for_each(|entry| *entry /= n_tokens);
+            Some(sum)
+        };
+        self.drift.get_or_init(sum).as_deref()
     }
 
     /// Every `stride`-th token of all batches joined, `[n, in]`, such that about `n_tokens` remain (all, where there are fewer).
@@ -140,6 +174,16 @@ impl<B: QuantBackend> BlockInputs<B> {
     pub fn from_batches(seen: BTreeMap<LinearName, Vec<Tensor<B, 3>>>) -> Self {
         let by_linear = seen.into_iter().map(|(linear, batches)| (linear, InputStats::new(batches))).collect();
         Self { by_linear, attention_out: OnceLock::new(), mlp_out: OnceLock::new(), scale_searches: Mutex::default() }
+    }
+
+    /// Adds what each linear sees of the same tokens in the full-precision model.
+    #[must_use]
+    pub fn with_full_precision(self, full_precision: &Self) -> Self {
+        let add = |(linear, stats): (LinearName, InputStats<B>)| match full_precision.get(linear) {
+            Some(reference) => (linear, stats.with_full_precision(reference.batches.clone())),
+            None => (linear, stats),
+        };
+        Self { by_linear: self.by_linear.into_iter().map(add).collect(), ..self }
     }
 
     /// The inputs captured under a name.

@@ -101,22 +101,28 @@ pub fn quantize_model<B: QuantBackend>(
         jobs.iter().map(|_| Ok(QuantizedModel { blocks: Vec::new(), logs: Vec::new() })).collect();
     // With full-precision propagation all jobs see the same stream; else each has its own.
     let n_streams = if propagation == Propagation::FullPrecision { 1 } else { jobs.len() };
+    let compares = |job: &Job<'_, B>| job.method.needs().full_precision_inputs;
+    let mut reference =
+        (propagation != Propagation::FullPrecision && jobs.iter().any(compares)).then(|| hidden.clone());
     let mut streams: Vec<Vec<Tensor<B, 3>>> = vec![hidden; n_streams];
     for block_idx in 0..decoder.config().n_blocks {
         let start = Instant::now();
         let block = decoder.block(block_idx)?;
         let block = block.as_ref();
         let shared = (propagation == Propagation::FullPrecision).then(|| BlockInputs::capture(block, &streams[0]));
+        let referenced = reference.as_ref().map(|hidden| BlockInputs::capture(block, hidden));
         shared_seconds += start.elapsed().as_secs_f64();
         for (job_idx, job) in jobs.iter().enumerate() {
             let Ok(model) = &mut models[job_idx] else { continue };
             let start = Instant::now();
+            let full_precision = referenced.as_ref().filter(|_| compares(job)).map(|(inputs, _)| inputs);
             let result = match (&shared, propagation) {
-                (Some((inputs, outputs)), _) => quantize_shared(job, block_idx, block, &streams[0], inputs, outputs),
+                (Some((inputs, outputs)), _) => quantize_shared(job, block_idx, block, &streams[0], inputs, outputs)
+                    .map(|done| (done.stored, done.log)),
                 (None, Propagation::QuantizedPerStage) => {
-                    quantize_per_stage(job, block_idx, block, &mut streams[job_idx])
+                    quantize_per_stage(job, block_idx, block, full_precision, &mut streams[job_idx])
                 }
-                (None, _) => quantize_own_stream(job, block_idx, block, &mut streams[job_idx]),
+                (None, _) => quantize_own_stream(job, block_idx, block, full_precision, &mut streams[job_idx]),
             };
             match result {
                 Ok((stored, log)) => {
@@ -129,6 +135,9 @@ pub fn quantize_model<B: QuantBackend>(
         if let Some((_, outputs)) = shared {
             streams[0] = outputs;
         }
+        if let Some((_, outputs)) = referenced {
+            reference = Some(outputs);
+        }
         progress(block_idx);
     }
     Ok(Pass { models, shared_seconds })
@@ -140,6 +149,13 @@ fn embed_batches<B: QuantBackend>(decoder: &dyn Decoder<B>, sequences: &[Vec<u32
     sequences.chunks((TOKENS_PER_BATCH / seq_len).max(1)).map(|batch| decoder.embed(batch)).collect()
 }
 
+/// A quantized block and what it puts out.
+struct QuantizedBlock<B: QuantBackend> {
+    stored: StoredBlock,
+    log: BlockLog,
+    outputs: Vec<Tensor<B, 3>>,
+}
+
 /// One job on a block whose activations all jobs share.
 fn quantize_shared<B: QuantBackend>(
     job: &Job<'_, B>,
@@ -147,15 +163,15 @@ fn quantize_shared<B: QuantBackend>(
     block: &dyn Block<B>,
     hidden: &[Tensor<B, 3>],
     inputs: &BlockInputs<B>,
-    outputs: &[Tensor<B, 3>],
-) -> Result<(StoredBlock, BlockLog), MethodError> {
+    expected: &[Tensor<B, 3>],
+) -> Result<QuantizedBlock<B>, MethodError> {
     let linears = block.layout().linears;
     let edit =
         job.method.quantize_block(&BlockCtx { block_idx, block, inputs: Some(inputs), linears, grid: &job.grid })?;
     let applied = apply(block, edit);
-    let quantized = run(applied.block.as_ref(), hidden);
-    let log = with_output_error(applied.log, outputs, &quantized);
-    Ok((StoredBlock::new(applied.weights, applied.block.params()), log))
+    let outputs = run(applied.block.as_ref(), hidden);
+    let log = with_output_error(applied.log, expected, &outputs);
+    Ok(QuantizedBlock { stored: StoredBlock::new(applied.weights, applied.block.params()), log, outputs })
 }
 
 /// One job on a block that sees the outputs of the job's own quantized blocks.
@@ -163,13 +179,13 @@ fn quantize_own_stream<B: QuantBackend>(
     job: &Job<'_, B>,
     block_idx: usize,
     block: &dyn Block<B>,
+    full_precision: Option<&BlockInputs<B>>,
     hidden: &mut Vec<Tensor<B, 3>>,
 ) -> Result<(StoredBlock, BlockLog), MethodError> {
-    let (inputs, outputs) = BlockInputs::capture(block, hidden);
-    let (stored, log) = quantize_shared(job, block_idx, block, hidden, &inputs, &outputs)?;
-    let quantized = stored.onto(block);
-    *hidden = run(quantized.as_ref(), hidden);
-    Ok((stored, log))
+    let (inputs, expected) = capture_beside(block, full_precision, hidden);
+    let done = quantize_shared(job, block_idx, block, hidden, &inputs, &expected)?;
+    *hidden = done.outputs;
+    Ok((done.stored, done.log))
 }
 
 /// As [`quantize_own_stream`], capturing again after each stage of the block.
@@ -177,6 +193,7 @@ fn quantize_per_stage<B: QuantBackend>(
     job: &Job<'_, B>,
     block_idx: usize,
     block: &dyn Block<B>,
+    full_precision: Option<&BlockInputs<B>>,
     hidden: &mut Vec<Tensor<B, 3>>,
 ) -> Result<(StoredBlock, BlockLog), MethodError> {
     let expected = run(block, hidden);
@@ -184,7 +201,7 @@ fn quantize_per_stage<B: QuantBackend>(
     let mut log = BlockLog::default();
     let mut weights = BTreeMap::new();
     for stage in block.layout().stages {
-        let (inputs, _) = BlockInputs::capture(partial.as_ref(), hidden);
+        let (inputs, _) = capture_beside(partial.as_ref(), full_precision, hidden);
         let linears = stage_facts(block.layout(), stage);
         let ctx =
             BlockCtx { block_idx, block: partial.as_ref(), inputs: Some(&inputs), linears: &linears, grid: &job.grid };
@@ -198,6 +215,19 @@ fn quantize_per_stage<B: QuantBackend>(
     let log = with_output_error(log, &expected, &outputs);
     *hidden = outputs;
     Ok((StoredBlock::new(weights, partial.params()), log))
+}
+
+/// [`BlockInputs::capture`], with what the same linears see in the full-precision model where a method asks for it.
+fn capture_beside<B: QuantBackend>(
+    block: &dyn Block<B>,
+    full_precision: Option<&BlockInputs<B>>,
+    hidden: &[Tensor<B, 3>],
+) -> (BlockInputs<B>, Vec<Tensor<B, 3>>) {
+    let (inputs, outputs) = BlockInputs::capture(block, hidden);
+    match full_precision {
+        Some(full_precision) => (inputs.with_full_precision(full_precision), outputs),
+        None => (inputs, outputs),
+    }
 }
 
 fn stage_facts(layout: &BlockLayout, stage: &[LinearName]) -> Vec<LinearFacts> {

@@ -86,16 +86,27 @@ impl<B: QuantBackend> LinearCtx<'_, B> {
             Precision::F32 => float_vec(input.gram()).into_iter().map(f64::from).collect(),
             Precision::F64 => input.gram_f64().to_vec(),
         };
-        if let Some(scale) = &self.input_scale {
-            let scale: Vec<f64> = float_vec(scale.clone()).into_iter().map(f64::from).collect();
-            for (row, row_scale) in gram.chunks_mut(scale.len()).zip(&scale) {
-                row.iter_mut().zip(&scale).for_each(|(entry, col_scale)| *entry /= row_scale * col_scale);
-            }
-        }
+        self.divide_by_input_scale(&mut gram);
         if gram.iter().any(|entry| !entry.is_finite()) {
             return Err(self.not_finite("an activation"));
         }
         Ok(gram)
+    }
+
+    /// [`InputStats::drift`] of what the linear sees, `input_scale` divided out; `None` where nothing can drift: the run has no
+    /// calibration, or blocks see the outputs of full-precision ones.
+    pub fn drift(&self) -> Option<Vec<f64>> {
+        let mut drift = self.input?.drift()?.to_vec();
+        self.divide_by_input_scale(&mut drift);
+        Some(drift)
+    }
+
+    fn divide_by_input_scale(&self, matrix: &mut [f64]) {
+        let Some(scale) = &self.input_scale else { return };
+        let scale: Vec<f64> = float_vec(scale.clone()).into_iter().map(f64::from).collect();
+        for (row, row_scale) in matrix.chunks_mut(scale.len()).zip(&scale) {
+            row.iter_mut().zip(&scale).for_each(|(entry, col_scale)| *entry /= row_scale * col_scale);
+        }
     }
 
     /// A seed of this linear's own for one purpose, from a method's seed.

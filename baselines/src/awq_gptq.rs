@@ -33,7 +33,7 @@ impl MethodSettings for AwqGptq {
     }
 
     fn needs(&self) -> CaptureNeeds {
-        CaptureNeeds { inputs: true }
+        CaptureNeeds { inputs: true, ..CaptureNeeds::default() }
     }
 
     fn check(&self) -> Result<(), String> {

@@ -62,7 +62,7 @@ impl MethodSettings for Hqq {
     }
 
     fn needs(&self) -> CaptureNeeds {
-        CaptureNeeds { inputs: false }
+        CaptureNeeds { inputs: false, ..CaptureNeeds::default() }
     }
 
     fn check(&self) -> Result<(), String> {

@@ -1,6 +1,7 @@
 //! Baselines that AWQ is compared with. They know grids, calibration statistics and linears, no data set and no experiment.
 
 pub mod awq_gptq;
+pub mod gptaq;
 pub mod gptq;
 mod hessian;
 pub mod hqq;

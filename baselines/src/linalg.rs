@@ -90,6 +90,25 @@ pub(crate) fn subtract_product(
     matmul(out, Accum::Add, MatRef::from_row_major_slice(left, n_rows, n_inner), right, -1.0, Par::Seq);
 }
 
+/// `triu(D U^T, 1) U` for row-major `[n, n]` matrices: rows times `U^T`, only what lies above the diagonal kept, times `U`.
+pub(crate) fn strict_upper_through(d: &[f32], u: &[f32], n: usize) -> Vec<f32> {
+    let u = MatRef::from_row_major_slice(u, n, n);
+    let mut out = vec![0.0_f32; d.len()];
+    let tasks = out.par_chunks_mut(ROWS_PER_TASK * n).zip(d.par_chunks(ROWS_PER_TASK * n));
+    tasks.enumerate().for_each(|(task, (out, d))| {
+        let n_rows = d.len() / n;
+        let mut through = vec![0.0_f32; d.len()];
+        let product = MatMut::from_row_major_slice_mut(&mut through, n_rows, n);
+        matmul(product, Accum::Replace, MatRef::from_row_major_slice(d, n_rows, n), u.transpose(), 1.0, Par::Seq);
+        for (row, through) in through.chunks_mut(n).enumerate() {
+            through[..=task * ROWS_PER_TASK + row].fill(0.0);
+        }
+        let out = MatMut::from_row_major_slice_mut(out, n_rows, n);
+        matmul(out, Accum::Replace, MatRef::from_row_major_slice(&through, n_rows, n), u, 1.0, Par::Seq);
+    });
+    out
+}
+
 /// The two precisions that Hessians are factored in.
 trait Float: RealField + Copy {
     fn narrow(value: f64) -> Self;

@@ -29,7 +29,7 @@ impl MethodSettings for Rtn {
     }
 
     fn needs(&self) -> CaptureNeeds {
-        CaptureNeeds { inputs: false }
+        CaptureNeeds { inputs: false, ..CaptureNeeds::default() }
     }
 }
 

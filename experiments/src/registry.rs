@@ -4,6 +4,7 @@ use awq_core::awq::{Awq, FixedScale, KeepSalient};
 use awq_core::backend::QuantBackend;
 use awq_core::method::{MethodSettings, QuantMethod};
 use baselines::awq_gptq::AwqGptq;
+use baselines::gptaq::Gptaq;
 use baselines::gptq::Gptq;
 use baselines::hqq::Hqq;
 use baselines::quip::Quip;
@@ -54,6 +55,8 @@ methods! {
     Awq(Awq) = "awq";
     /// GPTQ: columns make up for the rounding errors of earlier columns.
     Gptq(Gptq) = "gptq";
+    /// GPTAQ: GPTQ that also makes up for inputs that have drifted from full precision.
+    Gptaq(Gptaq) = "gptaq";
     /// AWQ with GPTQ as its rounding step.
     AwqGptq(AwqGptq) = "awq_gptq";
     /// QuIP: rotated weights, rounded with linear feedback.

@@ -81,7 +81,7 @@ impl MethodSettings for Awq {
     }
 
     fn needs(&self) -> CaptureNeeds {
-        CaptureNeeds { inputs: self.scale != ScaleStep::Off || self.clip != ClipStep::Off }
+        CaptureNeeds { inputs: self.scale != ScaleStep::Off || self.clip != ClipStep::Off, ..CaptureNeeds::default() }
     }
 
     fn check(&self) -> Result<(), String> {

@@ -69,7 +69,7 @@ impl MethodSettings for KeepSalient {
     }
 
     fn needs(&self) -> CaptureNeeds {
-        CaptureNeeds { inputs: self.by == SalientBy::Activation }
+        CaptureNeeds { inputs: self.by == SalientBy::Activation, ..CaptureNeeds::default() }
     }
 
     fn check(&self) -> Result<(), String> {
@@ -149,7 +149,7 @@ impl MethodSettings for FixedScale {
     }
 
     fn needs(&self) -> CaptureNeeds {
-        CaptureNeeds { inputs: true }
+        CaptureNeeds { inputs: true, ..CaptureNeeds::default() }
     }
 
     fn check(&self) -> Result<(), String> {

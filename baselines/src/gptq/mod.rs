@@ -40,7 +40,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::range::{MseSearch, RangeSearch};
-use self::solver::{Groups, Solver};
+use self::solver::{Feedback, Groups, Solver};
+use crate::gptaq::Drift;
 use crate::hessian::Hessian;
 use crate::linalg::inverse_factor;
 
@@ -107,7 +108,7 @@ impl MethodSettings for Gptq {
     }
 
     fn needs(&self) -> CaptureNeeds {
-        CaptureNeeds { inputs: true }
+        CaptureNeeds { inputs: true, ..CaptureNeeds::default() }
     }
 
     fn check(&self) -> Result<(), String> {
@@ -120,6 +121,23 @@ impl MethodSettings for Gptq {
 
 impl<B: QuantBackend> LinearMethod<B> for Gptq {
     fn quantize_linear(&self, ctx: &LinearCtx<'_, B>) -> Result<(QuantizedWeight, LinearLog), MethodError> {
+        self.quantize_corrected(ctx, None)
+    }
+}
+
+impl<B: QuantBackend> QuantMethod<B> for Gptq {
+    fn quantize_block(&self, ctx: &BlockCtx<'_, B>) -> Result<BlockEdit<B>, MethodError> {
+        quantize_each_linear(self, ctx)
+    }
+}
+
+impl Gptq {
+    /// Quantizes one linear, `drift` corrected for where it is given.
+    pub(crate) fn quantize_corrected<B: QuantBackend>(
+        &self,
+        ctx: &LinearCtx<'_, B>,
+        drift: Option<Drift>,
+    ) -> Result<(QuantizedWeight, LinearLog), MethodError> {
         let weight = float_vec(ctx.weight.clone());
         if weight.iter().any(|w| !w.is_finite()) {
             return Err(ctx.not_finite("a weight"));
@@ -133,7 +151,8 @@ impl<B: QuantBackend> LinearMethod<B> for Gptq {
         let factor = hessian
             .permuted(&order)
             .damped(ctx, self.damp, &mut notes, |h| inverse_factor(h, hessian.n, self.hessian))?;
-        let quantized = self.round(&weight, &hessian, &order, &factor, ctx.grid);
+        let correction = drift.map(|drift| drift.correction(&order, &factor));
+        let quantized = self.round(&weight, &hessian, &order, Feedback { factor, correction }, ctx.grid);
         let rounded = B::quantize_weight(ctx.weight.clone(), ctx.grid);
         let log = LinearLog {
             linear: ctx.linear.0.into(),
@@ -145,17 +164,16 @@ impl<B: QuantBackend> LinearMethod<B> for Gptq {
         };
         Ok((quantized, log))
     }
-}
 
-impl<B: QuantBackend> QuantMethod<B> for Gptq {
-    fn quantize_block(&self, ctx: &BlockCtx<'_, B>) -> Result<BlockEdit<B>, MethodError> {
-        quantize_each_linear(self, ctx)
-    }
-}
-
-impl Gptq {
-    /// Rounds a row-major `[out, in]` weight, columns in `order`; `factor` is the inverse factor of the Hessian in that order.
-    fn round(&self, weight: &[f32], hessian: &Hessian, order: &[u32], factor: &[f32], grid: &Grid) -> QuantizedWeight {
+    /// Rounds a row-major `[out, in]` weight, columns in `order`, in which `feedback` is given.
+    fn round(
+        &self,
+        weight: &[f32],
+        hessian: &Hessian,
+        order: &[u32],
+        feedback: Feedback,
+        grid: &Grid,
+    ) -> QuantizedWeight {
         let n_in = hessian.n;
         let n_out = weight.len() / n_in;
         let mut alive = weight.to_vec();
@@ -164,7 +182,7 @@ impl Gptq {
         }
         let groups = self.groups(&alive, n_in, order, grid);
         let working = gather_columns(&alive, n_in, order);
-        let solver = Solver::new(self, grid, factor, n_in, groups);
+        let solver = Solver::new(self, grid, feedback, n_in, groups);
         let (codes, params) = solver.solve(working);
         let keeps_order = self.order == ColumnOrder::Natural;
         let (codes, transform) = if keeps_order || self.fixes_groups(grid) {

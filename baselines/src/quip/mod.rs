@@ -120,7 +120,7 @@ impl MethodSettings for Quip {
     }
 
     fn needs(&self) -> CaptureNeeds {
-        CaptureNeeds { inputs: true }
+        CaptureNeeds { inputs: true, ..CaptureNeeds::default() }
     }
 
     fn check(&self) -> Result<(), String> {
