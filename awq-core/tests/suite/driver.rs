@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use awq_core::awq::{Awq, ClipStep, ScaleFormula, ScaleStep};
 use awq_core::backend::{QuantBackend, float_vec};
 use awq_core::driver::{Calibration, Job, Pass, Propagation, QuantizedModel, quantize_model};
 use awq_core::load::{Checkpoint, LoadError, MemoryCheckpoint, SafetensorsCheckpoint};
@@ -9,7 +10,7 @@ use awq_core::method::QuantMethod;
 use awq_core::model::tiny::{self, TinySpec};
 use awq_core::model::{Decoder, NoTap, open_decoder};
 
-use crate::support::{Case, Cpu, grid, group, no_search, official_awq, with_threads};
+use crate::support::{Case, Cpu, grid, group, no_search, official_awq, scale_search, with_threads};
 
 fn open(spec: &TinySpec, checkpoint: MemoryCheckpoint) -> Box<dyn Decoder<Cpu>> {
     open_decoder(spec.config(), Arc::new(checkpoint), &Default::default()).unwrap()
@@ -44,15 +45,20 @@ fn runs_and_thread_counts_give_the_same_bits() {
     }
 }
 
-/// Jobs of one pass share captures and must not see each other.
+/// Jobs of one pass share captures and searches and must not see each other.
 #[test]
 fn jobs_of_a_pass_give_what_they_give_alone() {
     let decoder = open(&TinySpec::GQA, tiny::checkpoint(&TinySpec::GQA, 7));
+    let scale_only = Awq { clip: ClipStep::Off, ..official_awq() };
+    let clip_only = Awq { scale: ScaleStep::Off, ..official_awq() };
+    let duo = Awq { scale: scale_search(ScaleFormula::Duo, 20), ..official_awq() };
+    let (awq, plain) = (official_awq(), no_search());
+    let methods: [&dyn QuantMethod<Cpu>; 6] = [&plain, &awq, &scale_only, &clip_only, &duo, &plain];
     for propagation in [Propagation::FullPrecision, Propagation::Quantized] {
-        let together = pass(decoder.as_ref(), propagation, &[&no_search(), &official_awq(), &no_search()]);
+        let together = pass(decoder.as_ref(), propagation, &methods);
         let hashes: Vec<String> = together.models.into_iter().map(|model| model.unwrap().codes_sha256()).collect();
         let alone = |method| pass(decoder.as_ref(), propagation, &[method]).models.remove(0).unwrap().codes_sha256();
-        assert_eq!(hashes, [alone(&no_search()), alone(&official_awq()), alone(&no_search())]);
+        assert_eq!(hashes, methods.map(alone));
         assert_ne!(hashes[0], hashes[1]);
     }
 }

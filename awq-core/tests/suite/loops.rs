@@ -90,6 +90,32 @@ fn norm_gate_and_likelihood_agree_with_their_definitions() {
     }
 }
 
+/// `[n, in]` times the transpose of `[out, in]`, over shapes that fill no tile and over views that are not row-major.
+#[test]
+fn products_agree_with_their_definition() {
+    fn product<B: QuantBackend>([n, n_in, n_out]: [usize; 3], views: bool) -> Vec<f32> {
+        let x = numbers(n * n_in, 12);
+        let weight = numbers(2 * n_out * n_in, 13);
+        if views {
+            let x = tensor::<B, 2>(&x, [n_in, n]).transpose();
+            let weight = tensor::<B, 2>(&weight, [2 * n_out, n_in]).narrow(0, n_out, n_out);
+            return float_vec(B::matmul_transposed(x, weight));
+        }
+        let weight = tensor(&weight[..n_out * n_in], [n_out, n_in]);
+        float_vec(B::matmul_transposed(tensor(&x, [n, n_in]), weight))
+    }
+    for shape in [[1, 1, 1], [1, 64, 3], [7, 33, 5], [130, 96, 65], [300, 17, 200]] {
+        for views in [false, true] {
+            let expected = product::<Definition>(shape, views);
+            let what = format!("{shape:?}, views {views}");
+            check_close(&what, &product::<Cpu>(shape, views), &expected, 1e-5);
+            check_close(&what, &product::<OtherCpu>(shape, views), &expected, 1e-5);
+        }
+    }
+    let run = || product::<Cpu>([300, 96, 200], false);
+    assert_eq!(with_threads(1, run), with_threads(2, run));
+}
+
 #[test]
 fn likelihood_survives_huge_logits() {
     let logits = [1e4, 0.0, -1e4, -1e4, 0.0, 1e4];
