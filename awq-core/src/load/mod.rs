@@ -9,6 +9,7 @@ mod floats;
 mod gguf;
 mod keys;
 mod map;
+mod memory;
 mod rope;
 mod safetensors;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use std::sync::Arc;
 pub use self::config::ModelConfig;
 pub use self::error::LoadError;
 pub use self::gguf::GgufCheckpoint;
+pub use self::memory::MemoryCheckpoint;
 pub use self::rope::RopeScaling;
 pub use self::safetensors::SafetensorsCheckpoint;
 pub use self::tokenizer::Tokenizer;

@@ -14,6 +14,7 @@ use crate::load::{Checkpoint, LoadError, ModelConfig};
 
 pub mod layers;
 pub mod llama;
+pub mod tiny;
 
 use layers::{Linear, Norm};
 

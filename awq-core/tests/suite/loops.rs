@@ -1,0 +1,145 @@
+//! The single-pass loops of the CPU backends against the definitions in tensor operations, and at several thread counts.
+
+use awq_core::backend::{AttentionShape, QuantBackend, RotaryTable, float_vec};
+
+use crate::support::{Cpu, Definition, OtherCpu, check_close, grid, group, numbers, tensor, with_threads};
+
+const BATCH: usize = 2;
+const GQA: AttentionShape = AttentionShape { n_heads: 6, n_kv_heads: 2, head_dim: 16 };
+const MHA: AttentionShape = AttentionShape { n_heads: 3, n_kv_heads: 3, head_dim: 10 };
+
+fn attention<B: QuantBackend>(seq: usize, shape: &AttentionShape, rotary: bool) -> Vec<f32> {
+    let AttentionShape { n_heads, n_kv_heads, head_dim } = *shape;
+    let rows = |heads: usize, seed| {
+        let values: Vec<f32> = numbers(BATCH * seq * heads * head_dim, seed).iter().map(|x| 4.0 * x).collect();
+        tensor::<B, 3>(&values, [BATCH, seq, heads * head_dim])
+    };
+    // The table may be longer than the sequence.
+    let half = head_dim / 2;
+    let angles: Vec<f32> = (0..(seq + 3) * half).map(|i| (i / half) as f32 * 0.7_f32.powi((i % half) as i32)).collect();
+    let of =
+        |f: fn(f32) -> f32| tensor::<B, 2>(&angles.iter().map(|&angle| f(angle)).collect::<Vec<_>>(), [seq + 3, half]);
+    let table = RotaryTable { cos: of(f32::cos), sin: of(f32::sin) };
+    let table = rotary.then_some(&table);
+    float_vec(B::causal_attention(rows(n_heads, 1), rows(n_kv_heads, 2), rows(n_kv_heads, 3), table, shape))
+}
+
+#[test]
+fn attention_agrees_with_its_definition() {
+    for shape in [&GQA, &MHA] {
+        for seq in [1, 7, 128, 129, 300] {
+            for rotary in [false, true] {
+                let what = format!("{shape:?}, {seq} tokens, rotary {rotary}");
+                let expected = attention::<Definition>(seq, shape, rotary);
+                check_close(&what, &attention::<Cpu>(seq, shape, rotary), &expected, 1e-5);
+                check_close(&what, &attention::<OtherCpu>(seq, shape, rotary), &expected, 1e-5);
+            }
+        }
+    }
+}
+
+/// The definition itself, against scalars: position 0 sees only itself, later ones a softmax over what came before.
+#[test]
+fn attention_is_a_causal_softmax() {
+    let (shape, seq) = (AttentionShape { n_heads: 2, n_kv_heads: 1, head_dim: 2 }, 3);
+    let (q, k, v) = (numbers(12, 1), numbers(6, 2), numbers(6, 3));
+    let mut expected = vec![0.0_f64; 12];
+    for query in 0..seq {
+        for head in 0..2 {
+            let dot = |key: usize| (0..2).map(|c| f64::from(q[query * 4 + head * 2 + c] * k[key * 2 + c])).sum::<f64>();
+            let weights: Vec<f64> = (0..=query).map(|key| (dot(key) / 2_f64.sqrt()).exp()).collect();
+            for c in 0..2 {
+                let mixed: f64 = weights.iter().enumerate().map(|(key, w)| w * f64::from(v[key * 2 + c])).sum();
+                expected[query * 4 + head * 2 + c] = mixed / weights.iter().sum::<f64>();
+            }
+        }
+    }
+    let expected: Vec<f32> = expected.into_iter().map(|x| x as f32).collect();
+    let run = |q, k, v| float_vec(Definition::causal_attention(q, k, v, None, &shape));
+    let found = run(tensor(&q, [1, seq, 4]), tensor(&k, [1, seq, 2]), tensor(&v, [1, seq, 2]));
+    check_close("definition", &found, &expected, 1e-6);
+}
+
+/// Rows of 70: whole vectors and a rest.
+fn norm<B: QuantBackend>() -> Vec<f32> {
+    float_vec(B::rms_norm(tensor(&numbers(2 * 45 * 70, 4), [2, 45, 70]), tensor(&numbers(70, 5), [70]), 1e-5))
+}
+
+fn gate<B: QuantBackend>() -> Vec<f32> {
+    let gate: Vec<f32> = numbers(3 * 211 * 67, 6).iter().map(|x| 30.0 * x).collect();
+    float_vec(B::swiglu(tensor(&gate, [3, 211, 67]), tensor(&numbers(3 * 211 * 67, 7), [3, 211, 67])))
+}
+
+fn nll<B: QuantBackend>() -> Vec<f32> {
+    let logits: Vec<f32> = numbers(41 * 1003, 8).iter().map(|x| 20.0 * x).collect();
+    let targets: Vec<u32> = (0..41).map(|row| row * 977 % 1003).collect();
+    B::token_nll(tensor(&logits, [41, 1003]), &targets)
+}
+
+#[test]
+fn norm_gate_and_likelihood_agree_with_their_definitions() {
+    for (what, found, expected) in [
+        ("rms_norm on flex", norm::<Cpu>(), norm::<Definition>()),
+        ("rms_norm on ndarray", norm::<OtherCpu>(), norm::<Definition>()),
+        ("swiglu on flex", gate::<Cpu>(), gate::<Definition>()),
+        ("swiglu on ndarray", gate::<OtherCpu>(), gate::<Definition>()),
+        ("token_nll on flex", nll::<Cpu>(), nll::<Definition>()),
+        ("token_nll on ndarray", nll::<OtherCpu>(), nll::<Definition>()),
+    ] {
+        check_close(what, &found, &expected, 2e-6);
+    }
+}
+
+/// `[n, in]` times the transpose of `[out, in]`, over shapes that fill no tile and over views that are not row-major.
+#[test]
+fn products_agree_with_their_definition() {
+    fn product<B: QuantBackend>([n, n_in, n_out]: [usize; 3], views: bool) -> Vec<f32> {
+        let x = numbers(n * n_in, 12);
+        let weight = numbers(2 * n_out * n_in, 13);
+        if views {
+            let x = tensor::<B, 2>(&x, [n_in, n]).transpose();
+            let weight = tensor::<B, 2>(&weight, [2 * n_out, n_in]).narrow(0, n_out, n_out);
+            return float_vec(B::matmul_transposed(x, weight));
+        }
+        let weight = tensor(&weight[..n_out * n_in], [n_out, n_in]);
+        float_vec(B::matmul_transposed(tensor(&x, [n, n_in]), weight))
+    }
+    for shape in [[1, 1, 1], [1, 64, 3], [7, 33, 5], [130, 96, 65], [300, 17, 200]] {
+        for views in [false, true] {
+            let expected = product::<Definition>(shape, views);
+            let what = format!("{shape:?}, views {views}");
+            check_close(&what, &product::<Cpu>(shape, views), &expected, 1e-5);
+            check_close(&what, &product::<OtherCpu>(shape, views), &expected, 1e-5);
+        }
+    }
+    let run = || product::<Cpu>([300, 96, 200], false);
+    assert_eq!(with_threads(1, run), with_threads(2, run));
+}
+
+#[test]
+fn likelihood_survives_huge_logits() {
+    let logits = [1e4, 0.0, -1e4, -1e4, 0.0, 1e4];
+    let nll = Cpu::token_nll(tensor(&logits, [2, 3]), &[0, 0]);
+    assert!(nll[0].abs() < 1e-3, "the likely token costs nothing: {nll:?}");
+    assert!((nll[1] - 2e4).abs() < 1e-2, "{nll:?}");
+}
+
+#[test]
+fn one_and_two_threads_give_the_same_bits() {
+    let quantized = || Cpu::quantize_weight(tensor(&numbers(70 * 576, 9), [70, 576]), &grid(3, group(128)));
+    let clipped = || {
+        let weight = tensor(&numbers(70 * 96, 10), [70, 96]);
+        let rows = tensor::<Cpu, 2>(&numbers(40 * 96, 11), [40, 96]);
+        let grams: Vec<_> = (0..2)
+            .map(|group_idx| rows.clone().narrow(1, group_idx * 64, if group_idx == 0 { 64 } else { 32 }))
+            .map(|x| x.clone().transpose().matmul(x))
+            .collect();
+        let found = Cpu::clip_search(weight, &grams, &grid(3, group(64)), &[1.0, 0.9, 0.8, 0.7]);
+        (float_vec(found.weight), float_vec(found.bound), found.loss_before, found.loss_after)
+    };
+    assert_eq!(with_threads(1, quantized), with_threads(2, quantized));
+    assert_eq!(with_threads(1, clipped), with_threads(2, clipped));
+    for run in [norm::<Cpu>, gate::<Cpu>, nll::<Cpu>, || attention::<Cpu>(300, &GQA, true)] {
+        assert_eq!(with_threads(1, run), with_threads(2, run));
+    }
+}

@@ -1,0 +1,11 @@
+//! Properties, identities and differential tests of the public interface, in one binary (one link for all of them).
+#![allow(clippy::unwrap_used)]
+
+mod awq;
+mod awq_losses;
+mod driver;
+mod fold;
+mod grid;
+mod loops;
+mod oracle;
+mod support;
