@@ -1,5 +1,7 @@
 //! What no type can express: values of an experiment that contradict each other.
 
+use std::collections::BTreeSet;
+
 use anyhow::{bail, ensure};
 
 use super::{EvaluationSpec, ExperimentSpec, ProtocolSpec};
@@ -46,12 +48,12 @@ impl ExperimentSpec {
         if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             bail!("two models are named `{}`; tables could not tell them apart", twice[0]);
         }
-        let mut cells: Vec<_> = Plan::new(self).cells().map(|cell| (cell.id(), cell.label())).collect();
-        cells.sort();
-        if let Some(twice) = cells.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        let plan = Plan::new(self);
+        let mut ids = BTreeSet::new();
+        if let Some(twice) = plan.cells().find(|cell| !ids.insert(cell.id())) {
             bail!(
                 "the cell `{}` is asked for twice; remove the repeated entry of models, methods, grids.bits or grids.granularity",
-                twice[0].1
+                twice.label()
             );
         }
         Ok(())

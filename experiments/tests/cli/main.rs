@@ -1,0 +1,10 @@
+//! The program from outside, on a model so small that each run takes a moment: what it prints, what it leaves behind, and
+//! what it says to bad input.
+#![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub, missing_docs)]
+
+mod bad_config;
+mod bad_data;
+mod bad_model;
+mod commands;
+mod interruption;
+mod support;
