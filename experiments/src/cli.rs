@@ -67,7 +67,7 @@ pub struct RunArgs {
     /// The experiment's TOML file, e.g. configs/quickstart.toml.
     #[arg(required = true)]
     config: Option<PathBuf>,
-    /// Folder for records, tables and figures [default: results/<name of the file>].
+    /// Folder for records, tables and figures [default: results/ and the name of the file].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Score at most this many windows of each text: for a smoke run. Every table then says so.

@@ -1,7 +1,7 @@
 //! Decoder-only language models as lists of blocks that are handed out one at a time.
 //!
 //! What a family is, is data: [`BlockLayout`] names its linears, which input each reads, which groups of them share an AWQ
-//! scale, and what that scale is folded into. A family is one file with a layout, a [`Block`] and a line in [`FAMILIES`].
+//! scale, and what that scale is folded into. A family is one file with a layout, a [`Block`] and a line in `families`.
 
 use std::collections::BTreeMap;
 use std::fmt;
