@@ -8,8 +8,10 @@
 //!
 //! *Cost.* A second stream of activations, in full precision, and two more matrix products per input.
 //!
-//! *Differences from the authors' code.* A column's correction is taken from its weight as it is when its turn comes, inside
-//! a column block and beyond. The losses in the record are GPTQ's: output errors on the inputs as they are.
+//! *Differences from the authors' code.* Corrections follow from the unquantized weights, as the derivation has it, and so
+//! are one product before any column is rounded (there: from weights that earlier corrections have changed already, column
+//! by column). Groups take their grids from the corrected weights. The losses in the record are GPTQ's: output errors on
+//! the inputs as they are.
 
 use awq_core::backend::QuantBackend;
 use awq_core::capture::CaptureNeeds;
@@ -18,17 +20,18 @@ use awq_core::method::{
     BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod, quantize_each_linear,
 };
 use awq_core::quantized::QuantizedWeight;
+use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::gptq::Gptq;
-use crate::linalg::strict_upper_through;
+use crate::linalg::{ROWS_PER_TASK, strict_upper_through, subtract_product};
 
 /// GPTAQ and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Gptaq {
-    /// What it shares with GPTQ.
+    /// How the corrected weight is rounded.
     pub gptq: Gptq,
     /// Share of the correction that is applied (the authors' code: 0.25; 0 is GPTQ).
     pub alpha: f64,
@@ -83,13 +86,25 @@ pub(crate) struct Drift {
 }
 
 impl Drift {
-    /// `P = alpha triu(D U^T, 1) U` with columns in `order`, `U` being GPTQ's inverse factor in that order: row `i` is what
-    /// one unit of column `i`'s weight adds to later columns.
-    pub(crate) fn correction(&self, order: &[u32], factor: &[f32]) -> Vec<f32> {
+    /// `W + W P` for a row-major `W: [out, in]`, with `P = alpha triu(D U^T, 1) U` in the order of rounding and `U` GPTQ's
+    /// inverse factor in that order: what each column's input has lost is added to the columns after it, as well as
+    /// these can make up for it.
+    pub(crate) fn correct(&self, weight: &[f32], order: &[u32], factor: &[f32]) -> Vec<f32> {
         let n = order.len();
-        let entry = |at: usize| self.alpha * self.entries[order[at / n] as usize * n + order[at % n] as usize];
-        let drift: Vec<f32> = (0..n * n).map(|at| entry(at) as f32).collect();
-        strict_upper_through(&drift, factor, n)
+        let entry = |at: usize| -self.alpha * self.entries[order[at / n] as usize * n + order[at % n] as usize];
+        let negated: Vec<f32> = (0..n * n).map(|at| entry(at) as f32).collect();
+        let correction = strict_upper_through(&negated, factor, n);
+        let mut corrected = weight.to_vec();
+        corrected.par_chunks_mut(ROWS_PER_TASK * n).for_each(|rows| {
+            let ordered: Vec<f32> =
+                rows.chunks(n).flat_map(|row| order.iter().map(|&column| row[column as usize])).collect();
+            let mut sum = ordered.clone();
+            subtract_product(&mut sum, &ordered, &correction, n, 0..n);
+            for (row, sum) in rows.chunks_mut(n).zip(sum.chunks(n)) {
+                order.iter().zip(sum).for_each(|(&column, &value)| row[column as usize] = value);
+            }
+        });
+        corrected
     }
 }
 
@@ -119,19 +134,20 @@ mod tests {
     }
 
     /// A case whose inputs have drifted: what the linear sees is a smaller, noisy copy of the full-precision inputs.
-    fn drifted(n_out: usize) -> Case {
+    /// Returns the full-precision inputs too.
+    fn drifted(n_out: usize) -> (Case, Vec<f32>) {
         let mut case = Case::new(n_out, 64, 400, grid(3, 16));
         let full_precision = case.input.batches().to_vec();
         let mut noise = noise(11);
-        let rows = float_vec(full_precision[0].clone()).into_iter().map(|x| 0.8 * x + noise()).collect();
+        let full = float_vec(full_precision[0].clone());
+        let rows = full.iter().map(|x| 0.8 * x + noise()).collect();
         case.input = inputs(rows, 64).with_full_precision(full_precision);
-        case
+        (case, full)
     }
 
     /// Sum of squares of `F W^T - X Q^T`: the output error against the full-precision model.
-    fn error_against_full_precision(case: &Case, quantized: &QuantizedWeight) -> f64 {
+    fn error_against_full_precision(case: &Case, full: &[f32], quantized: &QuantizedWeight) -> f64 {
         let (seen, restored) = (float_vec(case.input.batches()[0].clone()), quantized.dequantize());
-        let full = float_vec(Case::new(1, 64, 400, grid(3, 16)).input.batches()[0].clone());
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
         let tokens = full.chunks(64).zip(seen.chunks(64));
         let error = |(full, seen): (&[f32], &[f32])| -> f64 {
@@ -143,11 +159,11 @@ mod tests {
 
     #[test]
     fn it_comes_closer_to_the_full_precision_model_than_gptq() {
-        let case = drifted(24);
+        let (case, full) = drifted(24);
         for order in [ColumnOrder::Natural, ColumnOrder::Activation] {
             let errors = [0.0, 0.25, 1.0].map(|alpha| {
                 let (quantized, _) = gptaq(order, alpha).quantize_linear(&case.ctx()).unwrap();
-                error_against_full_precision(&case, &quantized)
+                error_against_full_precision(&case, &full, &quantized)
             });
             assert!(errors[1] < errors[0] && errors[2] < errors[1], "{order:?}: {errors:?}");
         }
@@ -155,7 +171,7 @@ mod tests {
 
     #[test]
     fn without_correction_or_drift_it_is_gptq() {
-        let case = drifted(8);
+        let (case, _) = drifted(8);
         let (expected, _) = gptaq(ColumnOrder::Natural, 0.0).gptq.quantize_linear(&case.ctx()).unwrap();
         let (found, _) = gptaq(ColumnOrder::Natural, 0.0).quantize_linear(&case.ctx()).unwrap();
         assert_eq!(found, expected);
@@ -168,7 +184,7 @@ mod tests {
     #[test]
     fn threads_do_not_matter() {
         let on =
-            |n| on_threads(n, || gptaq(ColumnOrder::Activation, 0.25).quantize_linear(&drifted(40).ctx()).unwrap().0);
+            |n| on_threads(n, || gptaq(ColumnOrder::Activation, 0.25).quantize_linear(&drifted(40).0.ctx()).unwrap().0);
         assert_eq!(on(1), on(2));
     }
 

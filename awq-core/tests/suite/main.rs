@@ -8,4 +8,5 @@ mod fold;
 mod grid;
 mod loops;
 mod oracle;
+mod salient;
 mod support;

@@ -40,7 +40,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::range::{MseSearch, RangeSearch};
-use self::solver::{Feedback, Groups, Solver};
+use self::solver::{Groups, Solver};
 use crate::gptaq::Drift;
 use crate::hessian::Hessian;
 use crate::linalg::inverse_factor;
@@ -132,7 +132,7 @@ impl<B: QuantBackend> QuantMethod<B> for Gptq {
 }
 
 impl Gptq {
-    /// Quantizes one linear, `drift` corrected for where it is given.
+    /// Quantizes one linear, its weight corrected for `drift` beforehand where that is given.
     pub(crate) fn quantize_corrected<B: QuantBackend>(
         &self,
         ctx: &LinearCtx<'_, B>,
@@ -151,8 +151,9 @@ impl Gptq {
         let factor = hessian
             .permuted(&order)
             .damped(ctx, self.damp, &mut notes, |h| inverse_factor(h, hessian.n, self.hessian))?;
-        let correction = drift.map(|drift| drift.correction(&order, &factor));
-        let quantized = self.round(&weight, &hessian, &order, Feedback { factor, correction }, ctx.grid);
+        let corrected = drift.map(|drift| drift.correct(&weight, &order, &factor));
+        let target = corrected.as_deref().unwrap_or(&weight);
+        let quantized = self.round(target, &hessian, &order, &factor, ctx.grid);
         let rounded = B::quantize_weight(ctx.weight.clone(), ctx.grid);
         let log = LinearLog {
             linear: ctx.linear.0.into(),
@@ -165,15 +166,8 @@ impl Gptq {
         Ok((quantized, log))
     }
 
-    /// Rounds a row-major `[out, in]` weight, columns in `order`, in which `feedback` is given.
-    fn round(
-        &self,
-        weight: &[f32],
-        hessian: &Hessian,
-        order: &[u32],
-        feedback: Feedback,
-        grid: &Grid,
-    ) -> QuantizedWeight {
+    /// Rounds a row-major `[out, in]` weight, columns in `order`; `factor` is the inverse factor of the Hessian in that order.
+    fn round(&self, weight: &[f32], hessian: &Hessian, order: &[u32], factor: &[f32], grid: &Grid) -> QuantizedWeight {
         let n_in = hessian.n;
         let n_out = weight.len() / n_in;
         let mut alive = weight.to_vec();
@@ -182,7 +176,7 @@ impl Gptq {
         }
         let groups = self.groups(&alive, n_in, order, grid);
         let working = gather_columns(&alive, n_in, order);
-        let solver = Solver::new(self, grid, feedback, n_in, groups);
+        let solver = Solver::new(self, grid, factor, n_in, groups);
         let (codes, params) = solver.solve(working);
         let keeps_order = self.order == ColumnOrder::Natural;
         let (codes, transform) = if keeps_order || self.fixes_groups(grid) {

@@ -19,27 +19,19 @@ pub(super) enum Groups {
     Following { len: usize },
 }
 
-/// What rounding one column does to the columns after it, in the order of rounding.
-pub(super) struct Feedback {
-    /// `U`, row-major `[n_in, n_in]`, with `U^T U = H^-1`: the column's rounding error `e` (in units of its own `U` entry)
-    /// takes `e U` from later columns.
-    pub(super) factor: Vec<f32>,
-    /// `P`, strictly upper triangular, row-major `[n_in, n_in]`: the column's weight `w` adds `w P` to later columns.
-    pub(super) correction: Option<Vec<f32>>,
-}
-
 /// Everything that the rows share.
 pub(super) struct Solver<'a> {
     grid: &'a Grid,
     range: &'a RangeSearch,
-    feedback: Feedback,
+    /// `U`, row-major `[n_in, n_in]`, with `U^T U = H^-1`.
+    factor: &'a [f32],
     n_in: usize,
     groups: Groups,
     blocks: Vec<Range<usize>>,
 }
 
 impl<'a> Solver<'a> {
-    pub(super) fn new(gptq: &'a Gptq, grid: &'a Grid, feedback: Feedback, n_in: usize, groups: Groups) -> Self {
+    pub(super) fn new(gptq: &'a Gptq, grid: &'a Grid, factor: &'a [f32], n_in: usize, groups: Groups) -> Self {
         let block_size = usize::from(gptq.block_size.get());
         let blocks = match (&groups, gptq.group_grid) {
             // A block that ends where a group starts has applied all its errors by then.
@@ -49,7 +41,7 @@ impl<'a> Solver<'a> {
                 .collect(),
             _ => column_blocks(0..n_in, block_size),
         };
-        Self { grid, range: &gptq.range, feedback, n_in, groups, blocks }
+        Self { grid, range: &gptq.range, factor, n_in, groups, blocks }
     }
 
     /// Rounds a row-major `[n_out, n_in]` weight. Returns its codes and the parameters of all groups, row-major
@@ -95,12 +87,9 @@ impl<'a> Solver<'a> {
     /// Rounds the columns of one block in some rows, and moves their errors onto all later columns.
     fn round_block(&self, block: Range<usize>, weight: &mut [f32], codes: &mut [u8], params: &mut [GroupParams]) {
         let (n_in, n_groups) = (self.n_in, self.n_groups());
-        let Feedback { factor, correction } = &self.feedback;
         let mut errors = vec![0.0_f32; weight.len() / n_in * block.len()];
-        // Weights as they were when rounded, negated.
-        let mut met = vec![0.0_f32; if correction.is_some() { errors.len() } else { 0 }];
         let rows = weight.chunks_mut(n_in).zip(codes.chunks_mut(n_in)).zip(params.chunks_mut(n_groups));
-        for (row, (((weight, codes), params), errors)) in rows.zip(errors.chunks_mut(block.len())).enumerate() {
+        for (((weight, codes), params), errors) in rows.zip(errors.chunks_mut(block.len())) {
             if let &Groups::Following { len } = &self.groups {
                 for start in block.clone().filter(|column| column % len == 0) {
                     params[start / len] = self.range.params(&weight[start..(start + len).min(n_in)], self.grid);
@@ -108,32 +97,19 @@ impl<'a> Solver<'a> {
             }
             for column in block.clone() {
                 let params = &params[self.group_of(column)];
-                let original = weight[column];
-                let code = self.grid.nearest_code(original, params);
+                let code = self.grid.nearest_code(weight[column], params);
                 codes[column] = code;
-                let factor = &factor[column * n_in..(column + 1) * n_in];
-                let error = (original - params.weight(code)) / factor[column];
+                let factor = &self.factor[column * n_in..(column + 1) * n_in];
+                let error = (weight[column] - params.weight(code)) / factor[column];
                 errors[column - block.start] = error;
                 let later = column + 1..block.end;
-                subtract_multiple(&mut weight[later.clone()], error, &factor[later.clone()]);
-                if let Some(correction) = correction {
-                    met[row * block.len() + column - block.start] = -original;
-                    subtract_multiple(&mut weight[later.clone()], -original, &correction[column * n_in..][later]);
+                for (w, u) in weight[later.clone()].iter_mut().zip(&factor[later]) {
+                    *w -= error * u;
                 }
             }
         }
-        let rows_of_block = block.start * n_in..block.end * n_in;
-        subtract_product(weight, &errors, &factor[rows_of_block.clone()], n_in, block.end..n_in);
-        if let Some(correction) = correction {
-            subtract_product(weight, &met, &correction[rows_of_block], n_in, block.end..n_in);
-        }
-    }
-}
-
-/// `out -= factor row`.
-fn subtract_multiple(out: &mut [f32], factor: f32, row: &[f32]) {
-    for (out, value) in out.iter_mut().zip(row) {
-        *out -= factor * value;
+        let factor_rows = &self.factor[block.start * n_in..block.end * n_in];
+        subtract_product(weight, &errors, factor_rows, n_in, block.end..n_in);
     }
 }
 

@@ -1,0 +1,256 @@
+//! What every registered method owes: one suite over the registry, on a tiny decoder with drifted inputs. A new registry
+//! line fails here until `METHODS` has an example of it.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU16;
+
+use awq_core::backend::float_vec;
+use awq_core::capture::BlockInputs;
+use awq_core::driver::{Calibration, Job, Propagation, quantize_model};
+use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
+use awq_core::method::{BlockCtx, BlockEdit};
+use awq_core::model::layers::{Linear, Norm};
+use awq_core::model::tiny::{self, TinySpec};
+use awq_core::model::{Block, BlockParams, LinearName, NormName};
+use awq_core::pack::PackedWeight;
+use burn::backend::Flex;
+use burn::tensor::{Tensor, TensorData};
+use experiments::registry::MethodSpec;
+
+/// Every method, and the variants that take another path through the code.
+const METHODS: &str = r#"
+[[methods]]
+rtn = {}
+[[methods]]
+awq = { scale = { search = { formula = "activation", n_ratios = 20 } }, clip = { search = { n_steps = 20, max_shrink = 0.5, n_tokens = 512 } } }
+[[methods]]
+gptq = { damp = 0.01, block_size = 128, order = "natural", group_grid = "updated_weights", range = "min_max", hessian = "f64" }
+[[methods]]
+gptq = { damp = 0.01, block_size = 128, order = "natural", group_grid = "block_start_weights", range = "min_max", hessian = "f32" }
+[[methods]]
+gptq = { damp = 0.01, block_size = 128, order = "activation", group_grid = "original_weights", range = { mse = { n_steps = 100, max_shrink = 0.8, exponent = 2.4 } }, hessian = "f64" }
+[[methods]]
+gptq = { damp = 0.01, block_size = 128, order = "activation", group_grid = "updated_weights", range = "min_max", hessian = "f64" }
+[[methods]]
+[methods.gptaq]
+alpha = 0.25
+gptq = { damp = 0.01, block_size = 128, order = "activation", group_grid = "original_weights", range = "min_max", hessian = "f64" }
+[[methods]]
+[methods.awq_gptq]
+awq = { scale = { search = { formula = "activation", n_ratios = 20 } }, clip = "off" }
+gptq = { damp = 0.01, block_size = 128, order = "natural", group_grid = "updated_weights", range = "min_max", hessian = "f64" }
+[[methods]]
+quip = { incoherence = { on = { rotation = "kronecker", seed = 0 } }, rounding = "ldlq", grid = "one_scale", damp = 0.01 }
+[[methods]]
+quip = { incoherence = { on = { rotation = "hadamard", seed = 0 } }, rounding = { ldlq_rg = { n_passes = 3 } }, grid = "grouped", damp = 0.01 }
+[[methods]]
+quip = { incoherence = "off", rounding = "ldlq", grid = "grouped", damp = 0.01 }
+[[methods]]
+hqq = { lp_norm = 0.7, beta = 10.0, kappa = 1.01, n_iterations = 20, zero_points = "real" }
+[[methods]]
+hqq = { lp_norm = 0.7, beta = 10.0, kappa = 1.01, n_iterations = 20, zero_points = "codes" }
+[[methods]]
+keep_salient = { fraction = 0.03, by = "activation" }
+[[methods]]
+keep_salient = { fraction = 0.03, by = { random = { seed = 1 } } }
+[[methods]]
+fixed_scale = { fraction = 0.03, scale = 2.0 }
+"#;
+
+fn methods() -> Vec<MethodSpec> {
+    #[derive(serde::Deserialize)]
+    struct Methods {
+        methods: Vec<MethodSpec>,
+    }
+    toml::from_str::<Methods>(METHODS).unwrap().methods
+}
+
+/// Groups of 40: 64 and 96 input channels end in a ragged group.
+fn grid(bits: u8) -> Grid {
+    Grid {
+        bits: Bits::new(bits).unwrap(),
+        granularity: Granularity::PerGroup(NonZeroU16::new(40).unwrap()),
+        symmetry: Symmetry::Asymmetric,
+        range_includes_zero: false,
+        scale_dtype: ScaleDtype::F16,
+    }
+}
+
+/// A block and what its linears see: inputs that have drifted from those of the full-precision model.
+struct Case {
+    block: Box<dyn Block<Flex>>,
+    inputs: BlockInputs<Flex>,
+}
+
+impl Case {
+    /// The first block of the tiny decoder after `change`, on `n_sequences` of 24 tokens.
+    fn new(n_sequences: usize, change: impl FnOnce(&mut BlockParams<Flex>)) -> Self {
+        let spec = TinySpec::MHA;
+        let decoder = tiny::decoder::<Flex>(&spec, 7, &Default::default()).unwrap();
+        let block = decoder.block(0).unwrap();
+        let mut params = block.params().clone();
+        change(&mut params);
+        let block = block.with_params(params);
+        let hidden = decoder.embed(&tiny::sequences(&spec, n_sequences, 24, 3));
+        let drifted = hidden.clone() * 0.9 + hidden.clone().flip([2]) * 0.1;
+        let (full_precision, _) = BlockInputs::capture(block.as_ref(), &[hidden]);
+        let (inputs, _) = BlockInputs::capture(block.as_ref(), &[drifted]);
+        Self { block, inputs: inputs.with_full_precision(&full_precision) }
+    }
+
+    #[track_caller]
+    fn edit(&self, method: &MethodSpec, grid: &Grid) -> BlockEdit<Flex> {
+        let linears = self.block.layout().linears;
+        let ctx = BlockCtx { block_idx: 0, block: self.block.as_ref(), inputs: Some(&self.inputs), linears, grid };
+        method.method::<Flex>().quantize_block(&ctx).unwrap_or_else(|error| panic!("{}: {error}", method.label()))
+    }
+}
+
+/// Codes in range, packing exact, everything finite, every linear there.
+#[track_caller]
+fn check_sound(method: &MethodSpec, case: &Case, grid: &Grid) -> BlockEdit<Flex> {
+    let edit = case.edit(method, grid);
+    let label = method.label();
+    assert_eq!(edit.linears.len(), case.block.layout().linears.len(), "{label}");
+    for (linear, quantized) in &edit.linears {
+        let codes = quantized.grid.min_code()..=quantized.grid.bits.max_code();
+        assert!(quantized.codes.iter().all(|code| codes.contains(code)), "{label}, {linear}: a code is out of range");
+        assert_eq!(quantized.grid.bits, grid.bits, "{label}, {linear}");
+        assert_eq!(&PackedWeight::new(quantized.clone()).unpack(), quantized, "{label}, {linear}");
+        let weight = quantized.dequantize();
+        assert_eq!(weight.len(), quantized.n_out * quantized.n_in, "{label}, {linear}");
+        assert!(weight.iter().all(|w| w.is_finite()), "{label}, {linear}: a weight is not finite");
+        assert!(quantized.stored_bits() < 32 * weight.len() as u64, "{label}, {linear}: larger than it was");
+    }
+    for log in &edit.log.linears {
+        let losses = [Some(log.weight_mse), log.loss_before, log.loss_after];
+        assert!(losses.iter().flatten().all(|loss| loss.is_finite()), "{label}: {log:?}");
+    }
+    edit
+}
+
+fn change_norm(params: &mut BlockParams<Flex>, name: &'static str, change: impl FnOnce(&mut [f32])) {
+    let norm = params.norm(NormName(name)).clone();
+    let mut values = float_vec(norm.weight.clone());
+    change(&mut values);
+    let n = values.len();
+    let weight = Tensor::from_data(TensorData::new(values, [n]), &norm.weight.device());
+    params.norms.insert(NormName(name), Norm { weight, ..norm });
+}
+
+fn change_weight(params: &mut BlockParams<Flex>, name: &'static str, change: impl FnOnce(&mut [f32])) {
+    let linear = params.linear(LinearName(name)).clone();
+    let (dims, device) = (linear.weight.dims(), linear.weight.device());
+    let mut values = float_vec(linear.weight);
+    change(&mut values);
+    let weight = Tensor::from_data(TensorData::new(values, dims), &device);
+    params.linears.insert(LinearName(name), Linear { weight, bias: linear.bias });
+}
+
+#[test]
+fn every_registered_method_has_an_example_that_passes_its_own_check() {
+    let examples: BTreeSet<&str> = methods().iter().map(MethodSpec::key).collect();
+    assert_eq!(examples, MethodSpec::KEYS.iter().copied().collect());
+    let labels: BTreeMap<String, MethodSpec> = methods().into_iter().map(|method| (method.label(), method)).collect();
+    assert_eq!(labels.len(), methods().len(), "two examples share a label: {:?}", labels.keys());
+    for method in methods() {
+        assert_eq!(method.settings().check(), Ok(()), "{}", method.label());
+    }
+}
+
+#[test]
+fn codes_are_in_range_and_packing_is_exact_on_ragged_groups() {
+    let case = Case::new(6, |_| {});
+    for bits in [2, 3, 4, 8] {
+        for method in methods() {
+            check_sound(&method, &case, &grid(bits));
+        }
+    }
+}
+
+#[test]
+fn no_method_loses_to_plain_rounding_on_its_own_loss() {
+    let case = Case::new(12, |_| {});
+    for method in methods() {
+        let edit = check_sound(&method, &case, &grid(3));
+        let sum =
+            |loss: fn(&awq_core::log::LinearLog) -> Option<f64>| edit.log.linears.iter().filter_map(loss).sum::<f64>();
+        let (before, after) = (sum(|log| log.loss_before), sum(|log| log.loss_after));
+        assert!(after <= before, "{}: {after} above {before}", method.label());
+        for search in &edit.log.scale_searches {
+            assert!(search.loss_after <= search.loss_before, "{}: {search:?}", method.label());
+        }
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    for method in methods() {
+        let [one, two] = [1, 2].map(|n| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+            pool.install(|| {
+                let edit = Case::new(6, |_| {}).edit(&method, &grid(3));
+                let scales: Vec<Vec<f32>> = edit.scales.into_iter().map(|(_, scale)| float_vec(scale)).collect();
+                (edit.linears, scales)
+            })
+        });
+        assert!(one == two, "{}: results at 1 and 2 threads differ", method.label());
+    }
+}
+
+#[test]
+fn eight_bits_change_the_output_little() {
+    let spec = TinySpec::MHA;
+    let decoder = tiny::decoder::<Flex>(&spec, 7, &Default::default()).unwrap();
+    let sequences = tiny::sequences(&spec, 12, 24, 3);
+    let methods = methods();
+    let jobs: Vec<Job<'_, Flex>> =
+        methods.iter().map(|method| Job { method: method.method::<Flex>(), grid: grid(8) }).collect();
+    let calibration = Calibration { sequences: &sequences, propagation: Propagation::Quantized };
+    let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| {}).unwrap();
+    for (method, model) in methods.iter().zip(pass.models) {
+        let model = model.unwrap_or_else(|error| panic!("{}: {error}", method.label()));
+        for log in &model.logs {
+            let relative = log.output_mse.unwrap() / log.output_mean_square.unwrap();
+            // QuIP's single scale clips at 2.4 root mean squares however many bits there are.
+            let bound = if method.label() == "QuIP" { 0.05 } else { 1e-3 };
+            assert!(relative < bound, "{}: relative error {relative}", method.label());
+        }
+        assert!(model.bits_per_weight() < 13.0, "{}: {} bits a weight", method.label(), model.bits_per_weight());
+    }
+}
+
+#[test]
+fn dead_channels_are_survived() {
+    let case = Case::new(6, |params| {
+        change_norm(params, "input_layernorm", |weight| weight[5] = 0.0);
+        change_norm(params, "post_attention_layernorm", |weight| weight[17..20].fill(0.0));
+    });
+    for method in methods() {
+        check_sound(&method, &case, &grid(3));
+    }
+}
+
+#[test]
+fn fewer_tokens_than_channels_are_survived() {
+    let case = Case::new(1, |_| {});
+    for method in methods() {
+        check_sound(&method, &case, &grid(3));
+    }
+}
+
+#[test]
+fn constant_zero_and_all_positive_groups_are_survived() {
+    let case = Case::new(6, |params| {
+        change_weight(params, "self_attn.q_proj", |weight| weight[..40].fill(0.25));
+        change_weight(params, "self_attn.k_proj", |weight| weight[..64].fill(0.0));
+        change_weight(params, "mlp.down_proj", |weight| weight.iter_mut().for_each(|w| *w = w.abs() + 0.05));
+        change_weight(params, "mlp.up_proj", |weight| weight.iter_mut().for_each(|w| *w = -w.abs() - 0.05));
+    });
+    for method in methods() {
+        for bits in [2, 4] {
+            check_sound(&method, &case, &grid(bits));
+        }
+    }
+}
