@@ -36,6 +36,7 @@ use awq_core::method::{
 };
 use awq_core::quantized::{QuantizedWeight, ZeroPoints};
 use awq_core::transform::WeightTransform;
+use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -203,8 +204,8 @@ impl Gptq {
         if !self.fixes_groups(grid) {
             return Groups::Following { len };
         }
-        let params: Vec<GroupParams> =
-            weight.chunks(n_in).flat_map(|row| row.chunks(len).map(|group| self.range.params(group, grid))).collect();
+        let row_params = |row| <[f32]>::chunks(row, len).map(|group| self.range.params(group, grid));
+        let params: Vec<GroupParams> = weight.par_chunks(n_in).flat_map_iter(row_params).collect();
         Groups::Fixed { of_column: order.iter().map(|&channel| channel as usize / len).collect(), params }
     }
 }

@@ -62,8 +62,10 @@ impl MseSearch {
         for i in 0..n_tried {
             let keep = (1.0 - i as f64 / n_steps) as f32;
             let params = grid.group_params(min * keep, max * keep);
-            let error =
-                |&w: &f32| f64::from((params.weight(grid.nearest_code(w, &params)) - w).abs()).powf(self.exponent);
+            let error = |&w: &f32| {
+                let error = (params.weight(grid.nearest_code(w, &params)) - w).abs();
+                f64::from(error.powf(self.exponent as f32))
+            };
             let error: f64 = group.iter().map(error).sum();
             if best.is_none_or(|(least, _)| error < least) {
                 best = Some((error, params));
