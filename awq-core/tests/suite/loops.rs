@@ -116,6 +116,21 @@ fn products_agree_with_their_definition() {
     assert_eq!(with_threads(1, run), with_threads(2, run));
 }
 
+fn distance<B: QuantBackend>() -> f64 {
+    let values = |seed| tensor::<B, 3>(&numbers(3 * 211 * 67, seed), [3, 211, 67]);
+    B::squared_distance(&values(14), &values(15))
+}
+
+#[test]
+fn squared_distance_is_the_sum_of_squares() {
+    let (a, b) = (numbers(3 * 211 * 67, 14), numbers(3 * 211 * 67, 15));
+    let exact: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    for found in [distance::<Cpu>(), distance::<OtherCpu>(), distance::<Definition>()] {
+        assert!((found - exact).abs() < 1e-5 * exact, "{found} instead of {exact}");
+    }
+    assert_eq!(with_threads(1, distance::<Cpu>).to_bits(), with_threads(2, distance::<Cpu>).to_bits());
+}
+
 #[test]
 fn likelihood_survives_huge_logits() {
     let logits = [1e4, 0.0, -1e4, -1e4, 0.0, 1e4];

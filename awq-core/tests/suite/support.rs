@@ -3,12 +3,14 @@
 use std::num::NonZeroU16;
 
 use awq_core::awq::{Awq, ClipSearch, ClipStep, ScaleFormula, ScaleSearch, ScaleStep};
-use awq_core::backend::QuantBackend;
+use awq_core::backend::{QuantBackend, float_vec};
 use awq_core::capture::BlockInputs;
+use awq_core::fold::fold;
 use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
 use awq_core::method::{BlockCtx, BlockEdit, QuantMethod};
+use awq_core::model::layers::Linear;
 use awq_core::model::tiny::{self, TinySpec};
-use awq_core::model::{Block, Decoder};
+use awq_core::model::{Block, Decoder, NoTap};
 use burn::tensor::{Tensor, TensorData};
 
 /// The default CPU backend: single-pass loops.
@@ -145,5 +147,18 @@ impl Case {
             grid,
         };
         method.quantize_block(&ctx).unwrap()
+    }
+
+    /// The output on the first batch of the block that an edit asks for, made by hand.
+    pub(crate) fn output_after(&self, edit: &BlockEdit<Cpu>) -> Vec<f32> {
+        let mut params = self.block.params().clone();
+        for (group_idx, scale) in &edit.scales {
+            params = fold(params, &self.block.layout().scale_groups[*group_idx], scale);
+        }
+        for (&name, quantized) in &edit.linears {
+            let bias = params.linear(name).bias.clone();
+            params.linears.insert(name, Linear { weight: quantized.to_tensor(&Default::default()), bias });
+        }
+        float_vec(self.block.with_params(params).forward(self.hidden[0].clone(), &mut NoTap))
     }
 }
