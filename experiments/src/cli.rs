@@ -16,10 +16,10 @@ use crate::{device, record, report, runner, verify};
 /// Measure what weight quantization does to a language model: one TOML file asks one question, one command answers it
 /// with a table, figures, and a record of everything that made them.
 ///
-///     experiments configs/quickstart.toml        run it; run it again to resume or to see the table
-///     experiments plan configs/llama7b.toml      what would run, how long, how much memory
-///     experiments report results/quickstart      make tables and figures again from the records
-///     experiments verify results/quickstart      run the cells again and compare codes and numbers
+///   experiments configs/quickstart.toml        run it; run it again to resume or to see the table
+///   experiments plan configs/llama7b.toml      what would run, how long, how much memory
+///   experiments report results/quickstart      make tables and figures again from the records
+///   experiments verify results/quickstart      run the cells again and compare codes and numbers
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, verbatim_doc_comment)]
 pub struct Cli {
