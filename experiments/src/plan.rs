@@ -33,7 +33,8 @@ pub struct QuantizationCell {
     pub method: MethodSpec,
     /// The grid that it rounds to.
     pub grid: Grid,
-    /// What it sees of the data; `None` for a method that needs no activations.
+    /// The experiment's calibration, also where the method looks at no activations: the output error of its blocks is
+    /// measured on it. `None` where the experiment has none.
     pub calibration: Option<CalibrationSpec>,
 }
 

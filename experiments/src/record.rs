@@ -1,7 +1,7 @@
 //! [`Record`]: what one finished (or failed) cell leaves behind, one JSON object a line in `records.jsonl`.
 //!
-//! The file is only ever appended to, each record with one write and a sync, so that a kill in the middle of a cell loses
-//! that cell and nothing else. Everything a table or figure needs is in here: making a report opens no model.
+//! The file is only ever appended to, each record with one write and a sync, so that a kill
+//! loses no record: only the cell being measured, or the cells being quantized in one pass. Everything a table or figure needs is in here: making a report opens no model.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
