@@ -6,7 +6,7 @@
 
 use burn::tensor::activation::{log_softmax, silu, softmax};
 use burn::tensor::backend::Backend;
-use burn::tensor::{ElementConversion, Int, Tensor, TensorData};
+use burn::tensor::{ElementConversion, FloatDType, Int, Tensor, TensorData};
 
 use crate::awq::{ClipOutcome, clip_search_tensor};
 use crate::grid::Grid;
@@ -37,6 +37,15 @@ pub trait QuantBackend: Backend {
     /// `x W^T` for `x: [n, in]` and `weight: [out, in]`; returns `[n, out]`.
     fn matmul_transposed(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
         x.matmul(weight.transpose())
+    }
+
+    /// [`Self::matmul_transposed`] of inputs rounded half to even to bf16, with f32 sums.
+    fn matmul_transposed_bf16(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let rounded = |t: Tensor<Self, 2>| {
+            let stored = t.dtype();
+            t.cast(FloatDType::BF16).cast(stored)
+        };
+        Self::matmul_transposed(rounded(x), rounded(weight))
     }
 
     /// Rounds a `[out, in]` weight onto `grid`: minimum and maximum of each group set its scale and zero point.
@@ -263,6 +272,13 @@ host_backend!(
         let out = crate::host::matmul::matmul_transposed(x.storage::<f32>(), weight.storage::<f32>(), n_in);
         Tensor::from_data(TensorData::new(out, [n, n_out]), &device)
     }
+
+    fn matmul_transposed_bf16(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let ([n, n_in], [n_out, _], device) = (x.dims(), weight.dims(), x.device());
+        let (x, weight) = (flex_values(x), flex_values(weight));
+        let out = crate::host::bf16::matmul_transposed_bf16(x.storage::<f32>(), weight.storage::<f32>(), n_in);
+        Tensor::from_data(TensorData::new(out, [n, n_out]), &device)
+    }
 );
 
 /// A tensor whose storage holds exactly its values, row-major, without a copy where that is so already.
@@ -274,4 +290,11 @@ fn flex_values(tensor: Tensor<burn::backend::Flex, 2>) -> burn::backend::flex::F
     if exact { primitive } else { burn::backend::flex::FlexTensor::from_data(primitive.into_data()) }
 }
 #[cfg(feature = "ndarray")]
-host_backend!(burn::backend::NdArray<f32>,);
+host_backend!(
+    burn::backend::NdArray<f32>,
+    fn matmul_transposed_bf16(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let ([n, n_in], [n_out, _], device) = (x.dims(), weight.dims(), x.device());
+        let out = crate::host::bf16::matmul_transposed_bf16(&float_vec(x), &float_vec(weight), n_in);
+        Tensor::from_data(TensorData::new(out, [n, n_out]), &device)
+    }
+);

@@ -3,15 +3,16 @@
 //! Statistics are computed on first use and kept, so that every cell of a sweep that looks at the same block shares them.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use burn::tensor::Tensor;
 
+use crate::arithmetic::Arithmetic;
 use crate::awq::ScaleSearch;
 use crate::backend::{QuantBackend, float_vec};
 use crate::grid::Grid;
 use crate::log::ScaleSearchLog;
-use crate::model::{Block, Inspect, LinearName, NoTap, ScaleGroup, Tap};
+use crate::model::{Block, Inspect, LinearName, ScaleGroup, Tap};
 
 /// What a method looks at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -147,10 +148,12 @@ impl<B: QuantBackend> InputStats<B> {
 #[derive(Debug)]
 pub struct BlockInputs<B: QuantBackend> {
     by_linear: BTreeMap<LinearName, InputStats<B>>,
-    attention_out: OnceLock<Vec<Tensor<B, 3>>>,
-    mlp_out: OnceLock<Vec<Tensor<B, 3>>>,
+    module_outputs: ModuleOutputs<B>,
     scale_searches: Mutex<Vec<FoundScale<B>>>,
 }
+
+/// Module outputs by what was run and how.
+type ModuleOutputs<B> = Mutex<BTreeMap<(Inspect, Arithmetic), Arc<Vec<Tensor<B, 3>>>>>;
 
 /// A finished scale search and what it was asked.
 #[derive(Clone, Debug)]
@@ -173,7 +176,7 @@ impl<B: QuantBackend> BlockInputs<B> {
     /// From the inputs of each linear, by the name under which the layout captures them.
     pub fn from_batches(seen: BTreeMap<LinearName, Vec<Tensor<B, 3>>>) -> Self {
         let by_linear = seen.into_iter().map(|(linear, batches)| (linear, InputStats::new(batches))).collect();
-        Self { by_linear, attention_out: OnceLock::new(), mlp_out: OnceLock::new(), scale_searches: Mutex::default() }
+        Self { by_linear, module_outputs: Mutex::default(), scale_searches: Mutex::default() }
     }
 
     /// Adds what each linear sees of the same tokens in the full-precision model.
@@ -211,16 +214,17 @@ impl<B: QuantBackend> BlockInputs<B> {
         Ok((scale, log))
     }
 
-    /// Outputs of a module of the full-precision block, one a batch. `input` is the capture name of the module's input.
-    pub fn module_outputs(&self, block: &dyn Block<B>, inspect: Inspect, input: &InputStats<B>) -> &[Tensor<B, 3>] {
-        let run = |module: fn(&dyn Block<B>, Tensor<B, 3>) -> Tensor<B, 3>| -> Vec<Tensor<B, 3>> {
-            input.batches().iter().map(|x| module(block, x.clone())).collect()
-        };
-        match inspect {
-            Inspect::Attention => self.attention_out.get_or_init(|| run(|block, x| block.attention(x, &mut NoTap))),
-            Inspect::Mlp => self.mlp_out.get_or_init(|| run(|block, x| block.mlp(x, &mut NoTap))),
-            Inspect::Linear => &[],
-        }
+    /// Outputs of a module of the full-precision block, one a batch, computed once in each arithmetic. `input` is what the
+    /// module sees.
+    pub fn module_outputs(
+        &self,
+        block: &dyn Block<B>,
+        inspect: Inspect,
+        input: &InputStats<B>,
+    ) -> Arc<Vec<Tensor<B, 3>>> {
+        let mut known = self.module_outputs.lock().unwrap_or_else(PoisonError::into_inner);
+        let run = || input.batches().iter().map(|x| inspect.run(block, x.clone())).collect();
+        known.entry((inspect, block.params().arithmetic)).or_insert_with(|| Arc::new(run())).clone()
     }
 }
 

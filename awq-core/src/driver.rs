@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::arithmetic::Arithmetic;
 use crate::backend::{QuantBackend, float_vec};
 use crate::capture::BlockInputs;
 use crate::fold::fold;
@@ -360,7 +361,7 @@ impl<B: QuantBackend> Decoder<B> for QuantizedDecoder<'_, B> {
         self.base.final_norm(hidden)
     }
 
-    fn head(&self, rows: Tensor<B, 2>) -> Tensor<B, 2> {
-        self.base.head(rows)
+    fn head(&self, rows: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2> {
+        self.base.head(rows, arithmetic)
     }
 }

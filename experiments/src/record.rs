@@ -8,6 +8,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
+use awq_core::arithmetic::Arithmetic;
 use awq_core::driver::BlockLog;
 use serde::{Deserialize, Serialize};
 
@@ -83,6 +84,9 @@ pub struct Measurement {
     pub protocol: String,
     /// Tokens of a window.
     pub seq_len: usize,
+    /// How the matrix products of the scoring pass were computed.
+    #[serde(default, skip_serializing_if = "Arithmetic::is_f32")]
+    pub arithmetic: Arithmetic,
     /// The value.
     pub value: f64,
     /// Standard error of the value, from the spread over windows.

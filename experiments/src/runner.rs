@@ -320,7 +320,8 @@ impl ModelJob<'_, '_, '_> {
         let seq_len = windows.windows.first().map_or(0, Vec::len);
         let work = windows.windows.len() * seq_len * decoder.config().n_blocks;
         let bar = self.progress.bar(&format!("{}: {}", cell.label(), prepared.text_name), work as u64);
-        let scores = score(decoder, windows, &mut |tokens| bar.advance(tokens as u64))?;
+        let arithmetic = prepared.spec.arithmetic;
+        let scores = score(decoder, windows, arithmetic, &mut |tokens| bar.advance(tokens as u64))?;
         bar.finish();
         let nll_per_window = scores.window_means();
         let (protocol, standard_error) = match prepared.spec.protocol {
@@ -332,6 +333,7 @@ impl ModelJob<'_, '_, '_> {
             dataset: prepared.text_name.clone(),
             protocol: protocol.into(),
             seq_len,
+            arithmetic,
             value: scores.perplexity(),
             standard_error,
             n_windows: windows.windows.len(),

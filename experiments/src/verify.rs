@@ -114,7 +114,7 @@ fn compare(before: &Done, after: &Done) -> Again {
 fn same_measurement((a, b): (&Measurement, &Measurement)) -> bool {
     let names =
         |m: &Measurement| [&m.metric, &m.dataset, &m.protocol, &m.text_sha256, &m.tokenizer_sha256].map(Clone::clone);
-    let counts = |m: &Measurement| (m.seq_len, m.n_windows, m.n_windows_total, m.n_tokens);
+    let counts = |m: &Measurement| (m.seq_len, m.arithmetic, m.n_windows, m.n_windows_total, m.n_tokens);
     names(a) == names(b) && counts(a) == counts(b)
 }
 

@@ -17,6 +17,7 @@ use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
 use crate::capture::CaptureNeeds;
 use crate::fold::fold;
@@ -68,8 +69,12 @@ impl MethodSettings for Awq {
     fn label(&self) -> String {
         let scale = match &self.scale {
             ScaleStep::Off => None,
-            ScaleStep::Search(ScaleSearch { formula: ScaleFormula::Activation, .. }) => Some("scale"),
-            ScaleStep::Search(ScaleSearch { formula: ScaleFormula::Duo, .. }) => Some("duo scale"),
+            ScaleStep::Search(search) => Some(match (search.formula, search.arithmetic) {
+                (ScaleFormula::Activation, Arithmetic::F32) => "scale",
+                (ScaleFormula::Activation, Arithmetic::Bf16) => "bf16 scale",
+                (ScaleFormula::Duo, Arithmetic::F32) => "duo scale",
+                (ScaleFormula::Duo, Arithmetic::Bf16) => "bf16 duo scale",
+            }),
         };
         match (scale, &self.clip) {
             (Some("scale"), ClipStep::Search(_)) => "AWQ".into(),

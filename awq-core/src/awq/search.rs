@@ -6,12 +6,13 @@ use burn::tensor::{ElementConversion, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
 use crate::capture::InputStats;
 use crate::log::ScaleSearchLog;
 use crate::method::{BlockCtx, MethodError};
 use crate::model::layers::Linear;
-use crate::model::{Inspect, LinearName, NoTap, ScaleGroup};
+use crate::model::{BlockParams, Inspect, LinearName, ScaleGroup};
 
 /// Smallest scale before normalization (the official code's constant): a channel that is never active keeps a usable weight.
 const MIN_SCALE: f64 = 1e-4;
@@ -24,6 +25,10 @@ pub struct ScaleSearch {
     pub formula: ScaleFormula,
     /// Number of exponents `k / n_ratios`, `k = 0 .. n_ratios - 1` (the official code: 20, that is 0, 0.05 .. 0.95).
     pub n_ratios: NonZeroU16,
+    /// How the outputs that judge a candidate are computed, the full-precision ones and the candidate's alike: rounding of
+    /// the activations is the same in both and so cancels. The scale found is applied to weights in f32.
+    #[serde(default, skip_serializing_if = "Arithmetic::is_f32")]
+    pub arithmetic: Arithmetic,
 }
 
 /// How a candidate scale follows from the exponent `r`.
@@ -55,7 +60,7 @@ impl ScaleSearch {
         // Every loss is complete, over all batches, before any two are compared.
         let losses: Vec<f64> = ratios
             .iter()
-            .map(|&ratio| candidate_loss(ctx, group, input, &candidate(ratio)))
+            .map(|&ratio| self.candidate_loss(ctx, group, input, &candidate(ratio)))
             .collect::<Result<_, _>>()?;
         let not_finite = || MethodError::NotFinite {
             block_idx: ctx.block_idx,
@@ -68,11 +73,46 @@ impl ScaleSearch {
         let best = (0..losses.len()).min_by(|&a, &b| losses[a].total_cmp(&losses[b])).ok_or_else(not_finite)?;
         let loss_before = match self.formula {
             ScaleFormula::Activation => losses[0],
-            ScaleFormula::Duo => candidate_loss(ctx, group, input, &input.mean_abs().ones_like())?,
+            ScaleFormula::Duo => self.candidate_loss(ctx, group, input, &input.mean_abs().ones_like())?,
         };
         let log =
             ScaleSearchLog { group: group.label(), ratio: ratios[best], loss_before, loss_after: losses[best], losses };
         Ok((candidate(ratios[best]), log))
+    }
+
+    /// Mean squared error of the inspected output when the group's linears are quantized under `scale`.
+    fn candidate_loss<B: QuantBackend>(
+        &self,
+        ctx: &BlockCtx<'_, B>,
+        group: &ScaleGroup,
+        input: &InputStats<B>,
+        scale: &Tensor<B, 1>,
+    ) -> Result<f64, MethodError> {
+        let quantized = |name: LinearName| {
+            B::fake_quant_scaled(ctx.block.params().linear(name).weight.clone(), scale.clone(), ctx.grid)
+        };
+        if group.inspect == Inspect::Linear {
+            let name = group.linears[0];
+            let delta = quantized(name) - ctx.block.params().linear(name).weight.clone();
+            return Ok(linear_loss(delta, input.gram()));
+        }
+        let mut params = BlockParams { arithmetic: self.arithmetic, ..ctx.block.params().clone() };
+        let original = ctx.block.with_params(params.clone());
+        for &name in group.linears {
+            let bias = params.linear(name).bias.clone();
+            params.linears.insert(name, Linear { weight: quantized(name), bias });
+        }
+        let candidate = ctx.block.with_params(params);
+        let inputs =
+            ctx.inputs.ok_or(MethodError::NoCalibration { block_idx: ctx.block_idx, linear: group.linears[0].0 })?;
+        let expected = inputs.module_outputs(original.as_ref(), group.inspect, input);
+        let (mut sum, mut n_values) = (0.0, 0);
+        for (x, expected) in input.batches().iter().zip(expected.iter()) {
+            let output = group.inspect.run(candidate.as_ref(), x.clone());
+            n_values += output.shape().num_elements();
+            sum += B::squared_distance(&output, expected);
+        }
+        Ok(sum / n_values as f64)
     }
 }
 
@@ -105,42 +145,6 @@ fn relative_weight_mean<B: QuantBackend>(ctx: &BlockCtx<'_, B>, group: &ScaleGro
     };
     let parts = (0..n_in).step_by(len).map(relative).collect();
     Tensor::cat(parts, 1).sum_dim(0).squeeze::<1>() / n_out as f64
-}
-
-/// Mean squared error of the inspected output when the group's linears are quantized under `scale`.
-fn candidate_loss<B: QuantBackend>(
-    ctx: &BlockCtx<'_, B>,
-    group: &ScaleGroup,
-    input: &InputStats<B>,
-    scale: &Tensor<B, 1>,
-) -> Result<f64, MethodError> {
-    let quantized = |name: LinearName| {
-        B::fake_quant_scaled(ctx.block.params().linear(name).weight.clone(), scale.clone(), ctx.grid)
-    };
-    if group.inspect == Inspect::Linear {
-        let name = group.linears[0];
-        let delta = quantized(name) - ctx.block.params().linear(name).weight.clone();
-        return Ok(linear_loss(delta, input.gram()));
-    }
-    let mut params = ctx.block.params().clone();
-    for &name in group.linears {
-        let bias = params.linear(name).bias.clone();
-        params.linears.insert(name, Linear { weight: quantized(name), bias });
-    }
-    let candidate = ctx.block.with_params(params);
-    let inputs =
-        ctx.inputs.ok_or(MethodError::NoCalibration { block_idx: ctx.block_idx, linear: group.linears[0].0 })?;
-    let expected = inputs.module_outputs(ctx.block, group.inspect, input);
-    let (mut sum, mut n_values) = (0.0, 0);
-    for (x, expected) in input.batches().iter().zip(expected) {
-        let output = match group.inspect {
-            Inspect::Attention => candidate.attention(x.clone(), &mut NoTap),
-            Inspect::Mlp | Inspect::Linear => candidate.mlp(x.clone(), &mut NoTap),
-        };
-        n_values += output.shape().num_elements();
-        sum += B::squared_distance(&output, expected);
-    }
-    Ok(sum / n_values as f64)
 }
 
 /// Mean over tokens and outputs of `(x dW^T)^2`, from `G = X^T X / n_tokens`: `tr(dW G dW^T) / out`. As many operations as

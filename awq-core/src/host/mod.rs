@@ -29,6 +29,7 @@ macro_rules! vectorized {
 }
 
 pub mod attention;
+pub mod bf16;
 pub mod clip;
 pub mod elementwise;
 pub mod exp;

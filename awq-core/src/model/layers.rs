@@ -3,6 +3,7 @@
 use burn::tensor::activation::{gelu, relu};
 use burn::tensor::{Tensor, TensorData};
 
+use crate::arithmetic::Arithmetic;
 use crate::backend::{QuantBackend, RotaryTable};
 use crate::load::{Checkpoint, LoadError, ModelConfig, read_exact_shape};
 
@@ -30,20 +31,23 @@ impl<B: QuantBackend> Linear<B> {
     }
 
     /// `x W^T + b` for `x: [batch, seq, in]`.
-    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+    pub fn forward(&self, x: Tensor<B, 3>, arithmetic: Arithmetic) -> Tensor<B, 3> {
         let [batch, seq, n_in] = x.dims();
         let [n_out, _] = self.weight.dims();
-        let y = self.forward_rows(x.reshape([batch * seq, n_in]));
-        y.reshape([batch, seq, n_out])
-    }
-
-    /// `x W^T + b` for `x: [n, in]`.
-    pub fn forward_rows(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let y = B::matmul_transposed(x, self.weight.clone());
-        match &self.bias {
+        let y = product(x.reshape([batch * seq, n_in]), self.weight.clone(), arithmetic);
+        let y = match &self.bias {
             Some(bias) => y + bias.clone().unsqueeze::<2>(),
             None => y,
-        }
+        };
+        y.reshape([batch, seq, n_out])
+    }
+}
+
+/// `x W^T` for `x: [n, in]` and `weight: [out, in]`.
+pub(crate) fn product<B: QuantBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2> {
+    match arithmetic {
+        Arithmetic::F32 => B::matmul_transposed(x, weight),
+        Arithmetic::Bf16 => B::matmul_transposed_bf16(x, weight),
     }
 }
 

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
-use super::layers::{Linear, Norm, NormKind, matrix, rotary_table, vector};
+use super::layers::{Linear, Norm, NormKind, matrix, product, rotary_table, vector};
 use super::{
     Block, BlockLayout, BlockParams, Decoder, Inspect, LinearFacts, LinearName, NormName, PrevOp, ScaleGroup, Tap,
     ids_tensor,
 };
+use crate::arithmetic::Arithmetic;
 use crate::backend::{AttentionShape, QuantBackend, RotaryTable};
 use crate::load::{Checkpoint, LoadError, ModelConfig};
 
@@ -152,7 +153,7 @@ impl<B: QuantBackend> Decoder<B> for Llama<B> {
         };
         let norms = BTreeMap::from([norm(ATTENTION_NORM)?, norm(MLP_NORM)?]);
         Ok(Box::new(LlamaBlock {
-            params: BlockParams { linears, norms },
+            params: BlockParams { linears, norms, arithmetic: Arithmetic::F32 },
             layout: self.layout(),
             shape: AttentionShape { n_heads: config.n_heads, n_kv_heads: config.n_kv_heads, head_dim: config.head_dim },
             rotary: self.rotary.clone(),
@@ -163,8 +164,8 @@ impl<B: QuantBackend> Decoder<B> for Llama<B> {
         self.final_norm.forward(hidden)
     }
 
-    fn head(&self, rows: Tensor<B, 2>) -> Tensor<B, 2> {
-        B::matmul_transposed(rows, self.head.as_ref().unwrap_or(&self.embedding).clone())
+    fn head(&self, rows: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2> {
+        product(rows, self.head.as_ref().unwrap_or(&self.embedding).clone(), arithmetic)
     }
 }
 
@@ -197,19 +198,19 @@ impl<B: QuantBackend> Block<B> for LlamaBlock<B> {
 
     fn attention(&self, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
         tap.see(Q, &input);
-        let project = |name| self.params.linear(name).forward(input.clone());
+        let project = |name| self.params.forward(name, input.clone());
         let (q, k, v) = (project(Q), project(K), project(V));
         let mixed = B::causal_attention(q, k, v, Some(&self.rotary), &self.shape);
         tap.see(O, &mixed);
-        self.params.linear(O).forward(mixed)
+        self.params.forward(O, mixed)
     }
 
     fn mlp(&self, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
         tap.see(GATE, &input);
-        let gate = self.params.linear(GATE).forward(input.clone());
-        let up = self.params.linear(UP).forward(input);
+        let gate = self.params.forward(GATE, input.clone());
+        let up = self.params.forward(UP, input);
         let inner = B::swiglu(gate, up);
         tap.see(DOWN, &inner);
-        self.params.linear(DOWN).forward(inner)
+        self.params.forward(DOWN, inner)
     }
 }

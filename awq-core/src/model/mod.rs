@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor, TensorData};
 
+use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
 use crate::load::{Checkpoint, LoadError, ModelConfig};
 
@@ -63,6 +64,17 @@ pub enum Inspect {
     Linear,
 }
 
+impl Inspect {
+    /// Runs the inspected module on its (normed) input, `[batch, seq, in]`. A linear alone counts as part of the feed-forward
+    /// module, which contains it.
+    pub(crate) fn run<B: QuantBackend>(self, block: &dyn Block<B>, input: Tensor<B, 3>) -> Tensor<B, 3> {
+        match self {
+            Self::Attention => block.attention(input, &mut NoTap),
+            Self::Mlp | Self::Linear => block.mlp(input, &mut NoTap),
+        }
+    }
+}
+
 /// Linears that share an input, and so a scale (AWQ).
 #[derive(Clone, Copy, Debug)]
 pub struct ScaleGroup {
@@ -99,12 +111,19 @@ pub struct BlockParams<B: QuantBackend> {
     pub linears: BTreeMap<LinearName, Linear<B>>,
     /// Norms by name.
     pub norms: BTreeMap<NormName, Norm<B>>,
+    /// How the products of the linears are computed; f32 as a checkpoint is read.
+    pub arithmetic: Arithmetic,
 }
 
 impl<B: QuantBackend> BlockParams<B> {
     /// A linear that the layout names; absent only through a bug in a family's file.
     pub fn linear(&self, name: LinearName) -> &Linear<B> {
         self.linears.get(&name).unwrap_or_else(|| panic!("the family's layout names `{name}`, its loader does not"))
+    }
+
+    /// `x W^T + b` of a linear that the layout names, for `x: [batch, seq, in]`.
+    pub fn forward(&self, name: LinearName, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.linear(name).forward(x, self.arithmetic)
     }
 
     /// A norm that the layout names; absent only through a bug in a family's file.
@@ -148,6 +167,11 @@ pub trait Block<B: QuantBackend>: Send + Sync {
     fn mlp(&self, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3>;
 }
 
+/// The same block with the products of its linears computed in `arithmetic`.
+pub fn in_arithmetic<B: QuantBackend>(block: &dyn Block<B>, arithmetic: Arithmetic) -> Box<dyn Block<B>> {
+    block.with_params(BlockParams { arithmetic, ..block.params().clone() })
+}
+
 /// A whole model. Only one block's weights need to be in memory at a time.
 pub trait Decoder<B: QuantBackend>: Send + Sync {
     /// Its configuration.
@@ -169,7 +193,7 @@ pub trait Decoder<B: QuantBackend>: Send + Sync {
     fn final_norm(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3>;
 
     /// Normed hidden rows `[n, hidden]` to logits `[n, vocab]`.
-    fn head(&self, rows: Tensor<B, 2>) -> Tensor<B, 2>;
+    fn head(&self, rows: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2>;
 }
 
 /// What opens a family's models.

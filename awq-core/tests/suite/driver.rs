@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use awq_core::arithmetic::Arithmetic;
 use awq_core::awq::{Awq, ClipStep, ScaleFormula, ScaleStep};
 use awq_core::backend::{QuantBackend, float_vec};
 use awq_core::driver::{Calibration, Job, Pass, Propagation, QuantizedModel, quantize_model};
@@ -172,7 +173,7 @@ fn logits(decoder: &dyn Decoder<Cpu>, spec: &TinySpec) -> Vec<f32> {
         hidden = decoder.block(block_idx).unwrap().forward(hidden, &mut NoTap);
     }
     let rows = decoder.final_norm(hidden).reshape([40, spec.hidden_size]);
-    float_vec(decoder.head(rows))
+    float_vec(decoder.head(rows, Arithmetic::F32))
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU16;
 
+use awq_core::arithmetic::Arithmetic;
 use awq_core::awq::{Awq, ClipSearch, ClipStep, ScaleFormula, ScaleSearch, ScaleStep};
 use awq_core::backend::{QuantBackend, float_vec};
 use awq_core::capture::BlockInputs;
@@ -91,7 +92,7 @@ pub(crate) fn all_grids() -> Vec<Grid> {
 }
 
 pub(crate) fn scale_search(formula: ScaleFormula, n_ratios: u16) -> ScaleStep {
-    ScaleStep::Search(ScaleSearch { formula, n_ratios: NonZeroU16::new(n_ratios).unwrap() })
+    ScaleStep::Search(ScaleSearch { formula, n_ratios: NonZeroU16::new(n_ratios).unwrap(), arithmetic: Arithmetic::F32 })
 }
 
 pub(crate) fn clip_search(n_tokens: usize) -> ClipStep {

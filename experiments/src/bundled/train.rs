@@ -19,9 +19,9 @@ use super::tokenizer::{BOS, EOS, encode, train_tokenizer};
 use super::weights::{NetworkConfig, Weights};
 use super::{Split, bundled_text};
 
-/// Windows in the last sixth of a run are this many times as long as in its first half; in between, twice as long.
-/// Short windows are cheaper and teach looking back sooner; the last ones teach the positions that evaluation uses.
-const LONGEST: usize = 4;
+/// Windows in the second half of a run are this many times as long as in its first half. Short windows are cheaper; the
+/// last ones teach the positions that evaluation uses.
+const LONGEST: usize = 2;
 
 /// What a training run can be asked for. Two runs with equal options give equal files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,7 +35,7 @@ pub struct TrainOptions {
     pub n_steps: u32,
     /// Windows in a step while they are short; a multiple of 8.
     pub batch: usize,
-    /// Tokens in a window in the first half of the run; they grow to four times as many.
+    /// Tokens in a window in the first half of the run; then twice as many.
     pub seq_len: usize,
     /// Highest learning rate, after the warm-up.
     pub peak_learning_rate: f64,
@@ -61,9 +61,9 @@ impl TrainOptions {
         TrainOptions {
             out,
             seed: 0,
-            n_steps: 1500,
+            n_steps: 2400,
             batch: 16,
-            seq_len: 128,
+            seq_len: 256,
             peak_learning_rate: 3e-3,
             n_warm_up_steps: 100,
             weight_decay: 0.1,
@@ -77,11 +77,7 @@ impl TrainOptions {
 
     /// Windows and tokens in each, at `step`: as many tokens in every step, in ever longer windows.
     fn batch_shape(&self, step: u32) -> (usize, usize) {
-        let longer = match 6 * step / self.n_steps {
-            0..=2 => 1,
-            3..=4 => 2,
-            _ => LONGEST,
-        };
+        let longer = if 2 * step < self.n_steps { 1 } else { LONGEST };
         (self.batch / longer, longer * self.seq_len)
     }
 

@@ -12,6 +12,7 @@ use std::num::{NonZeroU16, NonZeroUsize};
 use std::path::Path;
 
 use anyhow::Context;
+use awq_core::arithmetic::Arithmetic;
 use awq_core::driver::Propagation;
 use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
 use schemars::JsonSchema;
@@ -121,6 +122,9 @@ pub struct PerplexitySpec {
     /// Score only the first this many windows; the whole text when absent. A limited number is marked in every table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_windows: Option<NonZeroUsize>,
+    /// How the products of linears and of the head are computed; f32 when absent. Named in every table.
+    #[serde(default, skip_serializing_if = "Arithmetic::is_f32")]
+    pub arithmetic: Arithmetic,
 }
 
 /// A perplexity protocol. Two numbers may be compared only if their protocols are the same.

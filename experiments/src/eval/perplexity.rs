@@ -6,9 +6,10 @@
 //! | `llama-cpp` | chunks, the first token of each replaced by BOS | the second half: positions `n/2 .. n-2` predict the next | exp of the mean over tokens, and its standard error |
 
 use anyhow::{Context, bail, ensure};
+use awq_core::arithmetic::Arithmetic;
 use awq_core::backend::QuantBackend;
 use awq_core::load::{ModelConfig, Tokenizer};
-use awq_core::model::{Decoder, NoTap};
+use awq_core::model::{Decoder, NoTap, in_arithmetic};
 use burn::tensor::Tensor;
 
 use crate::config::ProtocolSpec;
@@ -141,7 +142,8 @@ const HIDDEN_BYTES: usize = 1 << 30;
 /// Rows whose logits exist at once: with a vocabulary of 128k and f32, half a gigabyte would be 1024.
 const LOGIT_ROWS: usize = 512;
 
-/// Scores windows block by block: one block's weights are in memory at a time, whatever the size of the model.
+/// Scores windows block by block: one block's weights are in memory at a time, whatever the size of the model. The matrix
+/// products of linears and of the head are computed in `arithmetic`.
 ///
 /// `progress` is called with the tokens passed through one block.
 ///
@@ -150,6 +152,7 @@ const LOGIT_ROWS: usize = 512;
 pub fn score<B: QuantBackend>(
     decoder: &dyn Decoder<B>,
     windows: &Windows,
+    arithmetic: Arithmetic,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<Scores> {
     let config = decoder.config();
@@ -161,7 +164,7 @@ pub fn score<B: QuantBackend>(
     for share in windows.windows.chunks(windows_per_batch * batches_per_share) {
         let mut hidden: Vec<Tensor<B, 3>> = share.chunks(windows_per_batch).map(|batch| decoder.embed(batch)).collect();
         for block_idx in 0..config.n_blocks {
-            let block = decoder.block(block_idx)?;
+            let block = in_arithmetic(decoder.block(block_idx)?.as_ref(), arithmetic);
             for batch in &mut hidden {
                 // Hand the only reference over, so that the block can work in place.
                 let input = std::mem::replace(batch, Tensor::empty([1, 1, 1], &batch.device()));
@@ -170,7 +173,7 @@ pub fn score<B: QuantBackend>(
             }
         }
         for (batch, ids) in hidden.into_iter().zip(share.chunks(windows_per_batch)) {
-            per_window.extend(batch_nll(decoder, batch, ids, windows.first_target));
+            per_window.extend(batch_nll(decoder, batch, ids, windows.first_target, arithmetic));
         }
     }
     let finite = per_window.iter().flatten().all(|nll: &f32| nll.is_finite());
@@ -184,6 +187,7 @@ fn batch_nll<B: QuantBackend>(
     hidden: Tensor<B, 3>,
     ids: &[Vec<u32>],
     first_target: usize,
+    arithmetic: Arithmetic,
 ) -> Vec<Vec<f32>> {
     let [batch, len, width] = hidden.dims();
     let n_targets = len - first_target;
@@ -194,7 +198,7 @@ fn batch_nll<B: QuantBackend>(
     let mut nll = Vec::with_capacity(targets.len());
     for (chunk_idx, targets) in targets.chunks(LOGIT_ROWS).enumerate() {
         let rows = rows.clone().narrow(0, chunk_idx * LOGIT_ROWS, targets.len());
-        nll.extend(B::token_nll(decoder.head(rows), targets));
+        nll.extend(B::token_nll(decoder.head(rows, arithmetic), targets));
     }
     nll.chunks(n_targets).map(<[f32]>::to_vec).collect()
 }

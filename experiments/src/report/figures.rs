@@ -61,12 +61,8 @@ pub struct Level {
 /// Two figures a table that holds quantized rows, a line a method: perplexity against bits per weight, and how much of it
 /// is lost to full precision.
 pub fn perplexity_figures(rows: &[Row]) -> Vec<Figure> {
-    let together = |a: &Row, b: &Row| {
-        (&a.model, &a.dataset, &a.protocol, a.seq_len, a.n_windows, a.n_windows_total)
-            == (&b.model, &b.dataset, &b.protocol, b.seq_len, b.n_windows, b.n_windows_total)
-    };
     let figures = |rows: &[Row]| [perplexity_figure(rows), loss_figure(rows)];
-    rows.chunk_by(together).flat_map(figures).flatten().collect()
+    rows.chunk_by(Row::is_comparable).flat_map(figures).flatten().collect()
 }
 
 fn perplexity_figure(rows: &[Row]) -> Option<Figure> {
@@ -140,9 +136,8 @@ fn against_bits(
     } else {
         (String::new(), String::new())
     };
-    let setting = format!("{} {} {} {}", first.model, first.dataset, first.protocol, first.seq_len);
     Some(Figure {
-        slug: format!("{}-{}{limited_slug}", shown.slug, slug(&setting)),
+        slug: format!("{}-{}{limited_slug}", shown.slug, slug(&first.setting())),
         caption: format!(
             "{} on {} (protocol {}, {} tokens a window): {}{limited}",
             first.model, first.dataset, first.protocol, first.seq_len, shown.caption

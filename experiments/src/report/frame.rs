@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use anyhow::ensure;
+use awq_core::arithmetic::Arithmetic;
 
 use super::row::Row;
 use crate::config::ReferenceValue;
@@ -84,7 +85,8 @@ pub fn rows(records: &[&Record], references: &[ReferenceValue]) -> anyhow::Resul
     let place = |row: &Row| models.iter().position(|model| *model == row.model);
     rows.sort_by(|a, b| {
         let text = |row: &Row| {
-            (row.dataset.clone(), row.protocol.clone(), row.seq_len, Reverse((row.n_windows, row.n_windows_total)))
+            let numbers = Reverse((row.n_windows, row.n_windows_total));
+            (row.dataset.clone(), row.protocol.clone(), row.seq_len, row.arithmetic.clone(), numbers)
         };
         let method = |row: &Row| (row.method != "RTN", row.method.clone(), row.cell_id.clone());
         (place(a), text(a), a.grid.is_some())
@@ -196,6 +198,10 @@ fn row(
         dataset: measurement.dataset.clone(),
         protocol: measurement.protocol.clone(),
         seq_len: measurement.seq_len as u64,
+        arithmetic: match measurement.arithmetic {
+            Arithmetic::F32 => "f32".to_owned(),
+            Arithmetic::Bf16 => "bf16".to_owned(),
+        },
         n_windows: measurement.n_windows as u64,
         n_windows_total: measurement.n_windows_total as u64,
         limited: measurement.n_windows < measurement.n_windows_total,
@@ -256,7 +262,7 @@ fn difference(
 
 /// Whether window `i` of both measurements holds the same tokens.
 fn same_windows(a: &Measurement, b: &Measurement) -> bool {
-    let key = |m: &Measurement| (m.seq_len, m.n_windows, m.nll_per_window.len());
+    let key = |m: &Measurement| (m.seq_len, m.arithmetic, m.n_windows, m.nll_per_window.len());
     let content =
         |m: &Measurement| [m.metric.clone(), m.protocol.clone(), m.text_sha256.clone(), m.tokenizer_sha256.clone()];
     key(a) == key(b) && content(a) == content(b)

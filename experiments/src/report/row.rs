@@ -112,6 +112,8 @@ columns! {
     protocol: String,
     /// Tokens of a window.
     seq_len: u64,
+    /// How matrix products were computed while scoring: `f32`, `bf16`.
+    arithmetic: String,
     /// Windows scored.
     n_windows: u64,
     /// Windows of the whole text.
@@ -172,4 +174,19 @@ columns! {
     dirty: bool,
     /// Backend and device.
     device: String,
+}
+
+impl Row {
+    /// Whether the numbers of both rows may be compared: one model, text, protocol and arithmetic, and the same windows.
+    pub fn is_comparable(&self, other: &Self) -> bool {
+        let numbers = |row: &Self| (row.seq_len, row.n_windows, row.n_windows_total);
+        let names = |row: &Self| [&row.model, &row.dataset, &row.protocol, &row.arithmetic].map(Clone::clone);
+        numbers(self) == numbers(other) && names(self) == names(other)
+    }
+
+    /// Model, text, protocol and window length, and the arithmetic where it is not f32.
+    pub fn setting(&self) -> String {
+        let arithmetic = if self.arithmetic == "f32" { String::new() } else { format!(" {}", self.arithmetic) };
+        format!("{} {} {} {}{arithmetic}", self.model, self.dataset, self.protocol, self.seq_len)
+    }
 }

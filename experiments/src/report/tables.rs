@@ -65,13 +65,9 @@ pub struct TableRow {
 impl Document {
     /// Tables of `rows` (sorted as [`super::frame::rows`] sorts them) with the failed cells below.
     pub fn new(question: &str, rows: &[Row], failures: &[Failure]) -> Self {
-        let comparable = |a: &Row, b: &Row| {
-            (&a.model, &a.dataset, &a.protocol, a.seq_len, a.n_windows, a.n_windows_total)
-                == (&b.model, &b.dataset, &b.protocol, b.seq_len, b.n_windows, b.n_windows_total)
-        };
         Self {
             question: question.to_owned(),
-            tables: rows.chunk_by(comparable).map(Table::new).collect(),
+            tables: rows.chunk_by(Row::is_comparable).map(Table::new).collect(),
             failures: failures.iter().map(|f| format!("{}: {} failed: {}", f.label, f.stage, f.error)).collect(),
         }
     }
@@ -129,7 +125,7 @@ impl Table {
             starts_section: previous.is_some_and(|previous| previous.grid != row.grid),
         };
         Self {
-            slug: slug(&format!("{} {} {} {}", first.model, first.dataset, first.protocol, first.seq_len)),
+            slug: slug(&first.setting()),
             caption: caption(rows),
             columns: layout.iter().map(|layout| layout.column).collect(),
             rows: rows.iter().zip(previous).map(table_row).collect(),
@@ -167,12 +163,16 @@ fn caption(rows: &[Row]) -> String {
         "llama-cpp" => format!("chunks of {} tokens that start with BOS, the second half of each scored", row.seq_len),
         _ => format!("windows of {} tokens", row.seq_len),
     };
+    let arithmetic = match row.arithmetic.as_str() {
+        "f32" => String::new(),
+        other => format!(" Matrix products of the scoring pass in {other}, sums in f32."),
+    };
     let floor = row.floor.map_or_else(String::new, |floor| {
         format!(" No model can be below {}, the text's own entropy.", number(floor, decimals(floor)))
     });
     format!(
         "{limited}{} on {}: perplexity per token, protocol {} ({protocol}); {} windows, {} tokens scored. \
-         ± is the standard error over windows; brackets are 95% intervals, paired over windows (bootstrap).{floor} \
+         ± is the standard error over windows; brackets are 95% intervals, paired over windows (bootstrap).{arithmetic}{floor} \
          Bits per weight count scales and zero points. {}.",
         row.model,
         row.dataset,

@@ -60,6 +60,7 @@ fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
         dataset: "wikitext2-test".into(),
         protocol: "gptq".into(),
         seq_len: 256,
+        arithmetic: Default::default(),
         value: crate::stats::perplexity(&nll_per_window),
         standard_error: None,
         n_windows: 12,

@@ -1,0 +1,230 @@
+//! The matrix product of linears with bf16 inputs and f32 sums: twice the arithmetic of f32 on CPUs that have the
+//! instruction (AVX-512 BF16), the same numbers up to the order of addition on those that have not.
+//!
+//! Inputs are rounded half to even to 8 bits of mantissa. Products of two such numbers are exact in f32.
+
+use rayon::prelude::*;
+
+use super::matmul::matmul_transposed;
+
+/// Rows of `x` whose products one task computes: their bf16 copy stays in the first-level cache.
+const ROWS_PER_TASK: usize = 96;
+
+/// `x w^T` for row-major `x: [m, k]` and `w: [n, k]`, both rounded to bf16; returns `[m, n]` in f32.
+pub fn matmul_transposed_bf16(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512bf16")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512f")
+    {
+        return avx512::matmul(x, w, k);
+    }
+    matmul_transposed(&rounded(x), &rounded(w), k)
+}
+
+/// Values rounded to bf16, as f32.
+fn rounded(values: &[f32]) -> Vec<f32> {
+    values.par_iter().with_min_len(1 << 12).map(|&v| f32::from_bits(bf16_bits(v) << 16)).collect()
+}
+
+/// The upper half of the bits of a finite `v`, rounded half to even.
+#[inline(always)]
+fn bf16_bits(v: f32) -> u32 {
+    let bits = v.to_bits();
+    bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(
+    unsafe_code,
+    reason = "vector instructions beyond the baseline are unsafe to call until their presence is known"
+)]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use rayon::prelude::*;
+
+    use super::ROWS_PER_TASK;
+
+    /// A tile of the result in registers: 6 rows of 4 vectors leave 8 of the 32 registers for the inputs.
+    const ROWS: usize = 6;
+    const VECTORS: usize = 4;
+    const COLS: usize = 16 * VECTORS;
+    /// Values that become one vector of pairs.
+    const PACKED: usize = 32;
+
+    /// Product on a CPU with AVX-512 F, BW and BF16.
+    pub(super) fn matmul(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
+        let (m, n, pairs) = (x.len() / k, w.len() / k, k.div_ceil(2));
+        let mut rows = vec![0_u32; m * pairs];
+        rows.par_chunks_mut(pairs).zip(x.par_chunks(k)).with_min_len(16).for_each(|(packed, row)| {
+            // SAFETY: the caller has found all three instruction sets on this CPU.
+            unsafe { pack_row(packed, row) };
+        });
+        let mut panels = vec![0_u32; n.div_ceil(COLS) * pairs * COLS];
+        panels.par_chunks_mut(pairs * COLS).zip(w.par_chunks(COLS * k)).for_each(|(panel, rows)| {
+            // SAFETY: as above.
+            unsafe { pack_panel(panel, rows, k) };
+        });
+        let mut out = vec![0.0_f32; m * n];
+        let tasks = out.par_chunks_mut(ROWS_PER_TASK * n).zip(rows.par_chunks(ROWS_PER_TASK * pairs));
+        tasks.for_each(|(out, rows)| {
+            for (panel, first_col) in panels.chunks_exact(pairs * COLS).zip((0..n).step_by(COLS)) {
+                for (out, rows) in out.chunks_mut(ROWS * n).zip(rows.chunks(ROWS * pairs)) {
+                    // SAFETY: as above.
+                    unsafe { tile(&mut out[first_col..], n, COLS.min(n - first_col), rows, panel) };
+                }
+            }
+        });
+        out
+    }
+
+    /// Packs neighbouring values, the first in the low half; an odd last value gets a zero beside it.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn pack_row(packed: &mut [u32], row: &[f32]) {
+        for (packed, start) in packed.chunks_mut(PACKED / 2).zip((0..row.len()).step_by(PACKED)) {
+            store(packed, pairs(row, start));
+        }
+    }
+
+    /// Up to [`COLS`] rows of `k` values as a panel `[k / 2][COLS]` of pairs; columns of missing rows are zero.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn pack_panel(panel: &mut [u32], rows: &[f32], k: usize) {
+        for (block, start) in panel.chunks_mut(PACKED / 2 * COLS).zip((0..k).step_by(PACKED)) {
+            for (vector, rows) in rows.chunks(16 * k).enumerate() {
+                // Not `array::from_fn`: compiled for the baseline, it would call its closure instead of containing it.
+                let mut by_row = [_mm512_setzero_si512(); 16];
+                for (vector, row) in by_row.iter_mut().zip(rows.chunks_exact(k)) {
+                    *vector = pairs(row, start);
+                }
+                for (line, by_pair) in block.chunks_exact_mut(COLS).zip(transposed(by_row)) {
+                    store(&mut line[16 * vector..16 * vector + 16], by_pair);
+                }
+            }
+        }
+    }
+
+    /// The [`PACKED`] values of `row` from `start` on, zeros beyond its end, rounded to 16 pairs.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn pairs(row: &[f32], start: usize) -> __m512i {
+        let left = (row.len() - start).min(PACKED);
+        let mask = |n: usize| ((1_u32 << n.min(16)) - 1) as u16;
+        let row = &row[start..];
+        // SAFETY: the masks admit only the `left` values that `row` has from here on.
+        let (low, high) = unsafe {
+            (
+                _mm512_maskz_loadu_ps(mask(left), row.as_ptr()),
+                _mm512_maskz_loadu_ps(mask(left.saturating_sub(16)), row.as_ptr().wrapping_add(16)),
+            )
+        };
+        // SAFETY: both types are 512 bits without a meaning of their own.
+        unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
+    }
+
+    /// Stores the first words of a vector, as many as there is room for.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn store(to: &mut [u32], vector: __m512i) {
+        let mask = ((1_u32 << to.len().min(16)) - 1) as u16;
+        // SAFETY: the mask admits only the words that `to` has.
+        unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask, vector) };
+    }
+
+    /// A 16 x 16 matrix of words, transposed: first inside quarters of four rows, then the quarters.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
+        let mut quarters = rows;
+        for (out, rows) in quarters.as_chunks_mut::<4>().0.iter_mut().zip(rows.as_chunks::<4>().0) {
+            let [a, b, c, d] = *rows;
+            let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            *out = [
+                _mm512_unpacklo_epi64(ab_low, cd_low),
+                _mm512_unpackhi_epi64(ab_low, cd_low),
+                _mm512_unpacklo_epi64(ab_high, cd_high),
+                _mm512_unpackhi_epi64(ab_high, cd_high),
+            ];
+        }
+        // Vector `j` of each quarter now holds columns j, 4 + j, 8 + j and 12 + j, four words each.
+        let mut columns = rows;
+        for j in 0..4 {
+            let [a, b, c, d] = [0, 4, 8, 12].map(|quarter| quarters[quarter + j]);
+            let (ab_even, ab_odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+            let (cd_even, cd_odd) = (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
+            columns[j] = _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even);
+            columns[4 + j] = _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd);
+            columns[8 + j] = _mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even);
+            columns[12 + j] = _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd);
+        }
+        columns
+    }
+
+    /// A vector of 16 pairs.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn load(words: &[u32; 16]) -> __m512bh {
+        // SAFETY: an unaligned load of the 16 words.
+        as_bf16(unsafe { _mm512_loadu_si512(words.as_ptr().cast()) })
+    }
+
+    /// 16 pairs under the name that the product wants.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn as_bf16(pairs: __m512i) -> __m512bh {
+        // SAFETY: both types are 512 bits without a meaning of their own.
+        unsafe { std::mem::transmute(pairs) }
+    }
+
+    /// The products of up to [`ROWS`] packed rows with one panel, into the first `n_cols` of each `n` values of `out`.
+    /// Missing rows repeat the last one and are not stored.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn tile(out: &mut [f32], n: usize, n_cols: usize, rows: &[u32], panel: &[u32]) {
+        let (panel, _) = panel.as_chunks::<COLS>();
+        let n_rows = rows.len() / panel.len();
+        let rows: [&[u32]; ROWS] = std::array::from_fn(|row| &rows[row.min(n_rows - 1) * panel.len()..][..panel.len()]);
+        let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+        for (pair_idx, columns) in panel.iter().enumerate() {
+            let (columns, _) = columns.as_chunks::<16>();
+            let columns = [load(&columns[0]), load(&columns[1]), load(&columns[2]), load(&columns[3])];
+            for (sums, row) in sums.iter_mut().zip(&rows) {
+                // SAFETY: rows are as long as the panel, as sliced above.
+                let pair = unsafe { *row.get_unchecked(pair_idx) };
+                let pair = as_bf16(_mm512_set1_epi32(pair.cast_signed()));
+                for (sum, column) in sums.iter_mut().zip(&columns) {
+                    *sum = _mm512_dpbf16_ps(*sum, pair, *column);
+                }
+            }
+        }
+        for (out, sums) in out.chunks_mut(n).zip(&sums).take(n_rows) {
+            for (out, sum) in out[..n_cols].chunks_mut(16).zip(sums) {
+                let mask = ((1_u32 << out.len()) - 1) as u16;
+                // SAFETY: the mask admits only the values that the chunk has.
+                unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, *sum) };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equals_the_product_of_rounded_inputs() {
+        for (m, n, k) in [(1, 1, 1), (7, 65, 33), (97, 130, 64), (200, 64, 576)] {
+            let value = |i: usize| ((i * 7919 + 13) % 1009) as f32 / 1009.0 - 0.5;
+            let x: Vec<f32> = (0..m * k).map(value).collect();
+            let w: Vec<f32> = (0..n * k).map(|i| value(i + 5)).collect();
+            let expected = matmul_transposed(&rounded(&x), &rounded(&w), k);
+            let found = matmul_transposed_bf16(&x, &w, k);
+            assert_eq!(found.len(), expected.len());
+            for (a, b) in found.iter().zip(&expected) {
+                assert!((a - b).abs() < 1e-5 * (k as f32).sqrt(), "{m}x{k}x{n}: {a} against {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_is_half_to_even() {
+        for v in [1.0_f32, 1.003_906_2, 1.011_718_8, -3.1415, 1e-30, 65_504.0] {
+            assert_eq!(f32::from_bits(bf16_bits(v) << 16), half::bf16::from_f32(v).to_f32(), "{v}");
+        }
+    }
+}
