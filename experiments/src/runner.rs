@@ -13,7 +13,7 @@ use awq_core::driver::{Calibration, Job, QuantizedModel, quantize_model};
 use awq_core::load::{OpenedModel, open_model};
 use awq_core::model::{Decoder, open_decoder};
 
-use crate::assets::AssetStore;
+use crate::assets::{AssetStore, sha256_of};
 use crate::config::{CalibrationSpec, EvaluationSpec, ModelSpec, PerplexitySpec, ProtocolSpec};
 use crate::data::calibration::{CalibrationSet, overlap_tokens, sequences};
 use crate::data::{self, Text};
@@ -218,7 +218,15 @@ impl ModelJob<'_, '_, '_> {
         let EvaluationSpec::Perplexity(spec) = evaluation;
         let tokenizer = &self.opened.tokenizer;
         let text = self.texts.get(&spec.dataset)?;
-        let ids = tokenizer.encode(&text.joined())?;
+        let (whole, text_sha256) = match &spec.protocol {
+            ProtocolSpec::Gptq(_) => (text.joined(), text.sha256.clone()),
+            ProtocolSpec::LlamaCpp(_) => {
+                let file = text.as_file();
+                let sha256 = sha256_of(file.as_bytes());
+                (file, sha256)
+            }
+        };
+        let ids = tokenizer.encode(&whole)?;
         let windows = Windows::cut(&ids, tokenizer, &spec.protocol, spec.max_windows.map(std::num::NonZero::get))
             .and_then(|windows| windows.check_fits(&self.opened.config).map(|()| windows))
             .with_context(|| format!("data set {}", text.name))?;
@@ -228,7 +236,7 @@ impl ModelJob<'_, '_, '_> {
             spec: spec.clone(),
             windows,
             text_name: text.name.clone(),
-            text_sha256: text.sha256.clone(),
+            text_sha256,
             floor,
         })
     }
@@ -255,11 +263,11 @@ impl ModelJob<'_, '_, '_> {
             .map(|(spec, sequences)| Calibration { sequences, propagation: spec.propagation });
         let n_blocks = decoder.config().n_blocks;
         let bar = self.progress.bar(&format!("quantize {} cell(s), blocks", jobs.len()), n_blocks as u64);
-        let pass = quantize_model(decoder, calibration, &jobs, &mut |_| bar.advance(1));
+        let pass = guarded(|| Ok(quantize_model(decoder, calibration, &jobs, &mut |_| bar.advance(1))?));
         bar.finish();
         let pass = match pass {
             Ok(pass) => pass,
-            Err(error) => return fail_all(cells, Stage::Quantize, &error.into(), &self.assets, self.sink),
+            Err(error) => return fail_all(cells, Stage::Quantize, &error, &self.assets, self.sink),
         };
         for (cell, model) in cells.iter().zip(pass.models) {
             let outcome = match model {
@@ -293,7 +301,7 @@ impl ModelJob<'_, '_, '_> {
     ) -> Outcome {
         let start = Instant::now();
         let measure = |evaluation| self.measure(decoder, cell, &evaluations[evaluation]);
-        let measurements: anyhow::Result<Vec<Measurement>> = cell.evaluations.iter().map(measure).collect();
+        let measurements: anyhow::Result<Vec<Measurement>> = guarded(|| cell.evaluations.iter().map(measure).collect());
         match measurements {
             Ok(measurements) => Outcome::Done(Box::new(Done {
                 measurements,
@@ -346,6 +354,15 @@ impl ModelJob<'_, '_, '_> {
             seconds: start.elapsed().as_secs_f64(),
         })
     }
+}
+
+/// What `compute` says; a panic in it (a bug, a device out of memory) is an error, so that it costs a pass and not the sweep.
+fn guarded<T>(compute: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    // What a panic leaves half done is dropped with the error: nothing that is used afterwards is shared with `compute`.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(compute)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(anyhow::anyhow!("panicked: {}", said.unwrap_or("no message")))
+    })
 }
 
 /// A quantized model and what it was made with.
@@ -417,4 +434,17 @@ pub fn claim_folder(out: &Path, spec: &crate::config::ExperimentSpec) -> anyhow:
     std::io::Write::write_all(&mut file, text.as_bytes()).with_context(place)?;
     file.persist(out.join(RESOLVED_CONFIG)).map_err(|error| error.error).with_context(place)?;
     Ok(records)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_error_with_its_message() {
+        let said = |result: anyhow::Result<u8>| result.map_err(|error| error.to_string());
+        assert_eq!(said(guarded(|| Ok(1))), Ok(1));
+        assert_eq!(said(guarded(|| panic!("out of memory"))), Err("panicked: out of memory".into()));
+        assert_eq!(said(guarded(|| panic!("block {}", 3))), Err("panicked: block 3".into()));
+    }
 }

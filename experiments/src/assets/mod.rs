@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail, ensure};
 
 use self::hashing::{Hashes, is_sha256};
-pub(crate) use self::hashing::{files_in, hex};
+pub(crate) use self::hashing::{files_in, hex, sha256_of};
 use self::hub::Hub;
 pub use self::hub::{HubFile, HubSettings};
 pub use self::progress::Progress;

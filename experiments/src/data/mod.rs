@@ -23,6 +23,8 @@ pub struct Text {
     pub documents: Vec<String>,
     /// What stands between two documents in the joined text.
     pub separator: &'static str,
+    /// Where documents are the lines of one file, each with its own line end: what an empty one was in that file.
+    pub blank_line: Option<&'static str>,
     /// sha256 of the joined text in UTF-8.
     pub sha256: String,
     /// True information content of the whole text in nats, where it is known: no model can lose less on average.
@@ -39,12 +41,20 @@ impl Text {
             }
             hasher.update(document);
         }
-        Self { name: name.into(), documents, separator, sha256: hex(hasher), true_nats: None }
+        Self { name: name.into(), documents, separator, blank_line: None, sha256: hex(hasher), true_nats: None }
     }
 
     /// The documents with the separator between them.
     pub fn joined(&self) -> String {
         self.documents.join(self.separator)
+    }
+
+    /// The text as its file has it, which programs that know no data sets (llama.cpp) read; else [`Self::joined`].
+    pub fn as_file(&self) -> String {
+        match self.blank_line {
+            Some(blank) => self.documents.iter().map(|line| if line.is_empty() { blank } else { line }).collect(),
+            None => self.joined(),
+        }
     }
 }
 

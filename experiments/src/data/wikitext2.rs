@@ -38,7 +38,7 @@ pub(super) fn load(spec: &Wikitext2, store: &AssetStore) -> anyhow::Result<Text>
             let hub = parquet("test", "5f1bea067869d04849c0f975a2b29c4ff47d867f484f5010ea5e861eab246d91");
             let located = store.fetch("wikitext2-test", &[raw, hub])?;
             let rows = if located.source == 0 { raw_rows(&located.path) } else { parquet_rows(&located.path) }?;
-            let text = Text::new("wikitext2-test", rows, "\n\n");
+            let text = of_lines("wikitext2-test", rows);
             ensure!(
                 text.sha256 == TEST_SHA256,
                 "{}: sha256 of the joined text is {}, expected {TEST_SHA256}; its rows were not read as intended",
@@ -50,9 +50,14 @@ pub(super) fn load(spec: &Wikitext2, store: &AssetStore) -> anyhow::Result<Text>
         WikitextSplit::Train => {
             let hub = parquet("train", "e83889baabc497075506f91975be5fac0d45c5290b6b20582c8cd1e853d0c9f7");
             let located = store.fetch("wikitext2-train", &[hub])?;
-            Ok(Text::new("wikitext2-train", parquet_rows(&located.path)?, "\n\n"))
+            Ok(of_lines("wikitext2-train", parquet_rows(&located.path)?))
         }
     }
+}
+
+/// Lines with their line feeds; the blank ones of the file, which hold a space, are empty rows of the data set.
+fn of_lines(name: &str, rows: Vec<String>) -> Text {
+    Text { blank_line: Some(" \n"), ..Text::new(name, rows, "\n\n") }
 }
 
 fn raw_rows(path: &Path) -> anyhow::Result<Vec<String>> {
@@ -130,5 +135,6 @@ mod tests {
         let Some((_cache, store)) = development_store("the_real_test_split_is_the_pinned_text") else { return };
         let text = load(&Wikitext2 { split: WikitextSplit::Test }, &store).unwrap();
         assert_eq!((text.documents.len(), text.joined().len()), (4_358, 1_296_370));
+        assert_eq!(crate::assets::sha256_of(text.as_file().as_bytes()), RAW_TEST_SHA256);
     }
 }
