@@ -42,7 +42,7 @@ pub struct ModelConfig {
     pub rope_scaling: Option<RopeScaling>,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
-    /// Whether q, k and v have a bias.
+    /// Whether q, k and v have a bias. Which other linears then have one, too, is the family's matter.
     pub attention_bias: bool,
     /// Beginning-of-sequence token.
     pub bos_id: Option<u32>,

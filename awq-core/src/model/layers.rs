@@ -1,6 +1,5 @@
 //! The layers that every family is built of, one copy of each.
 
-use burn::tensor::activation::{gelu, relu};
 use burn::tensor::{Tensor, TensorData};
 
 use crate::arithmetic::Arithmetic;
@@ -87,25 +86,6 @@ impl<B: QuantBackend> Norm<B> {
         match &self.bias {
             Some(bias) => y + bias.clone().unsqueeze::<3>(),
             None => y,
-        }
-    }
-}
-
-/// An elementwise non-linearity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `max(x, 0)`.
-    Relu,
-    /// `x Phi(x)`.
-    Gelu,
-}
-
-impl Activation {
-    /// Applies it.
-    pub fn forward<B: QuantBackend>(self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        match self {
-            Self::Relu => relu(x),
-            Self::Gelu => gelu(x),
         }
     }
 }

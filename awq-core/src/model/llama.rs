@@ -1,16 +1,18 @@
 //! The Llama family: RMSNorm, rotary positions (half-split pairing), grouped-query attention, SwiGLU.
 //!
 //! Also Mistral (same block; its sliding window must not be shorter than the sequences) and Qwen2 (biases on q, k, v).
+//! Llama's own `attention_bias` puts one on all four linears of the attention module, its `mlp_bias` on the other three.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
+use serde_json::json;
 
 use super::layers::{Linear, Norm, NormKind, matrix, product, rotary_table, vector};
 use super::{
     Block, BlockLayout, BlockParams, Decoder, Inspect, LinearFacts, LinearName, NormName, PrevOp, ScaleGroup, Tap,
-    ids_tensor,
+    check_fixed, ids_tensor,
 };
 use crate::arithmetic::Arithmetic;
 use crate::backend::{AttentionShape, QuantBackend, RotaryTable};
@@ -62,8 +64,15 @@ struct Llama<B: QuantBackend> {
     /// `None` for a tied head: the embedding is used.
     head: Option<Tensor<B, 2>>,
     rotary: RotaryTable<B>,
-    qkv_bias: bool,
+    biases: Biases,
     device: B::Device,
+}
+
+/// Which linears have a bias.
+struct Biases {
+    qkv: bool,
+    o: bool,
+    mlp: bool,
 }
 
 /// Opens a Llama or Mistral model.
@@ -72,8 +81,9 @@ pub(super) fn open<B: QuantBackend>(
     checkpoint: Arc<dyn Checkpoint>,
     device: &B::Device,
 ) -> Result<Box<dyn Decoder<B>>, LoadError> {
-    let qkv_bias = config.attention_bias;
-    open_with_bias(config, checkpoint, qkv_bias, device)
+    let attention = config.attention_bias;
+    let mlp = config.raw.get("mlp_bias").is_some_and(|value| *value == true);
+    open_with(config, checkpoint, Biases { qkv: attention, o: attention, mlp }, device)
 }
 
 /// Opens a Qwen2 model: q, k and v have biases whatever the configuration says.
@@ -82,17 +92,18 @@ pub(super) fn open_qwen2<B: QuantBackend>(
     checkpoint: Arc<dyn Checkpoint>,
     device: &B::Device,
 ) -> Result<Box<dyn Decoder<B>>, LoadError> {
-    open_with_bias(config, checkpoint, true, device)
+    open_with(config, checkpoint, Biases { qkv: true, o: false, mlp: false }, device)
 }
 
-fn open_with_bias<B: QuantBackend>(
+fn open_with<B: QuantBackend>(
     config: ModelConfig,
     checkpoint: Arc<dyn Checkpoint>,
-    qkv_bias: bool,
+    biases: Biases,
     device: &B::Device,
 ) -> Result<Box<dyn Decoder<B>>, LoadError> {
     let vocab_by_hidden = [config.vocab_size, config.hidden_size];
     let source = checkpoint.as_ref();
+    check_fixed(&config, source, &[("hidden_act", json!("silu"))])?;
     let embedding = matrix(source, "model.embed_tokens.weight", vocab_by_hidden, device)?;
     let final_norm = rms(source, "model.norm.weight", &config, device)?;
     let head = if config.tie_word_embeddings {
@@ -101,7 +112,7 @@ fn open_with_bias<B: QuantBackend>(
         Some(matrix(source, "lm_head.weight", vocab_by_hidden, device)?)
     };
     let rotary = rotary_table(&config, config.longest_sequence(), device);
-    Ok(Box::new(Llama { config, checkpoint, embedding, final_norm, head, rotary, qkv_bias, device: device.clone() }))
+    Ok(Box::new(Llama { config, checkpoint, embedding, final_norm, head, rotary, biases, device: device.clone() }))
 }
 
 fn rms<B: QuantBackend>(
@@ -140,13 +151,13 @@ impl<B: QuantBackend> Decoder<B> for Llama<B> {
             Ok((name, Linear::load(source, &format!("{prefix}.{name}"), shape, bias, &self.device)?))
         };
         let linears = BTreeMap::from([
-            linear(Q, [q_width, hidden], self.qkv_bias)?,
-            linear(K, [kv_width, hidden], self.qkv_bias)?,
-            linear(V, [kv_width, hidden], self.qkv_bias)?,
-            linear(O, [hidden, q_width], false)?,
-            linear(GATE, [inner, hidden], false)?,
-            linear(UP, [inner, hidden], false)?,
-            linear(DOWN, [hidden, inner], false)?,
+            linear(Q, [q_width, hidden], self.biases.qkv)?,
+            linear(K, [kv_width, hidden], self.biases.qkv)?,
+            linear(V, [kv_width, hidden], self.biases.qkv)?,
+            linear(O, [hidden, q_width], self.biases.o)?,
+            linear(GATE, [inner, hidden], self.biases.mlp)?,
+            linear(UP, [inner, hidden], self.biases.mlp)?,
+            linear(DOWN, [hidden, inner], self.biases.mlp)?,
         ]);
         let norm = |name: NormName| -> Result<_, LoadError> {
             Ok((name, rms(source, &format!("{prefix}.{}.weight", name.0), config, &self.device)?))

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor, TensorData};
+use serde_json::Value as Json;
 
 use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
@@ -230,6 +231,28 @@ pub fn open_decoder<B: QuantBackend>(
             known: families.iter().map(|(name, _)| (*name).to_owned()).collect(),
         }),
     }
+}
+
+/// Refuses a model whose `config.json` gives one of the `fixed` keys another value than its family's code computes with. An
+/// absent key stands for that value.
+fn check_fixed(
+    config: &ModelConfig,
+    checkpoint: &dyn Checkpoint,
+    fixed: &[(&'static str, Json)],
+) -> Result<(), LoadError> {
+    for (key, expected) in fixed {
+        let found = config.raw.get(key).filter(|found| !found.is_null() && *found != expected);
+        if let Some(found) = found {
+            let problem = format!("{found}, expected {expected}: other models of this class are not supported");
+            return Err(bad_key(checkpoint, key, problem));
+        }
+    }
+    Ok(())
+}
+
+/// An error about a key of the `config.json` that lies beside the weights.
+fn bad_key(checkpoint: &dyn Checkpoint, key: &str, problem: String) -> LoadError {
+    LoadError::BadKey { file: checkpoint.source().with_file_name("config.json"), key: key.to_owned(), problem }
 }
 
 /// Ids of equally long sequences as a `[batch, seq]` tensor.

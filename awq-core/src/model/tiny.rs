@@ -53,7 +53,8 @@ impl TinySpec {
     /// The configuration of such a model.
     pub fn config(&self) -> ModelConfig {
         ModelConfig {
-            architecture: "LlamaForCausalLM".into(),
+            // Llama's own `attention_bias` would put one on `o_proj`, too.
+            architecture: if self.attention_bias { "Qwen2ForCausalLM" } else { "LlamaForCausalLM" }.into(),
             hidden_size: self.hidden_size,
             intermediate_size: self.intermediate_size,
             n_blocks: self.n_blocks,
