@@ -1,18 +1,21 @@
-//! What every registered method owes: one suite over the registry, on a tiny decoder with drifted inputs. A new registry
+//! What every registered method owes: one suite over the registry, on tiny decoders with drifted inputs. A new registry
 //! line fails here until `METHODS` has an example of it.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
+use std::path::Path;
+use std::sync::Arc;
 
 use awq_core::backend::float_vec;
 use awq_core::capture::BlockInputs;
 use awq_core::driver::{Calibration, Job, Propagation, quantize_model};
 use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
+use awq_core::load::{ModelConfig, SafetensorsCheckpoint};
 use awq_core::method::{BlockCtx, BlockEdit};
 use awq_core::model::layers::{Linear, Norm};
 use awq_core::model::tiny::{self, TinySpec};
-use awq_core::model::{Block, BlockParams, LinearName, NormName};
+use awq_core::model::{Block, BlockParams, Decoder, LinearName, NormName, open_decoder};
 use awq_core::pack::PackedWeight;
 use burn::backend::Flex;
 use burn::tensor::{Tensor, TensorData};
@@ -77,6 +80,13 @@ fn grid(bits: u8) -> Grid {
     }
 }
 
+/// The tiny OPT model that awq-core compares with transformers. Its `fc2` sees zeros, as behind every ReLU.
+fn opt() -> Box<dyn Decoder<Flex>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../awq-core/tests/fixtures/opt-tiny");
+    let config = ModelConfig::from_hugging_face(&folder.join("config.json")).unwrap();
+    open_decoder(config, Arc::new(SafetensorsCheckpoint::open_folder(&folder).unwrap()), &Default::default()).unwrap()
+}
+
 /// A block and what its linears see: inputs that have drifted from those of the full-precision model.
 struct Case {
     block: Box<dyn Block<Flex>>,
@@ -86,13 +96,20 @@ struct Case {
 impl Case {
     /// The first block of the tiny decoder after `change`, on `n_sequences` of 24 tokens.
     fn new(n_sequences: usize, change: impl FnOnce(&mut BlockParams<Flex>)) -> Self {
-        let spec = TinySpec::MHA;
-        let decoder = tiny::decoder::<Flex>(&spec, 7, &Default::default()).unwrap();
+        Self::of(tiny::decoder(&TinySpec::MHA, 7, &Default::default()).unwrap().as_ref(), n_sequences, change)
+    }
+
+    /// One of each family, unchanged.
+    fn of_each_family(n_sequences: usize) -> [Self; 2] {
+        [Self::new(n_sequences, |_| {}), Self::of(opt().as_ref(), n_sequences, |_| {})]
+    }
+
+    fn of(decoder: &dyn Decoder<Flex>, n_sequences: usize, change: impl FnOnce(&mut BlockParams<Flex>)) -> Self {
         let block = decoder.block(0).unwrap();
         let mut params = block.params().clone();
         change(&mut params);
         let block = block.with_params(params);
-        let hidden = decoder.embed(&tiny::sequences(&spec, n_sequences, 24, 3));
+        let hidden = decoder.embed(&tiny::sequences(&TinySpec::MHA, n_sequences, 24, 3));
         let drifted = hidden.clone() * 0.9 + hidden.clone().flip([2]) * 0.1;
         let (full_precision, _) = BlockInputs::capture(block.as_ref(), &[hidden]);
         let (inputs, _) = BlockInputs::capture(block.as_ref(), &[drifted]);
@@ -161,19 +178,20 @@ fn every_registered_method_has_an_example_that_passes_its_own_check() {
 
 #[test]
 fn codes_are_in_range_and_packing_is_exact_on_ragged_groups() {
-    let case = Case::new(6, |_| {});
-    for bits in [2, 3, 4, 8] {
-        for method in methods() {
-            check_sound(&method, &case, &grid(bits));
+    for case in Case::of_each_family(6) {
+        for bits in [2, 3, 4, 8] {
+            for method in methods() {
+                check_sound(&method, &case, &grid(bits));
+            }
         }
     }
 }
 
 #[test]
 fn no_method_loses_to_plain_rounding_on_its_own_loss() {
-    let case = Case::new(12, |_| {});
-    for method in methods() {
-        let edit = check_sound(&method, &case, &grid(3));
+    for (case, method) in Case::of_each_family(12).iter().flat_map(|case| methods().into_iter().map(move |m| (case, m)))
+    {
+        let edit = check_sound(&method, case, &grid(3));
         let sum =
             |loss: fn(&awq_core::log::LinearLog) -> Option<f64>| edit.log.linears.iter().filter_map(loss).sum::<f64>();
         let (before, after) = (sum(|log| log.loss_before), sum(|log| log.loss_after));
@@ -190,9 +208,11 @@ fn threads_change_no_bit() {
         let [one, two] = [1, 2].map(|n| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
             pool.install(|| {
-                let edit = Case::new(6, |_| {}).edit(&method, &grid(3));
-                let scales: Vec<Vec<f32>> = edit.scales.into_iter().map(|(_, scale)| float_vec(scale)).collect();
-                (edit.linears, scales)
+                Case::of_each_family(6).map(|case| {
+                    let edit = case.edit(&method, &grid(3));
+                    let scales: Vec<Vec<f32>> = edit.scales.into_iter().map(|(_, scale)| float_vec(scale)).collect();
+                    (edit.linears, scales)
+                })
             })
         });
         assert!(one == two, "{}: results at 1 and 2 threads differ", method.label());
@@ -201,23 +221,43 @@ fn threads_change_no_bit() {
 
 #[test]
 fn eight_bits_change_the_output_little() {
-    let spec = TinySpec::MHA;
-    let decoder = tiny::decoder::<Flex>(&spec, 7, &Default::default()).unwrap();
-    let sequences = tiny::sequences(&spec, 12, 24, 3);
-    let methods = methods();
-    let jobs: Vec<Job<'_, Flex>> =
-        methods.iter().map(|method| Job { method: method.method::<Flex>(), grid: grid(8) }).collect();
-    let calibration = Calibration { sequences: &sequences, propagation: Propagation::Quantized };
-    let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| {}).unwrap();
-    for (method, model) in methods.iter().zip(pass.models) {
-        let model = model.unwrap_or_else(|error| panic!("{}: {error}", method.label()));
-        for log in &model.logs {
-            let relative = log.output_mse.unwrap() / log.output_mean_square.unwrap();
-            // QuIP's single scale clips at 2.4 root mean squares however many bits there are.
-            let bound = if method.label() == "QuIP" { 0.05 } else { 1e-3 };
-            assert!(relative < bound, "{}: relative error {relative}", method.label());
+    let sequences = tiny::sequences(&TinySpec::MHA, 12, 24, 3);
+    for decoder in [tiny::decoder(&TinySpec::MHA, 7, &Default::default()).unwrap(), opt()] {
+        let methods = methods();
+        let jobs: Vec<Job<'_, Flex>> =
+            methods.iter().map(|method| Job { method: method.method::<Flex>(), grid: grid(8) }).collect();
+        let calibration = Calibration { sequences: &sequences, propagation: Propagation::Quantized };
+        let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| {}).unwrap();
+        let family = &decoder.config().architecture;
+        for (method, model) in methods.iter().zip(pass.models) {
+            let model = model.unwrap_or_else(|error| panic!("{}: {error}", method.label()));
+            for log in &model.logs {
+                let relative = log.output_mse.unwrap() / log.output_mean_square.unwrap();
+                // QuIP's single scale clips at 2.4 root mean squares however many bits there are.
+                let bound = if method.label() == "QuIP" { 0.05 } else { 1e-3 };
+                assert!(relative < bound, "{family}, {}: relative error {relative}", method.label());
+            }
+            assert!(model.bits_per_weight() < 13.0, "{}: {} bits a weight", method.label(), model.bits_per_weight());
         }
-        assert!(model.bits_per_weight() < 13.0, "{}: {} bits a weight", method.label(), model.bits_per_weight());
+    }
+}
+
+/// As the GPTQ code does: captured again after each stage of the family's table.
+#[test]
+fn gptq_works_through_the_stages_of_each_family() {
+    let sequences = tiny::sequences(&TinySpec::MHA, 12, 24, 3);
+    let [rtn, gptq] = ["rtn", "gptq"].map(|key| methods().into_iter().find(|method| method.key() == key).unwrap());
+    for decoder in [tiny::decoder(&TinySpec::MHA, 7, &Default::default()).unwrap(), opt()] {
+        let jobs: Vec<Job<'_, Flex>> =
+            [&rtn, &gptq].iter().map(|method| Job { method: method.method::<Flex>(), grid: grid(3) }).collect();
+        let calibration = Calibration { sequences: &sequences, propagation: Propagation::QuantizedPerStage };
+        let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| {}).unwrap();
+        let [rtn, gptq] = <[_; 2]>::try_from(pass.models).unwrap().map(|model| model.unwrap().logs);
+        for (gptq, rtn) in gptq.iter().zip(&rtn) {
+            assert_eq!(gptq.linears.len(), decoder.layout().linears.len());
+            let (gptq, rtn) = (gptq.output_mse.unwrap(), rtn.output_mse.unwrap());
+            assert!(gptq < 0.8 * rtn, "{}: {gptq} of {rtn}", decoder.config().architecture);
+        }
     }
 }
 

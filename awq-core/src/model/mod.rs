@@ -16,6 +16,7 @@ use crate::load::{Checkpoint, LoadError, ModelConfig};
 
 pub mod layers;
 pub mod llama;
+pub mod opt;
 pub mod tiny;
 
 use layers::{Linear, Norm};
@@ -205,10 +206,11 @@ type OpenFamily<B> = fn(
 ) -> Result<Box<dyn Decoder<B>>, LoadError>;
 
 /// Every known architecture, by its Hugging Face name.
-fn families<B: QuantBackend>() -> [(&'static str, OpenFamily<B>); 3] {
+fn families<B: QuantBackend>() -> [(&'static str, OpenFamily<B>); 4] {
     [
         ("LlamaForCausalLM", llama::open::<B>),
         ("MistralForCausalLM", llama::open::<B>),
+        ("OPTForCausalLM", opt::open::<B>),
         ("Qwen2ForCausalLM", llama::open_qwen2::<B>),
     ]
 }

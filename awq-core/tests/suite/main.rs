@@ -4,6 +4,7 @@
 mod awq;
 mod awq_losses;
 mod driver;
+mod families;
 mod fold;
 mod grid;
 mod loops;

@@ -81,7 +81,7 @@ fn unknown_architecture() {
     let ran = check_fails_alone(
         &workshop,
         "the model cannot be opened: model/model.safetensors: unknown architecture \"MambaForCausalLM\", expected one of \
-         LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM; use a model of a known family",
+         LlamaForCausalLM, MistralForCausalLM, OPTForCausalLM, Qwen2ForCausalLM; use a model of a known family",
     );
     assert!(ran.stderr.contains("FAILED tiny AWQ W3 g32: "), "{}", ran.stderr);
 }

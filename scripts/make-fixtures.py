@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Makes the tiny checkpoints below awq-core/tests/fixtures, and what PyPI's transformers computes with them.
+
+    python3 -m venv venv && venv/bin/pip install transformers torch safetensors
+    venv/bin/python scripts/make-fixtures.py
+
+One folder a model: config.json and model.safetensors as transformers writes them, and expected.safetensors with `ids`
+[n_sequences, seq_len] (i32) and `logits` [n_sequences, seq_len, vocab] (f32), computed in f32 on the CPU. Weights are
+rounded to bf16 before anything is computed, so that the small files hold them exactly. They are larger than a trained
+model's, biases and norms included: a mistake of order, offset or sign then moves logits by tenths.
+"""
+
+import pathlib
+
+import safetensors.torch
+import torch
+import transformers
+
+FIXTURES = pathlib.Path(__file__).resolve().parent.parent / "awq-core" / "tests" / "fixtures"
+N_SEQUENCES, SEQ_LEN, VOCAB = 2, 24, 64
+
+SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+# What the Llama class and its relatives have beyond that.
+GATED = SIZES | {"intermediate_size": 48, "max_position_embeddings": 32, "rms_norm_eps": 1e-5}
+
+MODELS = {
+    # Every linear with a bias, learned positions, tied head.
+    "opt-tiny": transformers.OPTConfig(**SIZES, ffn_dim=64, max_position_embeddings=32),
+    # Grouped queries, an untied head, frequencies that Llama 3.1's rule stretches, and a bias wherever the class allows one.
+    "llama-tiny": transformers.LlamaConfig(
+        **GATED,
+        num_key_value_heads=2,
+        attention_bias=True,
+        mlp_bias=True,
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    ),
+    # Heads wider than hidden_size / n_heads, and a sliding window that no sequence reaches the end of.
+    "mistral-tiny": transformers.MistralConfig(**GATED, num_key_value_heads=4, head_dim=12, sliding_window=28),
+    # Biases on q, k and v alone, and a tied head.
+    "qwen2-tiny": transformers.Qwen2Config(**GATED, num_key_value_heads=2, tie_word_embeddings=True),
+}
+
+
+@torch.no_grad()
+def randomize(model, generator):
+    """Weights of standard deviation 1.5 / sqrt(fan in), embeddings of 0.4, biases of 0.3, norm weights around 1."""
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if "norm" in name and name.endswith("weight"):
+            noise = 1 + 0.3 * noise
+        elif parameter.dim() == 1:
+            noise = 0.3 * noise
+        elif "embed" in name:
+            noise = 0.4 * noise
+        else:
+            noise = noise * 1.5 / parameter.shape[1] ** 0.5
+        parameter.copy_(noise.to(torch.bfloat16))
+
+
+@torch.no_grad()
+def main():
+    for seed, (name, config) in enumerate(MODELS.items()):
+        generator = torch.Generator().manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+        randomize(model, generator)
+        ids = torch.randint(0, VOCAB, (N_SEQUENCES, SEQ_LEN), generator=generator)
+        logits = model(ids).logits
+        folder = FIXTURES / name
+        model.to(torch.bfloat16).save_pretrained(folder)
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        versions = {"made_with": f"transformers {transformers.__version__}, torch {torch.__version__}, seed {seed}"}
+        expected = {"ids": ids.to(torch.int32), "logits": logits.contiguous()}
+        safetensors.torch.save_file(expected, folder / "expected.safetensors", metadata=versions)
+        print(f"{name}: logits {logits.min():.2f} to {logits.max():.2f}")
+
+
+if __name__ == "__main__":
+    main()
