@@ -101,6 +101,9 @@ pub struct Measurement {
     pub nll_per_window: Vec<f64>,
     /// The lowest perplexity any model can reach on this text, where the text's true entropy is known.
     pub floor: Option<f64>,
+    /// Calibration tokens that also occur in these windows: overlap makes the number optimistic. `None` without calibration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration_overlap_tokens: Option<u64>,
     /// sha256 of the text.
     pub text_sha256: String,
     /// sha256 of the tokenizer's content.
@@ -118,7 +121,7 @@ pub struct Quantization {
     pub codes_sha256: String,
     /// Calibration sequences used; 0 where the method needs none.
     pub n_calibration_sequences: usize,
-    /// Calibration tokens that also occur in a scored window of the same text: overlap makes a number optimistic.
+    /// Calibration tokens that also occur in a scored window of any of the cell's measurements.
     pub calibration_overlap_tokens: u64,
     /// What happened in each block.
     pub blocks: Vec<BlockLog>,

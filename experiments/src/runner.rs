@@ -300,7 +300,8 @@ impl ModelJob<'_, '_, '_> {
         quantized: Option<&Quantized<'_>>,
     ) -> Outcome {
         let start = Instant::now();
-        let measure = |evaluation| self.measure(decoder, cell, &evaluations[evaluation]);
+        let calibration = quantized.and_then(|quantized| quantized.calibration);
+        let measure = |evaluation| self.measure(decoder, cell, &evaluations[evaluation], calibration);
         let measurements: anyhow::Result<Vec<Measurement>> = guarded(|| cell.evaluations.iter().map(measure).collect());
         match measurements {
             Ok(measurements) => Outcome::Done(Box::new(Done {
@@ -322,6 +323,7 @@ impl ModelJob<'_, '_, '_> {
         decoder: &dyn Decoder<B>,
         cell: &Cell,
         prepared: &Prepared,
+        calibration: Option<&CalibrationSet>,
     ) -> anyhow::Result<Measurement> {
         let start = Instant::now();
         let windows = &prepared.windows;
@@ -349,6 +351,7 @@ impl ModelJob<'_, '_, '_> {
             n_tokens: scores.n_tokens(),
             nll_per_window,
             floor: prepared.floor,
+            calibration_overlap_tokens: calibration.map(|set| overlap_tokens(&set.ids, &prepared.windows.slices())),
             text_sha256: prepared.text_sha256.clone(),
             tokenizer_sha256: self.opened.tokenizer.sha256().to_owned(),
             seconds: start.elapsed().as_secs_f64(),
@@ -375,12 +378,8 @@ struct Quantized<'a> {
 impl Quantized<'_> {
     fn describe(&self, cell: &Cell, evaluations: &BTreeMap<EvaluationSpec, Prepared>) -> Quantization {
         let overlap = |set: &CalibrationSet| {
-            let windows: Vec<&[u32]> = cell
-                .evaluations
-                .iter()
-                .flat_map(|evaluation| &evaluations[evaluation].windows.windows)
-                .map(Vec::as_slice)
-                .collect();
+            let windows: Vec<&[u32]> =
+                cell.evaluations.iter().flat_map(|evaluation| evaluations[evaluation].windows.slices()).collect();
             overlap_tokens(&set.ids, &windows)
         };
         Quantization {

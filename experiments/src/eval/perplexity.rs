@@ -82,6 +82,11 @@ impl Windows {
         }
     }
 
+    /// The windows as slices.
+    pub fn slices(&self) -> Vec<&[u32]> {
+        self.windows.iter().map(Vec::as_slice).collect()
+    }
+
     /// Predictions scored in one window.
     pub fn targets_per_window(&self) -> usize {
         self.windows.first().map_or(0, |window| window.len() - self.first_target)

@@ -227,7 +227,10 @@ fn row(
         peak_bytes: (done.cost.peak_resident_bytes > 0).then_some(done.cost.peak_resident_bytes),
         codes_sha256: quantization.map(|quantization| quantization.codes_sha256.clone()),
         n_calibration_sequences: quantization.map(|quantization| quantization.n_calibration_sequences as u64),
-        calibration_overlap_tokens: quantization.map(|quantization| quantization.calibration_overlap_tokens),
+        // Records from before there was one number a measurement have one for all.
+        calibration_overlap_tokens: measurement
+            .calibration_overlap_tokens
+            .or(quantization.map(|quantization| quantization.calibration_overlap_tokens)),
         cell_id: record.cell_id.0.clone(),
         commit: record.provenance.commit.clone(),
         dirty: record.provenance.dirty,

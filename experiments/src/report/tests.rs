@@ -68,6 +68,7 @@ fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
         n_tokens: 12 * 255,
         nll_per_window,
         floor: None,
+        calibration_overlap_tokens: None,
         text_sha256: "t".repeat(64),
         tokenizer_sha256: "k".repeat(64),
         seconds: 4.0,
@@ -328,6 +329,23 @@ fn full_runs_and_settings_apart_are_said_so() {
     assert!(table.contains("No model can be below 11.250, the text's own entropy."), "{table}");
     assert!(table.contains("AWQ (feedbe) W3 g64"), "{table}");
     assert!(table.contains("AWQ W3 g64: 1,234 calibration tokens also occur in scored windows"), "{table}");
+}
+
+/// Calibrated on the one of two texts: only the numbers on that one are optimistic.
+#[test]
+fn overlap_is_noted_under_the_text_that_it_concerns() {
+    let mut records = records();
+    let cell = done(&mut records[0]);
+    cell.quantization.as_mut().unwrap().calibration_overlap_tokens = 1234;
+    cell.measurements[0].calibration_overlap_tokens = Some(0);
+    let other = Measurement { dataset: "other".into(), ..cell.measurements[0].clone() };
+    cell.measurements.push(Measurement { calibration_overlap_tokens: Some(1234), ..other });
+    let rows = rows(&records, &[]);
+    let overlaps = |dataset: &str| -> Vec<u64> {
+        rows.iter().filter(|row| row.dataset == dataset).filter_map(|row| row.calibration_overlap_tokens).collect()
+    };
+    assert_eq!(overlaps("other"), [1234]);
+    assert_eq!(overlaps("wikitext2-test"), [0, 0, 0, 0]);
 }
 
 #[test]

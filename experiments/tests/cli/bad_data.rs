@@ -128,13 +128,32 @@ fn calibration_sequence_longer_than_the_model() {
     );
 }
 
+/// Calibrated on the first of two evaluated texts.
 #[test]
-fn calibration_on_the_evaluated_text_is_on_record() {
+fn calibration_on_an_evaluated_text_is_on_record() {
     let workshop = Workshop::new();
-    let (calibration, evaluation) = (workshop.read("calibration.txt"), workshop.read("evaluation.txt"));
+    let [calibration, evaluation] =
+        ["calibration.txt", "evaluation.txt"].map(|name| sha256(workshop.read(name).as_bytes()));
     workshop.change_experiment("calibration.txt", "evaluation.txt");
-    workshop.change_experiment(&sha256(calibration.as_bytes()), &sha256(evaluation.as_bytes()));
-    workshop.finish("out", &[]);
-    let overlap = |record: &Value| record["outcome"]["done"]["quantization"]["calibration_overlap_tokens"].as_u64();
-    assert!(workshop.records("out")[1..].iter().all(|record| overlap(record) > Some(0)));
+    workshop.change_experiment(&calibration, &evaluation);
+    let other = format!(
+        r#"
+[[evaluations]]
+[evaluations.perplexity]
+dataset = {{ text_file = {{ name = "other", path = "calibration.txt", sha256 = "{calibration}", documents = "none" }} }}
+protocol = {{ gptq = {{ seq_len = 64 }} }}
+"#
+    );
+    workshop.write("experiment.toml", workshop.read("experiment.toml") + &other);
+    let ran = workshop.finish("out", &[]);
+    for record in &workshop.records("out")[1..] {
+        let done = &record["outcome"]["done"];
+        let overlap = |part: &Value| part["calibration_overlap_tokens"].as_u64();
+        assert!(overlap(&done["measurements"][0]) > Some(0), "{done}");
+        assert_eq!(overlap(&done["measurements"][1]), Some(0), "{done}");
+        assert_eq!(overlap(&done["quantization"]), overlap(&done["measurements"][0]), "{done}");
+    }
+    // One note a quantized cell, under the table of that text alone.
+    let printed = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(printed.matches("its number is optimistic").count(), N_CELLS - 1, "{}", ran.stdout);
 }
