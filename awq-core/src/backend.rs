@@ -102,6 +102,14 @@ pub trait QuantBackend: Backend {
         x / rms * weight.unsqueeze::<3>()
     }
 
+    /// `(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias` over the last dimension. The variance is the mean of squared
+    /// deviations: the difference of two means that some backends take cancels where the mean is large.
+    fn layer_norm(x: Tensor<Self, 3>, weight: Tensor<Self, 1>, bias: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 3> {
+        let centered = x.clone() - x.mean_dim(2);
+        let variance = centered.clone().powi_scalar(2).mean_dim(2);
+        centered / (variance + eps).sqrt() * weight.unsqueeze::<3>() + bias.unsqueeze::<3>()
+    }
+
     /// Sum of `(a - b)^2` over all elements.
     fn squared_distance(a: &Tensor<Self, 3>, b: &Tensor<Self, 3>) -> f64 {
         (a.clone() - b.clone()).powi_scalar(2).sum().into_scalar().elem()
@@ -251,6 +259,18 @@ macro_rules! host_backend {
                 Tensor::from_data(TensorData::new(values, dims), &device)
             }
 
+            fn layer_norm(
+                x: Tensor<Self, 3>,
+                weight: Tensor<Self, 1>,
+                bias: Tensor<Self, 1>,
+                eps: f64,
+            ) -> Tensor<Self, 3> {
+                let (dims, device) = (x.dims(), x.device());
+                let mut values = float_vec(x);
+                crate::host::elementwise::layer_norm(&mut values, &float_vec(weight), &float_vec(bias), eps as f32);
+                Tensor::from_data(TensorData::new(values, dims), &device)
+            }
+
             fn squared_distance(a: &Tensor<Self, 3>, b: &Tensor<Self, 3>) -> f64 {
                 crate::host::elementwise::squared_distance(&float_vec(a.clone()), &float_vec(b.clone()))
             }
@@ -264,7 +284,8 @@ macro_rules! host_backend {
 }
 
 #[cfg(feature = "flex")]
-host_backend!(
+// In braces: rustfmt would take items in parentheses for arguments and put commas between them.
+host_backend! {
     burn::backend::Flex,
     fn matmul_transposed(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
         let ([n, n_in], [n_out, _], device) = (x.dims(), weight.dims(), x.device());
@@ -279,7 +300,7 @@ host_backend!(
         let out = crate::host::bf16::matmul_transposed_bf16(x.storage::<f32>(), weight.storage::<f32>(), n_in);
         Tensor::from_data(TensorData::new(out, [n, n_out]), &device)
     }
-);
+}
 
 /// A tensor whose storage holds exactly its values, row-major, without a copy where that is so already.
 #[cfg(feature = "flex")]

@@ -27,6 +27,12 @@ pub fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
     x.par_chunks_mut(weight.len() * ROWS_PER_TASK).for_each(|rows| rms_norm_rows(rows, weight, eps));
 }
 
+/// Norm of each row of `weight.len()` values about its mean, times `weight`, plus `bias`.
+pub fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    assert_eq!(weight.len(), bias.len(), "weight and bias differ in length");
+    x.par_chunks_mut(weight.len() * ROWS_PER_TASK).for_each(|rows| layer_norm_rows(rows, weight, bias, eps));
+}
+
 /// `logsumexp(row) - row[target]` for each row of `vocab` logits.
 pub fn token_nll(logits: &[f32], vocab: usize, targets: &[u32]) -> Vec<f32> {
     assert_eq!(logits.len(), vocab * targets.len(), "one target a row");
@@ -66,6 +72,19 @@ vectorized! {
             let rms = (dot(row, row) / row.len() as f32 + eps).sqrt();
             for (v, &w) in row.iter_mut().zip(weight) {
                 *v = *v / rms * w;
+            }
+        }
+    }
+
+    fn layer_norm_rows<'a>(rows: &'a mut [f32], weight: &'a [f32], bias: &'a [f32], eps: f32) -> () {
+        for row in rows.chunks_exact_mut(weight.len()) {
+            let mean = lane_sum(row) / row.len() as f32;
+            for v in row.iter_mut() {
+                *v -= mean;
+            }
+            let deviation = (dot(row, row) / row.len() as f32 + eps).sqrt();
+            for ((v, &w), &b) in row.iter_mut().zip(weight).zip(bias) {
+                *v = *v / deviation * w + b;
             }
         }
     }

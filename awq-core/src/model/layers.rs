@@ -75,17 +75,14 @@ pub enum NormKind {
 impl<B: QuantBackend> Norm<B> {
     /// Normalizes the last dimension of `[batch, seq, hidden]`.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let y = match self.kind {
-            NormKind::Rms => B::rms_norm(x, self.weight.clone(), self.eps),
+        let weight = self.weight.clone();
+        match self.kind {
+            NormKind::Rms => B::rms_norm(x, weight, self.eps),
             NormKind::Layer => {
-                let centered = x.clone() - x.mean_dim(2);
-                let variance = centered.clone().powi_scalar(2).mean_dim(2);
-                centered / (variance + self.eps).sqrt() * self.weight.clone().unsqueeze::<3>()
+                let bias = self.bias.clone().unwrap_or_else(|| weight.zeros_like());
+                // burn has an operation of that name, too.
+                <B as QuantBackend>::layer_norm(x, weight, bias, self.eps)
             }
-        };
-        match &self.bias {
-            Some(bias) => y + bias.clone().unsqueeze::<3>(),
-            None => y,
         }
     }
 }

@@ -65,6 +65,13 @@ fn norm<B: QuantBackend>() -> Vec<f32> {
     float_vec(B::rms_norm(tensor(&numbers(2 * 45 * 70, 4), [2, 45, 70]), tensor(&numbers(70, 5), [70]), 1e-5))
 }
 
+/// Rows whose mean is larger than what they deviate from it by.
+fn layer_norm<B: QuantBackend>() -> Vec<f32> {
+    let x: Vec<f32> = numbers(2 * 45 * 70, 4).iter().map(|x| x + 3.0).collect();
+    let [weight, bias] = [5, 9].map(|seed| tensor(&numbers(70, seed), [70]));
+    float_vec(<B as QuantBackend>::layer_norm(tensor(&x, [2, 45, 70]), weight, bias, 1e-5))
+}
+
 fn gate<B: QuantBackend>() -> Vec<f32> {
     let gate: Vec<f32> = numbers(3 * 211 * 67, 6).iter().map(|x| 30.0 * x).collect();
     float_vec(B::swiglu(tensor(&gate, [3, 211, 67]), tensor(&numbers(3 * 211 * 67, 7), [3, 211, 67])))
@@ -81,6 +88,8 @@ fn norm_gate_and_likelihood_agree_with_their_definitions() {
     for (what, found, expected) in [
         ("rms_norm on flex", norm::<Cpu>(), norm::<Definition>()),
         ("rms_norm on ndarray", norm::<OtherCpu>(), norm::<Definition>()),
+        ("layer_norm on flex", layer_norm::<Cpu>(), layer_norm::<Definition>()),
+        ("layer_norm on ndarray", layer_norm::<OtherCpu>(), layer_norm::<Definition>()),
         ("swiglu on flex", gate::<Cpu>(), gate::<Definition>()),
         ("swiglu on ndarray", gate::<OtherCpu>(), gate::<Definition>()),
         ("token_nll on flex", nll::<Cpu>(), nll::<Definition>()),

@@ -6,5 +6,6 @@ mod bad_config;
 mod bad_data;
 mod bad_model;
 mod commands;
+mod families;
 mod interruption;
 mod support;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 /// Words of the tokenizer, and rows of the model's embedding.
-const N_WORDS: usize = 40;
+pub const N_WORDS: usize = 40;
 const HIDDEN: usize = 64;
 const KV_WIDTH: usize = 32;
 const INTERMEDIATE: usize = 128;
