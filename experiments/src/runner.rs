@@ -232,13 +232,7 @@ impl ModelJob<'_, '_, '_> {
             .with_context(|| format!("data set {}", text.name))?;
         let floor = text.true_nats.map(|nats| (nats / ids.len() as f64).exp());
         self.assets.insert(text.name.clone(), text.sha256.clone());
-        Ok(Prepared {
-            spec: spec.clone(),
-            windows,
-            text_name: text.name.clone(),
-            text_sha256,
-            floor,
-        })
+        Ok(Prepared { spec: spec.clone(), windows, text_name: text.name.clone(), text_sha256, floor })
     }
 
     fn run_pass<B: QuantBackend>(

@@ -92,7 +92,11 @@ pub(crate) fn all_grids() -> Vec<Grid> {
 }
 
 pub(crate) fn scale_search(formula: ScaleFormula, n_ratios: u16) -> ScaleStep {
-    ScaleStep::Search(ScaleSearch { formula, n_ratios: NonZeroU16::new(n_ratios).unwrap(), arithmetic: Arithmetic::F32 })
+    ScaleStep::Search(ScaleSearch {
+        formula,
+        n_ratios: NonZeroU16::new(n_ratios).unwrap(),
+        arithmetic: Arithmetic::F32,
+    })
 }
 
 pub(crate) fn clip_search(n_tokens: usize) -> ClipStep {
