@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use crate::assets::hex;
 /// Everything needed to make the same number again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
-    /// Commit of the source tree; `unknown` outside a checkout.
+    /// Commit of the source tree when the run began; `unknown` outside a checkout.
     pub commit: String,
     /// Whether the tree had uncommitted changes.
     pub dirty: bool,
@@ -43,14 +44,11 @@ impl Provenance {
     /// What is known now, at run time, of the program and the machine. Nothing here can fail: what cannot be found out
     /// is `unknown`.
     pub fn collect(device: &str, threads: usize, assets: BTreeMap<String, String>) -> Self {
-        let commit = git(&["rev-parse", "HEAD"]);
-        // Files that git does not track are left out: results of the run itself would make every tree dirty.
-        let changed = git(&["status", "--porcelain", "--untracked-files=no"]);
         let cpu_info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self {
-            commit: commit.unwrap_or_else(|| "unknown".to_owned()),
-            dirty: changed.is_some_and(|changed| !changed.is_empty()),
+            commit: tree().commit.clone(),
+            dirty: tree().dirty,
             lock_sha256: lock_sha256(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             profile: if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned(),
@@ -62,6 +60,24 @@ impl Provenance {
             assets,
         }
     }
+}
+
+/// State of the source tree.
+#[derive(Debug)]
+pub struct Tree {
+    commit: String,
+    dirty: bool,
+}
+
+/// The source tree as it was when this was first asked, early in the life of a process: a long run must not be recorded
+/// under commits that were made while it ran.
+pub fn tree() -> &'static Tree {
+    static TREE: OnceLock<Tree> = OnceLock::new();
+    TREE.get_or_init(|| Tree {
+        commit: git(&["rev-parse", "HEAD"]).unwrap_or_else(|| "unknown".to_owned()),
+        // Files that git does not track are left out: results of the run itself would make every tree dirty.
+        dirty: git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|changed| !changed.is_empty()),
+    })
 }
 
 /// Most memory that this process has held so far, in bytes; 0 where the system does not tell.

@@ -21,7 +21,7 @@ use crate::device::{DeviceJob, run_on};
 use crate::eval::perplexity::{Windows, check_seq_len, score};
 use crate::plan::{Cell, CellId, ModelPlan, Plan};
 use crate::progress::Progress;
-use crate::provenance::{Provenance, peak_resident_bytes};
+use crate::provenance::{Provenance, peak_resident_bytes, tree};
 use crate::record::{
     Cost, Done, Failed, Measurement, Outcome, Quantization, Record, RecordFile, SCHEMA_VERSION, Stage,
 };
@@ -57,6 +57,7 @@ pub fn run(
     store: &AssetStore,
     progress: &Progress,
 ) -> anyhow::Result<Summary> {
+    tree();
     if file.n_cut_bytes() > 0 {
         progress.note(&format!(
             "{}: the last record was cut short and is dropped; its cell runs again",
