@@ -21,7 +21,7 @@ fn unknown_key() {
         "experiment.toml: not a valid experiment, key `methods[1].awq.scale.search.n_ratio`: \
          TOML parse error at line 28, column 46\n   |\n\
          28 | scale = { search = { formula = \"activation\", n_ratio = 20 } }\n   |                                              ^^^^^^^\n\
-         unknown field `n_ratio`, expected `formula` or `n_ratios`",
+         unknown field `n_ratio`, expected one of `formula`, `n_ratios`, `arithmetic`",
     );
 }
 
