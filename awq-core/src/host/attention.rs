@@ -90,7 +90,8 @@ vectorized! {
         hidden.fill(0.0);
     }
 
-    fn rotate_row<'a>(row: &'a mut [f32], cos: &'a [f32], sin: &'a [f32]) -> () {
+    /// Rotates channel pairs `(c, c + head_dim / 2)` of every head of one position, in place.
+    pub(crate) fn rotate_row<'a>(row: &'a mut [f32], cos: &'a [f32], sin: &'a [f32]) -> () {
         let half = cos.len();
         for head in row.chunks_exact_mut(2 * half) {
             let (first, second) = head.split_at_mut(half);

@@ -27,6 +27,7 @@ macro_rules! vectorized {
         }
     )*};
 }
+pub(crate) use vectorized;
 
 pub mod attention;
 pub mod bf16;
@@ -36,3 +37,4 @@ pub mod exp;
 pub mod gram;
 pub mod grid;
 pub mod matmul;
+pub mod matvec;

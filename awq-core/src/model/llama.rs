@@ -10,6 +10,7 @@ use burn::tensor::Tensor;
 use serde_json::json;
 
 use super::layers::{Linear, Norm, NormKind, matrix, product, rotary_table, vector};
+use super::wiring::{AttentionWiring, InnerWiring, MlpWiring, Positions, Wiring};
 use super::{
     Block, BlockLayout, BlockParams, Decoder, Inspect, LinearFacts, LinearName, NormName, PrevOp, ScaleGroup, Tap,
     check_fixed, ids_tensor,
@@ -58,61 +59,58 @@ const DOWN_GROUP: ScaleGroup = ScaleGroup { prev_op: PrevOp::Linear(UP), linears
 /// A Llama-family decoder over a checkpoint.
 struct Llama<B: QuantBackend> {
     config: ModelConfig,
+    wiring: Wiring,
     checkpoint: Arc<dyn Checkpoint>,
     embedding: Tensor<B, 2>,
     final_norm: Norm<B>,
     /// `None` for a tied head: the embedding is used.
     head: Option<Tensor<B, 2>>,
     rotary: RotaryTable<B>,
-    biases: Biases,
     device: B::Device,
 }
 
-/// Which linears have a bias.
-struct Biases {
-    qkv: bool,
-    o: bool,
-    mlp: bool,
+/// Wires a Llama or Mistral model.
+pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {
+    let mlp_bias = config.raw.get("mlp_bias").is_some_and(|value| *value == true);
+    let attention: &[LinearName] = if config.attention_bias { &[Q, K, V, O] } else { &[] };
+    let mlp: &[LinearName] = if mlp_bias { &[GATE, UP, DOWN] } else { &[] };
+    wire(config, checkpoint, [attention, mlp].concat())
 }
 
-/// Opens a Llama or Mistral model.
+/// Wires a Qwen2 model: q, k and v have biases whatever the configuration says.
+pub(super) fn qwen2_wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {
+    wire(config, checkpoint, vec![Q, K, V])
+}
+
+fn wire(config: &ModelConfig, checkpoint: &dyn Checkpoint, biased: Vec<LinearName>) -> Result<Wiring, LoadError> {
+    check_fixed(config, checkpoint, &[("hidden_act", json!("silu"))])?;
+    Ok(Wiring {
+        embedding: "model.embed_tokens.weight".into(),
+        positions: Positions::Rotary,
+        blocks: "model.layers".into(),
+        norm: NormKind::Rms,
+        attention: AttentionWiring { norm: ATTENTION_NORM, q: Q, k: K, v: V, o: O },
+        mlp: MlpWiring { norm: MLP_NORM, inner: InnerWiring::SwiGlu { gate: GATE, up: UP }, down: DOWN },
+        biased,
+        final_norm: "model.norm".into(),
+        head: (!config.tie_word_embeddings).then(|| "lm_head.weight".into()),
+    })
+}
+
+/// Opens a model that is wired so.
 pub(super) fn open<B: QuantBackend>(
+    wiring: Wiring,
     config: ModelConfig,
     checkpoint: Arc<dyn Checkpoint>,
-    device: &B::Device,
-) -> Result<Box<dyn Decoder<B>>, LoadError> {
-    let attention = config.attention_bias;
-    let mlp = config.raw.get("mlp_bias").is_some_and(|value| *value == true);
-    open_with(config, checkpoint, Biases { qkv: attention, o: attention, mlp }, device)
-}
-
-/// Opens a Qwen2 model: q, k and v have biases whatever the configuration says.
-pub(super) fn open_qwen2<B: QuantBackend>(
-    config: ModelConfig,
-    checkpoint: Arc<dyn Checkpoint>,
-    device: &B::Device,
-) -> Result<Box<dyn Decoder<B>>, LoadError> {
-    open_with(config, checkpoint, Biases { qkv: true, o: false, mlp: false }, device)
-}
-
-fn open_with<B: QuantBackend>(
-    config: ModelConfig,
-    checkpoint: Arc<dyn Checkpoint>,
-    biases: Biases,
     device: &B::Device,
 ) -> Result<Box<dyn Decoder<B>>, LoadError> {
     let vocab_by_hidden = [config.vocab_size, config.hidden_size];
     let source = checkpoint.as_ref();
-    check_fixed(&config, source, &[("hidden_act", json!("silu"))])?;
-    let embedding = matrix(source, "model.embed_tokens.weight", vocab_by_hidden, device)?;
-    let final_norm = rms(source, "model.norm.weight", &config, device)?;
-    let head = if config.tie_word_embeddings {
-        None
-    } else {
-        Some(matrix(source, "lm_head.weight", vocab_by_hidden, device)?)
-    };
+    let embedding = matrix(source, &wiring.embedding, vocab_by_hidden, device)?;
+    let final_norm = rms(source, &format!("{}.weight", wiring.final_norm), &config, device)?;
+    let head = wiring.head.as_ref().map(|name| matrix(source, name, vocab_by_hidden, device)).transpose()?;
     let rotary = rotary_table(&config, config.longest_sequence(), device);
-    Ok(Box::new(Llama { config, checkpoint, embedding, final_norm, head, rotary, biases, device: device.clone() }))
+    Ok(Box::new(Llama { config, wiring, checkpoint, embedding, final_norm, head, rotary, device: device.clone() }))
 }
 
 fn rms<B: QuantBackend>(
@@ -145,22 +143,23 @@ impl<B: QuantBackend> Decoder<B> for Llama<B> {
         let config = &self.config;
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let (q_width, kv_width) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
-        let prefix = format!("model.layers.{block_idx}");
         let source = self.checkpoint.as_ref();
-        let linear = |name: LinearName, shape, bias| -> Result<_, LoadError> {
-            Ok((name, Linear::load(source, &format!("{prefix}.{name}"), shape, bias, &self.device)?))
+        let linear = |name: LinearName, shape| -> Result<_, LoadError> {
+            let has_bias = self.wiring.biased.contains(&name);
+            Ok((name, Linear::load(source, &self.wiring.linear(block_idx, name), shape, has_bias, &self.device)?))
         };
         let linears = BTreeMap::from([
-            linear(Q, [q_width, hidden], self.biases.qkv)?,
-            linear(K, [kv_width, hidden], self.biases.qkv)?,
-            linear(V, [kv_width, hidden], self.biases.qkv)?,
-            linear(O, [hidden, q_width], self.biases.o)?,
-            linear(GATE, [inner, hidden], self.biases.mlp)?,
-            linear(UP, [inner, hidden], self.biases.mlp)?,
-            linear(DOWN, [hidden, inner], self.biases.mlp)?,
+            linear(Q, [q_width, hidden])?,
+            linear(K, [kv_width, hidden])?,
+            linear(V, [kv_width, hidden])?,
+            linear(O, [hidden, q_width])?,
+            linear(GATE, [inner, hidden])?,
+            linear(UP, [inner, hidden])?,
+            linear(DOWN, [hidden, inner])?,
         ]);
         let norm = |name: NormName| -> Result<_, LoadError> {
-            Ok((name, rms(source, &format!("{prefix}.{}.weight", name.0), config, &self.device)?))
+            let tensor = format!("{}.weight", self.wiring.block_norm(block_idx, name));
+            Ok((name, rms(source, &tensor, config, &self.device)?))
         };
         let norms = BTreeMap::from([norm(ATTENTION_NORM)?, norm(MLP_NORM)?]);
         Ok(Box::new(LlamaBlock {

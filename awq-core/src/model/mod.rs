@@ -1,7 +1,8 @@
 //! Decoder-only language models as lists of blocks that are handed out one at a time.
 //!
 //! What a family is, is data: [`BlockLayout`] names its linears, which input each reads, which groups of them share an AWQ
-//! scale, and what that scale is folded into. A family is one file with a layout, a [`Block`] and a line in `families`.
+//! scale, and what that scale is folded into. A family is one file with a layout, a
+//! [`wiring::Wiring`], a [`Block`] and a line in `families!`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,8 +19,10 @@ pub mod layers;
 pub mod llama;
 pub mod opt;
 pub mod tiny;
+pub mod wiring;
 
 use layers::{Linear, Norm};
+use wiring::Wiring;
 
 /// Hugging Face name of a linear inside its block, e.g. `self_attn.q_proj`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -198,21 +201,41 @@ pub trait Decoder<B: QuantBackend>: Send + Sync {
     fn head(&self, rows: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2>;
 }
 
+/// What wires a family's models: checks what the family takes for granted, and names the tensors.
+type WireFamily = fn(&ModelConfig, &dyn Checkpoint) -> Result<Wiring, LoadError>;
+
 /// What opens a family's models.
 type OpenFamily<B> = fn(
+    Wiring,
     ModelConfig,
     Arc<dyn Checkpoint>,
     &<B as burn::tensor::backend::BackendTypes>::Device,
 ) -> Result<Box<dyn Decoder<B>>, LoadError>;
 
-/// Every known architecture, by its Hugging Face name.
-fn families<B: QuantBackend>() -> [(&'static str, OpenFamily<B>); 4] {
-    [
-        ("LlamaForCausalLM", llama::open::<B>),
-        ("MistralForCausalLM", llama::open::<B>),
-        ("OPTForCausalLM", opt::open::<B>),
-        ("Qwen2ForCausalLM", llama::open_qwen2::<B>),
-    ]
+/// Makes both tables from one line an architecture: its Hugging Face name, its file, and the function that wires it.
+macro_rules! families {
+    ($($architecture:literal: $family:ident, $wiring:ident;)*) => {
+        const WIRINGS: &[(&str, WireFamily)] = &[$(($architecture, $family::$wiring)),*];
+
+        fn openers<B: QuantBackend>() -> Vec<(&'static str, OpenFamily<B>)> {
+            vec![$(($architecture, $family::open::<B>)),*]
+        }
+    };
+}
+
+families! {
+    "LlamaForCausalLM": llama, wiring;
+    "MistralForCausalLM": llama, wiring;
+    "OPTForCausalLM": opt, wiring;
+    "Qwen2ForCausalLM": llama, qwen2_wiring;
+}
+
+/// How a model's tensors make up a decoder.
+///
+/// # Errors
+/// An architecture that no family knows (never a fallback), or a model of a family that computes otherwise.
+pub fn wiring_of(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {
+    by_architecture(WIRINGS, config, checkpoint)?(config, checkpoint)
 }
 
 /// Opens a decoder over a checkpoint.
@@ -224,15 +247,21 @@ pub fn open_decoder<B: QuantBackend>(
     checkpoint: Arc<dyn Checkpoint>,
     device: &B::Device,
 ) -> Result<Box<dyn Decoder<B>>, LoadError> {
-    let families = families::<B>();
-    match families.iter().find(|(name, _)| *name == config.architecture) {
-        Some((_, open)) => open(config, checkpoint, device),
-        None => Err(LoadError::UnknownArchitecture {
-            file: checkpoint.source().to_owned(),
-            architecture: config.architecture,
-            known: families.iter().map(|(name, _)| (*name).to_owned()).collect(),
-        }),
-    }
+    let open = by_architecture(&openers::<B>(), &config, checkpoint.as_ref())?;
+    open(wiring_of(&config, checkpoint.as_ref())?, config, checkpoint, device)
+}
+
+fn by_architecture<T: Copy>(
+    families: &[(&str, T)],
+    config: &ModelConfig,
+    checkpoint: &dyn Checkpoint,
+) -> Result<T, LoadError> {
+    let found = families.iter().find(|(name, _)| *name == config.architecture);
+    found.map(|(_, entry)| *entry).ok_or_else(|| LoadError::UnknownArchitecture {
+        file: checkpoint.source().to_owned(),
+        architecture: config.architecture.clone(),
+        known: families.iter().map(|(name, _)| (*name).to_owned()).collect(),
+    })
 }
 
 /// Refuses a model whose `config.json` gives one of the `fixed` keys another value than its family's code computes with. An

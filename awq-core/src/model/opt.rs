@@ -11,6 +11,7 @@ use burn::tensor::activation::relu;
 use serde_json::json;
 
 use super::layers::{Linear, Norm, NormKind, matrix, product, vector};
+use super::wiring::{AttentionWiring, InnerWiring, MlpWiring, Positions, Wiring};
 use super::{
     Block, BlockLayout, BlockParams, Decoder, Inspect, LinearFacts, LinearName, NormName, PrevOp, ScaleGroup, Tap,
     bad_key, check_fixed, ids_tensor,
@@ -59,8 +60,7 @@ const POSITION_OFFSET: usize = 2;
 struct Opt<B: QuantBackend> {
     config: ModelConfig,
     checkpoint: Arc<dyn Checkpoint>,
-    /// What the names of all tensors but the head's begin with.
-    prefix: &'static str,
+    wiring: Wiring,
     embedding: Tensor<B, 2>,
     /// `[max_positions, hidden]`, in the order of positions.
     positions: Tensor<B, 2>,
@@ -70,17 +70,12 @@ struct Opt<B: QuantBackend> {
     device: B::Device,
 }
 
-/// Opens an OPT model.
-pub(super) fn open<B: QuantBackend>(
-    config: ModelConfig,
-    checkpoint: Arc<dyn Checkpoint>,
-    device: &B::Device,
-) -> Result<Box<dyn Decoder<B>>, LoadError> {
-    let source = checkpoint.as_ref();
+/// Wires an OPT model.
+pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {
     let (hidden, n_heads) = (config.hidden_size, config.n_heads);
     if n_heads * config.head_dim != hidden {
         let problem = format!("{n_heads}, expected a divisor of hidden_size, {hidden}");
-        return Err(bad_key(source, "num_attention_heads", problem));
+        return Err(bad_key(checkpoint, "num_attention_heads", problem));
     }
     let fixed = [
         ("do_layer_norm_before", json!(true)),
@@ -89,19 +84,40 @@ pub(super) fn open<B: QuantBackend>(
         ("layer_norm_elementwise_affine", json!(true)),
         ("_remove_final_layer_norm", json!(false)),
     ];
-    check_fixed(&config, source, &fixed)?;
-    let prefix = prefix(source);
-    let embedding = matrix(source, &format!("{prefix}.embed_tokens.weight"), [config.vocab_size, hidden], device)?;
-    let n_rows = config.max_positions + POSITION_OFFSET;
-    let positions = matrix(source, &format!("{prefix}.embed_positions.weight"), [n_rows, hidden], device)?;
+    check_fixed(config, checkpoint, &fixed)?;
+    let prefix = prefix(checkpoint);
+    Ok(Wiring {
+        embedding: format!("{prefix}.embed_tokens.weight"),
+        positions: Positions::Learned {
+            tensor: format!("{prefix}.embed_positions.weight"),
+            first_row: POSITION_OFFSET,
+        },
+        blocks: format!("{prefix}.layers"),
+        norm: NormKind::Layer,
+        attention: AttentionWiring { norm: ATTENTION_NORM, q: Q, k: K, v: V, o: O },
+        mlp: MlpWiring { norm: MLP_NORM, inner: InnerWiring::Relu { up: FC1 }, down: FC2 },
+        biased: if config.attention_bias { vec![Q, K, V, O, FC1, FC2] } else { Vec::new() },
+        final_norm: format!("{prefix}.final_layer_norm"),
+        head: (!config.tie_word_embeddings).then(|| "lm_head.weight".into()),
+    })
+}
+
+/// Opens a model that is wired so.
+pub(super) fn open<B: QuantBackend>(
+    wiring: Wiring,
+    config: ModelConfig,
+    checkpoint: Arc<dyn Checkpoint>,
+    device: &B::Device,
+) -> Result<Box<dyn Decoder<B>>, LoadError> {
+    let (source, hidden) = (checkpoint.as_ref(), config.hidden_size);
+    let vocab_by_hidden = [config.vocab_size, hidden];
+    let embedding = matrix(source, &wiring.embedding, vocab_by_hidden, device)?;
+    let positions = format!("{}.embed_positions.weight", prefix(source));
+    let positions = matrix(source, &positions, [config.max_positions + POSITION_OFFSET, hidden], device)?;
     let positions = positions.narrow(0, POSITION_OFFSET, config.max_positions);
-    let final_norm = layer_norm(source, &format!("{prefix}.final_layer_norm"), &config, device)?;
-    let head = if config.tie_word_embeddings {
-        None
-    } else {
-        Some(matrix(source, "lm_head.weight", [config.vocab_size, hidden], device)?)
-    };
-    Ok(Box::new(Opt { config, checkpoint, prefix, embedding, positions, final_norm, head, device: device.clone() }))
+    let final_norm = layer_norm(source, &wiring.final_norm, &config, device)?;
+    let head = wiring.head.as_ref().map(|name| matrix(source, name, vocab_by_hidden, device)).transpose()?;
+    Ok(Box::new(Opt { config, wiring, checkpoint, embedding, positions, final_norm, head, device: device.clone() }))
 }
 
 /// Checkpoints saved without a head lack the leading `model.`.
@@ -142,11 +158,10 @@ impl<B: QuantBackend> Decoder<B> for Opt<B> {
     fn block(&self, block_idx: usize) -> Result<Box<dyn Block<B>>, LoadError> {
         let config = &self.config;
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let prefix = format!("{}.layers.{block_idx}", self.prefix);
         let source = self.checkpoint.as_ref();
         let linear = |name: LinearName, shape| -> Result<_, LoadError> {
-            let has_bias = config.attention_bias;
-            Ok((name, Linear::load(source, &format!("{prefix}.{name}"), shape, has_bias, &self.device)?))
+            let has_bias = self.wiring.biased.contains(&name);
+            Ok((name, Linear::load(source, &self.wiring.linear(block_idx, name), shape, has_bias, &self.device)?))
         };
         let linears = BTreeMap::from([
             linear(Q, [hidden, hidden])?,
@@ -157,7 +172,7 @@ impl<B: QuantBackend> Decoder<B> for Opt<B> {
             linear(FC2, [hidden, inner])?,
         ]);
         let norm = |name: NormName| -> Result<_, LoadError> {
-            Ok((name, layer_norm(source, &format!("{prefix}.{}", name.0), config, &self.device)?))
+            Ok((name, layer_norm(source, &self.wiring.block_norm(block_idx, name), config, &self.device)?))
         };
         let norms = BTreeMap::from([norm(ATTENTION_NORM)?, norm(MLP_NORM)?]);
         Ok(Box::new(OptBlock {

@@ -17,15 +17,15 @@ use serde_json::{Value as Json, json};
 
 use crate::support::{Cpu, check_close, grid, group, no_search, numbers, official_awq, tensor};
 
-const FAMILIES: [&str; 4] = ["llama-tiny", "mistral-tiny", "opt-tiny", "qwen2-tiny"];
+pub(crate) const FAMILIES: [&str; 4] = ["llama-tiny", "mistral-tiny", "opt-tiny", "qwen2-tiny"];
 
 /// A checkpoint with token ids and the logits that transformers computes of them.
-struct Fixture {
-    config: ModelConfig,
-    checkpoint: MemoryCheckpoint,
-    ids: Vec<Vec<u32>>,
+pub(crate) struct Fixture {
+    pub(crate) config: ModelConfig,
+    pub(crate) checkpoint: MemoryCheckpoint,
+    pub(crate) ids: Vec<Vec<u32>>,
     /// `[sequences, seq, vocab]`, row-major.
-    logits: Vec<f32>,
+    pub(crate) logits: Vec<f32>,
 }
 
 fn folder(name: &str) -> PathBuf {
@@ -33,7 +33,7 @@ fn folder(name: &str) -> PathBuf {
 }
 
 impl Fixture {
-    fn read(name: &str) -> Self {
+    pub(crate) fn read(name: &str) -> Self {
         let folder = folder(name);
         let config = ModelConfig::from_hugging_face(&folder.join("config.json")).unwrap();
         let on_disk = SafetensorsCheckpoint::open_folder(&folder).unwrap();

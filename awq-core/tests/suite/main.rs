@@ -3,6 +3,7 @@
 
 mod awq;
 mod awq_losses;
+mod decode;
 mod driver;
 mod families;
 mod fold;

@@ -19,7 +19,7 @@ use safetensors::{Dtype, SafeTensors};
 use crate::support::{Cpu, check_close, grid, group, no_search, official_awq, tensor};
 
 /// The file called `name` in one of the folders of `AWQ_ASSETS`.
-fn asset(name: &str) -> Option<PathBuf> {
+pub(crate) fn asset(name: &str) -> Option<PathBuf> {
     let folders = std::env::var_os("AWQ_ASSETS").unwrap_or_default();
     let found = std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|file| file.is_file());
     if found.is_none() {

@@ -1,0 +1,41 @@
+//! Decoding: a model held in memory whole, a cache of keys and values, prefill and single-token steps.
+//!
+//! A decode step of a small model takes two milliseconds, so there are no tensors here: plain slices, buffers that are
+//! allocated once, and the loops of [`crate::host`]. What a family computes is data ([`crate::model::wiring::Wiring`]);
+//! the logits are those of its [`crate::model::Block`]s up to rounding (tested for every family).
+//!
+//! ```text
+//! Checkpoint --load--> DecodeModel --Session::new--> Session --feed(ids)--> logits --Sampler--> next id
+//! ```
+
+mod attention;
+mod cache;
+mod linear;
+mod model;
+pub mod sample;
+mod session;
+
+pub use self::model::DecodeModel;
+pub use self::sample::{Sampler, Sampling};
+pub use self::session::{DecodeError, Session};
+
+/// Geometry of attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Heads {
+    /// Query heads.
+    n_q: usize,
+    /// Key and value heads; each serves `n_q / n_kv` query heads.
+    n_kv: usize,
+    /// Channels of one head.
+    dim: usize,
+}
+
+impl Heads {
+    fn q_width(self) -> usize {
+        self.n_q * self.dim
+    }
+
+    fn kv_width(self) -> usize {
+        self.n_kv * self.dim
+    }
+}

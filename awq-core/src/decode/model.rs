@@ -1,0 +1,157 @@
+//! [`DecodeModel`]: a whole decoder in host memory, its linears as decode steps multiply with them.
+
+use std::sync::Arc;
+
+use super::Heads;
+use super::linear::{Linear, Part};
+use crate::host::elementwise;
+use crate::load::{Checkpoint, LoadError, ModelConfig, read_exact_shape};
+use crate::model::LinearName;
+use crate::model::layers::NormKind;
+use crate::model::wiring::{InnerWiring, Positions, Wiring};
+use crate::model::wiring_of;
+
+/// A decoder in host memory.
+pub struct DecodeModel {
+    pub(super) config: ModelConfig,
+    pub(super) heads: Heads,
+    /// `[vocab, hidden]`.
+    pub(super) embedding: Arc<Vec<f32>>,
+    /// `[max_positions, hidden]`, where positions are learned.
+    pub(super) positions: Option<Vec<f32>>,
+    /// Rotary frequencies in radians a position, where queries and keys are rotated.
+    pub(super) frequencies: Option<Vec<f64>>,
+    pub(super) blocks: Vec<DecodeBlock>,
+    pub(super) final_norm: HostNorm,
+    pub(super) head: Linear,
+}
+
+/// One block.
+pub(super) struct DecodeBlock {
+    pub(super) attention_norm: HostNorm,
+    /// Queries, keys and values.
+    pub(super) qkv: Linear,
+    pub(super) o: Linear,
+    pub(super) mlp_norm: HostNorm,
+    pub(super) inner: Inner,
+    /// Gate and up, or up alone.
+    pub(super) up: Linear,
+    pub(super) down: Linear,
+}
+
+/// What happens between the linears of a feed-forward module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Inner {
+    SwiGlu,
+    Relu,
+}
+
+/// A norm on rows of `[n, hidden]`.
+pub(super) struct HostNorm {
+    kind: NormKind,
+    weight: Vec<f32>,
+    /// Zeros for an RMS norm.
+    bias: Vec<f32>,
+    eps: f32,
+}
+
+impl HostNorm {
+    pub(super) fn apply(&self, rows: &mut [f32]) {
+        match self.kind {
+            NormKind::Rms => elementwise::rms_norm(rows, &self.weight, self.eps),
+            NormKind::Layer => elementwise::layer_norm(rows, &self.weight, &self.bias, self.eps),
+        }
+    }
+}
+
+impl DecodeModel {
+    /// Reads a whole model. Linears that the checkpoint has quantized stay packed.
+    ///
+    /// # Errors
+    /// An architecture without a [`Wiring`], or a tensor that is missing, misshapen or not finite.
+    pub fn load(config: ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Self, LoadError> {
+        let wiring = wiring_of(&config, checkpoint)?;
+        let hidden = config.hidden_size;
+        let embedding = Arc::new(read_exact_shape(checkpoint, &wiring.embedding, &[config.vocab_size, hidden])?);
+        let (positions, frequencies) = match &wiring.positions {
+            Positions::Rotary => (None, Some(config.rope_frequencies())),
+            Positions::Learned { tensor, first_row } => {
+                let mut rows = read_exact_shape(checkpoint, tensor, &[first_row + config.max_positions, hidden])?;
+                rows.drain(..first_row * hidden);
+                (Some(rows), None)
+            }
+        };
+        let reader = Reader { config: &config, wiring: &wiring, checkpoint };
+        let blocks: Result<_, LoadError> = (0..config.n_blocks).map(|block_idx| reader.block(block_idx)).collect();
+        let final_norm = reader.norm(&wiring.final_norm)?;
+        let dense_head = match &wiring.head {
+            None => embedding.clone(),
+            Some(name) => Arc::new(read_exact_shape(checkpoint, name, &[config.vocab_size, hidden])?),
+        };
+        let head = Linear::shared(dense_head, hidden);
+        let heads = reader.heads();
+        Ok(Self { heads, embedding, positions, frequencies, blocks: blocks?, final_norm, head, config })
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Bytes of all weights that a decode step reads: those of the linears and the head.
+    pub fn step_bytes(&self) -> usize {
+        let linears = self.blocks.iter().flat_map(|block| [&block.qkv, &block.o, &block.up, &block.down]);
+        linears.chain([&self.head]).map(Linear::bytes).sum()
+    }
+}
+
+/// Reads the parts of one model.
+struct Reader<'a> {
+    config: &'a ModelConfig,
+    wiring: &'a Wiring,
+    checkpoint: &'a dyn Checkpoint,
+}
+
+impl Reader<'_> {
+    fn heads(&self) -> Heads {
+        Heads { n_q: self.config.n_heads, n_kv: self.config.n_kv_heads, dim: self.config.head_dim }
+    }
+
+    fn block(&self, block_idx: usize) -> Result<DecodeBlock, LoadError> {
+        let (attention, mlp) = (self.wiring.attention, self.wiring.mlp);
+        let (hidden, inner_size, heads) = (self.config.hidden_size, self.config.intermediate_size, self.heads());
+        let (q_width, kv_width) = (heads.q_width(), heads.kv_width());
+        let linear = |parts: &[(LinearName, usize)], n_in| {
+            let parts: Vec<Part> = parts.iter().map(|&(name, n_out)| self.part(block_idx, name, n_out)).collect();
+            Linear::load(self.checkpoint, &parts, n_in)
+        };
+        let (inner, ups) = match mlp.inner {
+            InnerWiring::SwiGlu { gate, up } => (Inner::SwiGlu, vec![(gate, inner_size), (up, inner_size)]),
+            InnerWiring::Relu { up } => (Inner::Relu, vec![(up, inner_size)]),
+        };
+        Ok(DecodeBlock {
+            attention_norm: self.norm(&self.wiring.block_norm(block_idx, attention.norm))?,
+            qkv: linear(&[(attention.q, q_width), (attention.k, kv_width), (attention.v, kv_width)], hidden)?,
+            o: linear(&[(attention.o, hidden)], q_width)?,
+            mlp_norm: self.norm(&self.wiring.block_norm(block_idx, mlp.norm))?,
+            inner,
+            up: linear(&ups, hidden)?,
+            down: linear(&[(mlp.down, hidden)], inner_size)?,
+        })
+    }
+
+    fn part(&self, block_idx: usize, linear: LinearName, n_out: usize) -> Part {
+        Part { name: self.wiring.linear(block_idx, linear), n_out, has_bias: self.wiring.biased.contains(&linear) }
+    }
+
+    fn norm(&self, name: &str) -> Result<HostNorm, LoadError> {
+        let hidden = self.config.hidden_size;
+        let read = |what: &str| read_exact_shape(self.checkpoint, &format!("{name}.{what}"), &[hidden]);
+        let kind = self.wiring.norm;
+        let bias = match kind {
+            NormKind::Rms => vec![0.0; hidden],
+            NormKind::Layer => read("bias")?,
+        };
+        Ok(HostNorm { kind, weight: read("weight")?, bias, eps: self.config.norm_eps as f32 })
+    }
+}

@@ -1,0 +1,289 @@
+//! [`Session`]: one text in the making: its cache, its buffers, and the forward pass of new tokens.
+
+use rayon::prelude::*;
+
+use super::Heads;
+use super::attention::attend;
+use super::cache::{KvCache, TILE};
+use super::linear::Linear;
+use super::model::{DecodeModel, Inner};
+use crate::host::attention::rotate_row;
+use crate::host::exp::exp;
+use crate::host::vectorized;
+
+/// Tokens of a prompt that go through the blocks at once: enough to fill the matrix kernels, and buffers stay small.
+const PREFILL_TOKENS: usize = 256;
+
+/// Why tokens cannot be fed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// A session longer than the model can be run on.
+    #[error("a context of {asked} tokens is longer than the {longest} that the model can be run on; ask for less")]
+    TooLong {
+        /// Tokens asked for.
+        asked: usize,
+        /// See [`crate::load::ModelConfig::longest_sequence`].
+        longest: usize,
+    },
+    /// More tokens than the session has room for.
+    #[error(
+        "{n_tokens} more tokens do not fit: {used} of the session's {capacity} are used; begin anew, or with more room"
+    )]
+    Full {
+        /// Tokens that were to be fed.
+        n_tokens: usize,
+        /// Tokens in the cache.
+        used: usize,
+        /// Tokens that fit.
+        capacity: usize,
+    },
+    /// An id that has no row in the embedding.
+    #[error("token {id} is outside the model's vocabulary of {vocab}: model and tokenizer do not belong together")]
+    UnknownToken {
+        /// The id.
+        id: u32,
+        /// Rows of the embedding.
+        vocab: usize,
+    },
+    /// Nothing to predict from.
+    #[error("no tokens to feed; give a text, or a beginning-of-sequence token where the model has one")]
+    Empty,
+}
+
+/// The tokens fed so far, and room for more.
+pub struct Session<'m> {
+    model: &'m DecodeModel,
+    capacity: usize,
+    n_past: usize,
+    /// One a block.
+    caches: Vec<KvCache>,
+    rotary: Option<Rotary>,
+    buffers: Buffers,
+}
+
+/// Cosines and sines, `[capacity, half]`.
+struct Rotary {
+    /// `head_dim / 2`.
+    half: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+/// What a pass writes, allocated once and grown for prompts.
+#[derive(Default)]
+struct Buffers {
+    hidden: Vec<f32>,
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    scores: Vec<f32>,
+    mixed: Vec<f32>,
+    delta: Vec<f32>,
+    up: Vec<f32>,
+    inner: Vec<f32>,
+    logits: Vec<f32>,
+}
+
+impl<'m> Session<'m> {
+    /// An empty session with room for `capacity` tokens.
+    ///
+    /// # Errors
+    /// More tokens than the model can be run on.
+    pub fn new(model: &'m DecodeModel, capacity: usize) -> Result<Self, DecodeError> {
+        let longest = model.config.longest_sequence();
+        if capacity > longest {
+            return Err(DecodeError::TooLong { asked: capacity, longest });
+        }
+        let caches = model.blocks.iter().map(|_| KvCache::new(model.heads, capacity)).collect();
+        let rotary = model.frequencies.as_deref().map(|frequencies| Rotary::new(frequencies, capacity));
+        Ok(Self { model, capacity, n_past: 0, caches, rotary, buffers: Buffers::default() })
+    }
+
+    /// Tokens fed so far.
+    pub fn len(&self) -> usize {
+        self.n_past
+    }
+
+    /// Whether no token was fed yet.
+    pub fn is_empty(&self) -> bool {
+        self.n_past == 0
+    }
+
+    /// Tokens that fit.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Bytes of the cache of keys and values.
+    pub fn cache_bytes(&self) -> usize {
+        self.caches.iter().map(KvCache::bytes).sum()
+    }
+
+    /// Forgets all tokens but the first `n`.
+    pub fn truncate(&mut self, n: usize) {
+        self.n_past = self.n_past.min(n);
+    }
+
+    /// Feeds tokens, one or many, and returns the logits of the token that follows them, `[vocab]`.
+    ///
+    /// # Errors
+    /// No token, no room for them, or an id outside the vocabulary; the session is then as it was.
+    pub fn feed(&mut self, ids: &[u32]) -> Result<&[f32], DecodeError> {
+        self.check(ids)?;
+        // Inside the pool, where handing work over costs least.
+        rayon::scope(|_| {
+            for ids in ids.chunks(PREFILL_TOKENS) {
+                self.pass(ids);
+            }
+            self.logits(1);
+        });
+        Ok(&self.buffers.logits)
+    }
+
+    /// Feeds tokens and returns the logits after each of them, `[ids.len(), vocab]`.
+    ///
+    /// # Errors
+    /// As [`Self::feed`].
+    pub fn feed_each(&mut self, ids: &[u32]) -> Result<Vec<f32>, DecodeError> {
+        self.check(ids)?;
+        let mut all = Vec::with_capacity(ids.len() * self.model.config.vocab_size);
+        rayon::scope(|_| {
+            for ids in ids.chunks(PREFILL_TOKENS) {
+                self.pass(ids);
+                self.logits(ids.len());
+                all.extend_from_slice(&self.buffers.logits);
+            }
+        });
+        Ok(all)
+    }
+
+    fn check(&self, ids: &[u32]) -> Result<(), DecodeError> {
+        let vocab = self.model.config.vocab_size;
+        if ids.is_empty() {
+            return Err(DecodeError::Empty);
+        }
+        if ids.len() > self.capacity - self.n_past {
+            return Err(DecodeError::Full { n_tokens: ids.len(), used: self.n_past, capacity: self.capacity });
+        }
+        match ids.iter().find(|&&id| id as usize >= vocab) {
+            Some(&id) => Err(DecodeError::UnknownToken { id, vocab }),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes `ids` through all blocks; their hidden states are then in the buffers.
+    fn pass(&mut self, ids: &[u32]) {
+        let Self { model, n_past, caches, rotary, buffers, .. } = self;
+        buffers.embed(model, ids, *n_past);
+        for (block, cache) in model.blocks.iter().zip(caches) {
+            buffers.normed.clone_from(&buffers.hidden);
+            block.attention_norm.apply(&mut buffers.normed);
+            product(&block.qkv, &buffers.normed, &mut buffers.qkv);
+            buffers.attend(model.heads, cache, rotary.as_ref(), ids.len(), *n_past);
+            product(&block.o, &buffers.mixed, &mut buffers.delta);
+            add(&mut buffers.hidden, &buffers.delta);
+
+            buffers.normed.clone_from(&buffers.hidden);
+            block.mlp_norm.apply(&mut buffers.normed);
+            product(&block.up, &buffers.normed, &mut buffers.up);
+            let inner = match block.inner {
+                Inner::SwiGlu => {
+                    buffers.gate(block.down.n_in);
+                    &buffers.inner
+                }
+                Inner::Relu => {
+                    buffers.up.iter_mut().for_each(|value| *value = value.max(0.0));
+                    &buffers.up
+                }
+            };
+            product(&block.down, inner, &mut buffers.delta);
+            add(&mut buffers.hidden, &buffers.delta);
+        }
+        self.n_past += ids.len();
+    }
+
+    /// Logits of the last `n` hidden states.
+    fn logits(&mut self, n: usize) {
+        let Self { model, buffers, .. } = self;
+        let first = buffers.hidden.len() - n * model.config.hidden_size;
+        buffers.normed.clear();
+        buffers.normed.extend_from_slice(&buffers.hidden[first..]);
+        model.final_norm.apply(&mut buffers.normed);
+        product(&model.head, &buffers.normed, &mut buffers.logits);
+    }
+}
+
+/// `out = x W^T + b`, `out` made as long as it must be.
+fn product(linear: &Linear, x: &[f32], out: &mut Vec<f32>) {
+    out.resize(x.len() / linear.n_in * linear.n_out, 0.0);
+    linear.forward(x, out);
+}
+
+impl Buffers {
+    fn embed(&mut self, model: &DecodeModel, ids: &[u32], n_past: usize) {
+        let width = model.config.hidden_size;
+        self.hidden.clear();
+        for &id in ids {
+            self.hidden.extend_from_slice(&model.embedding[id as usize * width..][..width]);
+        }
+        if let Some(positions) = &model.positions {
+            add(&mut self.hidden, &positions[n_past * width..]);
+        }
+    }
+
+    /// Rotates, stores keys and values, and mixes values.
+    fn attend(&mut self, heads: Heads, cache: &mut KvCache, rotary: Option<&Rotary>, n: usize, n_past: usize) {
+        let (q_width, kv_width) = (heads.q_width(), heads.kv_width());
+        let stride = q_width + 2 * kv_width;
+        for (i, row) in self.qkv.chunks_exact_mut(stride).enumerate() {
+            let (rotated, value) = row.split_at_mut(q_width + kv_width);
+            if let Some(rotary) = rotary {
+                rotary.rotate(rotated, n_past + i);
+            }
+            cache.store(n_past + i, &rotated[q_width..], value);
+        }
+        let n_positions = n_past + n;
+        self.scores.resize(n * heads.n_q * n_positions.next_multiple_of(TILE), 0.0);
+        self.mixed.resize(n * q_width, 0.0);
+        attend(cache, heads, &self.qkv, stride, n_positions, &mut self.scores, &mut self.mixed);
+    }
+
+    /// `silu(gate) * up` of rows that hold both.
+    fn gate(&mut self, width: usize) {
+        self.inner.resize(self.up.len() / 2, 0.0);
+        let rows = self.inner.par_chunks_exact_mut(width).zip(self.up.par_chunks_exact(2 * width));
+        rows.for_each(|(inner, row)| {
+            let (gate, up) = row.split_at(width);
+            swiglu_row(gate, up, inner);
+        });
+    }
+}
+
+impl Rotary {
+    fn new(frequencies: &[f64], n_positions: usize) -> Self {
+        let angles = |f: fn(f64) -> f64| {
+            let of_position = |position| frequencies.iter().map(move |frequency| f(position as f64 * frequency) as f32);
+            (0..n_positions).flat_map(of_position).collect()
+        };
+        Self { half: frequencies.len(), cos: angles(f64::cos), sin: angles(f64::sin) }
+    }
+
+    /// Rotates every head of a row.
+    fn rotate(&self, row: &mut [f32], position: usize) {
+        let angles = position * self.half..(position + 1) * self.half;
+        rotate_row(row, &self.cos[angles.clone()], &self.sin[angles]);
+    }
+}
+
+vectorized! {
+    fn add<'a>(x: &'a mut [f32], y: &'a [f32]) -> () {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x += y;
+        }
+    }
+
+    fn swiglu_row<'a>(gate: &'a [f32], up: &'a [f32], out: &'a mut [f32]) -> () {
+        for ((o, &g), &u) in out.iter_mut().zip(gate).zip(up) {
+            *o = g / (1.0 + exp(-g)) * u;
+        }
+    }
+}

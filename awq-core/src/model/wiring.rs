@@ -1,0 +1,96 @@
+//! [`Wiring`]: how the tensors of a checkpoint make up a decoder, by name. What the engine of [`crate::decode`] runs.
+
+use super::layers::NormKind;
+use super::{LinearName, NormName};
+
+/// A decoder as data: the same computation that the family's [`super::Block`] does in tensors.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wiring {
+    /// Tensor of the token embedding, `[vocab, hidden]`.
+    pub embedding: String,
+    /// How positions enter.
+    pub positions: Positions,
+    /// What the names of the tensors of all blocks begin with: `{blocks}.{block_idx}.{linear}.weight`.
+    pub blocks: String,
+    /// The kind of every norm.
+    pub norm: NormKind,
+    /// The attention module.
+    pub attention: AttentionWiring,
+    /// The feed-forward module.
+    pub mlp: MlpWiring,
+    /// The linears that have a bias.
+    pub biased: Vec<LinearName>,
+    /// Name of the last norm, without `.weight`.
+    pub final_norm: String,
+    /// Tensor of the head, `[vocab, hidden]`; `None` where it is the embedding.
+    pub head: Option<String>,
+}
+
+/// How positions enter a decoder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Positions {
+    /// Queries and keys are rotated, half-split pairing.
+    Rotary,
+    /// A row of a table is added to the embedding.
+    Learned {
+        /// The table, `[first_row + max_positions, hidden]`.
+        tensor: String,
+        /// Row of position 0.
+        first_row: usize,
+    },
+}
+
+/// `hidden + o(attention(q(x), k(x), v(x)))` with `x = norm(hidden)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionWiring {
+    /// What is normalized first.
+    pub norm: NormName,
+    /// Queries.
+    pub q: LinearName,
+    /// Keys.
+    pub k: LinearName,
+    /// Values.
+    pub v: LinearName,
+    /// Output projection.
+    pub o: LinearName,
+}
+
+/// `hidden + down(inner(x))` with `x = norm(hidden)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MlpWiring {
+    /// What is normalized first.
+    pub norm: NormName,
+    /// What lies between.
+    pub inner: InnerWiring,
+    /// Back to the residual stream.
+    pub down: LinearName,
+}
+
+/// The inside of a feed-forward module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InnerWiring {
+    /// `silu(gate(x)) * up(x)`.
+    SwiGlu {
+        /// The gate.
+        gate: LinearName,
+        /// What is gated.
+        up: LinearName,
+    },
+    /// `max(up(x), 0)`.
+    Relu {
+        /// The first linear.
+        up: LinearName,
+    },
+}
+
+impl Wiring {
+    /// Name of a linear of a block, without `.weight`.
+    pub fn linear(&self, block_idx: usize, linear: LinearName) -> String {
+        format!("{}.{block_idx}.{linear}", self.blocks)
+    }
+
+    /// Name of a norm of a block, without `.weight`.
+    pub fn block_norm(&self, block_idx: usize, norm: NormName) -> String {
+        format!("{}.{block_idx}.{}", self.blocks, norm.0)
+    }
+}

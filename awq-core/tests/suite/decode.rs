@@ -1,0 +1,129 @@
+//! The decode engine against transformers, against the blocks, and against itself.
+
+use std::sync::Arc;
+
+use awq_core::arithmetic::Arithmetic;
+use awq_core::backend::float_vec;
+use awq_core::decode::{DecodeError, DecodeModel, Session};
+use awq_core::load::{Checkpoint, LoadError, ModelConfig, open_model};
+use awq_core::model::tiny::{self, TinySpec};
+use awq_core::model::{NoTap, open_decoder};
+
+use crate::families::{FAMILIES, Fixture};
+use crate::oracle::asset;
+use crate::support::{Cpu, check_close, with_threads};
+
+/// Logits after each of `ids`, by the blocks' own forward pass.
+fn block_logits(config: &ModelConfig, checkpoint: Arc<dyn Checkpoint>, ids: &[u32]) -> Vec<f32> {
+    let decoder = open_decoder::<Cpu>(config.clone(), checkpoint, &Default::default()).unwrap();
+    let mut hidden = decoder.embed(&[ids.to_vec()]);
+    for block_idx in 0..config.n_blocks {
+        hidden = decoder.block(block_idx).unwrap().forward(hidden, &mut NoTap);
+    }
+    let [_, seq, width] = hidden.dims();
+    float_vec(decoder.head(decoder.final_norm(hidden).reshape([seq, width]), Arithmetic::F32))
+}
+
+/// Feeds `ids` in pieces of these lengths, the last one repeated, and returns the logits after each token.
+fn in_pieces(model: &DecodeModel, ids: &[u32], lengths: &[usize]) -> Vec<f32> {
+    let mut session = Session::new(model, ids.len()).unwrap();
+    let (mut logits, mut rest) = (Vec::new(), ids);
+    let lengths = lengths.iter().chain(std::iter::repeat(lengths.last().unwrap()));
+    for &len in lengths {
+        let (piece, after) = rest.split_at(len.min(rest.len()));
+        if piece.is_empty() {
+            break;
+        }
+        logits.extend(session.feed_each(piece).unwrap());
+        rest = after;
+    }
+    assert_eq!(session.len(), ids.len());
+    logits
+}
+
+#[test]
+fn every_family_decodes_as_transformers_does() {
+    for family in FAMILIES {
+        let fixture = Fixture::read(family);
+        let model = DecodeModel::load(fixture.config.clone(), &fixture.checkpoint).unwrap();
+        let rows = fixture.logits.chunks(fixture.logits.len() / fixture.ids.len());
+        for (ids, expected) in fixture.ids.iter().zip(rows) {
+            for lengths in [&[usize::MAX][..], &[1], &[3, 1], &[2, 4, 1]] {
+                let found = in_pieces(&model, ids, lengths);
+                check_close(&format!("{family} in pieces of {lengths:?}"), &found, expected, 1e-4);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_long_prompt_decodes_as_its_blocks_do_at_any_number_of_threads() {
+    for (name, spec) in [("gqa", TinySpec::GQA), ("mha", TinySpec::MHA)] {
+        let checkpoint = tiny::checkpoint(&spec, 3);
+        let model = DecodeModel::load(spec.config(), &checkpoint).unwrap();
+        let ids = tiny::sequences(&spec, 1, 400, 5).remove(0);
+        let expected = block_logits(&spec.config(), Arc::new(checkpoint), &ids);
+        let decode = || in_pieces(&model, &ids, &[300, 1]);
+        let one = with_threads(1, decode);
+        check_close(name, &one, &expected, 1e-4);
+        assert!(one == with_threads(2, decode) && one == with_threads(3, decode), "{name}: threads change a bit");
+    }
+}
+
+#[test]
+fn a_session_forgets_what_it_is_told_to() {
+    let spec = TinySpec::GQA;
+    let model = DecodeModel::load(spec.config(), &tiny::checkpoint(&spec, 3)).unwrap();
+    let mut session = Session::new(&model, 20).unwrap();
+    let fresh = session.feed(&[7, 8, 9]).unwrap().to_vec();
+    session.feed(&[1, 2, 3]).unwrap();
+    session.truncate(2);
+    assert_eq!((session.len(), session.capacity()), (2, 20));
+    // One row goes through another loop than three do.
+    check_close("the third token again", session.feed(&[9]).unwrap(), &fresh, 1e-5);
+    session.truncate(0);
+    assert!(session.is_empty());
+    assert_eq!(session.feed(&[7, 8, 9]).unwrap(), fresh);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_changes_nothing() {
+    let spec = TinySpec::GQA;
+    let model = DecodeModel::load(spec.config(), &tiny::checkpoint(&spec, 3)).unwrap();
+    let too_long = Session::new(&model, 513).err().unwrap();
+    assert_eq!(too_long, DecodeError::TooLong { asked: 513, longest: 512 });
+    assert_eq!(
+        too_long.to_string(),
+        "a context of 513 tokens is longer than the 512 that the model can be run on; ask for less"
+    );
+    let mut session = Session::new(&model, 4).unwrap();
+    let first = session.feed(&[1, 2]).unwrap().to_vec();
+    let refused = |session: &mut Session<'_>, ids: &[u32]| session.feed(ids).err().unwrap();
+    assert_eq!(refused(&mut session, &[]), DecodeError::Empty);
+    assert_eq!(refused(&mut session, &[1, 2, 3]), DecodeError::Full { n_tokens: 3, used: 2, capacity: 4 });
+    assert_eq!(refused(&mut session, &[3, 50]), DecodeError::UnknownToken { id: 50, vocab: 50 });
+    session.truncate(0);
+    assert_eq!(session.feed(&[1, 2]).unwrap(), first);
+}
+
+#[test]
+fn what_no_family_computes_is_refused() {
+    let spec = TinySpec::GQA;
+    let config = ModelConfig { architecture: "OtherForCausalLM".into(), ..spec.config() };
+    let error = DecodeModel::load(config, &tiny::checkpoint(&spec, 3)).err().unwrap();
+    assert!(matches!(error, LoadError::UnknownArchitecture { .. }), "{error}");
+    let config = ModelConfig { attention_bias: true, ..spec.config() };
+    let error = DecodeModel::load(config, &tiny::checkpoint(&spec, 3)).err().unwrap();
+    assert!(matches!(&error, LoadError::MissingTensor { name, .. } if name.ends_with("q_proj.bias")), "{error}");
+}
+
+#[test]
+fn a_trained_model_decodes_as_its_blocks_do() {
+    let Some(file) = asset("SmolLM2-135M-Instruct.Q4_1.gguf") else { return };
+    let opened = open_model(&file).unwrap();
+    let ids = opened.tokenizer.encode("The capital of France is Paris, and the capital of Italy is").unwrap();
+    let model = DecodeModel::load(opened.config.clone(), opened.checkpoint.as_ref()).unwrap();
+    let expected = block_logits(&opened.config, opened.checkpoint, &ids);
+    check_close("prompt at once", &in_pieces(&model, &ids, &[ids.len()]), &expected, 1e-4);
+    check_close("token by token", &in_pieces(&model, &ids, &[1]), &expected, 1e-4);
+}
