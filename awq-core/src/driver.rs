@@ -3,7 +3,8 @@
 //! Cells of a sweep that share model, calibration and propagation run in one pass: a block is read once, its activations are
 //! captured once, and every job's edit of it is stored packed. Memory is one block, its activations, and the packed results.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::{Tensor, TensorData};
@@ -16,10 +17,11 @@ use crate::backend::{QuantBackend, float_vec};
 use crate::capture::BlockInputs;
 use crate::fold::fold;
 use crate::grid::Grid;
-use crate::load::{LoadError, ModelConfig};
+use crate::load::{Checkpoint, LoadError, ModelConfig, QuantizedCheckpoint};
 pub use crate::log::{BlockLog, LinearLog, ScaleSearchLog};
 use crate::method::{BlockCtx, BlockEdit, MethodError, QuantMethod};
 use crate::model::layers::{Linear, Norm};
+use crate::model::wiring::Wiring;
 use crate::model::{Block, BlockLayout, BlockParams, Decoder, LinearFacts, LinearName, NoTap, NormName};
 use crate::pack::PackedWeight;
 
@@ -315,7 +317,7 @@ impl QuantizedModel {
         for weight in self.blocks.iter().flat_map(|block| block.weights.values()) {
             weight.unpack().hash_into(&mut hasher);
         }
-        hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(hasher)
     }
 
     /// Stored bits per quantized weight, scales and zero points counted.
@@ -329,10 +331,51 @@ impl QuantizedModel {
         bits as f64 / weights.max(1) as f64
     }
 
+    /// The model as a checkpoint, over the one that it was made from. Packed weights are moved, not copied.
+    pub fn into_checkpoint(self, wiring: &Wiring, base: Arc<dyn Checkpoint>) -> QuantizedCheckpoint {
+        let mut checkpoint = QuantizedCheckpoint::new(base);
+        for (block_idx, block) in self.blocks.into_iter().enumerate() {
+            for (name, weight) in block.weights {
+                checkpoint.packed.insert(format!("{}.weight", wiring.linear(block_idx, name)), weight);
+            }
+            for (name, bias) in block.biases {
+                checkpoint.changed.insert(format!("{}.bias", wiring.linear(block_idx, name)), bias);
+            }
+            for (name, (weight, bias)) in block.norms {
+                let name = wiring.block_norm(block_idx, name);
+                checkpoint.changed.extend(bias.map(|bias| (format!("{name}.bias"), bias)));
+                checkpoint.changed.insert(format!("{name}.weight"), weight);
+            }
+        }
+        checkpoint
+    }
+
     /// The model as a decoder that hands out quantized blocks, over the decoder it was made from.
     pub fn decoder<'a, B: QuantBackend>(&'a self, base: &'a dyn Decoder<B>) -> impl Decoder<B> + 'a {
         QuantizedDecoder { base, model: self }
     }
+}
+
+/// [`QuantizedModel::codes_sha256`] of a checkpoint that holds such a model.
+///
+/// # Errors
+/// A quantized weight that cannot be read.
+pub fn codes_sha256(wiring: &Wiring, n_blocks: usize, checkpoint: &dyn Checkpoint) -> Result<String, LoadError> {
+    let mut hasher = Sha256::new();
+    let linears: BTreeSet<LinearName> = wiring.linears().into_iter().collect();
+    for block_idx in 0..n_blocks {
+        for &linear in &linears {
+            let name = format!("{}.weight", wiring.linear(block_idx, linear));
+            if let Some(weight) = checkpoint.read_quantized(&name)? {
+                weight.hash_into(&mut hasher);
+            }
+        }
+    }
+    Ok(hex(hasher))
+}
+
+fn hex(hasher: Sha256) -> String {
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 struct QuantizedDecoder<'a, B: QuantBackend> {

@@ -128,6 +128,11 @@ impl Rotation {
         }
     }
 
+    /// The kind and the seed: with the size, all that makes the rotation.
+    pub fn recipe(&self) -> (RotationKind, u64) {
+        (self.kind, self.seed)
+    }
+
     pub(crate) fn hash_into(&self, hasher: &mut Sha256) {
         hasher.update(format!("{:?} {} {}", self.kind, self.signs.len(), self.seed));
     }

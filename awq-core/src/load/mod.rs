@@ -7,9 +7,12 @@ pub mod config;
 mod error;
 mod floats;
 mod gguf;
+mod hugging_face;
 mod keys;
 mod map;
 mod memory;
+mod overlay;
+pub mod packed;
 mod rope;
 mod safetensors;
 #[cfg(test)]
@@ -21,13 +24,18 @@ pub mod tokenizer;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::Value as Json;
+
 pub use self::config::ModelConfig;
 pub use self::error::LoadError;
 pub use self::gguf::GgufCheckpoint;
 pub use self::memory::MemoryCheckpoint;
+pub use self::overlay::QuantizedCheckpoint;
+pub use self::packed::{PackedCheckpoint, PackedHeader};
 pub use self::rope::RopeScaling;
 pub use self::safetensors::SafetensorsCheckpoint;
 pub use self::tokenizer::Tokenizer;
+use crate::quantized::QuantizedWeight;
 
 /// A memory-mapped source of named tensors.
 ///
@@ -46,6 +54,14 @@ pub trait Checkpoint: Send + Sync {
     /// No such tensor, a storage type that cannot be converted, or a value that is NaN or infinite.
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError>;
 
+    /// The codes of a weight that is stored quantized; `None` for every other tensor.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_f32`].
+    fn read_quantized(&self, _name: &str) -> Result<Option<QuantizedWeight>, LoadError> {
+        Ok(None)
+    }
+
     /// The file that stands for the checkpoint in messages: the weights' file, or the index of the shards.
     fn source(&self) -> &Path;
 
@@ -61,10 +77,14 @@ pub struct OpenedModel {
     pub checkpoint: Arc<dyn Checkpoint>,
     /// The tokenizer that came with it.
     pub tokenizer: Tokenizer,
+    /// How it was quantized, where the folder is a packed checkpoint.
+    pub packed: Option<PackedHeader>,
+    /// The Jinja template that makes a text of a conversation, where the model has one.
+    pub chat_template: Option<String>,
 }
 
 /// Opens a model: a folder in Hugging Face layout (`config.json`, `tokenizer.json`, `model.safetensors` or
-/// shards with an index), or a `.gguf` file.
+/// shards with an index), the same with a `quantization.json` ([`packed`]), or a `.gguf` file.
 ///
 /// # Errors
 /// Anything that is missing, truncated, unknown or contradictory; see [`LoadError`].
@@ -92,14 +112,39 @@ pub fn open_model(path: &Path) -> Result<OpenedModel, LoadError> {
 fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
     let config = ModelConfig::from_hugging_face(&folder.join("config.json"))?;
     let tokenizer = Tokenizer::from_folder(folder, &config)?;
+    let chat_template = chat_template(folder)?;
+    if folder.join(packed::HEADER_FILE).exists() {
+        let checkpoint = PackedCheckpoint::open_folder(folder)?;
+        let packed = Some(checkpoint.header().clone());
+        return Ok(OpenedModel { config, checkpoint: Arc::new(checkpoint), tokenizer, packed, chat_template });
+    }
     let checkpoint = Arc::new(SafetensorsCheckpoint::open_folder(folder)?);
-    Ok(OpenedModel { config, checkpoint, tokenizer })
+    Ok(OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template })
+}
+
+/// The template of `tokenizer_config.json`: a text, or a list of named ones of which the default is taken.
+fn chat_template(folder: &Path) -> Result<Option<String>, LoadError> {
+    let file = folder.join("tokenizer_config.json");
+    if !file.exists() {
+        return Ok(None);
+    }
+    let json: Json = read_json(&file)?;
+    let text = |value: &Json| value.as_str().map(str::to_owned);
+    Ok(match &json["chat_template"] {
+        Json::Array(named) => named.iter().find(|one| one["name"] == "default").and_then(|one| text(&one["template"])),
+        value => text(value),
+    })
 }
 
 fn open_gguf(file: &Path) -> Result<OpenedModel, LoadError> {
     let opened = gguf::open(file)?;
     let tokenizer = Tokenizer::from_gguf(file, &opened.header.metadata)?;
-    Ok(OpenedModel { config: opened.config, checkpoint: Arc::new(opened.checkpoint), tokenizer })
+    let chat_template = match opened.header.metadata.get("tokenizer.chat_template") {
+        Some(gguf::Value::Text(template)) => Some(template.clone()),
+        _ => None,
+    };
+    let checkpoint = Arc::new(opened.checkpoint);
+    Ok(OpenedModel { config: opened.config, checkpoint, tokenizer, packed: None, chat_template })
 }
 
 /// Reads a tensor whose shape must be `expected`.

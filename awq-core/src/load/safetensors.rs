@@ -33,6 +33,14 @@ struct Entry {
     range: Range<usize>,
 }
 
+/// A tensor as it is stored, and the file it is in.
+pub(super) struct RawTensor<'a> {
+    pub(super) dtype: Dtype,
+    pub(super) shape: &'a [usize],
+    pub(super) bytes: &'a [u8],
+    pub(super) file: &'a Path,
+}
+
 /// The part of the index file that matters: tensor name to shard file name.
 #[derive(Deserialize)]
 struct ShardIndex {
@@ -121,6 +129,15 @@ impl SafetensorsCheckpoint {
         }
         self.shards.push(map);
         Ok(())
+    }
+
+    /// A tensor as it is stored.
+    pub(super) fn raw(&self, name: &str) -> Result<RawTensor<'_>, LoadError> {
+        let entry = self.entry(name)?;
+        let shard = &self.shards[entry.shard_idx];
+        // In bounds, as in `read_f32`.
+        let bytes = &shard.bytes()[entry.range.clone()];
+        Ok(RawTensor { dtype: entry.dtype, shape: &entry.shape, bytes, file: shard.path() })
     }
 
     fn entry(&self, name: &str) -> Result<&Entry, LoadError> {

@@ -84,6 +84,16 @@ pub enum InnerWiring {
 }
 
 impl Wiring {
+    /// The linears of a block.
+    pub fn linears(&self) -> Vec<LinearName> {
+        let AttentionWiring { q, k, v, o, .. } = self.attention;
+        let down = self.mlp.down;
+        match self.mlp.inner {
+            InnerWiring::SwiGlu { gate, up } => vec![q, k, v, o, gate, up, down],
+            InnerWiring::Relu { up } => vec![q, k, v, o, up, down],
+        }
+    }
+
     /// Name of a linear of a block, without `.weight`.
     pub fn linear(&self, block_idx: usize, linear: LinearName) -> String {
         format!("{}.{block_idx}.{linear}", self.blocks)

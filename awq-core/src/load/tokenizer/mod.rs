@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
+use tokenizers::processors::template::TemplateProcessing;
 
 use super::gguf::Value;
 use super::{LoadError, ModelConfig, read_json};
@@ -78,6 +79,37 @@ impl Tokenizer {
     /// [`LoadError::Tokenizer`] if the decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, LoadError> {
         self.inner.decode(ids, false).map_err(|error| tokenizer_error(&self.file, error))
+    }
+
+    /// The tokenizer as a `tokenizer.json`, which puts BOS before a text where [`Self::adds_bos`] says so.
+    ///
+    /// # Errors
+    /// [`LoadError::Tokenizer`] if the tokenizer cannot be written.
+    pub fn to_json(&self) -> Result<String, LoadError> {
+        let mut inner = self.inner.clone();
+        if let Some(bos) = self.special.bos.filter(|_| self.special.adds_bos)
+            && prepended_token(&inner, &self.file)? != Some(bos)
+        {
+            let text = self.token(bos).unwrap_or_default();
+            let template = TemplateProcessing::builder()
+                .try_single(vec![text.clone(), "$A".to_owned()])
+                .map_err(|error| tokenizer_error(&self.file, error))?
+                .special_tokens(vec![(text, bos)])
+                .build()
+                .map_err(|error| tokenizer_error(&self.file, error))?;
+            inner.with_post_processor(Some(template));
+        }
+        inner.to_string(false).map_err(|error| tokenizer_error(&self.file, error))
+    }
+
+    /// The spelling of a token in the vocabulary.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The id of a token that is spelled so in the vocabulary.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
     }
 
     /// The beginning-of-sequence token, if the model has one.

@@ -1,0 +1,54 @@
+//! A quantized model in memory as a checkpoint: what a method changed, over the checkpoint that it was made from.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Checkpoint, LoadError};
+use crate::pack::PackedWeight;
+use crate::quantized::QuantizedWeight;
+
+/// See the module. Made by [`crate::driver::QuantizedModel::into_checkpoint`].
+pub struct QuantizedCheckpoint {
+    base: Arc<dyn Checkpoint>,
+    /// By name of the weight, `{linear}.weight`.
+    pub(crate) packed: BTreeMap<String, PackedWeight>,
+    /// Vectors (norms, biases) into which scales were folded, by name.
+    pub(crate) changed: BTreeMap<String, Vec<f32>>,
+}
+
+impl QuantizedCheckpoint {
+    pub(crate) fn new(base: Arc<dyn Checkpoint>) -> Self {
+        Self { base, packed: BTreeMap::new(), changed: BTreeMap::new() }
+    }
+}
+
+impl Checkpoint for QuantizedCheckpoint {
+    fn names(&self) -> Vec<String> {
+        self.base.names()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.base.shape(name)
+    }
+
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        match (self.packed.get(name), self.changed.get(name)) {
+            (Some(weight), _) => Ok(weight.unpack().dequantize()),
+            (None, Some(values)) => Ok(values.clone()),
+            (None, None) => self.base.read_f32(name),
+        }
+    }
+
+    fn read_quantized(&self, name: &str) -> Result<Option<QuantizedWeight>, LoadError> {
+        Ok(self.packed.get(name).map(PackedWeight::unpack))
+    }
+
+    fn source(&self) -> &Path {
+        self.base.source()
+    }
+
+    fn bytes_on_disk(&self) -> u64 {
+        self.base.bytes_on_disk()
+    }
+}
