@@ -13,6 +13,11 @@ use crate::progress::{Progress, Style};
 use crate::runner::{RunOptions, Summary, default_out};
 use crate::{device, record, report, runner, verify};
 
+mod chat;
+mod generate;
+mod model;
+mod quantize;
+
 /// Measure what weight quantization does to a language model: one TOML file asks one question, one command answers it
 /// with a table, figures, and a record of everything that made them.
 ///
@@ -20,6 +25,9 @@ use crate::{device, record, report, runner, verify};
 ///   experiments plan configs/llama7b.toml      what would run, how long, how much memory
 ///   experiments report results/quickstart      make tables and figures again from the records
 ///   experiments verify results/quickstart      run the cells again and compare codes and numbers
+///
+///   experiments quantize bundled --method awq --bits 4 --group-size 128 --out DIR   write a packed checkpoint
+///   experiments generate DIR --prompt "Once"                                        continue a text
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, verbatim_doc_comment)]
 pub struct Cli {
@@ -51,6 +59,9 @@ enum Command {
         #[command(flatten)]
         machine: MachineArgs,
     },
+    Quantize(quantize::QuantizeArgs),
+    Generate(generate::GenerateArgs),
+    Chat(chat::ChatArgs),
     /// Print the JSON Schema of experiment files, for completion in an editor.
     Schema,
     /// Train the bundled model again (about 25 minutes on two cores).
@@ -80,7 +91,7 @@ pub struct RunArgs {
 /// The machine's side: never changes a number.
 #[derive(Args, Debug)]
 struct MachineArgs {
-    /// Device in place of the file's: flex, ndarray, cuda, cuda:N or wgpu.
+    /// Device in place of the file's (of quantization; decoding runs on the CPU): flex, ndarray, cuda, cuda:N or wgpu.
     #[arg(long, value_name = "D")]
     device: Option<String>,
     /// CPU threads [default: all cores].
@@ -121,6 +132,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Verify { folder, machine }) => verify_experiment(&folder, &machine),
+        Some(Command::Quantize(args)) => quantize::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Generate(args)) => generate::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Chat(args)) => chat::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Schema) => {
             print(&crate::config::json_schema());
             Ok(ExitCode::SUCCESS)

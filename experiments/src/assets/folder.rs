@@ -16,7 +16,7 @@ pub(crate) const WEIGHTS: &str = "model.safetensors";
 /// What every folder must hold beside the weights.
 pub(crate) const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 /// What is taken along if it exists.
-pub(crate) const OPTIONAL: [&str; 2] = ["generation_config.json", "tokenizer_config.json"];
+pub(crate) const OPTIONAL: [&str; 3] = ["generation_config.json", "quantization.json", "tokenizer_config.json"];
 
 /// A model at `path`, with the hash of each of its files.
 ///

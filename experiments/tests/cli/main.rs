@@ -6,6 +6,7 @@ mod bad_config;
 mod bad_data;
 mod bad_model;
 mod commands;
+mod decoding;
 mod families;
 mod interruption;
 mod support;

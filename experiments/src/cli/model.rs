@@ -1,0 +1,123 @@
+//! What `quantize`, `generate` and `chat` share: the model, how it is quantized, how tokens are chosen.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use awq_core::decode::sample::RandomSampling;
+use awq_core::decode::{DecodeModel, Sampling};
+use awq_core::load::{Checkpoint, OpenedModel, open_model};
+use clap::Args;
+
+use super::MachineArgs;
+use crate::config::{Bundled, DatasetSpec, ModelSource, ModelSpec, PathModel};
+use crate::device;
+use crate::quantize::presets::Request;
+use crate::quantize::{Recipe, calibration_text, quantize};
+
+/// A model.
+#[derive(Args, Debug)]
+pub(super) struct ModelArgs {
+    /// A folder in Hugging Face layout, a folder that `experiments quantize` wrote, a .gguf file, or `bundled`.
+    model: String,
+    /// Text that methods are calibrated on: sotu, bundled, or a text file [default: bundled for the bundled model, else
+    /// sotu].
+    #[arg(long, value_name = "TEXT")]
+    calibration: Option<String>,
+    #[command(flatten)]
+    pub(super) machine: MachineArgs,
+}
+
+impl ModelArgs {
+    const BUNDLED: &'static str = "bundled";
+
+    /// Opens the model.
+    pub(super) fn open(&self) -> anyhow::Result<OpenedModel> {
+        let source = if self.model == Self::BUNDLED {
+            ModelSource::Bundled(Bundled {})
+        } else {
+            ModelSource::Path(PathModel { path: PathBuf::from(&self.model) })
+        };
+        let located = self.machine.store()?.model(&ModelSpec { name: self.model.clone(), source })?;
+        Ok(open_model(&located.path)?)
+    }
+
+    /// The recipe that `request` stands for, for this model.
+    pub(super) fn recipe(&self, request: &Request, opened: &OpenedModel) -> anyhow::Result<Recipe> {
+        let by_model = if self.model == Self::BUNDLED { "bundled" } else { "sotu" };
+        let text =
+            || -> anyhow::Result<DatasetSpec> { calibration_text(self.calibration.as_deref().unwrap_or(by_model)) };
+        request.recipe(&opened.config, text)
+    }
+
+    /// Device of the quantization.
+    pub(super) fn device(&self) -> anyhow::Result<&str> {
+        let device = self.machine.device.as_deref().unwrap_or("flex");
+        device::check(device).map(|()| device)
+    }
+
+    /// The model in memory, quantized first if that is asked for.
+    pub(super) fn load(&self, quant: Option<&Request>) -> anyhow::Result<(OpenedModel, DecodeModel)> {
+        let device = self.device()?;
+        device::set_threads(self.machine.threads.map(NonZeroUsize::get));
+        let opened = self.open()?;
+        let checkpoint: Arc<dyn Checkpoint> = match quant {
+            None => opened.checkpoint.clone(),
+            Some(request) => {
+                let recipe = self.recipe(request, &opened)?;
+                quantize(&opened, &recipe, device, &self.machine.store()?, &self.machine.progress())?.checkpoint
+            }
+        };
+        let model = DecodeModel::load(opened.config.clone(), checkpoint.as_ref())?;
+        Ok((opened, model))
+    }
+}
+
+/// How tokens are chosen.
+#[derive(Args, Debug)]
+pub(super) struct SamplingArgs {
+    /// Divides the logits; 0 takes the most likely token each time.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f32,
+    /// Draw among this many most likely tokens only.
+    #[arg(long, value_name = "K")]
+    top_k: Option<NonZeroUsize>,
+    /// Draw among the fewest most likely tokens whose probability reaches this.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
+    /// Seed of the draws: the same seed gives the same text.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+impl SamplingArgs {
+    pub(super) fn sampling(&self) -> anyhow::Result<Sampling> {
+        let Self { temperature, top_k, top_p, seed } = *self;
+        ensure!(temperature.is_finite() && temperature >= 0.0, "--temperature {temperature}: expected 0 or more");
+        ensure!((0.0..=1.0).contains(&top_p), "--top-p {top_p}: expected a probability, 0 to 1");
+        if temperature == 0.0 {
+            ensure!(
+                top_k.is_none() && top_p == 1.0,
+                "--top-k and --top-p need a --temperature above 0: without one nothing is drawn"
+            );
+            return Ok(Sampling::Greedy);
+        }
+        Ok(Sampling::Random(RandomSampling { temperature, top_k, top_p, seed }))
+    }
+}
+
+/// Tokens that end a text of this model.
+pub(super) fn end_ids(opened: &OpenedModel) -> Vec<u32> {
+    opened.config.eos_ids.iter().copied().chain(opened.tokenizer.eos()).collect()
+}
+
+/// Writes to standard output at once.
+///
+/// # Errors
+/// A standard output that is closed.
+pub(super) fn show(text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output is closed")
+}

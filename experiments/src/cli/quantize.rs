@@ -1,0 +1,72 @@
+//! `experiments quantize`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use awq_core::driver::codes_sha256;
+use awq_core::grid::{Bits, Granularity};
+use awq_core::load::open_model;
+use awq_core::model::wiring_of;
+use clap::Args;
+
+use super::model::ModelArgs;
+use crate::device;
+use crate::quantize::presets::Request;
+use crate::quantize::{header, quantize, write};
+
+/// Quantize a model and write it as a packed checkpoint, which `generate`, `chat` and experiments load without the original.
+///
+///   experiments quantize bundled --method awq --bits 4 --group-size 128 --out bundled-awq
+///   experiments generate bundled-awq --prompt "Once"
+///
+/// The folder has config.json, tokenizer.json, tokenizer_config.json, model.safetensors with codes, scales and zero points
+/// in place of each quantized weight, and quantization.json, which says how it was made. In an experiment's file it is a
+/// model like any other: `source = { path = { path = "bundled-awq" } }`.
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub(super) struct QuantizeArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Method, with its authors' settings: rtn, awq, gptq or hqq.
+    #[arg(long, value_name = "METHOD")]
+    method: String,
+    /// Bits of a code, 2 to 8.
+    #[arg(long, value_name = "N", value_parser = parse_bits)]
+    bits: Bits,
+    /// Input channels that share a scale [default: all of an output channel].
+    #[arg(long, value_name = "N")]
+    group_size: Option<std::num::NonZeroU16>,
+    /// Folder to create.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+fn parse_bits(text: &str) -> Result<Bits, String> {
+    Bits::try_from(text.parse::<u8>().map_err(|error| error.to_string())?)
+}
+
+pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
+    let device = args.model.device()?;
+    device::set_threads(args.model.machine.threads.map(std::num::NonZero::get));
+    let granularity = args.group_size.map_or(Granularity::PerChannel, Granularity::PerGroup);
+    let request = Request { method: args.method.clone(), bits: args.bits, granularity };
+    let opened = args.model.open()?;
+    let recipe = args.model.recipe(&request, &opened)?;
+    // Before the long work: a folder that cannot be used is found at once.
+    write::claim(&args.out)?;
+    let progress = args.model.machine.progress();
+    let quantized = quantize(&opened, &recipe, device, &args.model.machine.store()?, &progress)?;
+    write::write(&args.out, &opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized)?)?;
+    let written = open_model(&args.out).context("what was written cannot be read again")?;
+    let wiring = wiring_of(&written.config, written.checkpoint.as_ref())?;
+    let codes = codes_sha256(&wiring, written.config.n_blocks, written.checkpoint.as_ref())?;
+    ensure!(codes == quantized.codes_sha256, "{}: what was written is not what was quantized", args.out.display());
+    super::print(&format!(
+        "{}: {}, {:.3} bits per quantized weight, {:.1} MB on disk, codes {codes}\n",
+        args.out.display(),
+        recipe.label(),
+        quantized.bits_per_weight,
+        written.checkpoint.bytes_on_disk() as f64 / 1e6,
+    ));
+    Ok(())
+}

@@ -1,0 +1,306 @@
+//! Writes a packed checkpoint; its layout is described where it is read ([`awq_core::load::packed`]).
+//!
+//! Tensors go to disk one at a time, so memory is bounded by the largest. The weights get their name last: a folder that
+//! was not finished has no `model.safetensors` and is not taken for a model.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Seek, Write};
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use awq_core::load::packed::{HEADER_FILE, PackedHeader, PackedLinear, PackedTransform};
+use awq_core::load::{Checkpoint, OpenedModel};
+use awq_core::pack::PackLayout;
+use awq_core::quantized::{QuantizedWeight, ZeroPoints};
+use awq_core::transform::WeightTransform;
+use half::{bf16, f16};
+use serde::Serialize;
+use serde_json::json;
+
+const WEIGHTS: &str = "model.safetensors";
+
+/// Creates the folder for [`write`].
+///
+/// # Errors
+/// A folder that holds anything, or cannot be created.
+pub fn claim(folder: &Path) -> anyhow::Result<()> {
+    let place = || format!("{}: cannot create the folder; choose another with --out", folder.display());
+    fs::create_dir_all(folder).with_context(place)?;
+    let is_empty = fs::read_dir(folder).with_context(place)?.next().is_none();
+    ensure!(is_empty, "{}: is not empty; choose another folder with --out, or remove this one", folder.display());
+    Ok(())
+}
+
+/// Writes `checkpoint`, with everything of `opened` that is not a tensor, into an empty folder.
+///
+/// # Errors
+/// A configuration that `config.json` cannot express, a tensor that cannot be read, or a disk that is full.
+pub fn write(
+    folder: &Path,
+    opened: &OpenedModel,
+    checkpoint: &dyn Checkpoint,
+    mut header: PackedHeader,
+) -> anyhow::Result<()> {
+    let source = opened.checkpoint.source().display().to_string();
+    let config = opened.config.to_hugging_face().with_context(|| {
+        format!("{source}: its rotary frequencies cannot be written to a config.json; quantize the Hugging Face folder of this model")
+    })?;
+    write_json(folder, "config.json", &config)?;
+    write_text(folder, "tokenizer.json", &opened.tokenizer.to_json()?)?;
+    let token = |id: Option<u32>| id.and_then(|id| opened.tokenizer.token(id));
+    let tokenizer_config = json!({
+        "bos_token": token(opened.tokenizer.bos()),
+        "eos_token": token(opened.tokenizer.eos()),
+        "chat_template": opened.chat_template,
+    });
+    write_json(folder, "tokenizer_config.json", &tokenizer_config)?;
+    let partial = folder.join(format!("{WEIGHTS}.partial"));
+    let mut file = TensorFile::create(folder)?;
+    for name in checkpoint.names() {
+        match checkpoint.read_quantized(&name)? {
+            Some(weight) => {
+                let linear = name.strip_suffix(".weight").unwrap_or(&name);
+                header.linears.insert(linear.to_owned(), file.add_linear(linear, &weight)?);
+            }
+            None => {
+                let shape = checkpoint.shape(&name).unwrap_or_default();
+                file.add_floats(&name, &shape, &checkpoint.read_f32(&name)?)?;
+            }
+        }
+    }
+    file.finish(&partial).with_context(|| format!("{}: cannot write", partial.display()))?;
+    write_json(folder, HEADER_FILE, &header)?;
+    fs::rename(&partial, folder.join(WEIGHTS)).with_context(|| format!("{}: cannot rename", partial.display()))
+}
+
+fn write_json(folder: &Path, name: &str, value: &impl Serialize) -> anyhow::Result<()> {
+    write_text(folder, name, &(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+fn write_text(folder: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+    let file = folder.join(name);
+    fs::write(&file, text).with_context(|| format!("{}: cannot write", file.display()))
+}
+
+/// A safetensors file in the making: its header comes first but is known last, so tensors wait in a file without a name.
+struct TensorFile {
+    data: BufWriter<File>,
+    entries: BTreeMap<String, Entry>,
+    n_bytes: usize,
+}
+
+/// What the header says of a tensor.
+#[derive(Serialize)]
+struct Entry {
+    dtype: &'static str,
+    shape: Vec<usize>,
+    data_offsets: (usize, usize),
+}
+
+impl TensorFile {
+    fn create(folder: &Path) -> anyhow::Result<Self> {
+        let data = tempfile::tempfile_in(folder)
+            .with_context(|| format!("{}: cannot write; choose another folder with --out", folder.display()))?;
+        Ok(Self { data: BufWriter::new(data), entries: BTreeMap::new(), n_bytes: 0 })
+    }
+
+    fn add(&mut self, name: String, dtype: &'static str, shape: &[usize], bytes: &[u8]) -> anyhow::Result<()> {
+        self.data.write_all(bytes).with_context(|| format!("tensor {name}: cannot write; is the disk full?"))?;
+        let start = self.n_bytes;
+        self.n_bytes += bytes.len();
+        self.entries.insert(name, Entry { dtype, shape: shape.to_vec(), data_offsets: (start, self.n_bytes) });
+        Ok(())
+    }
+
+    /// Adds values in the smallest float type that holds each of them exactly.
+    fn add_floats(&mut self, name: &str, shape: &[usize], values: &[f32]) -> anyhow::Result<()> {
+        let same = |a: f32, b: f32| a.to_bits() == b.to_bits();
+        let (dtype, bytes): (_, Vec<u8>) = if values.iter().all(|&v| same(f16::from_f32(v).to_f32(), v)) {
+            ("F16", values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect())
+        } else if values.iter().all(|&v| same(bf16::from_f32(v).to_f32(), v)) {
+            ("BF16", values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect())
+        } else {
+            ("F32", values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        };
+        self.add(name.to_owned(), dtype, shape, &bytes)
+    }
+
+    fn add_words(&mut self, name: String, shape: &[usize], words: &[u32]) -> anyhow::Result<()> {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        self.add(name, "U32", shape, &bytes)
+    }
+
+    fn add_linear(&mut self, name: &str, weight: &QuantizedWeight) -> anyhow::Result<PackedLinear> {
+        let QuantizedWeight { n_out, n_in, grid, .. } = *weight;
+        let tensor = |part: &str| format!("{name}.{part}");
+        let words = PackLayout::Stream.pack(&weight.codes, n_in, grid.bits);
+        self.add_words(tensor("codes"), &[n_out, words.len() / n_out], &words)?;
+        // A matrix with one scale has one; any other as many in a row as there are groups.
+        let scale_rows = n_out.min(weight.scale.len());
+        let scales_shape = [scale_rows, weight.scale.len() / scale_rows];
+        self.add_floats(&tensor("scales"), &scales_shape, &weight.scale)?;
+        match &weight.zero_point {
+            ZeroPoints::Codes(codes) => self.add(tensor("zero_points"), "U8", &scales_shape, codes)?,
+            ZeroPoints::Real(values) => self.add_floats(&tensor("zero_points"), &scales_shape, values)?,
+        }
+        let transform = match &weight.transform {
+            WeightTransform::Identity => PackedTransform::Identity,
+            WeightTransform::PermutedInputs(order) => {
+                self.add_words(tensor("input_order"), &[n_in], order)?;
+                PackedTransform::PermutedInputs
+            }
+            WeightTransform::KeptInputs(kept) => {
+                let n_kept = kept.channels.len();
+                self.add_words(tensor("kept_inputs"), &[n_kept], &kept.channels)?;
+                self.add_floats(&tensor("kept_weights"), &[n_out, n_kept], &kept.values)?;
+                PackedTransform::KeptInputs
+            }
+            WeightTransform::Rotated(rotated) => {
+                self.add_floats(&tensor("input_scales"), &[n_in], &rotated.input_scale)?;
+                PackedTransform::Rotated { output: rotated.output.recipe(), input: rotated.input.recipe() }
+            }
+        };
+        Ok(PackedLinear { shape: [n_out, n_in], grid, transform })
+    }
+
+    /// Header and tensors, in the order in which they were added, into `path`.
+    fn finish(self, path: &Path) -> io::Result<()> {
+        let mut header = serde_json::to_vec(&self.entries)?;
+        // Readers that map the file find tensors aligned.
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let mut data = self.data.into_inner().map_err(io::IntoInnerError::into_error)?;
+        data.rewind()?;
+        let mut file = BufWriter::new(File::create(path)?);
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        io::copy(&mut data, &mut file)?;
+        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+
+    use awq_core::driver::codes_sha256;
+    use awq_core::load::{MemoryCheckpoint, Tokenizer, open_model};
+    use awq_core::model::tiny::{self, TinySpec};
+    use awq_core::model::wiring_of;
+
+    use super::*;
+    use crate::bundled::assets;
+    use crate::progress::{Progress, Style};
+    use crate::quantize::presets::Request;
+    use crate::quantize::{Quantized, Recipe, calibration_text, header, quantize};
+
+    /// A tiny model that reads the bundled language.
+    fn opened() -> OpenedModel {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("tokenizer.json"), assets::TOKENIZER).unwrap();
+        let spec = TinySpec { vocab_size: 2048, ..TinySpec::MHA };
+        let config = spec.config();
+        let tokenizer = Tokenizer::from_folder(folder.path(), &config).unwrap();
+        let checkpoint: Arc<MemoryCheckpoint> = Arc::new(tiny::checkpoint(&spec, 11));
+        let chat_template = Some("<|im_start|>".to_owned());
+        OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template }
+    }
+
+    fn quantized(opened: &OpenedModel, recipe: &Recipe) -> Quantized {
+        let settings = crate::assets::AssetSettings::from_env(&[], Style::Quiet).unwrap();
+        let cache = tempfile::tempdir().unwrap();
+        let settings = crate::assets::AssetSettings { cache: cache.path().to_owned(), offline: true, ..settings };
+        let store = crate::assets::AssetStore::new(settings).unwrap();
+        quantize(opened, recipe, "flex", &store, &Progress::new(Style::Quiet)).unwrap()
+    }
+
+    /// Every kind of zero point, of granularity and of transform.
+    const METHODS: [(&str, &str); 7] = [
+        ("awq-w4g40", ""),
+        ("rtn-w3", ""),
+        ("hqq-w4g32", ""),
+        ("rtn-w4g32", "[keep_salient]\nfraction = 0.03\nby = \"activation\""),
+        (
+            "gptq-w3g32",
+            "[gptq]\ndamp = 0.01\nblock_size = 128\norder = \"activation\"\ngroup_grid = \"updated_weights\"\nrange = \"min_max\"\nhessian = \"f64\"",
+        ),
+        (
+            "gptq-w2",
+            "[quip]\nincoherence = { on = { rotation = \"kronecker\", seed = 5 } }\nrounding = \"ldlq\"\ngrid = \"one_scale\"\ndamp = 0.01",
+        ),
+        (
+            "gptq-w4g32",
+            "[quip]\nincoherence = { on = { rotation = \"hadamard\", seed = 5 } }\nrounding = \"ldlq\"\ngrid = \"grouped\"\ndamp = 0.01",
+        ),
+    ];
+
+    #[test]
+    fn what_is_written_is_read_again_bit_for_bit() {
+        let opened = opened();
+        for (request, settings) in METHODS {
+            let request: Request = request.parse().unwrap();
+            let mut recipe = request.recipe(&opened.config, || calibration_text("bundled")).unwrap();
+            if !settings.is_empty() {
+                recipe.method = toml::from_str(settings).unwrap();
+                let other: Request = "awq-w4".parse().unwrap();
+                recipe.calibration = other.recipe(&opened.config, || calibration_text("bundled")).unwrap().calibration;
+            }
+            let quantized = quantized(&opened, &recipe);
+            let label = recipe.label();
+            let folder = tempfile::tempdir().unwrap();
+            write(folder.path(), &opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized).unwrap()).unwrap();
+            let read = open_model(folder.path()).unwrap();
+            assert_eq!(read.checkpoint.names(), quantized.checkpoint.names(), "{label}");
+            for name in read.checkpoint.names() {
+                assert_eq!(read.checkpoint.shape(&name), quantized.checkpoint.shape(&name), "{label}: {name}");
+                let packed = |checkpoint: &dyn Checkpoint| checkpoint.read_quantized(&name).unwrap();
+                assert!(
+                    packed(read.checkpoint.as_ref()) == packed(quantized.checkpoint.as_ref()),
+                    "{label}: {name} is stored otherwise"
+                );
+                let bits = |checkpoint: &dyn Checkpoint| -> Vec<u32> {
+                    checkpoint.read_f32(&name).unwrap().into_iter().map(f32::to_bits).collect()
+                };
+                assert!(bits(read.checkpoint.as_ref()) == bits(quantized.checkpoint.as_ref()), "{label}: {name}");
+            }
+            let wiring = wiring_of(&read.config, read.checkpoint.as_ref()).unwrap();
+            let codes = codes_sha256(&wiring, read.config.n_blocks, read.checkpoint.as_ref()).unwrap();
+            assert_eq!(codes, quantized.codes_sha256, "{label}");
+            let header = read.packed.unwrap();
+            assert_eq!((header.method, header.codes_sha256), (recipe.method.label(), codes));
+            assert_eq!(header.linears.len(), 14, "{label}");
+            let text = "A text, and its tokens.";
+            assert_eq!(read.tokenizer.encode(text).unwrap(), opened.tokenizer.encode(text).unwrap());
+            let special = |tokenizer: &Tokenizer| (tokenizer.bos(), tokenizer.eos(), tokenizer.adds_bos());
+            assert_eq!(special(&read.tokenizer), special(&opened.tokenizer));
+            assert_eq!(read.chat_template, opened.chat_template);
+            let config = awq_core::load::ModelConfig { raw: serde_json::Value::Null, ..read.config };
+            assert_eq!(config, opened.config);
+        }
+    }
+
+    #[test]
+    fn floats_take_the_smallest_type_that_holds_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = TensorFile::create(folder.path()).unwrap();
+        file.add_floats("f16", &[2], &[0.5, -1.25]).unwrap();
+        file.add_floats("bf16", &[2], &[1e30_f32, 0.5].map(|v| bf16::from_f32(v).to_f32())).unwrap();
+        file.add_floats("f32", &[1], &[0.1]).unwrap();
+        let path = folder.path().join("t.safetensors");
+        file.finish(&path).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let dtype = |name: &str| format!("{:?}", read.tensor(name).unwrap().dtype());
+        assert_eq!([dtype("f16"), dtype("bf16"), dtype("f32")], ["F16", "BF16", "F32"]);
+        assert_eq!(read.tensor("f32").unwrap().data(), 0.1_f32.to_le_bytes());
+    }
+
+    #[test]
+    fn a_folder_with_files_is_not_claimed() {
+        let folder = tempfile::tempdir().unwrap();
+        claim(&folder.path().join("a/new/one")).unwrap();
+        claim(folder.path()).unwrap_err();
+    }
+}
