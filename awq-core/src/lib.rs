@@ -15,6 +15,7 @@ pub mod driver;
 pub mod fold;
 pub mod grid;
 pub mod host;
+pub mod kernel;
 pub mod load;
 pub mod log;
 pub mod method;

@@ -8,6 +8,7 @@ mod driver;
 mod families;
 mod fold;
 mod grid;
+mod kernels;
 mod loops;
 mod oracle;
 mod salient;

@@ -1,0 +1,110 @@
+//! Products of packed weights with integer activations: exact sums of integers within a segment, f32 across segments.
+
+use super::lanes::{Lanes, quad_codes};
+use super::product::{PREFETCH, Products, params};
+use super::rows::{Block, IntegerRows};
+use super::tiles::{Line, QUADS, Tiles};
+
+/// `PLANES` bytes an activation, `BITS` bits a stored code.
+pub(super) struct Integer<const BITS: usize, const PLANES: usize>;
+
+impl<L: Lanes, const BITS: usize, const PLANES: usize> Products<L> for Integer<BITS, PLANES> {
+    type Rows = IntegerRows;
+
+    fn block(rows: &IntegerRows) -> Block {
+        rows.block
+    }
+
+    #[inline(always)]
+    fn product<const ROWS: usize, const TILES: usize>(
+        lanes: L,
+        tiles: &Tiles,
+        first_tile: usize,
+        rows: &IntegerRows,
+    ) -> [[L::Floats; TILES]; ROWS] {
+        let mut lines = tiles.lines_of::<BITS, TILES>(first_tile);
+        let (mut quads, _) = rows.quads.as_chunks::<ROWS>();
+        let (row_scales, _) = rows.scale.as_chunks::<ROWS>();
+        let (row_sums, _) = rows.sums.as_chunks::<ROWS>();
+        let mut out = [[lanes.splat(0.0); TILES]; ROWS];
+        for (segment_idx, segment) in tiles.segments.iter().enumerate() {
+            let n_quads = segment.n_chunks * QUADS;
+            let chunks = lines.map(|lines| &lines[..segment.n_chunks]);
+            let planes = std::array::from_fn(|plane| &quads[plane * n_quads..][..n_quads]);
+            // Independent sums hide the latency of the dot product.
+            let sums = match (ROWS, PLANES) {
+                (1, 1) => segment_sums::<L, BITS, PLANES, ROWS, TILES, 4>(lanes, chunks, planes),
+                (1, _) => segment_sums::<L, BITS, PLANES, ROWS, TILES, 2>(lanes, chunks, planes),
+                _ => segment_sums::<L, BITS, PLANES, ROWS, TILES, 1>(lanes, chunks, planes),
+            };
+            quads = &quads[n_quads * PLANES..];
+            lines = lines.map(|lines| &lines[segment.n_chunks..]);
+            for tile in 0..TILES {
+                let (scale, zero_point) = params(lanes, tiles, first_tile + tile, segment_idx);
+                for row in 0..ROWS {
+                    let mut sum = lanes.to_floats(sums[0][row][tile]);
+                    if PLANES == 2 {
+                        sum = lanes.mul_add(sum, lanes.splat(256.0), lanes.to_floats(sums[1][row][tile]));
+                    }
+                    let centred = lanes.neg_mul_add(zero_point, lanes.splat(row_sums[segment_idx][row]), sum);
+                    let step = lanes.mul(scale, lanes.splat(row_scales[segment_idx][row]));
+                    out[row][tile] = lanes.mul_add(centred, step, out[row][tile]);
+                }
+            }
+        }
+        out
+    }
+}
+
+/// `sum over input channels of code * x` of one segment, for each plane and row.
+#[inline(always)]
+fn segment_sums<
+    L: Lanes,
+    const BITS: usize,
+    const PLANES: usize,
+    const ROWS: usize,
+    const TILES: usize,
+    const CHAINS: usize,
+>(
+    lanes: L,
+    tiles: [&[[Line; BITS]]; TILES],
+    planes: [&[[i32; ROWS]]; PLANES],
+) -> [[[L::Ints; TILES]; ROWS]; PLANES] {
+    let mut sums = [[[[lanes.zero_ints(); TILES]; ROWS]; PLANES]; CHAINS];
+    let planes = planes.map(|plane| plane.as_chunks::<QUADS>().0);
+    for chunk_idx in 0..tiles[0].len() {
+        let chunks: [&[Line; BITS]; TILES] = std::array::from_fn(|tile| &tiles[tile][chunk_idx]);
+        if ROWS == 1 {
+            for line in chunks[0] {
+                lanes.prefetch(line, PREFETCH);
+            }
+        }
+        let x: [&[[i32; ROWS]; QUADS]; PLANES] = std::array::from_fn(|plane| &planes[plane][chunk_idx]);
+        macro_rules! quad {
+            ($($quad:literal)*) => {$(
+                let mut codes = [lanes.zero_ints(); TILES];
+                for tile in 0..TILES {
+                    codes[tile] = quad_codes::<L, BITS>(lanes, chunks[tile], $quad);
+                }
+                for row in 0..ROWS {
+                    for plane in 0..PLANES {
+                        for tile in 0..TILES {
+                            let sum = &mut sums[$quad % CHAINS][plane][row][tile];
+                            *sum = lanes.dot(*sum, codes[tile], x[plane][$quad][row], BITS);
+                        }
+                    }
+                }
+            )*};
+        }
+        quad!(0 1 2 3 4 5 6 7);
+    }
+    let mut total = sums[0];
+    for chain in &sums[1..] {
+        for (total, sum) in
+            total.as_flattened_mut().as_flattened_mut().iter_mut().zip(chain.as_flattened().as_flattened())
+        {
+            *total = lanes.add(*total, *sum);
+        }
+    }
+    total
+}

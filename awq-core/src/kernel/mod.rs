@@ -1,0 +1,208 @@
+//! Products with packed weights on the CPU.
+//!
+//! A [`QuantMatmul`] is a weight in the order in which its kernel reads it, packed once. [`KERNELS`] lists the kernels, the
+//! best first; each runs where its instructions are found at run time.
+//!
+//! | activations | what is done to them | label | error of a product against the dequantized weight |
+//! |---|---|---|---|
+//! | [`Activations::F32`] | nothing | `W4A16 f32` | f32 rounding |
+//! | [`Activations::Int16`] | 16-bit integers, a scale for each row and group | `W4A16 int16` | `<= sum over groups of amax / 65278 * sum abs(w)` |
+//! | [`Activations::Int8`] | 8-bit integers, a scale for each row and group | `W4A8 int8` | `<= sum over groups of amax / 254 * sum abs(w)` |
+//!
+//! `amax` is the largest magnitude of the row's activations in a group. Codes are multiplied as integers; zero points
+//! multiply the sum of a group's activations. Groups longer than 128 input channels are cut into runs of 128 here.
+//!
+//! All kernels share one layout (`tiles.rs`) and one body for each kind of activations (`float.rs`, `integer.rs`), written
+//! in the vector operations of `lanes.rs`; an instruction set is one file that implements them.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod float;
+mod fused;
+mod integer;
+mod lanes;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+mod product;
+mod reference;
+mod rows;
+mod tiles;
+
+use fused::Fused;
+use lanes::Lanes;
+use reference::Reference;
+
+use crate::quantized::QuantizedWeight;
+use crate::transform::WeightTransform;
+
+/// A `[n_out, n_in]` weight, packed for one kernel.
+pub trait QuantMatmul: Send + Sync {
+    /// Input channels.
+    fn n_in(&self) -> usize;
+
+    /// Output channels.
+    fn n_out(&self) -> usize;
+
+    /// Bytes of the packed weight, all of which a product reads.
+    fn packed_bytes(&self) -> usize;
+
+    /// [`Self::matmul`] without its checks.
+    #[doc(hidden)]
+    fn multiply(&self, x: &[f32], out: &mut [f32]);
+
+    /// `out = x w^T` for row-major `x: [n_rows, n_in]` and `out: [n_rows, n_out]`, on rayon's current pool; the number of
+    /// threads does not change a bit. A row with a value that is not finite gives products that are not finite.
+    ///
+    /// # Panics
+    /// If the lengths are not those of the same number of rows.
+    fn matmul(&self, x: &[f32], out: &mut [f32]) {
+        let (n_in, n_out) = (self.n_in(), self.n_out());
+        assert!(
+            x.len().is_multiple_of(n_in) && out.len() == x.len() / n_in * n_out,
+            "{} activations and {} products do not fit a [{n_out}, {n_in}] weight",
+            x.len(),
+            out.len()
+        );
+        if !x.is_empty() {
+            self.multiply(x, out);
+        }
+    }
+}
+
+/// What a kernel does to activations before it multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Activations {
+    /// Nothing.
+    F32,
+    /// Rounds them to 16-bit integers, with a scale for each row and group.
+    Int16,
+    /// Rounds them to 8-bit integers, with a scale for each row and group.
+    Int8,
+}
+
+impl Activations {
+    /// `W4A16 f32`: the label in tables.
+    pub fn label(self, bits: u8) -> String {
+        match self {
+            Self::F32 => format!("W{bits}A16 f32"),
+            Self::Int16 => format!("W{bits}A16 int16"),
+            Self::Int8 => format!("W{bits}A8 int8"),
+        }
+    }
+}
+
+/// Why a weight cannot be packed for a kernel.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum KernelError {
+    /// No kernel has this name.
+    #[error("unknown kernel `{0}`; known are {known}", known = names())]
+    Unknown(String),
+    /// The CPU lacks an instruction.
+    #[error("kernel `{0}` needs instructions that this CPU has not; choose another, or let the best be found")]
+    Unavailable(&'static str),
+    /// Something lies between the codes and the weight.
+    #[error("a weight with a transform (permuted, kept or rotated inputs) has no packed kernel; dequantize it")]
+    Transformed,
+    /// The weight is empty.
+    #[error("a [{0}, {1}] weight is empty")]
+    Empty(usize, usize),
+}
+
+/// One way to multiply with packed weights.
+pub struct Kernel {
+    /// Its key in configurations and tables.
+    pub name: &'static str,
+    /// What it does to activations.
+    pub activations: Activations,
+    available: fn() -> bool,
+    build: fn(&QuantizedWeight) -> Option<Box<dyn QuantMatmul>>,
+}
+
+/// Every kernel of this architecture, the fastest of each kind of activations first. `reference` is the last.
+pub const KERNELS: &[Kernel] = &[
+    #[cfg(target_arch = "x86_64")]
+    Kernel::int16::<avx512::Avx512>("avx512-int16"),
+    #[cfg(target_arch = "x86_64")]
+    Kernel::f32::<avx512::Avx512>("avx512-f32"),
+    #[cfg(target_arch = "x86_64")]
+    Kernel::int8::<avx512::Avx512>("avx512-int8"),
+    #[cfg(target_arch = "x86_64")]
+    Kernel::int16::<avx2::Avx2>("avx2-int16"),
+    #[cfg(target_arch = "x86_64")]
+    Kernel::f32::<avx2::Avx2>("avx2-f32"),
+    #[cfg(target_arch = "x86_64")]
+    Kernel::int8::<avx2::Avx2>("avx2-int8"),
+    #[cfg(target_arch = "aarch64")]
+    Kernel::int16::<neon::Neon>("neon-int16"),
+    #[cfg(target_arch = "aarch64")]
+    Kernel::f32::<neon::Neon>("neon-f32"),
+    #[cfg(target_arch = "aarch64")]
+    Kernel::int8::<neon::Neon>("neon-int8"),
+    Kernel::int16::<portable::Portable>("portable-int16"),
+    Kernel::f32::<portable::Portable>("portable-f32"),
+    Kernel::int8::<portable::Portable>("portable-int8"),
+    Kernel {
+        name: "reference",
+        activations: Activations::F32,
+        available: || true,
+        build: |weight| Some(Box::new(Reference::new(weight))),
+    },
+];
+
+impl Kernel {
+    const fn f32<L: Lanes>(name: &'static str) -> Self {
+        let build = |weight: &QuantizedWeight| Fused::<L>::boxed(weight, Activations::F32);
+        Self { name, activations: Activations::F32, available: || L::detect().is_some(), build }
+    }
+
+    const fn int16<L: Lanes>(name: &'static str) -> Self {
+        let build = |weight: &QuantizedWeight| Fused::<L>::boxed(weight, Activations::Int16);
+        Self { name, activations: Activations::Int16, available: || L::detect().is_some(), build }
+    }
+
+    const fn int8<L: Lanes>(name: &'static str) -> Self {
+        let build = |weight: &QuantizedWeight| Fused::<L>::boxed(weight, Activations::Int8);
+        Self { name, activations: Activations::Int8, available: || L::detect().is_some(), build }
+    }
+
+    /// The kernel of this name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn named(name: &str) -> Result<&'static Self, KernelError> {
+        let found = KERNELS.iter().find(|kernel| kernel.name == name);
+        found.ok_or_else(|| KernelError::Unknown(name.into()))
+    }
+
+    /// The fastest kernel on this CPU with these activations.
+    pub fn best(activations: Activations) -> &'static Self {
+        let mut found = KERNELS.iter().filter(|kernel| kernel.activations == activations && kernel.is_available());
+        found.next().unwrap_or(&KERNELS[KERNELS.len() - 1])
+    }
+
+    /// Whether this CPU has its instructions.
+    pub fn is_available(&self) -> bool {
+        (self.available)()
+    }
+
+    /// Packs a weight for this kernel.
+    ///
+    /// # Errors
+    /// If the CPU lacks its instructions, or it does not take such weights.
+    pub fn pack(&self, weight: &QuantizedWeight) -> Result<Box<dyn QuantMatmul>, KernelError> {
+        if weight.n_in == 0 || weight.n_out == 0 {
+            return Err(KernelError::Empty(weight.n_out, weight.n_in));
+        }
+        if weight.transform != WeightTransform::Identity {
+            return Err(KernelError::Transformed);
+        }
+        (self.build)(weight).ok_or(KernelError::Unavailable(self.name))
+    }
+}
+
+fn names() -> String {
+    KERNELS.iter().map(|kernel| kernel.name).collect::<Vec<_>>().join(", ")
+}
