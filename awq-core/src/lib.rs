@@ -14,6 +14,7 @@ pub mod decode;
 pub mod driver;
 pub mod fold;
 pub mod grid;
+#[macro_use]
 pub mod host;
 pub mod kernel;
 pub mod load;

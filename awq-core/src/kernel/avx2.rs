@@ -150,7 +150,7 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn store(self, a: Self::Floats) -> [f32; TILE] {
         // SAFETY: both are 16 values of f32.
-        unsafe { std::mem::transmute(a) }
+        unsafe { std::mem::transmute::<[__m256; 2], [f32; TILE]>(a) }
     }
 
     #[inline(always)]

@@ -9,6 +9,14 @@ use super::tiles::{Compact, Line, TILE, Wide};
 #[derive(Clone, Copy)]
 pub(super) struct Avx512(());
 
+/// An instruction on values.
+macro_rules! vector {
+    ($instruction:expr) => {
+        // SAFETY: `self` exists, so the CPU has the instruction.
+        unsafe { $instruction }
+    };
+}
+
 impl Lanes for Avx512 {
     type Ints = __m512i;
     type Floats = __m512;
@@ -34,7 +42,7 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn load(self, line: &Line) -> __m512i {
         // SAFETY: the CPU has the instruction; a line is 64 bytes, aligned to 64.
-        unsafe { _mm512_load_si512(line.0.as_ptr().cast()) }
+        vector!(_mm512_load_si512(line.0.as_ptr().cast()))
     }
 
     #[inline(always)]
@@ -45,86 +53,86 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     fn shift_right(self, a: __m512i, by: usize) -> __m512i {
-        unsafe { _mm512_srlv_epi32(a, _mm512_set1_epi32(by as i32)) }
+        vector!(_mm512_srlv_epi32(a, _mm512_set1_epi32(by as i32)))
     }
 
     #[inline(always)]
     fn shift_left(self, a: __m512i, by: usize) -> __m512i {
-        unsafe { _mm512_sllv_epi32(a, _mm512_set1_epi32(by as i32)) }
+        vector!(_mm512_sllv_epi32(a, _mm512_set1_epi32(by as i32)))
     }
 
     #[inline(always)]
     fn mask_bytes(self, a: __m512i, mask: u8) -> __m512i {
-        unsafe { _mm512_and_si512(a, _mm512_set1_epi8(mask.cast_signed())) }
+        vector!(_mm512_and_si512(a, _mm512_set1_epi8(mask.cast_signed())))
     }
 
     #[inline(always)]
     fn or(self, a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_or_si512(a, b) }
+        vector!(_mm512_or_si512(a, b))
     }
 
     #[inline(always)]
     fn zero_ints(self) -> __m512i {
-        unsafe { _mm512_setzero_si512() }
+        vector!(_mm512_setzero_si512())
     }
 
     #[inline(always)]
     fn add(self, a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_add_epi32(a, b) }
+        vector!(_mm512_add_epi32(a, b))
     }
 
     #[inline(always)]
     fn dot(self, sums: __m512i, codes: __m512i, x: i32, _bits: usize) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(x)) }
+        vector!(_mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(x)))
     }
 
     #[inline(always)]
     fn to_floats(self, a: __m512i) -> __m512 {
-        unsafe { _mm512_cvtepi32_ps(a) }
+        vector!(_mm512_cvtepi32_ps(a))
     }
 
     #[inline(always)]
     fn byte_to_floats(self, codes: __m512i, byte: usize, bits: usize) -> __m512 {
-        unsafe {
-            let shifted = if byte == 0 { codes } else { _mm512_srlv_epi32(codes, _mm512_set1_epi32(8 * byte as i32)) };
-            if bits <= 4 {
-                // The permutation looks at the low 4 bits of each lane only: no mask is needed.
+        let shifted = if byte == 0 { codes } else { self.shift_right(codes, 8 * byte) };
+        if bits <= 4 {
+            // The permutation looks at the low 4 bits of each lane only: no mask is needed.
+            return vector!({
                 let table = _mm512_set_ps(15., 14., 13., 12., 11., 10., 9., 8., 7., 6., 5., 4., 3., 2., 1., 0.);
-                return _mm512_permutexvar_ps(shifted, table);
-            }
-            _mm512_cvtepi32_ps(if byte == 3 { shifted } else { _mm512_and_si512(shifted, _mm512_set1_epi32(0xff)) })
+                _mm512_permutexvar_ps(shifted, table)
+            });
         }
+        vector!(_mm512_cvtepi32_ps(_mm512_and_si512(shifted, _mm512_set1_epi32(0xff))))
     }
 
     #[inline(always)]
     fn splat(self, value: f32) -> __m512 {
-        unsafe { _mm512_set1_ps(value) }
+        vector!(_mm512_set1_ps(value))
     }
 
     #[inline(always)]
     fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        unsafe { _mm512_fmadd_ps(a, b, c) }
+        vector!(_mm512_fmadd_ps(a, b, c))
     }
 
     #[inline(always)]
     fn neg_mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        unsafe { _mm512_fnmadd_ps(a, b, c) }
+        vector!(_mm512_fnmadd_ps(a, b, c))
     }
 
     #[inline(always)]
     fn mul(self, a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_mul_ps(a, b) }
+        vector!(_mm512_mul_ps(a, b))
     }
 
     #[inline(always)]
     fn add_floats(self, a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_add_ps(a, b) }
+        vector!(_mm512_add_ps(a, b))
     }
 
     #[inline(always)]
     fn store(self, a: __m512) -> [f32; TILE] {
         // SAFETY: both are 16 values of f32.
-        unsafe { std::mem::transmute(a) }
+        unsafe { std::mem::transmute::<__m512, [f32; TILE]>(a) }
     }
 
     #[inline(always)]

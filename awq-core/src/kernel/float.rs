@@ -1,5 +1,9 @@
 //! Products of packed weights with f32 activations: codes become floats in registers, scales and zero points are applied
 //! to the sums of a segment.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "closures over vectors, and so iterators, may not be inlined into code for other instructions: indices stay"
+)]
 
 use super::lanes::{Lanes, quad_codes};
 use super::product::{PREFETCH, Products, params};

@@ -1,4 +1,8 @@
 //! Products of packed weights with integer activations: exact sums of integers within a segment, f32 across segments.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "closures over vectors, and so iterators, may not be inlined into code for other instructions: indices stay"
+)]
 
 use super::lanes::{Lanes, quad_codes};
 use super::product::{PREFETCH, Products, params};

@@ -16,14 +16,18 @@
 //! in the vector operations of `lanes.rs`; an instruction set is one file that implements them.
 
 #[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "vector instructions are unsafe to call until their presence is known")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "vector instructions are unsafe to call until their presence is known")]
 mod avx512;
+pub mod dense;
 mod float;
 mod fused;
 mod integer;
 mod lanes;
 #[cfg(target_arch = "aarch64")]
+#[allow(unsafe_code, reason = "vector instructions are unsafe to call until their presence is known")]
 mod neon;
 mod portable;
 mod product;

@@ -154,7 +154,7 @@ impl Lanes for Neon {
     #[inline(always)]
     fn store(self, a: Self::Floats) -> [f32; TILE] {
         // SAFETY: both are 16 values of f32.
-        unsafe { std::mem::transmute(a) }
+        unsafe { std::mem::transmute::<[float32x4_t; 4], [f32; TILE]>(a) }
     }
 
     #[inline(always)]
@@ -171,8 +171,8 @@ impl Lanes for Neon {
 }
 
 /// Products of signed bytes, neighbours added. The instruction that adds fours is not stable in Rust.
-#[inline]
-#[target_feature(enable = "neon")]
-fn pair_products(a: int8x16_t, b: int8x16_t) -> int16x8_t {
-    vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b))
+#[inline(always)]
+unsafe fn pair_products(a: int8x16_t, b: int8x16_t) -> int16x8_t {
+    // SAFETY: the caller has found the instructions.
+    unsafe { vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b)) }
 }

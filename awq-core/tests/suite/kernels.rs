@@ -1,11 +1,12 @@
 //! Every kernel against the definition of a product: dequantize, then sum in f64.
 
 use awq_core::grid::{Granularity, Grid, ScaleDtype};
-use awq_core::kernel::{Activations, KERNELS, Kernel, KernelError};
+use awq_core::kernel::dense::{DenseBf16, DenseF32};
+use awq_core::kernel::{Activations, KERNELS, Kernel, KernelError, QuantMatmul};
 use awq_core::quantized::{QuantizedWeight, ZeroPoints};
 use awq_core::transform::WeightTransform;
 
-use super::support::{grid, group, numbers, with_threads};
+use super::support::{check_close, grid, group, numbers, with_threads};
 
 /// Random codes, f16 scales and zero points.
 fn weight(n_out: usize, n_in: usize, grid: Grid, seed: u64) -> QuantizedWeight {
@@ -190,6 +191,23 @@ fn packed_bytes_are_those_of_codes_and_scales() {
     let groups = 64 * 8;
     assert!((32_768 + groups * 3..=32_768 + groups * 8).contains(&packed.packed_bytes()));
     assert_eq!((packed.n_out(), packed.n_in()), (64, 1024));
+}
+
+#[test]
+fn dense_weights_multiply_as_the_reference() {
+    for (n_out, n_in, n_rows) in [(1, 1, 1), (33, 100, 1), (700, 576, 1), (33, 100, 5)] {
+        let weight = weight(n_out, n_in, grid(4, group(64)), 3);
+        let x = numbers(n_rows * n_in, 5);
+        let run = |packed: &dyn QuantMatmul| {
+            let mut out = vec![0.0; n_rows * n_out];
+            packed.matmul(&x, &mut out);
+            out
+        };
+        let expected = run(&*Kernel::named("reference").unwrap().pack(&weight).unwrap());
+        let what = format!("[{n_out}, {n_in}], {n_rows} rows");
+        check_close(&what, &run(&DenseF32::new(weight.dequantize(), n_in)), &expected, 1e-6 * n_in as f32);
+        check_close(&what, &run(&DenseBf16::new(&weight.dequantize(), n_in)), &expected, 2e-2);
+    }
 }
 
 #[test]
