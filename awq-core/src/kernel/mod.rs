@@ -21,6 +21,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "vector instructions are unsafe to call until their presence is known")]
 mod avx512;
+pub mod bench;
 pub mod dense;
 mod float;
 mod fused;
@@ -122,8 +123,13 @@ pub struct Kernel {
     /// What it does to activations.
     pub activations: Activations,
     available: fn() -> bool,
-    build: fn(&QuantizedWeight) -> Option<Box<dyn QuantMatmul>>,
+    build: Build,
+    /// Work on registers by its instructions, see [`bench::peak`]: floats, bytes.
+    arithmetic: (fn(), fn()),
 }
+
+/// Packs a weight; `None` where the CPU lacks an instruction.
+type Build = fn(&QuantizedWeight) -> Option<Box<dyn QuantMatmul>>;
 
 /// Every kernel of this architecture, the fastest of each kind of activations first. `reference` is the last.
 pub const KERNELS: &[Kernel] = &[
@@ -153,23 +159,26 @@ pub const KERNELS: &[Kernel] = &[
         activations: Activations::F32,
         available: || true,
         build: |weight| Some(Box::new(Reference::new(weight))),
+        arithmetic: (bench::multiply_floats::<portable::Portable>, bench::multiply_bytes::<portable::Portable>),
     },
 ];
 
 impl Kernel {
     const fn f32<L: Lanes>(name: &'static str) -> Self {
-        let build = |weight: &QuantizedWeight| Fused::<L>::boxed(weight, Activations::F32);
-        Self { name, activations: Activations::F32, available: || L::detect().is_some(), build }
+        Self::fused::<L>(name, Activations::F32, |weight| Fused::<L>::boxed(weight, Activations::F32))
     }
 
     const fn int16<L: Lanes>(name: &'static str) -> Self {
-        let build = |weight: &QuantizedWeight| Fused::<L>::boxed(weight, Activations::Int16);
-        Self { name, activations: Activations::Int16, available: || L::detect().is_some(), build }
+        Self::fused::<L>(name, Activations::Int16, |weight| Fused::<L>::boxed(weight, Activations::Int16))
     }
 
     const fn int8<L: Lanes>(name: &'static str) -> Self {
-        let build = |weight: &QuantizedWeight| Fused::<L>::boxed(weight, Activations::Int8);
-        Self { name, activations: Activations::Int8, available: || L::detect().is_some(), build }
+        Self::fused::<L>(name, Activations::Int8, |weight| Fused::<L>::boxed(weight, Activations::Int8))
+    }
+
+    const fn fused<L: Lanes>(name: &'static str, activations: Activations, build: Build) -> Self {
+        let arithmetic = (bench::multiply_floats::<L> as fn(), bench::multiply_bytes::<L> as fn());
+        Self { name, activations, available: || L::detect().is_some(), arithmetic, build }
     }
 
     /// The kernel of this name.

@@ -47,9 +47,8 @@ impl<L: Lanes, P: Products<L>> Work for Task<'_, '_, L, P> {
             let pair = n_cols - start > TILE;
             for rows in self.rows {
                 match (P::block(rows).n_lanes, pair) {
-                    (8, true) if L::MAX_ROWS == 8 => self.product::<8, 2>(rows, start),
-                    (8, false) if L::MAX_ROWS == 8 => self.product::<8, 1>(rows, start),
-                    (4, true) if L::MAX_ROWS == 8 => self.product::<4, 2>(rows, start),
+                    (8, _) if L::MAX_ROWS == 8 => self.product::<8, 2>(rows, start),
+                    (4, _) if L::MAX_ROWS == 8 => self.product::<4, 2>(rows, start),
                     (4, _) if L::MAX_ROWS >= 4 => self.one_by_one::<4>(rows, start, pair),
                     _ => self.one_by_one::<1>(rows, start, pair),
                 }

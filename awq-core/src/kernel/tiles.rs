@@ -115,7 +115,7 @@ impl Tiles {
         let (n_out, n_in, bits) = (weight.n_out, weight.n_in, stored_bits(weight.grid.bits.get()));
         let segments = segments(n_in, weight.group_len());
         let chunks_per_tile: usize = segments.iter().map(|segment| segment.n_chunks).sum();
-        let n_tiles = n_out.div_ceil(TILE);
+        let n_tiles = n_tiles(n_out);
         let mut lines = vec![Line([0; 64]); n_tiles * chunks_per_tile * bits];
         lines.par_chunks_mut((chunks_per_tile * bits).max(1)).enumerate().for_each(|(tile, lines)| {
             let mut chunks = lines.chunks_exact_mut(bits);
@@ -123,7 +123,7 @@ impl Tiles {
                 for chunk_start in (0..segment.len).step_by(CHUNK) {
                     let Some(chunk) = chunks.next() else { return };
                     let len = CHUNK.min(segment.len - chunk_start);
-                    for lane in 0..TILE.min(n_out - tile * TILE) {
+                    for lane in 0..TILE.min(n_out.saturating_sub(tile * TILE)) {
                         let first = (tile * TILE + lane) * n_in + segment.start + chunk_start;
                         pack_lane(chunk, lane, &weight.codes[first..first + len], bits);
                     }
@@ -158,6 +158,11 @@ impl Tiles {
     }
 }
 
+/// Tiles come in pairs, so that the bodies which multiply two at a time need no other for a last one.
+fn n_tiles(n_out: usize) -> usize {
+    n_out.div_ceil(TILE).next_multiple_of(2)
+}
+
 fn segments(n_in: usize, group_len: usize) -> Vec<Segment> {
     let mut segments = Vec::new();
     for group in (0..n_in).step_by(group_len.max(1)) {
@@ -186,13 +191,13 @@ fn pack_lane(chunk: &mut [Line], lane: usize, codes: &[u8], bits: usize) {
 }
 
 fn params(weight: &QuantizedWeight, segments: &[Segment], compact: bool) -> Params {
-    let (group_len, n_tiles) = (weight.group_len().max(1), weight.n_out.div_ceil(TILE));
+    let (group_len, n_tiles) = (weight.group_len().max(1), n_tiles(weight.n_out));
     let n_groups = weight.n_in.div_ceil(group_len);
     let wide: Vec<Wide> = (0..n_tiles * segments.len())
         .map(|i| {
             let (tile, segment) = (i / segments.len(), &segments[i % segments.len()]);
             let mut params = Wide { scale: [0.0; TILE], zero_point: [0.0; TILE] };
-            for lane in 0..TILE.min(weight.n_out - tile * TILE) {
+            for lane in 0..TILE.min(weight.n_out.saturating_sub(tile * TILE)) {
                 let index = match weight.grid.granularity {
                     Granularity::PerTensor => 0,
                     _ => (tile * TILE + lane) * n_groups + segment.start / group_len,

@@ -1,6 +1,7 @@
 //! Every kernel against the definition of a product: dequantize, then sum in f64.
 
 use awq_core::grid::{Granularity, Grid, ScaleDtype};
+use awq_core::kernel::bench::{Arm, bandwidth, interleaved, peak};
 use awq_core::kernel::dense::{DenseBf16, DenseF32};
 use awq_core::kernel::{Activations, KERNELS, Kernel, KernelError, QuantMatmul};
 use awq_core::quantized::{QuantizedWeight, ZeroPoints};
@@ -241,4 +242,23 @@ fn names_are_unique_and_every_kind_of_activations_has_a_kernel() {
         assert_eq!(Kernel::best(activations).activations, activations);
     }
     assert_eq!(Activations::Int8.label(4), "W4A8 int8");
+}
+
+#[test]
+fn what_is_measured_of_the_machine_is_a_number() {
+    let bandwidth = with_threads(2, || bandwidth(1 << 20, 3));
+    let peak = with_threads(1, peak);
+    for value in [bandwidth.copy, bandwidth.read, peak.f32, peak.int8] {
+        assert!(value.is_finite() && value > 1e6, "{bandwidth:?}, {peak:?}");
+    }
+    let weight = weight(64, 256, grid(4, group(64)), 2);
+    let kernel = Kernel::best(Activations::F32);
+    let arms = [Arm::new(1 << 16, || kernel.pack(&weight).unwrap()), Arm::new(0, || kernel.pack(&weight).unwrap())];
+    let latencies = interleaved(&arms, &[0.5; 512], 5);
+    assert_eq!(latencies.len(), 2);
+    for latency in latencies {
+        assert_eq!(latency.n_calls, 5);
+        assert!(0.0 < latency.lower_quartile, "{latency:?}");
+        assert!(latency.lower_quartile <= latency.median && latency.median <= latency.upper_quartile, "{latency:?}");
+    }
 }

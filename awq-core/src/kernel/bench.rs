@@ -1,0 +1,187 @@
+//! What a product costs and what the machine could do: the numbers that a roofline is drawn from.
+//!
+//! Everything runs on rayon's current pool, so the caller chooses the threads. All arms of a comparison belong into one
+//! run, interleaved ([`interleaved`]): the clock and what else the machine does change from minute to minute.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+use super::lanes::{Lanes, Work};
+use super::{Activations, Kernel, QuantMatmul};
+
+/// Times of one arm, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Latency {
+    /// Half of the calls were faster.
+    pub median: f64,
+    /// A quarter of the calls were faster.
+    pub lower_quartile: f64,
+    /// A quarter of the calls were slower.
+    pub upper_quartile: f64,
+    /// Calls.
+    pub n_calls: usize,
+}
+
+impl Latency {
+    fn of(mut seconds: Vec<f64>) -> Self {
+        seconds.sort_by(f64::total_cmp);
+        let at = |quarter: usize| seconds[(seconds.len() * quarter / 4).min(seconds.len() - 1)];
+        Self { median: at(2), lower_quartile: at(1), upper_quartile: at(3), n_calls: seconds.len() }
+    }
+}
+
+/// One arm of a comparison: copies of a weight, enough of them that no cache holds them all.
+pub struct Arm {
+    copies: Vec<Box<dyn QuantMatmul>>,
+}
+
+impl Arm {
+    /// As many copies as fill `bytes`, and at least one.
+    pub fn new(bytes: usize, pack: impl Fn() -> Box<dyn QuantMatmul>) -> Self {
+        let first = pack();
+        let n_copies = bytes / first.packed_bytes().max(1);
+        Self { copies: std::iter::once(first).chain((1..n_copies).map(|_| pack())).collect() }
+    }
+
+    /// Bytes that one product reads.
+    pub fn packed_bytes(&self) -> usize {
+        self.copies[0].packed_bytes()
+    }
+}
+
+/// Times of products with `x: [n_rows, n_in]`: the arms take turns, each call on the next copy of its weight. Two rounds of
+/// warm-up are not counted.
+///
+/// # Panics
+/// If `n_rounds` is zero or `x` does not fit an arm.
+pub fn interleaved(arms: &[Arm], x: &[f32], n_rounds: usize) -> Vec<Latency> {
+    const WARM_UP: usize = 2;
+    assert!(n_rounds > 0, "no round to measure");
+    let mut seconds = vec![Vec::with_capacity(n_rounds); arms.len()];
+    for round in 0..WARM_UP + n_rounds {
+        for (arm, seconds) in arms.iter().zip(&mut seconds) {
+            let weight = &arm.copies[round % arm.copies.len()];
+            let mut out = vec![0.0; x.len() / weight.n_in() * weight.n_out()];
+            let start = Instant::now();
+            weight.matmul(x, black_box(&mut out));
+            if round >= WARM_UP {
+                seconds.push(start.elapsed().as_secs_f64());
+            }
+        }
+    }
+    seconds.into_iter().map(Latency::of).collect()
+}
+
+/// Bytes a second, the median of `n_rounds`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bandwidth {
+    /// Read and written by copying one array into another.
+    pub copy: f64,
+    /// Read by summing an array.
+    pub read: f64,
+}
+
+/// Measures memory with two arrays of `bytes` each, which should be several times the last-level cache.
+///
+/// # Panics
+/// If `n_rounds` is zero.
+pub fn bandwidth(bytes: usize, n_rounds: usize) -> Bandwidth {
+    const CHUNK: usize = 1 << 17;
+    assert!(n_rounds > 0, "no round to measure");
+    let source = vec![1_u64; bytes.div_ceil(8)];
+    let mut target = vec![0_u64; source.len()];
+    let (mut copy, mut read) = (Vec::new(), Vec::new());
+    for _ in 0..n_rounds {
+        let start = Instant::now();
+        let chunks = target.par_chunks_mut(CHUNK).zip(source.par_chunks(CHUNK));
+        chunks.for_each(|(target, source)| target.copy_from_slice(source));
+        copy.push(start.elapsed().as_secs_f64());
+        black_box(&mut target);
+        let start = Instant::now();
+        let sum: u64 = source.par_chunks(CHUNK).map(|chunk| chunk.iter().fold(0, |sum, x| sum ^ x)).sum();
+        read.push(start.elapsed().as_secs_f64());
+        black_box(sum);
+    }
+    let n_bytes = (source.len() * 8) as f64;
+    Bandwidth { copy: 2.0 * n_bytes / Latency::of(copy).median, read: n_bytes / Latency::of(read).median }
+}
+
+/// Operations a second on all threads of the current pool, a multiplication and an addition counted as two.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Peak {
+    /// Fused multiplications and additions of f32.
+    pub f32: f64,
+    /// Products of bytes, added up in 32 bits.
+    pub int8: f64,
+}
+
+/// Measures the arithmetic of the best kernel's instructions on data in registers.
+pub fn peak() -> Peak {
+    let seconds = |work: fn()| {
+        let rounds = (0..9).map(|_| {
+            let start = Instant::now();
+            rayon::broadcast(|_| work());
+            start.elapsed().as_secs_f64()
+        });
+        rounds.fold(f64::INFINITY, f64::min)
+    };
+    let (float, integer) = Kernel::best(Activations::F32).arithmetic;
+    let vectors = (N_STEPS * N_CHAINS * rayon::current_num_threads()) as f64;
+    let lanes = super::tiles::TILE as f64;
+    Peak { f32: 2.0 * lanes * vectors / seconds(float), int8: 8.0 * lanes * vectors / seconds(integer) }
+}
+
+/// Sums that do not wait for each other.
+const N_CHAINS: usize = 10;
+const N_STEPS: usize = 40_000;
+
+/// Multiplications of floats on registers.
+pub(super) fn multiply_floats<L: Lanes>() {
+    struct Chains<L>(L);
+    impl<L: Lanes> Work for Chains<L> {
+        #[inline(always)]
+        fn run(self) {
+            let lanes = self.0;
+            let (a, b) = (lanes.splat(black_box(0.5)), lanes.splat(black_box(0.25)));
+            let mut sums = [lanes.splat(0.0); N_CHAINS];
+            for _ in 0..N_STEPS {
+                for sum in &mut sums {
+                    *sum = lanes.mul_add(a, b, *sum);
+                }
+            }
+            for sum in sums {
+                black_box(lanes.store(sum));
+            }
+        }
+    }
+    if let Some(lanes) = L::detect() {
+        lanes.vectorize(Chains(lanes));
+    }
+}
+
+/// Multiplications of bytes on registers.
+pub(super) fn multiply_bytes<L: Lanes>() {
+    struct Chains<L>(L);
+    impl<L: Lanes> Work for Chains<L> {
+        #[inline(always)]
+        fn run(self) {
+            let lanes = self.0;
+            let mut sums = [lanes.zero_ints(); N_CHAINS];
+            for step in 0..N_STEPS {
+                // Opaque, or the compiler would multiply by the number of steps instead.
+                let x = black_box(step as i32);
+                for sum in &mut sums {
+                    *sum = lanes.dot(*sum, *sum, x, 7);
+                }
+            }
+            for sum in sums {
+                black_box(lanes.store(lanes.to_floats(sum)));
+            }
+        }
+    }
+    if let Some(lanes) = L::detect() {
+        lanes.vectorize(Chains(lanes));
+    }
+}
