@@ -8,9 +8,10 @@ use super::tiles::{Params, TILE, Tiles};
 
 /// Lines that a product of one row asks for ahead of its reading.
 pub(super) const PREFETCH: usize = 32;
-/// Bytes of weights of a task. Below two tasks' worth, a second thread costs more than it saves.
+/// Bytes of weights of a task: a weight of no more than this is multiplied by one thread. Chosen so that a task takes longer
+/// than handing it over (microseconds), not yet tuned on a quiet machine.
 const TASK_BYTES: usize = 1 << 16;
-/// Multiplications for which a task is worth handing to another thread, when rows are many.
+/// Multiplications of a task, where rows are many. Chosen as [`TASK_BYTES`] is.
 const TASK_PRODUCTS: usize = 1 << 20;
 
 /// A kind of activations, and how tiles are multiplied with them.
