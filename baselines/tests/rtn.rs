@@ -68,7 +68,8 @@ fn propagation_leaves_the_codes_alone() {
 #[test]
 fn awq_without_its_searches_is_rtn() {
     let no_search = Awq { scale: ScaleStep::Off, clip: ClipStep::Off };
-    let only_ratio_zero = ScaleSearch { formula: ScaleFormula::Activation, n_ratios: number(1), arithmetic: Arithmetic::F32 };
+    let only_ratio_zero =
+        ScaleSearch { formula: ScaleFormula::Activation, n_ratios: number(1), arithmetic: Arithmetic::F32 };
     let only_ratio_zero = Awq { scale: ScaleStep::Search(only_ratio_zero), clip: ClipStep::Off };
     for spec in [TinySpec::GQA, TinySpec::MHA] {
         let pass = pass(&spec, Propagation::FullPrecision, 4, &[&Rtn {}, &no_search, &only_ratio_zero, &awq()]);

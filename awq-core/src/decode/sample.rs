@@ -158,8 +158,8 @@ mod tests {
 
     use super::*;
 
-    /// Probabilities 0.5, 0.25, 0.125, 0.125 under temperature 1, in another order.
-    const LOGITS: [f32; 4] = [-2.079_441_5, -0.693_147_2, -2.079_441_5, -1.386_294_4];
+    /// Probabilities 0.5, 0.25, 0.125, 0.125 under temperature 1, in another order: logarithms plus 1.
+    const LOGITS: [f32; 4] = [-1.079_441_5, 0.306_852_8, -1.079_441_5, -0.386_294_4];
 
     fn random(temperature: f32, top_k: Option<usize>, top_p: f32, seed: u64) -> Sampler {
         let top_k = top_k.and_then(NonZeroUsize::new);
