@@ -196,12 +196,9 @@ fn experiment_of(folder: &Path) -> anyhow::Result<ExperimentSpec> {
 fn write_report(folder: &Path) -> anyhow::Result<()> {
     let spec = experiment_of(folder)?;
     let plan = Plan::new(&spec);
-    let cells: std::collections::BTreeSet<_> = plan.cells().map(crate::plan::Cell::id).collect();
-    // A folder may hold records of an earlier version of the question; only what is asked now is shown.
-    let records: Vec<_> =
-        record::read_records(folder)?.into_iter().filter(|record| cells.contains(&record.cell_id)).collect();
-    report::write_report(folder, &spec.question, &records, &spec.references)?;
-    print(&report::terminal_table(&spec.question, &records, &spec.references)?);
+    let records = record::read_records(folder)?;
+    report::write_report(folder, &plan, &records)?;
+    print(&report::terminal_table(&plan, &records)?);
     Ok(())
 }
 

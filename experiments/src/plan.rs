@@ -1,11 +1,14 @@
 //! [`ExperimentSpec`] to [`Plan`]: the cells of an experiment, with stable content ids. Pure: opens no file.
 
+use awq_core::driver::Propagation;
 use awq_core::grid::Grid;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::config::{CalibrationSpec, EvaluationSpec, ExperimentSpec, ModelSpec, ReferenceValue};
+use crate::config::{
+    CalibrationSpec, EvaluationSpec, ExperimentSpec, FigureSpec, ModelSpec, ReferenceValue, TableAxis, TableSpec,
+};
 use crate::registry::MethodSpec;
 
 mod cost;
@@ -36,6 +39,18 @@ pub struct QuantizationCell {
     /// The experiment's calibration, also where the method looks at no activations: the output error of its blocks is
     /// measured on it. `None` where the experiment has none.
     pub calibration: Option<CalibrationSpec>,
+    /// What this experiment calls the calibration, where it compares several and the method looks at activations. A
+    /// label: neither in the cell's id nor in its record.
+    #[serde(skip)]
+    pub calibration_name: Option<String>,
+}
+
+impl QuantizationCell {
+    /// What the method saw on the calibration sequences; `None` where it looks at no activations.
+    pub fn propagation(&self) -> Option<Propagation> {
+        let calibration = self.calibration.as_ref().filter(|_| self.method.settings().needs().inputs)?;
+        Some(calibration.propagation)
+    }
 }
 
 impl Cell {
@@ -57,9 +72,30 @@ impl Cell {
         self.quantization.as_ref().map_or_else(String::new, |q| q.grid.label())
     }
 
-    /// `SmolLM2-135M AWQ W4 g128`: how messages name a cell.
+    /// `SmolLM2-135M AWQ W4 g128`: how messages name a cell. A named calibration, and quantized propagation, are added.
     pub fn label(&self) -> String {
-        [self.model.name.as_str(), &self.method_label(), &self.grid_label()].join(" ").trim_end().to_owned()
+        let label =
+            [self.model.name.as_str(), &self.method_label(), &self.grid_label()].join(" ").trim_end().to_owned();
+        let Some(quantization) = &self.quantization else { return label };
+        let calibration = quantization.calibration_name.as_ref().map(|name| format!(", {name}")).unwrap_or_default();
+        let propagation = match quantization.propagation() {
+            None | Some(Propagation::FullPrecision) => "",
+            Some(Propagation::Quantized) => ", quantized inputs",
+            Some(Propagation::QuantizedPerStage) => ", quantized inputs per stage",
+        };
+        label + &calibration + propagation
+    }
+
+    /// What tells this cell from others along an axis of a table; nothing along `dataset`, of which a cell may have several.
+    pub fn place(&self, axis: TableAxis) -> String {
+        let calibration = || self.quantization.as_ref().and_then(|q| q.calibration_name.clone()).unwrap_or_default();
+        match axis {
+            TableAxis::Model => self.model.name.clone(),
+            TableAxis::Method => self.method_label(),
+            TableAxis::Grid => self.grid_label(),
+            TableAxis::Calibration => calibration(),
+            TableAxis::Dataset => String::new(),
+        }
     }
 }
 
@@ -81,6 +117,10 @@ pub struct Plan {
     pub models: Vec<ModelPlan>,
     /// Published numbers to print beside ours.
     pub references: Vec<ReferenceValue>,
+    /// A table laid out as a published one.
+    pub table: Option<TableSpec>,
+    /// A figure beside those that every run gets.
+    pub figure: Option<FigureSpec>,
 }
 
 impl Plan {
@@ -89,9 +129,19 @@ impl Plan {
         let model_plan = |model: &ModelSpec| {
             let cell =
                 |quantization| Cell { model: model.clone(), quantization, evaluations: spec.evaluations.clone() };
+            let uses = || {
+                spec.methods
+                    .iter()
+                    .flat_map(|entry| spec.calibrations_of(entry).into_iter().map(move |used| (entry, used)))
+            };
             let quantized = spec.grids.grids().into_iter().flat_map(|grid| {
-                spec.methods.iter().map(move |method| {
-                    cell(Some(QuantizationCell { method: method.clone(), grid, calibration: spec.calibration.clone() }))
+                uses().map(move |(entry, used)| {
+                    cell(Some(QuantizationCell {
+                        method: entry.method.clone(),
+                        grid,
+                        calibration: used.spec,
+                        calibration_name: used.name,
+                    }))
                 })
             });
             ModelPlan { model: model.clone(), cells: std::iter::once(cell(None)).chain(quantized).collect() }
@@ -100,6 +150,8 @@ impl Plan {
             question: spec.question.clone(),
             models: spec.models.iter().map(model_plan).collect(),
             references: spec.references.clone(),
+            table: spec.table.clone(),
+            figure: spec.figure.clone(),
         }
     }
 

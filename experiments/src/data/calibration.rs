@@ -13,7 +13,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::Text;
-use crate::config::sources::{JoinedDocuments, RandomCrops, SamplingSpec, TokenOffsets};
+use crate::config::sources::{DocumentCrops, JoinedDocuments, RandomCrops, SamplingSpec, TokenOffsets};
 
 /// Consecutive tokens that must agree for [`overlap_tokens`] to count them.
 pub const OVERLAP_NGRAM: usize = 32;
@@ -27,7 +27,7 @@ pub struct CalibrationSet {
     /// Token ids, `[n_sequences][seq_len]`.
     pub ids: Vec<Vec<u32>>,
     /// Where each sequence lies in the tokens that it was cut from: those of the joined text, or, for
-    /// [`SamplingSpec::JoinedDocuments`], those of the documents drawn.
+    /// [`SamplingSpec::JoinedDocuments`] and [`SamplingSpec::DocumentCrops`], those of what was drawn.
     pub spans: Vec<Range<usize>>,
 }
 
@@ -59,6 +59,10 @@ pub fn sequences(
             ensure_one_sequence(name, &tokens, seq_len)?;
             let starts = random_starts(tokens.len(), seq_len, rule);
             (tokens, starts)
+        }
+        SamplingSpec::DocumentCrops(rule) => {
+            let tokens = crop_documents(text, &encode, rule, seq_len)?;
+            (tokens, (0..rule.n_sequences.get()).map(|sequence| sequence * seq_len).collect())
         }
         SamplingSpec::TokenOffsets(TokenOffsets { starts }) => {
             let tokens = encode(&text.joined())?;
@@ -123,6 +127,41 @@ fn join_documents(
 fn random_starts(n_tokens: usize, seq_len: usize, rule: &RandomCrops) -> Vec<usize> {
     let mut rng = ChaCha8Rng::seed_from_u64(rule.seed);
     (0..rule.n_sequences.get()).map(|_| rng.random_range(0..=n_tokens - seq_len)).collect()
+}
+
+/// The GPTQ code's rule for C4: documents in shuffled order; those with no more tokens than one sequence are skipped; of each
+/// other one sequence is taken, at a random position. Returns the sequences behind one another.
+///
+/// A document's position is drawn after the document, so that the first sequences of a longer list are those of a shorter.
+fn crop_documents(
+    text: &Text,
+    encode: &impl Fn(&str) -> anyhow::Result<Vec<u32>>,
+    rule: &DocumentCrops,
+    seq_len: usize,
+) -> anyhow::Result<Vec<u32>> {
+    let mut rng = ChaCha8Rng::seed_from_u64(rule.seed);
+    let mut order: Vec<usize> = (0..text.documents.len()).collect();
+    order.shuffle(&mut rng);
+    let wanted = rule.n_sequences.get();
+    let mut tokens = Vec::with_capacity(wanted * seq_len);
+    for document_idx in order {
+        if tokens.len() == wanted * seq_len {
+            break;
+        }
+        let document = encode(&text.documents[document_idx])?;
+        if document.len() > seq_len {
+            let start = rng.random_range(0..=document.len() - seq_len);
+            tokens.extend_from_slice(&document[start..start + seq_len]);
+        }
+    }
+    ensure!(
+        tokens.len() == wanted * seq_len,
+        "calibration text {}: only {} documents have more than {seq_len} tokens, `n_sequences` asks for {wanted}; lower it or \
+         `seq_len`, or use `random_crops`",
+        text.name,
+        tokens.len() / seq_len
+    );
+    Ok(tokens)
 }
 
 fn ensure_one_sequence(name: &str, tokens: &[u32], seq_len: usize) -> anyhow::Result<()> {
@@ -264,6 +303,27 @@ mod tests {
         let set = taken(&["abcde"], &random_crops(200, 1), 4).unwrap();
         let starts: HashSet<usize> = set.spans.iter().map(|span| span.start).collect();
         assert_eq!(starts, HashSet::from([0, 1]));
+    }
+
+    #[test]
+    fn crops_of_documents_lie_inside_one_and_more_begin_with_the_same() {
+        let crops = |n_sequences: usize| {
+            SamplingSpec::DocumentCrops(DocumentCrops { n_sequences: NonZeroUsize::new(n_sequences).unwrap(), seed: 3 })
+        };
+        let documents = ["abcdef", "xyz", "ghijkl", "wxyz", "mnopqr"];
+        let two = taken(&documents, &crops(2), 4).unwrap();
+        let three = taken(&documents, &crops(3), 4).unwrap();
+        assert_eq!(two.ids, three.ids[..2]);
+        let cut: HashSet<String> =
+            three.ids.iter().map(|ids| ids.iter().map(|&id| char::from(id as u8)).collect()).collect();
+        // A document of just one sequence is too short; each of the others gives one.
+        assert!(cut.iter().all(|crop| documents.iter().any(|document| document.len() > 4 && document.contains(crop))));
+        assert_eq!(cut.len(), 3);
+        assert_eq!(
+            taken(&documents, &crops(4), 4).unwrap_err(),
+            "calibration text toy: only 3 documents have more than 4 tokens, `n_sequences` asks for 4; lower it or \
+             `seq_len`, or use `random_crops`"
+        );
     }
 
     #[test]

@@ -62,12 +62,13 @@ fn scored_tokens(cell: &Cell) -> f64 {
 }
 
 fn calibration_tokens(cell: &Cell) -> f64 {
-    use crate::config::SamplingSpec::{JoinedDocuments, RandomCrops, TokenOffsets};
+    use crate::config::SamplingSpec::{DocumentCrops, JoinedDocuments, RandomCrops, TokenOffsets};
     let calibration = cell.quantization.as_ref().and_then(|q| q.calibration.as_ref());
     calibration.map_or(0.0, |spec| {
         let sequences = match &spec.sampling {
             JoinedDocuments(rule) => rule.n_documents.get(),
             RandomCrops(rule) => rule.n_sequences.get(),
+            DocumentCrops(rule) => rule.n_sequences.get(),
             TokenOffsets(rule) => rule.starts.len(),
         };
         (sequences * spec.seq_len.get()) as f64

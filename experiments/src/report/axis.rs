@@ -53,6 +53,17 @@ impl Axis {
         self
     }
 
+    /// The same axis with a tick at each of `values`, unless these are too many to be told apart.
+    pub fn with_ticks_at(mut self, values: impl Iterator<Item = f64>) -> Self {
+        let mut ticks: Vec<f64> = values.map(|value| self.position(value)).collect();
+        ticks.sort_by(f64::total_cmp);
+        ticks.dedup();
+        if ticks.len() as f64 <= N_TICKS {
+            self.ticks = ticks;
+        }
+        self
+    }
+
     /// Where a value is drawn.
     pub fn position(&self, value: f64) -> f64 {
         to_position(self.scale, value)

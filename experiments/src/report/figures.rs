@@ -6,7 +6,7 @@ use super::row::Row;
 use super::tables::slug;
 
 /// Perplexities that differ by more than this factor get a logarithmic axis.
-const LOG_SPAN: f64 = 3.0;
+pub(super) const LOG_SPAN: f64 = 3.0;
 
 /// A line plot.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,8 +59,11 @@ pub struct Level {
 }
 
 /// Two figures a table that holds quantized rows, a line a method: perplexity against bits per weight, and how much of it
-/// is lost to full precision.
+/// is lost to full precision. None where calibrations are compared: their points lie at the same bits.
 pub fn perplexity_figures(rows: &[Row]) -> Vec<Figure> {
+    if rows.iter().any(|row| row.calibration.is_some()) {
+        return Vec::new();
+    }
     let figures = |rows: &[Row]| [perplexity_figure(rows), loss_figure(rows)];
     rows.chunk_by(Row::is_comparable).flat_map(figures).flatten().collect()
 }
@@ -161,7 +164,12 @@ fn block_figure(model: &str, curves: &[BlockCurve]) -> Figure {
     let grids = in_order(curves.iter().map(|curve| curve.grid.as_str()));
     let index_of = |names: &[&str], name: &str| names.iter().position(|known| *known == name).unwrap_or(0);
     let series = |curve: &&BlockCurve| Series {
-        name: format!("{} {}", curve.method, curve.grid),
+        name: [Some(&curve.method), Some(&curve.grid), curve.calibration.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(" "),
         method: index_of(&methods, &curve.method),
         grid: index_of(&grids, &curve.grid),
         points: curve

@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 
 use anyhow::ensure;
 use awq_core::arithmetic::Arithmetic;
+use awq_core::driver::Propagation;
 
 use super::row::Row;
 use crate::config::ReferenceValue;
 use crate::plan::Cell;
-use crate::record::{Done, Measurement, Outcome, Record, Stage};
+use crate::record::{Done, Measurement, Outcome, Quantization, Record, Stage};
 use crate::registry::MethodSpec;
 use crate::stats::{self, Bootstrap, Interval};
 
@@ -43,6 +44,8 @@ pub struct BlockCurve {
     pub method: String,
     /// Grid label.
     pub grid: String,
+    /// Name of the calibration, where the experiment compares several.
+    pub calibration: Option<String>,
     /// Block index, and the squared output error over the squared output.
     pub relative_errors: Vec<(usize, f64)>,
 }
@@ -88,7 +91,8 @@ pub fn rows(records: &[&Record], references: &[ReferenceValue]) -> anyhow::Resul
             let numbers = Reverse((row.n_windows, row.n_windows_total));
             (row.dataset.clone(), row.protocol.clone(), row.seq_len, row.arithmetic.clone(), numbers)
         };
-        let method = |row: &Row| (row.method != "RTN", row.method.clone(), row.cell_id.clone());
+        // Cells that differ in nothing else stay in their order: that of the plan.
+        let method = |row: &Row| (row.method != "RTN", row.method.clone());
         (place(a), text(a), a.grid.is_some())
             .cmp(&(place(b), text(b), b.grid.is_some()))
             .then(b.bits_per_weight.total_cmp(&a.bits_per_weight))
@@ -128,6 +132,7 @@ pub fn block_curves(records: &[&Record]) -> Vec<BlockCurve> {
             model: record.cell.model.name.clone(),
             method: record.cell.method_label(),
             grid: record.cell.grid_label(),
+            calibration: record.cell.quantization.as_ref().and_then(|q| q.calibration_name.clone()),
             relative_errors,
         };
         (!curve.relative_errors.is_empty()).then_some(curve)
@@ -135,15 +140,65 @@ pub fn block_curves(records: &[&Record]) -> Vec<BlockCurve> {
     records.iter().filter_map(curve).collect()
 }
 
+/// The texts that were scored, in the order of the experiment's evaluations.
+pub fn texts(records: &[&Record]) -> Vec<String> {
+    let measurements =
+        records.iter().filter_map(|record| Finished::of(record)).flat_map(|cell| &cell.done.measurements);
+    let mut texts: Vec<String> = Vec::new();
+    for measurement in measurements {
+        if !texts.contains(&measurement.dataset) {
+            texts.push(measurement.dataset.clone());
+        }
+    }
+    texts
+}
+
 /// Published numbers that no row stands beside, as `model method grid`: not run, or misspelt.
 pub fn unmatched_references(rows: &[Row], references: &[ReferenceValue]) -> Vec<String> {
-    let unmatched = references.iter().filter(|reference| {
-        !rows.iter().any(|row| is_reference_of(reference, &row.model, &row.method, row.grid.as_deref()))
-    });
-    let label = |r: &ReferenceValue| {
-        [&r.model, &r.method, r.grid.as_deref().unwrap_or_default()].join(" ").trim_end().to_owned()
-    };
-    unmatched.map(label).collect()
+    let unmatched = references.iter().filter(|reference| !rows.iter().any(|row| is_reference_of(reference, row)));
+    unmatched.map(ReferenceValue::label).collect()
+}
+
+/// Whether a published number may stand beside a row. Published full precision (no grid) is matched by whatever name it
+/// goes; what the reference leaves open matches anything.
+pub fn is_reference_of(reference: &ReferenceValue, row: &Row) -> bool {
+    let open_or = |wanted: &Option<String>, found: Option<&str>| wanted.is_none() || wanted.as_deref() == found;
+    reference.model == row.model
+        && reference.grid == row.grid
+        && (row.grid.is_none() || reference.method == row.method)
+        && open_or(&reference.calibration, row.calibration.as_deref())
+        && open_or(&reference.dataset, Some(&row.dataset))
+        && open_or(&reference.protocol, Some(&row.protocol))
+        && reference.seq_len.is_none_or(|seq_len| seq_len.get() as u64 == row.seq_len)
+}
+
+/// Steps of all linears that a fixed scale was folded into: the share that it changed and the mean ratio after to before.
+fn step_change(quantization: &Quantization) -> Option<(f64, f64)> {
+    let changes = quantization.blocks.iter().flat_map(|block| &block.linears).filter_map(|linear| linear.step_change);
+    let (mut n_groups, mut n_changed, mut ratios) = (0, 0, 0.0);
+    for change in changes {
+        n_groups += change.n_groups;
+        n_changed += change.n_changed;
+        ratios += change.mean_ratio * change.n_groups as f64;
+    }
+    (n_groups > 0).then(|| (n_changed as f64 / n_groups as f64, ratios / n_groups as f64))
+}
+
+/// The factor of a method that scales channels by one.
+fn fixed_scale(cell: &Cell) -> Option<f64> {
+    match &cell.quantization.as_ref()?.method {
+        MethodSpec::FixedScale(method) => Some(method.scale),
+        _ => None,
+    }
+}
+
+/// The word of the configuration.
+fn propagation_name(propagation: Propagation) -> &'static str {
+    match propagation {
+        Propagation::FullPrecision => "full_precision",
+        Propagation::Quantized => "quantized",
+        Propagation::QuantizedPerStage => "quantized_per_stage",
+    }
 }
 
 /// A record that holds numbers.
@@ -186,10 +241,10 @@ fn row(
     let estimate = stats::estimate(&measurement.nll_per_window, BOOTSTRAP).ok();
     let delta_fp = difference(cell, measurement, finished, |other| grid.is_some() && other.quantization.is_none());
     let delta_rtn = difference(cell, measurement, finished, |other| is_rtn_beside(other, &record.cell));
-    let reference =
-        references.iter().find(|r| is_reference_of(r, &record.cell.model.name, &method, grid_label.as_deref()));
     let quantization = done.quantization.as_ref();
-    Row {
+    let planned = record.cell.quantization.as_ref();
+    let steps = quantization.and_then(step_change);
+    let row = Row {
         model: record.cell.model.name.clone(),
         bits: grid.map(|grid| u64::from(grid.bits.get())),
         granularity: grid.map(|grid| grid.granularity.label()),
@@ -217,9 +272,9 @@ fn row(
         delta_rtn_ci_low: delta_rtn.low,
         delta_rtn_ci_high: delta_rtn.high,
         floor: measurement.floor,
-        reference: reference.map(|reference| reference.perplexity),
-        reference_difference: reference.map(|reference| measurement.value - reference.perplexity),
-        reference_source: reference.map(source),
+        reference: None,
+        reference_difference: None,
+        reference_source: None,
         quantize_seconds: done.cost.quantize_seconds,
         shared_capture_seconds: done.cost.shared_capture_seconds,
         evaluate_seconds: measurement.seconds,
@@ -231,12 +286,25 @@ fn row(
         calibration_overlap_tokens: measurement
             .calibration_overlap_tokens
             .or(quantization.map(|quantization| quantization.calibration_overlap_tokens)),
+        calibration_seq_len: planned.and_then(|q| Some(q.calibration.as_ref()?.seq_len.get() as u64)),
+        calibration: planned.and_then(|q| q.calibration_name.clone()),
+        propagation: planned.and_then(|q| q.propagation()).map(|propagation| propagation_name(propagation).to_owned()),
+        changed_steps: steps.map(|(changed, _)| changed),
+        step_ratio: steps.map(|(_, ratio)| ratio),
+        step_ratio_over_scale: steps.zip(fixed_scale(&record.cell)).map(|((_, ratio), scale)| ratio / scale),
         cell_id: record.cell_id.0.clone(),
         commit: record.provenance.commit.clone(),
         dirty: record.provenance.dirty,
         device: record.provenance.device.clone(),
         method,
         grid: grid_label,
+    };
+    let Some(reference) = references.iter().find(|reference| is_reference_of(reference, &row)) else { return row };
+    Row {
+        reference: reference.perplexity,
+        reference_difference: reference.perplexity.map(|published| row.perplexity - published),
+        reference_source: Some(source(reference)),
+        ..row
     }
 }
 
@@ -281,11 +349,6 @@ fn is_rtn_beside(other: &Cell, cell: &Cell) -> bool {
         }
         _ => false,
     }
-}
-
-/// Published full precision (no grid) is matched by whatever name it goes.
-fn is_reference_of(reference: &ReferenceValue, model: &str, method: &str, grid: Option<&str>) -> bool {
-    reference.model == model && reference.grid.as_deref() == grid && (grid.is_none() || reference.method == method)
 }
 
 fn source(reference: &ReferenceValue) -> String {

@@ -45,14 +45,14 @@ pub fn render(document: &Document, drawings: &[Drawing], records: &[&Record]) ->
 fn render_table(table: &Table) -> String {
     let class = |index: usize| if table.columns[index].align == Align::Right { " class=\"r\"" } else { "" };
     let heading = |(index, column): (usize, &super::tables::Column)| {
-        format!("<th{}>{}</th>", class(index), escape(column.heading))
+        format!("<th{}>{}</th>", class(index), escape(&column.heading))
     };
     let mut text = format!(
         "<div class=\"wide\"><table>\n<thead><tr>{}</tr></thead>\n<tbody>\n",
         table.columns.iter().enumerate().map(heading).collect::<String>()
     );
     for row in &table.rows {
-        let cell = |(index, cell): (usize, &String)| match row.best && index == Table::VALUE_COLUMN {
+        let cell = |(index, cell): (usize, &String)| match row.emphasized.contains(&index) {
             true => format!("<td{}><strong>{}</strong></td>", class(index), escape(cell)),
             false => format!("<td{}>{}</td>", class(index), escape(cell)),
         };
@@ -60,8 +60,9 @@ fn render_table(table: &Table) -> String {
         text += &format!("<tr{section}>{}</tr>\n", row.cells.iter().enumerate().map(cell).collect::<String>());
     }
     text += &format!(
-        "</tbody>\n</table></div>\n<p class=\"note\">{} Bold: lowest perplexity on its grid.</p>\n",
-        escape(&table.caption)
+        "</tbody>\n</table></div>\n<p class=\"note\">{} Bold: {}.</p>\n",
+        escape(&table.caption),
+        table.emphasis
     );
     text.extend(table.notes.iter().map(|note| format!("<p class=\"note\">{}</p>\n", escape(note))));
     text

@@ -19,21 +19,21 @@ fn render_table(table: &Table) -> String {
     let line = |cells: Vec<String>| format!("  {} \\\\\n", cells.join(" & "));
     let notes: String = table.notes.iter().map(|note| format!(" {}", escape(note))).collect();
     let mut text = format!(
-        "\\begin{{table}}[t]\n\\centering\n\\caption{{{} Bold: lowest perplexity on its grid.{notes}}}\n\\label{{tab:{}}}\n",
+        "\\begin{{table}}[t]\n\\centering\n\\caption{{{} Bold: {}.{notes}}}\n\\label{{tab:{}}}\n",
         escape(&table.caption),
+        table.emphasis,
         table.slug
     );
     text += &format!("\\begin{{tabular}}{{{columns}}}\n  \\toprule\n");
-    text += &line(table.columns.iter().map(|column| escape(column.heading)).collect());
+    text += &line(table.columns.iter().map(|column| escape(&column.heading)).collect());
     text += "  \\midrule\n";
     for row in &table.rows {
         if row.starts_section {
             text += "  \\midrule\n";
         }
         let mut cells: Vec<String> = row.cells.iter().map(|cell| escape(cell)).collect();
-        if row.best {
-            let cell = &mut cells[Table::VALUE_COLUMN];
-            *cell = format!("\\textbf{{{cell}}}");
+        for &column in &row.emphasized {
+            cells[column] = format!("\\textbf{{{}}}", cells[column]);
         }
         text += &line(cells);
     }

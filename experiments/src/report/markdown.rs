@@ -21,19 +21,18 @@ fn render_table(table: &Table) -> String {
         Align::Left => ":--".to_owned(),
         Align::Right => "--:".to_owned(),
     };
-    let mut text = line(table.columns.iter().map(|column| column.heading.to_owned()).collect());
+    let mut text = line(table.columns.iter().map(|column| escape(&column.heading)).collect());
     text += &line(table.columns.iter().map(|column| rule(column.align)).collect());
     text.extend(table.rows.iter().map(|row| line(cells(row))));
-    text += &format!("\n{} Bold: lowest perplexity on its grid.\n", escape(&table.caption));
+    text += &format!("\n{} Bold: {}.\n", escape(&table.caption), table.emphasis);
     text.extend(table.notes.iter().map(|note| format!("\n{}\n", escape(note))));
     text
 }
 
 fn cells(row: &TableRow) -> Vec<String> {
     let mut cells: Vec<String> = row.cells.iter().map(|cell| escape(cell)).collect();
-    if row.best {
-        let cell = &mut cells[Table::VALUE_COLUMN];
-        *cell = format!("**{cell}**");
+    for &column in &row.emphasized {
+        cells[column] = format!("**{}**", cells[column]);
     }
     cells
 }

@@ -3,7 +3,8 @@
 //! ```text
 //! records --newest--> rows (row.rs, frame.rs) --> DataFrame --> table.csv, records.parquet
 //!                                                     |--> Document (tables.rs) --> table.md, table.tex, terminal
-//!                                                     |--> Figure (figures.rs) --> figures/*.svg, *.png
+//!                                                     |--> Pivot (pivot.rs) --> paper-table.md, .tex, .csv (paper_table.rs), matrix
+//!                                                     |--> Figure (figures.rs, lines.rs) --> figures/*.svg, *.png
 //!                                                                                        report.html holds both
 //! ```
 
@@ -12,7 +13,11 @@ pub mod figures;
 pub mod frame;
 pub mod html;
 pub mod latex;
+pub mod lines;
 pub mod markdown;
+pub mod matrix;
+pub mod paper_table;
+pub mod pivot;
 pub mod plots;
 pub mod row;
 pub mod tables;
@@ -26,9 +31,12 @@ use tempfile::NamedTempFile;
 
 use self::figures::Figure;
 use self::html::Drawing;
+use self::matrix::Matrix;
+use self::pivot::Pivot;
 use self::row::Row;
-use self::tables::Document;
-use crate::config::ReferenceValue;
+use self::tables::{Document, Table};
+use crate::config::FigureSpec;
+use crate::plan::{Cell, Plan};
 use crate::record::Record;
 
 /// Where a report was written.
@@ -44,40 +52,43 @@ pub struct ReportFiles {
     pub parquet: PathBuf,
     /// `report.html`: everything on one page.
     pub html: PathBuf,
+    /// `paper-table.md`, `paper-table.tex` and `paper-table.csv`, where the experiment lays out a table.
+    pub paper_tables: Vec<PathBuf>,
     /// `figures/*.svg` and `figures/*.png`.
     pub figures: Vec<PathBuf>,
 }
 
-/// Writes tables, figures and the page of `records` into `folder`. Each file is replaced as a whole or not at all.
+/// Writes tables, figures and the page of what `plan` asks and `records` answer into `folder`. Each file is replaced as a
+/// whole or not at all.
 ///
 /// # Errors
 /// A metric that tables do not know, or a file that cannot be written.
-pub fn write_report(
-    folder: &Path,
-    question: &str,
-    records: &[Record],
-    references: &[ReferenceValue],
-) -> anyhow::Result<ReportFiles> {
-    let newest = frame::newest(records);
+pub fn write_report(folder: &Path, plan: &Plan, records: &[Record]) -> anyhow::Result<ReportFiles> {
+    let asked = asked(plan, records);
+    let newest = frame::newest(&asked);
     let mut data =
-        Row::to_frame(&frame::rows(&newest, references)?).context("cannot build the frame of the records")?;
+        Row::to_frame(&frame::rows(&newest, &plan.references)?).context("cannot build the frame of the records")?;
     let rows = Row::from_frame(&data).context("cannot read the frame of the records")?;
-    let document = document(question, &rows, &newest, references);
-    let mut drawn = figures::perplexity_figures(&rows);
-    drawn.extend(figures::block_figures(&frame::block_curves(&newest)));
+    let pivots = pivots(plan, &rows, &newest);
+    let document = document(plan, &rows, &newest);
+    let mut pictures: Vec<Picture> = own_figures(plan, &rows, &pivots);
+    pictures.extend(figures::perplexity_figures(&rows).into_iter().map(Picture::Lines));
+    pictures.extend(figures::block_figures(&frame::block_curves(&newest)).into_iter().map(Picture::Lines));
 
-    let (drawings, figures) = write_figures(&folder.join("figures"), &drawn)?;
+    let (drawings, figures) = write_figures(&folder.join("figures"), &pictures)?;
     let files = ReportFiles {
         markdown: folder.join("table.md"),
         latex: folder.join("table.tex"),
         csv: folder.join("table.csv"),
         parquet: folder.join("records.parquet"),
         html: folder.join("report.html"),
+        paper_tables: write_paper_tables(folder, plan, &pivots)?,
         figures,
     };
+    let page = Document { tables: paper_tables(&pivots).chain(document.tables.clone()).collect(), ..document.clone() };
     write_whole(&files.markdown, markdown::render(&document).as_bytes())?;
     write_whole(&files.latex, latex::render(&document).as_bytes())?;
-    write_whole(&files.html, html::render(&document, &drawings, &newest).as_bytes())?;
+    write_whole(&files.html, html::render(&page, &drawings, &newest).as_bytes())?;
     let mut csv = Vec::new();
     CsvWriter::new(&mut csv).finish(&mut data).context("cannot write the frame as CSV")?;
     write_whole(&files.csv, &csv)?;
@@ -87,41 +98,132 @@ pub fn write_report(
     Ok(files)
 }
 
-/// The tables of `records` for a terminal of 110 columns or more.
+/// The tables of what `plan` asks and `records` answer, for a terminal of 110 columns or more; one laid out as a
+/// published table may be wider.
 ///
 /// # Errors
 /// A metric that tables do not know.
-pub fn terminal_table(question: &str, records: &[Record], references: &[ReferenceValue]) -> anyhow::Result<String> {
-    let newest = frame::newest(records);
-    let rows = frame::rows(&newest, references)?;
-    Ok(terminal::render(&document(question, &rows, &newest, references)))
+pub fn terminal_table(plan: &Plan, records: &[Record]) -> anyhow::Result<String> {
+    let asked = asked(plan, records);
+    let newest = frame::newest(&asked);
+    let rows = frame::rows(&newest, &plan.references)?;
+    let mut document = document(plan, &rows, &newest);
+    document.tables.extend(paper_tables(&pivots(plan, &rows, &newest)));
+    Ok(terminal::render(&document))
 }
 
-fn document(question: &str, rows: &[Row], newest: &[&Record], references: &[ReferenceValue]) -> Document {
-    let mut document = Document::new(question, rows, &frame::failures(newest));
+/// The records of the cells that `plan` asks for, in its order and with its names for calibrations. A folder may hold
+/// records of an earlier version of the question; those are not shown.
+fn asked(plan: &Plan, records: &[Record]) -> Vec<Record> {
+    let of_cell = |cell: &Cell| {
+        let id = cell.id();
+        let records = records.iter().filter(move |record| record.cell_id == id);
+        records.map(|record| Record { cell: cell.clone(), ..record.clone() }).collect::<Vec<_>>()
+    };
+    plan.cells().flat_map(of_cell).collect()
+}
+
+fn document(plan: &Plan, rows: &[Row], newest: &[&Record]) -> Document {
+    let mut document = Document::new(&plan.question, rows, &frame::failures(newest));
     if let Some(table) = document.tables.last_mut() {
-        let unmatched = frame::unmatched_references(rows, references);
+        let unmatched = frame::unmatched_references(rows, &plan.references);
         table.notes.extend(unmatched.iter().map(|label| format!("Published but not measured here: {label}.")));
     }
     document
 }
 
+/// The tables that the experiment lays out itself.
+fn pivots<'a>(plan: &'a Plan, rows: &'a [Row], newest: &[&Record]) -> Vec<Pivot<'a>> {
+    let Some(spec) = &plan.table else { return Vec::new() };
+    Pivot::all(spec, plan, rows, &frame::texts(newest))
+}
+
+fn paper_tables(pivots: &[Pivot<'_>]) -> impl Iterator<Item = Table> {
+    pivots.iter().map(paper_table::table)
+}
+
+/// `paper-table.md`, `.tex` and `.csv`; where there are several tables, each has a CSV file of its own.
+fn write_paper_tables(folder: &Path, plan: &Plan, pivots: &[Pivot<'_>]) -> anyhow::Result<Vec<PathBuf>> {
+    if pivots.is_empty() {
+        return Ok(Vec::new());
+    }
+    let document =
+        Document { question: plan.question.clone(), tables: paper_tables(pivots).collect(), failures: Vec::new() };
+    let mut files = vec![
+        (folder.join("paper-table.md"), markdown::render(&document)),
+        (folder.join("paper-table.tex"), latex::render(&document)),
+    ];
+    for (index, pivot) in pivots.iter().enumerate() {
+        let number = if pivots.len() > 1 { format!("-{}", index + 1) } else { String::new() };
+        files.push((folder.join(format!("paper-table{number}.csv")), paper_table::csv(pivot)));
+    }
+    files.iter().try_for_each(|(path, content)| write_whole(path, content.as_bytes()))?;
+    Ok(files.into_iter().map(|(path, _)| path).collect())
+}
+
+/// A figure of either kind.
+enum Picture {
+    Lines(Figure),
+    Matrix(Matrix),
+}
+
+impl Picture {
+    fn slug(&self) -> &str {
+        match self {
+            Self::Lines(figure) => &figure.slug,
+            Self::Matrix(matrix) => &matrix.slug,
+        }
+    }
+
+    fn caption(&self) -> &str {
+        match self {
+            Self::Lines(figure) => &figure.caption,
+            Self::Matrix(matrix) => &matrix.caption,
+        }
+    }
+
+    fn svg(&self) -> anyhow::Result<String> {
+        match self {
+            Self::Lines(figure) => plots::svg(figure),
+            Self::Matrix(matrix) => matrix.svg(),
+        }
+    }
+
+    fn write_png(&self, path: &Path) -> anyhow::Result<()> {
+        match self {
+            Self::Lines(figure) => plots::write_png(figure, path),
+            Self::Matrix(matrix) => matrix.write_png(path),
+        }
+    }
+}
+
+/// The figure that the experiment asks for.
+fn own_figures(plan: &Plan, rows: &[Row], pivots: &[Pivot<'_>]) -> Vec<Picture> {
+    match &plan.figure {
+        None => Vec::new(),
+        Some(FigureSpec::Lines(lines)) => lines::line_figures(rows, lines.x).into_iter().map(Picture::Lines).collect(),
+        Some(FigureSpec::Matrix(_)) => {
+            pivots.iter().map(|pivot| Picture::Matrix(Matrix::of(pivot, &paper_table::table(pivot).caption))).collect()
+        }
+    }
+}
+
 /// Writes each figure in both formats and returns what the page shows.
-fn write_figures(folder: &Path, figures: &[Figure]) -> anyhow::Result<(Vec<Drawing>, Vec<PathBuf>)> {
+fn write_figures(folder: &Path, pictures: &[Picture]) -> anyhow::Result<(Vec<Drawing>, Vec<PathBuf>)> {
     std::fs::create_dir_all(folder).with_context(|| {
         format!("{}: cannot create the folder; choose a writable folder with --out", folder.display())
     })?;
     let (mut drawings, mut paths) = (Vec::new(), Vec::new());
-    for figure in figures {
+    for picture in pictures {
         let (svg_path, png_path) =
-            (folder.join(format!("{}.svg", figure.slug)), folder.join(format!("{}.png", figure.slug)));
-        let svg = plots::svg(figure)?;
+            (folder.join(format!("{}.svg", picture.slug())), folder.join(format!("{}.png", picture.slug())));
+        let svg = picture.svg()?;
         write_whole(&svg_path, svg.as_bytes())?;
         // plotters takes the format from the extension, so the temporary file needs it too.
         let temporary = temporary_beside(&png_path, ".png")?;
-        plots::write_png(figure, temporary.path())?;
+        picture.write_png(temporary.path())?;
         replace(temporary, &png_path)?;
-        drawings.push(Drawing { svg, caption: figure.caption.clone() });
+        drawings.push(Drawing { svg, caption: picture.caption().to_owned() });
         paths.extend([svg_path, png_path]);
     }
     Ok((drawings, paths))

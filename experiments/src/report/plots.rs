@@ -15,14 +15,14 @@ use plotters::style::{FontStyle, register_font};
 use super::axis::Axis;
 use super::figures::{Figure, Point, Series};
 
-const FONT: &str = "sans-serif";
+pub(super) const FONT: &str = "sans-serif";
 
 /// Size of a figure in its own pixels; a bitmap has [`BITMAP_SCALE`] times as many. Set in a column of 85 mm, the font
 /// below is 8 points high.
-const WIDTH: u32 = 1000;
+pub(super) const WIDTH: u32 = 1000;
 const PLOT_HEIGHT: u32 = 640;
-const FONT_SIZE: u32 = 30;
-const BITMAP_SCALE: u32 = 2;
+pub(super) const FONT_SIZE: u32 = 30;
+pub(super) const BITMAP_SCALE: u32 = 2;
 
 /// Okabe and Ito's palette, without its yellow: told apart with any colour vision.
 const PALETTE: [RGBColor; 6] = [
@@ -353,7 +353,7 @@ fn level_dashes(index: usize) -> Dashes {
 }
 
 /// Makes the bundled font known to plotters, once.
-fn register_fonts() -> anyhow::Result<()> {
+pub(super) fn register_fonts() -> anyhow::Result<()> {
     static REGISTERED: OnceLock<bool> = OnceLock::new();
     let registered = REGISTERED.get_or_init(|| register_font(FONT, FontStyle::Normal, dejavu::sans::regular()).is_ok());
     if *registered { Ok(()) } else { Err(anyhow!("the bundled font DejaVu Sans cannot be read")) }

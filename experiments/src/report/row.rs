@@ -164,6 +164,19 @@ columns! {
     codes_sha256: Option<String>,
     /// Calibration sequences; null for full precision.
     n_calibration_sequences: Option<u64>,
+    /// Tokens of a calibration sequence; null where the run has no calibration.
+    calibration_seq_len: Option<u64>,
+    /// Name of the calibration, where the experiment compares several; null where the method looks at no activations.
+    calibration: Option<String>,
+    /// What the blocks after the first saw during calibration: `full_precision`, `quantized`, `quantized_per_stage`; null
+    /// where the method looks at no activations.
+    propagation: Option<String>,
+    /// Share of the quantization steps that a fixed scale changed, 0 to 1; null for methods without one.
+    changed_steps: Option<f64>,
+    /// Mean of a step after a fixed scale over the step before; null for methods without one.
+    step_ratio: Option<f64>,
+    /// The same divided by the scale.
+    step_ratio_over_scale: Option<f64>,
     /// Calibration tokens that also occur in a scored window; null for full precision.
     calibration_overlap_tokens: Option<u64>,
     /// Content hash of the cell.

@@ -29,15 +29,17 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// Cells, as wide as `columns`.
     pub rows: Vec<TableRow>,
+    /// What an emphasized cell is.
+    pub emphasis: &'static str,
     /// What to know about single rows.
     pub notes: Vec<String>,
 }
 
 /// A heading and how its cells stand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {
     /// The heading.
-    pub heading: &'static str,
+    pub heading: String,
     /// Where the cells stand.
     pub align: Align,
 }
@@ -56,9 +58,9 @@ pub enum Align {
 pub struct TableRow {
     /// Its cells.
     pub cells: Vec<String>,
-    /// Lowest perplexity among the methods on its grid.
-    pub best: bool,
-    /// First row of another grid: a rule goes above it.
+    /// The cells to make stand out, by column; the table says why.
+    pub emphasized: Vec<usize>,
+    /// First row of another section: a rule goes above it.
     pub starts_section: bool,
 }
 
@@ -75,24 +77,25 @@ impl Document {
 
 /// A column of the table and the text of its cells.
 struct Layout {
-    column: Column,
+    heading: &'static str,
+    align: Align,
     cell: fn(&Row) -> String,
 }
 
 impl Layout {
     const fn left(heading: &'static str, cell: fn(&Row) -> String) -> Self {
-        Self { column: Column { heading, align: Align::Left }, cell }
+        Self { heading, align: Align::Left, cell }
     }
 
     const fn right(heading: &'static str, cell: fn(&Row) -> String) -> Self {
-        Self { column: Column { heading, align: Align::Right }, cell }
+        Self { heading, align: Align::Right, cell }
     }
 }
 
-impl Table {
-    /// The column whose cell is emphasised in the best row.
-    pub const VALUE_COLUMN: usize = 3;
+/// The heading of the numbers, of which the best are emphasized.
+const VALUE: &str = "perplexity";
 
+impl Table {
     /// `rows` must not be empty and must be comparable.
     fn new(rows: &[Row]) -> Self {
         let first = &rows[0];
@@ -100,7 +103,7 @@ impl Table {
             Layout::left("method", |row| row.method.clone()),
             Layout::left("grid", |row| row.grid.clone().unwrap_or_else(|| "-".to_owned())),
             Layout::right("bits/w", |row| format!("{:.2}", row.bits_per_weight)),
-            Layout::right("perplexity", |row| value_and_error(row.perplexity, row.standard_error)),
+            Layout::right(VALUE, |row| value_and_error(row.perplexity, row.standard_error)),
             Layout::right("Δ to FP [95% CI]", |row| {
                 difference(row.delta_fp, row.delta_fp_ci_low, row.delta_fp_ci_high)
             }),
@@ -108,6 +111,15 @@ impl Table {
                 difference(row.delta_rtn, row.delta_rtn_ci_low, row.delta_rtn_ci_high)
             }),
         ];
+        let mut settings = Vec::new();
+        if differ(rows, |row| row.calibration.as_deref()) {
+            settings.push(Layout::left("calibration", |row| row.calibration.clone().unwrap_or_else(missing)));
+        }
+        if differ(rows, |row| row.propagation.as_deref()) {
+            let words = |row: &Row| row.propagation.as_ref().map_or_else(missing, |name| name.replace('_', " "));
+            settings.push(Layout::left("calibration inputs", words));
+        }
+        layout.splice(2..2, settings);
         if rows.iter().any(|row| row.reference.is_some()) {
             layout.push(Layout::right("paper", |row| row.reference.map_or_else(missing, |x| number(x, decimals(x)))));
             layout.push(Layout::right("ours - paper", |row| difference(row.reference_difference, None, None)));
@@ -121,14 +133,22 @@ impl Table {
                     (column.cell)(row) + &if index == 0 { distinction(row, rows) } else { String::new() }
                 })
                 .collect(),
-            best: is_best(row, rows),
+            emphasized: layout
+                .iter()
+                .position(|column| column.heading == VALUE && is_best(row, rows))
+                .into_iter()
+                .collect(),
             starts_section: previous.is_some_and(|previous| previous.grid != row.grid),
         };
         Self {
             slug: slug(&first.setting()),
             caption: caption(rows),
-            columns: layout.iter().map(|layout| layout.column).collect(),
+            columns: layout
+                .iter()
+                .map(|layout| Column { heading: layout.heading.to_owned(), align: layout.align })
+                .collect(),
             rows: rows.iter().zip(previous).map(table_row).collect(),
+            emphasis: "lowest perplexity on its grid",
             notes: notes(rows),
         }
     }
@@ -143,8 +163,16 @@ pub fn slug(text: &str) -> String {
 
 /// Tells apart two cells of one method and grid that differ in a setting: the head of the cell's id.
 fn distinction(row: &Row, rows: &[Row]) -> String {
-    let twins = rows.iter().filter(|other| (&other.method, &other.grid) == (&row.method, &row.grid)).count();
+    let shown = |row: &Row| {
+        [Some(&row.method), row.grid.as_ref(), row.calibration.as_ref(), row.propagation.as_ref()].map(|x| x.cloned())
+    };
+    let twins = rows.iter().filter(|other| shown(other) == shown(row)).count();
     if twins > 1 { format!(" ({})", row.cell_id.chars().take(6).collect::<String>()) } else { String::new() }
+}
+
+/// Whether more than one value of a setting occurs.
+fn differ<'a>(rows: &'a [Row], setting: impl Fn(&'a Row) -> Option<&'a str>) -> bool {
+    rows.iter().filter_map(setting).collect::<BTreeSet<_>>().len() > 1
 }
 
 fn is_best(row: &Row, rows: &[Row]) -> bool {
@@ -158,15 +186,11 @@ fn caption(rows: &[Row]) -> String {
         true => format!("LIMITED RUN: first {} of {} windows. ", grouped(row.n_windows), grouped(row.n_windows_total)),
         false => String::new(),
     };
-    let protocol = match row.protocol.as_str() {
-        "gptq" => format!("non-overlapping windows of {} tokens, all but the first token of each scored", row.seq_len),
-        "llama-cpp" => format!("chunks of {} tokens that start with BOS, the second half of each scored", row.seq_len),
-        _ => format!("windows of {} tokens", row.seq_len),
-    };
     let arithmetic = match row.arithmetic.as_str() {
         "f32" => String::new(),
         other => format!(" Matrix products of the scoring pass in {other}, sums in f32."),
     };
+    let protocol = protocol(row);
     let floor = row.floor.map_or_else(String::new, |floor| {
         format!(" No model can be below {}, the text's own entropy.", number(floor, decimals(floor)))
     });
@@ -183,10 +207,19 @@ fn caption(rows: &[Row]) -> String {
     )
 }
 
+/// What the protocol of a row does, in words.
+pub(super) fn protocol(row: &Row) -> String {
+    match row.protocol.as_str() {
+        "gptq" => format!("non-overlapping windows of {} tokens, all but the first token of each scored", row.seq_len),
+        "llama-cpp" => format!("chunks of {} tokens that start with BOS, the second half of each scored", row.seq_len),
+        _ => format!("windows of {} tokens", row.seq_len),
+    }
+}
+
 /// `Commit 9840d36 (dirty)`, or all of them where cells come from several.
-fn commits(rows: &[Row]) -> String {
+pub(super) fn commits<'a>(rows: impl IntoIterator<Item = &'a Row>) -> String {
     let short = |row: &Row| row.commit.chars().take(7).collect::<String>() + if row.dirty { " (dirty)" } else { "" };
-    let commits: BTreeSet<String> = rows.iter().map(short).collect();
+    let commits: BTreeSet<String> = rows.into_iter().map(short).collect();
     let word = if commits.len() == 1 { "Commit" } else { "Commits" };
     format!("{word} {}", commits.into_iter().collect::<Vec<_>>().join(", "))
 }
@@ -206,7 +239,7 @@ fn notes(rows: &[Row]) -> Vec<String> {
     papers.chain(rows.iter().filter_map(overlap)).collect()
 }
 
-fn missing() -> String {
+pub(super) fn missing() -> String {
     "-".to_owned()
 }
 
@@ -230,7 +263,7 @@ fn difference(point: Option<f64>, low: Option<f64>, high: Option<f64>) -> String
 }
 
 /// Decimals that keep about five digits; `None` where only powers of ten are readable.
-fn decimals(magnitude: f64) -> Option<usize> {
+pub(super) fn decimals(magnitude: f64) -> Option<usize> {
     match magnitude.abs() {
         x if x < 100.0 => Some(3),
         x if x < 1_000.0 => Some(2),
@@ -239,7 +272,7 @@ fn decimals(magnitude: f64) -> Option<usize> {
     }
 }
 
-fn number(value: f64, decimals: Option<usize>) -> String {
+pub(super) fn number(value: f64, decimals: Option<usize>) -> String {
     match decimals {
         Some(decimals) => format!("{value:.decimals$}"),
         None if value.is_finite() => format!("{value:.2e}"),
@@ -248,7 +281,7 @@ fn number(value: f64, decimals: Option<usize>) -> String {
 }
 
 /// `288,627`.
-fn grouped(n: u64) -> String {
+pub(super) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

@@ -1,6 +1,6 @@
 //! Tables for the terminal: aligned columns, light rules, no colour.
 
-use super::tables::{Align, Document, Table};
+use super::tables::{Align, Document, Table, TableRow};
 
 /// Columns that captions and messages are wrapped to.
 const WIDTH: usize = 110;
@@ -22,9 +22,9 @@ pub fn render(document: &Document) -> String {
 }
 
 fn render_table(table: &Table) -> String {
-    let heading = table.columns.iter().map(|column| column.heading.to_owned()).collect();
+    let heading = table.columns.iter().map(|column| column.heading.clone()).collect();
     let rows: Vec<Vec<String>> =
-        std::iter::once(heading).chain(table.rows.iter().map(|row| marked(&row.cells, row.best))).collect();
+        std::iter::once(heading).chain(table.rows.iter().map(|row| marked(row, table))).collect();
     let width_of = |index: usize| rows.iter().map(|cells| cells[index].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..table.columns.len()).map(width_of).collect();
     let line = |cells: &[String]| {
@@ -43,16 +43,23 @@ fn render_table(table: &Table) -> String {
         text += &line(cells);
     }
     text += &rule("━");
-    text += &wrap(&format!("{} {}: lowest perplexity on its grid.", table.caption, BEST_MARK.trim()));
+    text += &wrap(&format!("{} {}: {}.", table.caption, BEST_MARK.trim(), table.emphasis));
     text.extend(table.notes.iter().map(|note| wrap(note)));
     text
 }
 
-fn marked(cells: &[String], best: bool) -> Vec<String> {
-    let mark = if best { BEST_MARK } else { "  " };
-    let mut cells = cells.to_vec();
-    cells[Table::VALUE_COLUMN].push_str(mark);
-    cells
+/// The cells of a row; in a column that has emphasized cells, these get a mark and the others a blank as wide.
+fn marked(row: &TableRow, table: &Table) -> Vec<String> {
+    let mark = |(index, cell): (usize, &String)| {
+        let has_marks = table.rows.iter().any(|row| row.emphasized.contains(&index));
+        let mark = match row.emphasized.contains(&index) {
+            true => BEST_MARK,
+            false if has_marks => "  ",
+            false => "",
+        };
+        format!("{cell}{mark}")
+    };
+    row.cells.iter().enumerate().map(mark).collect()
 }
 
 /// Breaks at spaces; keeps the lines and the indentation of the text.

@@ -12,8 +12,9 @@ use awq_core::log::BlockLog;
 use polars::prelude::*;
 
 use super::*;
+use crate::config::ReferenceValue;
 use crate::config::{Bundled, ModelSource, ModelSpec};
-use crate::plan::{Cell, QuantizationCell};
+use crate::plan::{Cell, ModelPlan, Plan, QuantizationCell};
 use crate::provenance::Provenance;
 use crate::record::{Cost, Done, Failed, Measurement, Outcome, Quantization, SCHEMA_VERSION, Stage};
 use crate::registry::MethodSpec;
@@ -42,7 +43,7 @@ fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
     let bits_per_weight = method.map(|(_, grid)| grid.stored_bits(64, 1024) as f64 / (64.0 * 1024.0));
     let quantization = method.map(|(json, grid)| {
         let method: MethodSpec = serde_json::from_str(json).unwrap();
-        QuantizationCell { method, grid, calibration: None }
+        QuantizationCell { method, grid, calibration: None, calibration_name: None }
     });
     let model = ModelSpec { name: "Tiny_1M".into(), source: ModelSource::Bundled(Bundled {}) };
     let cell = Cell { model, quantization, evaluations: Vec::new() };
@@ -140,11 +141,30 @@ fn references() -> Vec<ReferenceValue> {
         model: "Tiny_1M".into(),
         method: method.into(),
         grid: grid.map(str::to_owned),
-        perplexity,
+        calibration: None,
+        dataset: None,
+        protocol: None,
+        seq_len: None,
+        perplexity: Some(perplexity),
+        changed_steps: None,
+        step_ratio: None,
+        step_ratio_over_scale: None,
         source: "A paper, table 4".into(),
         note: None,
     };
     vec![reference("FP16", None, 12.0), reference("AWQ", Some("W3 g64"), 14.5), reference("QuIP", Some("W2 g64"), 20.0)]
+}
+
+/// The experiment that asked for the cells of `records`.
+fn plan(records: &[Record], references: Vec<ReferenceValue>) -> Plan {
+    let mut cells: Vec<Cell> = Vec::new();
+    for record in records {
+        if !cells.contains(&record.cell) {
+            cells.push(record.cell.clone());
+        }
+    }
+    let model = cells[0].model.clone();
+    Plan { question: QUESTION.into(), models: vec![ModelPlan { model, cells }], references, table: None, figure: None }
 }
 
 fn rows(records: &[Record], references: &[ReferenceValue]) -> Vec<Row> {
@@ -230,7 +250,7 @@ fn a_single_window_has_numbers_without_intervals() {
 
 #[test]
 fn terminal_snapshot() {
-    let table = terminal_table(QUESTION, &records(), &references()).unwrap();
+    let table = terminal_table(&plan(&records(), references()), &records()).unwrap();
     let table_width = table.lines().map(|line| line.chars().count()).max().unwrap();
     assert!(table_width <= 120, "{table_width} columns");
     insta::assert_snapshot!(table, @r#"
@@ -263,7 +283,7 @@ fn terminal_snapshot() {
 fn markdown_snapshot() {
     let rows = rows(&records(), &[]);
     let records = records();
-    insta::assert_snapshot!(markdown::render(&document(QUESTION, &rows, &frame::newest(&records), &[])), @r#"
+    insta::assert_snapshot!(markdown::render(&document(&plan(&records, vec![]), &rows, &frame::newest(&records))), @r#"
     # Does AWQ beat RTN at 3 bit?
 
     | method | grid | bits/w | perplexity | Δ to FP [95% CI] | Δ to RTN [95% CI] |
@@ -286,7 +306,7 @@ fn markdown_snapshot() {
 fn latex_snapshot() {
     let rows = rows(&records(), &references());
     let records = records();
-    insta::assert_snapshot!(latex::render(&document(QUESTION, &rows, &frame::newest(&records), &references())), @r#"
+    insta::assert_snapshot!(latex::render(&document(&plan(&records, references()), &rows, &frame::newest(&records))), @r#"
     % Generated from records.jsonl; do not edit. Needs \usepackage{booktabs}.
     % Does AWQ beat RTN at 3 bit?
     \begin{table}[t]
@@ -321,13 +341,17 @@ fn full_runs_and_settings_apart_are_said_so() {
     }
     // The same method and grid with other settings: another cell id, the same labels.
     let mut twin = records[0].clone();
-    twin.cell_id = crate::plan::CellId("feedbeef00000000".into());
+    let coarser = AWQ.replace("\"n_ratios\": 20", "\"n_ratios\": 10");
+    twin.cell.quantization.as_mut().unwrap().method = serde_json::from_str(&coarser).unwrap();
+    twin.cell_id = twin.cell.id();
+    let head: String = twin.cell_id.0.chars().take(6).collect();
     done(&mut twin).quantization.as_mut().unwrap().calibration_overlap_tokens = 1234;
     records.push(twin);
-    let table = terminal_table(QUESTION, &records, &[]).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    let table =
+        terminal_table(&plan(&records, vec![]), &records).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(!table.contains("LIMITED"), "{table}");
     assert!(table.contains("No model can be below 11.250, the text's own entropy."), "{table}");
-    assert!(table.contains("AWQ (feedbe) W3 g64"), "{table}");
+    assert!(table.contains(&format!("AWQ ({head}) W3 g64")), "{table}");
     assert!(table.contains("AWQ W3 g64: 1,234 calibration tokens also occur in scored windows"), "{table}");
 }
 
@@ -352,7 +376,7 @@ fn overlap_is_noted_under_the_text_that_it_concerns() {
 fn csv_and_parquet_read_back_as_the_same_frame() {
     let folder = tempfile::tempdir().unwrap();
     let records = records();
-    let files = write_report(folder.path(), QUESTION, &records, &references()).unwrap();
+    let files = write_report(folder.path(), &plan(&records, references()), &records).unwrap();
     let written = Row::to_frame(&rows(&records, &references())).unwrap();
     let parquet = ParquetReader::new(File::open(&files.parquet).unwrap()).finish().unwrap();
     let csv = CsvReadOptions::default()
@@ -381,10 +405,10 @@ fn a_frame_of_another_shape_is_an_error() {
 #[test]
 fn the_same_records_give_the_same_files() {
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let files = write_report(first.path(), QUESTION, &records(), &references()).unwrap();
+    let files = write_report(first.path(), &plan(&records(), references()), &records()).unwrap();
     // A second report over an old one replaces it.
-    write_report(second.path(), QUESTION, &records()[..3], &[]).unwrap();
-    write_report(second.path(), QUESTION, &records(), &references()).unwrap();
+    write_report(second.path(), &plan(&records()[..3], vec![]), &records()[..3]).unwrap();
+    write_report(second.path(), &plan(&records(), references()), &records()).unwrap();
     let named = [files.markdown, files.latex, files.csv, files.parquet, files.html].into_iter().chain(files.figures);
     let mut n_files = 0;
     for path in named {
@@ -402,7 +426,8 @@ fn the_same_records_give_the_same_files() {
 #[test]
 fn the_page_is_whole_and_escaped() {
     let folder = tempfile::tempdir().unwrap();
-    let files = write_report(folder.path(), "Is 3 < 4 & why?", &records(), &references()).unwrap();
+    let asking = Plan { question: "Is 3 < 4 & why?".into(), ..plan(&records(), references()) };
+    let files = write_report(folder.path(), &asking, &records()).unwrap();
     let page = std::fs::read_to_string(files.html).unwrap();
     assert!(page.contains("<h1>Is 3 &lt; 4 &amp; why?</h1>"));
     assert!(page.contains("A &lt;fast&gt; CPU"));
@@ -413,7 +438,7 @@ fn the_page_is_whole_and_escaped() {
 #[test]
 fn failures_alone_make_a_report_without_figures() {
     let folder = tempfile::tempdir().unwrap();
-    let files = write_report(folder.path(), QUESTION, &records()[5..], &[]).unwrap();
+    let files = write_report(folder.path(), &plan(&records()[5..], vec![]), &records()[5..]).unwrap();
     assert_eq!(files.figures, Vec::<PathBuf>::new());
     let markdown = std::fs::read_to_string(files.markdown).unwrap();
     assert!(
@@ -427,6 +452,6 @@ fn an_unwritable_folder_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let blocked = folder.path().join("file");
     std::fs::write(&blocked, "").unwrap();
-    let error = format!("{:#}", write_report(&blocked, QUESTION, &records(), &[]).unwrap_err());
+    let error = format!("{:#}", write_report(&blocked, &plan(&records(), vec![]), &records()).unwrap_err());
     assert!(error.contains("file/figures: cannot create the folder; choose a writable folder with --out"), "{error}");
 }

@@ -1,0 +1,141 @@
+//! What activations are collected on: once for all methods, or several calibrations to compare; and what a method's entry
+//! may ask of them.
+
+use std::num::NonZeroUsize;
+
+use anyhow::{bail, ensure};
+use awq_core::driver::Propagation;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{DatasetSpec, ExperimentSpec, SamplingSpec};
+use crate::registry::{MethodSpec, MethodTable};
+
+/// What activations are collected on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CalibrationSpec {
+    /// The text.
+    pub dataset: DatasetSpec,
+    /// How token sequences are taken from it.
+    pub sampling: SamplingSpec,
+    /// Tokens of one sequence.
+    pub seq_len: NonZeroUsize,
+    /// What the blocks after the first see: activations of the full-precision model or of the quantized one.
+    pub propagation: Propagation,
+}
+
+/// One of several calibrations.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NamedCalibration {
+    /// Name in tables, e.g. `16 sequences`. Like a label, it is no part of a cell's identity.
+    pub name: String,
+    /// The text.
+    pub dataset: DatasetSpec,
+    /// How token sequences are taken from it.
+    pub sampling: SamplingSpec,
+    /// Tokens of one sequence.
+    pub seq_len: NonZeroUsize,
+    /// What the blocks after the first see, unless a method's entry says otherwise.
+    pub propagation: Propagation,
+}
+
+impl NamedCalibration {
+    /// The calibration itself.
+    pub fn spec(&self) -> CalibrationSpec {
+        CalibrationSpec {
+            dataset: self.dataset.clone(),
+            sampling: self.sampling.clone(),
+            seq_len: self.seq_len,
+            propagation: self.propagation,
+        }
+    }
+}
+
+/// One method of an experiment and what it departs in from the others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "MethodTable", into = "MethodTable")]
+pub struct MethodEntry {
+    /// The method and its settings.
+    pub method: MethodSpec,
+    /// What the blocks after the first see for this method, in place of what the calibration says: GPTQ is made for
+    /// quantized inputs, AWQ for those of the full-precision model.
+    pub propagation: Option<Propagation>,
+    /// The calibrations it runs under, by name; all where absent.
+    pub calibrations: Option<Vec<String>>,
+}
+
+/// A calibration as one method sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CalibrationUse {
+    /// Its name, where the experiment has several and the method looks at activations.
+    pub name: Option<String>,
+    /// The calibration, with the method's own propagation; `None` where the experiment has none.
+    pub spec: Option<CalibrationSpec>,
+}
+
+impl ExperimentSpec {
+    /// The calibrations that a method runs under, in the order of the file. A method that looks at no activations is the
+    /// same under each: it runs once, and the output error of its blocks is measured on the first.
+    pub fn calibrations_of(&self, entry: &MethodEntry) -> Vec<CalibrationUse> {
+        let for_method = |spec: CalibrationSpec| CalibrationSpec {
+            propagation: entry.propagation.unwrap_or(spec.propagation),
+            ..spec
+        };
+        if self.calibrations.is_empty() {
+            return vec![CalibrationUse { name: None, spec: self.calibration.clone().map(for_method) }];
+        }
+        if !entry.method.settings().needs().inputs {
+            let first = self.calibrations.first().map(|calibration| for_method(calibration.spec()));
+            return vec![CalibrationUse { name: None, spec: first }];
+        }
+        let is_chosen = |calibration: &&NamedCalibration| {
+            entry.calibrations.as_ref().is_none_or(|names| names.contains(&calibration.name))
+        };
+        let as_used = |calibration: &NamedCalibration| CalibrationUse {
+            name: Some(calibration.name.clone()),
+            spec: Some(for_method(calibration.spec())),
+        };
+        self.calibrations.iter().filter(is_chosen).map(as_used).collect()
+    }
+
+    /// Names that do not exist, and keys that would have no effect.
+    pub(super) fn check_calibrations(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.calibration.is_none() || self.calibrations.is_empty(),
+            "the experiment has [calibration] and [[calibrations]]; give one calibration or a list of named ones, not both"
+        );
+        let mut names: Vec<&str> = self.calibrations.iter().map(|calibration| calibration.name.as_str()).collect();
+        let known = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            bail!("two calibrations are named `{}`; tables could not tell them apart", twice[0]);
+        }
+        ensure!(names.iter().all(|name| !name.trim().is_empty()), "a calibration has an empty name; give it one");
+        let has_none = self.calibration.is_none() && self.calibrations.is_empty();
+        for entry in &self.methods {
+            let key = entry.method.key();
+            let looks = entry.method.settings().needs().inputs;
+            ensure!(
+                !(looks && has_none),
+                "method `{key}` needs activations, the experiment has no [calibration] section; add one"
+            );
+            ensure!(
+                entry.propagation.is_none() || !has_none,
+                "method `{key}`: key `propagation` has no effect without a calibration; remove it"
+            );
+            let Some(chosen) = &entry.calibrations else { continue };
+            ensure!(looks, "method `{key}` looks at no activations: key `calibrations` has no effect; remove it");
+            ensure!(
+                !chosen.is_empty(),
+                "method `{key}`: key `calibrations` is an empty list; name at least one, or remove it"
+            );
+            if let Some(unknown) = chosen.iter().find(|name| !names.contains(&name.as_str())) {
+                let known = if known.is_empty() { "the experiment has no [[calibrations]]" } else { known.as_str() };
+                bail!("method `{key}`: no calibration is named `{unknown}`; known: {known}");
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,229 @@
+//! [`Pivot`]: rows of the frame laid out along the axes of a published table, with the published numbers in their places.
+//! Pure; [`super::paper_table`] writes it, [`super::matrix`] draws it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::frame::is_reference_of;
+use super::row::Row;
+use crate::config::{ReferenceValue, TableAxis, TableSpec, TableValue};
+use crate::plan::Plan;
+
+/// What stands where no calibration, or no grid, has a name.
+const NOTHING: &str = "-";
+
+/// One table: one protocol, and one text unless texts are an axis.
+#[derive(Debug)]
+pub struct Pivot<'a> {
+    /// Its axes and values.
+    pub spec: &'a TableSpec,
+    /// Headings of its rows, a word for each axis of `spec.rows`.
+    pub rows: Vec<Vec<String>>,
+    /// Headings of its columns, a word for each axis of `spec.columns`.
+    pub columns: Vec<Vec<String>>,
+    /// What was measured, for captions.
+    pub measured: Vec<&'a Row>,
+    places: BTreeMap<(usize, usize), Place<'a>>,
+}
+
+/// What stands in one place.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place<'a> {
+    /// What we measured.
+    pub ours: Option<&'a Row>,
+    /// What was published.
+    pub published: Option<&'a ReferenceValue>,
+    /// Whether no other method in the same setting has a lower perplexity, and there is another.
+    pub is_best: bool,
+}
+
+impl Place<'_> {
+    /// Our number.
+    pub fn value(&self, value: TableValue) -> Option<f64> {
+        let row = self.ours?;
+        match value {
+            TableValue::Perplexity => Some(row.perplexity),
+            TableValue::ChangedSteps => row.changed_steps,
+            TableValue::StepRatio => row.step_ratio,
+            TableValue::StepRatioOverScale => row.step_ratio_over_scale,
+        }
+    }
+
+    /// The published number.
+    pub fn published(&self, value: TableValue) -> Option<f64> {
+        self.published.and_then(|reference| reference.value(value))
+    }
+}
+
+impl<'a> Pivot<'a> {
+    /// The tables of `rows`: one for each protocol, and for each text unless texts are an axis.
+    pub fn all(spec: &'a TableSpec, plan: &'a Plan, rows: &'a [Row], texts: &[String]) -> Vec<Self> {
+        let texts_are_axis = spec.rows.iter().chain(&spec.columns).any(|&axis| axis == TableAxis::Dataset);
+        let setting = |row: &'a Row| {
+            let text = if texts_are_axis { "" } else { row.dataset.as_str() };
+            (text, row.protocol.as_str(), row.seq_len)
+        };
+        let mut settings: Vec<_> = Vec::new();
+        for found in rows.iter().map(setting) {
+            if !settings.contains(&found) {
+                settings.push(found);
+            }
+        }
+        let order = Order::new(plan, texts);
+        let table = |wanted| {
+            let measured: Vec<&Row> = rows.iter().filter(|row| setting(row) == wanted).collect();
+            Self::new(spec, &order, measured, &plan.references)
+        };
+        settings.into_iter().map(table).collect()
+    }
+
+    fn new(spec: &'a TableSpec, order: &Order, measured: Vec<&'a Row>, references: &'a [ReferenceValue]) -> Self {
+        // Where methods are rows and calibrations columns, what needs no calibration stands in every column.
+        let repeats = spec.rows.contains(&TableAxis::Calibration) != spec.rows.contains(&TableAxis::Method);
+        let everywhere = |words| if repeats { order.everywhere(words) } else { vec![with_calibration(words, NOTHING)] };
+        let mut entries: Vec<(BTreeMap<TableAxis, String>, Place<'a>)> = Vec::new();
+        for &row in &measured {
+            let published = references.iter().find(|reference| is_reference_of(reference, row));
+            let place = Place { ours: Some(row), published, is_best: is_best(row, &measured) };
+            entries.extend(everywhere(words_of_row(row)).into_iter().map(|words| (words, place)));
+        }
+        // What was published and not (yet) measured keeps its place.
+        for published in references {
+            let is_here = |row: &&Row| is_reference_of(published, row);
+            if measured.iter().any(is_here) || !may_stand_with(published, &measured) {
+                continue;
+            }
+            let place = Place { published: Some(published), ..Place::default() };
+            entries.extend(everywhere(words_of_reference(published)).into_iter().map(|words| (words, place)));
+        }
+        let heading = |axes: &[TableAxis], words: &BTreeMap<TableAxis, String>| -> Vec<String> {
+            axes.iter().map(|axis| words.get(axis).cloned().unwrap_or_default()).collect()
+        };
+        // A published number whose text is not told has no place along texts.
+        entries.retain(|(words, _)| spec.rows.iter().chain(&spec.columns).all(|axis| words.contains_key(axis)));
+        let sorted = |axes: &[TableAxis]| -> Vec<Vec<String>> {
+            let mut headings: Vec<Vec<String>> = entries.iter().map(|(words, _)| heading(axes, words)).collect();
+            headings.sort_by_cached_key(|heading| order.position(axes, heading));
+            headings.dedup();
+            headings
+        };
+        let (rows, columns) = (sorted(&spec.rows), sorted(&spec.columns));
+        let index = |all: &[Vec<String>], one: Vec<String>| all.iter().position(|other| *other == one);
+        let mut places = BTreeMap::new();
+        for (words, place) in &entries {
+            let at = index(&rows, heading(&spec.rows, words)).zip(index(&columns, heading(&spec.columns, words)));
+            if let Some(at) = at {
+                places.entry(at).or_insert(*place);
+            }
+        }
+        Self { spec, rows, columns, measured, places }
+    }
+
+    /// What stands at a row and a column; nothing where nobody measured.
+    pub fn place(&self, row: usize, column: usize) -> Place<'a> {
+        self.places.get(&(row, column)).copied().unwrap_or_default()
+    }
+
+    /// Every published number that has a place, in reading order.
+    pub fn published(&self) -> impl Iterator<Item = &'a ReferenceValue> {
+        self.places.values().filter_map(|place| place.published)
+    }
+}
+
+fn words_of_row(row: &Row) -> BTreeMap<TableAxis, String> {
+    let calibration = row.calibration.clone().map(|name| (TableAxis::Calibration, name));
+    let others = [
+        (TableAxis::Model, row.model.clone()),
+        (TableAxis::Method, row.method.clone()),
+        (TableAxis::Grid, row.grid.clone().unwrap_or_else(|| NOTHING.to_owned())),
+        (TableAxis::Dataset, row.dataset.clone()),
+    ];
+    others.into_iter().chain(calibration).collect()
+}
+
+fn words_of_reference(reference: &ReferenceValue) -> BTreeMap<TableAxis, String> {
+    let method = if reference.grid.is_some() { reference.method.clone() } else { "FP".to_owned() };
+    let optional = [
+        reference.calibration.clone().map(|name| (TableAxis::Calibration, name)),
+        reference.dataset.clone().map(|name| (TableAxis::Dataset, name)),
+    ];
+    let others = [
+        (TableAxis::Model, reference.model.clone()),
+        (TableAxis::Method, method),
+        (TableAxis::Grid, reference.grid.clone().unwrap_or_else(|| NOTHING.to_owned())),
+    ];
+    others.into_iter().chain(optional.into_iter().flatten()).collect()
+}
+
+/// `words` with a calibration's name, where they have none.
+fn with_calibration(mut words: BTreeMap<TableAxis, String>, name: &str) -> BTreeMap<TableAxis, String> {
+    words.entry(TableAxis::Calibration).or_insert_with(|| name.to_owned());
+    words
+}
+
+/// Whether a published number belongs to the text and protocol of a table, as far as it tells.
+fn may_stand_with(reference: &ReferenceValue, measured: &[&Row]) -> bool {
+    let names = |wanted: &Option<String>, found: &dyn Fn(&Row) -> bool| {
+        wanted.is_none() || measured.iter().any(|row| found(row))
+    };
+    names(&reference.dataset, &|row| reference.dataset.as_ref() == Some(&row.dataset))
+        && names(&reference.protocol, &|row| reference.protocol.as_ref() == Some(&row.protocol))
+        && reference.seq_len.is_none_or(|len| measured.iter().any(|row| row.seq_len == len.get() as u64))
+}
+
+/// Whether a quantized row is better than every other method on its model, grid, text and calibration. What needs no
+/// calibration competes under each.
+fn is_best(row: &Row, rows: &[&Row]) -> bool {
+    let same_calibration =
+        |other: &Row| row.calibration.is_none() || other.calibration.is_none() || row.calibration == other.calibration;
+    let is_rival = |other: &&&Row| {
+        (&other.model, &other.grid, &other.dataset) == (&row.model, &row.grid, &row.dataset)
+            && other.cell_id != row.cell_id
+            && same_calibration(other)
+    };
+    let mut rivals = rows.iter().filter(is_rival).peekable();
+    row.grid.is_some() && rivals.peek().is_some() && rivals.all(|rival| row.perplexity < rival.perplexity)
+}
+
+/// The words of each axis in the order of the experiment file.
+struct Order(BTreeMap<TableAxis, Vec<String>>);
+
+impl Order {
+    fn new(plan: &Plan, texts: &[String]) -> Self {
+        let mut words: BTreeMap<TableAxis, Vec<String>> = BTreeMap::new();
+        for cell in plan.cells() {
+            for axis in [TableAxis::Model, TableAxis::Method, TableAxis::Grid, TableAxis::Calibration] {
+                let word = match cell.place(axis) {
+                    nothing if nothing.is_empty() && axis == TableAxis::Calibration => continue,
+                    nothing if nothing.is_empty() => NOTHING.to_owned(),
+                    word => word,
+                };
+                words.entry(axis).or_default().push(word);
+            }
+        }
+        words.insert(TableAxis::Dataset, texts.to_vec());
+        for known in words.values_mut() {
+            let mut seen = BTreeSet::new();
+            known.retain(|word| seen.insert(word.clone()));
+        }
+        Self(words)
+    }
+
+    /// `words` under every calibration, where they name none.
+    fn everywhere(&self, words: BTreeMap<TableAxis, String>) -> Vec<BTreeMap<TableAxis, String>> {
+        let nothing = vec![NOTHING.to_owned()];
+        let names = self.0.get(&TableAxis::Calibration).unwrap_or(&nothing);
+        match words.contains_key(&TableAxis::Calibration) {
+            true => vec![words],
+            false => names.iter().map(|name| with_calibration(words.clone(), name)).collect(),
+        }
+    }
+
+    /// Where a heading stands: by the order of each word, unknown words last.
+    fn position(&self, axes: &[TableAxis], heading: &[String]) -> Vec<(usize, String)> {
+        let place = |(axis, word): (&TableAxis, &String)| {
+            let known = self.0.get(axis).and_then(|words| words.iter().position(|known| known == word));
+            (known.unwrap_or(usize::MAX), word.clone())
+        };
+        axes.iter().zip(heading).map(place).collect()
+    }
+}
