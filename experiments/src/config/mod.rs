@@ -171,3 +171,6 @@ impl ExperimentSpec {
         Ok(spec)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -255,4 +255,6 @@ fn replace(temporary: NamedTempFile, path: &Path) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
+mod paper_tests;
+#[cfg(test)]
 mod tests;

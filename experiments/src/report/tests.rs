@@ -19,16 +19,16 @@ use crate::provenance::Provenance;
 use crate::record::{Cost, Done, Failed, Measurement, Outcome, Quantization, SCHEMA_VERSION, Stage};
 use crate::registry::MethodSpec;
 
-const QUESTION: &str = "Does AWQ beat RTN at 3 bit?";
+pub(super) const QUESTION: &str = "Does AWQ beat RTN at 3 bit?";
 
-const RTN: &str = r#"{"rtn": {}}"#;
+pub(super) const RTN: &str = r#"{"rtn": {}}"#;
 
-const AWQ: &str = r#"{"awq": {
+pub(super) const AWQ: &str = r#"{"awq": {
     "scale": {"search": {"formula": "activation", "n_ratios": 20}},
     "clip": {"search": {"n_steps": 20, "max_shrink": 0.5, "n_tokens": 512}}
 }}"#;
 
-fn grid(bits: u8, group_size: u16) -> Grid {
+pub(super) fn grid(bits: u8, group_size: u16) -> Grid {
     Grid {
         bits: Bits::new(bits).unwrap(),
         granularity: Granularity::PerGroup(NonZeroU16::new(group_size).unwrap()),
@@ -39,7 +39,7 @@ fn grid(bits: u8, group_size: u16) -> Grid {
 }
 
 /// A finished cell of 12 windows; `nll` is added to what every cell loses on a window.
-fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
+pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
     let bits_per_weight = method.map(|(_, grid)| grid.stored_bits(64, 1024) as f64 / (64.0 * 1024.0));
     let quantization = method.map(|(json, grid)| {
         let method: MethodSpec = serde_json::from_str(json).unwrap();
@@ -111,7 +111,7 @@ fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
     }
 }
 
-fn done(record: &mut Record) -> &mut Done {
+pub(super) fn done(record: &mut Record) -> &mut Done {
     match &mut record.outcome {
         Outcome::Done(done) => done,
         Outcome::Failed(failed) => unreachable!("{failed:?}"),

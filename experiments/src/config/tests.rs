@@ -1,0 +1,173 @@
+//! What one file may ask of several calibrations, methods and tables.
+
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::plan::{Cell, Plan};
+
+const HEAD: &str = r#"
+question = "?"
+[run]
+device = "flex"
+[[models]]
+name = "m"
+source = { bundled = {} }
+[grids]
+bits = [3]
+granularity = [{ per_group = 128 }]
+symmetry = "asymmetric"
+range_includes_zero = false
+scale_dtype = "f16"
+[[evaluations]]
+[evaluations.perplexity]
+dataset = { bundled = { split = "test", n_documents = 4 } }
+protocol = { gptq = { seq_len = 64 } }
+"#;
+
+const RTN: &str = "[[methods]]\nrtn = {}\n";
+const AWQ: &str =
+    "[[methods]]\nawq = { scale = \"off\", clip = { search = { n_steps = 20, max_shrink = 0.5, n_tokens = 512 } } }\n";
+const GPTQ: &str = r#"[[methods]]
+gptq = { damp = 0.01, block_size = 128, order = "natural", group_grid = "updated_weights", range = "min_max", hessian = "f64" }
+"#;
+
+fn calibration(header: &str, n_sequences: usize, propagation: &str) -> String {
+    format!(
+        "{header}\ndataset = {{ bundled = {{ split = \"calibration\", n_documents = 40 }} }}\n\
+         sampling = {{ random_crops = {{ n_sequences = {n_sequences}, seed = 0 }} }}\nseq_len = 64\npropagation = \"{propagation}\"\n"
+    )
+}
+
+fn one(propagation: &str) -> String {
+    calibration("[calibration]", 8, propagation)
+}
+
+fn two() -> String {
+    calibration("[[calibrations]]\nname = \"few\"", 2, "full_precision")
+        + &calibration("[[calibrations]]\nname = \"many\"", 8, "full_precision")
+}
+
+fn read(parts: &[&str]) -> Result<ExperimentSpec, String> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), HEAD.to_owned() + &parts.concat()).unwrap();
+    let place = file.path().display().to_string();
+    ExperimentSpec::read(file.path()).map_err(|error| format!("{error:#}").replace(&place, "FILE"))
+}
+
+fn cells(parts: &[&str]) -> Vec<Cell> {
+    Plan::new(&read(parts).unwrap()).cells().cloned().collect()
+}
+
+#[track_caller]
+fn check_refused(parts: &[&str], message: &str) {
+    assert_eq!(read(parts).unwrap_err(), format!("FILE: not a valid experiment: {message}"));
+}
+
+const PER_STAGE: &str = "propagation = \"quantized_per_stage\"\n";
+
+#[test]
+fn a_method_may_have_a_propagation_of_its_own() {
+    let both = cells(&[&one("full_precision"), AWQ, GPTQ, PER_STAGE]);
+    let labels: Vec<String> = both.iter().map(Cell::label).collect();
+    assert_eq!(labels, ["m FP", "m AWQ (clip only) W3 g128", "m GPTQ W3 g128, quantized inputs per stage"]);
+    // The same questions as in files that have one propagation for all.
+    let apart = [cells(&[&one("full_precision"), AWQ]), cells(&[&one("quantized_per_stage"), GPTQ])];
+    assert_eq!([both[1].id(), both[2].id()], [apart[0][1].id(), apart[1][1].id()]);
+}
+
+#[test]
+fn methods_run_under_each_calibration_and_once_without_data() {
+    let all = cells(&[&two(), RTN, AWQ, GPTQ, "calibrations = [\"many\"]\n"]);
+    let labels: Vec<String> = all.iter().map(Cell::label).collect();
+    assert_eq!(
+        labels,
+        [
+            "m FP",
+            "m RTN W3 g128",
+            "m AWQ (clip only) W3 g128, few",
+            "m AWQ (clip only) W3 g128, many",
+            "m GPTQ W3 g128, many"
+        ]
+    );
+    // A name is a label: another one asks the same, and so does a file with that calibration alone.
+    let renamed = cells(&[&two().replace("many", "eight"), RTN, AWQ]);
+    let alone = cells(&[&one("full_precision"), AWQ]);
+    assert_eq!([renamed[3].id(), alone[1].id()], [all[3].id(), all[3].id()]);
+    assert_ne!(all[2].id(), all[3].id());
+}
+
+#[test]
+fn an_experiment_is_written_as_it_was_read() {
+    let table = "[table]\ntitle = \"T\"\nrows = [\"method\"]\ncolumns = [\"calibration\"]\nvalues = [\"perplexity\"]\n\
+                 [figure.lines]\nx = \"calibration_sequences\"\n";
+    let spec = read(&[&two(), RTN, AWQ, GPTQ, PER_STAGE, "calibrations = [\"few\"]\n", table]).unwrap();
+    let written = toml::to_string(&spec).unwrap();
+    assert_eq!(toml::from_str::<ExperimentSpec>(&written).unwrap(), spec, "{written}");
+}
+
+#[test]
+fn names_that_do_not_exist_are_refused() {
+    let unknown = "calibrations = [\"more\"]\n";
+    check_refused(&[&two(), AWQ, unknown], "method `awq`: no calibration is named `more`; known: `few`, `many`");
+    check_refused(
+        &[&one("full_precision"), AWQ, unknown],
+        "method `awq`: no calibration is named `more`; known: the experiment has no [[calibrations]]",
+    );
+    check_refused(
+        &[&two(), RTN, "calibrations = [\"few\"]\n"],
+        "method `rtn` looks at no activations: key `calibrations` has no effect; remove it",
+    );
+    check_refused(
+        &[&two(), AWQ, "calibrations = []\n"],
+        "method `awq`: key `calibrations` is an empty list; name at least one, or remove it",
+    );
+    check_refused(
+        &[&two().replace("many", "few"), AWQ],
+        "two calibrations are named `few`; tables could not tell them apart",
+    );
+    check_refused(
+        &[&one("full_precision"), &two(), AWQ],
+        "the experiment has [calibration] and [[calibrations]]; give one calibration or a list of named ones, not both",
+    );
+    check_refused(&[RTN, PER_STAGE], "method `rtn`: key `propagation` has no effect without a calibration; remove it");
+}
+
+#[test]
+fn an_entry_has_exactly_one_method() {
+    let two_methods = read(&[
+        &one("full_precision"),
+        RTN,
+        "hqq = { lp_norm = 0.7, beta = 10.0, kappa = 1.01, n_iterations = 20, zero_points = \"real\" }\n",
+    ]);
+    let error = two_methods.unwrap_err();
+    assert!(error.ends_with("one entry names the methods `rtn` and `hqq`; give each its own"), "{error}");
+    assert!(error.contains("key `methods"), "{error}");
+    let error = read(&[&one("full_precision"), "[[methods]]\n", PER_STAGE]).unwrap_err();
+    assert!(error.contains("the entry names no method; give it one of rtn, awq, "), "{error}");
+}
+
+#[test]
+fn a_table_has_a_place_for_every_cell() {
+    let table = |rows: &str, columns: &str| {
+        format!("[table]\ntitle = \"T\"\nrows = [{rows}]\ncolumns = [{columns}]\nvalues = [\"perplexity\"]\n")
+    };
+    let methods = [two(), RTN.into(), AWQ.into()].concat();
+    assert!(read(&[&methods, &table("\"method\"", "\"calibration\"")]).is_ok());
+    check_refused(
+        &[&methods, &table("\"method\"", "\"model\"")],
+        "[table]: `m AWQ (clip only) W3 g128, few` and `m AWQ (clip only) W3 g128, many` would stand in one place; add what \
+         tells them apart to `rows` or `columns` (model, method, grid, calibration)",
+    );
+    check_refused(
+        &[&methods, &table("\"method\"", "\"method\", \"calibration\"")],
+        "[table]: `method` is in `rows` and `columns` twice; remove one",
+    );
+    check_refused(
+        &[&methods, "[figure.matrix]\n"],
+        "`figure.matrix` draws the experiment's table; add a [table] section",
+    );
+    check_refused(
+        &[&methods, "[[reference]]\nmodel = \"m\"\nmethod = \"RTN\"\ngrid = \"W3 g128\"\nsource = \"a paper\"\n"],
+        "reference[0] (m RTN W3 g128): it has no number; give `perplexity`",
+    );
+}
