@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 
 use super::pivot::{Pivot, Place};
 use super::row::Row;
-use super::tables::{Align, Column, Table, TableRow, commits, decimals, grouped, missing, number, protocol, slug};
+use super::tables::{
+    Align, Column, Table, TableRow, arithmetic, commits, decimals, grouped, missing, number, protocol, slug,
+};
 use crate::config::{TableAxis, TableValue};
 
 /// The table of text cells that every format renders.
@@ -130,6 +132,7 @@ fn caption(pivot: &Pivot<'_>) -> String {
         first.protocol,
         protocol(first)
     );
+    text += &arithmetic(first);
     if pivot.published().next().is_some() {
         text += " In parentheses: the published number, and ours minus it.";
     }

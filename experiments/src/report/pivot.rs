@@ -11,7 +11,7 @@ use crate::plan::Plan;
 /// What stands where no calibration, or no grid, has a name.
 const NOTHING: &str = "-";
 
-/// One table: one protocol, and one text unless texts are an axis.
+/// One table: one protocol and arithmetic, and one text unless texts are an axis.
 #[derive(Debug)]
 pub struct Pivot<'a> {
     /// Its axes and values.
@@ -60,7 +60,7 @@ impl<'a> Pivot<'a> {
         let texts_are_axis = spec.rows.iter().chain(&spec.columns).any(|&axis| axis == TableAxis::Dataset);
         let setting = |row: &'a Row| {
             let text = if texts_are_axis { "" } else { row.dataset.as_str() };
-            (text, row.protocol.as_str(), row.seq_len)
+            (text, row.protocol.as_str(), row.seq_len, row.arithmetic.as_str())
         };
         let mut settings: Vec<_> = Vec::new();
         for found in rows.iter().map(setting) {

@@ -186,11 +186,7 @@ fn caption(rows: &[Row]) -> String {
         true => format!("LIMITED RUN: first {} of {} windows. ", grouped(row.n_windows), grouped(row.n_windows_total)),
         false => String::new(),
     };
-    let arithmetic = match row.arithmetic.as_str() {
-        "f32" => String::new(),
-        other => format!(" Matrix products of the scoring pass in {other}, sums in f32."),
-    };
-    let protocol = protocol(row);
+    let (protocol, arithmetic) = (protocol(row), arithmetic(row));
     let floor = row.floor.map_or_else(String::new, |floor| {
         format!(" No model can be below {}, the text's own entropy.", number(floor, decimals(floor)))
     });
@@ -213,6 +209,14 @@ pub(super) fn protocol(row: &Row) -> String {
         "gptq" => format!("non-overlapping windows of {} tokens, all but the first token of each scored", row.seq_len),
         "llama-cpp" => format!("chunks of {} tokens that start with BOS, the second half of each scored", row.seq_len),
         _ => format!("windows of {} tokens", row.seq_len),
+    }
+}
+
+/// How matrix products were computed, where it is not f32; a sentence after a blank.
+pub(super) fn arithmetic(row: &Row) -> String {
+    match row.arithmetic.as_str() {
+        "f32" => String::new(),
+        other => format!(" Matrix products of the scoring pass in {other}, sums in f32."),
     }
 }
 

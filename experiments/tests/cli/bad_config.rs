@@ -33,7 +33,7 @@ fn unknown_method() {
     assert_eq!(ran.code, Some(1), "{ran:?}");
     // The list of what is known goes on: it grows with the registry.
     let start = "error: experiment.toml: not a valid experiment, key `methods[0].rnt`: TOML parse error at line 24, column 1\n\
-                 \x20  |\n24 | rnt = {}\n   | ^^^\nunknown variant `rnt`, expected one of `rtn`, `awq`, ";
+                 \x20  |\n24 | rnt = {}\n   | ^^^\nunknown field `rnt`, expected one of `rtn`, `awq`, ";
     assert!(ran.stderr.starts_with(start), "expected: {start}\n   found: {}", ran.stderr);
 }
 
@@ -77,7 +77,7 @@ fn duplicate_cell() {
         "bits = [4, 3]",
         "bits = [4, 3, 4]",
         "experiment.toml: not a valid experiment: the cell `tiny RTN W4 g32` is asked for twice; remove the repeated entry of \
-         models, methods, grids.bits or grids.granularity",
+         models, methods, calibrations, grids.bits or grids.granularity",
     );
 }
 
