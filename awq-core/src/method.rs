@@ -156,6 +156,11 @@ pub trait MethodSettings {
     /// What must be captured for it.
     fn needs(&self) -> CaptureNeeds;
 
+    /// Whether it decides on all linears of a block at once, so that the stages of a block cannot be quantized one by one.
+    fn needs_whole_block(&self) -> bool {
+        false
+    }
+
     /// What is wrong with the settings, where their types cannot tell.
     ///
     /// # Errors

@@ -36,6 +36,10 @@ impl MethodSettings for AwqGptq {
         CaptureNeeds { inputs: true, ..CaptureNeeds::default() }
     }
 
+    fn needs_whole_block(&self) -> bool {
+        true
+    }
+
     fn check(&self) -> Result<(), String> {
         self.awq.check().map_err(|problem| format!("awq.{problem}"))?;
         self.gptq.check().map_err(|problem| format!("gptq.{problem}"))

@@ -124,7 +124,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The cells of an experiment: every method on every grid for every model, and full precision.
+    /// The cells of an experiment: every method on every grid under every calibration for every model, and full precision.
     pub fn new(spec: &ExperimentSpec) -> Self {
         let model_plan = |model: &ModelSpec| {
             let cell =

@@ -3,7 +3,7 @@
 use anyhow::Context;
 
 use crate::assets::AssetStore;
-use crate::plan::{ModelPlan, Plan};
+use crate::plan::{Cell, ModelPlan, Plan};
 use crate::progress::Progress;
 use crate::record::{Done, Measurement, Outcome, Record, RecordFile, read_records};
 use crate::runner::{RunOptions, run};
@@ -11,6 +11,8 @@ use crate::runner::{RunOptions, run};
 /// A cell of the plan with its newest finished record.
 #[derive(Clone, Copy, Debug)]
 pub struct Finished<'a> {
+    /// The cell, with the names that the plan gives it.
+    pub cell: &'a Cell,
     /// The record.
     pub record: &'a Record,
     /// What it holds.
@@ -50,14 +52,15 @@ impl Verdict {
 }
 
 /// The cells of `plan` that `records` holds finished, in the plan's order.
-pub fn finished<'a>(plan: &Plan, records: &'a [Record]) -> Vec<Finished<'a>> {
-    let of_cell = |id| {
+pub fn finished<'a>(plan: &'a Plan, records: &'a [Record]) -> Vec<Finished<'a>> {
+    let of_cell = |cell: &'a Cell| {
+        let id = cell.id();
         records.iter().rev().find_map(|record| match &record.outcome {
-            Outcome::Done(done) if record.cell_id == id => Some(Finished { record, done }),
+            Outcome::Done(done) if record.cell_id == id => Some(Finished { cell, record, done }),
             _ => None,
         })
     };
-    plan.cells().filter_map(|cell| of_cell(cell.id())).collect()
+    plan.cells().filter_map(of_cell).collect()
 }
 
 /// Runs the finished cells of `plan` again, in a temporary folder.
@@ -87,7 +90,7 @@ pub fn verify(
             Some(Outcome::Failed(failed)) => Again::Failed(failed.error.clone()),
             None => Again::Failed("it did not run".into()),
         };
-        Verdict { label: then.record.cell.label(), again }
+        Verdict { label: then.cell.label(), again }
     };
     Ok(finished.iter().map(verdict).collect())
 }

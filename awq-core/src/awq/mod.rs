@@ -89,6 +89,10 @@ impl MethodSettings for Awq {
         CaptureNeeds { inputs: self.scale != ScaleStep::Off || self.clip != ClipStep::Off, ..CaptureNeeds::default() }
     }
 
+    fn needs_whole_block(&self) -> bool {
+        true
+    }
+
     fn check(&self) -> Result<(), String> {
         match &self.clip {
             ClipStep::Search(search) if !(0.0..1.0).contains(&search.max_shrink) => Err(format!(

@@ -152,6 +152,10 @@ impl MethodSettings for FixedScale {
         CaptureNeeds { inputs: true, ..CaptureNeeds::default() }
     }
 
+    fn needs_whole_block(&self) -> bool {
+        true
+    }
+
     fn check(&self) -> Result<(), String> {
         if !(self.scale > 0.0 && self.scale.is_finite()) {
             return Err(format!(

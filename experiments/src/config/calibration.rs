@@ -125,6 +125,14 @@ impl ExperimentSpec {
                 entry.propagation.is_none() || !has_none,
                 "method `{key}`: key `propagation` has no effect without a calibration; remove it"
             );
+            let per_stage = |used: &CalibrationUse| {
+                used.spec.as_ref().is_some_and(|spec| spec.propagation == Propagation::QuantizedPerStage)
+            };
+            ensure!(
+                !(entry.method.settings().needs_whole_block() && self.calibrations_of(entry).iter().any(per_stage)),
+                "method `{key}` decides on whole blocks: propagation `quantized_per_stage` cannot be; give its entry \
+                 `propagation = \"full_precision\"` or `\"quantized\"`"
+            );
             let Some(chosen) = &entry.calibrations else { continue };
             ensure!(looks, "method `{key}` looks at no activations: key `calibrations` has no effect; remove it");
             ensure!(

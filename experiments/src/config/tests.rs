@@ -129,6 +129,11 @@ fn names_that_do_not_exist_are_refused() {
         &[&one("full_precision"), &two(), AWQ],
         "the experiment has [calibration] and [[calibrations]]; give one calibration or a list of named ones, not both",
     );
+    check_refused(
+        &[&one("quantized_per_stage"), GPTQ, AWQ],
+        "method `awq` decides on whole blocks: propagation `quantized_per_stage` cannot be; give its entry \
+         `propagation = \"full_precision\"` or `\"quantized\"`",
+    );
     check_refused(&[RTN, PER_STAGE], "method `rtn`: key `propagation` has no effect without a calibration; remove it");
 }
 

@@ -59,11 +59,7 @@ fn render_table(table: &Table) -> String {
         let section = if row.starts_section { " class=\"s\"" } else { "" };
         text += &format!("<tr{section}>{}</tr>\n", row.cells.iter().enumerate().map(cell).collect::<String>());
     }
-    text += &format!(
-        "</tbody>\n</table></div>\n<p class=\"note\">{} Bold: {}.</p>\n",
-        escape(&table.caption),
-        table.emphasis
-    );
+    text += &format!("</tbody>\n</table></div>\n<p class=\"note\">{}</p>\n", escape(&table.caption_with("Bold")));
     text.extend(table.notes.iter().map(|note| format!("<p class=\"note\">{}</p>\n", escape(note))));
     text
 }

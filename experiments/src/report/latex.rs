@@ -19,9 +19,8 @@ fn render_table(table: &Table) -> String {
     let line = |cells: Vec<String>| format!("  {} \\\\\n", cells.join(" & "));
     let notes: String = table.notes.iter().map(|note| format!(" {}", escape(note))).collect();
     let mut text = format!(
-        "\\begin{{table}}[t]\n\\centering\n\\caption{{{} Bold: {}.{notes}}}\n\\label{{tab:{}}}\n",
-        escape(&table.caption),
-        table.emphasis,
+        "\\begin{{table}}[t]\n\\centering\n\\caption{{{}{notes}}}\n\\label{{tab:{}}}\n",
+        escape(&table.caption_with("Bold")),
         table.slug
     );
     text += &format!("\\begin{{tabular}}{{{columns}}}\n  \\toprule\n");

@@ -24,7 +24,7 @@ fn render_table(table: &Table) -> String {
     let mut text = line(table.columns.iter().map(|column| escape(&column.heading)).collect());
     text += &line(table.columns.iter().map(|column| rule(column.align)).collect());
     text.extend(table.rows.iter().map(|row| line(cells(row))));
-    text += &format!("\n{} Bold: {}.\n", escape(&table.caption), table.emphasis);
+    text += &format!("\n{}\n", escape(&table.caption_with("Bold")));
     text.extend(table.notes.iter().map(|note| format!("\n{}\n", escape(note))));
     text
 }

@@ -7,6 +7,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use super::paper_table::setting;
 use super::pivot::Pivot;
 use super::plots::{BITMAP_SCALE, FONT, FONT_SIZE, WIDTH, register_fonts};
 use super::tables::{decimals, number, slug};
@@ -64,7 +65,7 @@ impl Matrix {
         };
         let cells = |row: usize| (0..pivot.columns.len()).map(|column| cell(row, column)).collect();
         Self {
-            slug: format!("matrix-{}", slug(&pivot.spec.title)),
+            slug: format!("matrix-{}", slug(&setting(pivot))),
             caption: format!(
                 "{caption} Colour: how far a number lies above the lowest of a quantized model in its column."
             ),

@@ -41,20 +41,22 @@ pub fn table(pivot: &Pivot<'_>) -> Table {
             });
         }
     }
+    let has_best = rows.iter().any(|row| !row.emphasized.is_empty());
+    let emphasis = has_best.then_some("the best method on its model, grid, text and calibration");
     Table {
         slug: format!("paper-{}", slug(&setting(pivot))),
         caption: caption(pivot),
         columns,
         rows,
-        emphasis: "the best method on its model, grid, text and calibration",
+        emphasis,
         notes: notes.lines,
     }
 }
 
-/// Where a table has its numbers from: text and protocol.
-fn setting(pivot: &Pivot<'_>) -> String {
+/// Where a table has its numbers from: text, protocol and arithmetic.
+pub(super) fn setting(pivot: &Pivot<'_>) -> String {
     let Some(first) = pivot.measured.first() else { return String::new() };
-    format!("{} {} {}", texts(pivot).join(" "), first.protocol, first.seq_len)
+    format!("{} {} {} {}", texts(pivot).join(" "), first.protocol, first.seq_len, first.arithmetic)
 }
 
 fn texts(pivot: &Pivot<'_>) -> Vec<String> {

@@ -29,8 +29,8 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// Cells, as wide as `columns`.
     pub rows: Vec<TableRow>,
-    /// What an emphasized cell is.
-    pub emphasis: &'static str,
+    /// What an emphasized cell is, where there are any.
+    pub emphasis: Option<&'static str>,
     /// What to know about single rows.
     pub notes: Vec<String>,
 }
@@ -96,6 +96,12 @@ impl Layout {
 const VALUE: &str = "perplexity";
 
 impl Table {
+    /// The caption, and what `mark` means.
+    pub fn caption_with(&self, mark: &str) -> String {
+        let emphasis = self.emphasis.map_or_else(String::new, |what| format!(" {mark}: {what}."));
+        format!("{}{emphasis}", self.caption)
+    }
+
     /// `rows` must not be empty and must be comparable.
     fn new(rows: &[Row]) -> Self {
         let first = &rows[0];
@@ -148,7 +154,7 @@ impl Table {
                 .map(|layout| Column { heading: layout.heading.to_owned(), align: layout.align })
                 .collect(),
             rows: rows.iter().zip(previous).map(table_row).collect(),
-            emphasis: "lowest perplexity on its grid",
+            emphasis: Some("lowest perplexity on its grid"),
             notes: notes(rows),
         }
     }

@@ -43,7 +43,7 @@ fn render_table(table: &Table) -> String {
         text += &line(cells);
     }
     text += &rule("━");
-    text += &wrap(&format!("{} {}: {}.", table.caption, BEST_MARK.trim(), table.emphasis));
+    text += &wrap(&table.caption_with(BEST_MARK.trim()));
     text.extend(table.notes.iter().map(|note| wrap(note)));
     text
 }
