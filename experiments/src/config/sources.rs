@@ -208,6 +208,19 @@ pub struct BundledText {
     pub split: BundledSplit,
     /// Documents to generate.
     pub n_documents: NonZeroU32,
+    /// Only documents of this topic, in their order; all where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<BundledTopic>,
+}
+
+/// A topic of the bundled language: which words are frequent depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BundledTopic {
+    /// The most frequent one.
+    Harbor,
+    /// The rarest one.
+    Bridge,
 }
 
 /// A range of seeds of the generator.

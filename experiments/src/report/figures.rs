@@ -32,7 +32,7 @@ pub struct Series {
     pub name: String,
     /// Number of its method: chooses colour and shape, so that a method looks alike in every line of a figure.
     pub method: usize,
-    /// Number of its grid: chooses filling and dashes.
+    /// Number of its grid (and calibration): chooses filling and dashes.
     pub grid: usize,
     /// Points from left to right.
     pub points: Vec<Point>,
@@ -161,17 +161,13 @@ pub fn block_figures(curves: &[BlockCurve]) -> Vec<Figure> {
 fn block_figure(model: &str, curves: &[BlockCurve]) -> Figure {
     let curves: Vec<&BlockCurve> = curves.iter().filter(|curve| curve.model == model).collect();
     let methods = in_order(curves.iter().map(|curve| curve.method.as_str()));
-    let grids = in_order(curves.iter().map(|curve| curve.grid.as_str()));
+    let settings: Vec<String> = curves.iter().map(|curve| curve.setting()).collect();
+    let settings = in_order(settings.iter().map(String::as_str));
     let index_of = |names: &[&str], name: &str| names.iter().position(|known| *known == name).unwrap_or(0);
     let series = |curve: &&BlockCurve| Series {
-        name: [Some(&curve.method), Some(&curve.grid), curve.calibration.as_ref()]
-            .into_iter()
-            .flatten()
-            .map(String::as_str)
-            .collect::<Vec<_>>()
-            .join(" "),
+        name: format!("{} {}", curve.method, curve.setting()),
         method: index_of(&methods, &curve.method),
-        grid: index_of(&grids, &curve.grid),
+        grid: index_of(&settings, &curve.setting()),
         points: curve
             .relative_errors
             .iter()

@@ -50,6 +50,14 @@ pub struct BlockCurve {
     pub relative_errors: Vec<(usize, f64)>,
 }
 
+impl BlockCurve {
+    /// Grid and calibration: `W3 g128`, `W3 g128, 16 sequences`.
+    pub fn setting(&self) -> String {
+        let calibration = self.calibration.as_ref().map_or_else(String::new, |name| format!(", {name}"));
+        format!("{}{calibration}", self.grid)
+    }
+}
+
 /// The newest record of each cell, in the order in which cells first appear.
 pub fn newest(records: &[Record]) -> Vec<&Record> {
     let mut position = BTreeMap::new();

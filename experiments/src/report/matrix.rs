@@ -46,6 +46,8 @@ pub struct MatrixCell {
     pub published: Option<f64>,
     /// Perplexity over the lowest of a quantized model in its column, minus 1.
     pub excess: f64,
+    /// Whether the model is quantized; full precision has no colour.
+    pub is_quantized: bool,
 }
 
 impl Matrix {
@@ -61,7 +63,8 @@ impl Matrix {
         let cell = |row: usize, column: usize| {
             let perplexity = ours(row, column)?;
             let published = pivot.place(row, column).published(TableValue::Perplexity);
-            Some(MatrixCell { perplexity, published, excess: perplexity / lowest(column) - 1.0 })
+            let excess = perplexity / lowest(column) - 1.0;
+            Some(MatrixCell { perplexity, published, excess, is_quantized: is_quantized(row, column) })
         };
         let cells = |row: usize| (0..pivot.columns.len()).map(|column| cell(row, column)).collect();
         Self {
@@ -118,7 +121,8 @@ impl Matrix {
             let center = (column_left(column) + pixel(cell_width / 2), pixel(HEADING_HEIGHT / 2));
             root.draw(&Text::new(heading.clone(), center, centered.clone()))?;
         }
-        let worst = self.rows.iter().flat_map(|(_, cells)| cells).flatten().map(|cell| cell.excess).fold(0.0, f64::max);
+        let cells = self.rows.iter().flat_map(|(_, cells)| cells).flatten();
+        let worst = cells.filter(|cell| cell.is_quantized).map(|cell| cell.excess).fold(0.0, f64::max);
         for (row, (heading, cells)) in self.rows.iter().enumerate() {
             let top = pixel(HEADING_HEIGHT + CELL_HEIGHT * row as u32);
             let middle = top + pixel(CELL_HEIGHT / 2);
@@ -127,7 +131,11 @@ impl Matrix {
                 let Some(cell) = cell else { continue };
                 let corner = (column_left(column), top);
                 let opposite = (corner.0 + pixel(cell_width - 6), top + pixel(CELL_HEIGHT - 6));
-                let share = if worst > 0.0 { DEEPEST * (cell.excess / worst).clamp(0.0, 1.0) } else { 0.0 };
+                let share = if cell.is_quantized && worst > 0.0 {
+                    DEEPEST * (cell.excess / worst).clamp(0.0, 1.0)
+                } else {
+                    0.0
+                };
                 root.draw(&Rectangle::new([corner, opposite], mixed_with_white(share).filled()))?;
                 root.draw(&Rectangle::new([corner, opposite], BLACK.mix(0.4).stroke_width(scale)))?;
                 let center = ((corner.0 + opposite.0) / 2, (corner.1 + opposite.1) / 2);

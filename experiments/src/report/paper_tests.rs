@@ -88,6 +88,7 @@ fn calibrated(method: &str, name: &str, n_sequences: usize, nll: f64) -> Record 
         dataset: DatasetSpec::Bundled(BundledText {
             split: BundledSplit::Calibration,
             n_documents: 9.try_into().unwrap(),
+            topic: None,
         }),
         sampling: SamplingSpec::RandomCrops(RandomCrops { n_sequences: n, seed: 0 }),
         seq_len: NonZeroUsize::new(64).unwrap(),
@@ -271,6 +272,11 @@ fn calibration_lines_have_a_point_a_calibration_and_hollow_published_ones() {
     let x = &figures[0].x;
     assert_eq!(x.ticks.iter().map(|&tick| x.tick_label(tick)).collect::<Vec<_>>(), ["2", "32"]);
     assert!(figures[0].caption.contains("FP: 12.165. RTN W3 g64: 16.501."), "{}", figures[0].caption);
+    let svg = plots::svg(&figures[0]).unwrap();
+    let corners =
+        svg.split("points=\"").skip(1).filter_map(|rest| rest.split('"').next()).flat_map(str::split_whitespace);
+    let xs: Vec<f64> = corners.filter_map(|corner| corner.split(',').next()?.parse().ok()).collect();
+    assert!(xs.len() > 10 && xs.iter().all(|x| (0.0..=1000.0).contains(x)), "something is drawn outside: {xs:?}");
     let same_length = lines::line_figures(&rows(&plan, &records), LinesX::CalibrationSeqLen);
     assert!(same_length[0].series[0].points.iter().all(|point| point.x == 64.0));
 }
@@ -286,6 +292,9 @@ fn a_matrix_is_coloured_by_what_lies_above_the_lowest_of_a_column() {
     let headings: Vec<&str> = matrix.rows.iter().map(|(heading, _)| heading.as_str()).collect();
     assert_eq!(headings, ["FP / -", "RTN / -", "AWQ / few", "AWQ / many"]);
     let excess: Vec<f64> = matrix.rows.iter().map(|(_, cells)| cells[0].as_ref().unwrap().excess).collect();
+    let is_quantized: Vec<bool> =
+        matrix.rows.iter().map(|(_, cells)| cells[0].as_ref().unwrap().is_quantized).collect();
+    assert_eq!(is_quantized, [false, true, true, true], "full precision has no colour");
     assert!(excess[0] < 0.0 && excess[1] > excess[2] && excess[2] > 0.0 && excess[3] == 0.0, "{excess:?}");
     let svg = matrix.svg().unwrap();
     for text in ["AWQ / few", "wikitext2-test", "16.501 (15.5)", "+0.0%"] {

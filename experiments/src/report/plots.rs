@@ -160,7 +160,7 @@ where
     // Bars of methods at the same place stand side by side.
     let shift = (index as f64 - (figure.series.len() as f64 - 1.0) / 2.0) * BAR_SHIFT * f64::from(scale);
     let pixel = |point: &Point, y: f64| {
-        let (x, y) = area.map_coordinate(&(point.x, figure.y.position(y)));
+        let (x, y) = area.map_coordinate(&(figure.x.position(point.x), figure.y.position(y)));
         (if point.bar.is_some() { x + shift.round() as i32 } else { x }, y)
     };
     let path: Vec<Pixel> = series.points.iter().map(|point| pixel(point, point.y)).collect();
