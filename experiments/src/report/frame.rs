@@ -161,10 +161,9 @@ pub fn texts(records: &[&Record]) -> Vec<String> {
     texts
 }
 
-/// Published numbers that no row stands beside, as `model method grid`: not run, or misspelt.
-pub fn unmatched_references(rows: &[Row], references: &[ReferenceValue]) -> Vec<String> {
-    let unmatched = references.iter().filter(|reference| !rows.iter().any(|row| is_reference_of(reference, row)));
-    unmatched.map(ReferenceValue::label).collect()
+/// Published numbers that no row stands beside: not run, or misspelt.
+pub fn unmatched_references<'a>(rows: &[Row], references: &'a [ReferenceValue]) -> Vec<&'a ReferenceValue> {
+    references.iter().filter(|reference| !rows.iter().any(|row| is_reference_of(reference, row))).collect()
 }
 
 /// Whether a published number may stand beside a row. Published full precision (no grid) is matched by whatever name it

@@ -35,7 +35,7 @@ use self::matrix::Matrix;
 use self::pivot::Pivot;
 use self::row::Row;
 use self::tables::{Document, Table};
-use crate::config::FigureSpec;
+use crate::config::{FigureSpec, ReferenceValue};
 use crate::plan::{Cell, Plan};
 use crate::record::Record;
 
@@ -70,7 +70,7 @@ pub fn write_report(folder: &Path, plan: &Plan, records: &[Record]) -> anyhow::R
         Row::to_frame(&frame::rows(&newest, &plan.references)?).context("cannot build the frame of the records")?;
     let rows = Row::from_frame(&data).context("cannot read the frame of the records")?;
     let pivots = pivots(plan, &rows, &newest);
-    let document = document(plan, &rows, &newest);
+    let document = document(plan, &rows, &newest, &pivots);
     let mut pictures: Vec<Picture> = own_figures(plan, &rows, &pivots);
     pictures.extend(figures::perplexity_figures(&rows).into_iter().map(Picture::Lines));
     pictures.extend(figures::block_figures(&frame::block_curves(&newest)).into_iter().map(Picture::Lines));
@@ -107,8 +107,9 @@ pub fn terminal_table(plan: &Plan, records: &[Record]) -> anyhow::Result<String>
     let asked = asked(plan, records);
     let newest = frame::newest(&asked);
     let rows = frame::rows(&newest, &plan.references)?;
-    let mut document = document(plan, &rows, &newest);
-    document.tables.extend(paper_tables(&pivots(plan, &rows, &newest)));
+    let pivots = pivots(plan, &rows, &newest);
+    let mut document = document(plan, &rows, &newest, &pivots);
+    document.tables.extend(paper_tables(&pivots));
     Ok(terminal::render(&document))
 }
 
@@ -123,11 +124,16 @@ fn asked(plan: &Plan, records: &[Record]) -> Vec<Record> {
     plan.cells().flat_map(of_cell).collect()
 }
 
-fn document(plan: &Plan, rows: &[Row], newest: &[&Record]) -> Document {
+fn document(plan: &Plan, rows: &[Row], newest: &[&Record], pivots: &[Pivot<'_>]) -> Document {
     let mut document = Document::new(&plan.question, rows, &frame::failures(newest));
     if let Some(table) = document.tables.last_mut() {
-        let unmatched = frame::unmatched_references(rows, &plan.references);
-        table.notes.extend(unmatched.iter().map(|label| format!("Published but not measured here: {label}.")));
+        // A table laid out as the published one has a place for them, measured or not.
+        let has_place = |reference: &ReferenceValue| {
+            pivots.iter().flat_map(Pivot::published).any(|placed| std::ptr::eq(placed, reference))
+        };
+        let unmatched = frame::unmatched_references(rows, &plan.references).into_iter();
+        let nowhere = unmatched.filter(|reference| !has_place(reference));
+        table.notes.extend(nowhere.map(|reference| format!("Published but not measured here: {}.", reference.label())));
     }
     document
 }

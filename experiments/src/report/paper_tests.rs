@@ -10,8 +10,8 @@ use awq_core::log::{LinearLog, StepChange};
 use super::tests::{AWQ, QUESTION, RTN, done, grid, record};
 use super::*;
 use crate::config::{
-    BundledSplit, BundledText, CalibrationSpec, DatasetSpec, LinesX, RandomCrops, ReferenceValue, SamplingSpec,
-    TableAxis, TableSpec, TableValue,
+    BundledSplit, BundledText, CalibrationSpec, DatasetSpec, LinesX, RandomCrops, SamplingSpec, TableAxis, TableSpec,
+    TableValue,
 };
 use crate::plan::ModelPlan;
 

@@ -12,7 +12,6 @@ use awq_core::log::BlockLog;
 use polars::prelude::*;
 
 use super::*;
-use crate::config::ReferenceValue;
 use crate::config::{Bundled, ModelSource, ModelSpec};
 use crate::plan::{Cell, ModelPlan, Plan, QuantizationCell};
 use crate::provenance::Provenance;
@@ -283,7 +282,7 @@ fn terminal_snapshot() {
 fn markdown_snapshot() {
     let rows = rows(&records(), &[]);
     let records = records();
-    insta::assert_snapshot!(markdown::render(&document(&plan(&records, vec![]), &rows, &frame::newest(&records))), @r#"
+    insta::assert_snapshot!(markdown::render(&document(&plan(&records, vec![]), &rows, &frame::newest(&records), &[])), @r#"
     # Does AWQ beat RTN at 3 bit?
 
     | method | grid | bits/w | perplexity | Δ to FP [95% CI] | Δ to RTN [95% CI] |
@@ -306,7 +305,7 @@ fn markdown_snapshot() {
 fn latex_snapshot() {
     let rows = rows(&records(), &references());
     let records = records();
-    insta::assert_snapshot!(latex::render(&document(&plan(&records, references()), &rows, &frame::newest(&records))), @r#"
+    insta::assert_snapshot!(latex::render(&document(&plan(&records, references()), &rows, &frame::newest(&records), &[])), @r#"
     % Generated from records.jsonl; do not edit. Needs \usepackage{booktabs}.
     % Does AWQ beat RTN at 3 bit?
     \begin{table}[t]
