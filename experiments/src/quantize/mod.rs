@@ -135,9 +135,11 @@ pub fn calibration_text(name: &str) -> anyhow::Result<DatasetSpec> {
     const BUNDLED_DOCUMENTS: std::num::NonZeroU32 = std::num::NonZeroU32::new(400).expect("400 is not 0");
     Ok(match name {
         "sotu" => DatasetSpec::Sotu(Sotu { split: SotuSplit::Calibration }),
-        "bundled" => {
-            DatasetSpec::Bundled(BundledText { split: BundledSplit::Calibration, n_documents: BUNDLED_DOCUMENTS })
-        }
+        "bundled" => DatasetSpec::Bundled(BundledText {
+            split: BundledSplit::Calibration,
+            n_documents: BUNDLED_DOCUMENTS,
+            topic: None,
+        }),
         file => {
             let path = Path::new(file);
             ensure!(path.is_file(), "--calibration {file}: no such text file; give one, or sotu or bundled");
