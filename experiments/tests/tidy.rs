@@ -104,7 +104,9 @@ fn the_experiment_in_the_readme_is_a_valid_file() {
 
 #[test]
 fn every_option_in_the_readme_exists() {
-    let help = experiments(&["run".as_ref(), "--help".as_ref()]);
+    let help: String = ["run", "quantize", "generate", "chat"]
+        .map(|command| experiments(&[command.as_ref(), "--help".as_ref()]))
+        .join("\n");
     let of_cargo = ["--release", "--workspace", "--features", "--"];
     let readme = read("README.md");
     let words = readme.split(|c: char| !c.is_ascii_lowercase() && c != '-');

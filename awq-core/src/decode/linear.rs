@@ -1,18 +1,29 @@
-//! The products of a decode step: linears that read one input as one matrix.
+//! The products of a decode step: linears that read one input as one matrix, dense or packed.
 
 use std::sync::Arc;
 
+use super::model::DecodeOptions;
+use super::stack::stack;
+use crate::grid::Grid;
 use crate::host;
+use crate::kernel::{Kernel, QuantMatmul};
 use crate::load::{Checkpoint, LoadError, read_exact_shape};
+use crate::quantized::QuantizedWeight;
 
 /// One or several linears with the same input: `[n_out, n_in]`, their rows one after the other.
 pub(super) struct Linear {
-    /// Row-major.
-    weight: Arc<Vec<f32>>,
+    weight: Weight,
     /// `[n_out]`.
     bias: Option<Vec<f32>>,
     pub(super) n_in: usize,
     pub(super) n_out: usize,
+}
+
+enum Weight {
+    /// Row-major f32.
+    Dense(Arc<Vec<f32>>),
+    /// In the order of a kernel.
+    Packed(Box<dyn QuantMatmul>),
 }
 
 /// One of the linears of a [`Linear`].
@@ -26,25 +37,36 @@ pub(super) struct Part {
 }
 
 impl Linear {
-    /// Reads `parts` and joins them.
-    pub(super) fn load(checkpoint: &dyn Checkpoint, parts: &[Part], n_in: usize) -> Result<Self, LoadError> {
+    /// Reads `parts` and joins them. They are packed where the checkpoint has all of them quantized on one grid and nothing
+    /// lies between codes and weights, and dense otherwise.
+    pub(super) fn load(
+        checkpoint: &dyn Checkpoint,
+        parts: &[Part],
+        n_in: usize,
+        options: &DecodeOptions,
+    ) -> Result<Self, LoadError> {
         let n_out = parts.iter().map(|part| part.n_out).sum();
-        let weight = Arc::new(read_dense(checkpoint, parts, n_in)?);
+        let weight = match read_packed(checkpoint, parts, n_in, options)? {
+            Some(packed) => Weight::Packed(packed),
+            None => Weight::Dense(Arc::new(read_dense(checkpoint, parts, n_in)?)),
+        };
         Ok(Self { weight, bias: read_biases(checkpoint, parts)?, n_in, n_out })
     }
 
-    /// A matrix that others hold, too: a tied head.
-    pub(super) fn shared(weight: Arc<Vec<f32>>, n_in: usize) -> Self {
+    /// A head: dense, in memory that a tied embedding shares, or rounded to the nearest code of `grid`.
+    pub(super) fn head(weight: Arc<Vec<f32>>, n_in: usize, options: &DecodeOptions) -> Self {
         let n_out = weight.len() / n_in;
-        Self { weight, bias: None, n_in, n_out }
+        let rounded = |grid: &Grid| pack(&host::grid::quantize(&weight, n_out, n_in, grid), options);
+        let packed = options.head.as_ref().and_then(rounded);
+        Self { weight: packed.map_or(Weight::Dense(weight), Weight::Packed), bias: None, n_in, n_out }
     }
 
     /// `out = x W^T + b` for `x: [n, n_in]` and `out: [n, n_out]`.
     pub(super) fn forward(&self, x: &[f32], out: &mut [f32]) {
-        if x.len() == self.n_in {
-            host::matvec::matvec(&self.weight, x, out);
-        } else {
-            out.copy_from_slice(&host::matmul::matmul_transposed(x, &self.weight, self.n_in));
+        match &self.weight {
+            Weight::Dense(weight) if x.len() == self.n_in => host::matvec::matvec(weight, x, out),
+            Weight::Dense(weight) => out.copy_from_slice(&host::matmul::matmul_transposed(x, weight, self.n_in)),
+            Weight::Packed(packed) => packed.matmul(x, out),
         }
         if let Some(bias) = &self.bias {
             for row in out.chunks_exact_mut(self.n_out) {
@@ -53,10 +75,41 @@ impl Linear {
         }
     }
 
+    pub(super) fn is_packed(&self) -> bool {
+        matches!(self.weight, Weight::Packed(_))
+    }
+
     /// Bytes of the weight, all of which a step reads.
     pub(super) fn bytes(&self) -> usize {
-        size_of_val(self.weight.as_slice())
+        match &self.weight {
+            Weight::Dense(weight) => size_of_val(weight.as_slice()),
+            Weight::Packed(packed) => packed.packed_bytes(),
+        }
     }
+}
+
+fn read_packed(
+    checkpoint: &dyn Checkpoint,
+    parts: &[Part],
+    n_in: usize,
+    options: &DecodeOptions,
+) -> Result<Option<Box<dyn QuantMatmul>>, LoadError> {
+    let mut weights = Vec::with_capacity(parts.len());
+    for part in parts {
+        let name = format!("{}.weight", part.name);
+        let Some(weight) = checkpoint.read_quantized(&name)? else { return Ok(None) };
+        let (expected, found) = (vec![part.n_out, n_in], vec![weight.n_out, weight.n_in]);
+        if found != expected {
+            return Err(LoadError::WrongShape { file: checkpoint.source().to_owned(), name, expected, found });
+        }
+        weights.push(weight);
+    }
+    Ok(stack(weights).and_then(|weight| pack(&weight, options)))
+}
+
+/// The weight for the best kernel of this CPU; `None` where no kernel takes it.
+fn pack(weight: &QuantizedWeight, options: &DecodeOptions) -> Option<Box<dyn QuantMatmul>> {
+    Kernel::best(options.activations).pack(weight).ok()
 }
 
 fn read_dense(checkpoint: &dyn Checkpoint, parts: &[Part], n_in: usize) -> Result<Vec<f32>, LoadError> {

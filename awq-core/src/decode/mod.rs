@@ -14,8 +14,9 @@ mod linear;
 mod model;
 pub mod sample;
 mod session;
+mod stack;
 
-pub use self::model::DecodeModel;
+pub use self::model::{DecodeModel, DecodeOptions, Footprint};
 pub use self::sample::{Sampler, Sampling};
 pub use self::session::{DecodeError, Session};
 

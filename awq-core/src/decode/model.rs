@@ -4,12 +4,40 @@ use std::sync::Arc;
 
 use super::Heads;
 use super::linear::{Linear, Part};
+use crate::grid::Grid;
 use crate::host::elementwise;
+use crate::kernel::Activations;
 use crate::load::{Checkpoint, LoadError, ModelConfig, read_exact_shape};
 use crate::model::LinearName;
 use crate::model::layers::NormKind;
 use crate::model::wiring::{InnerWiring, Positions, Wiring};
 use crate::model::wiring_of;
+
+/// What is chosen when a model is loaded for decoding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DecodeOptions {
+    /// What packed linears do to their inputs.
+    pub activations: Activations,
+    /// Grid to which the head is rounded, to the nearest code; `None` keeps it as it is. Methods leave the head alone, and in
+    /// a small model it is a fifth of the weights or more.
+    pub head: Option<Grid>,
+}
+
+impl DecodeOptions {
+    /// Nothing is rounded that the checkpoint has not rounded.
+    pub const EXACT: Self = Self { activations: Activations::F32, head: None };
+}
+
+/// How the weights that a decode step reads are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Footprint {
+    /// Bytes of the linears and of the head.
+    pub step_bytes: usize,
+    /// Linears of blocks that are packed; those that read one input count as one.
+    pub n_packed: usize,
+    /// All linears of blocks, counted so.
+    pub n_linears: usize,
+}
 
 /// A decoder in host memory.
 pub struct DecodeModel {
@@ -69,7 +97,7 @@ impl DecodeModel {
     ///
     /// # Errors
     /// An architecture without a [`Wiring`], or a tensor that is missing, misshapen or not finite.
-    pub fn load(config: ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Self, LoadError> {
+    pub fn load(config: ModelConfig, checkpoint: &dyn Checkpoint, options: &DecodeOptions) -> Result<Self, LoadError> {
         let wiring = wiring_of(&config, checkpoint)?;
         let hidden = config.hidden_size;
         let embedding = Arc::new(read_exact_shape(checkpoint, &wiring.embedding, &[config.vocab_size, hidden])?);
@@ -81,14 +109,14 @@ impl DecodeModel {
                 (Some(rows), None)
             }
         };
-        let reader = Reader { config: &config, wiring: &wiring, checkpoint };
+        let reader = Reader { config: &config, wiring: &wiring, checkpoint, options };
         let blocks: Result<_, LoadError> = (0..config.n_blocks).map(|block_idx| reader.block(block_idx)).collect();
         let final_norm = reader.norm(&wiring.final_norm)?;
         let dense_head = match &wiring.head {
             None => embedding.clone(),
             Some(name) => Arc::new(read_exact_shape(checkpoint, name, &[config.vocab_size, hidden])?),
         };
-        let head = Linear::shared(dense_head, hidden);
+        let head = Linear::head(dense_head, hidden, options);
         let heads = reader.heads();
         Ok(Self { heads, embedding, positions, frequencies, blocks: blocks?, final_norm, head, config })
     }
@@ -98,10 +126,14 @@ impl DecodeModel {
         &self.config
     }
 
-    /// Bytes of all weights that a decode step reads: those of the linears and the head.
-    pub fn step_bytes(&self) -> usize {
-        let linears = self.blocks.iter().flat_map(|block| [&block.qkv, &block.o, &block.up, &block.down]);
-        linears.chain([&self.head]).map(Linear::bytes).sum()
+    /// What a decode step reads.
+    pub fn footprint(&self) -> Footprint {
+        let linears = || self.blocks.iter().flat_map(|block| [&block.qkv, &block.o, &block.up, &block.down]);
+        Footprint {
+            step_bytes: linears().chain([&self.head]).map(Linear::bytes).sum(),
+            n_packed: linears().filter(|linear| linear.is_packed()).count(),
+            n_linears: linears().count(),
+        }
     }
 }
 
@@ -110,6 +142,7 @@ struct Reader<'a> {
     config: &'a ModelConfig,
     wiring: &'a Wiring,
     checkpoint: &'a dyn Checkpoint,
+    options: &'a DecodeOptions,
 }
 
 impl Reader<'_> {
@@ -123,7 +156,7 @@ impl Reader<'_> {
         let (q_width, kv_width) = (heads.q_width(), heads.kv_width());
         let linear = |parts: &[(LinearName, usize)], n_in| {
             let parts: Vec<Part> = parts.iter().map(|&(name, n_out)| self.part(block_idx, name, n_out)).collect();
-            Linear::load(self.checkpoint, &parts, n_in)
+            Linear::load(self.checkpoint, &parts, n_in, self.options)
         };
         let (inner, ups) = match mlp.inner {
             InnerWiring::SwiGlu { gate, up } => (Inner::SwiGlu, vec![(gate, inner_size), (up, inner_size)]),

@@ -3,15 +3,20 @@
 use std::sync::Arc;
 
 use awq_core::arithmetic::Arithmetic;
+use awq_core::awq::{KeepSalient, SalientBy};
 use awq_core::backend::float_vec;
-use awq_core::decode::{DecodeError, DecodeModel, Session};
-use awq_core::load::{Checkpoint, LoadError, ModelConfig, open_model};
+use awq_core::decode::{DecodeError, DecodeModel, DecodeOptions, Session};
+use awq_core::driver::{Calibration, Job, Propagation, codes_sha256, quantize_model};
+use awq_core::grid::{Granularity, Grid};
+use awq_core::kernel::Activations;
+use awq_core::load::{Checkpoint, LoadError, ModelConfig, QuantizedCheckpoint, open_model};
+use awq_core::method::QuantMethod;
 use awq_core::model::tiny::{self, TinySpec};
-use awq_core::model::{NoTap, open_decoder};
+use awq_core::model::{NoTap, open_decoder, wiring_of};
 
 use crate::families::{FAMILIES, Fixture};
 use crate::oracle::asset;
-use crate::support::{Cpu, check_close, with_threads};
+use crate::support::{Cpu, check_close, grid, group, no_search, with_threads};
 
 /// Logits after each of `ids`, by the blocks' own forward pass.
 fn block_logits(config: &ModelConfig, checkpoint: Arc<dyn Checkpoint>, ids: &[u32]) -> Vec<f32> {
@@ -45,7 +50,7 @@ fn in_pieces(model: &DecodeModel, ids: &[u32], lengths: &[usize]) -> Vec<f32> {
 fn every_family_decodes_as_transformers_does() {
     for family in FAMILIES {
         let fixture = Fixture::read(family);
-        let model = DecodeModel::load(fixture.config.clone(), &fixture.checkpoint).unwrap();
+        let model = DecodeModel::load(fixture.config.clone(), &fixture.checkpoint, &DecodeOptions::EXACT).unwrap();
         let rows = fixture.logits.chunks(fixture.logits.len() / fixture.ids.len());
         for (ids, expected) in fixture.ids.iter().zip(rows) {
             for lengths in [&[usize::MAX][..], &[1], &[3, 1], &[2, 4, 1]] {
@@ -60,7 +65,7 @@ fn every_family_decodes_as_transformers_does() {
 fn a_long_prompt_decodes_as_its_blocks_do_at_any_number_of_threads() {
     for (name, spec) in [("gqa", TinySpec::GQA), ("mha", TinySpec::MHA)] {
         let checkpoint = tiny::checkpoint(&spec, 3);
-        let model = DecodeModel::load(spec.config(), &checkpoint).unwrap();
+        let model = DecodeModel::load(spec.config(), &checkpoint, &DecodeOptions::EXACT).unwrap();
         let ids = tiny::sequences(&spec, 1, 400, 5).remove(0);
         let expected = block_logits(&spec.config(), Arc::new(checkpoint), &ids);
         let decode = || in_pieces(&model, &ids, &[300, 1]);
@@ -73,7 +78,7 @@ fn a_long_prompt_decodes_as_its_blocks_do_at_any_number_of_threads() {
 #[test]
 fn a_session_forgets_what_it_is_told_to() {
     let spec = TinySpec::GQA;
-    let model = DecodeModel::load(spec.config(), &tiny::checkpoint(&spec, 3)).unwrap();
+    let model = DecodeModel::load(spec.config(), &tiny::checkpoint(&spec, 3), &DecodeOptions::EXACT).unwrap();
     let mut session = Session::new(&model, 20).unwrap();
     let fresh = session.feed(&[7, 8, 9]).unwrap().to_vec();
     session.feed(&[1, 2, 3]).unwrap();
@@ -89,7 +94,7 @@ fn a_session_forgets_what_it_is_told_to() {
 #[test]
 fn what_does_not_fit_is_refused_and_changes_nothing() {
     let spec = TinySpec::GQA;
-    let model = DecodeModel::load(spec.config(), &tiny::checkpoint(&spec, 3)).unwrap();
+    let model = DecodeModel::load(spec.config(), &tiny::checkpoint(&spec, 3), &DecodeOptions::EXACT).unwrap();
     let too_long = Session::new(&model, 513).err().unwrap();
     assert_eq!(too_long, DecodeError::TooLong { asked: 513, longest: 512 });
     assert_eq!(
@@ -110,10 +115,10 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
 fn what_no_family_computes_is_refused() {
     let spec = TinySpec::GQA;
     let config = ModelConfig { architecture: "OtherForCausalLM".into(), ..spec.config() };
-    let error = DecodeModel::load(config, &tiny::checkpoint(&spec, 3)).err().unwrap();
+    let error = DecodeModel::load(config, &tiny::checkpoint(&spec, 3), &DecodeOptions::EXACT).err().unwrap();
     assert!(matches!(error, LoadError::UnknownArchitecture { .. }), "{error}");
     let config = ModelConfig { attention_bias: true, ..spec.config() };
-    let error = DecodeModel::load(config, &tiny::checkpoint(&spec, 3)).err().unwrap();
+    let error = DecodeModel::load(config, &tiny::checkpoint(&spec, 3), &DecodeOptions::EXACT).err().unwrap();
     assert!(matches!(&error, LoadError::MissingTensor { name, .. } if name.ends_with("q_proj.bias")), "{error}");
 }
 
@@ -122,8 +127,85 @@ fn a_trained_model_decodes_as_its_blocks_do() {
     let Some(file) = asset("SmolLM2-135M-Instruct.Q4_1.gguf") else { return };
     let opened = open_model(&file).unwrap();
     let ids = opened.tokenizer.encode("The capital of France is Paris, and the capital of Italy is").unwrap();
-    let model = DecodeModel::load(opened.config.clone(), opened.checkpoint.as_ref()).unwrap();
+    let model = DecodeModel::load(opened.config.clone(), opened.checkpoint.as_ref(), &DecodeOptions::EXACT).unwrap();
     let expected = block_logits(&opened.config, opened.checkpoint, &ids);
     check_close("prompt at once", &in_pieces(&model, &ids, &[ids.len()]), &expected, 1e-4);
     check_close("token by token", &in_pieces(&model, &ids, &[1]), &expected, 1e-4);
+}
+
+/// A tiny model after `method`, which looks at nothing, as a checkpoint.
+fn quantized(spec: &TinySpec, method: &dyn QuantMethod<Cpu>, grid: Grid) -> Arc<QuantizedCheckpoint> {
+    let base = Arc::new(tiny::checkpoint(spec, 3));
+    let decoder = open_decoder::<Cpu>(spec.config(), base.clone(), &Default::default()).unwrap();
+    let ids = tiny::sequences(spec, 2, 20, 1);
+    let calibration = Calibration { sequences: &ids, propagation: Propagation::FullPrecision };
+    let pass = quantize_model(decoder.as_ref(), Some(calibration), &[Job { method, grid }], &mut |_| ()).unwrap();
+    let model = pass.models.into_iter().next().unwrap().unwrap();
+    let wiring = wiring_of(&spec.config(), base.as_ref()).unwrap();
+    let expected = model.codes_sha256();
+    let checkpoint = Arc::new(model.into_checkpoint(&wiring, base));
+    assert_eq!(codes_sha256(&wiring, spec.n_blocks, checkpoint.as_ref()).unwrap(), expected);
+    checkpoint
+}
+
+#[test]
+fn packed_linears_decode_as_dequantized_blocks_do() {
+    for (spec, granularity) in
+        [(TinySpec::GQA, group(40)), (TinySpec::MHA, group(128)), (TinySpec::GQA, Granularity::PerTensor)]
+    {
+        let ids = tiny::sequences(&spec, 1, 30, 5).remove(0);
+        for bits in [2, 3, 4, 8] {
+            let checkpoint = quantized(&spec, &no_search(), grid(bits, granularity));
+            let expected = block_logits(&spec.config(), checkpoint.clone(), &ids);
+            for (activations, tolerance) in
+                [(Activations::F32, 1e-5), (Activations::Int16, 1e-3), (Activations::Int8, 0.3)]
+            {
+                let options = DecodeOptions { activations, head: None };
+                let model = DecodeModel::load(spec.config(), checkpoint.as_ref(), &options).unwrap();
+                let footprint = model.footprint();
+                assert_eq!((footprint.n_packed, footprint.n_linears), (8, 8));
+                for lengths in [&[30][..], &[7, 1]] {
+                    let error = relative_error(&in_pieces(&model, &ids, lengths), &expected);
+                    let what = format!("{bits} bit {granularity:?}, {activations:?}, in pieces of {lengths:?}");
+                    assert!(error < tolerance, "{what}: off by {error:e}");
+                }
+            }
+        }
+    }
+}
+
+/// Root of the mean square of the differences, relative to that of `expected`: rounded inputs move single logits far.
+fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let sum = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+    let differences = sum(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)));
+    (differences / sum(&mut expected.iter().map(|v| f64::from(*v)))).sqrt()
+}
+
+#[test]
+fn weights_with_a_transform_decode_dense() {
+    let spec = TinySpec::GQA;
+    let ids = tiny::sequences(&spec, 1, 30, 5).remove(0);
+    let method = KeepSalient { fraction: 0.05, by: SalientBy::Activation };
+    let checkpoint = quantized(&spec, &method, grid(3, group(32)));
+    let model = DecodeModel::load(spec.config(), checkpoint.as_ref(), &DecodeOptions::EXACT).unwrap();
+    assert_eq!((model.footprint().n_packed, model.footprint().n_linears), (0, 8));
+    let expected = block_logits(&spec.config(), checkpoint, &ids);
+    check_close("kept inputs", &in_pieces(&model, &ids, &[10, 1]), &expected, 1e-4);
+}
+
+#[test]
+fn a_rounded_head_is_smaller_and_nearly_as_good() {
+    let spec = TinySpec::GQA;
+    let checkpoint = tiny::checkpoint(&spec, 3);
+    let ids = tiny::sequences(&spec, 1, 30, 5).remove(0);
+    let load = |head| {
+        let options = DecodeOptions { head, ..DecodeOptions::EXACT };
+        DecodeModel::load(spec.config(), &checkpoint, &options).unwrap()
+    };
+    let (exact, rounded) = (load(None), load(Some(grid(8, group(32)))));
+    assert!(rounded.footprint().step_bytes < exact.footprint().step_bytes - 2 * spec.vocab_size * spec.hidden_size);
+    let (expected, found) = (in_pieces(&exact, &ids, &[30]), in_pieces(&rounded, &ids, &[30]));
+    assert_ne!(found, expected, "the head was not rounded");
+    check_close("head of 8 bits", &found, &expected, 0.02);
 }

@@ -7,11 +7,10 @@ use anyhow::Context;
 use awq_core::decode::{Sampler, Session};
 use clap::Args;
 
-use super::model::{ModelArgs, SamplingArgs, end_ids, show};
+use super::model::{DecodeArgs, ModelArgs, SamplingArgs, end_ids, show};
 use crate::generate::chat::ChatFormat;
 use crate::generate::stream::TextStream;
 use crate::generate::{Stop, generate};
-use crate::quantize::presets::Request;
 
 /// Talk with a model that has a chat template (ChatML, Llama 2 or Llama 3). The conversation stays in the cache, so that only
 /// what is new is computed. `/reset` begins anew, `/quit` or the end of the input ends it.
@@ -23,9 +22,8 @@ use crate::quantize::presets::Request;
 pub(super) struct ChatArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Quantize first: METHOD-wBITSgGROUP [default: the model as it is].
-    #[arg(long, value_name = "SPEC")]
-    quant: Option<Request>,
+    #[command(flatten)]
+    decode: DecodeArgs,
     /// System message [default: the template's own, if it has one].
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -41,7 +39,7 @@ pub(super) struct ChatArgs {
 
 pub(super) fn run(args: &ChatArgs) -> anyhow::Result<()> {
     let sampling = args.sampling.sampling()?;
-    let (opened, model) = args.model.load(args.quant.as_ref())?;
+    let (opened, model) = args.model.load(&args.decode)?;
     let format = ChatFormat::of(opened.chat_template.as_deref())
         .with_context(|| opened.checkpoint.source().display().to_string())?;
     let tokenizer = &opened.tokenizer;

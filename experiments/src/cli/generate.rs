@@ -6,11 +6,10 @@ use std::time::Instant;
 use awq_core::decode::{Sampler, Session};
 use clap::Args;
 
-use super::model::{ModelArgs, SamplingArgs, end_ids, show};
+use super::model::{DecodeArgs, ModelArgs, SamplingArgs, end_ids, show};
 use crate::generate::stream::TextStream;
 use crate::generate::{Stop, generate};
 use crate::provenance::peak_resident_bytes;
-use crate::quantize::presets::Request;
 
 /// Continue a text, and say how fast that went.
 ///
@@ -21,9 +20,8 @@ use crate::quantize::presets::Request;
 pub(super) struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Quantize first: METHOD-wBITSgGROUP [default: the model as it is].
-    #[arg(long, value_name = "SPEC")]
-    quant: Option<Request>,
+    #[command(flatten)]
+    decode: DecodeArgs,
     /// The text to continue.
     #[arg(long, value_name = "TEXT")]
     prompt: String,
@@ -37,7 +35,7 @@ pub(super) struct GenerateArgs {
 pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let sampling = args.sampling.sampling()?;
     let start = Instant::now();
-    let (opened, model) = args.model.load(args.quant.as_ref())?;
+    let (opened, model) = args.model.load(&args.decode)?;
     let load_seconds = start.elapsed().as_secs_f64();
     let mut prompt = opened.tokenizer.encode(&args.prompt)?;
     if opened.tokenizer.adds_bos() || prompt.is_empty() {
@@ -55,6 +53,7 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         &mut |id| show(&stream.push(id)?),
     )?;
     show(&(stream.finish()? + "\n"))?;
+    let footprint = model.footprint();
     let mb = |bytes: usize| bytes as f64 / 1e6;
     let ended = match done.stop {
         Stop::EndToken => "the model ended the text",
@@ -62,10 +61,12 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         Stop::ContextFull => "the context is full",
     };
     args.model.machine.progress().note(&format!(
-        "{} ({ended})\nloaded in {load_seconds:.2} s, {} threads; a step reads {:.1} MB of weights; cache {:.1} MB, peak memory {:.1} MB",
+        "{} ({ended})\nloaded in {load_seconds:.2} s, {} threads; a step reads {:.1} MB of weights ({} of {} linears packed); cache {:.1} MB, peak memory {:.1} MB",
         done.describe(),
         rayon::current_num_threads(),
-        mb(model.step_bytes()),
+        mb(footprint.step_bytes),
+        footprint.n_packed,
+        footprint.n_linears,
         mb(session.cache_bytes()),
         mb(peak_resident_bytes() as usize),
     ));

@@ -1,14 +1,16 @@
 //! What `quantize`, `generate` and `chat` share: the model, how it is quantized, how tokens are chosen.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU16, NonZeroUsize};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use awq_core::decode::sample::RandomSampling;
-use awq_core::decode::{DecodeModel, Sampling};
+use awq_core::decode::{DecodeModel, DecodeOptions, Sampling};
+use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
+use awq_core::kernel::Activations;
 use awq_core::load::{Checkpoint, OpenedModel, open_model};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::MachineArgs;
 use crate::config::{Bundled, DatasetSpec, ModelSource, ModelSpec, PathModel};
@@ -27,6 +29,51 @@ pub(super) struct ModelArgs {
     calibration: Option<String>,
     #[command(flatten)]
     pub(super) machine: MachineArgs,
+}
+
+/// How a model is held in memory for decoding.
+#[derive(Args, Debug)]
+pub(super) struct DecodeArgs {
+    /// Quantize first: METHOD-wBITSgGROUP, such as awq-w4g128 [default: the model as it is].
+    #[arg(long, value_name = "SPEC")]
+    quant: Option<Request>,
+    /// Round the head to this many bits, in groups of 32 [default: as the model has it; methods leave it alone].
+    #[arg(long, value_name = "N", value_parser = parse_bits)]
+    head_bits: Option<Bits>,
+    /// What packed linears do to their inputs: nothing (f32), or round them to 16 or 8 bits, a scale for each group.
+    #[arg(long, value_enum, default_value_t = ActivationsArg::F32)]
+    activations: ActivationsArg,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ActivationsArg {
+    F32,
+    Int16,
+    Int8,
+}
+
+pub(super) fn parse_bits(text: &str) -> Result<Bits, String> {
+    Bits::try_from(text.parse::<u8>().map_err(|error| error.to_string())?)
+}
+
+impl DecodeArgs {
+    fn options(&self) -> DecodeOptions {
+        /// Small, so that 4 bits hurt little: the head's scales are a small part of it.
+        const HEAD_GROUP: NonZeroU16 = NonZeroU16::new(32).expect("32 is not 0");
+        let head = |bits| Grid {
+            bits,
+            granularity: Granularity::PerGroup(HEAD_GROUP),
+            symmetry: Symmetry::Asymmetric,
+            range_includes_zero: false,
+            scale_dtype: ScaleDtype::F16,
+        };
+        let activations = match self.activations {
+            ActivationsArg::F32 => Activations::F32,
+            ActivationsArg::Int16 => Activations::Int16,
+            ActivationsArg::Int8 => Activations::Int8,
+        };
+        DecodeOptions { activations, head: self.head_bits.map(head) }
+    }
 }
 
 impl ModelArgs {
@@ -58,18 +105,18 @@ impl ModelArgs {
     }
 
     /// The model in memory, quantized first if that is asked for.
-    pub(super) fn load(&self, quant: Option<&Request>) -> anyhow::Result<(OpenedModel, DecodeModel)> {
+    pub(super) fn load(&self, decode: &DecodeArgs) -> anyhow::Result<(OpenedModel, DecodeModel)> {
         let device = self.device()?;
         device::set_threads(self.machine.threads.map(NonZeroUsize::get));
         let opened = self.open()?;
-        let checkpoint: Arc<dyn Checkpoint> = match quant {
+        let checkpoint: Arc<dyn Checkpoint> = match &decode.quant {
             None => opened.checkpoint.clone(),
             Some(request) => {
                 let recipe = self.recipe(request, &opened)?;
                 quantize(&opened, &recipe, device, &self.machine.store()?, &self.machine.progress())?.checkpoint
             }
         };
-        let model = DecodeModel::load(opened.config.clone(), checkpoint.as_ref())?;
+        let model = DecodeModel::load(opened.config.clone(), checkpoint.as_ref(), &decode.options())?;
         Ok((opened, model))
     }
 }

@@ -9,7 +9,7 @@ use awq_core::load::open_model;
 use awq_core::model::wiring_of;
 use clap::Args;
 
-use super::model::ModelArgs;
+use super::model::{ModelArgs, parse_bits};
 use crate::device;
 use crate::quantize::presets::Request;
 use crate::quantize::{header, quantize, write};
@@ -39,10 +39,6 @@ pub(super) struct QuantizeArgs {
     /// Folder to create.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-}
-
-fn parse_bits(text: &str) -> Result<Bits, String> {
-    Bits::try_from(text.parse::<u8>().map_err(|error| error.to_string())?)
 }
 
 pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {

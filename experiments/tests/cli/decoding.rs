@@ -85,6 +85,9 @@ fn a_packed_checkpoint_continues_a_text_as_the_model_quantized_in_memory_does() 
     quantize(&workshop, "rtn");
     let in_memory = text(&workshop, &["model", "--quant", "rtn-w4g32"]);
     assert_eq!(text(&workshop, &["packed"]), in_memory);
+    let rounding = ["--head-bits", "8", "--activations", "int16", "--max-tokens", "20"];
+    let ran = workshop.run(&[&["generate", "packed", "--prompt", PROMPT][..], &rounding].concat());
+    assert!(ran.code == Some(0) && ran.stderr.contains("(8 of 8 linears packed)"), "{ran:?}");
     let header: Value = serde_json::from_str(&workshop.read("packed/quantization.json")).unwrap();
     assert_eq!((&header["layout_version"], &header["method"]), (&json!(1), &json!("RTN")));
     assert_eq!(header["linears"].as_object().unwrap().len(), 14);
@@ -186,7 +189,7 @@ fn damaged_packed_checkpoints_are_refused() {
     workshop.write("packed/quantization.json", &header);
     edit_json(&workshop, "packed/quantization.json", |json| json["linears"][up_proj]["shape"] = json!([128, 32]));
     let ran = workshop.run(&["generate", "packed", "--prompt", PROMPT]);
-    assert!(ran.stderr.contains(&format!("\"{up_proj}.weight\" has shape [128, 32], expected [128, 64]")), "{ran:?}");
+    assert!(ran.stderr.contains(&format!("\"{up_proj}.codes\" has shape [128, 8], expected [128, 4]")), "{ran:?}");
 
     workshop.write("packed/quantization.json", &header);
     edit_json(&workshop, "packed/quantization.json", |json| json["linears"][up_proj]["grid"]["bits"] = json!(3));
