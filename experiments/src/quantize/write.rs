@@ -20,7 +20,7 @@ use serde_json::json;
 
 const WEIGHTS: &str = "model.safetensors";
 
-/// Creates the folder for [`write`].
+/// Creates the folder for [`write()`].
 ///
 /// # Errors
 /// A folder that holds anything, or cannot be created.
