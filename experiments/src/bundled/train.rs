@@ -19,9 +19,9 @@ use super::tokenizer::{BOS, EOS, encode, train_tokenizer};
 use super::weights::{NetworkConfig, Weights};
 use super::{Split, bundled_text};
 
-/// Windows in the second half of a run are this many times as long as in its first half. Short windows are cheaper; the
-/// last ones teach the positions that evaluation uses.
-const LONGEST: usize = 2;
+/// Windows in the last sixth of a run are this many times as long as in its first half; in between, twice as long.
+/// Short windows are cheaper and teach looking back sooner; the last ones teach the positions that evaluation uses.
+const LONGEST: usize = 4;
 
 /// What a training run can be asked for. Two runs with equal options give equal files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,7 +35,7 @@ pub struct TrainOptions {
     pub n_steps: u32,
     /// Windows in a step while they are short; a multiple of 8.
     pub batch: usize,
-    /// Tokens in a window in the first half of the run; then twice as many.
+    /// Tokens in a window in the first half of the run; they grow to four times as many.
     pub seq_len: usize,
     /// Highest learning rate, after the warm-up.
     pub peak_learning_rate: f64,
@@ -61,9 +61,9 @@ impl TrainOptions {
         TrainOptions {
             out,
             seed: 0,
-            n_steps: 2400,
+            n_steps: 1500,
             batch: 16,
-            seq_len: 256,
+            seq_len: 128,
             peak_learning_rate: 3e-3,
             n_warm_up_steps: 100,
             weight_decay: 0.1,
@@ -77,7 +77,11 @@ impl TrainOptions {
 
     /// Windows and tokens in each, at `step`: as many tokens in every step, in ever longer windows.
     fn batch_shape(&self, step: u32) -> (usize, usize) {
-        let longer = if 2 * step < self.n_steps { 1 } else { LONGEST };
+        let longer = match 6 * step / self.n_steps {
+            0..=2 => 1,
+            3..=4 => 2,
+            _ => LONGEST,
+        };
         (self.batch / longer, longer * self.seq_len)
     }
 
@@ -424,8 +428,7 @@ mod tests {
     #[test]
     fn learning_rate_rises_then_falls() {
         let options = TrainOptions::bundled(PathBuf::new());
-        let last = options.n_steps - 1;
-        let rates: Vec<_> = [0, 99, 100, last / 2, last].map(|step| options.learning_rate(step)).into();
+        let rates: Vec<_> = [0, 99, 100, 800, 1499].map(|step| options.learning_rate(step)).into();
         assert!((rates[0] - 3e-5).abs() < 1e-12 && rates[1] == 3e-3 && rates[2] == 3e-3, "{rates:?}");
         assert!(rates[3] < rates[2] && rates[3] > rates[4], "{rates:?}");
         assert!((rates[4] - 3e-4).abs() < 1e-6, "{rates:?}");
@@ -433,9 +436,9 @@ mod tests {
 
     #[test]
     fn windows_grow_and_steps_keep_their_tokens() {
-        let options = TrainOptions { n_steps: 100, batch: 16, seq_len: 256, ..TrainOptions::bundled(PathBuf::new()) };
-        let shapes = [0, 49, 50, 99].map(|step| options.batch_shape(step));
-        assert_eq!(shapes, [(16, 256), (16, 256), (8, 512), (8, 512)]);
+        let options = TrainOptions::bundled(PathBuf::new());
+        let shapes = [0, 749, 750, 1249, 1250, 1499].map(|step| options.batch_shape(step));
+        assert_eq!(shapes, [(16, 128), (16, 128), (8, 256), (8, 256), (4, 512), (4, 512)]);
     }
 
     #[test]
