@@ -161,19 +161,6 @@ impl Grid {
         format!("W{} {}{symmetry}", self.bits.get(), self.granularity.label())
     }
 
-    /// Stored bits for one `[n_out, n_in]` matrix: codes, scales, and for an asymmetric grid one `bits`-wide zero point a group.
-    pub fn stored_bits(&self, n_out: usize, n_in: usize) -> u64 {
-        let n_scales = match self.granularity {
-            Granularity::PerTensor => 1,
-            _ => (n_out * self.granularity.n_groups(n_in)) as u64,
-        };
-        let zero_bits = match self.symmetry {
-            Symmetry::Asymmetric => u64::from(self.bits.get()),
-            Symmetry::SymmetricFullRange | Symmetry::SymmetricRestricted => 0,
-        };
-        (n_out * n_in) as u64 * u64::from(self.bits.get()) + n_scales * (u64::from(self.scale_dtype.bits()) + zero_bits)
-    }
-
     /// Smallest code in use: 1 on a restricted grid, else 0.
     pub fn min_code(&self) -> u8 {
         u8::from(self.symmetry == Symmetry::SymmetricRestricted)

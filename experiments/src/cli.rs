@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -10,8 +11,9 @@ use crate::assets::{AssetSettings, AssetStore};
 use crate::config::ExperimentSpec;
 use crate::plan::Plan;
 use crate::progress::{Progress, Style};
+use crate::record::RecordFile;
 use crate::runner::{RunOptions, Summary, default_out};
-use crate::{device, record, report, runner, verify};
+use crate::{device, record, report, runner, speed, verify};
 
 mod chat;
 mod generate;
@@ -124,7 +126,11 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         None => run_experiment(&cli.run),
         Some(Command::Run(args)) => run_experiment(&args),
         Some(Command::Plan { config }) => {
-            print(&Plan::new(&ExperimentSpec::read(&config)?).describe());
+            let spec = ExperimentSpec::read(&config)?;
+            print(&Plan::new(&spec).describe());
+            if let Some(speed) = &spec.speed {
+                print(&speed::describe(speed, &spec.models, device::threads(spec.run.threads.map(NonZeroUsize::get))));
+            }
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Report { folder }) => {
@@ -165,6 +171,9 @@ fn run_experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let store = args.machine.store()?;
     let records = runner::claim_folder(&out, &spec)?;
     let summary = runner::run(&plan, &RunOptions { device, threads }, records, &store, &progress)?;
+    if let Some(speed) = &spec.speed {
+        speed::run(speed, &spec.models, threads, RecordFile::open(&out)?, &store, &progress)?;
+    }
     // A report that fails must hide neither the summary nor that cells failed.
     let report = write_report(&out);
     let code = finish(&summary, &progress);
@@ -197,8 +206,12 @@ fn write_report(folder: &Path) -> anyhow::Result<()> {
     let spec = experiment_of(folder)?;
     let plan = Plan::new(&spec);
     let records = record::read_records(folder)?;
-    report::write_report(folder, &plan, &records)?;
-    print(&report::terminal_table(&plan, &records)?);
+    let speed = match &spec.speed {
+        Some(speed) => speed::asked(speed, &spec.models, &record::read_records(folder)?),
+        None => Vec::new(),
+    };
+    report::write_report(folder, &plan, &records, &speed)?;
+    print(&report::terminal_table(&plan, &records, &speed)?);
     Ok(())
 }
 

@@ -77,10 +77,15 @@ fn probe_cuda() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// CPU threads that a run gets: as many as were asked for, or all cores.
+pub fn threads(asked: Option<usize>) -> usize {
+    asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
 /// Sets the number of CPU threads (all cores by default) for everything that runs afterwards, and returns what is in use.
 /// Results do not depend on it.
 pub fn set_threads(threads: Option<usize>) -> usize {
-    let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let threads = self::threads(threads);
     // A second call in one process (tests) finds the pool running; its size is then what it was.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     rayon::current_num_threads()

@@ -21,5 +21,6 @@ pub mod record;
 pub mod registry;
 pub mod report;
 pub mod runner;
+pub mod speed;
 pub mod stats;
 pub mod verify;

@@ -1,5 +1,7 @@
 //! [`ExperimentSpec`] to [`Plan`]: the cells of an experiment, with stable content ids. Pure: opens no file.
 
+use std::collections::BTreeMap;
+
 use awq_core::driver::Propagation;
 use awq_core::grid::Grid;
 use schemars::JsonSchema;
@@ -7,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::{
-    CalibrationSpec, EvaluationSpec, ExperimentSpec, FigureSpec, ModelSpec, ReferenceValue, TableAxis, TableSpec,
+    CalibrationSpec, EvaluationSpec, ExperimentSpec, FigureSpec, GridSweep, ModelSpec, ReferenceValue, TableAxis,
+    TableSpec,
 };
 use crate::registry::MethodSpec;
 
@@ -99,6 +102,34 @@ impl Cell {
     }
 }
 
+/// Quantized cells that one pass over a model's blocks serves. They share captured activations, Hessians and searches, their
+/// results are in memory together, and a kill costs all that the pass has not finished: more would save little.
+const CELLS_OF_A_PASS: usize = 16;
+
+/// The quantized cells among `cells` as passes over their model's blocks: each of one calibration, and of whole grids, for
+/// methods share most of their work on one grid.
+pub fn passes<'a>(cells: impl IntoIterator<Item = &'a Cell>) -> Vec<Vec<&'a Cell>> {
+    let mut by_calibration: BTreeMap<Option<&CalibrationSpec>, Vec<(Grid, &Cell)>> = BTreeMap::new();
+    for cell in cells {
+        if let Some(quantization) = &cell.quantization {
+            by_calibration.entry(quantization.calibration.as_ref()).or_default().push((quantization.grid, cell));
+        }
+    }
+    let mut passes: Vec<Vec<&Cell>> = Vec::new();
+    for cells in by_calibration.values() {
+        let mut begins = true;
+        for grid in cells.chunk_by(|a, b| a.0 == b.0) {
+            let of_grid = grid.iter().map(|(_, cell)| *cell);
+            match passes.last_mut() {
+                Some(pass) if !begins && pass.len() + grid.len() <= CELLS_OF_A_PASS => pass.extend(of_grid),
+                _ => passes.push(of_grid.collect()),
+            }
+            begins = false;
+        }
+    }
+    passes
+}
+
 /// All cells of one model, in the order in which they run and are shown.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelPlan {
@@ -134,7 +165,7 @@ impl Plan {
                     .iter()
                     .flat_map(|entry| spec.calibrations_of(entry).into_iter().map(move |used| (entry, used)))
             };
-            let quantized = spec.grids.grids().into_iter().flat_map(|grid| {
+            let quantized = spec.grids.iter().flat_map(GridSweep::grids).flat_map(|grid| {
                 uses().map(move |(entry, used)| {
                     cell(Some(QuantizationCell {
                         method: entry.method.clone(),
@@ -148,7 +179,8 @@ impl Plan {
         };
         Self {
             question: spec.question.clone(),
-            models: spec.models.iter().map(model_plan).collect(),
+            // Models that are only timed have no cells.
+            models: spec.models.iter().filter(|_| !spec.evaluations.is_empty()).map(model_plan).collect(),
             references: spec.references.clone(),
             table: spec.table.clone(),
             figure: spec.figure.clone(),

@@ -1,7 +1,8 @@
 //! [`Record`]: what one finished (or failed) cell leaves behind, one JSON object a line in `records.jsonl`.
 //!
 //! The file is only ever appended to, each record with one write and a sync, so that a kill
-//! loses no record: only the cell being measured, or the cells being quantized in one pass. Everything a table or figure needs is in here: making a report opens no model.
+//! loses no record: only the cell being measured, or the cells being quantized in one pass. Everything a table or figure
+//! needs is in here: making a report opens no model.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -10,6 +11,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use awq_core::arithmetic::Arithmetic;
 use awq_core::driver::BlockLog;
+use awq_core::load::packed::PackedHeader;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Cell, CellId};
@@ -50,8 +53,32 @@ pub struct Done {
     pub measurements: Vec<Measurement>,
     /// What the method did; absent for full precision.
     pub quantization: Option<Quantization>,
+    /// What the checkpoint itself was quantized with, where it is a packed one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packed: Option<PackedOrigin>,
     /// What it cost.
     pub cost: Cost,
+}
+
+/// What a packed checkpoint says of its making.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PackedOrigin {
+    /// Method and grid: `AWQ W4 g128`.
+    pub label: String,
+    /// Stored bits per quantized weight.
+    pub bits_per_weight: f64,
+    /// sha256 over all codes, scales and zero points, as in [`Quantization`].
+    pub codes_sha256: String,
+}
+
+impl From<&PackedHeader> for PackedOrigin {
+    fn from(header: &PackedHeader) -> Self {
+        Self {
+            label: format!("{} {}", header.method, header.grid.label()),
+            bits_per_weight: header.bits_per_weight,
+            codes_sha256: header.codes_sha256.clone(),
+        }
+    }
 }
 
 /// A failed cell.
@@ -140,17 +167,34 @@ pub struct Cost {
     pub peak_resident_bytes: u64,
 }
 
+/// A kind of record, with a file of its own.
+pub trait Line: Serialize + DeserializeOwned {
+    /// Name of the file.
+    const FILE: &'static str;
+
+    /// Layout of the record, see [`SCHEMA_VERSION`].
+    fn schema(&self) -> u32;
+}
+
+impl Line for Record {
+    const FILE: &'static str = "records.jsonl";
+
+    fn schema(&self) -> u32 {
+        self.schema
+    }
+}
+
 /// The append-only file of records, held by one run at a time.
 #[derive(Debug)]
-pub struct RecordFile {
+pub struct RecordFile<R = Record> {
     path: PathBuf,
     file: File,
-    on_record: Vec<Record>,
+    on_record: Vec<R>,
     n_cut_bytes: usize,
 }
 
-impl RecordFile {
-    /// Opens `records.jsonl` in `folder` for appending and reads what it already holds.
+impl<R: Line> RecordFile<R> {
+    /// Opens the file of these records in `folder` for appending and reads what it already holds.
     ///
     /// A last line that a kill or a full disk cut short is cut off; every whole line is kept.
     ///
@@ -158,7 +202,7 @@ impl RecordFile {
     /// If the file cannot be opened for writing, another run is writing to it, or a line that is whole is not a record of
     /// this schema.
     pub fn open(folder: &Path) -> anyhow::Result<Self> {
-        let path = folder.join("records.jsonl");
+        let path = folder.join(R::FILE);
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(&path).with_context(|| {
             format!("{}: cannot open for appending; choose a writable folder with --out", path.display())
         })?;
@@ -182,7 +226,7 @@ impl RecordFile {
     }
 
     /// The records that were in the file when it was opened.
-    pub fn on_record(&self) -> &[Record] {
+    pub fn on_record(&self) -> &[R] {
         &self.on_record
     }
 
@@ -200,7 +244,7 @@ impl RecordFile {
     ///
     /// # Errors
     /// If it cannot be written whole (a full disk): the file is then cut back to the records that it held before.
-    pub fn append(&mut self, record: &Record) -> anyhow::Result<()> {
+    pub fn append(&mut self, record: &R) -> anyhow::Result<()> {
         let mut line = serde_json::to_string(record).context("a record cannot be written as JSON")?;
         line.push('\n');
         let before =
@@ -224,8 +268,8 @@ impl RecordFile {
 ///
 /// # Errors
 /// If the file is missing or a whole line is not a record.
-pub fn read_records(folder: &Path) -> anyhow::Result<Vec<Record>> {
-    let path = folder.join("records.jsonl");
+pub fn read_records<R: Line>(folder: &Path) -> anyhow::Result<Vec<R>> {
+    let path = folder.join(R::FILE);
     let bytes =
         std::fs::read(&path).with_context(|| format!("{}: cannot read; run the experiment first", path.display()))?;
     parse_records(&path, whole_lines(&bytes))
@@ -237,16 +281,16 @@ fn whole_lines(bytes: &[u8]) -> &[u8] {
     &bytes[..end]
 }
 
-fn parse_records(path: &Path, lines: &[u8]) -> anyhow::Result<Vec<Record>> {
-    let parse = |(index, line): (usize, &[u8])| -> anyhow::Result<Record> {
+fn parse_records<R: Line>(path: &Path, lines: &[u8]) -> anyhow::Result<Vec<R>> {
+    let parse = |(index, line): (usize, &[u8])| -> anyhow::Result<R> {
         let place = || format!("{}:{}: not a record; move the file away to start anew", path.display(), index + 1);
-        let record: Record = serde_json::from_slice(line).with_context(place)?;
+        let record: R = serde_json::from_slice(line).with_context(place)?;
         ensure!(
-            record.schema == SCHEMA_VERSION,
+            record.schema() == SCHEMA_VERSION,
             "{}:{}: record schema {}, this program reads {SCHEMA_VERSION}; move the file away to start anew",
             path.display(),
             index + 1,
-            record.schema
+            record.schema()
         );
         Ok(record)
     };

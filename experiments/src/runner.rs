@@ -1,7 +1,8 @@
 //! Plan to records: runs what is not yet on record, cell by cell, and appends each result at once.
 //!
-//! Cells of one model that share calibration are quantized in one pass over its blocks. A cell that fails becomes a record
-//! and the sweep goes on; an experiment that was interrupted resumes at the first cell without a finished record.
+//! Cells of one model that share calibration are quantized together, a limited number in one pass over its blocks. A cell
+//! that fails becomes a record and the sweep goes on; an experiment that was interrupted resumes at the first cell without a
+//! finished record.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -15,11 +16,11 @@ use awq_core::model::{Decoder, open_decoder};
 
 use crate::assets::{AssetStore, sha256_of};
 use crate::config::{CalibrationSpec, EvaluationSpec, ModelSpec, PerplexitySpec, ProtocolSpec};
-use crate::data::calibration::{CalibrationSet, overlap_tokens, sequences};
+use crate::data::calibration::{CalibrationSet, calibration_set, overlap_tokens};
 use crate::data::{self, Text};
 use crate::device::{DeviceJob, run_on};
-use crate::eval::perplexity::{Windows, check_seq_len, score};
-use crate::plan::{Cell, CellId, ModelPlan, Plan};
+use crate::eval::perplexity::{Windows, score};
+use crate::plan::{Cell, CellId, ModelPlan, Plan, passes};
 use crate::progress::Progress;
 use crate::provenance::{Provenance, peak_resident_bytes, tree};
 use crate::record::{
@@ -192,14 +193,11 @@ impl DeviceJob for ModelJob<'_, '_, '_> {
             let outcome = self.evaluate(decoder.as_ref(), cell, &evaluations, None);
             (self.sink)(cell, outcome, &self.assets)?;
         }
-        let mut passes: BTreeMap<Option<&CalibrationSpec>, Vec<&Cell>> = BTreeMap::new();
-        for &cell in self.cells {
-            if let Some(quantization) = &cell.quantization {
-                passes.entry(quantization.calibration.as_ref()).or_default().push(cell);
-            }
-        }
-        for (calibration, cells) in passes {
-            self.run_pass(decoder.as_ref(), calibration, &cells, &evaluations)?;
+        let passes = passes(self.cells.iter().copied());
+        for (index, cells) in passes.iter().enumerate() {
+            let name =
+                if passes.len() > 1 { format!("pass {} of {}: ", index + 1, passes.len()) } else { String::new() };
+            self.run_pass(decoder.as_ref(), &name, cells, &evaluations)?;
         }
         Ok(())
     }
@@ -239,10 +237,11 @@ impl ModelJob<'_, '_, '_> {
     fn run_pass<B: QuantBackend>(
         &mut self,
         decoder: &dyn Decoder<B>,
-        calibration: Option<&CalibrationSpec>,
+        name: &str,
         cells: &[&Cell],
         evaluations: &BTreeMap<EvaluationSpec, Prepared>,
     ) -> anyhow::Result<()> {
+        let calibration = cells.first().and_then(|cell| cell.quantization.as_ref()?.calibration.as_ref());
         let set = match calibration.map(|spec| self.calibration_set(spec)).transpose() {
             Ok(set) => set,
             Err(error) => return fail_all(cells, Stage::Quantize, &error, &self.assets, self.sink),
@@ -257,7 +256,7 @@ impl ModelJob<'_, '_, '_> {
             .zip(sequences)
             .map(|(spec, sequences)| Calibration { sequences, propagation: spec.propagation });
         let n_blocks = decoder.config().n_blocks;
-        let bar = self.progress.bar(&format!("quantize {} cell(s), blocks", jobs.len()), n_blocks as u64);
+        let bar = self.progress.bar(&format!("{name}quantize {} cell(s), blocks", jobs.len()), n_blocks as u64);
         let pass = guarded(|| Ok(quantize_model(decoder, calibration, &jobs, &mut |_| bar.advance(1))?));
         bar.finish();
         let pass = match pass {
@@ -279,10 +278,8 @@ impl ModelJob<'_, '_, '_> {
     }
 
     fn calibration_set(&mut self, spec: &CalibrationSpec) -> anyhow::Result<CalibrationSet> {
-        check_seq_len(&self.opened.config, spec.seq_len.get()).context("calibration")?;
         let text = self.texts.get(&spec.dataset)?;
-        let encode = |part: &str| Ok(self.opened.tokenizer.encode(part)?);
-        let set = sequences(text, &encode, &spec.sampling, spec.seq_len)?;
+        let set = calibration_set(&self.opened, spec, text)?;
         self.assets.insert(text.name.clone(), text.sha256.clone());
         Ok(set)
     }
@@ -302,6 +299,7 @@ impl ModelJob<'_, '_, '_> {
             Ok(measurements) => Outcome::Done(Box::new(Done {
                 measurements,
                 quantization: quantized.map(|quantized| quantized.describe(cell, evaluations)),
+                packed: self.opened.packed.as_ref().map(Into::into),
                 cost: Cost {
                     quantize_seconds: quantized.map_or(0.0, |q| q.model.logs.iter().map(|log| log.seconds).sum()),
                     shared_capture_seconds: quantized.map_or(0.0, |q| q.shared_seconds),

@@ -82,7 +82,7 @@ pub fn verify(
     let again = Plan { models: models.collect(), ..plan.clone() };
     let folder = tempfile::tempdir().context("cannot create a temporary folder to verify in")?;
     run(&again, options, RecordFile::open(folder.path())?, store, progress)?;
-    let now = read_records(folder.path())?;
+    let now: Vec<Record> = read_records(folder.path())?;
     let verdict = |then: &Finished<'_>| {
         let outcome = now.iter().find(|record| record.cell_id == then.record.cell_id).map(|record| &record.outcome);
         let again = match outcome {

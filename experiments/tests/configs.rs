@@ -1,11 +1,12 @@
 //! Every experiment file of this repository parses, plans and tells editors where its schema is.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use experiments::config::{ExperimentSpec, json_schema};
 use experiments::device;
-use experiments::plan::Plan;
+use experiments::plan::{Plan, passes};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -37,9 +38,36 @@ fn every_file_parses_and_plans() {
         device::check(&spec.run.device).unwrap_or_else(|error| panic!("{}: {error:#}", path.display()));
         let plan = Plan::new(&spec);
         let n_runs: usize = spec.methods.iter().map(|entry| spec.calibrations_of(entry).len()).sum();
-        let n_quantized = spec.models.len() * n_runs * spec.grids.grids().len();
-        assert_eq!(plan.cells().count(), spec.models.len() + n_quantized, "{}", path.display());
+        let n_quantized = spec.models.len() * n_runs * spec.grids.as_ref().map_or(0, |grids| grids.grids().len());
+        let n_full = if spec.evaluations.is_empty() { 0 } else { spec.models.len() };
+        assert_eq!(plan.cells().count(), n_full + n_quantized, "{}", path.display());
         assert!(plan.describe().starts_with(&format!("Question: {}\n", spec.question)));
+    }
+}
+
+#[test]
+fn passes_serve_every_cell_once_and_split_no_grid() {
+    for (path, _) in config_files() {
+        for model in Plan::new(&ExperimentSpec::read(&path).unwrap()).models {
+            let passes = passes(&model.cells);
+            let mut served: Vec<_> = passes.iter().flatten().map(|cell| cell.id()).collect();
+            served.sort();
+            let mut asked: Vec<_> =
+                model.cells.iter().filter(|cell| cell.quantization.is_some()).map(|cell| cell.id()).collect();
+            asked.sort();
+            assert_eq!(served, asked, "{}", path.display());
+            let mut of_grid = BTreeMap::new();
+            for (index, pass) in passes.iter().enumerate() {
+                let parts: Vec<_> = pass.iter().filter_map(|cell| cell.quantization.as_ref()).collect();
+                assert!(parts.windows(2).all(|pair| pair[0].calibration == pair[1].calibration), "{}", path.display());
+                let one_grid = parts.windows(2).all(|pair| pair[0].grid == pair[1].grid);
+                assert!(parts.len() <= 16 || one_grid, "{}: {} cells in a pass", path.display(), parts.len());
+                for part in parts {
+                    let before = of_grid.insert((part.calibration.clone(), part.grid), index);
+                    assert!(before.is_none_or(|before| before == index), "{}: a grid is split", path.display());
+                }
+            }
+        }
     }
 }
 
@@ -104,6 +132,6 @@ fn the_quickstart_plans_these_cells() {
     370c7bac3ab060f5  bundled-3M AWQ W2 g32   scores about 32k tokens, roughly 6 s on a 200 GFLOP/s CPU
 
     13 cells of 1 model(s).
-    bundled-3M: 3M parameters by its name, 11 MiB in f32. Needs about 15 MiB (one block in f32 and the packed results of all cells) and up to 2 GiB of hidden states and logits.
+    bundled-3M: 3M parameters by its name, 11 MiB in f32. Needs about 15 MiB (one block in f32 and the packed results of a pass) and up to 2 GiB of hidden states and logits.
     ");
 }

@@ -150,8 +150,10 @@ fn committed_results() -> Vec<PathBuf> {
 fn committed_tables_and_figures_follow_from_their_records() {
     for committed in committed_results() {
         let again = tempfile::tempdir().unwrap();
-        for name in ["records.jsonl", "experiment.toml"] {
-            std::fs::copy(committed.join(name), again.path().join(name)).unwrap();
+        for name in ["records.jsonl", "speed.jsonl", "experiment.toml"] {
+            if committed.join(name).exists() {
+                std::fs::copy(committed.join(name), again.path().join(name)).unwrap();
+            }
         }
         experiments(&["report".as_ref(), again.path().as_os_str()]);
         let (committed_files, new_files) = (files_below(&committed), files_below(again.path()));

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::model::DecodeOptions;
 use super::stack::stack;
-use crate::grid::Grid;
 use crate::host;
 use crate::kernel::{Kernel, QuantMatmul};
 use crate::load::{Checkpoint, LoadError, read_exact_shape};
@@ -56,9 +55,11 @@ impl Linear {
     /// A head: dense, in memory that a tied embedding shares, or rounded to the nearest code of `grid`.
     pub(super) fn head(weight: Arc<Vec<f32>>, n_in: usize, options: &DecodeOptions) -> Self {
         let n_out = weight.len() / n_in;
-        let rounded = |grid: &Grid| pack(&host::grid::quantize(&weight, n_out, n_in, grid), options);
-        let packed = options.head.as_ref().and_then(rounded);
-        Self { weight: packed.map_or(Weight::Dense(weight), Weight::Packed), bias: None, n_in, n_out }
+        let weight = match &options.head {
+            Some(grid) => Weight::Packed(pack(&host::grid::quantize(&weight, n_out, n_in, grid), options)),
+            None => Weight::Dense(weight),
+        };
+        Self { weight, bias: None, n_in, n_out }
     }
 
     /// `out = x W^T + b` for `x: [n, n_in]` and `out: [n, n_out]`.
@@ -104,12 +105,13 @@ fn read_packed(
         }
         weights.push(weight);
     }
-    Ok(stack(weights).and_then(|weight| pack(&weight, options)))
+    Ok(stack(weights).map(|weight| pack(&weight, options)))
 }
 
-/// The weight for the best kernel of this CPU; `None` where no kernel takes it.
-fn pack(weight: &QuantizedWeight, options: &DecodeOptions) -> Option<Box<dyn QuantMatmul>> {
-    Kernel::best(options.activations).pack(weight).ok()
+/// A weight without a transform, for the best kernel of this CPU.
+fn pack(weight: &QuantizedWeight, options: &DecodeOptions) -> Box<dyn QuantMatmul> {
+    let packed = Kernel::best(options.activations).pack(weight);
+    packed.unwrap_or_else(|error| panic!("the best kernel takes every weight that has rows and no transform: {error}"))
 }
 
 fn read_dense(checkpoint: &dyn Checkpoint, parts: &[Part], n_in: usize) -> Result<Vec<f32>, LoadError> {

@@ -45,10 +45,8 @@ pub struct DecodeModel {
     pub(super) heads: Heads,
     /// `[vocab, hidden]`.
     pub(super) embedding: Arc<Vec<f32>>,
-    /// `[max_positions, hidden]`, where positions are learned.
+    /// `[max_positions, hidden]`, where positions are learned; elsewhere queries and keys are rotated.
     pub(super) positions: Option<Vec<f32>>,
-    /// Rotary frequencies in radians a position, where queries and keys are rotated.
-    pub(super) frequencies: Option<Vec<f64>>,
     pub(super) blocks: Vec<DecodeBlock>,
     pub(super) final_norm: HostNorm,
     pub(super) head: Linear,
@@ -101,12 +99,12 @@ impl DecodeModel {
         let wiring = wiring_of(&config, checkpoint)?;
         let hidden = config.hidden_size;
         let embedding = Arc::new(read_exact_shape(checkpoint, &wiring.embedding, &[config.vocab_size, hidden])?);
-        let (positions, frequencies) = match &wiring.positions {
-            Positions::Rotary => (None, Some(config.rope_frequencies())),
+        let positions = match &wiring.positions {
+            Positions::Rotary => None,
             Positions::Learned { tensor, first_row } => {
                 let mut rows = read_exact_shape(checkpoint, tensor, &[first_row + config.max_positions, hidden])?;
                 rows.drain(..first_row * hidden);
-                (Some(rows), None)
+                Some(rows)
             }
         };
         let reader = Reader { config: &config, wiring: &wiring, checkpoint, options };
@@ -118,7 +116,7 @@ impl DecodeModel {
         };
         let head = Linear::head(dense_head, hidden, options);
         let heads = reader.heads();
-        Ok(Self { heads, embedding, positions, frequencies, blocks: blocks?, final_norm, head, config })
+        Ok(Self { heads, embedding, positions, blocks: blocks?, final_norm, head, config })
     }
 
     /// The model's configuration.

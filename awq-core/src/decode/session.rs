@@ -8,8 +8,9 @@ use super::cache::{KvCache, TILE};
 use super::linear::Linear;
 use super::model::{DecodeModel, Inner};
 use crate::host::attention::rotate_row;
-use crate::host::exp::exp;
+use crate::host::elementwise::swiglu;
 use crate::host::vectorized;
+use crate::load::ModelConfig;
 
 /// Tokens of a prompt that go through the blocks at once: enough to fill the matrix kernels, and buffers stay small.
 const PREFILL_TOKENS: usize = 256;
@@ -94,7 +95,7 @@ impl<'m> Session<'m> {
             return Err(DecodeError::TooLong { asked: capacity, longest });
         }
         let caches = model.blocks.iter().map(|_| KvCache::new(model.heads, capacity)).collect();
-        let rotary = model.frequencies.as_deref().map(|frequencies| Rotary::new(frequencies, capacity));
+        let rotary = model.positions.is_none().then(|| Rotary::new(&model.config, capacity));
         Ok(Self { model, capacity, n_past: 0, caches, rotary, buffers: Buffers::default() })
     }
 
@@ -253,18 +254,16 @@ impl Buffers {
         let rows = self.inner.par_chunks_exact_mut(width).zip(self.up.par_chunks_exact(2 * width));
         rows.for_each(|(inner, row)| {
             let (gate, up) = row.split_at(width);
-            swiglu_row(gate, up, inner);
+            inner.copy_from_slice(gate);
+            swiglu(inner, up);
         });
     }
 }
 
 impl Rotary {
-    fn new(frequencies: &[f64], n_positions: usize) -> Self {
-        let angles = |f: fn(f64) -> f64| {
-            let of_position = |position| frequencies.iter().map(move |frequency| f(position as f64 * frequency) as f32);
-            (0..n_positions).flat_map(of_position).collect()
-        };
-        Self { half: frequencies.len(), cos: angles(f64::cos), sin: angles(f64::sin) }
+    fn new(config: &ModelConfig, n_positions: usize) -> Self {
+        let (cos, sin) = config.rotary_angles(n_positions);
+        Self { half: config.head_dim / 2, cos, sin }
     }
 
     /// Rotates every head of a row.
@@ -278,12 +277,6 @@ vectorized! {
     fn add<'a>(x: &'a mut [f32], y: &'a [f32]) -> () {
         for (x, y) in x.iter_mut().zip(y) {
             *x += y;
-        }
-    }
-
-    fn swiglu_row<'a>(gate: &'a [f32], up: &'a [f32], out: &'a mut [f32]) -> () {
-        for ((o, &g), &u) in out.iter_mut().zip(gate).zip(up) {
-            *o = g / (1.0 + exp(-g)) * u;
         }
     }
 }

@@ -7,12 +7,13 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::lanes::{Lanes, Work};
 use super::{Activations, Kernel, QuantMatmul};
 
 /// Times of one arm, in seconds.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
     /// Half of the calls were faster.
     pub median: f64,
@@ -25,7 +26,12 @@ pub struct Latency {
 }
 
 impl Latency {
-    fn of(mut seconds: Vec<f64>) -> Self {
+    /// Of at least one time, in seconds.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn of(mut seconds: Vec<f64>) -> Self {
+        assert!(!seconds.is_empty(), "no time was taken");
         seconds.sort_by(f64::total_cmp);
         let at = |quarter: usize| seconds[(seconds.len() * quarter / 4).min(seconds.len() - 1)];
         Self { median: at(2), lower_quartile: at(1), upper_quartile: at(3), n_calls: seconds.len() }
@@ -75,7 +81,7 @@ pub fn interleaved(arms: &[Arm], x: &[f32], n_rounds: usize) -> Vec<Latency> {
 }
 
 /// Bytes a second, the median of `n_rounds`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Bandwidth {
     /// Read and written by copying one array into another.
     pub copy: f64,
@@ -109,7 +115,7 @@ pub fn bandwidth(bytes: usize, n_rounds: usize) -> Bandwidth {
 }
 
 /// Operations a second on all threads of the current pool, a multiplication and an addition counted as two.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Peak {
     /// Fused multiplications and additions of f32.
     pub f32: f64,

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::QuantMatmul;
 use crate::host::bf16::matmul_transposed_bf16;
 use crate::host::matmul::matmul_transposed;
+use crate::host::matvec::matvec;
 
 /// Bytes of weights of a task.
 const TASK_BYTES: usize = 1 << 17;
@@ -44,9 +45,7 @@ impl QuantMatmul for DenseF32 {
         if x.len() > self.n_in {
             return out.copy_from_slice(&matmul_transposed(x, &self.weight, self.n_in));
         }
-        let rows = (TASK_BYTES / 4).div_ceil(self.n_in);
-        let tasks = out.par_chunks_mut(rows).zip(self.weight.par_chunks(rows * self.n_in));
-        tasks.for_each(|(out, weight)| multiply_row_f32(x, weight, out));
+        matvec(&self.weight, x, out);
     }
 }
 
@@ -102,21 +101,6 @@ fn widen(bits: u16) -> f32 {
 const SUMS: usize = 64;
 
 vectorized! {
-    /// `out = weight x`.
-    fn multiply_row_f32<'a>(x: &'a [f32], weight: &'a [f32], out: &'a mut [f32]) -> () {
-        for (out, row) in out.iter_mut().zip(weight.chunks_exact(x.len())) {
-            let mut sums = [0.0_f32; SUMS];
-            let ((x, x_rest), (row, row_rest)) = (x.as_chunks::<SUMS>(), row.as_chunks::<SUMS>());
-            for (x, row) in x.iter().zip(row) {
-                for ((sum, x), w) in sums.iter_mut().zip(x).zip(row) {
-                    *sum += x * w;
-                }
-            }
-            let rest: f32 = x_rest.iter().zip(row_rest).map(|(x, w)| x * w).sum();
-            *out = sums.iter().sum::<f32>() + rest;
-        }
-    }
-
     /// `out = weight x`.
     fn multiply_row_bf16<'a>(x: &'a [f32], weight: &'a [u16], out: &'a mut [f32]) -> () {
         for (out, row) in out.iter_mut().zip(weight.chunks_exact(x.len())) {

@@ -36,6 +36,9 @@ mod reference;
 mod rows;
 mod tiles;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use fused::Fused;
 use lanes::Lanes;
 use reference::Reference;
@@ -78,7 +81,8 @@ pub trait QuantMatmul: Send + Sync {
 }
 
 /// What a kernel does to activations before it multiplies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Activations {
     /// Nothing.
     F32,

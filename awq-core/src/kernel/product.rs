@@ -8,11 +8,12 @@ use super::tiles::{Params, TILE, Tiles};
 
 /// Lines that a product of one row asks for ahead of its reading.
 pub(super) const PREFETCH: usize = 32;
-/// Bytes of weights of a task: a weight of no more than this is multiplied by one thread. Chosen so that a task takes longer
-/// than handing it over (microseconds), not yet tuned on a quiet machine.
+/// Bytes of weights of a task at least, so that it takes longer than handing it over (microseconds).
 const TASK_BYTES: usize = 1 << 16;
-/// Multiplications of a task, where rows are many. Chosen as [`TASK_BYTES`] is.
+/// Multiplications of a task at least, where rows are many. Chosen as [`TASK_BYTES`] is.
 const TASK_PRODUCTS: usize = 1 << 20;
+/// Tasks of a thread at most: more would balance no better.
+const TASKS_PER_THREAD: usize = 8;
 
 /// A kind of activations, and how tiles are multiplied with them.
 pub(super) trait Products<L: Lanes>: Sync {
@@ -90,14 +91,15 @@ pub(super) fn params<L: Lanes>(lanes: L, tiles: &Tiles, tile: usize, segment_idx
     }
 }
 
-/// `out: [n_rows, n_out]` from blocks of rows. Tasks are runs of tiles whose length depends on the shapes alone, and no sum
-/// crosses a tile: the number of threads does not change a bit.
+/// `out: [n_rows, n_out]` from blocks of rows. Tasks are runs of tiles, and no sum crosses a tile: neither the split nor the
+/// number of threads changes a bit.
 pub(super) fn multiply<L: Lanes, P: Products<L>>(lanes: L, tiles: &Tiles, rows: &[P::Rows], out: &mut [f32]) {
     let n_rows = out.len() / tiles.n_out;
+    let n_tiles = tiles.n_out.div_ceil(TILE);
     let by_bytes = TASK_BYTES.div_ceil(tiles.lines_per_tile() * 64);
     let by_products = TASK_PRODUCTS.div_ceil(TILE * tiles.n_in * n_rows.max(1));
     // Even, so that only the last task has a tile without a partner.
-    let tiles_per_task = by_bytes.min(by_products).next_multiple_of(2);
+    let tiles_per_task = n_tiles.div_ceil(n_tasks(n_tiles / by_bytes.min(by_products))).next_multiple_of(2);
     let cols = tiles_per_task * TILE;
     let run = |first_tile, out: &mut [&mut [f32]]| {
         lanes.vectorize(Task::<L, P> { lanes, tiles, first_tile, rows, out });
@@ -113,4 +115,11 @@ pub(super) fn multiply<L: Lanes, P: Products<L>>(lanes: L, tiles: &Tiles, rows: 
         }
     }
     tasks.par_iter_mut().enumerate().for_each(|(task_idx, task)| run(task_idx * tiles_per_task, task));
+}
+
+/// How many tasks to make of work that is worth `most`: as many for every thread, where there is enough.
+fn n_tasks(most: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    let most = most.min(TASKS_PER_THREAD * threads);
+    if most < threads { most.max(1) } else { most - most % threads }
 }

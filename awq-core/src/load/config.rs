@@ -175,6 +175,17 @@ impl ModelConfig {
             .collect()
     }
 
+    /// Cosines and sines of the rotary angles of the first positions, each `[n_positions, head_dim / 2]`.
+    pub fn rotary_angles(&self, n_positions: usize) -> (Vec<f32>, Vec<f32>) {
+        let frequencies = self.rope_frequencies();
+        // In f64: an angle of thousands of radians has lost its fraction in a lower precision.
+        let angles = |f: fn(f64) -> f64| {
+            let of_position = |position| frequencies.iter().map(move |frequency| f(position as f64 * frequency) as f32);
+            (0..n_positions).flat_map(of_position).collect()
+        };
+        (angles(f64::cos), angles(f64::sin))
+    }
+
     /// What every attention layer takes for granted.
     fn check(&self, file: &Path, heads_key: &str, kv_heads_key: &str, head_dim_key: &str) -> Result<(), LoadError> {
         let bad = |key: &str, problem| Err(LoadError::BadKey { file: file.to_owned(), key: key.to_owned(), problem });

@@ -47,6 +47,8 @@ pub struct PackedHeader {
     pub settings: Json,
     /// The grid that was asked for.
     pub grid: Grid,
+    /// Stored bits per quantized weight: codes, scales, zero points and what transforms keep.
+    pub bits_per_weight: f64,
     /// What it was calibrated on, as an experiment's file has it.
     pub calibration: Option<Json>,
     /// See [`crate::driver::QuantizedModel::codes_sha256`].

@@ -90,15 +90,9 @@ impl<B: QuantBackend> Norm<B> {
 /// Rotary angles for `n_positions` positions: half-split pairing (channel `c` with `c + head_dim / 2`), as Hugging Face's
 /// Llama code has it. Angles are computed elementwise; a low-precision matrix product there would ruin perplexity.
 pub fn rotary_table<B: QuantBackend>(config: &ModelConfig, n_positions: usize, device: &B::Device) -> RotaryTable<B> {
-    let frequencies = config.rope_frequencies();
-    let half = frequencies.len();
-    let angles = |f: fn(f64) -> f64| -> Tensor<B, 2> {
-        let values: Vec<f32> = (0..n_positions)
-            .flat_map(|position| frequencies.iter().map(move |frequency| f(position as f64 * frequency) as f32))
-            .collect();
-        Tensor::from_data(TensorData::new(values, [n_positions, half]), device)
-    };
-    RotaryTable { cos: angles(f64::cos), sin: angles(f64::sin) }
+    let (cos, sin) = config.rotary_angles(n_positions);
+    let table = |values| Tensor::from_data(TensorData::new(values, [n_positions, config.head_dim / 2]), device);
+    RotaryTable { cos: table(cos), sin: table(sin) }
 }
 
 /// Reads a `[rows, cols]` tensor.

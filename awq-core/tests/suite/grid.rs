@@ -194,12 +194,16 @@ fn scaling_by_one_is_no_scaling() {
 #[test]
 fn stored_bits_count_scales_and_zero_points() {
     let f16 = |bits, granularity| Grid { scale_dtype: ScaleDtype::F16, ..grid(bits, granularity) };
+    let stored_bits = |grid: &Grid, n_in: usize| {
+        let weight = (0..2 * n_in).map(|i| (i % 7) as f32 - 3.0).collect::<Vec<_>>();
+        Cpu::quantize_weight(tensor(&weight, [2, n_in]), grid).stored_bits()
+    };
     // 4 bits, and 16 + 4 a group of 128: 4.15625 a weight. 576 has a fifth, ragged group.
-    assert_eq!(f16(4, group(128)).stored_bits(2, 256), 2 * 256 * 4 + 2 * 2 * 20);
-    assert_eq!(f16(4, group(128)).stored_bits(2, 576), 2 * 576 * 4 + 2 * 5 * 20);
-    assert_eq!(f16(3, Granularity::PerTensor).stored_bits(2, 64), 2 * 64 * 3 + 19);
+    assert_eq!(stored_bits(&f16(4, group(128)), 256), 2 * 256 * 4 + 2 * 2 * 20);
+    assert_eq!(stored_bits(&f16(4, group(128)), 576), 2 * 576 * 4 + 2 * 5 * 20);
+    assert_eq!(stored_bits(&f16(3, Granularity::PerTensor), 64), 2 * 64 * 3 + 19);
     let symmetric = Grid { symmetry: Symmetry::SymmetricFullRange, ..f16(4, Granularity::PerChannel) };
-    assert_eq!(symmetric.stored_bits(2, 64), 2 * 64 * 4 + 2 * 16);
+    assert_eq!(stored_bits(&symmetric, 64), 2 * 64 * 4 + 2 * 16);
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! What `quantize`, `generate` and `chat` share: the model, how it is quantized, how tokens are chosen.
 
-use std::num::{NonZeroU16, NonZeroUsize};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use awq_core::decode::sample::RandomSampling;
 use awq_core::decode::{DecodeModel, DecodeOptions, Sampling};
-use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
+use awq_core::grid::Bits;
 use awq_core::kernel::Activations;
 use awq_core::load::{Checkpoint, OpenedModel, open_model};
 use clap::{Args, ValueEnum};
@@ -15,6 +15,7 @@ use clap::{Args, ValueEnum};
 use super::MachineArgs;
 use crate::config::{Bundled, DatasetSpec, ModelSource, ModelSpec, PathModel};
 use crate::device;
+use crate::generate::head_grid;
 use crate::quantize::presets::Request;
 use crate::quantize::{Recipe, calibration_text, quantize};
 
@@ -58,21 +59,12 @@ pub(super) fn parse_bits(text: &str) -> Result<Bits, String> {
 
 impl DecodeArgs {
     fn options(&self) -> DecodeOptions {
-        /// Small, so that 4 bits hurt little: the head's scales are a small part of it.
-        const HEAD_GROUP: NonZeroU16 = NonZeroU16::new(32).expect("32 is not 0");
-        let head = |bits| Grid {
-            bits,
-            granularity: Granularity::PerGroup(HEAD_GROUP),
-            symmetry: Symmetry::Asymmetric,
-            range_includes_zero: false,
-            scale_dtype: ScaleDtype::F16,
-        };
         let activations = match self.activations {
             ActivationsArg::F32 => Activations::F32,
             ActivationsArg::Int16 => Activations::Int16,
             ActivationsArg::Int8 => Activations::Int8,
         };
-        DecodeOptions { activations, head: self.head_bits.map(head) }
+        DecodeOptions { activations, head: self.head_bits.map(head_grid) }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 
 use super::{EvaluationSpec, ExperimentSpec, FigureSpec, ProtocolSpec, TableAxis};
 use crate::plan::Plan;
@@ -14,10 +14,24 @@ impl ExperimentSpec {
             !self.question.trim().is_empty(),
             "key `question` is empty; say in one sentence what the experiment asks"
         );
+        self.check_speed()?;
+        if self.measures_quality() {
+            self.check_quality()?;
+        }
+        Ok(())
+    }
+
+    /// Whether models are quantized and scored; an experiment may only time things.
+    fn measures_quality(&self) -> bool {
+        self.speed.is_none() || self.grids.is_some() || !self.methods.is_empty() || !self.evaluations.is_empty()
+    }
+
+    fn check_quality(&self) -> anyhow::Result<()> {
         not_empty("models", self.models.len())?;
         not_empty("methods", self.methods.len())?;
-        not_empty("grids.bits", self.grids.bits.len())?;
-        not_empty("grids.granularity", self.grids.granularity.len())?;
+        let grids = self.grids.as_ref().context("section `[grids]` is missing; say which bits and groups")?;
+        not_empty("grids.bits", grids.bits.len())?;
+        not_empty("grids.granularity", grids.granularity.len())?;
         not_empty("evaluations", self.evaluations.len())?;
         self.check_calibrations()?;
         for (index, evaluation) in self.evaluations.iter().enumerate() {
@@ -58,6 +72,22 @@ impl ExperimentSpec {
             reference.check().map_err(|problem| anyhow::anyhow!("reference[{index}] ({label}): {problem}"))?;
         }
         self.check_layout(&plan)
+    }
+
+    fn check_speed(&self) -> anyhow::Result<()> {
+        let Some(speed) = &self.speed else { return Ok(()) };
+        ensure!(
+            speed.kernels.is_some() || speed.decode.is_some(),
+            "[speed]: nothing to time; add a [speed.kernels] or a [speed.decode] section"
+        );
+        if let Some(kernels) = &speed.kernels {
+            not_empty("speed.kernels.shapes", kernels.shapes.len())?;
+            not_empty("speed.kernels.batch_sizes", kernels.batch_sizes.len())?;
+        }
+        if speed.decode.is_some() {
+            not_empty("models", self.models.len())?;
+        }
+        Ok(())
     }
 
     /// A table in which every cell has a place of its own, and a figure that has something to show.

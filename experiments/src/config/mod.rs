@@ -1,8 +1,8 @@
 //! [`ExperimentSpec`]: exactly what an experiment's TOML file may say.
 //!
 //! One file asks one question. Enums are externally tagged newtypes over `deny_unknown_fields` structs, so that a typo is
-//! an error that names line, column and path. Nothing that changes a number has a default: the file says everything, and
-//! a record stores its cell as planned.
+//! an error that names line, column and path. What changes a number is said in the file; the two keys that
+//! may be absent mean all windows (`max_windows`) and f32 (`arithmetic`). A record stores its cell as planned.
 
 mod calibration;
 mod check;
@@ -10,6 +10,7 @@ mod layout;
 mod place;
 mod reference;
 pub mod sources;
+mod speed;
 
 use std::num::{NonZeroU16, NonZeroUsize};
 use std::path::Path;
@@ -25,6 +26,7 @@ pub use self::check::json_schema;
 pub use self::layout::*;
 pub use self::reference::ReferenceValue;
 pub use self::sources::*;
+pub use self::speed::*;
 
 /// A whole experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -34,7 +36,8 @@ pub struct ExperimentSpec {
     pub question: String,
     /// Where and on how many threads it runs. Never changes what is asked, so it is not part of a cell's identity.
     pub run: RunSpec,
-    /// Models to quantize.
+    /// Models to quantize, or to time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<ModelSpec>,
     /// What activations are collected on. Absent: only methods that need no activations may run.
     pub calibration: Option<CalibrationSpec>,
@@ -43,11 +46,17 @@ pub struct ExperimentSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub calibrations: Vec<NamedCalibration>,
     /// Grids, as the product of its lists.
-    pub grids: GridSweep,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grids: Option<GridSweep>,
     /// Methods, each run on every grid. Full precision is always measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<MethodEntry>,
-    /// What is measured of every quantized model.
+    /// What is measured of every quantized model. An experiment without one has a `[speed]` section.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub evaluations: Vec<EvaluationSpec>,
+    /// What is timed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speed: Option<SpeedSpec>,
     /// Published numbers to print beside ours.
     #[serde(default, rename = "reference", skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<ReferenceValue>,

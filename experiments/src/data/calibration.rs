@@ -8,12 +8,15 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use anyhow::{Context, ensure};
+use awq_core::load::OpenedModel;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::Text;
+use crate::config::CalibrationSpec;
 use crate::config::sources::{DocumentCrops, JoinedDocuments, RandomCrops, SamplingSpec, TokenOffsets};
+use crate::eval::perplexity::check_seq_len;
 
 /// Consecutive tokens that must agree for [`overlap_tokens`] to count them.
 pub const OVERLAP_NGRAM: usize = 32;
@@ -29,6 +32,15 @@ pub struct CalibrationSet {
     /// Where each sequence lies in the tokens that it was cut from: those of the joined text, or, for
     /// [`SamplingSpec::JoinedDocuments`] and [`SamplingSpec::DocumentCrops`], those of what was drawn.
     pub spans: Vec<Range<usize>>,
+}
+
+/// The sequences that `spec` takes from `text` with a model's tokenizer.
+///
+/// # Errors
+/// Sequences longer than the model can be run on, and as [`sequences`].
+pub fn calibration_set(opened: &OpenedModel, spec: &CalibrationSpec, text: &Text) -> anyhow::Result<CalibrationSet> {
+    check_seq_len(&opened.config, spec.seq_len.get()).context("calibration")?;
+    sequences(text, &|part| Ok(opened.tokenizer.encode(part)?), &spec.sampling, spec.seq_len)
 }
 
 /// Takes sequences of `seq_len` tokens from `text` as `sampling` says. The same arguments give the same sequences.

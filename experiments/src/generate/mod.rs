@@ -3,9 +3,11 @@
 pub mod chat;
 pub mod stream;
 
+use std::num::NonZeroU16;
 use std::time::Instant;
 
 use awq_core::decode::{Sampler, Session};
+use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
 
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,19 @@ impl Generation {
             self.n_steps,
             rate(self.n_steps, self.decode_seconds),
         )
+    }
+}
+
+/// The grid of a head that is rounded to `bits`: groups small enough that 4 bits hurt little, for the head's scales are a
+/// small part of it.
+pub fn head_grid(bits: Bits) -> Grid {
+    const GROUP_SIZE: NonZeroU16 = NonZeroU16::new(32).expect("32 is not 0");
+    Grid {
+        bits,
+        granularity: Granularity::PerGroup(GROUP_SIZE),
+        symmetry: Symmetry::Asymmetric,
+        range_includes_zero: false,
+        scale_dtype: ScaleDtype::F16,
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a cell will cost, from its configuration alone: the size of a model is read out of its name, no file is opened.
 
 use crate::config::{DatasetSpec, EvaluationSpec, ModelSpec, ProtocolSpec};
-use crate::plan::Cell;
+use crate::plan::{Cell, passes};
 
 /// Floating-point operations per second that the time estimate assumes: a small CPU with wide vectors. A GPU is far faster.
 const ASSUMED_FLOPS: f64 = 2.0e11;
@@ -25,18 +25,16 @@ pub(super) fn describe(cell: &Cell) -> String {
     format!("scores about {} tokens, roughly {} on a 200 GFLOP/s CPU", thousands(tokens), duration(seconds))
 }
 
-/// Memory for one model: one block in f32, the packed results of a sweep, and what is in flight.
+/// Memory for one model: one block in f32, the packed results of a pass, and what is in flight.
 pub(super) fn model_summary(model: &ModelSpec, cells: &[Cell]) -> Option<String> {
     let params = parameters(model)?;
-    let packed: f64 = cells
-        .iter()
-        .filter_map(|cell| cell.quantization.as_ref())
-        .map(|q| params * (f64::from(q.grid.bits.get()) + 0.5) / 8.0)
-        .sum();
+    let packed_cell =
+        |cell: &&Cell| cell.quantization.as_ref().map_or(0.0, |q| params * (f64::from(q.grid.bits.get()) + 0.5) / 8.0);
+    let packed = passes(cells).iter().map(|pass| pass.iter().map(packed_cell).sum()).fold(0.0, f64::max);
     // A decoder has 20 to 100 blocks; one in thirty is close enough for a plan.
     let block = params / 30.0 * 4.0;
     Some(format!(
-        "{}: {} parameters by its name, {} in f32. Needs about {} (one block in f32 and the packed results of all cells) and \
+        "{}: {} parameters by its name, {} in f32. Needs about {} (one block in f32 and the packed results of a pass) and \
          up to 2 GiB of hidden states and logits.",
         model.name,
         count(params),

@@ -19,9 +19,8 @@ use crate::config::{
     BundledSplit, BundledText, CalibrationSpec, DatasetSpec, DocumentSeparator, Sotu, SotuSplit, TextFile,
 };
 use crate::data;
-use crate::data::calibration::sequences;
+use crate::data::calibration::calibration_set;
 use crate::device::{DeviceJob, run_on};
-use crate::eval::perplexity::check_seq_len;
 use crate::progress::Progress;
 use crate::provenance::Provenance;
 use crate::registry::MethodSpec;
@@ -78,10 +77,7 @@ pub fn quantize(
 }
 
 fn calibration_ids(opened: &OpenedModel, spec: &CalibrationSpec, store: &AssetStore) -> anyhow::Result<Vec<Vec<u32>>> {
-    check_seq_len(&opened.config, spec.seq_len.get()).context("calibration")?;
-    let text = data::load(&spec.dataset, store)?;
-    let encode = |part: &str| Ok(opened.tokenizer.encode(part)?);
-    Ok(sequences(&text, &encode, &spec.sampling, spec.seq_len)?.ids)
+    Ok(calibration_set(opened, spec, &data::load(&spec.dataset, store)?)?.ids)
 }
 
 struct QuantizeJob<'a> {
@@ -119,6 +115,7 @@ pub fn header(recipe: &Recipe, quantized: &Quantized) -> anyhow::Result<PackedHe
         method: recipe.method.label(),
         settings: serde_json::to_value(&recipe.method)?,
         grid: recipe.grid,
+        bits_per_weight: quantized.bits_per_weight,
         calibration: recipe.calibration.as_ref().map(serde_json::to_value).transpose()?,
         codes_sha256: quantized.codes_sha256.clone(),
         version: provenance.version,

@@ -49,13 +49,35 @@ pub struct Point {
     pub bar: Option<(f64, f64)>,
 }
 
-/// A horizontal line.
+/// A horizontal line, or a roof.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Level {
     /// Name in the legend.
     pub name: String,
     /// Where it lies.
     pub value: f64,
+    /// Horizontal value below which it falls in proportion, where it is the roof of a roofline.
+    pub rises_until: Option<f64>,
+}
+
+impl Level {
+    /// Positions of its corners from left to right; a slope is straight where both axes are logarithmic.
+    pub(super) fn corners(&self, x: &Axis, y: &Axis) -> Vec<(f64, f64)> {
+        let top = y.position(self.value);
+        let right = (x.high, top);
+        match self.rises_until.map(|knee| x.position(knee)) {
+            None => vec![(x.low, top), right],
+            Some(knee) if knee <= x.low => vec![(x.low, top), right],
+            // Where the slope leaves the figure below, it begins at the lower edge.
+            Some(knee) => {
+                let left = x.low.max(knee - (top - y.low));
+                vec![(left, top - (knee - left)), (knee.min(x.high), top - (knee - x.high).max(0.0)), right]
+                    .into_iter()
+                    .filter(|corner| knee <= x.high || corner != &right)
+                    .collect()
+            }
+        }
+    }
 }
 
 /// Two figures a table that holds quantized rows, a line a method: perplexity against bits per weight, and how much of it
@@ -69,7 +91,7 @@ pub fn perplexity_figures(rows: &[Row]) -> Vec<Figure> {
 }
 
 fn perplexity_figure(rows: &[Row]) -> Option<Figure> {
-    let level = |name: &str, value: f64| Level { name: format!("{name} ({value:.2})"), value };
+    let level = |name: &str, value: f64| Level { name: format!("{name} ({value:.2})"), value, rises_until: None };
     let full_precision = rows.iter().find(|row| row.grid.is_none()).map(|row| level("full precision", row.perplexity));
     let floor = rows.first()?.floor.map(|floor| level("entropy floor", floor));
     let shown = Shown {
@@ -197,4 +219,22 @@ fn in_order<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
         }
     }
     known
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_roof_rises_in_proportion_until_its_knee() {
+        let axis = |low: f64, high: f64| Axis { low, high, ..Axis::new("", Scale::Log, std::iter::empty()) };
+        let roof = |knee: f64| Level { name: String::new(), value: 1000.0, rises_until: Some(knee) };
+        // Positions are decimal logarithms: the knee at 10 lies at 1, the roof at 3.
+        assert_eq!(roof(10.0).corners(&axis(0.0, 2.0), &axis(0.0, 4.0)), [(0.0, 2.0), (1.0, 3.0), (2.0, 3.0)]);
+        // It enters through the lower edge.
+        assert_eq!(roof(10.0).corners(&axis(-3.0, 2.0), &axis(1.0, 4.0)), [(-1.0, 1.0), (1.0, 3.0), (2.0, 3.0)]);
+        // The knee is outside.
+        assert_eq!(roof(10.0).corners(&axis(1.5, 2.0), &axis(0.0, 4.0)), [(1.5, 3.0), (2.0, 3.0)]);
+        assert_eq!(roof(1000.0).corners(&axis(0.0, 2.0), &axis(0.0, 4.0)), [(0.0, 0.0), (2.0, 2.0)]);
+    }
 }

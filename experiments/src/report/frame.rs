@@ -11,7 +11,7 @@ use awq_core::driver::Propagation;
 use super::row::Row;
 use crate::config::ReferenceValue;
 use crate::plan::Cell;
-use crate::record::{Done, Measurement, Outcome, Quantization, Record, Stage};
+use crate::record::{Done, Measurement, Outcome, PackedOrigin, Quantization, Record, Stage};
 use crate::registry::MethodSpec;
 use crate::stats::{self, Bootstrap, Interval};
 
@@ -225,6 +225,24 @@ impl<'a> Finished<'a> {
     fn cell(&self) -> &'a Cell {
         &self.record.cell
     }
+
+    /// As [`Cell::method_label`]; of a packed checkpoint as it is, what it was quantized with.
+    fn method_label(&self) -> String {
+        match self.packed_as_it_is() {
+            Some(packed) => format!("packed {}", packed.label),
+            None => self.cell().method_label(),
+        }
+    }
+
+    fn bits_per_weight(&self) -> f64 {
+        let quantized = self.done.quantization.as_ref().map(|quantization| quantization.bits_per_weight);
+        let packed = self.packed_as_it_is().map(|packed| packed.bits_per_weight);
+        quantized.or(packed).unwrap_or(FULL_PRECISION_BITS)
+    }
+
+    fn packed_as_it_is(&self) -> Option<&'a PackedOrigin> {
+        self.done.packed.as_ref().filter(|_| self.done.quantization.is_none())
+    }
 }
 
 /// A difference and its interval; the interval is null for a single window.
@@ -242,7 +260,7 @@ fn row(
     references: &[ReferenceValue],
 ) -> Row {
     let (record, done) = (cell.record, cell.done);
-    let method = record.cell.method_label();
+    let method = cell.method_label();
     let grid = record.cell.quantization.as_ref().map(|quantization| quantization.grid);
     let grid_label = grid.map(|grid| grid.label());
     let estimate = stats::estimate(&measurement.nll_per_window, BOOTSTRAP).ok();
@@ -255,7 +273,7 @@ fn row(
         model: record.cell.model.name.clone(),
         bits: grid.map(|grid| u64::from(grid.bits.get())),
         granularity: grid.map(|grid| grid.granularity.label()),
-        bits_per_weight: quantization.map_or(FULL_PRECISION_BITS, |quantization| quantization.bits_per_weight),
+        bits_per_weight: cell.bits_per_weight(),
         metric: measurement.metric.clone(),
         dataset: measurement.dataset.clone(),
         protocol: measurement.protocol.clone(),

@@ -9,6 +9,8 @@
 //! ```
 
 pub mod axis;
+pub mod bars;
+pub(crate) mod columns;
 pub mod figures;
 pub mod frame;
 pub mod html;
@@ -26,9 +28,10 @@ pub mod terminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use polars::prelude::{CsvWriter, ParquetWriter, SerWriter};
+use polars::prelude::{CsvWriter, DataFrame, ParquetWriter, SerWriter};
 use tempfile::NamedTempFile;
 
+use self::bars::Bars;
 use self::figures::Figure;
 use self::html::Drawing;
 use self::matrix::Matrix;
@@ -38,6 +41,9 @@ use self::tables::{Document, Table};
 use crate::config::{FigureSpec, ReferenceValue};
 use crate::plan::{Cell, Plan};
 use crate::record::Record;
+use crate::speed;
+use crate::speed::record::SpeedRecord;
+use crate::speed::rows::{DecodeRow, KernelRow, decode_rows, kernel_rows};
 
 /// Where a report was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,12 +52,14 @@ pub struct ReportFiles {
     pub markdown: PathBuf,
     /// `table.tex`, for `\input`.
     pub latex: PathBuf,
-    /// `table.csv`: the whole frame.
+    /// `table.csv`: the whole frame, of an experiment that has cells.
     pub csv: PathBuf,
-    /// `records.parquet`: the whole frame.
+    /// `records.parquet`: the whole frame, of an experiment that has cells.
     pub parquet: PathBuf,
     /// `report.html`: everything on one page.
     pub html: PathBuf,
+    /// `speed-kernels` and `speed-decode`, each as `.csv` and `.parquet`, where speed was measured.
+    pub speed: Vec<PathBuf>,
     /// `paper-table.md`, `paper-table.tex` and `paper-table.csv`, where the experiment lays out a table.
     pub paper_tables: Vec<PathBuf>,
     /// `figures/*.svg` and `figures/*.png`.
@@ -63,17 +71,26 @@ pub struct ReportFiles {
 ///
 /// # Errors
 /// A metric that tables do not know, or a file that cannot be written.
-pub fn write_report(folder: &Path, plan: &Plan, records: &[Record]) -> anyhow::Result<ReportFiles> {
+pub fn write_report(
+    folder: &Path,
+    plan: &Plan,
+    records: &[Record],
+    speed: &[SpeedRecord],
+) -> anyhow::Result<ReportFiles> {
     let asked = asked(plan, records);
     let newest = frame::newest(&asked);
     let mut data =
         Row::to_frame(&frame::rows(&newest, &plan.references)?).context("cannot build the frame of the records")?;
     let rows = Row::from_frame(&data).context("cannot read the frame of the records")?;
     let pivots = pivots(plan, &rows, &newest);
-    let document = document(plan, &rows, &newest, &pivots);
+    let mut document = document(plan, &rows, &newest, &pivots);
+    let (kernels, decoding) = (kernel_rows(speed), decode_rows(speed));
+    document.tables.extend(speed_tables(&kernels, &decoding));
     let mut pictures: Vec<Picture> = own_figures(plan, &rows, &pivots);
     pictures.extend(figures::perplexity_figures(&rows).into_iter().map(Picture::Lines));
     pictures.extend(figures::block_figures(&frame::block_curves(&newest)).into_iter().map(Picture::Lines));
+    pictures.extend(speed::figures::decode_figures(&decoding).into_iter().map(Picture::Bars));
+    pictures.extend(speed::figures::kernel_figures(&kernels).into_iter().map(Picture::Lines));
 
     let (drawings, figures) = write_figures(&folder.join("figures"), &pictures)?;
     let files = ReportFiles {
@@ -82,6 +99,7 @@ pub fn write_report(folder: &Path, plan: &Plan, records: &[Record]) -> anyhow::R
         csv: folder.join("table.csv"),
         parquet: folder.join("records.parquet"),
         html: folder.join("report.html"),
+        speed: write_speed_frames(folder, &kernels, &decoding)?,
         paper_tables: write_paper_tables(folder, plan, &pivots)?,
         figures,
     };
@@ -89,13 +107,40 @@ pub fn write_report(folder: &Path, plan: &Plan, records: &[Record]) -> anyhow::R
     write_whole(&files.markdown, markdown::render(&document).as_bytes())?;
     write_whole(&files.latex, latex::render(&document).as_bytes())?;
     write_whole(&files.html, html::render(&page, &drawings, &newest).as_bytes())?;
-    let mut csv = Vec::new();
-    CsvWriter::new(&mut csv).finish(&mut data).context("cannot write the frame as CSV")?;
-    write_whole(&files.csv, &csv)?;
-    let mut parquet = Vec::new();
-    ParquetWriter::new(&mut parquet).finish(&mut data).context("cannot write the frame as Parquet")?;
-    write_whole(&files.parquet, &parquet)?;
+    if plan.cells().next().is_some() {
+        write_frame(&mut data, &files.csv, &files.parquet)?;
+    }
     Ok(files)
+}
+
+fn write_frame(data: &mut DataFrame, csv_path: &Path, parquet_path: &Path) -> anyhow::Result<()> {
+    let mut csv = Vec::new();
+    CsvWriter::new(&mut csv).finish(data).context("cannot write the frame as CSV")?;
+    write_whole(csv_path, &csv)?;
+    let mut parquet = Vec::new();
+    ParquetWriter::new(&mut parquet).finish(data).context("cannot write the frame as Parquet")?;
+    write_whole(parquet_path, &parquet)
+}
+
+fn write_speed_frames(folder: &Path, kernels: &[KernelRow], decoding: &[DecodeRow]) -> anyhow::Result<Vec<PathBuf>> {
+    let mut frames = Vec::new();
+    if !kernels.is_empty() {
+        frames.push(("speed-kernels", KernelRow::to_frame(kernels).context("cannot build the frame of kernels")?));
+    }
+    if !decoding.is_empty() {
+        frames.push(("speed-decode", DecodeRow::to_frame(decoding).context("cannot build the frame of decoding")?));
+    }
+    let mut paths = Vec::new();
+    for (name, mut data) in frames {
+        let path = |extension: &str| folder.join(format!("{name}.{extension}"));
+        write_frame(&mut data, &path("csv"), &path("parquet"))?;
+        paths.extend([path("csv"), path("parquet")]);
+    }
+    Ok(paths)
+}
+
+fn speed_tables(kernels: &[KernelRow], decoding: &[DecodeRow]) -> impl Iterator<Item = Table> {
+    speed::tables::decode_tables(decoding).into_iter().chain(speed::tables::kernel_tables(kernels))
 }
 
 /// The tables of what `plan` asks and `records` answer, for a terminal of 110 columns or more; one laid out as a
@@ -103,13 +148,14 @@ pub fn write_report(folder: &Path, plan: &Plan, records: &[Record]) -> anyhow::R
 ///
 /// # Errors
 /// A metric that tables do not know.
-pub fn terminal_table(plan: &Plan, records: &[Record]) -> anyhow::Result<String> {
+pub fn terminal_table(plan: &Plan, records: &[Record], speed: &[SpeedRecord]) -> anyhow::Result<String> {
     let asked = asked(plan, records);
     let newest = frame::newest(&asked);
     let rows = frame::rows(&newest, &plan.references)?;
     let pivots = pivots(plan, &rows, &newest);
     let mut document = document(plan, &rows, &newest, &pivots);
     document.tables.extend(paper_tables(&pivots));
+    document.tables.extend(speed_tables(&kernel_rows(speed), &decode_rows(speed)));
     Ok(terminal::render(&document))
 }
 
@@ -167,10 +213,11 @@ fn write_paper_tables(folder: &Path, plan: &Plan, pivots: &[Pivot<'_>]) -> anyho
     Ok(files.into_iter().map(|(path, _)| path).collect())
 }
 
-/// A figure of either kind.
+/// A figure of any kind.
 enum Picture {
     Lines(Figure),
     Matrix(Matrix),
+    Bars(Bars),
 }
 
 impl Picture {
@@ -178,6 +225,7 @@ impl Picture {
         match self {
             Self::Lines(figure) => &figure.slug,
             Self::Matrix(matrix) => &matrix.slug,
+            Self::Bars(bars) => &bars.slug,
         }
     }
 
@@ -185,6 +233,7 @@ impl Picture {
         match self {
             Self::Lines(figure) => &figure.caption,
             Self::Matrix(matrix) => &matrix.caption,
+            Self::Bars(bars) => &bars.caption,
         }
     }
 
@@ -192,6 +241,7 @@ impl Picture {
         match self {
             Self::Lines(figure) => plots::svg(figure),
             Self::Matrix(matrix) => matrix.svg(),
+            Self::Bars(bars) => bars.svg(),
         }
     }
 
@@ -199,6 +249,7 @@ impl Picture {
         match self {
             Self::Lines(figure) => plots::write_png(figure, path),
             Self::Matrix(matrix) => matrix.write_png(path),
+            Self::Bars(bars) => bars.write_png(path),
         }
     }
 }

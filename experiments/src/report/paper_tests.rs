@@ -126,7 +126,7 @@ fn paper_table_snapshot() {
     let layout = table(&[TableAxis::Grid, TableAxis::Method], &[TableAxis::Model], &[TableValue::Perplexity]);
     let plan = plan(&records, references, layout);
     let folder = tempfile::tempdir().unwrap();
-    let files = write_report(folder.path(), &plan, &records).unwrap();
+    let files = write_report(folder.path(), &plan, &records, &[]).unwrap();
     let names: Vec<_> = files.paper_tables.iter().map(|path| path.file_name().unwrap().to_string_lossy()).collect();
     assert_eq!(names, ["paper-table.md", "paper-table.tex", "paper-table.csv"]);
     let read = |index: usize| std::fs::read_to_string(&files.paper_tables[index]).unwrap();

@@ -25,7 +25,7 @@ pub(super) const FONT_SIZE: u32 = 30;
 pub(super) const BITMAP_SCALE: u32 = 2;
 
 /// Okabe and Ito's palette, without its yellow: told apart with any colour vision.
-const PALETTE: [RGBColor; 6] = [
+pub(super) const PALETTE: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -109,9 +109,9 @@ where
         .draw()?;
     let area = chart.plotting_area();
     for (index, level) in figure.levels.iter().enumerate() {
-        let end = |x: f64| area.map_coordinate(&(x, figure.y.position(level.value)));
-        let ends = [end(figure.x.low), end(figure.x.high)];
-        draw_line(root, &ends, level_dashes(index), BLACK.stroke_width(3 * scale), scale)?;
+        let corners = level.corners(&figure.x, &figure.y);
+        let path: Vec<Pixel> = corners.iter().map(|corner| area.map_coordinate(corner)).collect();
+        draw_line(root, &path, level_dashes(index), BLACK.stroke_width(3 * scale), scale)?;
     }
     (0..figure.series.len()).try_for_each(|index| draw_series(root, area, figure, index, scale))?;
     root.present()?;
@@ -290,10 +290,8 @@ impl Legend {
         let levels =
             figure.levels.iter().enumerate().map(|(index, level)| (Sample::Level(level_dashes(index)), &level.name));
         let entries: Vec<_> = series.chain(levels).collect();
-        let font = (FONT, FONT_SIZE).into_font();
         let width = |name: &str| -> anyhow::Result<u32> {
-            let (text, _) = font.box_size(name).map_err(|error| anyhow!("cannot measure text: {error}"))?;
-            Ok(Self::SAMPLE_WIDTH + Self::GAP + text + 2 * Self::GAP)
+            Ok(Self::SAMPLE_WIDTH + Self::GAP + text_width(name)? + 2 * Self::GAP)
         };
         let widths: Vec<u32> = entries.iter().map(|(_, name)| width(name)).collect::<anyhow::Result<_>>()?;
         // As many columns as fit, each as wide as its widest entry.
@@ -350,6 +348,12 @@ impl Legend {
 
 fn level_dashes(index: usize) -> Dashes {
     LEVEL_DASHES[index % LEVEL_DASHES.len()]
+}
+
+/// Width of a line of text in a figure's own pixels; the fonts are registered.
+pub(super) fn text_width(text: &str) -> anyhow::Result<u32> {
+    let size = (FONT, FONT_SIZE).into_font().box_size(text);
+    size.map(|(width, _)| width).map_err(|error| anyhow!("cannot measure text: {error}"))
 }
 
 /// Makes the bundled font known to plotters, once.

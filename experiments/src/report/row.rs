@@ -1,192 +1,108 @@
-//! [`Row`]: the columns of the long-format frame, each named once. The list below is the struct, the polars schema and
-//! the documentation of `table.csv` and `records.parquet`.
+//! [`Row`]: the columns of the long-format frame, each named once: `table.csv` and `records.parquet`.
 
 use polars::prelude::*;
 
-/// A type that a column may hold.
-trait Cell: Clone + Sized {
-    const DTYPE: DataType;
-
-    fn to_column(name: &str, values: Vec<Self>) -> Column;
-
-    fn from_column(column: &Column) -> PolarsResult<Vec<Self>>;
-}
-
-/// Implements [`Cell`] for a type that polars stores, with and without nulls.
-macro_rules! cell {
-    ($ty:ty, $dtype:ident, $accessor:ident) => {
-        impl Cell for Option<$ty> {
-            const DTYPE: DataType = DataType::$dtype;
-
-            fn to_column(name: &str, values: Vec<Self>) -> Column {
-                Column::new(name.into(), values)
-            }
-
-            fn from_column(column: &Column) -> PolarsResult<Vec<Self>> {
-                Ok(column.$accessor()?.iter().map(|value| value.map(<$ty>::from)).collect())
-            }
-        }
-
-        impl Cell for $ty {
-            const DTYPE: DataType = DataType::$dtype;
-
-            fn to_column(name: &str, values: Vec<Self>) -> Column {
-                Column::new(name.into(), values)
-            }
-
-            fn from_column(column: &Column) -> PolarsResult<Vec<Self>> {
-                let present = |value: Option<$ty>| value.ok_or_else(|| polars_err!(NoData: "column {} holds a null", column.name()));
-                <Option<$ty>>::from_column(column)?.into_iter().map(present).collect()
-            }
-        }
-    };
-}
-
-cell!(String, String, str);
-cell!(f64, Float64, f64);
-cell!(u64, UInt64, u64);
-cell!(bool, Boolean, bool);
-
-/// Makes [`Row`], its schema and its conversions from one list of columns.
-macro_rules! columns {
-    ($($(#[doc = $doc:literal])+ $name:ident: $ty:ty,)+) => {
-        /// One measurement of one cell.
-        #[derive(Clone, Debug, PartialEq)]
-        pub struct Row {
-            $($(#[doc = $doc])+ pub $name: $ty,)+
-        }
-
-        impl Row {
-            /// Column names and types, in order.
-            pub fn schema() -> Schema {
-                Schema::from_iter([$((stringify!($name).into(), <$ty as Cell>::DTYPE)),+])
-            }
-
-            /// What each column means, in order: name and explanation.
-            pub const COLUMNS: &[(&str, &str)] = &[$((stringify!($name), concat!($($doc),+))),+];
-
-            /// The frame of `rows`, in their order.
-            ///
-            /// # Errors
-            /// Only if polars refuses to build a frame.
-            pub fn to_frame(rows: &[Self]) -> PolarsResult<DataFrame> {
-                DataFrame::new(rows.len(), vec![
-                    $(<$ty as Cell>::to_column(stringify!($name), rows.iter().map(|row| row.$name.clone()).collect())),+
-                ])
-            }
-
-            /// The rows of a frame, e.g. of one read from `records.parquet`.
-            ///
-            /// # Errors
-            /// A column that is missing, of another type, or null where it must not be.
-            pub fn from_frame(frame: &DataFrame) -> PolarsResult<Vec<Self>> {
-                $(let mut $name = <$ty as Cell>::from_column(frame.column(stringify!($name))?)?.into_iter();)+
-                let mut rows = Vec::with_capacity(frame.height());
-                while let ($(Some($name),)+) = ($($name.next(),)+) {
-                    rows.push(Self { $($name),+ });
-                }
-                Ok(rows)
-            }
-        }
-    };
-}
+use super::columns::columns;
 
 columns! {
-    /// Model name.
-    model: String,
-    /// `FP` for full precision, else the method's label.
-    method: String,
-    /// Grid label, `W4 g128`; null for full precision.
-    grid: Option<String>,
-    /// Bits of one code; null for full precision.
-    bits: Option<u64>,
-    /// `g128`, `per-channel`, `per-tensor`; null for full precision.
-    granularity: Option<String>,
-    /// Stored bits per quantized weight with scales and zero points; 16 for full precision.
-    bits_per_weight: f64,
-    /// What was measured: `token_perplexity`.
-    metric: String,
-    /// Text that it was measured on.
-    dataset: String,
-    /// Perplexity protocol: `gptq`, `llama-cpp`.
-    protocol: String,
-    /// Tokens of a window.
-    seq_len: u64,
-    /// How matrix products were computed while scoring: `f32`, `bf16`.
-    arithmetic: String,
-    /// Windows scored.
-    n_windows: u64,
-    /// Windows of the whole text.
-    n_windows_total: u64,
-    /// Whether fewer windows were scored than the text has.
-    limited: bool,
-    /// Tokens scored.
-    n_tokens: u64,
-    /// The perplexity.
-    perplexity: f64,
-    /// Standard error of the perplexity over windows.
-    standard_error: Option<f64>,
-    /// Lower end of the 95% interval of the perplexity.
-    ci_low: Option<f64>,
-    /// Upper end of the 95% interval of the perplexity.
-    ci_high: Option<f64>,
-    /// Perplexity minus that of full precision on the same windows.
-    delta_fp: Option<f64>,
-    /// Lower end of its paired 95% interval.
-    delta_fp_ci_low: Option<f64>,
-    /// Upper end of its paired 95% interval.
-    delta_fp_ci_high: Option<f64>,
-    /// Perplexity minus that of RTN on the same grid and windows.
-    delta_rtn: Option<f64>,
-    /// Lower end of its paired 95% interval.
-    delta_rtn_ci_low: Option<f64>,
-    /// Upper end of its paired 95% interval.
-    delta_rtn_ci_high: Option<f64>,
-    /// Lowest perplexity that any model can reach on this text, where its entropy is known.
-    floor: Option<f64>,
-    /// Published perplexity.
-    reference: Option<f64>,
-    /// Perplexity minus the published one.
-    reference_difference: Option<f64>,
-    /// Where it was published, and what to know about it.
-    reference_source: Option<String>,
-    /// Wall time of the method, without the capture that cells share.
-    quantize_seconds: f64,
-    /// Wall time of the capture of activations, shared by all cells of one pass.
-    shared_capture_seconds: f64,
-    /// Wall time of this measurement.
-    evaluate_seconds: f64,
-    /// Tokens scored per second of this measurement.
-    tokens_per_second: Option<f64>,
-    /// Largest resident memory of the process until the cell ended; null where unknown.
-    peak_bytes: Option<u64>,
-    /// sha256 of all codes, scales and zero points; null for full precision.
-    codes_sha256: Option<String>,
-    /// Calibration sequences; null for full precision.
-    n_calibration_sequences: Option<u64>,
-    /// Tokens of a calibration sequence; null where the run has no calibration.
-    calibration_seq_len: Option<u64>,
-    /// Name of the calibration, where the experiment compares several; null where the method looks at no activations.
-    calibration: Option<String>,
-    /// What the blocks after the first saw during calibration: `full_precision`, `quantized`, `quantized_per_stage`; null
-    /// where the method looks at no activations.
-    propagation: Option<String>,
-    /// Share of the quantization steps that a fixed scale changed, 0 to 1; null for methods without one.
-    changed_steps: Option<f64>,
-    /// Mean of a step after a fixed scale over the step before; null for methods without one.
-    step_ratio: Option<f64>,
-    /// The same divided by the scale.
-    step_ratio_over_scale: Option<f64>,
-    /// Calibration tokens that also occur in a scored window; null for full precision.
-    calibration_overlap_tokens: Option<u64>,
-    /// Content hash of the cell.
-    cell_id: String,
-    /// Commit that measured it.
-    commit: String,
-    /// Whether that tree had uncommitted changes.
-    dirty: bool,
-    /// Backend and device.
-    device: String,
+    /// One measurement of one cell.
+    Row {
+        /// Model name.
+        model: String,
+        /// `FP` for full precision, else the method's label; `packed AWQ W4 g128` for a packed checkpoint as it is.
+        method: String,
+        /// Grid label, `W4 g128`; null for full precision.
+        grid: Option<String>,
+        /// Bits of one code; null for full precision.
+        bits: Option<u64>,
+        /// `g128`, `per-channel`, `per-tensor`; null for full precision.
+        granularity: Option<String>,
+        /// Stored bits per quantized weight with scales and zero points; 16 for full precision, whatever it is stored in.
+        bits_per_weight: f64,
+        /// What was measured: `token_perplexity`.
+        metric: String,
+        /// Text that it was measured on.
+        dataset: String,
+        /// Perplexity protocol: `gptq`, `llama-cpp`.
+        protocol: String,
+        /// Tokens of a window.
+        seq_len: u64,
+        /// How matrix products were computed while scoring: `f32`, `bf16`.
+        arithmetic: String,
+        /// Windows scored.
+        n_windows: u64,
+        /// Windows of the whole text.
+        n_windows_total: u64,
+        /// Whether fewer windows were scored than the text has.
+        limited: bool,
+        /// Tokens scored.
+        n_tokens: u64,
+        /// The perplexity.
+        perplexity: f64,
+        /// Standard error of the perplexity over windows.
+        standard_error: Option<f64>,
+        /// Lower end of the 95% interval of the perplexity.
+        ci_low: Option<f64>,
+        /// Upper end of the 95% interval of the perplexity.
+        ci_high: Option<f64>,
+        /// Perplexity minus that of full precision on the same windows.
+        delta_fp: Option<f64>,
+        /// Lower end of its paired 95% interval.
+        delta_fp_ci_low: Option<f64>,
+        /// Upper end of its paired 95% interval.
+        delta_fp_ci_high: Option<f64>,
+        /// Perplexity minus that of RTN on the same grid and windows.
+        delta_rtn: Option<f64>,
+        /// Lower end of its paired 95% interval.
+        delta_rtn_ci_low: Option<f64>,
+        /// Upper end of its paired 95% interval.
+        delta_rtn_ci_high: Option<f64>,
+        /// Lowest perplexity that any model can reach on this text, where its entropy is known.
+        floor: Option<f64>,
+        /// Published perplexity.
+        reference: Option<f64>,
+        /// Perplexity minus the published one.
+        reference_difference: Option<f64>,
+        /// Where it was published, and what to know about it.
+        reference_source: Option<String>,
+        /// Wall time of the method, without the capture that cells share.
+        quantize_seconds: f64,
+        /// Wall time of the capture of activations, shared by all cells of one pass.
+        shared_capture_seconds: f64,
+        /// Wall time of this measurement.
+        evaluate_seconds: f64,
+        /// Tokens scored per second of this measurement.
+        tokens_per_second: Option<f64>,
+        /// Largest resident memory of the process until the cell ended; null where unknown.
+        peak_bytes: Option<u64>,
+        /// sha256 of all codes, scales and zero points; null for full precision.
+        codes_sha256: Option<String>,
+        /// Calibration sequences; null for full precision.
+        n_calibration_sequences: Option<u64>,
+        /// Tokens of a calibration sequence; null where the run has no calibration.
+        calibration_seq_len: Option<u64>,
+        /// Name of the calibration, where the experiment compares several; null where the method looks at no activations.
+        calibration: Option<String>,
+        /// What the blocks after the first saw during calibration: `full_precision`, `quantized`, `quantized_per_stage`; null
+        /// where the method looks at no activations.
+        propagation: Option<String>,
+        /// Share of the quantization steps that a fixed scale changed, 0 to 1; null for methods without one.
+        changed_steps: Option<f64>,
+        /// Mean of a step after a fixed scale over the step before; null for methods without one.
+        step_ratio: Option<f64>,
+        /// The same divided by the scale.
+        step_ratio_over_scale: Option<f64>,
+        /// Calibration tokens that also occur in a scored window; null for full precision.
+        calibration_overlap_tokens: Option<u64>,
+        /// Content hash of the cell.
+        cell_id: String,
+        /// Commit that measured it.
+        commit: String,
+        /// Whether that tree had uncommitted changes.
+        dirty: bool,
+        /// Backend and device.
+        device: String,
+    }
 }
 
 impl Row {

@@ -249,7 +249,7 @@ fn notes(rows: &[Row]) -> Vec<String> {
     papers.chain(rows.iter().filter_map(overlap)).collect()
 }
 
-pub(super) fn missing() -> String {
+pub(crate) fn missing() -> String {
     "-".to_owned()
 }
 

@@ -39,7 +39,11 @@ pub(super) fn grid(bits: u8, group_size: u16) -> Grid {
 
 /// A finished cell of 12 windows; `nll` is added to what every cell loses on a window.
 pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
-    let bits_per_weight = method.map(|(_, grid)| grid.stored_bits(64, 1024) as f64 / (64.0 * 1024.0));
+    // A scale of 16 bits and a zero point a group.
+    let bits_per_weight = method.map(|(_, grid)| {
+        let (bits, n_groups) = (f64::from(grid.bits.get()), grid.granularity.n_groups(1024) as f64);
+        bits + n_groups * (16.0 + bits) / 1024.0
+    });
     let quantization = method.map(|(json, grid)| {
         let method: MethodSpec = serde_json::from_str(json).unwrap();
         QuantizationCell { method, grid, calibration: None, calibration_name: None }
@@ -82,6 +86,7 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
             calibration_overlap_tokens: 0,
             blocks: (0..6).map(block).collect(),
         }),
+        packed: None,
         cost: Cost {
             quantize_seconds: 1.5,
             shared_capture_seconds: 0.5,
@@ -249,7 +254,7 @@ fn a_single_window_has_numbers_without_intervals() {
 
 #[test]
 fn terminal_snapshot() {
-    let table = terminal_table(&plan(&records(), references()), &records()).unwrap();
+    let table = terminal_table(&plan(&records(), references()), &records(), &[]).unwrap();
     let table_width = table.lines().map(|line| line.chars().count()).max().unwrap();
     assert!(table_width <= 120, "{table_width} columns");
     insta::assert_snapshot!(table, @r#"
@@ -346,8 +351,11 @@ fn full_runs_and_settings_apart_are_said_so() {
     let head: String = twin.cell_id.0.chars().take(6).collect();
     done(&mut twin).quantization.as_mut().unwrap().calibration_overlap_tokens = 1234;
     records.push(twin);
-    let table =
-        terminal_table(&plan(&records, vec![]), &records).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    let table = terminal_table(&plan(&records, vec![]), &records, &[])
+        .unwrap()
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
     assert!(!table.contains("LIMITED"), "{table}");
     assert!(table.contains("No model can be below 11.250, the text's own entropy."), "{table}");
     assert!(table.contains(&format!("AWQ ({head}) W3 g64")), "{table}");
@@ -375,7 +383,7 @@ fn overlap_is_noted_under_the_text_that_it_concerns() {
 fn csv_and_parquet_read_back_as_the_same_frame() {
     let folder = tempfile::tempdir().unwrap();
     let records = records();
-    let files = write_report(folder.path(), &plan(&records, references()), &records).unwrap();
+    let files = write_report(folder.path(), &plan(&records, references()), &records, &[]).unwrap();
     let written = Row::to_frame(&rows(&records, &references())).unwrap();
     let parquet = ParquetReader::new(File::open(&files.parquet).unwrap()).finish().unwrap();
     let csv = CsvReadOptions::default()
@@ -404,10 +412,10 @@ fn a_frame_of_another_shape_is_an_error() {
 #[test]
 fn the_same_records_give_the_same_files() {
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let files = write_report(first.path(), &plan(&records(), references()), &records()).unwrap();
+    let files = write_report(first.path(), &plan(&records(), references()), &records(), &[]).unwrap();
     // A second report over an old one replaces it.
-    write_report(second.path(), &plan(&records()[..3], vec![]), &records()[..3]).unwrap();
-    write_report(second.path(), &plan(&records(), references()), &records()).unwrap();
+    write_report(second.path(), &plan(&records()[..3], vec![]), &records()[..3], &[]).unwrap();
+    write_report(second.path(), &plan(&records(), references()), &records(), &[]).unwrap();
     let named = [files.markdown, files.latex, files.csv, files.parquet, files.html].into_iter().chain(files.figures);
     let mut n_files = 0;
     for path in named {
@@ -426,7 +434,7 @@ fn the_same_records_give_the_same_files() {
 fn the_page_is_whole_and_escaped() {
     let folder = tempfile::tempdir().unwrap();
     let asking = Plan { question: "Is 3 < 4 & why?".into(), ..plan(&records(), references()) };
-    let files = write_report(folder.path(), &asking, &records()).unwrap();
+    let files = write_report(folder.path(), &asking, &records(), &[]).unwrap();
     let page = std::fs::read_to_string(files.html).unwrap();
     assert!(page.contains("<h1>Is 3 &lt; 4 &amp; why?</h1>"));
     assert!(page.contains("A &lt;fast&gt; CPU"));
@@ -437,7 +445,7 @@ fn the_page_is_whole_and_escaped() {
 #[test]
 fn failures_alone_make_a_report_without_figures() {
     let folder = tempfile::tempdir().unwrap();
-    let files = write_report(folder.path(), &plan(&records()[5..], vec![]), &records()[5..]).unwrap();
+    let files = write_report(folder.path(), &plan(&records()[5..], vec![]), &records()[5..], &[]).unwrap();
     assert_eq!(files.figures, Vec::<PathBuf>::new());
     let markdown = std::fs::read_to_string(files.markdown).unwrap();
     assert!(
@@ -451,6 +459,6 @@ fn an_unwritable_folder_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let blocked = folder.path().join("file");
     std::fs::write(&blocked, "").unwrap();
-    let error = format!("{:#}", write_report(&blocked, &plan(&records(), vec![]), &records()).unwrap_err());
+    let error = format!("{:#}", write_report(&blocked, &plan(&records(), vec![]), &records(), &[]).unwrap_err());
     assert!(error.contains("file/figures: cannot create the folder; choose a writable folder with --out"), "{error}");
 }

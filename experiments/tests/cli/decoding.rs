@@ -68,6 +68,9 @@ fn a_packed_checkpoint_is_the_cell_that_it_was_made_as() {
         workshop.finish(&format!("out-{method}"), &[]);
         let found = perplexities(&workshop, &format!("out-{method}")).remove(0).1;
         assert_eq!(found.to_bits(), expected.to_bits(), "{method}: {found} is not {expected}");
+        let table = workshop.read(&format!("out-{method}/table.csv"));
+        let label = format!(",packed {} W4 g32,", method.to_uppercase());
+        assert!(table.contains(&label), "{table}");
         workshop.write("experiment.toml", experiment);
         fs::rename(workshop.path("away"), workshop.path("model")).unwrap();
         fs::remove_dir_all(workshop.path("packed")).unwrap();

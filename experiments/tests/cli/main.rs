@@ -9,4 +9,5 @@ mod commands;
 mod decoding;
 mod families;
 mod interruption;
+mod speed;
 mod support;

@@ -1,0 +1,86 @@
+//! `[speed]`: what is timed, of kernels and of whole models.
+
+use std::num::NonZeroUsize;
+
+use awq_core::grid::{Bits, Granularity};
+use awq_core::kernel::Activations;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What is timed on the CPU. Times depend on the machine and on what else runs on it: leave it alone meanwhile.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SpeedSpec {
+    /// Thread counts, each measured on its own; those of the run when absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub threads: Vec<NonZeroUsize>,
+    /// Products of one weight with some rows of activations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<KernelSpeed>,
+    /// Prefill and decoding of the experiment's models.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decode: Option<DecodeSpeed>,
+}
+
+/// Latency of products: every shape at every batch size, dense (f32, bf16) and in every packed form, taking turns.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KernelSpeed {
+    /// Weights.
+    pub shapes: Vec<Shape>,
+    /// Rows of activations: 1 is a decode step, a prompt has many.
+    pub batch_sizes: Vec<NonZeroUsize>,
+    /// Bits of a code.
+    pub bits: Vec<Bits>,
+    /// Groups, as in `[grids]`.
+    pub granularity: Vec<Granularity>,
+    /// What packed kernels do to activations; the fastest kernel of each kind that the CPU can run is taken.
+    pub activations: Vec<Activations>,
+    /// Timed calls of each form.
+    pub n_rounds: NonZeroUsize,
+    /// Each form has so many copies of its weight that they fill this many MiB, and takes the next one at each call: several
+    /// times the last-level cache, so that weights come from memory as they do in a model.
+    pub distinct_mib: NonZeroUsize,
+}
+
+/// A linear layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Shape {
+    /// What it is: `Llama-2-7B gate_proj`.
+    pub name: String,
+    /// Output channels.
+    pub n_out: NonZeroUsize,
+    /// Input channels.
+    pub n_in: NonZeroUsize,
+}
+
+/// Tokens a second of each of the experiment's models: dense (f32) and in every packed form, taking turns. Codes are those
+/// of round-to-nearest, for speed does not depend on them. All forms of a model are in memory at once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DecodeSpeed {
+    /// How weights are stored, beside dense.
+    pub formats: Vec<DecodeFormat>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: NonZeroUsize,
+    /// Single-token steps after it.
+    pub new_tokens: NonZeroUsize,
+    /// Timed repetitions.
+    pub n_repeats: NonZeroUsize,
+}
+
+/// How a model's weights are stored for decoding.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DecodeFormat {
+    /// Bits of a code.
+    pub bits: Bits,
+    /// Groups.
+    pub granularity: Granularity,
+    /// What packed linears do to their inputs.
+    pub activations: Activations,
+    /// Bits of the head's codes, in groups of 32; as the model has it when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_bits: Option<Bits>,
+}

@@ -1,0 +1,119 @@
+//! Tokens a second of a model: dense and packed forms, taking turns.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use awq_core::decode::{DecodeModel, DecodeOptions, Session};
+use awq_core::grid::{Grid, ScaleDtype, Symmetry};
+use awq_core::kernel::bench::Latency;
+use awq_core::load::{OpenedModel, open_model};
+use baselines::rtn::Rtn;
+
+use super::record::{DecodeArm, DecodeTimes, PackedForm};
+use crate::assets::AssetStore;
+use crate::config::{DecodeFormat, DecodeSpeed, ModelSpec};
+use crate::generate::head_grid;
+use crate::progress::Progress;
+use crate::quantize::{Recipe, quantize};
+use crate::registry::MethodSpec;
+
+/// A form of a model and its times so far, in seconds.
+struct Form {
+    packed: Option<PackedForm>,
+    head_bits: Option<u8>,
+    model: DecodeModel,
+    prefill: Vec<f64>,
+    step: Vec<f64>,
+}
+
+/// Times every form of a model. Returns the hashes of its files too.
+///
+/// # Errors
+/// A model that cannot be had, opened or quantized, or whose context is too short.
+pub fn measure(
+    model: &ModelSpec,
+    spec: &DecodeSpeed,
+    store: &AssetStore,
+    progress: &Progress,
+) -> anyhow::Result<(DecodeTimes, BTreeMap<String, String>)> {
+    let located = store.model(model)?;
+    let opened = open_model(&located.path).with_context(|| format!("model {}", model.name))?;
+    let (n_prompt, n_new) = (spec.prompt_tokens.get(), spec.new_tokens.get());
+    let longest = opened.config.longest_sequence();
+    ensure!(
+        n_prompt + n_new <= longest,
+        "{n_prompt} tokens of a prompt and {n_new} new ones are more than the {longest} that the model can be run on; lower \
+         `speed.decode.prompt_tokens` or `new_tokens`"
+    );
+    let dense = DecodeModel::load(opened.config.clone(), opened.checkpoint.as_ref(), &DecodeOptions::EXACT)?;
+    let mut forms = vec![Form { packed: None, head_bits: None, model: dense, prefill: vec![], step: vec![] }];
+    for format in &spec.formats {
+        forms.push(packed_form(&opened, format, store, progress)?);
+    }
+    // Which tokens does not matter, but they should be tokens of the model.
+    let prompt: Vec<u32> = (0..n_prompt).map(|i| (i * 7919 % opened.config.vocab_size) as u32).collect();
+    for repeat in 0..=spec.n_repeats.get() {
+        for form in &mut forms {
+            let (prefill, step) = time(&form.model, &prompt, n_new)?;
+            // The first is a warm-up.
+            if repeat > 0 {
+                form.prefill.push(prefill);
+                form.step.push(step);
+            }
+        }
+    }
+    let arm = |form: Form| DecodeArm {
+        packed: form.packed,
+        head_bits: form.head_bits,
+        step_bytes: form.model.footprint().step_bytes,
+        prefill: Latency::of(form.prefill),
+        step: Latency::of(form.step),
+    };
+    let times = DecodeTimes {
+        model: model.name.clone(),
+        prompt_tokens: n_prompt,
+        new_tokens: n_new,
+        arms: forms.into_iter().map(arm).collect(),
+    };
+    Ok((times, located.hashes))
+}
+
+fn packed_form(
+    opened: &OpenedModel,
+    format: &DecodeFormat,
+    store: &AssetStore,
+    progress: &Progress,
+) -> anyhow::Result<Form> {
+    let DecodeFormat { bits, granularity, activations, head_bits } = *format;
+    let grid = Grid {
+        bits,
+        granularity,
+        symmetry: Symmetry::Asymmetric,
+        range_includes_zero: false,
+        scale_dtype: ScaleDtype::F16,
+    };
+    let recipe = Recipe { method: MethodSpec::Rtn(Rtn {}), grid, calibration: None };
+    let quantized = quantize(opened, &recipe, "flex", store, progress)?;
+    let options = DecodeOptions { activations, head: head_bits.map(head_grid) };
+    Ok(Form {
+        packed: Some(PackedForm { bits: bits.get(), granularity: granularity.label(), activations }),
+        head_bits: head_bits.map(|bits| bits.get()),
+        model: DecodeModel::load(opened.config.clone(), quantized.checkpoint.as_ref(), &options)?,
+        prefill: vec![],
+        step: vec![],
+    })
+}
+
+/// Seconds of the prompt's pass, and mean seconds of the steps after it.
+fn time(model: &DecodeModel, prompt: &[u32], n_new: usize) -> anyhow::Result<(f64, f64)> {
+    let mut session = Session::new(model, prompt.len() + n_new)?;
+    let start = Instant::now();
+    session.feed(prompt)?;
+    let prefill = start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    for &id in prompt.iter().cycle().take(n_new) {
+        session.feed(&[id])?;
+    }
+    Ok((prefill, start.elapsed().as_secs_f64() / n_new as f64))
+}

@@ -1,0 +1,130 @@
+//! [`SpeedRecord`]: one comparison of `speed.jsonl`. All its forms took turns in one process on one machine, so that their
+//! ratios mean something although the machine's speed changes from minute to minute.
+
+use awq_core::kernel::Activations;
+use awq_core::kernel::bench::{Bandwidth, Latency, Peak};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Shape;
+use crate::provenance::Provenance;
+use crate::record::Line;
+
+/// A finished comparison.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SpeedRecord {
+    /// [`crate::record::SCHEMA_VERSION`] when it was written.
+    pub schema: u32,
+    /// Content hash of what was asked.
+    pub id: String,
+    /// What came out.
+    pub measured: Measured,
+    /// What the machine could do, measured just before.
+    pub machine: Machine,
+    /// With what it was made.
+    pub provenance: Provenance,
+}
+
+impl Line for SpeedRecord {
+    const FILE: &'static str = "speed.jsonl";
+
+    fn schema(&self) -> u32 {
+        self.schema
+    }
+}
+
+/// Bounds of the machine on as many threads as the comparison used.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Memory, bytes a second.
+    pub bandwidth: Bandwidth,
+    /// Arithmetic, operations a second.
+    pub peak: Peak,
+}
+
+/// What a comparison measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measured {
+    /// Products of one weight.
+    Kernels(KernelTimes),
+    /// A model.
+    Decode(DecodeTimes),
+}
+
+/// Times of products with one weight.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KernelTimes {
+    /// The weight.
+    pub shape: Shape,
+    /// Rows of activations.
+    pub batch_size: usize,
+    /// Each form of the weight; the first two are dense f32 and dense bf16.
+    pub arms: Vec<KernelArm>,
+}
+
+/// One form of a weight.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KernelArm {
+    /// Registry name of the kernel; `dense-f32`, `dense-bf16`.
+    pub kernel: String,
+    /// Its codes; `None` where it is dense.
+    pub packed: Option<PackedForm>,
+    /// Bytes that a product reads.
+    pub bytes: usize,
+    /// Times of a product.
+    pub latency: Latency,
+}
+
+/// How codes are stored and multiplied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackedForm {
+    /// Bits of a code.
+    pub bits: u8,
+    /// `g128`, `per-channel`.
+    pub granularity: String,
+    /// What is done to activations.
+    pub activations: Activations,
+}
+
+impl PackedForm {
+    /// `W4A16 int16 g128`.
+    pub fn label(&self) -> String {
+        format!("{} {}", self.activations.label(self.bits), self.granularity)
+    }
+}
+
+/// Times of a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DecodeTimes {
+    /// Its name.
+    pub model: String,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Single-token steps.
+    pub new_tokens: usize,
+    /// Each form of the model; the first is dense.
+    pub arms: Vec<DecodeArm>,
+}
+
+/// One form of a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DecodeArm {
+    /// How the linears of blocks are stored; `None` where they are dense.
+    pub packed: Option<PackedForm>,
+    /// Bits of the head; `None` where it is dense.
+    pub head_bits: Option<u8>,
+    /// Bytes of weights that a step reads.
+    pub step_bytes: usize,
+    /// Times of the prompt's pass.
+    pub prefill: Latency,
+    /// Times of one step, each the mean of a repetition's steps.
+    pub step: Latency,
+}
+
+impl DecodeArm {
+    /// `W4A16 int16 g64, head W8`.
+    pub fn label(&self) -> String {
+        let linears = self.packed.as_ref().map_or_else(|| "dense f32".to_owned(), PackedForm::label);
+        self.head_bits.map_or(linears.clone(), |bits| format!("{linears}, head W{bits}"))
+    }
+}
