@@ -1,4 +1,7 @@
 //! Attention of new tokens over the cache.
+//!
+//! Up to [`MAX_ROWS`] queries that look at one key head (of several query heads, and in a prompt of several tokens) go over
+//! its keys and values together: each is read once for all of them.
 
 use rayon::prelude::*;
 
@@ -10,93 +13,187 @@ use crate::host::vectorized;
 
 /// Multiplications of one step below which one thread does it all.
 const PARALLEL_FROM: usize = 1 << 18;
-/// Positions whose values are added in one pass over the output.
-const VALUES_PER_PASS: usize = 4;
+/// Queries of a block: their sums must fit into registers.
+const MAX_ROWS: usize = 4;
+/// Tokens of a prompt whose queries make a task.
+const TOKENS_PER_TASK: usize = 8;
+
+/// One query of one head.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    /// `[head_dim]`.
+    query: &'a [f32],
+    /// Positions that it sees.
+    visible: usize,
+    /// Where its result begins in the task's part of the output.
+    out_start: usize,
+}
 
 /// Attention of the last `out.len() / width` positions of the cache, causal among themselves, into rows of
 /// `n_heads * head_dim`. Row `i` of `queries` begins with the (rotated) queries of token `i`; rows are `stride` long.
-/// `scores` holds `n_heads` rows of `n_positions` rounded up to whole tiles for each query.
 pub(super) fn attend(
     cache: &KvCache,
     heads: Heads,
     queries: &[f32],
     stride: usize,
     n_positions: usize,
-    scores: &mut [f32],
     out: &mut [f32],
 ) {
-    let width = heads.n_q * heads.dim;
+    let (dim, width, n_rep) = (heads.dim, heads.q_width(), heads.n_q / heads.n_kv);
     let n_queries = out.len() / width;
-    let scores_len = n_positions.next_multiple_of(TILE);
-    let head = |query: usize, head: usize, scores: &mut [f32], out: &mut [f32]| {
+    let row = |token: usize, head: usize, out_start| Row {
+        query: &queries[token * stride + head * dim..][..dim],
         // The last query sees every position, the one before it one less.
-        let visible = n_positions - (n_queries - 1 - query);
-        let kv_head = head / (heads.n_q / heads.n_kv);
-        let q = &queries[query * stride + head * heads.dim..][..heads.dim];
-        let scores = &mut scores[..visible.next_multiple_of(TILE)];
-        attend_head(q, cache.keys(kv_head, visible), cache.values(kv_head, visible), visible, scores, out);
+        visible: n_positions - (n_queries - 1 - token),
+        out_start,
     };
-    let tasks = out.chunks_exact_mut(heads.dim).zip(scores.chunks_exact_mut(scores_len)).enumerate();
-    if n_queries * n_positions * width < PARALLEL_FROM {
-        tasks.for_each(|(task, (out, scores))| head(task / heads.n_q, task % heads.n_q, scores, out));
-    } else {
-        let tasks = out.par_chunks_exact_mut(heads.dim).zip(scores.par_chunks_exact_mut(scores_len)).enumerate();
-        tasks.for_each(|(task, (out, scores))| head(task / heads.n_q, task % heads.n_q, scores, out));
+    let one_token = |kv_head: usize, out: &mut [f32]| {
+        let rows: Vec<Row<'_>> = (0..n_rep).map(|rep| row(0, kv_head * n_rep + rep, rep * dim)).collect();
+        attend_rows(cache, kv_head, &rows, out);
+    };
+    let tokens = |first: usize, out: &mut [f32]| {
+        for kv_head in 0..heads.n_kv {
+            let head = |token: usize, rep: usize| {
+                let head = kv_head * n_rep + rep;
+                row(first + token, head, token * width + head * dim)
+            };
+            let rows: Vec<Row<'_>> =
+                (0..out.len() / width).flat_map(|token| (0..n_rep).map(move |rep| head(token, rep))).collect();
+            attend_rows(cache, kv_head, &rows, out);
+        }
+    };
+    let is_long = n_queries * n_positions * width >= PARALLEL_FROM;
+    match (n_queries, is_long) {
+        (1, false) => out.chunks_exact_mut(n_rep * dim).enumerate().for_each(|(head, out)| one_token(head, out)),
+        (1, true) => out.par_chunks_exact_mut(n_rep * dim).enumerate().for_each(|(head, out)| one_token(head, out)),
+        (_, false) => tokens(0, out),
+        // The last tokens see most: they begin.
+        (_, true) => out
+            .par_chunks_mut(TOKENS_PER_TASK * width)
+            .enumerate()
+            .rev()
+            .for_each(|(task, out)| tokens(task * TOKENS_PER_TASK, out)),
+    }
+}
+
+/// Attention of queries that look at one key head.
+fn attend_rows(cache: &KvCache, kv_head: usize, rows: &[Row<'_>], out: &mut [f32]) {
+    for rows in rows.chunks(MAX_ROWS) {
+        let n = rows.iter().map(|row| row.visible).max().unwrap_or(0);
+        attend_block(rows, cache.keys(kv_head, n), cache.values(kv_head, n), out);
     }
 }
 
 vectorized! {
-    /// One query of one head over `visible` positions; `scores` is room for them.
-    fn attend_head<'a>(
-        q: &'a [f32],
-        keys: &'a [f32],
-        values: &'a [f32],
-        visible: usize,
-        scores: &'a mut [f32],
-        out: &'a mut [f32],
-    ) -> () {
-        let scale = 1.0 / (q.len() as f32).sqrt();
-        for (tile, scores) in keys.chunks_exact(q.len() * TILE).zip(scores.as_chunks_mut::<TILE>().0) {
-            // Two sums: one addition does not wait for the last.
-            let (mut even, mut odd) = ([0.0_f32; TILE], [0.0_f32; TILE]);
-            let channels = tile.as_chunks::<TILE>().0.as_chunks::<2>().0;
-            for ([a, b], [qa, qb]) in channels.iter().zip(q.as_chunks::<2>().0) {
-                for lane in 0..TILE {
-                    even[lane] += qa * a[lane];
-                    odd[lane] += qb * b[lane];
-                }
-            }
-            for lane in 0..TILE {
-                scores[lane] = (even[lane] + odd[lane]) * scale;
-            }
-        }
-        let scores = &mut scores[..visible];
-        let max = lane_max(scores);
-        for score in scores.iter_mut() {
-            *score = exp(*score - max);
-        }
-        let inverse_sum = 1.0 / lane_sum(scores);
-        out.fill(0.0);
-        let dim = q.len();
-        let mut passes = values.chunks_exact(VALUES_PER_PASS * dim);
-        let (weights, last_weights) = scores.as_chunks::<VALUES_PER_PASS>();
-        for (weights, values) in weights.iter().zip(passes.by_ref()) {
-            let (v0, rest) = values.split_at(dim);
-            let (v1, rest) = rest.split_at(dim);
-            let (v2, v3) = rest.split_at(dim);
-            for ((((o, &a), &b), &c), &d) in out.iter_mut().zip(v0).zip(v1).zip(v2).zip(v3) {
-                *o += weights[0] * a + weights[1] * b + (weights[2] * c + weights[3] * d);
-            }
-        }
-        for (weight, values) in last_weights.iter().zip(passes.remainder().chunks_exact(dim)) {
-            for (o, v) in out.iter_mut().zip(values) {
-                *o += weight * v;
-            }
-        }
-        for o in out.iter_mut() {
-            *o *= inverse_sum;
+    fn attend_block<'a>(rows: &'a [Row<'a>], keys: &'a [f32], values: &'a [f32], out: &'a mut [f32]) -> () {
+        match rows.len() {
+            1 => block::<1>(rows, keys, values, out),
+            2 => block::<2>(rows, keys, values, out),
+            3 => block::<3>(rows, keys, values, out),
+            _ => block::<MAX_ROWS>(rows, keys, values, out),
         }
     }
+}
+
+/// `ROWS` queries over all keys that one of them sees.
+#[inline(always)]
+fn block<const ROWS: usize>(rows: &[Row<'_>], keys: &[f32], values: &[f32], out: &mut [f32]) {
+    let dim = rows[0].query.len();
+    let n = values.len() / dim;
+    let stride = n.next_multiple_of(TILE);
+    let mut weights = vec![0.0_f32; ROWS * stride];
+    scores::<ROWS>(rows, keys, &mut weights, stride);
+    let mut inverse_sums = [0.0_f32; ROWS];
+    for ((row, weights), inverse_sum) in rows.iter().zip(weights.chunks_exact_mut(stride)).zip(&mut inverse_sums) {
+        let (seen, hidden) = weights.split_at_mut(row.visible);
+        let max = lane_max(seen);
+        for weight in seen.iter_mut() {
+            *weight = exp(*weight - max);
+        }
+        *inverse_sum = 1.0 / lane_sum(seen);
+        hidden.fill(0.0);
+    }
+    // The weights of a position side by side, as they are used.
+    let mut by_position = vec![[0.0_f32; ROWS]; n];
+    for (row, weights) in weights.chunks_exact(stride).enumerate() {
+        for (position, weight) in by_position.iter_mut().zip(weights) {
+            position[row] = weight * inverse_sums[row];
+        }
+    }
+    let mut first = 0;
+    while first < dim {
+        first += match dim - first {
+            32.. => mix::<ROWS, 32>(rows, &by_position, values, first, out),
+            16.. => mix::<ROWS, 16>(rows, &by_position, values, first, out),
+            _ => mix::<ROWS, 1>(rows, &by_position, values, first, out),
+        };
+    }
+}
+
+/// `sums += factor * values`, lane by lane.
+#[inline(always)]
+fn add_product<const N: usize>(sums: &mut [f32; N], factor: f32, values: &[f32; N]) {
+    for (sum, value) in sums.iter_mut().zip(values) {
+        *sum += factor * value;
+    }
+}
+
+/// Adds to the sums of each of `ROWS` rows; in the form of one variable a row, for the compiler keeps these in registers,
+/// which it does not with an array of arrays (ten times slower).
+macro_rules! add_products {
+    ($ROWS:ident, [$($sums:ident)*], $factors:expr, $values:expr) => {{
+        let mut row = 0;
+        $(
+            if row < $ROWS {
+                add_product(&mut $sums, $factors[row], $values);
+            }
+            row += 1;
+        )*
+        let _ = row;
+    }};
+}
+
+/// Scaled products of queries and keys, `[ROWS, stride]`.
+#[inline(always)]
+fn scores<const ROWS: usize>(rows: &[Row<'_>], keys: &[f32], scores: &mut [f32], stride: usize) {
+    let dim = rows[0].query.len();
+    let scale = 1.0 / (dim as f32).sqrt();
+    let mut by_channel = vec![[0.0_f32; ROWS]; dim];
+    for (row_idx, row) in rows.iter().enumerate().take(ROWS) {
+        for (channel, q) in by_channel.iter_mut().zip(row.query) {
+            channel[row_idx] = q * scale;
+        }
+    }
+    for (tile_idx, tile) in keys.chunks_exact(dim * TILE).enumerate() {
+        let [mut s0, mut s1, mut s2, mut s3] = [[0.0_f32; TILE]; MAX_ROWS];
+        for (key, q) in tile.as_chunks::<TILE>().0.iter().zip(&by_channel) {
+            add_products!(ROWS, [s0 s1 s2 s3], q, key);
+        }
+        for (row, sums) in [s0, s1, s2, s3].iter().enumerate().take(ROWS) {
+            scores[row * stride + tile_idx * TILE..][..TILE].copy_from_slice(sums);
+        }
+    }
+}
+
+/// Channels `first` to `first + WIDTH` of the weighted sums of values; returns `WIDTH`.
+#[inline(always)]
+fn mix<const ROWS: usize, const WIDTH: usize>(
+    rows: &[Row<'_>],
+    weights: &[[f32; ROWS]],
+    values: &[f32],
+    first: usize,
+    out: &mut [f32],
+) -> usize {
+    let dim = rows[0].query.len();
+    let [mut s0, mut s1, mut s2, mut s3] = [[0.0_f32; WIDTH]; MAX_ROWS];
+    for (value, factors) in values.chunks_exact(dim).zip(weights) {
+        let Some(value) = value[first..].first_chunk::<WIDTH>() else { continue };
+        add_products!(ROWS, [s0 s1 s2 s3], factors, value);
+    }
+    for (row, sums) in rows.iter().zip(&[s0, s1, s2, s3]) {
+        out[row.out_start + first..][..WIDTH].copy_from_slice(sums);
+    }
+    WIDTH
 }
 
 #[cfg(test)]
@@ -126,22 +223,25 @@ mod tests {
 
     #[test]
     fn equals_the_definition_for_one_and_many_queries() {
-        let heads = Heads { n_q: 6, n_kv: 2, dim: 10 };
-        for (n_positions, n_queries) in [(1, 1), (16, 1), (17, 1), (70, 3), (40, 40), (700, 8)] {
+        // Three query heads a key head, as in SmolLM2; heads that are no whole vectors, and such as Llama's.
+        for (dim, n_positions, n_queries) in
+            [(10, 1, 1), (10, 16, 1), (10, 17, 1), (10, 70, 3), (58, 40, 40), (10, 700, 8), (64, 700, 1), (64, 90, 30)]
+        {
+            let heads = Heads { n_q: 6, n_kv: 2, dim };
             let value = |i: usize| ((i * 7919 + 13) % 1009) as f32 / 300.0 - 1.7;
             let rows = |width: usize, n: usize, from: usize| -> Vec<Vec<f32>> {
                 (0..n).map(|row| (0..width).map(|i| value(from + row * width + i)).collect()).collect()
             };
-            let (keys, values) = (rows(20, n_positions, 3), rows(20, n_positions, 77));
+            let (keys, values) = (rows(2 * dim, n_positions, 3), rows(2 * dim, n_positions, 77));
             // Rows are longer than the queries: keys and values stand behind them in the engine.
-            let queries = rows(65, n_queries, 5);
+            let stride = 6 * dim + 5;
+            let queries = rows(stride, n_queries, 5);
             let mut cache = KvCache::new(heads, n_positions + 3);
             for (position, (key, value)) in keys.iter().zip(&values).enumerate() {
                 cache.store(position, key, value);
             }
-            let mut out = vec![f32::NAN; n_queries * 60];
-            let mut scores = vec![f32::NAN; n_queries * heads.n_q * n_positions.next_multiple_of(TILE)];
-            attend(&cache, heads, &queries.concat(), 65, n_positions, &mut scores, &mut out);
+            let mut out = vec![f32::NAN; n_queries * 6 * dim];
+            attend(&cache, heads, &queries.concat(), stride, n_positions, &mut out);
             let expected = expected(heads, &queries, &keys, &values);
             for (found, expected) in out.iter().zip(expected) {
                 assert!((f64::from(*found) - expected).abs() < 1e-5, "{n_positions}: {found} is not {expected}");

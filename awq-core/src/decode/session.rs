@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::Heads;
 use super::attention::attend;
-use super::cache::{KvCache, TILE};
+use super::cache::KvCache;
 use super::linear::Linear;
 use super::model::{DecodeModel, Inner};
 use crate::host::attention::rotate_row;
@@ -76,7 +76,6 @@ struct Buffers {
     hidden: Vec<f32>,
     normed: Vec<f32>,
     qkv: Vec<f32>,
-    scores: Vec<f32>,
     mixed: Vec<f32>,
     delta: Vec<f32>,
     up: Vec<f32>,
@@ -243,9 +242,8 @@ impl Buffers {
             cache.store(n_past + i, &rotated[q_width..], value);
         }
         let n_positions = n_past + n;
-        self.scores.resize(n * heads.n_q * n_positions.next_multiple_of(TILE), 0.0);
         self.mixed.resize(n * q_width, 0.0);
-        attend(cache, heads, &self.qkv, stride, n_positions, &mut self.scores, &mut self.mixed);
+        attend(cache, heads, &self.qkv, stride, n_positions, &mut self.mixed);
     }
 
     /// `silu(gate) * up` of rows that hold both.

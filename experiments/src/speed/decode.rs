@@ -23,8 +23,24 @@ struct Form {
     packed: Option<PackedForm>,
     head_bits: Option<u8>,
     model: DecodeModel,
+    /// See [`DecodeArm::cache_bytes`].
+    cache_bytes: usize,
     prefill: Vec<f64>,
     step: Vec<f64>,
+}
+
+impl Form {
+    fn new(
+        packed: Option<PackedForm>,
+        head_bits: Option<u8>,
+        model: DecodeModel,
+        spec: &DecodeSpeed,
+    ) -> anyhow::Result<Self> {
+        let (n_prompt, n_new) = (spec.prompt_tokens.get(), spec.new_tokens.get());
+        let session = Session::new(&model, n_prompt + n_new)?;
+        let cache_bytes = session.cache_bytes() * (n_prompt + n_new / 2) / session.capacity();
+        Ok(Self { packed, head_bits, cache_bytes, model, prefill: vec![], step: vec![] })
+    }
 }
 
 /// Times every form of a model. Returns the hashes of its files too.
@@ -47,9 +63,9 @@ pub fn measure(
          `speed.decode.prompt_tokens` or `new_tokens`"
     );
     let dense = DecodeModel::load(opened.config.clone(), opened.checkpoint.as_ref(), &DecodeOptions::EXACT)?;
-    let mut forms = vec![Form { packed: None, head_bits: None, model: dense, prefill: vec![], step: vec![] }];
+    let mut forms = vec![Form::new(None, None, dense, spec)?];
     for format in &spec.formats {
-        forms.push(packed_form(&opened, format, store, progress)?);
+        forms.push(packed_form(&opened, format, spec, store, progress)?);
     }
     // Which tokens does not matter, but they should be tokens of the model.
     let prompt: Vec<u32> = (0..n_prompt).map(|i| (i * 7919 % opened.config.vocab_size) as u32).collect();
@@ -67,6 +83,7 @@ pub fn measure(
         packed: form.packed,
         head_bits: form.head_bits,
         step_bytes: form.model.footprint().step_bytes,
+        cache_bytes: form.cache_bytes,
         prefill: Latency::of(form.prefill),
         step: Latency::of(form.step),
     };
@@ -82,6 +99,7 @@ pub fn measure(
 fn packed_form(
     opened: &OpenedModel,
     format: &DecodeFormat,
+    spec: &DecodeSpeed,
     store: &AssetStore,
     progress: &Progress,
 ) -> anyhow::Result<Form> {
@@ -96,13 +114,9 @@ fn packed_form(
     let recipe = Recipe { method: MethodSpec::Rtn(Rtn {}), grid, calibration: None };
     let quantized = quantize(opened, &recipe, "flex", store, progress)?;
     let options = DecodeOptions { activations, head: head_bits.map(head_grid) };
-    Ok(Form {
-        packed: Some(PackedForm { bits: bits.get(), granularity: granularity.label(), activations }),
-        head_bits: head_bits.map(|bits| bits.get()),
-        model: DecodeModel::load(opened.config.clone(), quantized.checkpoint.as_ref(), &options)?,
-        prefill: vec![],
-        step: vec![],
-    })
+    let packed = PackedForm { bits: bits.get(), granularity: granularity.label(), activations };
+    let model = DecodeModel::load(opened.config.clone(), quantized.checkpoint.as_ref(), &options)?;
+    Form::new(Some(packed), head_bits.map(|bits| bits.get()), model, spec)
 }
 
 /// Seconds of the prompt's pass, and mean seconds of the steps after it.

@@ -115,6 +115,8 @@ pub struct DecodeArm {
     pub head_bits: Option<u8>,
     /// Bytes of weights that a step reads.
     pub step_bytes: usize,
+    /// Bytes of keys and values that a step reads, the mean over the steps.
+    pub cache_bytes: usize,
     /// Times of the prompt's pass.
     pub prefill: Latency,
     /// Times of one step, each the mean of a repetition's steps.

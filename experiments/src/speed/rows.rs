@@ -80,6 +80,8 @@ columns! {
         form: String,
         /// Weight bytes that a step reads.
         step_bytes: u64,
+        /// Bytes of keys and values that a step reads, the mean over the steps.
+        cache_bytes: u64,
         /// Tokens of the prompt.
         prompt_tokens: u64,
         /// Median prompt tokens per second.
@@ -98,7 +100,7 @@ columns! {
         decode_upper_quartile: f64,
         /// Timed repetitions.
         n_repeats: u64,
-        /// Weight bytes per second of the median step, in GB/s.
+        /// Bytes of weights, keys and values per second of the median step, in GB/s.
         gb_per_s: f64,
         /// Measured bandwidth of copying (reads and writes counted), in GB/s.
         copy_gb_per_s: f64,
@@ -202,12 +204,13 @@ fn decode_rows_of(record: &SpeedRecord, times: &DecodeTimes) -> Vec<DecodeRow> {
     };
     let row = |arm: &super::record::DecodeArm| {
         let prefill = |seconds: f64| times.prompt_tokens as f64 / seconds;
-        let bytes_per_s = arm.step_bytes as f64 / arm.step.median;
+        let bytes_per_s = (arm.step_bytes + arm.cache_bytes) as f64 / arm.step.median;
         DecodeRow {
             model: times.model.clone(),
             threads: record.provenance.threads as u64,
             form: arm.label(),
             step_bytes: arm.step_bytes as u64,
+            cache_bytes: arm.cache_bytes as u64,
             prompt_tokens: times.prompt_tokens as u64,
             prefill_tokens_per_s: prefill(arm.prefill.median),
             prefill_lower_quartile: prefill(arm.prefill.upper_quartile),

@@ -48,7 +48,8 @@ pub fn decode_tables(rows: &[DecodeRow]) -> Vec<Table> {
     const LAYOUT: &[Layout<DecodeRow>] = &[
         ("model", Align::Left, |row| row.model.clone()),
         ("weights", Align::Left, |row| row.form.clone()),
-        ("MB/step", Align::Right, |row| significant(1e-6 * row.step_bytes as f64)),
+        ("MB", Align::Right, |row| significant(1e-6 * row.step_bytes as f64)),
+        ("cache MB", Align::Right, |row| significant(1e-6 * row.cache_bytes as f64)),
         ("prefill tokens/s", Align::Right, |row| {
             spread(row.prefill_tokens_per_s, row.prefill_lower_quartile, row.prefill_upper_quartile)
         }),
@@ -64,7 +65,7 @@ pub fn decode_tables(rows: &[DecodeRow]) -> Vec<Table> {
             let first = &rows[0];
             let caption = format!(
                 "Prefill of {} tokens and {} single-token steps after it, {}, the forms taking turns; medians [quartiles] of {} \
-                 repetitions. GB/s: weight bytes of a step; copying reaches {} here. x f32: decoding against dense weights. {}. {}.",
+                 repetitions. MB, cache MB: weights, keys and values that a step reads; GB/s is of both, copying reaches {} here. x f32: decoding against dense weights. {}. {}.",
                 first.prompt_tokens,
                 first.new_tokens,
                 threads(first.threads),
