@@ -73,6 +73,10 @@ impl Axis {
     pub fn tick_label(&self, position: f64) -> String {
         match self.scale {
             Scale::Linear => {
+                if position.abs() > 99_999.0 {
+                    let sign = if position < 0.0 { "-" } else { "" };
+                    return format!("{sign}{}", log_label(position.abs().log10()));
+                }
                 let step = self.ticks.get(..2).map_or(0.1, |pair| pair[1] - pair[0]);
                 let decimals = (0..6).find(|&decimals| is_whole(step * 10f64.powi(decimals))).unwrap_or(6);
                 format!("{position:.*}", decimals as usize)
@@ -138,7 +142,11 @@ fn log_label(position: f64) -> String {
     let exponent = (position + 1e-9).floor();
     let factor = 10f64.powf(position - exponent);
     let power = format!("10{}", superscript(exponent as i32));
-    if (factor - 1.0).abs() < 1e-6 { power } else { format!("{factor:.0}·{power}") }
+    if (factor - 1.0).abs() < 1e-6 {
+        return power;
+    }
+    let factor = format!("{factor:.1}");
+    format!("{}·{power}", factor.trim_end_matches(".0"))
 }
 
 fn superscript(exponent: i32) -> String {

@@ -8,6 +8,9 @@ use super::tables::slug;
 /// Perplexities that differ by more than this factor get a logarithmic axis.
 pub(super) const LOG_SPAN: f64 = 3.0;
 
+/// So much more that small values would not be seen, also where some are not positive and must be left out.
+const CUT_SPAN: f64 = 1e4;
+
 /// A line plot.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figure {
@@ -148,13 +151,29 @@ fn against_bits(
         return None;
     }
     let points = || series.iter().flat_map(|series| &series.points);
+    let levels = || shown.levels.iter().map(|level| level.value);
+    let ends = points().filter_map(|point| point.bar).flat_map(|(low, high)| [low, high]);
+    let all_positive = points().map(|point| point.y).chain(ends).all(|y| y > 0.0);
+    let (min, max) = span(points().map(|point| point.y).chain(levels()));
+    let is_log = max > min * if all_positive { LOG_SPAN } else { CUT_SPAN };
+    let (scale, unit) = if is_log { (Scale::Log, " (log scale)") } else { (Scale::Linear, "") };
+    // A difference that is nothing or less has no logarithm.
+    let n_before = points().count();
+    if is_log {
+        for series in &mut series {
+            series.points.retain(|point| point.y > 0.0);
+            for bar in series.points.iter_mut().filter_map(|point| point.bar.as_mut()) {
+                bar.0 = bar.0.max(min);
+            }
+        }
+    }
+    let points = || series.iter().flat_map(|series| &series.points);
+    let hidden = match n_before - points().count() {
+        0 => String::new(),
+        n => format!(" Not shown: {n} at zero or below."),
+    };
     let bars = points().filter_map(|point| point.bar).flat_map(|(low, high)| [low, high]);
-    let values: Vec<f64> =
-        points().map(|point| point.y).chain(bars).chain(shown.levels.iter().map(|level| level.value)).collect();
-    let (min, max) = values.iter().fold((f64::INFINITY, 0.0), |(min, max), &y| (f64::min(min, y), f64::max(max, y)));
-    // A difference that may be nothing or less has no logarithm.
-    let (scale, unit) =
-        if min > 0.0 && max > LOG_SPAN * min { (Scale::Log, " (log scale)") } else { (Scale::Linear, "") };
+    let values: Vec<f64> = points().map(|point| point.y).chain(bars).chain(levels()).collect();
     let (limited_slug, limited) = if first.limited {
         let said = format!(" LIMITED RUN: first {} of {} windows.", first.n_windows, first.n_windows_total);
         (format!("-first-{}", first.n_windows), said)
@@ -164,7 +183,7 @@ fn against_bits(
     Some(Figure {
         slug: format!("{}-{}{limited_slug}", shown.slug, slug(&first.setting())),
         caption: format!(
-            "{} on {} (protocol {}, {} tokens a window): {}{limited}",
+            "{} on {} (protocol {}, {} tokens a window): {}{hidden}{limited}",
             first.model, first.dataset, first.protocol, first.seq_len, shown.caption
         ),
         x: Axis::new("bits per weight, scales and zero points counted", Scale::Linear, points().map(|point| point.x)),
@@ -174,14 +193,29 @@ fn against_bits(
     })
 }
 
-/// One figure a model: relative output error against block index, a line a cell.
+/// Lines that can still be told apart.
+const MAX_CURVES: usize = 14;
+
+/// One figure a model: relative output error against block index, a line a cell. Where these are too many lines, one a grid
+/// (and calibration).
 pub fn block_figures(curves: &[BlockCurve]) -> Vec<Figure> {
     let models = in_order(curves.iter().map(|curve| curve.model.as_str()));
-    models.into_iter().map(|model| block_figure(model, curves)).collect()
+    let of_model = |model: &str| {
+        let curves: Vec<&BlockCurve> = curves.iter().filter(|curve| curve.model == model).collect();
+        if curves.len() <= MAX_CURVES {
+            return vec![block_figure(model, model, &curves)];
+        }
+        let settings: Vec<String> = curves.iter().map(|curve| curve.setting()).collect();
+        let of_setting = |setting: &str| {
+            let curves: Vec<&BlockCurve> = curves.iter().copied().filter(|curve| curve.setting() == setting).collect();
+            block_figure(model, &format!("{model} {setting}"), &curves)
+        };
+        in_order(settings.iter().map(String::as_str)).into_iter().map(of_setting).collect()
+    };
+    models.into_iter().flat_map(of_model).collect()
 }
 
-fn block_figure(model: &str, curves: &[BlockCurve]) -> Figure {
-    let curves: Vec<&BlockCurve> = curves.iter().filter(|curve| curve.model == model).collect();
+fn block_figure(model: &str, name: &str, curves: &[&BlockCurve]) -> Figure {
     let methods = in_order(curves.iter().map(|curve| curve.method.as_str()));
     let settings: Vec<String> = curves.iter().map(|curve| curve.setting()).collect();
     let settings = in_order(settings.iter().map(String::as_str));
@@ -198,7 +232,7 @@ fn block_figure(model: &str, curves: &[BlockCurve]) -> Figure {
     };
     let values = || curves.iter().flat_map(|curve| &curve.relative_errors);
     Figure {
-        slug: format!("block-error-{}", slug(model)),
+        slug: format!("block-error-{}", slug(name)),
         caption: format!(
             "{model}: squared error of each block's output on the calibration sequences, over the squared output of the \
              full-precision block on the same input."
@@ -208,6 +242,11 @@ fn block_figure(model: &str, curves: &[BlockCurve]) -> Figure {
         series: curves.iter().map(series).collect(),
         levels: Vec::new(),
     }
+}
+
+/// The lowest positive value and the highest.
+fn span(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    values.fold((f64::INFINITY, 0.0), |(min, max), y| (if y > 0.0 { f64::min(min, y) } else { min }, f64::max(max, y)))
 }
 
 /// Each name once, in the order of first appearance.
@@ -236,5 +275,23 @@ mod tests {
         // The knee is outside.
         assert_eq!(roof(10.0).corners(&axis(1.5, 2.0), &axis(0.0, 4.0)), [(1.5, 3.0), (2.0, 3.0)]);
         assert_eq!(roof(1000.0).corners(&axis(0.0, 2.0), &axis(0.0, 4.0)), [(0.0, 0.0), (2.0, 2.0)]);
+    }
+
+    #[test]
+    fn too_many_lines_become_a_figure_a_grid() {
+        let curve = |method: usize, grid: &str| BlockCurve {
+            model: "m".into(),
+            method: format!("method {method}"),
+            grid: grid.into(),
+            calibration: None,
+            relative_errors: vec![(0, 0.1), (1, 0.2)],
+        };
+        let curves = |n: usize| -> Vec<BlockCurve> {
+            ["W4 g64", "W3 g64"].iter().flat_map(|grid| (0..n).map(move |method| curve(method, grid))).collect()
+        };
+        let slugs = |n| block_figures(&curves(n)).into_iter().map(|figure| figure.slug).collect::<Vec<_>>();
+        assert_eq!(slugs(7), ["block-error-m"]);
+        assert_eq!(slugs(8), ["block-error-m-w4-g64", "block-error-m-w3-g64"]);
+        assert_eq!(block_figures(&curves(8))[1].series.len(), 8);
     }
 }

@@ -191,7 +191,9 @@ struct Mark {
 
 impl Mark {
     fn of(series: &Series) -> Self {
-        let (corners, turn) = [(32, 0.0), (4, 0.125), (3, 0.75), (4, 0.0), (3, 0.25), (5, 0.75)][series.method % 6];
+        // Colours begin again after the last, with other shapes.
+        let shape = series.method + series.method / PALETTE.len();
+        let (corners, turn) = [(32, 0.0), (4, 0.125), (3, 0.75), (4, 0.0), (3, 0.25), (5, 0.75)][shape % 6];
         Self {
             color: PALETTE[series.method % PALETTE.len()],
             corners,

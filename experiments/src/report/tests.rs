@@ -202,6 +202,21 @@ fn differences_are_paired_with_full_precision_and_with_rtn_on_the_same_grid() {
 }
 
 #[test]
+fn losses_over_many_decades_get_a_log_axis_also_where_one_is_not_positive() {
+    let mut rows = rows(&records(), &[]);
+    rows[1].delta_fp = Some(-0.01);
+    let linear = &figures::perplexity_figures(&rows)[1];
+    assert_eq!(
+        (linear.y.scale, linear.series.iter().map(|series| series.points.len()).sum()),
+        (axis::Scale::Linear, 4_usize)
+    );
+    rows[3].delta_fp = Some(5e6);
+    let log = &figures::perplexity_figures(&rows)[1];
+    assert_eq!((log.y.scale, log.series.iter().map(|series| series.points.len()).sum()), (axis::Scale::Log, 3_usize));
+    assert!(log.caption.contains("Not shown: 1 at zero or below."), "{}", log.caption);
+}
+
+#[test]
 fn only_equal_windows_are_paired() {
     let changes: [fn(&mut Measurement); 3] =
         [|m| m.text_sha256 = "other".into(), |m| m.tokenizer_sha256 = "other".into(), |m| m.seq_len = 512];
