@@ -24,14 +24,15 @@ const PLOT_HEIGHT: u32 = 640;
 pub(super) const FONT_SIZE: u32 = 30;
 pub(super) const BITMAP_SCALE: u32 = 2;
 
-/// Okabe and Ito's palette, without its yellow: told apart with any colour vision.
-pub(super) const PALETTE: [RGBColor; 6] = [
+/// Okabe and Ito's palette, without its yellow and with grey for black: told apart with any colour vision.
+pub(super) const PALETTE: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
     RGBColor(204, 121, 167),
     RGBColor(230, 159, 0),
     RGBColor(86, 180, 233),
+    RGBColor(100, 100, 100),
 ];
 
 /// Dash and gap in pixels; `None` is a solid line.
