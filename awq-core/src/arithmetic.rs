@@ -1,5 +1,6 @@
-//! In what precision the matrix products of linears and of the head are computed.
+//! In what precision the matrix products of linears and of the head are computed, and tensors are stored.
 
+use burn::tensor::FloatDType;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -19,5 +20,45 @@ impl Arithmetic {
     /// Whether this is [`Arithmetic::F32`], which configurations and records leave out.
     pub fn is_f32(&self) -> bool {
         *self == Self::F32
+    }
+}
+
+/// Type of weights and activations in the memory of a GPU. Norms, softmax, losses and all that methods compute are f32 in
+/// each; matrix products are summed in f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FloatType {
+    /// 32 bits. burn's matrix products round f32 inputs to TF32 (10 bits of mantissa) where an NVIDIA GPU has tensor cores
+    /// for it and those are found to be the fastest.
+    #[default]
+    F32,
+    /// 16 bits with 10 of mantissa, up to 65504: what the papers use. Some models overflow it.
+    F16,
+    /// 16 bits with 7 of mantissa and the range of f32: what most models are trained in.
+    Bf16,
+}
+
+impl FloatType {
+    /// Whether this is [`FloatType::F32`], which configurations and records leave out.
+    pub fn is_f32(&self) -> bool {
+        *self == Self::F32
+    }
+
+    /// Its name in configurations: `f16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// burn's name for it.
+    pub fn dtype(self) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::F16 => FloatDType::F16,
+            Self::Bf16 => FloatDType::BF16,
+        }
     }
 }

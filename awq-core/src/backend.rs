@@ -2,14 +2,21 @@
 //!
 //! Every operation has a definition in plain tensor operations, which is the oracle and what GPU backends and autodiff
 //! run. The CPU backends override them with single-pass loops ([`crate::host`]): there, passes over memory and scalar
-//! `exp` calls would cost more than the matrix products between them.
+//! `exp` calls would cost more than the matrix products between them. GPU backends override products with packed weights
+//! (`crate::kernel::cube`).
+//!
+//! Tensors on a GPU may be f16 or bf16 (the device's default float type). Norms, softmax, rotations, losses and everything
+//! that a method computes are f32 all the same; only what lies between two operations of a block is rounded.
 
 use burn::tensor::activation::{log_softmax, silu, softmax};
 use burn::tensor::backend::Backend;
-use burn::tensor::{ElementConversion, FloatDType, Int, Tensor, TensorData};
+#[cfg(feature = "cube")]
+use burn::tensor::get_device_settings;
+use burn::tensor::{DType, ElementConversion, FloatDType, Int, Tensor, TensorData};
 
 use crate::awq::{ClipOutcome, clip_search_tensor};
 use crate::grid::Grid;
+use crate::kernel::DeviceWeight;
 use crate::quantized::QuantizedWeight;
 
 /// Geometry of one attention call.
@@ -34,6 +41,9 @@ pub struct RotaryTable<B: Backend> {
 
 /// A burn backend that this crate runs on. Overrides must agree with the defaults up to rounding.
 pub trait QuantBackend: Backend {
+    /// Whether operations are queued and run on a device of their own, so that the host is free meanwhile.
+    const BESIDE_HOST: bool = false;
+
     /// `x W^T` for `x: [n, in]` and `weight: [out, in]`; returns `[n, out]`.
     fn matmul_transposed(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
         x.matmul(weight.transpose())
@@ -42,10 +52,28 @@ pub trait QuantBackend: Backend {
     /// [`Self::matmul_transposed`] of inputs rounded half to even to bf16, with f32 sums.
     fn matmul_transposed_bf16(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
         let rounded = |t: Tensor<Self, 2>| {
-            let stored = t.dtype();
-            t.cast(FloatDType::BF16).cast(stored)
+            let (stored, device) = (t.dtype(), t.device());
+            if Self::supports_dtype(&device, DType::BF16) {
+                return t.cast(FloatDType::BF16).cast(stored);
+            }
+            let dims = t.dims();
+            let values = float_vec(t).into_iter().map(|x| half::bf16::from_f32(x).to_f32()).collect();
+            Tensor::from_data(TensorData::new(values, dims), (&device, stored))
         };
         Self::matmul_transposed(rounded(x), rounded(weight))
+    }
+
+    /// `x W^T` for `x: [n, in]` and a packed `[out, in]` weight; returns `[n, out]`.
+    fn packed_matmul(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2> {
+        let dtype = x.dtype();
+        Self::matmul_transposed(x, Self::unpack_weight(weight).cast(dtype))
+    }
+
+    /// The weights that packed codes stand for, `[out, in]`, in the device's default float type. Through host memory here.
+    fn unpack_weight(weight: &DeviceWeight<Self>) -> Tensor<Self, 2> {
+        let facts = weight.facts();
+        let values = TensorData::new(weight.download().dequantize(), [facts.n_out, facts.n_in]);
+        Tensor::from_data(values, &weight.device())
     }
 
     /// Rounds a `[out, in]` weight onto `grid`: minimum and maximum of each group set its scale and zero point.
@@ -97,22 +125,27 @@ pub trait QuantBackend: Backend {
 
     /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
     fn rms_norm(x: Tensor<Self, 3>, weight: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 3> {
+        let dtype = x.dtype();
+        let x = in_f32(x);
         // Not `recip`: on some backends it is a 14-bit approximation.
         let rms = (x.clone().powi_scalar(2).mean_dim(2) + eps).sqrt();
-        x / rms * weight.unsqueeze::<3>()
+        (x / rms * in_f32(weight).unsqueeze::<3>()).cast(dtype)
     }
 
     /// `(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias` over the last dimension. The variance is the mean of squared
     /// deviations: the difference of two means that some backends take cancels where the mean is large.
     fn layer_norm(x: Tensor<Self, 3>, weight: Tensor<Self, 1>, bias: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 3> {
+        let dtype = x.dtype();
+        let x = in_f32(x);
         let centered = x.clone() - x.mean_dim(2);
         let variance = centered.clone().powi_scalar(2).mean_dim(2);
-        centered / (variance + eps).sqrt() * weight.unsqueeze::<3>() + bias.unsqueeze::<3>()
+        let normed = centered / (variance + eps).sqrt() * in_f32(weight).unsqueeze::<3>();
+        (normed + in_f32(bias).unsqueeze::<3>()).cast(dtype)
     }
 
     /// Sum of `(a - b)^2` over all elements.
     fn squared_distance(a: &Tensor<Self, 3>, b: &Tensor<Self, 3>) -> f64 {
-        (a.clone() - b.clone()).powi_scalar(2).sum().into_scalar().elem()
+        (in_f32(a.clone()) - in_f32(b.clone())).powi_scalar(2).sum().into_scalar().elem()
     }
 
     /// Negative log-likelihood in nats of each target under its row of logits, `logits: [n, vocab]`.
@@ -120,7 +153,7 @@ pub trait QuantBackend: Backend {
         let device = logits.device();
         let indices: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
         let indices = Tensor::<Self, 2, Int>::from_data(TensorData::new(indices, [targets.len(), 1]), &device);
-        let nll = log_softmax(logits, 1).gather(1, indices).neg();
+        let nll = log_softmax(in_f32(logits), 1).gather(1, indices).neg();
         float_vec(nll)
     }
 }
@@ -135,6 +168,11 @@ pub fn float_vec<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
         .unwrap_or_else(|error| panic!("a float tensor has no f32 values: {error:?}"))
 }
 
+/// The tensor in f32; itself where it is so already.
+pub(crate) fn in_f32<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, D> {
+    tensor.cast(DType::F32)
+}
+
 fn causal_attention_tensor<B: Backend>(
     q: Tensor<B, 3>,
     k: Tensor<B, 3>,
@@ -145,19 +183,22 @@ fn causal_attention_tensor<B: Backend>(
     let [batch, seq, _] = q.dims();
     let AttentionShape { n_heads, n_kv_heads, head_dim } = *shape;
     let n_rep = n_heads / n_kv_heads;
-    let device = q.device();
+    let (device, dtype) = (q.device(), q.dtype());
     let split = |x: Tensor<B, 3>, heads: usize| x.reshape([batch, seq, heads, head_dim]).swap_dims(1, 2);
-    let rotate = |x: Tensor<B, 4>| rotary.map_or_else(|| x.clone(), |table| rotate_halves(x.clone(), table));
+    let rotate = |x: Tensor<B, 4>| match rotary {
+        Some(table) => rotate_halves(in_f32(x), table).cast(dtype),
+        None => x,
+    };
     let q = rotate(split(q, n_heads));
     let k = rotate(split(k, n_kv_heads));
     let v = split(v, n_kv_heads);
     // Query heads of one key head become rows of one matrix: no copy of keys or values is needed.
     let q = q.reshape([batch, n_kv_heads, n_rep * seq, head_dim]);
-    let scores = q.matmul(k.swap_dims(2, 3)) / (head_dim as f64).sqrt();
+    let scores = in_f32(q.matmul(k.swap_dims(2, 3))) / (head_dim as f64).sqrt();
     let hidden_future = Tensor::<B, 2, Int>::ones([seq, seq], &device).triu(1).bool();
     let mask = hidden_future.unsqueeze::<5>().expand([batch, n_kv_heads, n_rep, seq, seq]);
     let scores = scores.reshape([batch, n_kv_heads, n_rep, seq, seq]).mask_fill(mask, f32::NEG_INFINITY);
-    let weights = softmax(scores, 4).reshape([batch, n_kv_heads, n_rep * seq, seq]);
+    let weights = softmax(scores, 4).cast(dtype).reshape([batch, n_kv_heads, n_rep * seq, seq]);
     weights.matmul(v).reshape([batch, n_heads, seq, head_dim]).swap_dims(1, 2).reshape([batch, seq, n_heads * head_dim])
 }
 
@@ -165,8 +206,8 @@ fn causal_attention_tensor<B: Backend>(
 fn rotate_halves<B: Backend>(x: Tensor<B, 4>, table: &RotaryTable<B>) -> Tensor<B, 4> {
     let [_, _, seq, head_dim] = x.dims();
     let half = head_dim / 2;
-    let cos = table.cos.clone().narrow(0, 0, seq).unsqueeze::<4>();
-    let sin = table.sin.clone().narrow(0, 0, seq).unsqueeze::<4>();
+    let cos = in_f32(table.cos.clone()).narrow(0, 0, seq).unsqueeze::<4>();
+    let sin = in_f32(table.sin.clone()).narrow(0, 0, seq).unsqueeze::<4>();
     let first = x.clone().narrow(3, 0, half);
     let second = x.narrow(3, half, half);
     let rotated_first = first.clone() * cos.clone() - second.clone() * sin.clone();
@@ -179,11 +220,25 @@ impl<B: Backend, C: burn::backend::autodiff::checkpoint::strategy::CheckpointStr
 {
 }
 
-#[cfg(feature = "cuda")]
-impl<F, I> QuantBackend for burn::backend::Cuda<F, I> where burn::backend::Cuda<F, I>: Backend {}
+/// Every GPU backend: `burn::backend::Cuda` and `burn::backend::Wgpu` are this type, with burn's default feature `fusion`.
+#[cfg(feature = "cube")]
+impl<R, F, I, BT> QuantBackend for burn_fusion::Fusion<burn_cubecl::CubeBackend<R, F, I, BT>>
+where
+    R: burn_cubecl::CubeRuntime,
+    F: burn_cubecl::FloatElement,
+    I: burn_cubecl::IntElement,
+    BT: burn_cubecl::BoolElement,
+{
+    const BESIDE_HOST: bool = true;
 
-#[cfg(feature = "wgpu")]
-impl QuantBackend for burn::backend::Wgpu {}
+    fn packed_matmul(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2> {
+        crate::kernel::cube::packed_matmul(x, weight)
+    }
+
+    fn unpack_weight(weight: &DeviceWeight<Self>) -> Tensor<Self, 2> {
+        crate::kernel::cube::dequantize(weight, get_device_settings::<Self>(&weight.device()).float_dtype.into())
+    }
+}
 
 /// The CPU backends share the loops of [`crate::host`].
 #[cfg(any(feature = "flex", feature = "ndarray"))]

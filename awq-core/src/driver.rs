@@ -22,7 +22,9 @@ pub use crate::log::{BlockLog, LinearLog, ScaleSearchLog};
 use crate::method::{BlockCtx, BlockEdit, MethodError, QuantMethod};
 use crate::model::layers::{Linear, Norm};
 use crate::model::wiring::Wiring;
-use crate::model::{Block, BlockLayout, BlockParams, Decoder, LinearFacts, LinearName, NoTap, NormName};
+use crate::model::{
+    Block, BlockLayout, BlockParams, Decoder, LinearFacts, LinearName, NoTap, NormName, for_each_block,
+};
 use crate::pack::PackedWeight;
 
 /// What the blocks after the first see during calibration.
@@ -108,13 +110,13 @@ pub fn quantize_model<B: QuantBackend>(
     let mut reference =
         (propagation != Propagation::FullPrecision && jobs.iter().any(compares)).then(|| hidden.clone());
     let mut streams: Vec<Vec<Tensor<B, 3>>> = vec![hidden; n_streams];
-    for block_idx in 0..decoder.config().n_blocks {
-        let start = Instant::now();
-        let block = decoder.block(block_idx)?;
+    let mut last = Instant::now();
+    for_each_block(decoder, |block_idx, block| -> Result<(), LoadError> {
         let block = block.as_ref();
         let shared = (propagation == Propagation::FullPrecision).then(|| BlockInputs::capture(block, &streams[0]));
         let referenced = reference.as_ref().map(|hidden| BlockInputs::capture(block, hidden));
-        shared_seconds += start.elapsed().as_secs_f64();
+        // The time that was waited for the block counts, too.
+        shared_seconds += last.elapsed().as_secs_f64();
         for (job_idx, job) in jobs.iter().enumerate() {
             let Ok(model) = &mut models[job_idx] else { continue };
             let start = Instant::now();
@@ -142,7 +144,9 @@ pub fn quantize_model<B: QuantBackend>(
             reference = Some(outputs);
         }
         progress(block_idx);
-    }
+        last = Instant::now();
+        Ok(())
+    })?;
     Ok(Pass { models, shared_seconds })
 }
 

@@ -5,18 +5,19 @@
 
 use burn::tensor::Tensor;
 
-use crate::backend::QuantBackend;
+use crate::backend::{QuantBackend, in_f32};
 use crate::model::layers::{Linear, Norm};
 use crate::model::{BlockParams, PrevOp, ScaleGroup};
 
-/// Multiplies the input channels of the group's linears by `scale: [in]` and divides the previous op's output by it.
+/// Multiplies the input channels of the group's linears by `scale: [in]` and divides the previous op's output by it. What
+/// changes is f32 afterwards.
 ///
 /// # Panics
 /// If the scale has not as many channels as the previous op has outputs: the family's layout is wrong.
 pub fn fold<B: QuantBackend>(mut params: BlockParams<B>, group: &ScaleGroup, scale: &Tensor<B, 1>) -> BlockParams<B> {
     for &name in group.linears {
         let linear = params.linear(name);
-        let weight = linear.weight.clone() * scale.clone().unsqueeze::<2>();
+        let weight = in_f32(linear.weight.clone()) * scale.clone().unsqueeze::<2>();
         let bias = linear.bias.clone();
         params.linears.insert(name, Linear { weight, bias });
     }
@@ -29,8 +30,8 @@ pub fn fold<B: QuantBackend>(mut params: BlockParams<B>, group: &ScaleGroup, sca
                 "{}: the scale must have one entry a channel of the norm",
                 name.0
             );
-            let weight = norm.weight / scale.clone();
-            let bias = norm.bias.map(|bias| bias / scale.clone());
+            let weight = in_f32(norm.weight) / scale.clone();
+            let bias = norm.bias.map(|bias| in_f32(bias) / scale.clone());
             params.norms.insert(name, Norm { weight, bias, ..norm });
         }
         PrevOp::Linear(name) => {
@@ -40,8 +41,8 @@ pub fn fold<B: QuantBackend>(mut params: BlockParams<B>, group: &ScaleGroup, sca
                 scale.dims()[0],
                 "{name}: the scale must have one entry an output of the linear"
             );
-            let weight = linear.weight / scale.clone().unsqueeze_dim::<2>(1);
-            let bias = linear.bias.map(|bias| bias / scale.clone());
+            let weight = in_f32(linear.weight) / scale.clone().unsqueeze_dim::<2>(1);
+            let bias = linear.bias.map(|bias| in_f32(bias) / scale.clone());
             params.linears.insert(name, Linear { weight, bias });
         }
     }

@@ -4,11 +4,11 @@
 //! tensor and turned back into one where it is needed.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::backend::float_vec;
+use crate::backend::{float_vec, in_f32};
 use crate::grid::{Granularity, Grid, RANGE_FLOOR, Symmetry};
 use crate::transform::WeightTransform;
 
@@ -110,8 +110,9 @@ impl QuantizedWeight {
     }
 }
 
-/// The definition of quantization in tensor operations, for any backend.
+/// The definition of quantization in tensor operations, for any backend; in f32, whatever the weight is.
 pub(crate) fn quantize_tensor<B: Backend>(weight: Tensor<B, 2>, grid: &Grid) -> QuantizedWeight {
+    let weight = in_f32(weight);
     let [n_out, n_in] = weight.dims();
     let (mut all_codes, mut scales, mut zero_points) = (Vec::new(), Vec::new(), Vec::new());
     for segment in segments(weight, grid) {
@@ -139,8 +140,9 @@ pub(crate) fn quantize_tensor<B: Backend>(weight: Tensor<B, 2>, grid: &Grid) -> 
     }
 }
 
-/// See [`quantize_tensor`].
+/// See [`quantize_tensor`]; f32, too.
 pub(crate) fn fake_quant_tensor<B: Backend>(weight: Tensor<B, 2>, grid: &Grid) -> Tensor<B, 2> {
+    let weight = in_f32(weight);
     let [n_out, n_in] = weight.dims();
     let restore = |segment: Tensor<B, 3>| {
         let [rows, groups, len] = segment.dims();
@@ -203,7 +205,7 @@ fn round_scales<B: Backend>(scale: Tensor<B, 3>, grid: &Grid) -> Tensor<B, 3> {
     }
     let (dims, device) = (scale.dims(), scale.device());
     let rounded: Vec<f32> = float_vec(scale).into_iter().map(|s| grid.scale_dtype.round(s)).collect();
-    Tensor::from_data(TensorData::new(rounded, dims), &device)
+    Tensor::from_data(TensorData::new(rounded, dims), (&device, DType::F32))
 }
 
 fn codes<B: Backend>(segment: Tensor<B, 3>, params: &TensorParams<B>, grid: &Grid) -> Tensor<B, 3> {

@@ -9,7 +9,7 @@
 //!
 //! *Cost.* One forward pass of a block and 20 of its modules, per block.
 //!
-//! *Differences from the official code.* Everything is f32 (there f16). Losses of a linear alone are computed from the
+//! *Differences from the official code.* What is searched and rounded is f32 (there f16). Losses of a linear alone are computed from the
 //! Gram matrix of its inputs, clip losses from that of the sampled tokens: the same numbers in fewer operations. Groups
 //! may be ragged, and fewer calibration tokens than the clip sample are allowed.
 
@@ -18,7 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::arithmetic::Arithmetic;
-use crate::backend::QuantBackend;
+use crate::backend::{QuantBackend, in_f32};
 use crate::capture::CaptureNeeds;
 use crate::fold::fold;
 use crate::log::{BlockLog, LinearLog};
@@ -209,8 +209,9 @@ pub struct Nearest;
 
 impl<B: QuantBackend> LinearMethod<B> for Nearest {
     fn quantize_linear(&self, ctx: &LinearCtx<'_, B>) -> Result<(QuantizedWeight, LinearLog), MethodError> {
-        let quantized = B::quantize_weight(ctx.weight.clone(), ctx.grid);
-        let error = ctx.weight.clone() - quantized.to_tensor(&ctx.weight.device());
+        let weight = in_f32(ctx.weight.clone());
+        let quantized = B::quantize_weight(weight.clone(), ctx.grid);
+        let error = weight - in_f32(quantized.to_tensor(&ctx.weight.device()));
         let weight_mse = error.powi_scalar(2).mean().into_scalar();
         let weight_mse = burn::tensor::ElementConversion::elem::<f64>(weight_mse);
         if !weight_mse.is_finite() {

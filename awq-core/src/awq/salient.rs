@@ -12,10 +12,10 @@ use rand_chacha::rand_core::SeedableRng;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use super::{Nearest, whole_block};
-use crate::backend::{QuantBackend, float_vec};
+use crate::backend::{QuantBackend, float_vec, in_f32};
 use crate::capture::CaptureNeeds;
 use crate::fold::fold;
 use crate::grid::Grid;
@@ -204,12 +204,13 @@ impl FixedScale {
             scale[channel as usize] = self.scale as f32;
         }
         let n = scale.len();
-        Tensor::from_data(TensorData::new(scale, [n]), &device)
+        Tensor::from_data(TensorData::new(scale, [n]), (&device, DType::F32))
     }
 }
 
 /// Steps of the groups of `weight diag(scale)` against those of `weight`, before any folding of its rows.
 fn step_change<B: QuantBackend>(weight: Tensor<B, 2>, scale: Tensor<B, 1>, grid: &Grid) -> StepChange {
+    let weight = in_f32(weight);
     let before = B::quantize_weight(weight.clone(), grid).scale;
     let after = B::quantize_weight(weight * scale.unsqueeze::<2>(), grid).scale;
     let steps = || after.iter().zip(&before);

@@ -1,4 +1,7 @@
-//! Products with packed weights on the CPU.
+//! Products with packed weights.
+//!
+//! On a GPU, a [`DeviceWeight`] is multiplied by `crate::backend::QuantBackend::packed_matmul`; its layout is in `units.rs`,
+//! its kernels are in `cube/`. The rest is about the CPU.
 //!
 //! A [`QuantMatmul`] is a weight in the order in which its kernel reads it, packed once. [`KERNELS`] lists the kernels, the
 //! best first; each runs where its instructions are found at run time.
@@ -22,6 +25,8 @@ mod avx2;
 #[allow(unsafe_code, reason = "vector instructions are unsafe to call until their presence is known")]
 mod avx512;
 pub mod bench;
+#[cfg(feature = "cube")]
+pub mod cube;
 pub mod dense;
 mod float;
 mod fused;
@@ -35,6 +40,7 @@ mod product;
 mod reference;
 mod rows;
 mod tiles;
+mod units;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -42,6 +48,7 @@ use serde::{Deserialize, Serialize};
 use fused::Fused;
 use lanes::Lanes;
 use reference::Reference;
+pub use units::{DeviceWeight, UnitFacts, UnitWeight};
 
 use crate::quantized::QuantizedWeight;
 use crate::transform::WeightTransform;
@@ -118,6 +125,12 @@ pub enum KernelError {
     /// The weight is empty.
     #[error("a [{0}, {1}] weight is empty")]
     Empty(usize, usize),
+    /// Only kernels for 2, 3 and 4 bits read units.
+    #[error("GPU kernels multiply codes of 2, 3 or 4 bits, not {0}; dequantize the weight")]
+    TooManyBits(u8),
+    /// A unit would lie in two groups.
+    #[error("GPU kernels take groups of a multiple of 32 input channels, not {0}; dequantize the weight")]
+    BrokenUnits(usize),
 }
 
 /// One way to multiply with packed weights.

@@ -1,6 +1,6 @@
 //! The layers that every family is built of, one copy of each.
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use crate::arithmetic::Arithmetic;
 use crate::backend::{QuantBackend, RotaryTable};
@@ -33,17 +33,19 @@ impl<B: QuantBackend> Linear<B> {
     pub fn forward(&self, x: Tensor<B, 3>, arithmetic: Arithmetic) -> Tensor<B, 3> {
         let [batch, seq, n_in] = x.dims();
         let [n_out, _] = self.weight.dims();
+        let dtype = x.dtype();
         let y = product(x.reshape([batch * seq, n_in]), self.weight.clone(), arithmetic);
         let y = match &self.bias {
-            Some(bias) => y + bias.clone().unsqueeze::<2>(),
+            Some(bias) => y + bias.clone().cast(dtype).unsqueeze::<2>(),
             None => y,
         };
         y.reshape([batch, seq, n_out])
     }
 }
 
-/// `x W^T` for `x: [n, in]` and `weight: [out, in]`.
+/// `x W^T` for `x: [n, in]` and `weight: [out, in]`, in the float type of `x`: what a method makes of a weight is f32.
 pub(crate) fn product<B: QuantBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2> {
+    let weight = weight.cast(x.dtype());
     match arithmetic {
         Arithmetic::F32 => B::matmul_transposed(x, weight),
         Arithmetic::Bf16 => B::matmul_transposed_bf16(x, weight),
@@ -88,10 +90,12 @@ impl<B: QuantBackend> Norm<B> {
 }
 
 /// Rotary angles for `n_positions` positions: half-split pairing (channel `c` with `c + head_dim / 2`), as Hugging Face's
-/// Llama code has it. Angles are computed elementwise; a low-precision matrix product there would ruin perplexity.
+/// Llama code has it, f32 on every device. Angles are computed elementwise; a low-precision matrix product there would ruin
+/// perplexity.
 pub fn rotary_table<B: QuantBackend>(config: &ModelConfig, n_positions: usize, device: &B::Device) -> RotaryTable<B> {
     let (cos, sin) = config.rotary_angles(n_positions);
-    let table = |values| Tensor::from_data(TensorData::new(values, [n_positions, config.head_dim / 2]), device);
+    let table =
+        |values| Tensor::from_data(TensorData::new(values, [n_positions, config.head_dim / 2]), (device, DType::F32));
     RotaryTable { cos: table(cos), sin: table(sin) }
 }
 

@@ -19,9 +19,11 @@ pub mod layers;
 pub mod llama;
 pub mod opt;
 pub mod tiny;
+mod walk;
 pub mod wiring;
 
 use layers::{Linear, Norm};
+pub use walk::for_each_block;
 use wiring::Wiring;
 
 /// Hugging Face name of a linear inside its block, e.g. `self_attn.q_proj`.

@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use awq_core::arithmetic::Arithmetic;
 use awq_core::backend::QuantBackend;
 use awq_core::load::{ModelConfig, Tokenizer};
-use awq_core::model::{Decoder, NoTap, in_arithmetic};
+use awq_core::model::{Decoder, NoTap, for_each_block, in_arithmetic};
 use burn::tensor::Tensor;
 
 use crate::config::ProtocolSpec;
@@ -168,15 +168,16 @@ pub fn score<B: QuantBackend>(
     let mut per_window = Vec::with_capacity(windows.windows.len());
     for share in windows.windows.chunks(windows_per_batch * batches_per_share) {
         let mut hidden: Vec<Tensor<B, 3>> = share.chunks(windows_per_batch).map(|batch| decoder.embed(batch)).collect();
-        for block_idx in 0..config.n_blocks {
-            let block = in_arithmetic(decoder.block(block_idx)?.as_ref(), arithmetic);
+        for_each_block(decoder, |_, block| -> anyhow::Result<()> {
+            let block = in_arithmetic(block.as_ref(), arithmetic);
             for batch in &mut hidden {
                 // Hand the only reference over, so that the block can work in place.
                 let input = std::mem::replace(batch, Tensor::empty([1, 1, 1], &batch.device()));
                 progress(input.dims()[0] * input.dims()[1]);
                 *batch = block.forward(input, &mut NoTap);
             }
-        }
+            Ok(())
+        })?;
         for (batch, ids) in hidden.into_iter().zip(share.chunks(windows_per_batch)) {
             per_window.extend(batch_nll(decoder, batch, ids, windows.first_target, arithmetic));
         }

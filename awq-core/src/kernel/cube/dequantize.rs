@@ -1,0 +1,121 @@
+//! Packed weights to floats in memory. A thread makes 8 values of one row: 16 bytes to write in f16.
+
+use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::cubecl;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::super::UnitFacts;
+use super::super::units::UNIT;
+use super::unpack::{CHUNK, group_params, small_float};
+
+/// Threads of a cube.
+const N_THREADS: u32 = 256;
+/// Most cubes along one axis that every device takes.
+const MAX_CUBES: u32 = 65_535;
+const CHUNKS: u32 = (UNIT / CHUNK) as u32;
+
+/// How codes lie in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Layout {
+    /// Bits of a code.
+    bits: usize,
+    /// Words that lie side by side.
+    vector_words: usize,
+    /// Whether scale and zero point are two words.
+    wide: bool,
+}
+
+/// The weights, `[n_out, n_in]` of `dtype`.
+pub(super) fn launch<R: CubeRuntime>(
+    words: CubeTensor<R>,
+    params: CubeTensor<R>,
+    facts: &UnitFacts,
+    dtype: DType,
+) -> CubeTensor<R> {
+    let (client, device) = (words.client.clone(), words.device.clone());
+    let widths = client.io_optimized_vector_sizes(dtype.size());
+    let width = widths.filter(|width| *width <= CHUNK && facts.n_in.is_multiple_of(*width)).max().unwrap_or(1);
+    let shape = [facts.n_out, facts.n_in].into();
+    let out = client.empty(facts.n_out * facts.n_in * dtype.size());
+    let out = CubeTensor::new_contiguous(client.clone(), device, shape, out, dtype);
+    let n_cubes = ((facts.n_out * facts.n_units) as u32 * CHUNKS).div_ceil(N_THREADS);
+    let cubes = CubeCount::Static(n_cubes.min(MAX_CUBES), n_cubes.div_ceil(MAX_CUBES), 1);
+    let layout = Layout { bits: facts.bits, vector_words: facts.vector_words(), wide: facts.wide };
+    // SAFETY: threads beyond the last chunk of the last row do nothing; the others read words and parameters of their own
+    // row and write channels below `n_in` of it.
+    unsafe {
+        dequantize::launch_unchecked::<R>(
+            &client,
+            cubes,
+            CubeDim::new_1d(N_THREADS),
+            width,
+            words.into_array_arg(),
+            params.into_array_arg(),
+            out.clone().into_array_arg(),
+            facts.n_in as u32,
+            facts.n_out as u32,
+            facts.n_units as u32,
+            facts.units_per_group as u32,
+            facts.n_groups as u32,
+            layout,
+            dtype.into(),
+        );
+    }
+    out
+}
+
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its interface to the device")]
+fn dequantize<F: Float, X: Size>(
+    words: &Array<u32>,
+    params: &Array<u32>,
+    out: &mut Array<Vector<F, X>>,
+    n_in: u32,
+    n_out: u32,
+    n_units: u32,
+    units_per_group: u32,
+    n_groups: u32,
+    #[comptime] layout: Layout,
+    #[define(F)] _dtype: StorageType,
+) {
+    let bits = comptime!(layout.bits);
+    let width = X::value();
+    let place = ABSOLUTE_POS as u32;
+    let (row, chunk) = (place / (n_units * CHUNKS), place % (n_units * CHUNKS));
+    if row < n_out {
+        let unit = chunk / CHUNKS;
+        let first_bit = chunk % CHUNKS * comptime!((CHUNK * layout.bits) as u32);
+        let (word, shift) = (first_bit / 32u32, first_bit % 32u32);
+        let mut window = words[word_index(row, unit, word, n_units, layout)] >> shift;
+        // 8 codes of 2 or 4 bits are half a word or a word; of 3 bits they may end in the next.
+        if comptime!(layout.bits == 3) {
+            if shift > 8u32 {
+                window = window | (words[word_index(row, unit, word + 1u32, n_units, layout)] << (32u32 - shift));
+            }
+        }
+        let group = group_params(params, (row * n_groups + unit / units_per_group) as usize, comptime!(layout.wide));
+        #[unroll]
+        for j in 0..comptime!(CHUNK / width) {
+            let mut values = Vector::<F, X>::empty();
+            #[unroll]
+            for t in 0..width {
+                let code = (window >> comptime!(((j * width + t) * bits) as u32)) & comptime!((1u32 << bits) - 1);
+                values[t] = F::cast_from((small_float(code) - group.zero) * group.scale);
+            }
+            let channel = chunk * comptime!(CHUNK as u32) + comptime!((j * width) as u32);
+            if channel < n_in {
+                out[(row * n_in + channel) as usize / width] = values;
+            }
+        }
+    }
+}
+
+/// Index of a word of a unit, as `units.rs` has it.
+#[cube]
+fn word_index(row: u32, unit: u32, word: u32, n_units: u32, #[comptime] layout: Layout) -> usize {
+    let vector_words = comptime!(layout.vector_words as u32);
+    let line = row * comptime!((layout.bits / layout.vector_words) as u32) + word / vector_words;
+    ((line * n_units + unit) * vector_words + word % vector_words) as usize
+}

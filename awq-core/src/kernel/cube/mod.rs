@@ -1,0 +1,82 @@
+//! Products with packed weights on a GPU (W2A16 to W4A16), in CubeCL: one source for CUDA, Vulkan, Metal and WebGPU.
+//!
+//! Up to [`MATVEC_MAX_ROWS`] rows of activations are multiplied by packed weights as they are (`matvec.rs`): codes become
+//! floats in registers, a pass over the weights serves up to 16 rows, sums are f32. More rows are worth writing the
+//! dequantized weight to memory once (`dequantize.rs`) and multiplying with burn's matrix product, which uses tensor cores
+//! where there are some. Activations are f32, f16 or bf16; products have their type.
+//!
+//! burn's GPU backends run operations lazily, in streams (`burn-fusion`): ours are registered there as custom operations
+//! (`operation.rs`) so that they keep their place between burn's own, without waiting for the device.
+
+#[cfg(feature = "wgpu")]
+mod adapter;
+#[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
+mod dequantize;
+#[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
+mod matvec;
+mod operation;
+mod unpack;
+
+use burn::tensor::{DType, Tensor, TensorPrimitive};
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_fusion::Fusion;
+
+#[cfg(feature = "wgpu")]
+pub use adapter::has_wgpu_adapter;
+
+use super::DeviceWeight;
+use crate::backend::QuantBackend;
+
+/// Rows of activations up to which packed weights are multiplied as they are. An estimate, not yet measured on a GPU: a
+/// multiplication and an addition for each row and code cost as much as reading the code at some 5 (H100) to 20 (RTX 4090)
+/// rows, while dequantizing first moves 9 times the bytes of the packed weight.
+pub const MATVEC_MAX_ROWS: usize = 16;
+
+/// See [`QuantBackend::packed_matmul`].
+pub(crate) fn packed_matmul<R, F, I, BT>(
+    x: Tensor<Cube<R, F, I, BT>, 2>,
+    weight: &DeviceWeight<Cube<R, F, I, BT>>,
+) -> Tensor<Cube<R, F, I, BT>, 2>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    let [n_rows, n_in] = x.dims();
+    assert_eq!(n_in, weight.facts.n_in, "activations of {n_in} channels for a weight that takes {}", weight.facts.n_in);
+    if n_rows > MATVEC_MAX_ROWS {
+        let dtype = x.dtype();
+        return Cube::<R, F, I, BT>::matmul_transposed(x, dequantize(weight, dtype));
+    }
+    let product = operation::matvec::<R, F, I, BT>(
+        x.into_primitive().tensor(),
+        weight.words.clone().into_primitive(),
+        weight.params.clone().into_primitive(),
+        weight.facts,
+    );
+    Tensor::from_primitive(TensorPrimitive::Float(product))
+}
+
+/// The weights that packed codes stand for, `[out, in]` of `dtype`.
+pub(crate) fn dequantize<R, F, I, BT>(
+    weight: &DeviceWeight<Cube<R, F, I, BT>>,
+    dtype: DType,
+) -> Tensor<Cube<R, F, I, BT>, 2>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    let values = operation::dequantize::<R, F, I, BT>(
+        weight.words.clone().into_primitive(),
+        weight.params.clone().into_primitive(),
+        weight.facts,
+        dtype,
+    );
+    Tensor::from_primitive(TensorPrimitive::Float(values))
+}
+
+/// A GPU backend as burn's default features make it.
+type Cube<R, F, I, BT> = Fusion<CubeBackend<R, F, I, BT>>;

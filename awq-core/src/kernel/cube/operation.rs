@@ -1,0 +1,103 @@
+//! The kernels as operations of burn's streams.
+
+use std::marker::PhantomData;
+
+use burn::tensor::{DType, Shape};
+use burn_cubecl::fusion::FusionCubeRuntime;
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_fusion::stream::{Operation, OperationStreams};
+use burn_fusion::{FusionRuntime, FusionTensor};
+use burn_ir::{CustomOpIr, HandleContainer, OperationIr, OperationOutput, TensorIr};
+
+use super::super::UnitFacts;
+
+/// A tensor of a stream.
+type Lazy<R> = FusionTensor<FusionCubeRuntime<R>>;
+/// The tensors that operations of a stream have made so far.
+type Handles<R> = HandleContainer<<FusionCubeRuntime<R> as FusionRuntime>::FusionHandle>;
+
+/// `x w^T`: activations `[n, n_in]`, words and parameters in, `[n, n_out]` out.
+#[derive(Clone, Debug)]
+struct Matvec<B> {
+    place: CustomOpIr,
+    facts: UnitFacts,
+    backend: PhantomData<B>,
+}
+
+impl<R, F, I, BT> Operation<FusionCubeRuntime<R>> for Matvec<CubeBackend<R, F, I, BT>>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    fn execute(&self, handles: &mut Handles<R>) {
+        let ([x, words, params], [out]) = self.place.as_fixed();
+        let product = super::matvec::launch(
+            handles.get_float_tensor::<CubeBackend<R, F, I, BT>>(x),
+            handles.get_int_tensor::<CubeBackend<R, F, I, BT>>(words),
+            handles.get_int_tensor::<CubeBackend<R, F, I, BT>>(params),
+            &self.facts,
+        );
+        handles.register_float_tensor::<CubeBackend<R, F, I, BT>>(&out.id, product);
+    }
+}
+
+/// Words and parameters in, `[n_out, n_in]` out.
+#[derive(Clone, Debug)]
+struct Dequantize<B> {
+    place: CustomOpIr,
+    facts: UnitFacts,
+    backend: PhantomData<B>,
+}
+
+impl<R, F, I, BT> Operation<FusionCubeRuntime<R>> for Dequantize<CubeBackend<R, F, I, BT>>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    fn execute(&self, handles: &mut Handles<R>) {
+        let ([words, params], [out]) = self.place.as_fixed();
+        let weight = super::dequantize::launch(
+            handles.get_int_tensor::<CubeBackend<R, F, I, BT>>(words),
+            handles.get_int_tensor::<CubeBackend<R, F, I, BT>>(params),
+            &self.facts,
+            out.dtype,
+        );
+        handles.register_float_tensor::<CubeBackend<R, F, I, BT>>(&out.id, weight);
+    }
+}
+
+/// Puts a [`Matvec`] into the stream of `x`.
+pub(super) fn matvec<R, F, I, BT>(x: Lazy<R>, words: Lazy<R>, params: Lazy<R>, facts: UnitFacts) -> Lazy<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    let (client, streams) = (x.client.clone(), OperationStreams::with_inputs([&x, &words, &params]));
+    let shape = Shape::new([x.shape[0], facts.n_out]);
+    let out = TensorIr::uninit(client.create_empty_handle(), shape, x.dtype);
+    let place = CustomOpIr::new("packed_matvec", &[x.into_ir(), words.into_ir(), params.into_ir()], &[out]);
+    let operation = Matvec::<CubeBackend<R, F, I, BT>> { place: place.clone(), facts, backend: PhantomData };
+    client.register(streams, OperationIr::Custom(place), operation).output()
+}
+
+/// Puts a [`Dequantize`] into the stream of `words`.
+pub(super) fn dequantize<R, F, I, BT>(words: Lazy<R>, params: Lazy<R>, facts: UnitFacts, dtype: DType) -> Lazy<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    let (client, streams) = (words.client.clone(), OperationStreams::with_inputs([&words, &params]));
+    let shape = Shape::new([facts.n_out, facts.n_in]);
+    let out = TensorIr::uninit(client.create_empty_handle(), shape, dtype);
+    let place = CustomOpIr::new("packed_dequantize", &[words.into_ir(), params.into_ir()], &[out]);
+    let operation = Dequantize::<CubeBackend<R, F, I, BT>> { place: place.clone(), facts, backend: PhantomData };
+    client.register(streams, OperationIr::Custom(place), operation).output()
+}

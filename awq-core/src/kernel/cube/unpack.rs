@@ -1,0 +1,93 @@
+//! Codes, scales and zero points from words, in registers.
+
+use burn_cubecl::cubecl;
+use cubecl::prelude::*;
+
+/// Codes that are made floats together: those of 8 input channels.
+pub(super) const CHUNK: usize = 8;
+
+/// Where a code lies in the words of its unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Field {
+    /// The word that it begins in.
+    pub(super) word: usize,
+    /// Shift of that word to the right, after which the code is [`Self::mask`].
+    pub(super) shift: u32,
+    /// Lowest bit of the code then: what is under the mask is the code times `2^at`.
+    pub(super) at: u32,
+    /// Bits of the code then.
+    pub(super) mask: u32,
+    /// Whether its upper bits are in the next word.
+    pub(super) straddles: bool,
+}
+
+/// The place of code `i` of a unit. `in_place` leaves codes where they are as far as a float has room for them (23 bits),
+/// which saves most shifts; who multiplies must then divide by `2^at`.
+pub(super) const fn field(bits: usize, i: usize, in_place: bool) -> Field {
+    let (word, bit) = (i * bits / 32, (i * bits % 32) as u32);
+    let end = bit as usize + bits;
+    let at = match in_place {
+        true if end <= 23 => bit,
+        true if end <= 32 => bit - 16,
+        _ => 0,
+    };
+    Field { word, shift: bit - at, at, mask: ((1 << bits) - 1) << at, straddles: end > 32 }
+}
+
+/// A whole number below 2^23 as a float, exactly: `2^23 + n` has `n` in its lowest bits. Cheaper than a conversion.
+#[cube]
+pub(super) fn small_float(n: u32) -> f32 {
+    f32::reinterpret(n | 0x4b00_0000u32) - 8_388_608.0f32
+}
+
+/// Scale and zero point of one group.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Params {
+    pub(super) scale: f32,
+    pub(super) zero: f32,
+}
+
+/// Reads them; see `units.rs` for the two forms.
+#[cube]
+pub(super) fn group_params(params: &Array<u32>, group: usize, #[comptime] wide: bool) -> Params {
+    if comptime!(wide) {
+        Params { scale: f32::reinterpret(params[2 * group]), zero: f32::reinterpret(params[2 * group + 1]) }
+    } else {
+        let word = params[group];
+        Params { scale: f32::reinterpret((word >> 1u32) & 0x7fff_e000u32), zero: small_float(word & 0x3fffu32) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A field read as kernels read it.
+    fn read(words: [u32; 4], field: Field) -> u32 {
+        let word = words[field.word] >> field.shift;
+        let next = if field.straddles { words[field.word + 1] << (32 - field.shift) } else { 0 };
+        ((word | next) & field.mask) >> field.at
+    }
+
+    #[test]
+    fn fields_are_the_codes_of_a_stream() {
+        for bits in [2_usize, 3, 4] {
+            let code = |i: usize| (i as u64 * 2_654_435_761 >> 7) as u32 & ((1 << bits) - 1);
+            let mut words = [0_u32; 4];
+            for i in 0..32 {
+                let shifted = u64::from(code(i)) << (i * bits % 32);
+                words[i * bits / 32] |= shifted as u32;
+                if shifted >> 32 != 0 {
+                    words[i * bits / 32 + 1] |= (shifted >> 32) as u32;
+                }
+            }
+            for in_place in [false, true] {
+                for i in 0..32 {
+                    let field = field(bits, i, in_place);
+                    assert_eq!(read(words, field), code(i), "{bits} bits, code {i}: {field:?}");
+                    assert!(field.mask < 1 << 23 && (in_place || field.at == 0), "{field:?}");
+                }
+            }
+        }
+    }
+}
