@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail, ensure};
+use awq_core::arithmetic::FloatType;
 use clap::{Args, Parser, Subcommand};
 
 use crate::assets::{AssetSettings, AssetStore};
@@ -86,6 +87,9 @@ pub struct RunArgs {
     /// Score at most this many windows of each text: for a smoke run. Every table then says so.
     #[arg(long, value_name = "N")]
     max_windows: Option<std::num::NonZeroUsize>,
+    /// Type of weights and activations on a GPU, in place of the file's: f32, f16 or bf16.
+    #[arg(long, value_name = "P", value_parser = float_type)]
+    precision: Option<FloatType>,
     #[command(flatten)]
     machine: MachineArgs,
 }
@@ -105,6 +109,11 @@ struct MachineArgs {
     /// Show no progress.
     #[arg(long, short)]
     quiet: bool,
+}
+
+fn float_type(name: &str) -> Result<FloatType, &'static str> {
+    let known = [FloatType::F32, FloatType::F16, FloatType::Bf16];
+    known.into_iter().find(|known| known.name() == name).ok_or("use f32, f16 or bf16")
 }
 
 impl MachineArgs {
@@ -156,8 +165,11 @@ fn run_experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let config = args.config.as_deref().context("no experiment given; try configs/quickstart.toml")?;
     let mut spec = ExperimentSpec::read(config)?;
     spec.limit_windows(args.max_windows);
+    if let Some(precision) = args.precision {
+        spec.set_precision(precision).with_context(|| format!("{}: --precision", config.display()))?;
+    }
     let device = args.machine.device.clone().unwrap_or_else(|| spec.run.device.clone());
-    device::check(&device)?;
+    device::check(&device, spec.run.precision)?;
     let threads = device::set_threads(args.machine.threads.or(spec.run.threads).map(std::num::NonZero::get));
     let out = args.out.clone().unwrap_or_else(|| default_out(config));
     let progress = args.machine.progress();
@@ -225,7 +237,7 @@ fn verify_experiment(folder: &Path, machine: &MachineArgs) -> anyhow::Result<Exi
     };
     // Where the records were made, which `--device` may have chosen then: another backend rounds sums otherwise.
     let device = machine.device.clone().unwrap_or_else(|| first.record.provenance.device.clone());
-    device::check(&device)?;
+    device::check(&device, spec.run.precision)?;
     let threads = device::set_threads(machine.threads.or(spec.run.threads).map(std::num::NonZero::get));
     let options = RunOptions { device, threads };
     let verdicts = verify::verify(&plan, &finished, &options, &machine.store()?, &machine.progress())?;

@@ -1,7 +1,11 @@
 //! From a device's name to a burn backend: the one place in this program that names backends.
 
 use anyhow::{bail, ensure};
+use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod gpu;
 
 /// Work that is generic over the backend.
 pub trait DeviceJob {
@@ -15,31 +19,42 @@ pub trait DeviceJob {
     fn run<B: QuantBackend>(self, device: B::Device) -> anyhow::Result<Self::Output>;
 }
 
-/// Runs a job on the device that `name` stands for: `flex`, `ndarray`, `cuda`, `cuda:N` or `wgpu`.
+/// Runs a job on the device that `name` stands for: `flex`, `ndarray`, `cuda`, `cuda:N` or `wgpu`. Weights and activations
+/// have the type `precision` there.
 ///
 /// # Errors
-/// A name that is unknown, a backend that this program was built without, or one that the machine lacks; each says what to do.
-pub fn run_on<J: DeviceJob>(name: &str, job: J) -> anyhow::Result<J::Output> {
-    check(name)?;
+/// A name that is unknown, a backend that this program was built without, or a device that the machine lacks or that has no
+/// such type; each says what to do.
+pub fn run_on<J: DeviceJob>(name: &str, precision: FloatType, job: J) -> anyhow::Result<J::Output> {
+    check(name, precision)?;
     match split(name)? {
         #[cfg(feature = "flex")]
         ("flex", _) => job.run::<burn::backend::Flex>(Default::default()),
         #[cfg(feature = "ndarray")]
         ("ndarray", _) => job.run::<burn::backend::NdArray<f32>>(Default::default()),
         #[cfg(feature = "cuda")]
-        ("cuda", index) => job.run::<burn::backend::Cuda<f32>>(burn::backend::cuda::CudaDevice::new(index)),
+        ("cuda", index) => {
+            let device = burn::backend::cuda::CudaDevice::new(index);
+            gpu::store_as::<burn::backend::Cuda>(name, precision, &device)?;
+            job.run::<burn::backend::Cuda>(device)
+        }
         #[cfg(feature = "wgpu")]
-        ("wgpu", _) => job.run::<burn::backend::Wgpu>(Default::default()),
+        ("wgpu", _) => {
+            let device = Default::default();
+            gpu::store_as::<burn::backend::Wgpu>(name, precision, &device)?;
+            job.run::<burn::backend::Wgpu>(device)
+        }
         (backend, _) => bail!("device `{name}`: {backend} is known by name, but no backend stands for it"),
     }
 }
 
-/// Checks that this program has the device and, for CUDA, that the machine has a driver, before any work.
+/// Checks that this program has the device, that the machine has what it needs, and that it stores `precision`, before any
+/// work.
 ///
 /// # Errors
 /// As [`run_on`].
-pub fn check(name: &str) -> anyhow::Result<()> {
-    let (backend, _) = split(name)?;
+pub fn check(name: &str, precision: FloatType) -> anyhow::Result<()> {
+    let (backend, _index) = split(name)?;
     let built_in = [
         ("flex", cfg!(feature = "flex")),
         ("ndarray", cfg!(feature = "ndarray")),
@@ -51,10 +66,19 @@ pub fn check(name: &str) -> anyhow::Result<()> {
         Some((_, false)) => {
             bail!("device `{name}`: this program was built without it; build with `--features {backend}`")
         }
+        Some(("flex" | "ndarray", _)) => ensure!(
+            precision.is_f32(),
+            "device `{name}` stores f32 only, not {}; remove `precision`, or set `arithmetic = \"bf16\"` where products \
+             may be rounded",
+            precision.name()
+        ),
         #[cfg(feature = "cuda")]
-        Some(("cuda", _)) => probe_cuda(),
-        Some(_) => Ok(()),
+        Some(("cuda", _)) => gpu::probe_cuda(name, _index)?,
+        #[cfg(feature = "wgpu")]
+        Some(("wgpu", _)) => gpu::probe_wgpu()?,
+        Some(_) => {}
     }
+    Ok(())
 }
 
 fn split(name: &str) -> anyhow::Result<(&str, usize)> {
@@ -64,17 +88,6 @@ fn split(name: &str) -> anyhow::Result<(&str, usize)> {
         .parse()
         .map_err(|_| anyhow::anyhow!("device `{name}`: `{index}` is not a device number; use cuda:0, cuda:1, ..."))?;
     Ok((backend, index))
-}
-
-/// burn-cuda panics where no driver is installed: look for it first.
-#[cfg(feature = "cuda")]
-fn probe_cuda() -> anyhow::Result<()> {
-    let library = ["libcuda.so.1", "libcuda.so", "nvcuda.dll"];
-    // SAFETY: loading the driver library runs its initialisers only; it is the library that burn-cuda loads next.
-    #[allow(unsafe_code, reason = "a dynamic library can only be probed by loading it")]
-    let found = library.iter().any(|name| unsafe { libloading::Library::new(name) }.is_ok());
-    ensure!(found, "device `cuda`: no NVIDIA driver (libcuda) on this machine; use --device flex");
-    Ok(())
 }
 
 /// CPU threads that a run gets: as many as were asked for, or all cores.
@@ -93,16 +106,30 @@ pub fn set_threads(threads: Option<usize>) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use awq_core::arithmetic::FloatType;
+
     use super::check;
 
     #[test]
     fn names_are_checked_without_a_device() {
-        assert!(check("flex").is_ok());
-        let error = |name| check(name).expect_err("must be refused").to_string();
+        assert!(check("flex", FloatType::F32).is_ok());
+        let error = |name| check(name, FloatType::F32).expect_err("must be refused").to_string();
         assert_eq!(error("gpu"), "device `gpu` is unknown; use flex, ndarray, cuda, cuda:N or wgpu");
         assert_eq!(error("flex:1"), "device `flex:1`: only cuda devices are numbered; use `flex`");
         assert_eq!(error("cuda:x"), "device `cuda:x`: `x` is not a device number; use cuda:0, cuda:1, ...");
         #[cfg(not(feature = "cuda"))]
         assert_eq!(error("cuda:1"), "device `cuda:1`: this program was built without it; build with `--features cuda`");
+    }
+
+    #[test]
+    fn a_cpu_stores_f32_only() {
+        for device in ["flex", "ndarray"] {
+            let error = check(device, FloatType::F16).expect_err("must be refused").to_string();
+            let expected = format!(
+                "device `{device}` stores f32 only, not f16; remove `precision`, or set `arithmetic = \"bf16\"` where \
+                 products may be rounded"
+            );
+            assert_eq!(error, expected);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use awq_core::arithmetic::FloatType;
 use awq_core::driver::Propagation;
 use awq_core::grid::Grid;
 use schemars::JsonSchema;
@@ -30,6 +31,9 @@ pub struct Cell {
     pub quantization: Option<QuantizationCell>,
     /// What is measured.
     pub evaluations: Vec<EvaluationSpec>,
+    /// Type of weights and activations in a GPU's memory.
+    #[serde(default, skip_serializing_if = "FloatType::is_f32")]
+    pub precision: FloatType,
 }
 
 /// How a cell quantizes.
@@ -158,8 +162,10 @@ impl Plan {
     /// The cells of an experiment: every method on every grid under every calibration for every model, and full precision.
     pub fn new(spec: &ExperimentSpec) -> Self {
         let model_plan = |model: &ModelSpec| {
-            let cell =
-                |quantization| Cell { model: model.clone(), quantization, evaluations: spec.evaluations.clone() };
+            let cell = |quantization| {
+                let (model, evaluations) = (model.clone(), spec.evaluations.clone());
+                Cell { model, quantization, evaluations, precision: spec.run.precision }
+            };
             let uses = || {
                 spec.methods
                     .iter()

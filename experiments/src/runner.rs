@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
+use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
 use awq_core::driver::{Calibration, Job, QuantizedModel, quantize_model};
 use awq_core::load::{OpenedModel, open_model};
@@ -135,7 +136,9 @@ fn run_model(
         Ok(opened) => opened,
         Err(error) => return fail_all(cells, Stage::Quantize, &error, &BTreeMap::new(), sink),
     };
-    run_on(&options.device, ModelJob { opened, assets, cells, texts, progress, sink })
+    // One experiment has one precision.
+    let precision = cells.first().map_or(FloatType::F32, |cell| cell.precision);
+    run_on(&options.device, precision, ModelJob { opened, assets, cells, texts, progress, sink })
 }
 
 fn locate_and_open(model: &ModelSpec, store: &AssetStore) -> anyhow::Result<(OpenedModel, BTreeMap<String, String>)> {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use awq_core::arithmetic::FloatType;
 use awq_core::decode::sample::RandomSampling;
 use awq_core::decode::{DecodeModel, DecodeOptions, Sampling};
 use awq_core::grid::Bits;
@@ -93,7 +94,7 @@ impl ModelArgs {
     /// Device of the quantization.
     pub(super) fn device(&self) -> anyhow::Result<&str> {
         let device = self.machine.device.as_deref().unwrap_or("flex");
-        device::check(device).map(|()| device)
+        device::check(device, FloatType::F32).map(|()| device)
     }
 
     /// The model in memory, quantized first if that is asked for.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, bail, ensure};
+use awq_core::arithmetic::FloatType;
 
 use super::{EvaluationSpec, ExperimentSpec, FigureSpec, ProtocolSpec, TableAxis};
 use crate::plan::Plan;
@@ -50,6 +51,7 @@ impl ExperimentSpec {
                 "evaluations[{index}] is the same as an earlier one; remove it"
             );
         }
+        self.check_precision()?;
         for method in self.methods.iter().map(|entry| &entry.method) {
             method.settings().check().map_err(|problem| anyhow::anyhow!("method `{}`: {problem}", method.key()))?;
         }
@@ -90,6 +92,22 @@ impl ExperimentSpec {
         Ok(())
     }
 
+    /// `arithmetic = "bf16"` rounds f32 tensors; there are none in another precision.
+    fn check_precision(&self) -> anyhow::Result<()> {
+        let rounds = |evaluation: &EvaluationSpec| {
+            let EvaluationSpec::Perplexity(perplexity) = evaluation;
+            !perplexity.arithmetic.is_f32()
+        };
+        if let (false, Some(index)) = (self.run.precision.is_f32(), self.evaluations.iter().position(rounds)) {
+            bail!(
+                "`evaluations[{index}].perplexity.arithmetic` rounds the inputs of products, which are {} anyhow by \
+                 `run.precision`; remove one of the two",
+                self.run.precision.name()
+            );
+        }
+        Ok(())
+    }
+
     /// A table in which every cell has a place of its own, and a figure that has something to show.
     fn check_layout(&self, plan: &Plan) -> anyhow::Result<()> {
         if matches!(self.figure, Some(FigureSpec::Matrix(_))) {
@@ -113,6 +131,15 @@ impl ExperimentSpec {
             }
         }
         Ok(())
+    }
+
+    /// Stores weights and activations on a GPU in another type.
+    ///
+    /// # Errors
+    /// If the experiment asks for something that goes with f32 only.
+    pub fn set_precision(&mut self, precision: FloatType) -> anyhow::Result<()> {
+        self.run.precision = precision;
+        self.check_precision()
     }
 
     /// Limits every evaluation to `max` windows, for a smoke run.

@@ -16,7 +16,7 @@ use std::num::{NonZeroU16, NonZeroUsize};
 use std::path::Path;
 
 use anyhow::Context;
-use awq_core::arithmetic::Arithmetic;
+use awq_core::arithmetic::{Arithmetic, FloatType};
 use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -34,7 +34,7 @@ pub use self::speed::*;
 pub struct ExperimentSpec {
     /// The question this experiment answers, in one sentence. Printed above its tables.
     pub question: String,
-    /// Where and on how many threads it runs. Never changes what is asked, so it is not part of a cell's identity.
+    /// Where and on how many threads it runs, and in what precision. Only the last is part of a cell's identity.
     pub run: RunSpec,
     /// Models to quantize, or to time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -74,6 +74,10 @@ pub struct ExperimentSpec {
 pub struct RunSpec {
     /// `flex`, `ndarray`, `cuda`, `cuda:N` or `wgpu`.
     pub device: String,
+    /// Type of weights and activations in a GPU's memory, f32 when absent; CPU devices store f32 only. Part of every cell,
+    /// because it changes numbers, and named in every table.
+    #[serde(default, skip_serializing_if = "FloatType::is_f32")]
+    pub precision: FloatType,
     /// CPU threads; all cores when absent. Never changes a result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<NonZeroUsize>,

@@ -176,3 +176,32 @@ fn a_table_has_a_place_for_every_cell() {
         "reference[0] (m RTN W3 g128): it has no number; give `perplexity`",
     );
 }
+
+#[test]
+fn precision_is_part_of_a_cell_and_f32_is_not_said() {
+    let plan = |precision| {
+        let mut spec = read(&[RTN]).unwrap();
+        spec.set_precision(precision).unwrap();
+        let written = toml::to_string(&spec).unwrap();
+        assert_eq!(toml::from_str::<ExperimentSpec>(&written).unwrap(), spec);
+        (Plan::new(&spec).cells().map(Cell::id).collect::<Vec<_>>(), written)
+    };
+    let ((f32_ids, f32_text), (f16_ids, f16_text)) = (plan(FloatType::F32), plan(FloatType::F16));
+    assert_eq!(f32_ids, cells(&[RTN]).iter().map(Cell::id).collect::<Vec<_>>());
+    assert!(f32_ids.iter().all(|id| !f16_ids.contains(id)));
+    assert!(!f32_text.contains("precision") && f16_text.contains("precision = \"f16\""), "{f16_text}");
+    let cell = serde_json::to_string(&cells(&[RTN])[0]).unwrap();
+    assert!(!cell.contains("precision"), "records of before would have other ids: {cell}");
+}
+
+#[test]
+fn rounded_products_go_with_f32_tensors_only() {
+    let mut spec = read(&[RTN]).unwrap();
+    let EvaluationSpec::Perplexity(perplexity) = &mut spec.evaluations[0];
+    perplexity.arithmetic = Arithmetic::Bf16;
+    assert_eq!(
+        spec.set_precision(FloatType::F16).unwrap_err().to_string(),
+        "`evaluations[0].perplexity.arithmetic` rounds the inputs of products, which are f16 anyhow by `run.precision`; \
+         remove one of the two"
+    );
+}

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
 use awq_core::driver::{Calibration, Job, QuantizedModel, quantize_model};
 use awq_core::grid::Grid;
@@ -70,7 +71,8 @@ pub fn quantize(
     }
     let sequences = recipe.calibration.as_ref().map(|spec| calibration_ids(opened, spec, store)).transpose()?;
     let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref())?;
-    let model = run_on(device, QuantizeJob { opened, recipe, sequences: sequences.as_deref(), progress })?;
+    let model =
+        run_on(device, FloatType::F32, QuantizeJob { opened, recipe, sequences: sequences.as_deref(), progress })?;
     let (bits_per_weight, codes_sha256) = (model.bits_per_weight(), model.codes_sha256());
     let checkpoint = Arc::new(model.into_checkpoint(&wiring, opened.checkpoint.clone()));
     Ok(Quantized { checkpoint, bits_per_weight, codes_sha256 })

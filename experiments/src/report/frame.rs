@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use anyhow::ensure;
-use awq_core::arithmetic::Arithmetic;
+use awq_core::arithmetic::{Arithmetic, FloatType};
 use awq_core::driver::Propagation;
 
 use super::row::Row;
@@ -278,9 +278,10 @@ fn row(
         dataset: measurement.dataset.clone(),
         protocol: measurement.protocol.clone(),
         seq_len: measurement.seq_len as u64,
-        arithmetic: match measurement.arithmetic {
-            Arithmetic::F32 => "f32".to_owned(),
-            Arithmetic::Bf16 => "bf16".to_owned(),
+        arithmetic: match (record.cell.precision, measurement.arithmetic) {
+            (FloatType::F32, Arithmetic::F32) => "f32".to_owned(),
+            (FloatType::F32, Arithmetic::Bf16) => "bf16".to_owned(),
+            (precision, _) => format!("{}-tensors", precision.name()),
         },
         n_windows: measurement.n_windows as u64,
         n_windows_total: measurement.n_windows_total as u64,
@@ -340,7 +341,8 @@ fn difference(
     finished: &[Finished<'_>],
     is_other: impl Fn(&Cell) -> bool,
 ) -> Delta {
-    let others = finished.iter().filter(|other| other.cell().model == cell.cell().model && is_other(other.cell()));
+    let same = |other: &Cell| other.model == cell.cell().model && other.precision == cell.cell().precision;
+    let others = finished.iter().filter(|other| same(other.cell()) && is_other(other.cell()));
     let Some(other) = others.flat_map(|other| &other.done.measurements).find(|other| same_windows(measurement, other))
     else {
         return Delta::default();

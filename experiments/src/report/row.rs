@@ -27,7 +27,8 @@ columns! {
         protocol: String,
         /// Tokens of a window.
         seq_len: u64,
-        /// How matrix products were computed while scoring: `f32`, `bf16`.
+        /// How matrix products were computed while scoring: `f32`, `bf16`; `f16-tensors`, `bf16-tensors` where weights and
+        /// activations were stored so.
         arithmetic: String,
         /// Windows scored.
         n_windows: u64,

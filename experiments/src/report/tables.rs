@@ -222,6 +222,8 @@ pub(super) fn protocol(row: &Row) -> String {
 pub(super) fn arithmetic(row: &Row) -> String {
     match row.arithmetic.as_str() {
         "f32" => String::new(),
+        "f16-tensors" => " Weights and activations in f16, sums, norms and softmax in f32.".to_owned(),
+        "bf16-tensors" => " Weights and activations in bf16, sums, norms and softmax in f32.".to_owned(),
         other => format!(" Matrix products of the scoring pass in {other}, sums in f32."),
     }
 }

@@ -49,7 +49,7 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
         QuantizationCell { method, grid, calibration: None, calibration_name: None }
     });
     let model = ModelSpec { name: "Tiny_1M".into(), source: ModelSource::Bundled(Bundled {}) };
-    let cell = Cell { model, quantization, evaluations: Vec::new() };
+    let cell = Cell { model, quantization, evaluations: Vec::new(), precision: Default::default() };
     // Windows differ much more from each other than cells do, as in real text.
     let wobble = |window: usize| 0.25 * (1.7 * window as f64).sin() + nll * (1.0 + 0.2 * (2.9 * window as f64).cos());
     let nll_per_window: Vec<f64> = (0..12).map(|window| 2.5 + wobble(window)).collect();

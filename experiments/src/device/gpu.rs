@@ -1,0 +1,111 @@
+//! What a GPU needs on a machine, found out before burn looks: burn panics where it is missing.
+
+use anyhow::{bail, ensure};
+use awq_core::arithmetic::FloatType;
+use awq_core::backend::QuantBackend;
+use burn::tensor::{IntDType, get_device_settings, set_default_dtypes};
+
+/// Makes `precision` the type of the float tensors of a device. It is fixed by the first tensor there.
+pub(super) fn store_as<B: QuantBackend>(name: &str, precision: FloatType, device: &B::Device) -> anyhow::Result<()> {
+    ensure!(
+        B::supports_dtype(device, precision.dtype().into()),
+        "device `{name}` has no arithmetic in {}; use another `precision`",
+        precision.name()
+    );
+    // Refused where the device has its settings already: of the model before this one, in the same precision.
+    let _ = set_default_dtypes::<B>(device, precision.dtype(), IntDType::I32);
+    let found = get_device_settings::<B>(device).float_dtype;
+    ensure!(
+        found == precision.dtype(),
+        "device `{name}` is in use with {found:?} tensors; run an experiment in {} in a process of its own",
+        precision.name()
+    );
+    Ok(())
+}
+
+/// Whether there is an adapter.
+#[cfg(feature = "wgpu")]
+pub(super) fn probe_wgpu() -> anyhow::Result<()> {
+    ensure!(
+        awq_core::kernel::cube::has_wgpu_adapter(),
+        "device `wgpu`: no graphics adapter on this machine (on Linux: no Vulkan driver); install the GPU's Vulkan driver, \
+         or Mesa's software renderer (Debian: apt-get install mesa-vulkan-drivers libvulkan1), or use --device flex"
+    );
+    Ok(())
+}
+
+/// Looks for driver, device, compiler and headers, in the places where burn-cuda looks.
+#[cfg(feature = "cuda")]
+pub(super) fn probe_cuda(name: &str, index: usize) -> anyhow::Result<()> {
+    let Some(driver) = cuda::library(&["libcuda.so.1", "libcuda.so", "nvcuda.dll"]) else {
+        bail!("device `{name}`: no NVIDIA driver (libcuda) on this machine; install it, or use --device flex");
+    };
+    match cuda::n_devices(&driver) {
+        Ok(n) => ensure!(
+            index < n,
+            "device `{name}`: the NVIDIA driver knows {n} device(s), counted from 0; use another number, or --device flex"
+        ),
+        Err(problem) => bail!(
+            "device `{name}`: the NVIDIA driver does not start ({problem}); see what `nvidia-smi` says, or use --device flex"
+        ),
+    }
+    let compiler = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11", "nvrtc64_130_0.dll"];
+    ensure!(
+        cuda::library(&compiler).is_some(),
+        "device `{name}`: kernels are compiled at run time, and CUDA's compiler library (libnvrtc) is not found; install the \
+         CUDA toolkit, or put the folder of libnvrtc.so into LD_LIBRARY_PATH"
+    );
+    let toolkit = cuda::toolkit(std::env::var_os("CUDA_PATH").map(Into::into));
+    let missing =
+        |header: &&str| !toolkit.as_ref().is_some_and(|toolkit| toolkit.join("include").join(header).is_file());
+    if let Some(header) = ["cuda_runtime.h", "cuda_fp16.h"].into_iter().find(missing) {
+        bail!(
+            "device `{name}`: kernels are compiled at run time, and CUDA's header include/{header} is not found in {}; install \
+             the CUDA toolkit, or set CUDA_PATH to the folder that has `include`",
+            toolkit
+                .as_ref()
+                .map_or_else(|| "CUDA_PATH, /usr/local/cuda or /opt/cuda".into(), |path| path.display().to_string())
+        );
+    }
+    Ok(())
+}
+
+/// The machine's side of CUDA.
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code, reason = "a dynamic library can only be probed by loading it")]
+mod cuda {
+    use std::ffi::{c_int, c_uint};
+    use std::path::{Path, PathBuf};
+
+    use libloading::Library;
+
+    /// The first of some libraries that can be loaded.
+    pub(super) fn library(names: &[&str]) -> Option<Library> {
+        // SAFETY: loading runs the libraries' initialisers only; they are the libraries that burn-cuda loads next.
+        names.iter().find_map(|name| unsafe { Library::new(*name) }.ok())
+    }
+
+    /// Devices that the driver knows.
+    pub(super) fn n_devices(driver: &Library) -> Result<usize, String> {
+        let mut n: c_int = 0;
+        // SAFETY: the types are those of `cuInit` and `cuDeviceGetCount` in cuda.h; the second writes one int.
+        let status = unsafe {
+            let init = driver.get::<unsafe extern "C" fn(c_uint) -> c_int>(b"cuInit").map_err(|e| e.to_string())?;
+            let count = driver.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDeviceGetCount");
+            match init(0) {
+                0 => count.map_err(|e| e.to_string())?(&mut n),
+                failed => failed,
+            }
+        };
+        if status == 0 { Ok(usize::try_from(n).unwrap_or(0)) } else { Err(format!("CUDA error {status}")) }
+    }
+
+    /// Where burn-cuda looks for headers.
+    pub(super) fn toolkit(cuda_path: Option<PathBuf>) -> Option<PathBuf> {
+        let installed = || {
+            let usual = ["/usr/local/cuda", "/opt/cuda"].map(PathBuf::from).into_iter().find(|path| path.exists());
+            usual.or_else(|| Path::new("/usr/bin/nvcc").exists().then(|| "/usr".into()))
+        };
+        cuda_path.or_else(installed)
+    }
+}
