@@ -29,6 +29,11 @@ cargo clippy --workspace --all-targets -- -D warnings
 step cargo test
 cargo test --release --workspace
 
+# The GPU's code, on a GPU or on Mesa's software renderer; its tests say that they are skipped where there is neither. The tests
+# themselves need no optimisation: their time is that of the build.
+step cargo test, GPU
+cargo test --release -p awq-core --features wgpu --test gpu --config 'profile.release.package.awq-core.opt-level=0'
+
 step cargo doc
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Everything to run when a GPU is at hand, in one go: the GPU tests, the table of products with packed weights, and the
+# quickstart in f32 and f16 beside the CPU. Ends with a short summary; the output of each step is kept beside it.
+#
+#   scripts/gpu_check.sh                    build for cuda here, and run
+#   scripts/gpu_check.sh wgpu               the same through Vulkan, Metal or DirectX
+#   scripts/gpu_check.sh cuda --build DIR   only build, and put the programs into DIR, to be carried to a machine with a GPU
+#   scripts/gpu_check.sh cuda --bin DIR     run the programs in DIR; needs no Rust
+#
+# Reports go to results/gpu-check, or to the folder that GPU_CHECK_OUT names. CUDA needs the toolkit's libnvrtc and headers at
+# run time (CUDA_PATH, LD_LIBRARY_PATH) but not at build time. For a toolkit or driver older than the newest bindings, build
+# with CUDARC_CUDA_VERSION=12080 or the like.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+device=${1:-cuda}
+mode=${2:-}
+out=${GPU_CHECK_OUT:-results/gpu-check}
+
+build() {
+    mkdir -p "$1"
+    cargo build --release -p experiments --features "$device"
+    cargo build --release -p awq-core --features "$device" --example gpu_products
+    local tests
+    # The tests need no optimisation.
+    tests=$(cargo test --release -p awq-core --features "$device" --test gpu --no-run --message-format=json \
+        --config 'profile.release.package.awq-core.opt-level=0' |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)
+    local target=${CARGO_TARGET_DIR:-target}
+    cp "$target/release/experiments" "$target/release/examples/gpu_products" "$1/"
+    cp "$tests" "$1/gpu_tests"
+    strip "$1"/* 2>/dev/null || true
+}
+
+case $mode in
+    --build) build "${3:?--build needs a folder}"; exit ;;
+    --bin) programs=${3:?--bin needs a folder} ;;
+    "") programs=$(mktemp -d); trap 'rm -rf "$programs"' EXIT; build "$programs" ;;
+    *) echo "usage: scripts/gpu_check.sh [cuda|wgpu] [--build DIR | --bin DIR]" >&2; exit 2 ;;
+esac
+
+mkdir -p "$out"
+failed=0
+summary=()
+# Runs one step with its output in a file; a step that fails does not keep the others from running.
+step() {
+    local name=$1
+    shift
+    printf '== %s\n' "$name"
+    local start=$SECONDS
+    if "$@" >"$out/$name.txt" 2>&1; then
+        summary+=("$(printf '%-22s ok      %4s s' "$name" "$((SECONDS - start))")")
+    else
+        failed=1
+        summary+=("$(printf '%-22s FAILED  %4s s   %s' "$name" "$((SECONDS - start))" "$out/$name.txt")")
+        tail -5 "$out/$name.txt"
+    fi
+}
+
+if command -v nvidia-smi >/dev/null; then
+    nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,memory.total --format=csv,noheader | tee "$out/device.txt"
+fi
+step tests "$programs/gpu_tests" --nocapture --test-threads 1
+step products "$programs/gpu_products"
+experiment() { "$programs/experiments" configs/quickstart.toml --quiet "$@"; }
+rm -rf "$out"/quickstart-*
+step quickstart-cpu experiment --device flex --out "$out/quickstart-cpu"
+step quickstart-f32 experiment --device "$device" --out "$out/quickstart-f32"
+step quickstart-f16 experiment --device "$device" --precision f16 --out "$out/quickstart-f16"
+
+printf '\n'
+printf '%s\n' "${summary[@]}"
+printf '\nProducts (the whole table is in %s)\n' "$out/products.txt"
+sed -n '1,3p' "$out/products.txt"
+grep -E '^\|( bits|--| 4 )' "$out/products.txt" || true
+for run in cpu f32 f16; do
+    printf '\nQuickstart, %s\n' "$run"
+    grep '^|' "$out/quickstart-$run/table.md" 2>/dev/null || echo "no table"
+done
+exit $failed
