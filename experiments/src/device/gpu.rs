@@ -1,6 +1,6 @@
 //! What a GPU needs on a machine, found out before burn looks: burn panics where it is missing.
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
 use burn::tensor::{IntDType, get_device_settings, set_default_dtypes};
@@ -38,14 +38,14 @@ pub(super) fn probe_wgpu() -> anyhow::Result<()> {
 #[cfg(feature = "cuda")]
 pub(super) fn probe_cuda(name: &str, index: usize) -> anyhow::Result<()> {
     let Some(driver) = cuda::library(&["libcuda.so.1", "libcuda.so", "nvcuda.dll"]) else {
-        bail!("device `{name}`: no NVIDIA driver (libcuda) on this machine; install it, or use --device flex");
+        anyhow::bail!("device `{name}`: no NVIDIA driver (libcuda) on this machine; install it, or use --device flex");
     };
     match cuda::n_devices(&driver) {
         Ok(n) => ensure!(
             index < n,
             "device `{name}`: the NVIDIA driver knows {n} device(s), counted from 0; use another number, or --device flex"
         ),
-        Err(problem) => bail!(
+        Err(problem) => anyhow::bail!(
             "device `{name}`: the NVIDIA driver does not start ({problem}); see what `nvidia-smi` says, or use --device flex"
         ),
     }
@@ -59,7 +59,7 @@ pub(super) fn probe_cuda(name: &str, index: usize) -> anyhow::Result<()> {
     let missing =
         |header: &&str| !toolkit.as_ref().is_some_and(|toolkit| toolkit.join("include").join(header).is_file());
     if let Some(header) = ["cuda_runtime.h", "cuda_fp16.h"].into_iter().find(missing) {
-        bail!(
+        anyhow::bail!(
             "device `{name}`: kernels are compiled at run time, and CUDA's header include/{header} is not found in {}; install \
              the CUDA toolkit, or set CUDA_PATH to the folder that has `include`",
             toolkit
