@@ -35,7 +35,8 @@ fn config_files() -> Vec<(PathBuf, usize)> {
 fn every_file_parses_and_plans() {
     for (path, _) in config_files() {
         let spec = ExperimentSpec::read(&path).unwrap_or_else(|error| panic!("{error:#}"));
-        device::check(&spec.run.device, spec.run.precision).unwrap_or_else(|error| panic!("{}: {error:#}", path.display()));
+        device::check(&spec.run.device, spec.run.precision)
+            .unwrap_or_else(|error| panic!("{}: {error:#}", path.display()));
         let plan = Plan::new(&spec);
         let n_runs: usize = spec.methods.iter().map(|entry| spec.calibrations_of(entry).len()).sum();
         let n_quantized = spec.models.len() * n_runs * spec.grids.as_ref().map_or(0, |grids| grids.grids().len());

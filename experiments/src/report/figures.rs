@@ -152,9 +152,10 @@ fn against_bits(
     }
     let points = || series.iter().flat_map(|series| &series.points);
     let levels = || shown.levels.iter().map(|level| level.value);
-    let ends = points().filter_map(|point| point.bar).flat_map(|(low, high)| [low, high]);
-    let all_positive = points().map(|point| point.y).chain(ends).all(|y| y > 0.0);
-    let (min, max) = span(points().map(|point| point.y).chain(levels()));
+    let heights = || points().map(|point| point.y).chain(levels());
+    let ends = || points().filter_map(|point| point.bar).flat_map(|(low, high)| [low, high]);
+    let all_positive = heights().chain(ends()).all(|y| y > 0.0);
+    let (min, max) = if all_positive { span(heights().chain(ends())) } else { span(heights()) };
     let is_log = max > min * if all_positive { LOG_SPAN } else { CUT_SPAN };
     let (scale, unit) = if is_log { (Scale::Log, " (log scale)") } else { (Scale::Linear, "") };
     // A difference that is nothing or less has no logarithm.
@@ -163,7 +164,7 @@ fn against_bits(
         for series in &mut series {
             series.points.retain(|point| point.y > 0.0);
             for bar in series.points.iter_mut().filter_map(|point| point.bar.as_mut()) {
-                bar.0 = bar.0.max(min);
+                bar.0 = if bar.0 > 0.0 { bar.0 } else { min };
             }
         }
     }
