@@ -9,9 +9,9 @@
 //!
 //! *Cost.* One forward pass of a block and 20 of its modules, per block.
 //!
-//! *Differences from the official code.* What is searched and rounded is f32 (there f16). Losses of a linear alone are computed from the
-//! Gram matrix of its inputs, clip losses from that of the sampled tokens: the same numbers in fewer operations. Groups
-//! may be ragged, and fewer calibration tokens than the clip sample are allowed.
+//! *Differences from the official code.* What is searched and rounded is f32 (there f16). Losses of a linear alone are
+//! computed from the Gram matrix of its inputs, clip losses from that of the sampled tokens: the same numbers in fewer
+//! operations. Groups may be ragged, and fewer calibration tokens than the clip sample are allowed.
 
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
