@@ -76,6 +76,11 @@ pub trait QuantBackend: Backend {
         Tensor::from_data(values, &weight.device())
     }
 
+    /// The weights that codes in host memory stand for, `[out, in]`, in the device's default float type.
+    fn dequantize_weight(weight: &QuantizedWeight, device: &Self::Device) -> Tensor<Self, 2> {
+        weight.to_tensor(device)
+    }
+
     /// Rounds a `[out, in]` weight onto `grid`: minimum and maximum of each group set its scale and zero point.
     fn quantize_weight(weight: Tensor<Self, 2>, grid: &Grid) -> QuantizedWeight {
         crate::quantized::quantize_tensor(weight, grid)
@@ -237,6 +242,14 @@ where
 
     fn unpack_weight(weight: &DeviceWeight<Self>) -> Tensor<Self, 2> {
         crate::kernel::cube::dequantize(weight, get_device_settings::<Self>(&weight.device()).float_dtype.into())
+    }
+
+    /// Codes travel, and become floats there; other weights than the kernel takes travel as floats.
+    fn dequantize_weight(weight: &QuantizedWeight, device: &Self::Device) -> Tensor<Self, 2> {
+        match DeviceWeight::new(weight, device) {
+            Ok(packed) => Self::unpack_weight(&packed),
+            Err(_) => weight.to_tensor(device),
+        }
     }
 }
 

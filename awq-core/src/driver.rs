@@ -271,7 +271,7 @@ fn apply<B: QuantBackend>(block: &dyn Block<B>, edit: BlockEdit<B>) -> Applied<B
     let mut weights = BTreeMap::new();
     for (name, quantized) in edit.linears {
         let linear = params.linear(name).clone();
-        let weight = quantized.to_tensor(&linear.weight.device());
+        let weight = B::dequantize_weight(&quantized, &linear.weight.device());
         assert_eq!(weight.dims(), linear.weight.dims(), "{name}: a method must keep the shape of a weight");
         params.linears.insert(name, Linear { weight, bias: linear.bias });
         weights.insert(name, PackedWeight::new(quantized));
@@ -298,7 +298,7 @@ impl StoredBlock {
         for (name, packed) in &self.weights {
             let device = params.linear(*name).weight.device();
             let bias = self.biases.get(name).map(|values| vector(values, &device));
-            params.linears.insert(*name, Linear { weight: packed.unpack().to_tensor(&device), bias });
+            params.linears.insert(*name, Linear { weight: B::dequantize_weight(&packed.unpack(), &device), bias });
         }
         for (name, (weight, bias)) in &self.norms {
             let norm = params.norm(*name).clone();
@@ -366,7 +366,7 @@ impl QuantizedModel {
 /// A quantized weight that cannot be read.
 pub fn codes_sha256(wiring: &Wiring, n_blocks: usize, checkpoint: &dyn Checkpoint) -> Result<String, LoadError> {
     let mut hasher = Sha256::new();
-    let linears: BTreeSet<LinearName> = wiring.linears().into_iter().collect();
+    let linears: BTreeSet<LinearName> = wiring.layout.linears.iter().map(|facts| facts.name).collect();
     for block_idx in 0..n_blocks {
         for &linear in &linears {
             let name = format!("{}.weight", wiring.linear(block_idx, linear));

@@ -1,5 +1,6 @@
 //! [`DecodeModel`]: a whole decoder in host memory, its linears as decode steps multiply with them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Heads;
@@ -150,24 +151,24 @@ impl Reader<'_> {
 
     fn block(&self, block_idx: usize) -> Result<DecodeBlock, LoadError> {
         let (attention, mlp) = (self.wiring.attention, self.wiring.mlp);
-        let (hidden, inner_size, heads) = (self.config.hidden_size, self.config.intermediate_size, self.heads());
-        let (q_width, kv_width) = (heads.q_width(), heads.kv_width());
-        let linear = |parts: &[(LinearName, usize)], n_in| {
-            let parts: Vec<Part> = parts.iter().map(|&(name, n_out)| self.part(block_idx, name, n_out)).collect();
-            Linear::load(self.checkpoint, &parts, n_in, self.options)
+        let shapes: BTreeMap<LinearName, [usize; 2]> = self.wiring.linear_shapes(self.config).into_iter().collect();
+        // Linears that read one input are stacked, and multiplied together.
+        let linear = |names: &[LinearName]| {
+            let parts: Vec<Part> = names.iter().map(|&name| self.part(block_idx, name, shapes[&name][0])).collect();
+            Linear::load(self.checkpoint, &parts, shapes[&names[0]][1], self.options)
         };
         let (inner, ups) = match mlp.inner {
-            InnerWiring::SwiGlu { gate, up } => (Inner::SwiGlu, vec![(gate, inner_size), (up, inner_size)]),
-            InnerWiring::Relu { up } => (Inner::Relu, vec![(up, inner_size)]),
+            InnerWiring::SwiGlu { gate, up } => (Inner::SwiGlu, vec![gate, up]),
+            InnerWiring::Relu { up } => (Inner::Relu, vec![up]),
         };
         Ok(DecodeBlock {
             attention_norm: self.norm(&self.wiring.block_norm(block_idx, attention.norm))?,
-            qkv: linear(&[(attention.q, q_width), (attention.k, kv_width), (attention.v, kv_width)], hidden)?,
-            o: linear(&[(attention.o, hidden)], q_width)?,
+            qkv: linear(&[attention.q, attention.k, attention.v])?,
+            o: linear(&[attention.o])?,
             mlp_norm: self.norm(&self.wiring.block_norm(block_idx, mlp.norm))?,
             inner,
-            up: linear(&ups, hidden)?,
-            down: linear(&[(mlp.down, hidden)], inner_size)?,
+            up: linear(&ups)?,
+            down: linear(&[mlp.down])?,
         })
     }
 

@@ -1,8 +1,8 @@
 //! Decoder-only language models as lists of blocks that are handed out one at a time.
 //!
 //! What a family is, is data: [`BlockLayout`] names its linears, which input each reads, which groups of them share an AWQ
-//! scale, and what that scale is folded into. A family is one file with a layout, a
-//! [`wiring::Wiring`], a [`Block`] and a line in `families!`.
+//! scale, and what that scale is folded into; [`wiring::Wiring`] names its tensors and says what is computed. A family is one
+//! file with these two and a line in `FAMILIES`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,6 +15,7 @@ use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
 use crate::load::{Checkpoint, LoadError, ModelConfig};
 
+mod decoder;
 pub mod layers;
 pub mod llama;
 pub mod opt;
@@ -22,6 +23,7 @@ pub mod tiny;
 mod walk;
 pub mod wiring;
 
+use decoder::WiredDecoder;
 use layers::{Linear, Norm};
 pub use walk::for_each_block;
 use wiring::Wiring;
@@ -49,6 +51,11 @@ pub struct LinearFacts {
     pub input: LinearName,
     /// Whether AWQ's clip search runs on it. Queries and keys are left alone: their products go through a softmax.
     pub clips: bool,
+}
+
+/// Makes the tables of families readable.
+const fn reads(name: LinearName, input: LinearName, clips: bool) -> LinearFacts {
+    LinearFacts { name, input, clips }
 }
 
 /// The operation whose output a scale is divided out of.
@@ -206,38 +213,26 @@ pub trait Decoder<B: QuantBackend>: Send + Sync {
 /// What wires a family's models: checks what the family takes for granted, and names the tensors.
 type WireFamily = fn(&ModelConfig, &dyn Checkpoint) -> Result<Wiring, LoadError>;
 
-/// What opens a family's models.
-type OpenFamily<B> = fn(
-    Wiring,
-    ModelConfig,
-    Arc<dyn Checkpoint>,
-    &<B as burn::tensor::backend::BackendTypes>::Device,
-) -> Result<Box<dyn Decoder<B>>, LoadError>;
-
-/// Makes both tables from one line an architecture: its Hugging Face name, its file, and the function that wires it.
-macro_rules! families {
-    ($($architecture:literal: $family:ident, $wiring:ident;)*) => {
-        const WIRINGS: &[(&str, WireFamily)] = &[$(($architecture, $family::$wiring)),*];
-
-        fn openers<B: QuantBackend>() -> Vec<(&'static str, OpenFamily<B>)> {
-            vec![$(($architecture, $family::open::<B>)),*]
-        }
-    };
-}
-
-families! {
-    "LlamaForCausalLM": llama, wiring;
-    "MistralForCausalLM": llama, wiring;
-    "OPTForCausalLM": opt, wiring;
-    "Qwen2ForCausalLM": llama, qwen2_wiring;
-}
+/// Hugging Face's name of each architecture, and what wires it.
+const FAMILIES: &[(&str, WireFamily)] = &[
+    ("LlamaForCausalLM", llama::wiring),
+    ("MistralForCausalLM", llama::wiring),
+    ("OPTForCausalLM", opt::wiring),
+    ("Qwen2ForCausalLM", llama::qwen2_wiring),
+];
 
 /// How a model's tensors make up a decoder.
 ///
 /// # Errors
 /// An architecture that no family knows (never a fallback), or a model of a family that computes otherwise.
 pub fn wiring_of(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {
-    by_architecture(WIRINGS, config, checkpoint)?(config, checkpoint)
+    let found = FAMILIES.iter().find(|(name, _)| *name == config.architecture);
+    let (_, wire) = found.ok_or_else(|| LoadError::UnknownArchitecture {
+        file: checkpoint.source().to_owned(),
+        architecture: config.architecture.clone(),
+        known: FAMILIES.iter().map(|(name, _)| (*name).to_owned()).collect(),
+    })?;
+    wire(config, checkpoint)
 }
 
 /// Opens a decoder over a checkpoint.
@@ -249,21 +244,8 @@ pub fn open_decoder<B: QuantBackend>(
     checkpoint: Arc<dyn Checkpoint>,
     device: &B::Device,
 ) -> Result<Box<dyn Decoder<B>>, LoadError> {
-    let open = by_architecture(&openers::<B>(), &config, checkpoint.as_ref())?;
-    open(wiring_of(&config, checkpoint.as_ref())?, config, checkpoint, device)
-}
-
-fn by_architecture<T: Copy>(
-    families: &[(&str, T)],
-    config: &ModelConfig,
-    checkpoint: &dyn Checkpoint,
-) -> Result<T, LoadError> {
-    let found = families.iter().find(|(name, _)| *name == config.architecture);
-    found.map(|(_, entry)| *entry).ok_or_else(|| LoadError::UnknownArchitecture {
-        file: checkpoint.source().to_owned(),
-        architecture: config.architecture.clone(),
-        known: families.iter().map(|(name, _)| (*name).to_owned()).collect(),
-    })
+    let wiring = wiring_of(&config, checkpoint.as_ref())?;
+    Ok(Box::new(WiredDecoder::<B>::open(wiring, config, checkpoint, device)?))
 }
 
 /// Refuses a model whose `config.json` gives one of the `fixed` keys another value than its family's code computes with. An

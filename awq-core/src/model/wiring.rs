@@ -1,11 +1,15 @@
-//! [`Wiring`]: how the tensors of a checkpoint make up a decoder, by name. What the engine of [`crate::decode`] runs.
+//! [`Wiring`]: how the tensors of a checkpoint make up a decoder, by name. `decoder.rs` runs it in tensors, the engine of
+//! [`crate::decode`] on plain slices.
 
 use super::layers::NormKind;
-use super::{LinearName, NormName};
+use super::{BlockLayout, LinearName, NormName};
+use crate::load::ModelConfig;
 
-/// A decoder as data: the same computation that the family's [`super::Block`] does in tensors.
-#[derive(Clone, Debug, PartialEq)]
+/// A decoder as data.
+#[derive(Clone, Debug)]
 pub struct Wiring {
+    /// What methods must know of a block.
+    pub layout: &'static BlockLayout,
     /// Tensor of the token embedding, `[vocab, hidden]`.
     pub embedding: String,
     /// How positions enter.
@@ -84,14 +88,19 @@ pub enum InnerWiring {
 }
 
 impl Wiring {
-    /// The linears of a block.
-    pub fn linears(&self) -> Vec<LinearName> {
+    /// The linears of a block and their shapes, `[out, in]`.
+    pub fn linear_shapes(&self, config: &ModelConfig) -> Vec<(LinearName, [usize; 2])> {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let (q_width, kv_width) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
         let AttentionWiring { q, k, v, o, .. } = self.attention;
-        let down = self.mlp.down;
-        match self.mlp.inner {
-            InnerWiring::SwiGlu { gate, up } => vec![q, k, v, o, gate, up, down],
-            InnerWiring::Relu { up } => vec![q, k, v, o, up, down],
-        }
+        let ups = match self.mlp.inner {
+            InnerWiring::SwiGlu { gate, up } => vec![gate, up],
+            InnerWiring::Relu { up } => vec![up],
+        };
+        let attention =
+            [(q, [q_width, hidden]), (k, [kv_width, hidden]), (v, [kv_width, hidden]), (o, [hidden, q_width])];
+        let ups = ups.into_iter().map(|up| (up, [inner, hidden]));
+        attention.into_iter().chain(ups).chain([(self.mlp.down, [hidden, inner])]).collect()
     }
 
     /// Name of a linear of a block, without `.weight`.

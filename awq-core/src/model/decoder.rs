@@ -1,0 +1,187 @@
+//! The decoder that a [`Wiring`] describes, in tensors: attention and feed-forward module, each behind a norm, each added to
+//! the residual stream. Every family so far is one of these; one that computes otherwise brings its own [`Decoder`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use burn::tensor::activation::relu;
+
+use super::layers::{Linear, Norm, NormKind, matrix, product, rotary_table, vector};
+use super::wiring::{InnerWiring, Positions, Wiring};
+use super::{Block, BlockLayout, BlockParams, Decoder, NormName, Tap, ids_tensor};
+use crate::arithmetic::Arithmetic;
+use crate::backend::{AttentionShape, QuantBackend, RotaryTable};
+use crate::load::{Checkpoint, LoadError, ModelConfig};
+
+/// A decoder over a checkpoint.
+pub(super) struct WiredDecoder<B: QuantBackend> {
+    config: ModelConfig,
+    wiring: Arc<Wiring>,
+    checkpoint: Arc<dyn Checkpoint>,
+    embedding: Tensor<B, 2>,
+    positions: PositionTensors<B>,
+    final_norm: Norm<B>,
+    /// `None` for a tied head: the embedding is used.
+    head: Option<Tensor<B, 2>>,
+    device: B::Device,
+}
+
+/// How positions enter.
+enum PositionTensors<B: QuantBackend> {
+    /// Through queries and keys.
+    Rotary(RotaryTable<B>),
+    /// Rows `[max_positions, hidden]` that are added to the embedding.
+    Learned(Tensor<B, 2>),
+}
+
+impl<B: QuantBackend> WiredDecoder<B> {
+    /// Reads all but the blocks.
+    ///
+    /// # Errors
+    /// A missing, misshapen or non-finite tensor, with file and name.
+    pub(super) fn open(
+        wiring: Wiring,
+        config: ModelConfig,
+        checkpoint: Arc<dyn Checkpoint>,
+        device: &B::Device,
+    ) -> Result<Self, LoadError> {
+        let (source, hidden) = (checkpoint.as_ref(), config.hidden_size);
+        let vocab_by_hidden = [config.vocab_size, hidden];
+        let embedding = matrix(source, &wiring.embedding, vocab_by_hidden, device)?;
+        let positions = match &wiring.positions {
+            Positions::Rotary => PositionTensors::Rotary(rotary_table(&config, config.longest_sequence(), device)),
+            Positions::Learned { tensor, first_row } => {
+                let rows = matrix(source, tensor, [config.max_positions + first_row, hidden], device)?;
+                PositionTensors::Learned(rows.narrow(0, *first_row, config.max_positions))
+            }
+        };
+        let final_norm = norm(source, &wiring.final_norm, wiring.norm, &config, device)?;
+        let head = wiring.head.as_ref().map(|name| matrix(source, name, vocab_by_hidden, device)).transpose()?;
+        let (wiring, device) = (Arc::new(wiring), device.clone());
+        Ok(Self { config, wiring, checkpoint, embedding, positions, final_norm, head, device })
+    }
+}
+
+/// Reads `{prefix}.weight` and, of a LayerNorm, `{prefix}.bias`.
+fn norm<B: QuantBackend>(
+    source: &dyn Checkpoint,
+    prefix: &str,
+    kind: NormKind,
+    config: &ModelConfig,
+    device: &B::Device,
+) -> Result<Norm<B>, LoadError> {
+    let read = |what: &str| vector(source, &format!("{prefix}.{what}"), config.hidden_size, device);
+    let bias = match kind {
+        NormKind::Rms => None,
+        NormKind::Layer => Some(read("bias")?),
+    };
+    Ok(Norm { weight: read("weight")?, bias, kind, eps: config.norm_eps })
+}
+
+impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn layout(&self) -> &'static BlockLayout {
+        self.wiring.layout
+    }
+
+    fn embed(&self, ids: &[Vec<u32>]) -> Tensor<B, 3> {
+        let ids = ids_tensor::<B>(ids, &self.device);
+        let [batch, seq] = ids.dims();
+        let rows = self.embedding.clone().select(0, ids.reshape([batch * seq]));
+        let rows = rows.reshape([batch, seq, self.config.hidden_size]);
+        match &self.positions {
+            PositionTensors::Rotary(_) => rows,
+            PositionTensors::Learned(positions) => rows + positions.clone().narrow(0, 0, seq).unsqueeze::<3>(),
+        }
+    }
+
+    fn block(&self, block_idx: usize) -> Result<Box<dyn Block<B>>, LoadError> {
+        let (config, wiring, source) = (&self.config, &self.wiring, self.checkpoint.as_ref());
+        let linears = wiring.linear_shapes(config).into_iter().map(|(name, shape)| {
+            let has_bias = wiring.biased.contains(&name);
+            Ok((name, Linear::load(source, &wiring.linear(block_idx, name), shape, has_bias, &self.device)?))
+        });
+        let linears = linears.collect::<Result<BTreeMap<_, _>, LoadError>>()?;
+        let norm = |name: NormName| -> Result<_, LoadError> {
+            Ok((name, norm(source, &wiring.block_norm(block_idx, name), wiring.norm, config, &self.device)?))
+        };
+        let norms = BTreeMap::from([norm(wiring.attention.norm)?, norm(wiring.mlp.norm)?]);
+        Ok(Box::new(WiredBlock {
+            params: BlockParams { linears, norms, arithmetic: Arithmetic::F32 },
+            wiring: wiring.clone(),
+            shape: AttentionShape { n_heads: config.n_heads, n_kv_heads: config.n_kv_heads, head_dim: config.head_dim },
+            rotary: match &self.positions {
+                PositionTensors::Rotary(table) => Some(table.clone()),
+                PositionTensors::Learned(_) => None,
+            },
+        }))
+    }
+
+    fn final_norm(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.final_norm.forward(hidden)
+    }
+
+    fn head(&self, rows: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2> {
+        product(rows, self.head.as_ref().unwrap_or(&self.embedding).clone(), arithmetic)
+    }
+}
+
+struct WiredBlock<B: QuantBackend> {
+    params: BlockParams<B>,
+    wiring: Arc<Wiring>,
+    shape: AttentionShape,
+    rotary: Option<RotaryTable<B>>,
+}
+
+impl<B: QuantBackend> Block<B> for WiredBlock<B> {
+    fn layout(&self) -> &'static BlockLayout {
+        self.wiring.layout
+    }
+
+    fn params(&self) -> &BlockParams<B> {
+        &self.params
+    }
+
+    fn with_params(&self, params: BlockParams<B>) -> Box<dyn Block<B>> {
+        let (wiring, shape, rotary) = (self.wiring.clone(), self.shape.clone(), self.rotary.clone());
+        Box::new(Self { params, wiring, shape, rotary })
+    }
+
+    fn forward(&self, hidden: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        let normed = self.params.norm(self.wiring.attention.norm).forward(hidden.clone());
+        let hidden = hidden + self.attention(normed, tap);
+        let normed = self.params.norm(self.wiring.mlp.norm).forward(hidden.clone());
+        hidden + self.mlp(normed, tap)
+    }
+
+    fn attention(&self, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        let names = self.wiring.attention;
+        tap.see(names.q, &input);
+        let project = |name| self.params.forward(name, input.clone());
+        let (q, k, v) = (project(names.q), project(names.k), project(names.v));
+        let mixed = B::causal_attention(q, k, v, self.rotary.as_ref(), &self.shape);
+        tap.see(names.o, &mixed);
+        self.params.forward(names.o, mixed)
+    }
+
+    fn mlp(&self, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        let down = self.wiring.mlp.down;
+        let inner = match self.wiring.mlp.inner {
+            InnerWiring::SwiGlu { gate, up } => {
+                tap.see(gate, &input);
+                let gate = self.params.forward(gate, input.clone());
+                B::swiglu(gate, self.params.forward(up, input))
+            }
+            InnerWiring::Relu { up } => {
+                tap.see(up, &input);
+                relu(self.params.forward(up, input))
+            }
+        };
+        tap.see(down, &inner);
+        self.params.forward(down, inner)
+    }
+}
