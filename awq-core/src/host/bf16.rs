@@ -13,11 +13,8 @@ const ROWS_PER_TASK: usize = 96;
 /// `x w^T` for row-major `x: [m, k]` and `w: [n, k]`, both rounded to bf16; returns `[m, n]` in f32.
 pub fn matmul_transposed_bf16(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512bf16")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512f")
-    {
-        return avx512::matmul(x, w, k);
+    if let Some(panels) = Panels::pack(w, k) {
+        return panels.matmul(x);
     }
     matmul_transposed(&rounded(x), &rounded(w), k)
 }
@@ -35,6 +32,9 @@ fn bf16_bits(v: f32) -> u32 {
 }
 
 #[cfg(target_arch = "x86_64")]
+pub use avx512::Panels;
+
+#[cfg(target_arch = "x86_64")]
 #[allow(
     unsafe_code,
     reason = "vector instructions beyond the baseline are unsafe to call until their presence is known"
@@ -46,37 +46,97 @@ mod avx512 {
 
     use super::ROWS_PER_TASK;
 
-    /// A tile of the result in registers: 6 rows of 4 vectors leave 8 of the 32 registers for the inputs.
+    /// Rows of a tile of the result in registers: 6 of 4 vectors leave 8 of the 32 registers for the inputs.
     const ROWS: usize = 6;
     const VECTORS: usize = 4;
     const COLS: usize = 16 * VECTORS;
     /// Values that become one vector of pairs.
     const PACKED: usize = 32;
 
-    /// Product on a CPU with AVX-512 F, BW and BF16.
-    pub(super) fn matmul(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
-        let (m, n, pairs) = (x.len() / k, w.len() / k, k.div_ceil(2));
-        let mut rows = vec![0_u32; m * pairs];
-        rows.par_chunks_mut(pairs).zip(x.par_chunks(k)).with_min_len(16).for_each(|(packed, row)| {
-            // SAFETY: the caller has found all three instruction sets on this CPU.
-            unsafe { pack_row(packed, row) };
-        });
-        let mut panels = vec![0_u32; n.div_ceil(COLS) * pairs * COLS];
-        panels.par_chunks_mut(pairs * COLS).zip(w.par_chunks(COLS * k)).for_each(|(panel, rows)| {
-            // SAFETY: as above.
-            unsafe { pack_panel(panel, rows, k) };
-        });
-        let mut out = vec![0.0_f32; m * n];
-        let tasks = out.par_chunks_mut(ROWS_PER_TASK * n).zip(rows.par_chunks(ROWS_PER_TASK * pairs));
-        tasks.for_each(|(out, rows)| {
-            for (panel, first_col) in panels.chunks_exact(pairs * COLS).zip((0..n).step_by(COLS)) {
-                for (out, rows) in out.chunks_mut(ROWS * n).zip(rows.chunks(ROWS * pairs)) {
-                    // SAFETY: as above.
-                    unsafe { tile(&mut out[first_col..], n, COLS.min(n - first_col), rows, panel) };
+    /// A `[n, k]` weight rounded to bf16, in the order in which products read it: for [`COLS`] rows of the weight at a time,
+    /// pairs of neighbouring inputs, `[k / 2][COLS]`.
+    pub struct Panels {
+        words: Vec<u32>,
+        n: usize,
+        k: usize,
+    }
+
+    impl Panels {
+        /// Packs a weight; `None` where the CPU lacks AVX-512 F, BW or BF16.
+        pub fn pack(w: &[f32], k: usize) -> Option<Self> {
+            let available = is_x86_feature_detected!("avx512bf16")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512f");
+            if !available {
+                return None;
+            }
+            let (n, pairs) = (w.len() / k, k.div_ceil(2));
+            let mut words = vec![0_u32; n.div_ceil(COLS) * pairs * COLS];
+            words.par_chunks_mut(pairs * COLS).zip(w.par_chunks(COLS * k)).for_each(|(panel, rows)| {
+                // SAFETY: all three instruction sets were found on this CPU.
+                unsafe { pack_panel(panel, rows, k) };
+            });
+            Some(Self { words, n, k })
+        }
+
+        /// Rows of the weight.
+        pub fn n(&self) -> usize {
+            self.n
+        }
+
+        /// Bytes of the packed weight.
+        pub fn bytes(&self) -> usize {
+            size_of_val(self.words.as_slice())
+        }
+
+        /// `x w^T` for `x: [m, k]`, rounded to bf16; returns `[m, n]` in f32.
+        pub fn matmul(&self, x: &[f32]) -> Vec<f32> {
+            let (m, n, k, pairs) = (x.len() / self.k, self.n, self.k, self.k.div_ceil(2));
+            let mut rows = vec![0_u32; m * pairs];
+            rows.par_chunks_mut(pairs).zip(x.par_chunks(k)).with_min_len(16).for_each(|(packed, row)| {
+                // SAFETY: a weight is packed only where all three instruction sets are.
+                unsafe { pack_row(packed, row) };
+            });
+            let mut out = vec![0.0_f32; m * n];
+            let panels = || self.words.chunks_exact(pairs * COLS).zip((0..n).step_by(COLS));
+            if m > ROWS_PER_TASK {
+                let tasks = out.par_chunks_mut(ROWS_PER_TASK * n).zip(rows.par_chunks(ROWS_PER_TASK * pairs));
+                tasks.for_each(|(out, rows)| {
+                    panels()
+                        .for_each(|(panel, first)| multiply(&mut out[first..], n, COLS.min(n - first), rows, panel));
+                });
+                return out;
+            }
+            // Too few rows to share out: columns are, each task's in a buffer of its own.
+            let columns = self.words.par_chunks_exact(pairs * COLS).map(|panel| {
+                let mut columns = vec![0.0_f32; m * COLS];
+                multiply(&mut columns, COLS, COLS, &rows, panel);
+                columns
+            });
+            for (columns, (_, first)) in columns.collect::<Vec<_>>().iter().zip(panels()) {
+                let width = COLS.min(n - first);
+                for (out, columns) in out.chunks_exact_mut(n).zip(columns.chunks_exact(COLS)) {
+                    out[first..first + width].copy_from_slice(&columns[..width]);
                 }
             }
-        });
-        out
+            out
+        }
+    }
+
+    /// Products of packed rows with one panel, into the first `n_cols` of each `stride` values of `out`.
+    fn multiply(out: &mut [f32], stride: usize, n_cols: usize, rows: &[u32], panel: &[u32]) {
+        let pairs = panel.len() / COLS;
+        for (out, rows) in out.chunks_mut(ROWS * stride).zip(rows.chunks(ROWS * pairs)) {
+            // SAFETY: a panel is packed only where all three instruction sets are.
+            unsafe {
+                match rows.len() / pairs {
+                    1 => tile::<1>(out, stride, n_cols, rows, panel),
+                    2 => tile::<2>(out, stride, n_cols, rows, panel),
+                    3 | 4 => tile::<4>(out, stride, n_cols, rows, panel),
+                    _ => tile::<ROWS>(out, stride, n_cols, rows, panel),
+                }
+            }
+        }
     }
 
     /// Packs neighbouring values, the first in the low half; an odd last value gets a zero beside it.
@@ -172,10 +232,10 @@ mod avx512 {
         unsafe { std::mem::transmute(pairs) }
     }
 
-    /// The products of up to [`ROWS`] packed rows with one panel, into the first `n_cols` of each `n` values of `out`.
+    /// The products of up to `ROWS` packed rows with one panel, into the first `n_cols` of each `n` values of `out`.
     /// Missing rows repeat the last one and are not stored.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    fn tile(out: &mut [f32], n: usize, n_cols: usize, rows: &[u32], panel: &[u32]) {
+    fn tile<const ROWS: usize>(out: &mut [f32], n: usize, n_cols: usize, rows: &[u32], panel: &[u32]) {
         let (panel, _) = panel.as_chunks::<COLS>();
         let n_rows = rows.len() / panel.len();
         let rows: [&[u32]; ROWS] = std::array::from_fn(|row| &rows[row.min(n_rows - 1) * panel.len()..][..panel.len()]);
@@ -208,7 +268,8 @@ mod tests {
 
     #[test]
     fn equals_the_product_of_rounded_inputs() {
-        for (m, n, k) in [(1, 1, 1), (7, 65, 33), (97, 130, 64), (200, 64, 576)] {
+        for (m, n, k) in [(1, 1, 1), (1, 130, 64), (2, 65, 64), (4, 64, 33), (7, 65, 33), (97, 130, 64), (200, 64, 576)]
+        {
             let value = |i: usize| ((i * 7919 + 13) % 1009) as f32 / 1009.0 - 0.5;
             let x: Vec<f32> = (0..m * k).map(value).collect();
             let w: Vec<f32> = (0..n * k).map(|i| value(i + 5)).collect();

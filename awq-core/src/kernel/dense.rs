@@ -4,6 +4,8 @@
 use rayon::prelude::*;
 
 use super::QuantMatmul;
+#[cfg(target_arch = "x86_64")]
+use crate::host::bf16::Panels;
 use crate::host::bf16::matmul_transposed_bf16;
 use crate::host::matmul::matmul_transposed;
 use crate::host::matvec::matvec;
@@ -49,12 +51,18 @@ impl QuantMatmul for DenseF32 {
     }
 }
 
-/// A `[n_out, n_in]` matrix of bf16, products in f32. With one row of activations only the weights are rounded, with more
-/// the activations too (see [`crate::host::bf16`]).
+/// A `[n_out, n_in]` matrix of bf16, activations rounded to bf16, sums in f32: by the CPU's own instruction where it has one
+/// (see [`crate::host::bf16`]). Where it has none, a single row of activations stays f32.
 pub struct DenseBf16 {
-    /// The upper halves of the bits of f32.
-    weight: Vec<u16>,
+    weight: StoredBf16,
     n_in: usize,
+}
+
+enum StoredBf16 {
+    #[cfg(target_arch = "x86_64")]
+    Panels(Panels),
+    /// Row-major upper halves of the bits of f32.
+    Rows(Vec<u16>),
 }
 
 impl DenseBf16 {
@@ -64,7 +72,16 @@ impl DenseBf16 {
     /// If the length is not a positive number of rows.
     pub fn new(weight: &[f32], n_in: usize) -> Self {
         assert!(!weight.is_empty() && weight.len().is_multiple_of(n_in), "{} weights in rows of {n_in}", weight.len());
-        Self { weight: weight.par_iter().map(|&w| half::bf16::from_f32(w).to_bits()).collect(), n_in }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(panels) = Panels::pack(weight, n_in) {
+            return Self { weight: StoredBf16::Panels(panels), n_in };
+        }
+        Self::rows(weight, n_in)
+    }
+
+    fn rows(weight: &[f32], n_in: usize) -> Self {
+        let rows = weight.par_iter().map(|&w| half::bf16::from_f32(w).to_bits()).collect();
+        Self { weight: StoredBf16::Rows(rows), n_in }
     }
 }
 
@@ -74,20 +91,33 @@ impl QuantMatmul for DenseBf16 {
     }
 
     fn n_out(&self) -> usize {
-        self.weight.len() / self.n_in
+        match &self.weight {
+            #[cfg(target_arch = "x86_64")]
+            StoredBf16::Panels(panels) => panels.n(),
+            StoredBf16::Rows(rows) => rows.len() / self.n_in,
+        }
     }
 
     fn packed_bytes(&self) -> usize {
-        size_of_val(self.weight.as_slice())
+        match &self.weight {
+            #[cfg(target_arch = "x86_64")]
+            StoredBf16::Panels(panels) => panels.bytes(),
+            StoredBf16::Rows(rows) => size_of_val(rows.as_slice()),
+        }
     }
 
     fn multiply(&self, x: &[f32], out: &mut [f32]) {
+        let rows = match &self.weight {
+            #[cfg(target_arch = "x86_64")]
+            StoredBf16::Panels(panels) => return out.copy_from_slice(&panels.matmul(x)),
+            StoredBf16::Rows(rows) => rows,
+        };
         if x.len() > self.n_in {
-            let weight: Vec<f32> = self.weight.par_iter().map(|&bits| widen(bits)).collect();
+            let weight: Vec<f32> = rows.par_iter().map(|&bits| widen(bits)).collect();
             return out.copy_from_slice(&matmul_transposed_bf16(x, &weight, self.n_in));
         }
-        let rows = (TASK_BYTES / 2).div_ceil(self.n_in);
-        let tasks = out.par_chunks_mut(rows).zip(self.weight.par_chunks(rows * self.n_in));
+        let n_rows = (TASK_BYTES / 2).div_ceil(self.n_in);
+        let tasks = out.par_chunks_mut(n_rows).zip(rows.par_chunks(n_rows * self.n_in));
         tasks.for_each(|(out, weight)| multiply_row_bf16(x, weight, out));
     }
 }
@@ -113,6 +143,32 @@ vectorized! {
             }
             let rest: f32 = x_rest.iter().zip(row_rest).map(|(x, w)| x * widen(*w)).sum();
             *out = sums.iter().sum::<f32>() + rest;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What CPUs without the instruction run.
+    #[test]
+    fn rows_and_panels_give_the_same_products() {
+        let value = |i: usize| ((i * 7919 + 13) % 1009) as f32 / 1009.0 - 0.5;
+        let (n_out, n_in) = (70, 90);
+        let weight: Vec<f32> = (0..n_out * n_in).map(value).collect();
+        for n_rows in [1, 5] {
+            // Numbers that bf16 holds, so that rounding them changes nothing.
+            let x: Vec<f32> = (0..n_rows * n_in).map(|i| (i % 17) as f32 / 16.0 - 0.5).collect();
+            let run = |form: &DenseBf16| {
+                let mut out = vec![f32::NAN; n_rows * n_out];
+                form.matmul(&x, &mut out);
+                out
+            };
+            let (found, expected) = (run(&DenseBf16::new(&weight, n_in)), run(&DenseBf16::rows(&weight, n_in)));
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() < 1e-5, "{found} is not {expected}");
+            }
         }
     }
 }
