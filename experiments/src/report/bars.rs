@@ -1,13 +1,10 @@
 //! Horizontal bars in groups: one number of several forms of several things, with its spread.
 
-use std::path::Path;
-
-use anyhow::Context;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::plots::{BITMAP_SCALE, FONT, FONT_SIZE, PALETTE, WIDTH, register_fonts, text_width};
+use super::picture::{FONT, FONT_SIZE, PALETTE, WIDTH, text_width};
 
 /// Geometry, in a figure's own pixels.
 const HEADING_HEIGHT: u32 = 62;
@@ -50,41 +47,17 @@ pub struct Bar {
 }
 
 impl Bars {
-    fn height(&self) -> u32 {
+    /// Height in its own pixels.
+    pub(super) fn height(&self) -> u32 {
         let of_group = |group: &BarGroup| HEADING_HEIGHT + ROW_HEIGHT * group.bars.len() as u32;
         self.groups.iter().map(of_group).sum::<u32>() + EDGE
     }
 
-    /// The bars as SVG text.
-    ///
-    /// # Errors
-    /// If the font cannot be read or plotters fails.
-    pub fn svg(&self) -> anyhow::Result<String> {
-        register_fonts()?;
-        let mut text = String::new();
-        {
-            let root = SVGBackend::with_string(&mut text, (WIDTH, self.height())).into_drawing_area();
-            self.draw(&root, 1).with_context(|| format!("figure {}: cannot draw as SVG", self.slug))?;
-        }
-        Ok(text)
-    }
-
-    /// Writes the bars as a PNG file; the extension of `path` must be `.png`.
-    ///
-    /// # Errors
-    /// If the file cannot be written.
-    pub fn write_png(&self, path: &Path) -> anyhow::Result<()> {
-        register_fonts()?;
-        let root = BitMapBackend::new(path, (WIDTH * BITMAP_SCALE, self.height() * BITMAP_SCALE)).into_drawing_area();
-        self.draw(&root, BITMAP_SCALE)
-            .with_context(|| format!("{}: cannot write the figure; is the folder writable?", path.display()))
-    }
-
-    fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, scale: u32) -> anyhow::Result<()>
+    /// Draws the bars.
+    pub(super) fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, scale: u32) -> anyhow::Result<()>
     where
         DB::ErrorType: 'static,
     {
-        root.fill(&WHITE)?;
         let bars = || self.groups.iter().flat_map(|group| &group.bars);
         let widest = |text: fn(&Bar) -> &str| -> anyhow::Result<u32> {
             bars().try_fold(0, |width, bar| Ok(width.max(text_width(text(bar))?)))
@@ -119,7 +92,6 @@ impl Bars {
                 top += ROW_HEIGHT;
             }
         }
-        root.present()?;
         Ok(())
     }
 }

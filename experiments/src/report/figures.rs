@@ -1,5 +1,7 @@
 //! What is drawn: perplexity and its loss against bits per weight, and the output error of each block. Pure; [`super::plots`] draws.
 
+use itertools::Itertools as _;
+
 use super::axis::{Axis, Scale};
 use super::frame::BlockCurve;
 use super::row::Row;
@@ -200,7 +202,7 @@ const MAX_CURVES: usize = 14;
 /// One figure a model: relative output error against block index, a line a cell. Where these are too many lines, one a grid
 /// (and calibration).
 pub fn block_figures(curves: &[BlockCurve]) -> Vec<Figure> {
-    let models = in_order(curves.iter().map(|curve| curve.model.as_str()));
+    let models = curves.iter().map(|curve| curve.model.as_str()).unique();
     let of_model = |model: &str| {
         let curves: Vec<&BlockCurve> = curves.iter().filter(|curve| curve.model == model).collect();
         if curves.len() <= MAX_CURVES {
@@ -211,20 +213,18 @@ pub fn block_figures(curves: &[BlockCurve]) -> Vec<Figure> {
             let curves: Vec<&BlockCurve> = curves.iter().copied().filter(|curve| curve.setting() == setting).collect();
             block_figure(model, &format!("{model} {setting}"), &curves)
         };
-        in_order(settings.iter().map(String::as_str)).into_iter().map(of_setting).collect()
+        settings.iter().unique().map(|setting| of_setting(setting)).collect()
     };
-    models.into_iter().flat_map(of_model).collect()
+    models.flat_map(of_model).collect()
 }
 
 fn block_figure(model: &str, name: &str, curves: &[&BlockCurve]) -> Figure {
-    let methods = in_order(curves.iter().map(|curve| curve.method.as_str()));
-    let settings: Vec<String> = curves.iter().map(|curve| curve.setting()).collect();
-    let settings = in_order(settings.iter().map(String::as_str));
-    let index_of = |names: &[&str], name: &str| names.iter().position(|known| *known == name).unwrap_or(0);
+    let methods: Vec<&str> = curves.iter().map(|curve| curve.method.as_str()).unique().collect();
+    let settings: Vec<String> = curves.iter().map(|curve| curve.setting()).unique().collect();
     let series = |curve: &&BlockCurve| Series {
         name: format!("{} {}", curve.method, curve.setting()),
-        method: index_of(&methods, &curve.method),
-        grid: index_of(&settings, &curve.setting()),
+        method: methods.iter().position(|name| *name == curve.method).unwrap_or(0),
+        grid: settings.iter().position(|name| *name == curve.setting()).unwrap_or(0),
         points: curve
             .relative_errors
             .iter()
@@ -248,17 +248,6 @@ fn block_figure(model: &str, name: &str, curves: &[&BlockCurve]) -> Figure {
 /// The lowest positive value and the highest.
 fn span(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, 0.0), |(min, max), y| (if y > 0.0 { f64::min(min, y) } else { min }, f64::max(max, y)))
-}
-
-/// Each name once, in the order of first appearance.
-fn in_order<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    let mut known = Vec::new();
-    for name in names {
-        if !known.contains(&name) {
-            known.push(name);
-        }
-    }
-    known
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ pub fn newest(records: &[Record]) -> Vec<&Record> {
 /// A metric that has no column.
 pub fn rows(records: &[&Record], references: &[ReferenceValue]) -> anyhow::Result<Vec<Row>> {
     let finished: Vec<Finished<'_>> = records.iter().filter_map(|record| Finished::of(record)).collect();
-    let mut models: Vec<&str> = finished.iter().map(|cell| cell.cell().model.name.as_str()).collect();
+    let models: Vec<&str> = finished.iter().map(|cell| cell.cell().model.name.as_str()).collect();
     let mut rows = Vec::new();
     for cell in &finished {
         for measurement in &cell.done.measurements {
@@ -92,7 +92,6 @@ pub fn rows(records: &[&Record], references: &[ReferenceValue]) -> anyhow::Resul
             rows.push(row(cell, measurement, &finished, references));
         }
     }
-    dedup_in_order(&mut models);
     let place = |row: &Row| models.iter().position(|model| *model == row.model);
     rows.sort_by(|a, b| {
         let text = |row: &Row| {
@@ -383,10 +382,4 @@ fn source(reference: &ReferenceValue) -> String {
         Some(note) => format!("{} ({note})", reference.source),
         None => reference.source.clone(),
     }
-}
-
-/// Keeps the first of equal names.
-fn dedup_in_order(names: &mut Vec<&str>) {
-    let mut seen = std::collections::BTreeSet::new();
-    names.retain(|name| seen.insert(*name));
 }

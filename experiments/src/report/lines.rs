@@ -1,6 +1,8 @@
 //! Perplexity against a number of the calibration, a line a method: how much calibration a method needs. Pure;
 //! [`super::plots`] draws.
 
+use itertools::Itertools as _;
+
 use super::axis::{Axis, Scale};
 use super::figures::{Figure, LOG_SPAN, Point, Series};
 use super::row::Row;
@@ -26,22 +28,12 @@ fn figure(rows: &[Row], x: LinesX) -> Option<Figure> {
         .filter(|row| row.propagation.is_some() && row.perplexity.is_finite())
         .filter_map(|row| Some((row, x_of(row)? as f64)))
         .collect();
-    let mut lines: Vec<(&str, &str)> = Vec::new();
-    for (row, _) in &shown {
-        let line = (row.method.as_str(), row.grid.as_deref().unwrap_or_default());
-        if !lines.contains(&line) {
-            lines.push(line);
-        }
-    }
-    let methods = distinct(lines.iter().map(|line| line.0));
-    let grids = distinct(lines.iter().map(|line| line.1));
+    let lines: Vec<(&str, &str)> = shown.iter().map(|(row, _)| line_of(row)).unique().collect();
+    let methods: Vec<&str> = lines.iter().map(|line| line.0).unique().collect();
+    let grids: Vec<&str> = lines.iter().map(|line| line.1).unique().collect();
     let mut series = Vec::new();
     for &(method, grid) in &lines {
-        let of_line = || {
-            shown
-                .iter()
-                .filter(|(row, _)| (row.method.as_str(), row.grid.as_deref().unwrap_or_default()) == (method, grid))
-        };
+        let of_line = || shown.iter().filter(|(row, _)| line_of(row) == (method, grid));
         let index = |names: &[&str], name| names.iter().position(|known| *known == name).unwrap_or(0);
         let line = |name: String, grid_style: usize, points: Vec<Point>| Series {
             name,
@@ -80,6 +72,11 @@ fn figure(rows: &[Row], x: LinesX) -> Option<Figure> {
     })
 }
 
+/// Method and grid, whose points are joined.
+fn line_of(row: &Row) -> (&str, &str) {
+    (&row.method, row.grid.as_deref().unwrap_or_default())
+}
+
 /// A row as a point; its bar is the interval of the difference to full precision, which is paired over windows.
 fn point(row: &Row, x: f64) -> Point {
     let bar = row.delta_fp.zip(row.delta_fp_ci_low).zip(row.delta_fp_ci_high);
@@ -98,17 +95,6 @@ fn span(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
         let (low, high) = span.unwrap_or((value, value));
         Some((low.min(value), high.max(value)))
     })
-}
-
-/// Each name once, in the order of first appearance.
-fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    let mut known = Vec::new();
-    for name in names {
-        if !known.contains(&name) {
-            known.push(name);
-        }
-    }
-    known
 }
 
 fn caption(rows: &[Row], label: &str) -> String {

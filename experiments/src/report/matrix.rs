@@ -1,15 +1,12 @@
 //! A [`Pivot`] as a coloured matrix: the stronger the colour, the further a perplexity lies above the lowest of its column.
 
-use std::path::Path;
-
-use anyhow::Context;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::paper_table::setting;
+use super::picture::{FONT, FONT_SIZE, WIDTH};
 use super::pivot::Pivot;
-use super::plots::{BITMAP_SCALE, FONT, FONT_SIZE, WIDTH, register_fonts};
 use super::tables::{decimals, number, slug};
 use crate::config::TableValue;
 
@@ -77,40 +74,16 @@ impl Matrix {
         }
     }
 
-    fn height(&self) -> u32 {
+    /// Height in its own pixels.
+    pub(super) fn height(&self) -> u32 {
         HEADING_HEIGHT + CELL_HEIGHT * self.rows.len() as u32 + 16
     }
 
-    /// The matrix as SVG text.
-    ///
-    /// # Errors
-    /// If the font cannot be read or plotters fails.
-    pub fn svg(&self) -> anyhow::Result<String> {
-        register_fonts()?;
-        let mut text = String::new();
-        {
-            let root = SVGBackend::with_string(&mut text, (WIDTH, self.height())).into_drawing_area();
-            self.draw(&root, 1).with_context(|| format!("figure {}: cannot draw as SVG", self.slug))?;
-        }
-        Ok(text)
-    }
-
-    /// Writes the matrix as a PNG file; the extension of `path` must be `.png`.
-    ///
-    /// # Errors
-    /// If the file cannot be written.
-    pub fn write_png(&self, path: &Path) -> anyhow::Result<()> {
-        register_fonts()?;
-        let root = BitMapBackend::new(path, (WIDTH * BITMAP_SCALE, self.height() * BITMAP_SCALE)).into_drawing_area();
-        self.draw(&root, BITMAP_SCALE)
-            .with_context(|| format!("{}: cannot write the figure; is the folder writable?", path.display()))
-    }
-
-    fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, scale: u32) -> anyhow::Result<()>
+    /// Draws the matrix.
+    pub(super) fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, scale: u32) -> anyhow::Result<()>
     where
         DB::ErrorType: 'static,
     {
-        root.fill(&WHITE)?;
         let font = || (FONT, FONT_SIZE * scale).into_font();
         let centered = TextStyle::from(font()).pos(Pos::new(HPos::Center, VPos::Center));
         let left = TextStyle::from(font()).pos(Pos::new(HPos::Left, VPos::Center));
@@ -144,7 +117,6 @@ impl Matrix {
                 root.draw(&Text::new(second_line(cell), (center.0, center.1 + half_line), centered.clone()))?;
             }
         }
-        root.present()?;
         Ok(())
     }
 }

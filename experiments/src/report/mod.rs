@@ -4,7 +4,7 @@
 //! records --newest--> rows (row.rs, frame.rs) --> DataFrame --> table.csv, records.parquet
 //!                                                     |--> Document (tables.rs) --> table.md, table.tex, terminal
 //!                                                     |--> Pivot (pivot.rs) --> paper-table.md, .tex, .csv (paper_table.rs), matrix
-//!                                                     |--> Figure (figures.rs, lines.rs) --> figures/*.svg, *.png
+//!                                                     |--> Picture (figures.rs, lines.rs) --> figures/*.svg, *.png
 //!                                                                                        report.html holds both
 //! ```
 
@@ -19,6 +19,7 @@ pub mod lines;
 pub mod markdown;
 pub mod matrix;
 pub mod paper_table;
+pub mod picture;
 pub mod pivot;
 pub mod plots;
 pub mod row;
@@ -31,10 +32,9 @@ use anyhow::Context;
 use polars::prelude::{CsvWriter, DataFrame, ParquetWriter, SerWriter};
 use tempfile::NamedTempFile;
 
-use self::bars::Bars;
-use self::figures::Figure;
 use self::html::Drawing;
 use self::matrix::Matrix;
+use self::picture::Picture;
 use self::pivot::Pivot;
 use self::row::Row;
 use self::tables::{Document, Table};
@@ -211,47 +211,6 @@ fn write_paper_tables(folder: &Path, plan: &Plan, pivots: &[Pivot<'_>]) -> anyho
     }
     files.iter().try_for_each(|(path, content)| write_whole(path, content.as_bytes()))?;
     Ok(files.into_iter().map(|(path, _)| path).collect())
-}
-
-/// A figure of any kind.
-enum Picture {
-    Lines(Figure),
-    Matrix(Matrix),
-    Bars(Bars),
-}
-
-impl Picture {
-    fn slug(&self) -> &str {
-        match self {
-            Self::Lines(figure) => &figure.slug,
-            Self::Matrix(matrix) => &matrix.slug,
-            Self::Bars(bars) => &bars.slug,
-        }
-    }
-
-    fn caption(&self) -> &str {
-        match self {
-            Self::Lines(figure) => &figure.caption,
-            Self::Matrix(matrix) => &matrix.caption,
-            Self::Bars(bars) => &bars.caption,
-        }
-    }
-
-    fn svg(&self) -> anyhow::Result<String> {
-        match self {
-            Self::Lines(figure) => plots::svg(figure),
-            Self::Matrix(matrix) => matrix.svg(),
-            Self::Bars(bars) => bars.svg(),
-        }
-    }
-
-    fn write_png(&self, path: &Path) -> anyhow::Result<()> {
-        match self {
-            Self::Lines(figure) => plots::write_png(figure, path),
-            Self::Matrix(matrix) => matrix.write_png(path),
-            Self::Bars(bars) => bars.write_png(path),
-        }
-    }
 }
 
 /// The figure that the experiment asks for.

@@ -138,7 +138,7 @@ fn caption(pivot: &Pivot<'_>) -> String {
     if pivot.published().next().is_some() {
         text += " In parentheses: the published number, and ours minus it.";
     }
-    text += &format!(" Intervals are in table.csv. {}.", commits(pivot.measured.iter().copied()));
+    text += &format!(" Intervals are in table.csv. {}.", commits(pivot.measured.iter().map(|row| row.version())));
     text
 }
 

@@ -272,7 +272,7 @@ fn calibration_lines_have_a_point_a_calibration_and_hollow_published_ones() {
     let x = &figures[0].x;
     assert_eq!(x.ticks.iter().map(|&tick| x.tick_label(tick)).collect::<Vec<_>>(), ["2", "32"]);
     assert!(figures[0].caption.contains("FP: 12.165. RTN W3 g64: 16.501."), "{}", figures[0].caption);
-    let svg = plots::svg(&figures[0]).unwrap();
+    let svg = Picture::Lines(figures[0].clone()).svg().unwrap();
     let corners =
         svg.split("points=\"").skip(1).filter_map(|rest| rest.split('"').next()).flat_map(str::split_whitespace);
     let xs: Vec<f64> = corners.filter_map(|corner| corner.split(',').next()?.parse().ok()).collect();
@@ -296,7 +296,7 @@ fn a_matrix_is_coloured_by_what_lies_above_the_lowest_of_a_column() {
         matrix.rows.iter().map(|(_, cells)| cells[0].as_ref().unwrap().is_quantized).collect();
     assert_eq!(is_quantized, [false, true, true, true], "full precision has no colour");
     assert!(excess[0] < 0.0 && excess[1] > excess[2] && excess[2] > 0.0 && excess[3] == 0.0, "{excess:?}");
-    let svg = matrix.svg().unwrap();
+    let svg = Picture::Matrix(matrix).svg().unwrap();
     for text in ["AWQ / few", "wikitext2-test", "16.501 (15.5)", "+0.0%"] {
         assert!(svg.contains(text), "{text} is not drawn");
     }

@@ -1,39 +1,18 @@
-//! Draws a [`Figure`] as PNG and SVG. Fonts come from the crate `dejavu`, so that no system font is needed and every
-//! machine draws the same picture.
+//! Draws a [`Figure`]: its legend, its axes and its lines.
 
 use std::ops::Range;
-use std::path::Path;
-use std::sync::OnceLock;
 
-use anyhow::{Context, anyhow};
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-use plotters::style::{FontStyle, register_font};
 
 use super::axis::Axis;
 use super::figures::{Figure, Point, Series};
+use super::picture::{FONT, FONT_SIZE, PALETTE, WIDTH, text_width};
 
-pub(super) const FONT: &str = "sans-serif";
-
-/// Size of a figure in its own pixels; a bitmap has [`BITMAP_SCALE`] times as many. Set in a column of 85 mm, the font
-/// below is 8 points high.
-pub(super) const WIDTH: u32 = 1000;
+/// Below the legend, in the figure's own pixels.
 const PLOT_HEIGHT: u32 = 640;
-pub(super) const FONT_SIZE: u32 = 30;
-pub(super) const BITMAP_SCALE: u32 = 2;
-
-/// Okabe and Ito's palette, without its yellow and with grey for black: told apart with any colour vision.
-pub(super) const PALETTE: [RGBColor; 7] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-    RGBColor(100, 100, 100),
-];
 
 /// Dash and gap in pixels; `None` is a solid line.
 type Dashes = Option<(u32, u32)>;
@@ -49,42 +28,20 @@ const BAR_SHIFT: f64 = 7.0;
 
 type Pixel = (i32, i32);
 
-/// The figure as SVG text.
+/// Height of the figure in its own pixels.
 ///
 /// # Errors
-/// If the font cannot be read or plotters fails.
-pub fn svg(figure: &Figure) -> anyhow::Result<String> {
-    let mut text = String::new();
-    {
-        let legend = Legend::of(figure)?;
-        let root = SVGBackend::with_string(&mut text, (WIDTH, legend.height() + PLOT_HEIGHT)).into_drawing_area();
-        draw(&root, figure, &legend, 1).with_context(|| format!("figure {}: cannot draw as SVG", figure.slug))?;
-    }
-    Ok(text)
+/// If text cannot be measured.
+pub(super) fn height(figure: &Figure) -> anyhow::Result<u32> {
+    Ok(Legend::of(figure)?.height() + PLOT_HEIGHT)
 }
 
-/// Writes the figure as a PNG file; the extension of `path` must be `.png`.
-///
-/// # Errors
-/// If the file cannot be written.
-pub fn write_png(figure: &Figure, path: &Path) -> anyhow::Result<()> {
-    let legend = Legend::of(figure)?;
-    let size = (WIDTH * BITMAP_SCALE, (legend.height() + PLOT_HEIGHT) * BITMAP_SCALE);
-    let root = BitMapBackend::new(path, size).into_drawing_area();
-    draw(&root, figure, &legend, BITMAP_SCALE)
-        .with_context(|| format!("{}: cannot write the figure; is the folder writable?", path.display()))
-}
-
-fn draw<DB: DrawingBackend>(
-    root: &DrawingArea<DB, Shift>,
-    figure: &Figure,
-    legend: &Legend,
-    scale: u32,
-) -> anyhow::Result<()>
+/// Draws the figure.
+pub(super) fn draw<DB: DrawingBackend>(figure: &Figure, root: &DrawingArea<DB, Shift>, scale: u32) -> anyhow::Result<()>
 where
     DB::ErrorType: 'static,
 {
-    root.fill(&WHITE)?;
+    let legend = Legend::of(figure)?;
     let (top, bottom) = root.split_vertically(legend.height() * scale);
     legend.draw(&top, scale)?;
     let font = || (FONT, FONT_SIZE * scale).into_font();
@@ -115,7 +72,6 @@ where
         draw_line(root, &path, level_dashes(index), BLACK.stroke_width(3 * scale), scale)?;
     }
     (0..figure.series.len()).try_for_each(|index| draw_series(root, area, figure, index, scale))?;
-    root.present()?;
     Ok(())
 }
 
@@ -286,9 +242,8 @@ impl Legend {
     const GAP: u32 = 14;
 
     /// # Errors
-    /// If the font cannot be read.
+    /// If text cannot be measured.
     fn of(figure: &Figure) -> anyhow::Result<Self> {
-        register_fonts()?;
         let series = figure.series.iter().map(|series| (Sample::Series(Mark::of(series)), &series.name));
         let levels =
             figure.levels.iter().enumerate().map(|(index, level)| (Sample::Level(level_dashes(index)), &level.name));
@@ -351,17 +306,4 @@ impl Legend {
 
 fn level_dashes(index: usize) -> Dashes {
     LEVEL_DASHES[index % LEVEL_DASHES.len()]
-}
-
-/// Width of a line of text in a figure's own pixels; the fonts are registered.
-pub(super) fn text_width(text: &str) -> anyhow::Result<u32> {
-    let size = (FONT, FONT_SIZE).into_font().box_size(text);
-    size.map(|(width, _)| width).map_err(|error| anyhow!("cannot measure text: {error}"))
-}
-
-/// Makes the bundled font known to plotters, once.
-pub(super) fn register_fonts() -> anyhow::Result<()> {
-    static REGISTERED: OnceLock<bool> = OnceLock::new();
-    let registered = REGISTERED.get_or_init(|| register_font(FONT, FontStyle::Normal, dejavu::sans::regular()).is_ok());
-    if *registered { Ok(()) } else { Err(anyhow!("the bundled font DejaVu Sans cannot be read")) }
 }

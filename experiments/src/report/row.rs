@@ -107,6 +107,11 @@ columns! {
 }
 
 impl Row {
+    /// The commit of the program, and whether files of the checkout had been changed.
+    pub(crate) fn version(&self) -> (&str, bool) {
+        (&self.commit, self.dirty)
+    }
+
     /// Whether the numbers of both rows may be compared: one model, text, protocol and arithmetic, and the same windows.
     pub fn is_comparable(&self, other: &Self) -> bool {
         let numbers = |row: &Self| (row.seq_len, row.n_windows, row.n_windows_total);

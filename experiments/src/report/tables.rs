@@ -205,7 +205,7 @@ fn caption(rows: &[Row]) -> String {
         row.protocol,
         grouped(row.n_windows),
         grouped(row.n_tokens),
-        commits(rows),
+        commits(rows.iter().map(Row::version)),
     )
 }
 
@@ -228,10 +228,12 @@ pub(super) fn arithmetic(row: &Row) -> String {
     }
 }
 
-/// `Commit 9840d36 (dirty)`, or all of them where cells come from several.
-pub(super) fn commits<'a>(rows: impl IntoIterator<Item = &'a Row>) -> String {
-    let short = |row: &Row| row.commit.chars().take(7).collect::<String>() + if row.dirty { " (dirty)" } else { "" };
-    let commits: BTreeSet<String> = rows.into_iter().map(short).collect();
+/// `Commit 9840d36 (dirty)`, or all of them where numbers come from several: of pairs of a commit and whether it was dirty.
+pub(crate) fn commits<'a>(of: impl IntoIterator<Item = (&'a str, bool)>) -> String {
+    let short = |(commit, dirty): (&str, bool)| {
+        commit.chars().take(7).collect::<String>() + if dirty { " (dirty)" } else { "" }
+    };
+    let commits: BTreeSet<String> = of.into_iter().map(short).collect();
     let word = if commits.len() == 1 { "Commit" } else { "Commits" };
     format!("{word} {}", commits.into_iter().collect::<Vec<_>>().join(", "))
 }

@@ -1,25 +1,26 @@
 //! Speed as figures: rooflines and speed-ups of kernels (as Figure 3 of the AWQ paper), tokens a second of models (as its
 //! Figure 9).
 
+use itertools::Itertools as _;
+
 use super::rows::{DecodeRow, KernelRow};
-use super::tables::threads;
+use super::tables::{DENSE, Dense, threads};
 use crate::report::axis::{Axis, Scale};
 use crate::report::bars::{Bar, BarGroup, Bars};
 use crate::report::figures::{Figure, Level, Point, Series};
 use crate::report::tables::slug;
 
-/// Two figures a thread count.
+/// Two figures a place: a thread count, or a GPU.
 pub fn kernel_figures(rows: &[KernelRow]) -> Vec<Figure> {
-    let mut counts: Vec<u64> = rows.iter().map(|row| row.threads).collect();
-    counts.dedup();
-    let of_count = |count: u64| {
-        let rows: Vec<&KernelRow> = rows.iter().filter(|row| row.threads == count).collect();
-        [roofline(&rows, count), speedup(&rows, count)]
+    let of_place = |place: String| {
+        let rows: Vec<&KernelRow> = rows.iter().filter(|row| row.place() == place).collect();
+        let speedup = DENSE.iter().find_map(|baseline| speedup(&rows, &place, baseline));
+        std::iter::once(roofline(&rows, &place)).chain(speedup)
     };
-    counts.into_iter().flat_map(of_count).collect()
+    rows.iter().map(KernelRow::place).unique().flat_map(of_place).collect()
 }
 
-fn roofline(rows: &[&KernelRow], count: u64) -> Figure {
+fn roofline(rows: &[&KernelRow], place: &str) -> Figure {
     let intensity = |row: &KernelRow| 2.0 * (row.batch_size * row.n_out * row.n_in) as f64 / row.bytes as f64;
     let series = series(rows, rows, intensity, |row| row.gflop_per_s);
     let memory = median(rows.iter().map(|row| row.copy_gb_per_s.max(row.read_gb_per_s)));
@@ -33,15 +34,18 @@ fn roofline(rows: &[&KernelRow], count: u64) -> Figure {
             rises_until: Some(peak / memory),
         })
     };
-    let levels: Vec<Level> = [roof("peak of f32", "f32"), roof("peak of int8", "int8")].into_iter().flatten().collect();
+    let roofs = match rows[0].gpu {
+        Some(_) => [roof("large dense product", ""), None],
+        None => [roof("peak of f32", "f32"), roof("peak of int8", "int8")],
+    };
+    let levels: Vec<Level> = roofs.into_iter().flatten().collect();
     let points = || series.iter().flat_map(|series| &series.points);
     let heights = points().flat_map(|point| [point.bar.map_or(point.y, |bar| bar.0), point.y]);
     Figure {
-        slug: slug(&format!("roofline {}", threads(count))),
+        slug: slug(&format!("roofline {place}")),
         caption: format!(
-            "Roofline, {}: operations per second of products against operations per byte of stored weight; batch size grows to the \
+            "Roofline, {place}: operations per second of products against operations per byte of stored weight; batch size grows to the \
              right. Points: geometric mean over {} weights, bars: lowest to highest. Memory delivers {memory:.1} GB/s.",
-            threads(count),
             n_shapes(rows)
         ),
         x: Axis::new("operations per byte of weight (log scale)", Scale::Log, points().map(|point| point.x)),
@@ -51,26 +55,32 @@ fn roofline(rows: &[&KernelRow], count: u64) -> Figure {
     }
 }
 
-fn speedup(rows: &[&KernelRow], count: u64) -> Figure {
-    let packed: Vec<&KernelRow> = rows.iter().copied().filter(|row| row.kernel != "dense-f32").collect();
-    let series = series(&packed, rows, |row| row.batch_size as f64, |row| row.speedup_f32);
+/// How much faster all are than one of [`DENSE`]; `None` where it was not measured.
+fn speedup(rows: &[&KernelRow], place: &str, baseline: &Dense) -> Option<Figure> {
+    let Dense { kernel, speedup: value, .. } = baseline;
+    let others: Vec<&KernelRow> =
+        rows.iter().copied().filter(|row| row.kernel != *kernel && value(row).is_some()).collect();
+    if others.is_empty() {
+        return None;
+    }
+    let baseline = kernel.replace('-', " ");
+    let series = series(&others, rows, |row| row.batch_size as f64, |row| value(row).unwrap_or(f64::NAN));
     let points = || series.iter().flat_map(|series| &series.points);
     let heights =
         points().flat_map(|point| [point.bar.map_or(point.y, |bar| bar.0), point.bar.map_or(point.y, |bar| bar.1)]);
-    Figure {
-        slug: slug(&format!("kernel speed-up {}", threads(count))),
+    Some(Figure {
+        slug: slug(&format!("kernel speed-up {place}")),
         caption: format!(
-            "How much faster than a dense f32 weight, {}, against the rows of activations. Points: geometric mean over {} weights, \
+            "How much faster than {baseline}, {place}, against the rows of activations. Points: geometric mean over {} weights, \
              bars: lowest to highest.",
-            threads(count),
             n_shapes(rows)
         ),
         x: Axis::new("batch size (log scale)", Scale::Log, points().map(|point| point.x))
             .with_ticks_at(points().map(|point| point.x)),
-        y: Axis::new("speed-up over dense f32 (log scale)", Scale::Log, heights.chain([1.0])),
-        levels: vec![Level { name: "dense f32".into(), value: 1.0, rises_until: None }],
+        y: Axis::new(&format!("speed-up over {baseline} (log scale)"), Scale::Log, heights.chain([1.0])),
+        levels: vec![Level { name: baseline, value: 1.0, rises_until: None }],
         series,
-    }
+    })
 }
 
 /// A line a form of `rows`, a point a batch size: geometric means over the weights. A form looks alike in every figure of `all`.
@@ -80,11 +90,10 @@ fn series(
     x: impl Fn(&KernelRow) -> f64,
     y: impl Fn(&KernelRow) -> f64,
 ) -> Vec<Series> {
-    let forms = in_order(rows.iter().map(|row| row.form.as_str()));
-    let kinds = in_order(all.iter().map(|row| row.kernel.as_str()));
-    let grids = in_order(all.iter().filter(|row| row.bits.is_some()).map(|row| grid(row)));
-    let line = |form: &&str| {
-        let of_form: Vec<&KernelRow> = rows.iter().copied().filter(|row| row.form == **form).collect();
+    let kinds: Vec<String> = all.iter().map(|row| row.kernel.clone()).unique().collect();
+    let grids: Vec<String> = all.iter().filter(|row| row.bits.is_some()).map(|row| grid(row)).unique().collect();
+    let line = |form: &str| {
+        let of_form: Vec<&KernelRow> = rows.iter().copied().filter(|row| row.form == form).collect();
         let mut batch_sizes: Vec<u64> = of_form.iter().map(|row| row.batch_size).collect();
         batch_sizes.sort_unstable();
         batch_sizes.dedup();
@@ -104,14 +113,14 @@ fn series(
             names.iter().position(|known| Some(known) == name.as_ref()).unwrap_or(0)
         };
         Series {
-            name: (*form).to_owned(),
+            name: form.to_owned(),
             method: index(&kinds, first.map(|row| row.kernel.clone())),
             // Even styles are filled marks.
             grid: 2 * index(&grids, first.map(|row| grid(row))),
             points: batch_sizes.iter().map(point).collect(),
         }
     };
-    forms.iter().map(|form| line(&form.as_str())).collect()
+    rows.iter().map(|row| row.form.as_str()).unique().map(line).collect()
 }
 
 /// `4 g128`.
@@ -120,7 +129,7 @@ fn grid(row: &KernelRow) -> String {
 }
 
 fn n_shapes(rows: &[&KernelRow]) -> usize {
-    in_order(rows.iter().map(|row| format!("{} {} {}", row.shape, row.n_out, row.n_in))).len()
+    rows.iter().map(|row| (&row.shape, row.n_out, row.n_in)).unique().count()
 }
 
 fn geometric_mean(values: impl Iterator<Item = f64>) -> f64 {
@@ -132,17 +141,6 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// Each name once, in the order of first appearance.
-fn in_order(names: impl Iterator<Item = impl Into<String>>) -> Vec<String> {
-    let mut known: Vec<String> = Vec::new();
-    for name in names.map(Into::into) {
-        if !known.contains(&name) {
-            known.push(name);
-        }
-    }
-    known
 }
 
 /// A figure a thread count: decode steps a second, a group a model.

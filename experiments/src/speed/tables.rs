@@ -1,18 +1,44 @@
 //! Speed as tables: one a weight and thread count, one for all models of a thread count.
 
-use std::collections::BTreeSet;
-
 use super::rows::{DecodeRow, KernelRow};
-use crate::report::tables::{Align, Column, Table, TableRow, missing, slug};
+use crate::report::tables::{Align, Column, Table, TableRow, commits, missing, slug};
 
 /// A column and the text of its cells.
 type Layout<R> = (&'static str, Align, fn(&R) -> String);
 
-/// A table a weight and thread count, a section a batch size.
+/// A dense form that others are compared with.
+pub(super) struct Dense {
+    heading: &'static str,
+    /// Name of its kernel.
+    pub(super) kernel: &'static str,
+    /// How many times faster a row is.
+    pub(super) speedup: fn(&KernelRow) -> Option<f64>,
+    cell: fn(&KernelRow) -> String,
+}
+
+/// The baseline of figures is the first that was measured.
+pub(super) const DENSE: [Dense; 4] = [
+    Dense {
+        heading: "x cuBLAS",
+        kernel: "cublas-f16",
+        speedup: |row| row.speedup_cublas,
+        cell: |row| times(row.speedup_cublas),
+    },
+    Dense { heading: "x f16", kernel: "dense-f16", speedup: |row| row.speedup_f16, cell: |row| times(row.speedup_f16) },
+    Dense { heading: "x f32", kernel: "dense-f32", speedup: |row| row.speedup_f32, cell: |row| times(row.speedup_f32) },
+    Dense {
+        heading: "x bf16",
+        kernel: "dense-bf16",
+        speedup: |row| row.speedup_bf16,
+        cell: |row| times(row.speedup_bf16),
+    },
+];
+
+/// A table a weight and a place, a section a batch size.
 pub fn kernel_tables(rows: &[KernelRow]) -> Vec<Table> {
     let same =
-        |a: &KernelRow, b: &KernelRow| (&a.shape, a.n_out, a.n_in, a.threads) == (&b.shape, b.n_out, b.n_in, b.threads);
-    const LAYOUT: &[Layout<KernelRow>] = &[
+        |a: &KernelRow, b: &KernelRow| (&a.shape, a.n_out, a.n_in, a.place()) == (&b.shape, b.n_out, b.n_in, b.place());
+    const LAYOUT: [Layout<KernelRow>; 8] = [
         ("batch", Align::Right, |row| row.batch_size.to_string()),
         ("weights", Align::Left, |row| row.form.clone()),
         ("MB", Align::Right, |row| significant(1e-6 * row.bytes as f64)),
@@ -21,24 +47,29 @@ pub fn kernel_tables(rows: &[KernelRow]) -> Vec<Table> {
         ("% of copy", Align::Right, |row| percent(Some(row.share_of_copy))),
         ("% of peak", Align::Right, |row| percent(row.share_of_peak)),
         ("bound", Align::Left, |row| row.bound.clone().unwrap_or_else(missing)),
-        ("x f32", Align::Right, |row| format!("{:.2}", row.speedup_f32)),
-        ("x bf16", Align::Right, |row| format!("{:.2}", row.speedup_bf16)),
     ];
     rows.chunk_by(same)
         .map(|rows| {
             let first = &rows[0];
-            let title = format!("{} [{}, {}], {}", first.shape, first.n_out, first.n_in, threads(first.threads));
+            let title = format!("{} [{}, {}], {}", first.shape, first.n_out, first.n_in, first.place());
+            let measured = DENSE.iter().filter(|dense| rows.iter().any(|row| (dense.speedup)(row).is_some()));
+            let speedups: Vec<Layout<KernelRow>> =
+                measured.map(|dense| (dense.heading, Align::Right, dense.cell)).collect();
+            let headings: Vec<&str> = speedups.iter().map(|layout| layout.0).collect();
+            let peaks = if first.gpu.is_some() { "The peak is that of a large dense product" } else { "Peaks are those of the kernel's own arithmetic" };
             let caption = format!(
                 "{title}: time of a product with packed and dense weights that come from memory, the forms taking turns; medians of \
-                 {} calls. x f32, x bf16: how much faster than the dense weight. Measured here: copying {}, reading {} GB/s. Peaks are \
-                 those of the kernel's own arithmetic. {}. {}.",
+                 {} {}. {}: how much faster than the dense weight. Measured here: copying {}, reading {} GB/s. {peaks}. {}. {}.",
                 first.n_calls,
+                if first.gpu.is_some() { "queues of calls" } else { "calls" },
+                headings.join(", "),
                 range(rows.iter().map(|row| row.copy_gb_per_s)),
                 range(rows.iter().map(|row| row.read_gb_per_s)),
                 first.cpu,
                 commits(rows.iter().map(|row| (row.commit.as_str(), row.dirty)))
             );
-            table(&format!("speed {title}"), caption, LAYOUT, rows, |a, b| a.batch_size != b.batch_size)
+            let layout = [LAYOUT.as_slice(), &speedups].concat();
+            table(&format!("speed {title}"), caption, &layout, rows, |a, b| a.batch_size != b.batch_size)
         })
         .collect()
 }
@@ -119,6 +150,11 @@ fn significant(value: f64) -> String {
     format!("{value:.*}", decimals as usize)
 }
 
+/// `4.39`.
+fn times(speedup: Option<f64>) -> String {
+    speedup.map_or_else(missing, |speedup| format!("{speedup:.2}"))
+}
+
 fn percent(share: Option<f64>) -> String {
     share.map_or_else(missing, |share| format!("{:.0}", 100.0 * share))
 }
@@ -129,14 +165,4 @@ fn range(values: impl Iterator<Item = f64>) -> String {
         values.fold((f64::INFINITY, 0.0), |(low, high), value| (f64::min(low, value), f64::max(high, value)));
     let (low, high) = (format!("{low:.1}"), format!("{high:.1}"));
     if low == high { low } else { format!("{low} to {high}") }
-}
-
-/// `Commit 9840d36`, or all of them.
-fn commits<'a>(all: impl Iterator<Item = (&'a str, bool)>) -> String {
-    let short = |(commit, dirty): (&str, bool)| {
-        commit.chars().take(7).collect::<String>() + if dirty { " (dirty)" } else { "" }
-    };
-    let commits: BTreeSet<String> = all.map(short).collect();
-    let word = if commits.len() == 1 { "Commit" } else { "Commits" };
-    format!("{word} {}", commits.into_iter().collect::<Vec<_>>().join(", "))
 }
