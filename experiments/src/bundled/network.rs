@@ -201,6 +201,10 @@ pub fn reference_logits<B: Backend>(dir: &Path, ids: &[u32], device: &B::Device)
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use awq_core::arithmetic::Arithmetic;
+    use awq_core::backend::float_vec;
+    use awq_core::load::open_model;
+    use awq_core::model::{NoTap, open_decoder};
     use burn::backend::Flex;
 
     use super::*;
@@ -234,6 +238,27 @@ mod tests {
         let apart = [logits(&weights, &first), logits(&weights, &second)].concat();
         for (a, b) in together.iter().zip(&apart) {
             assert!((a - b).abs() < 1e-4, "{a} against {b}");
+        }
+    }
+
+    /// The model that is quantized is the one that was trained: two implementations of one architecture.
+    #[test]
+    fn the_decoder_computes_what_the_trainer_does() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/bundled");
+        let ids: Vec<u32> = (0..100).map(|i| (i * 37 + 5) % 1000).collect();
+        let expected = reference_logits::<Flex>(&folder, &ids, &Default::default()).unwrap();
+        let opened = open_model(&folder).unwrap();
+        let (n_blocks, width) = (opened.config.n_blocks, opened.config.hidden_size);
+        let decoder = open_decoder::<Flex>(opened.config, opened.checkpoint, &Default::default()).unwrap();
+        let mut hidden = decoder.embed(&[ids]);
+        for block_idx in 0..n_blocks {
+            hidden = decoder.block(block_idx).unwrap().forward(hidden, &mut NoTap);
+        }
+        let found = float_vec(decoder.head(decoder.final_norm(hidden).reshape([100, width]), Arithmetic::F32));
+        assert_eq!(found.len(), expected.len());
+        let largest = expected.iter().fold(0.0_f32, |max, logit| max.max(logit.abs()));
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() < 1e-4 * largest, "{found} is not {expected}, of at most {largest}");
         }
     }
 
