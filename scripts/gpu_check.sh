@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything to run when a GPU is at hand, in one go: the GPU tests, the table of products with packed weights, and the
-# quickstart in f32 and f16 beside the CPU. Ends with a short summary; the output of each step is kept beside it.
+# Everything to run when a GPU is at hand, in one go: the GPU tests, configs/speed-gpu.toml (products with packed weights), and
+# the quickstart in f32 and f16 beside the CPU. Ends with a short summary; the output of each step is kept beside it.
 #
 #   scripts/gpu_check.sh                    build for cuda here, and run
 #   scripts/gpu_check.sh wgpu               the same through Vulkan, Metal or DirectX
@@ -20,14 +20,13 @@ out=${GPU_CHECK_OUT:-results/gpu-check}
 build() {
     mkdir -p "$1"
     cargo build --release -p experiments --features "$device"
-    cargo build --release -p awq-core --features "$device" --example gpu_products
     local tests
     # The tests need no optimisation.
     tests=$(cargo test --release -p awq-core --features "$device" --test gpu --no-run --message-format=json \
         --config 'profile.release.package.awq-core.opt-level=0' |
         sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)
     local target=${CARGO_TARGET_DIR:-target}
-    cp "$target/release/experiments" "$target/release/examples/gpu_products" "$1/"
+    cp "$target/release/experiments" "$1/"
     cp "$tests" "$1/gpu_tests"
     strip "$1"/* 2>/dev/null || true
 }
@@ -61,18 +60,17 @@ if command -v nvidia-smi >/dev/null; then
     nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,memory.total --format=csv,noheader | tee "$out/device.txt"
 fi
 step tests "$programs/gpu_tests" --nocapture --test-threads 1
-step products "$programs/gpu_products"
+rm -rf "$out/speed" "$out"/quickstart-*
+step speed "$programs/experiments" configs/speed-gpu.toml --quiet --device "$device" --out "$out/speed"
 experiment() { "$programs/experiments" configs/quickstart.toml --quiet "$@"; }
-rm -rf "$out"/quickstart-*
 step quickstart-cpu experiment --device flex --out "$out/quickstart-cpu"
 step quickstart-f32 experiment --device "$device" --out "$out/quickstart-f32"
 step quickstart-f16 experiment --device "$device" --precision f16 --out "$out/quickstart-f16"
 
 printf '\n'
 printf '%s\n' "${summary[@]}"
-printf '\nProducts (the whole table is in %s)\n' "$out/products.txt"
-sed -n '1,3p' "$out/products.txt"
-grep -E '^\|( bits|--| 4 )' "$out/products.txt" || true
+printf '\nProducts at batch size 1 (all are in %s)\n' "$out/speed/table.md"
+grep -E '^\| *(batch|1) ' "$out/speed/table.md" 2>/dev/null || echo "no table"
 for run in cpu f32 f16; do
     printf '\nQuickstart, %s\n' "$run"
     grep '^|' "$out/quickstart-$run/table.md" 2>/dev/null || echo "no table"

@@ -3,9 +3,10 @@
 //! that no cache holds them.
 #![allow(missing_docs, unreachable_pub, reason = "criterion's macros make public functions")]
 
-use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
+use awq_core::grid::{Bits, Granularity, Grid};
+use awq_core::kernel::bench::Arm;
 use awq_core::kernel::dense::{DenseBf16, DenseF32};
-use awq_core::kernel::{Activations, Kernel, QuantMatmul};
+use awq_core::kernel::{Activations, Kernel, KernelError, QuantMatmul};
 use awq_core::quantized::{QuantizedWeight, ZeroPoints};
 use awq_core::transform::WeightTransform;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -21,7 +22,8 @@ const SHAPES: [(&str, usize, usize); 8] = [
     ("smollm2-135m", 1536, 576),
     ("smollm2-135m", 49_152, 576),
 ];
-const RING_BYTES: usize = 256 << 20;
+/// Of the copies of a weight that take turns.
+const ARM_BYTES: usize = 256 << 20;
 const GROUP_SIZE: u16 = 128;
 
 fn weight(n_out: usize, n_in: usize, bits: Bits) -> QuantizedWeight {
@@ -30,25 +32,12 @@ fn weight(n_out: usize, n_in: usize, bits: Bits) -> QuantizedWeight {
     QuantizedWeight {
         n_out,
         n_in,
-        grid: Grid {
-            bits,
-            granularity,
-            symmetry: Symmetry::Asymmetric,
-            range_includes_zero: false,
-            scale_dtype: ScaleDtype::F16,
-        },
+        grid: Grid::awq(bits, granularity),
         codes: (0..n_out * n_in).map(|i| (i * 7919) as u8 & bits.max_code()).collect(),
         scale: vec![0.5; n_groups],
         zero_point: ZeroPoints::Codes(vec![1; n_groups]),
         transform: WeightTransform::Identity,
     }
-}
-
-/// Copies of a weight that no cache holds together.
-fn ring<M: QuantMatmul + ?Sized>(new: impl Fn() -> Box<M>) -> Vec<Box<M>> {
-    let first = new();
-    let n = (RING_BYTES / first.packed_bytes()).max(1);
-    std::iter::once(first).chain((1..n).map(|_| new())).collect()
 }
 
 fn kernels(c: &mut Criterion) {
@@ -58,21 +47,21 @@ fn kernels(c: &mut Criterion) {
             group.sample_size(20);
             let x: Vec<f32> = (0..n_rows * n_in).map(|i| (i * 7919 % 1009) as f32 / 1009.0 - 0.5).collect();
             let mut out = vec![0.0; n_rows * n_out];
-            let mut measure = |name: &str, bits: u8, ring: &[Box<dyn QuantMatmul>]| {
-                group.throughput(Throughput::Bytes(ring[0].packed_bytes() as u64));
-                let mut turn = ring.iter().cycle();
+            let mut measure = |name: &str, bits: u8, pack: &dyn Fn() -> Result<Box<dyn QuantMatmul>, KernelError>| {
+                let arm = Arm::new(ARM_BYTES, pack).unwrap_or_else(|error| panic!("{name}: {error}"));
+                group.throughput(Throughput::Bytes(arm.packed_bytes() as u64));
+                let mut turn = arm.copies().iter().cycle();
                 group.bench_function(BenchmarkId::new(name, bits), |b| {
                     b.iter(|| turn.next().map(|packed| packed.matmul(&x, &mut out)));
                 });
             };
             let dense: Vec<f32> = (0..n_out * n_in).map(|i| (i * 31 % 1009) as f32 / 1009.0 - 0.5).collect();
-            measure("dense-f32", 32, &ring(|| Box::new(DenseF32::new(dense.clone(), n_in)) as Box<dyn QuantMatmul>));
-            measure("dense-bf16", 16, &ring(|| Box::new(DenseBf16::new(&dense, n_in)) as Box<dyn QuantMatmul>));
+            measure("dense-f32", 32, &|| Ok(Box::new(DenseF32::new(dense.clone(), n_in))));
+            measure("dense-bf16", 16, &|| Ok(Box::new(DenseBf16::new(&dense, n_in))));
             for bits in [2, 3, 4, 8].into_iter().filter_map(Bits::new) {
                 let weight = weight(n_out, n_in, bits);
                 for kernel in [Activations::F32, Activations::Int16, Activations::Int8].map(Kernel::best) {
-                    let pack = || kernel.pack(&weight).unwrap_or_else(|error| panic!("{}: {error}", kernel.name));
-                    measure(kernel.name, bits.get(), &ring(pack));
+                    measure(kernel.name, bits.get(), &|| kernel.pack(&weight));
                 }
             }
             group.finish();

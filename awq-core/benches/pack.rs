@@ -3,7 +3,7 @@
 
 use std::hint::black_box;
 
-use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
+use awq_core::grid::{Bits, Granularity, Grid};
 use awq_core::kernel::{Activations, Kernel};
 use awq_core::pack::PackLayout;
 use awq_core::quantized::{QuantizedWeight, ZeroPoints};
@@ -17,13 +17,7 @@ fn weight(bits: Bits) -> QuantizedWeight {
     QuantizedWeight {
         n_out: N_OUT,
         n_in: N_IN,
-        grid: Grid {
-            bits,
-            granularity: Granularity::PerChannel,
-            symmetry: Symmetry::Asymmetric,
-            range_includes_zero: false,
-            scale_dtype: ScaleDtype::F16,
-        },
+        grid: Grid::awq(bits, Granularity::PerChannel),
         codes: (0..N_OUT * N_IN).map(|i| (i * 7919) as u8 & bits.max_code()).collect(),
         scale: vec![0.5; N_OUT],
         zero_point: ZeroPoints::Codes(vec![1; N_OUT]),

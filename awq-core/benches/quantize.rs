@@ -5,7 +5,7 @@
 use std::num::NonZeroU16;
 
 use awq_core::backend::QuantBackend;
-use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
+use awq_core::grid::{Bits, Granularity, Grid};
 use burn::tensor::{Tensor, TensorData};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -25,13 +25,7 @@ fn quantize(c: &mut Criterion) {
     let (weight, scale) = (tensor([N_OUT, N_IN], -0.5), tensor([N_IN], 0.5));
     let granularity = NonZeroU16::new(128).map_or(Granularity::PerChannel, Granularity::PerGroup);
     for bits in [3, 4].into_iter().filter_map(Bits::new) {
-        let grid = Grid {
-            bits,
-            granularity,
-            symmetry: Symmetry::Asymmetric,
-            range_includes_zero: false,
-            scale_dtype: ScaleDtype::F16,
-        };
+        let grid = Grid::awq(bits, granularity);
         group.bench_function(BenchmarkId::new("round", bits.get()), |b| {
             b.iter(|| Cpu::quantize_weight(weight.clone(), &grid));
         });

@@ -151,6 +151,17 @@ pub struct Grid {
 }
 
 impl Grid {
+    /// The grid of the official AWQ code: asymmetric, over each group's own range, with scales in f16.
+    pub const fn awq(bits: Bits, granularity: Granularity) -> Self {
+        Self {
+            bits,
+            granularity,
+            symmetry: Symmetry::Asymmetric,
+            range_includes_zero: false,
+            scale_dtype: ScaleDtype::F16,
+        }
+    }
+
     /// `W4 g128`, with the departures from an asymmetric grid named: `W4 g128 sym-full`.
     pub fn label(&self) -> String {
         let symmetry = match self.symmetry {

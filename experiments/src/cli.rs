@@ -14,6 +14,8 @@ use crate::plan::Plan;
 use crate::progress::{Progress, Style};
 use crate::record::RecordFile;
 use crate::runner::{RunOptions, Summary, default_out};
+use crate::speed::SpeedOptions;
+use crate::speed::asked::{Place, asked, describe};
 use crate::{device, record, report, runner, speed, verify};
 
 mod chat;
@@ -138,7 +140,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let spec = ExperimentSpec::read(&config)?;
             print(&Plan::new(&spec).describe());
             if let Some(speed) = &spec.speed {
-                print(&speed::describe(speed, &spec.models, device::threads(spec.run.threads.map(NonZeroUsize::get))));
+                let threads = device::threads(spec.run.threads.map(NonZeroUsize::get));
+                let place = Place::of(&spec.run.device, spec.run.precision);
+                print(&describe(speed, &spec.models, threads, &place));
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -182,9 +186,10 @@ fn run_experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
     ));
     let store = args.machine.store()?;
     let records = runner::claim_folder(&out, &spec)?;
-    let summary = runner::run(&plan, &RunOptions { device, threads }, records, &store, &progress)?;
+    let summary = runner::run(&plan, &RunOptions { device: device.clone(), threads }, records, &store, &progress)?;
     if let Some(speed) = &spec.speed {
-        speed::run(speed, &spec.models, threads, RecordFile::open(&out)?, &store, &progress)?;
+        let options = SpeedOptions { device: &device, precision: spec.run.precision, threads };
+        speed::run(speed, &spec.models, &options, RecordFile::open(&out)?, &store, &progress)?;
     }
     // A report that fails must hide neither the summary nor that cells failed.
     let report = write_report(&out);
@@ -219,7 +224,7 @@ fn write_report(folder: &Path) -> anyhow::Result<()> {
     let plan = Plan::new(&spec);
     let records = record::read_records(folder)?;
     let speed = match &spec.speed {
-        Some(speed) => speed::asked(speed, &spec.models, &record::read_records(folder)?),
+        Some(speed) => asked(speed, &spec.models, &record::read_records(folder)?),
         None => Vec::new(),
     };
     report::write_report(folder, &plan, &records, &speed)?;

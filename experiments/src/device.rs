@@ -7,6 +7,9 @@ use awq_core::backend::QuantBackend;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod gpu;
 
+#[cfg(feature = "cuda")]
+pub(crate) use gpu::has_cublas;
+
 /// Work that is generic over the backend.
 pub trait DeviceJob {
     /// What comes out.
@@ -33,18 +36,39 @@ pub fn run_on<J: DeviceJob>(name: &str, precision: FloatType, job: J) -> anyhow:
         #[cfg(feature = "ndarray")]
         ("ndarray", _) => job.run::<burn::backend::NdArray<f32>>(Default::default()),
         #[cfg(feature = "cuda")]
-        ("cuda", index) => {
-            let device = burn::backend::cuda::CudaDevice::new(index);
-            gpu::store_as::<burn::backend::Cuda>(name, precision, &device)?;
-            job.run::<burn::backend::Cuda>(device)
-        }
+        ("cuda", index) => job.run::<burn::backend::Cuda>(gpu::cuda_device(name, index, precision)?),
         #[cfg(feature = "wgpu")]
-        ("wgpu", _) => {
-            let device = Default::default();
-            gpu::store_as::<burn::backend::Wgpu>(name, precision, &device)?;
-            job.run::<burn::backend::Wgpu>(device)
-        }
+        ("wgpu", _) => job.run::<burn::backend::Wgpu>(gpu::wgpu_device(name, precision)?),
         (backend, _) => bail!("device `{name}`: {backend} is known by name, but no backend stands for it"),
+    }
+}
+
+/// Work that is generic over the GPU's backend.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub trait GpuJob {
+    /// What comes out.
+    type Output;
+
+    /// Runs on one device.
+    ///
+    /// # Errors
+    /// Whatever the job's own errors are.
+    fn run<B: awq_core::kernel::cube::GpuBackend>(self, device: B::Device) -> anyhow::Result<Self::Output>;
+}
+
+/// Runs a job on the GPU that `name` stands for.
+///
+/// # Errors
+/// As [`run_on`], and a name that is no GPU's.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub fn run_on_gpu<J: GpuJob>(name: &str, precision: FloatType, job: J) -> anyhow::Result<J::Output> {
+    check(name, precision)?;
+    match split(name)? {
+        #[cfg(feature = "cuda")]
+        ("cuda", index) => job.run::<burn::backend::Cuda>(gpu::cuda_device(name, index, precision)?),
+        #[cfg(feature = "wgpu")]
+        ("wgpu", _) => job.run::<burn::backend::Wgpu>(gpu::wgpu_device(name, precision)?),
+        _ => bail!("device `{name}` is no GPU"),
     }
 }
 

@@ -35,8 +35,11 @@ fn config_files() -> Vec<(PathBuf, usize)> {
 fn every_file_parses_and_plans() {
     for (path, _) in config_files() {
         let spec = ExperimentSpec::read(&path).unwrap_or_else(|error| panic!("{error:#}"));
-        device::check(&spec.run.device, spec.run.precision)
-            .unwrap_or_else(|error| panic!("{}: {error:#}", path.display()));
+        if let Err(error) = device::check(&spec.run.device, spec.run.precision) {
+            // A GPU that this program or this machine lacks is no mistake of the file.
+            let is_gpu = ["cuda", "wgpu"].iter().any(|gpu| spec.run.device.starts_with(gpu));
+            assert!(is_gpu && !format!("{error}").contains("unknown"), "{}: {error:#}", path.display());
+        }
         let plan = Plan::new(&spec);
         let n_runs: usize = spec.methods.iter().map(|entry| spec.calibrations_of(entry).len()).sum();
         let n_quantized = spec.models.len() * n_runs * spec.grids.as_ref().map_or(0, |grids| grids.grids().len());

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::lanes::{Lanes, Work};
-use super::{Activations, Kernel, QuantMatmul};
+use super::{Activations, Kernel, KernelError, QuantMatmul};
 
 /// Times of one arm, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,10 +45,22 @@ pub struct Arm {
 
 impl Arm {
     /// As many copies as fill `bytes`, and at least one.
-    pub fn new(bytes: usize, pack: impl Fn() -> Box<dyn QuantMatmul>) -> Self {
-        let first = pack();
+    ///
+    /// # Errors
+    /// Those of `pack`.
+    pub fn new(
+        bytes: usize,
+        pack: impl Fn() -> Result<Box<dyn QuantMatmul>, KernelError>,
+    ) -> Result<Self, KernelError> {
+        let first = pack()?;
         let n_copies = bytes / first.packed_bytes().max(1);
-        Self { copies: std::iter::once(first).chain((1..n_copies).map(|_| pack())).collect() }
+        let copies = std::iter::once(Ok(first)).chain((1..n_copies).map(|_| pack()));
+        Ok(Self { copies: copies.collect::<Result<_, _>>()? })
+    }
+
+    /// The copies, of which there is at least one.
+    pub fn copies(&self) -> &[Box<dyn QuantMatmul>] {
+        &self.copies
     }
 
     /// Bytes that one product reads.

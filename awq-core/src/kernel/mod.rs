@@ -131,6 +131,12 @@ pub enum KernelError {
     /// A unit would lie in two groups.
     #[error("GPU kernels take groups of a multiple of 32 input channels, not {0}; dequantize the weight")]
     BrokenUnits(usize),
+    /// GPTQ's layout has no place for it.
+    #[error(
+        "GPTQ's layout holds 4-bit codes, zero points that are codes, a scale a row and group, and multiples of 8 channels; this \
+         [{0}, {1}] weight of {2} bits does not fit it"
+    )]
+    NotGptq(usize, usize, u8),
 }
 
 /// One way to multiply with packed weights.

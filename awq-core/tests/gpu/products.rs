@@ -2,7 +2,8 @@
 
 use awq_core::backend::{QuantBackend, float_vec};
 use awq_core::grid::{Granularity, Grid, ScaleDtype};
-use awq_core::kernel::cube::MATVEC_MAX_ROWS;
+use awq_core::kernel::cube::bench::{Product, Queued, bandwidth, interleaved};
+use awq_core::kernel::cube::{GptqWeight, GpuBackend, MATVEC_MAX_ROWS};
 use awq_core::kernel::{DeviceWeight, KernelError, UnitWeight};
 use awq_core::quantized::{QuantizedWeight, ZeroPoints};
 use awq_core::transform::WeightTransform;
@@ -39,16 +40,28 @@ fn weight(n_out: usize, n_in: usize, grid: Grid, seed: u64) -> QuantizedWeight {
 /// `dtype`. More than a few rows are multiplied by burn, and by a weight that was rounded, too.
 #[track_caller]
 fn check<B: QuantBackend>(weight: &QuantizedWeight, n_rows: usize, dtype: DType) {
+    let packed = DeviceWeight::<B>::new(weight, &Default::default()).unwrap();
+    check_product::<B>(weight, n_rows, dtype, n_rows > MATVEC_MAX_ROWS, |x| B::packed_matmul(x, &packed));
+}
+
+/// As [`check`], of any way to multiply; `by_burn` where the product of matrices is burn's own.
+#[track_caller]
+fn check_product<B: QuantBackend>(
+    weight: &QuantizedWeight,
+    n_rows: usize,
+    dtype: DType,
+    by_burn: bool,
+    multiply: impl Fn(Tensor<B, 2>) -> Tensor<B, 2>,
+) {
     let (n_in, n_out) = (weight.n_in, weight.n_out);
     let x = tensor::<B, 2>(&numbers(n_rows * n_in, 77), [n_rows, n_in]).cast(dtype);
-    let packed = DeviceWeight::<B>::new(weight, &Default::default()).unwrap();
-    let product = B::packed_matmul(x.clone(), &packed);
+    let product = multiply(x.clone());
     assert_eq!((product.dims(), product.dtype()), ([n_rows, n_out], dtype));
     let (x, found) = (float_vec(x), float_vec(product));
     let dequantized = weight.dequantize();
     let largest_scale = weight.scale.iter().fold(0.0_f32, |max, scale| max.max(*scale));
     let step = match dtype {
-        DType::F32 if n_rows > MATVEC_MAX_ROWS => f64::from(PRODUCT_TOLERANCE),
+        DType::F32 if by_burn => f64::from(PRODUCT_TOLERANCE),
         DType::F32 => 0.0,
         DType::F16 => 1.0 / 1024.0,
         _ => 1.0 / 128.0,
@@ -127,6 +140,80 @@ fn half_precision_activations_are_multiplied_with_f32_sums() {
     }
 }
 
+#[test]
+fn both_ways_to_multiply_give_the_product_at_any_number_of_rows() {
+    if !has_device("both_ways_to_multiply_give_the_product_at_any_number_of_rows") {
+        return;
+    }
+    let weight = weight(50, 200, grid(4, group(64)), 6);
+    let packed = DeviceWeight::<Gpu>::new(&weight, &Default::default()).unwrap();
+    for n_rows in [1, 40] {
+        check_product::<Gpu>(&weight, n_rows, DType::F32, false, |x| Gpu::packed_matvec(x, &packed));
+        check_product::<Gpu>(&weight, n_rows, DType::F32, true, |x| Gpu::dequantized_matmul(x, &packed));
+    }
+}
+
+#[test]
+fn the_gptq_layout_is_multiplied_with_and_without_activation_order() {
+    if !has_device("the_gptq_layout_is_multiplied_with_and_without_activation_order") {
+        return;
+    }
+    // 200 = 3 * 64 + 8: a ragged last group, and a last cube whose threads have no column.
+    let mut weight = weight(40, 200, grid(4, group(64)), 4);
+    for transform in
+        [WeightTransform::Identity, WeightTransform::PermutedInputs((0..200).map(|i| (i * 7 + 3) % 200).collect())]
+    {
+        weight.transform = transform;
+        let packed = GptqWeight::<Gpu>::new(&weight, DType::F32, &Default::default()).unwrap();
+        // A code is half a byte; every group has a scale and half a byte of zero point a row; a channel names its group.
+        assert_eq!(packed.packed_bytes(), 40 * 200 / 2 + 40 * 4 * 4 + 40 * 4 / 2 + 200 * 4);
+        for n_rows in [1, 3] {
+            check_product::<Gpu>(&weight, n_rows, DType::F32, false, |x| Gpu::gptq_matmul(x, &packed));
+        }
+    }
+}
+
+#[test]
+fn what_the_gptq_layout_cannot_hold_is_named() {
+    if !has_device("what_the_gptq_layout_cannot_hold_is_named") {
+        return;
+    }
+    let error = |weight: &QuantizedWeight| GptqWeight::<Gpu>::new(weight, DType::F32, &Default::default()).unwrap_err();
+    assert_eq!(error(&weight(8, 64, grid(3, group(32)), 1)), KernelError::NotGptq(8, 64, 3));
+    assert_eq!(error(&weight(8, 60, grid(4, group(32)), 1)), KernelError::NotGptq(8, 60, 4));
+    assert_eq!(error(&weight(8, 64, grid(4, Granularity::PerTensor), 1)), KernelError::NotGptq(8, 64, 4));
+    let mut real = weight(8, 64, grid(4, group(32)), 1);
+    real.zero_point = ZeroPoints::Real(vec![7.5; real.scale.len()]);
+    assert_eq!(error(&real), KernelError::NotGptq(8, 64, 4));
+}
+
+#[test]
+fn every_form_is_timed() {
+    if !has_device("every_form_is_timed") {
+        return;
+    }
+    let (device, dtype) = (Default::default(), DType::F32);
+    let weight = weight(64, 128, grid(4, group(64)), 2);
+    let units = UnitWeight::new(&weight).unwrap();
+    let bytes = 1 << 16;
+    let mut arms: Vec<Box<dyn Queued>> = vec![
+        Box::new(Product::<Gpu, Tensor<Gpu, 2>>::dense([64, 128], dtype, bytes, &device)),
+        Box::new(Product::<Gpu, DeviceWeight<Gpu>>::packed(&units, dtype, bytes, &device)),
+        Box::new(Product::<Gpu, DeviceWeight<Gpu>>::dequantized(&units, dtype, bytes, &device)),
+        Box::new(Product::<Gpu, GptqWeight<Gpu>>::gptq(&weight, dtype, bytes, &device).unwrap()),
+    ];
+    assert_eq!(arms[0].weight_bytes(), 64 * 128 * 4);
+    assert!(arms[1].weight_bytes() < arms[3].weight_bytes(), "our layout has no group for each channel");
+    for batch_size in [1, 5] {
+        arms.iter_mut().for_each(|arm| arm.set_batch_size(batch_size).unwrap());
+        for latency in interleaved(&mut arms, 3).unwrap() {
+            assert!(latency.n_calls == 3 && latency.lower_quartile > 0.0, "{latency:?}");
+        }
+    }
+    let bandwidth = bandwidth::<Gpu>(1 << 16, 3, &device).unwrap();
+    assert!(bandwidth.copy > 0.0 && bandwidth.read > 0.0, "{bandwidth:?}");
+}
+
 /// What CPU backends run: through host memory.
 #[test]
 fn the_definition_is_the_product() {
@@ -147,7 +234,21 @@ fn dequantized_weights_are_exact() {
             let found: Tensor<Gpu, 2> = Gpu::unpack_weight(&packed);
             assert_eq!(float_vec(found), weight.dequantize(), "{bits} bits, [{n_out}, {n_in}]");
             assert_eq!(packed.download(), UnitWeight::new(&weight).unwrap());
+            assert_eq!(float_vec(Gpu::dequantize_weight(&weight, &Default::default())), weight.dequantize());
         }
+    }
+}
+
+/// Codes of more bits than the kernel takes, and codes of permuted inputs.
+#[test]
+fn weights_that_no_kernel_takes_are_dequantized_all_the_same() {
+    if !has_device("weights_that_no_kernel_takes_are_dequantized_all_the_same") {
+        return;
+    }
+    let mut permuted = weight(9, 90, grid(4, group(32)), 3);
+    permuted.transform = WeightTransform::PermutedInputs((0..90).rev().collect());
+    for weight in [weight(9, 90, grid(8, group(32)), 3), permuted] {
+        assert_eq!(float_vec(Gpu::dequantize_weight(&weight, &Default::default())), weight.dequantize());
     }
 }
 

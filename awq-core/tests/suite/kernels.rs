@@ -253,7 +253,11 @@ fn what_is_measured_of_the_machine_is_a_number() {
     }
     let weight = weight(64, 256, grid(4, group(64)), 2);
     let kernel = Kernel::best(Activations::F32);
-    let arms = [Arm::new(1 << 16, || kernel.pack(&weight).unwrap()), Arm::new(0, || kernel.pack(&weight).unwrap())];
+    let arms = [1 << 16, 0].map(|bytes| Arm::new(bytes, || kernel.pack(&weight)).unwrap());
+    assert_eq!(arms[1].copies().len(), 1);
+    assert_eq!(arms[0].copies().len(), (1 << 16) / arms[0].packed_bytes());
+    let broken = Arm::new(0, || Err(KernelError::Transformed)).err();
+    assert_eq!(broken, Some(KernelError::Transformed));
     let latencies = interleaved(&arms, &[0.5; 512], 5);
     assert_eq!(latencies.len(), 2);
     for latency in latencies {

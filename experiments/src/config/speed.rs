@@ -7,11 +7,12 @@ use awq_core::kernel::Activations;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What is timed on the CPU. Times depend on the machine and on what else runs on it: leave it alone meanwhile.
+/// What is timed: kernels on the run's device, models on the CPU. Times depend on the machine and on what else runs on it:
+/// leave it alone meanwhile.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SpeedSpec {
-    /// Thread counts, each measured on its own; those of the run when absent.
+    /// CPU thread counts, each measured on its own; those of the run when absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub threads: Vec<NonZeroUsize>,
     /// Products of one weight with some rows of activations.
@@ -22,7 +23,8 @@ pub struct SpeedSpec {
     pub decode: Option<DecodeSpeed>,
 }
 
-/// Latency of products: every shape at every batch size, dense (f32, bf16) and in every packed form, taking turns.
+/// Latency of products: every shape at every batch size, dense and in every packed form, taking turns. Dense is f32 and bf16
+/// on a CPU; on a GPU it is burn's product in the run's `precision`, and cuBLAS's in f16 where there is one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KernelSpeed {
@@ -34,9 +36,10 @@ pub struct KernelSpeed {
     pub bits: Vec<Bits>,
     /// Groups, as in `[grids]`.
     pub granularity: Vec<Granularity>,
-    /// What packed kernels do to activations; the fastest kernel of each kind that the CPU can run is taken.
+    /// What packed kernels of the CPU do to activations; the fastest kernel of each kind that it can run is taken. Those of a
+    /// GPU leave them as they are.
     pub activations: Vec<Activations>,
-    /// Timed calls of each form.
+    /// Timed calls of each form; on a GPU, timed queues of 20 calls.
     pub n_rounds: NonZeroUsize,
     /// Each form has so many copies of its weight that they fill this many MiB, and takes the next one at each call: several
     /// times the last-level cache, so that weights come from memory as they do in a model.

@@ -5,8 +5,28 @@ use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
 use burn::tensor::{IntDType, get_device_settings, set_default_dtypes};
 
+/// A CUDA device whose float tensors have the type `precision`.
+#[cfg(feature = "cuda")]
+pub(super) fn cuda_device(
+    name: &str,
+    index: usize,
+    precision: FloatType,
+) -> anyhow::Result<burn::backend::cuda::CudaDevice> {
+    let device = burn::backend::cuda::CudaDevice::new(index);
+    store_as::<burn::backend::Cuda>(name, precision, &device)?;
+    Ok(device)
+}
+
+/// The graphics device, whose float tensors have the type `precision`.
+#[cfg(feature = "wgpu")]
+pub(super) fn wgpu_device(name: &str, precision: FloatType) -> anyhow::Result<burn::backend::wgpu::WgpuDevice> {
+    let device = Default::default();
+    store_as::<burn::backend::Wgpu>(name, precision, &device)?;
+    Ok(device)
+}
+
 /// Makes `precision` the type of the float tensors of a device. It is fixed by the first tensor there.
-pub(super) fn store_as<B: QuantBackend>(name: &str, precision: FloatType, device: &B::Device) -> anyhow::Result<()> {
+fn store_as<B: QuantBackend>(name: &str, precision: FloatType, device: &B::Device) -> anyhow::Result<()> {
     ensure!(
         B::supports_dtype(device, precision.dtype().into()),
         "device `{name}` has no arithmetic in {}; use another `precision`",
@@ -32,6 +52,14 @@ pub(super) fn probe_wgpu() -> anyhow::Result<()> {
          or Mesa's software renderer (Debian: apt-get install mesa-vulkan-drivers libvulkan1), or use --device flex"
     );
     Ok(())
+}
+
+/// Whether cuBLAS can be loaded; the binding panics where it cannot.
+#[cfg(feature = "cuda")]
+pub(crate) fn has_cublas() -> bool {
+    let names =
+        ["libcublas.so", "libcublas.so.13", "libcublas.so.12", "libcublas.so.11", "cublas64_13.dll", "cublas64_12.dll"];
+    cuda::library(&names).is_some()
 }
 
 /// Looks for driver, device, compiler and headers, in the places where burn-cuda looks.

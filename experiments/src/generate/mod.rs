@@ -7,7 +7,7 @@ use std::num::NonZeroU16;
 use std::time::Instant;
 
 use awq_core::decode::{Sampler, Session};
-use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
+use awq_core::grid::{Bits, Granularity, Grid};
 
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,13 +56,7 @@ impl Generation {
 /// small part of it.
 pub fn head_grid(bits: Bits) -> Grid {
     const GROUP_SIZE: NonZeroU16 = NonZeroU16::new(32).expect("32 is not 0");
-    Grid {
-        bits,
-        granularity: Granularity::PerGroup(GROUP_SIZE),
-        symmetry: Symmetry::Asymmetric,
-        range_includes_zero: false,
-        scale_dtype: ScaleDtype::F16,
-    }
+    Grid::awq(bits, Granularity::PerGroup(GROUP_SIZE))
 }
 
 /// Feeds `prompt` and hands at most `max_tokens` tokens to `on_token`, until one of `end_ids` comes.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use awq_core::decode::{DecodeModel, DecodeOptions, Session};
-use awq_core::grid::{Grid, ScaleDtype, Symmetry};
+use awq_core::grid::Grid;
 use awq_core::kernel::bench::Latency;
 use awq_core::load::{OpenedModel, open_model};
 use baselines::rtn::Rtn;
@@ -104,17 +104,11 @@ fn packed_form(
     progress: &Progress,
 ) -> anyhow::Result<Form> {
     let DecodeFormat { bits, granularity, activations, head_bits } = *format;
-    let grid = Grid {
-        bits,
-        granularity,
-        symmetry: Symmetry::Asymmetric,
-        range_includes_zero: false,
-        scale_dtype: ScaleDtype::F16,
-    };
+    let grid = Grid::awq(bits, granularity);
     let recipe = Recipe { method: MethodSpec::Rtn(Rtn {}), grid, calibration: None };
     let quantized = quantize(opened, &recipe, "flex", store, progress)?;
     let options = DecodeOptions { activations, head: head_bits.map(head_grid) };
-    let packed = PackedForm { bits: bits.get(), granularity: granularity.label(), activations };
+    let packed = PackedForm { bits: bits.get(), granularity: granularity.label(), activations, precision: None };
     let model = DecodeModel::load(opened.config.clone(), quantized.checkpoint.as_ref(), &options)?;
     Form::new(Some(packed), head_bits.map(|bits| bits.get()), model, spec)
 }

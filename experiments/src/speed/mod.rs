@@ -1,13 +1,19 @@
-//! `[speed]`: latency of kernels and tokens a second of models, on the CPU.
+//! `[speed]`: latency of kernels on the CPU or a GPU, and tokens a second of models on the CPU.
 //!
 //! ```text
-//! SpeedSpec --comparisons--> measure (kernels.rs, decode.rs) --SpeedRecord--> speed.jsonl --> rows.rs --> tables, figures
+//! SpeedSpec --asked.rs--> Comparison --kernels.rs, gpu.rs, decode.rs--> SpeedRecord --> speed.jsonl --rows.rs--> tables, figures
 //! ```
 //!
 //! A comparison is finished or not: what a kill cuts short is measured again as a whole, for its forms took turns.
 
+pub mod asked;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code, reason = "a call of cuBLAS takes pointers; `queue` says why they are right")]
+mod cublas;
 pub mod decode;
 pub mod figures;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod gpu;
 pub mod kernels;
 pub mod record;
 pub mod rows;
@@ -16,160 +22,150 @@ pub mod tables;
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context;
+use awq_core::arithmetic::FloatType;
 use awq_core::kernel::bench;
-use serde::Serialize;
-use sha2::{Digest, Sha256};
 
-use self::record::{Machine, Measured, SpeedRecord};
+use self::asked::{Comparison, Place, Question, comparisons};
+use self::kernels::Forms;
+use self::record::{Gpu, Machine, MachinePeak, Measured, SpeedRecord};
 use crate::assets::AssetStore;
-use crate::config::{DecodeSpeed, KernelSpeed, ModelSpec, Shape, SpeedSpec};
-use crate::progress::Progress;
+use crate::config::{KernelSpeed, ModelSpec, Shape, SpeedSpec};
+use crate::progress::{Bar, Progress};
 use crate::provenance::Provenance;
 use crate::record::{RecordFile, SCHEMA_VERSION};
 
-/// Bytes of each array that is copied to measure memory: several times the last-level cache of a server.
+/// Bytes of each array that is copied to measure a CPU's memory: several times the last-level cache of a server.
 const MEMORY_BYTES: usize = 256 << 20;
 const MEMORY_ROUNDS: usize = 5;
 
-/// What one record answers.
-#[derive(Serialize)]
-enum Question<'a> {
-    Kernels { shape: &'a Shape, batch_size: usize, of: &'a KernelSpeed },
-    Decode { model: &'a ModelSpec, of: &'a DecodeSpeed },
+/// Where a run measures.
+#[derive(Clone, Copy, Debug)]
+pub struct SpeedOptions<'a> {
+    /// Device of the run. Kernels are timed there, models on the CPU.
+    pub device: &'a str,
+    /// Type of weights and activations on a GPU.
+    pub precision: FloatType,
+    /// CPU threads where the experiment does not list any.
+    pub threads: usize,
 }
 
-/// A comparison that is asked for.
-#[derive(Serialize)]
-struct Comparison<'a> {
-    threads: usize,
-    question: Question<'a>,
-}
-
-impl Comparison<'_> {
-    /// Content hash. What other shapes and batch sizes the experiment asks for is no part of it.
-    fn id(&self) -> String {
-        let json = match &self.question {
-            Question::Kernels { shape, batch_size, of } => {
-                let KernelSpeed { bits, granularity, activations, n_rounds, distinct_mib, .. } = of;
-                serde_json::to_vec(&(
-                    self.threads,
-                    shape,
-                    batch_size,
-                    bits,
-                    granularity,
-                    activations,
-                    n_rounds,
-                    distinct_mib,
-                ))
-            }
-            Question::Decode { .. } => serde_json::to_vec(self),
-        };
-        let digest = Sha256::digest(json.unwrap_or_default());
-        digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
-    }
-
-    fn label(&self) -> String {
-        let threads = format!("{} thread{}", self.threads, if self.threads == 1 { "" } else { "s" });
-        match &self.question {
-            Question::Kernels { shape, batch_size, .. } => {
-                format!("{} [{}, {}], batch {batch_size}, {threads}", shape.name, shape.n_out, shape.n_in)
-            }
-            Question::Decode { model, .. } => format!("{} decoding, {threads}", model.name),
-        }
-    }
-}
-
-/// Every comparison of an experiment, in order.
-fn comparisons<'a>(spec: &'a SpeedSpec, models: &'a [ModelSpec], threads: usize) -> Vec<Comparison<'a>> {
-    let counts: Vec<usize> = match spec.threads.as_slice() {
-        [] => vec![threads],
-        counts => counts.iter().map(|count| count.get()).collect(),
-    };
-    let mut all = Vec::new();
-    for threads in counts {
-        if let Some(of) = &spec.kernels {
-            for shape in &of.shapes {
-                let batch_sizes = of.batch_sizes.iter().map(|size| size.get());
-                all.extend(
-                    batch_sizes.map(|batch_size| Comparison {
-                        threads,
-                        question: Question::Kernels { shape, batch_size, of },
-                    }),
-                );
-            }
-        }
-        if let Some(of) = &spec.decode {
-            all.extend(models.iter().map(|model| Comparison { threads, question: Question::Decode { model, of } }));
-        }
-    }
-    all
-}
-
-/// The comparisons as text lines, for `plan`.
-pub fn describe(spec: &SpeedSpec, models: &[ModelSpec], threads: usize) -> String {
-    let lines = comparisons(spec, models, threads)
-        .iter()
-        .map(|one| format!("{}  {}\n", one.id(), one.label()))
-        .collect::<String>();
-    format!("{lines}\n")
-}
-
-/// Those of `records` that answer what is asked, the newest of each, in the order of the question.
-pub fn asked(spec: &SpeedSpec, models: &[ModelSpec], records: &[SpeedRecord]) -> Vec<SpeedRecord> {
-    // Without a list, the file does not say how many threads the run had: its records do.
-    let threads = records.last().map_or(1, |record| record.provenance.threads);
-    let newest: BTreeMap<&str, &SpeedRecord> = records.iter().map(|record| (record.id.as_str(), record)).collect();
-    comparisons(spec, models, threads)
-        .iter()
-        .filter_map(|one| newest.get(one.id().as_str()).map(|&r| r.clone()))
-        .collect()
+/// What one comparison gave.
+struct Timed {
+    measured: Measured,
+    machine: Machine,
+    gpu: Option<Gpu>,
+    assets: BTreeMap<String, String>,
 }
 
 /// Measures what is not yet on record in `file`, and appends each comparison when it is done.
 ///
 /// # Errors
-/// A model that cannot be had or opened, a weight that does not fit into memory, or a record that cannot be appended.
+/// A model that cannot be had or opened, a weight that does not fit into memory, a device that fails, or a record that cannot
+/// be appended.
 pub fn run(
     spec: &SpeedSpec,
     models: &[ModelSpec],
-    threads: usize,
+    options: &SpeedOptions<'_>,
     mut file: RecordFile<SpeedRecord>,
     store: &AssetStore,
     progress: &Progress,
 ) -> anyhow::Result<()> {
     let on_record: BTreeSet<String> = file.on_record().iter().map(|record| record.id.clone()).collect();
-    let todo = comparisons(spec, models, threads).into_iter().filter(|one| !on_record.contains(&one.id()));
-    let todo: Vec<Comparison<'_>> = todo.collect();
+    let place = Place::of(options.device, options.precision);
+    let todo = comparisons(spec, models, options.threads, &place);
+    let todo: Vec<Comparison<'_>> = todo.into_iter().filter(|one| !on_record.contains(&one.id())).collect();
     if todo.is_empty() {
         return Ok(());
     }
     let bar = progress.bar("speed, comparisons", todo.len() as u64);
-    for one in &todo {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(one.threads).build().context("no thread pool")?;
-        let (machine, (measured, assets)) = pool.install(|| -> anyhow::Result<_> {
-            let machine = Machine { bandwidth: bench::bandwidth(MEMORY_BYTES, MEMORY_ROUNDS), peak: bench::peak() };
-            Ok((machine, measure(&one.question, store, progress).with_context(|| one.label())?))
-        })?;
-        let provenance = Provenance::collect("cpu", one.threads, assets);
-        file.append(&SpeedRecord { schema: SCHEMA_VERSION, id: one.id(), measured, machine, provenance })?;
-        bar.advance(1);
+    // A weight is packed once for all its batch sizes, which takes longer than the products.
+    for of_weight in todo.chunk_by(Comparison::shares_weight) {
+        let first = &of_weight[0];
+        let mut finish = |one: &Comparison<'_>, timed: Timed| finish(one, timed, &mut file, &bar);
+        let measured = match &first.question {
+            Question::Kernels { shape, of, place: Place::Cpu, .. } => on_cpu(of_weight, shape, of, &mut finish),
+            Question::Kernels { shape, of, place: Place::Gpu { device, precision }, .. } => {
+                on_gpu(device, *precision, of_weight, shape, of, &mut finish)
+            }
+            Question::Decode { model, of } => {
+                let timed = on_threads(first.threads, || {
+                    let machine = cpu_bounds();
+                    let (times, assets) = decode::measure(model, of, store, progress)?;
+                    Ok(Timed { measured: Measured::Decode(times), machine, gpu: None, assets })
+                });
+                timed.and_then(|timed| finish(first, timed))
+            }
+        };
+        measured.with_context(|| first.label())?;
     }
     bar.finish();
     Ok(())
 }
 
-fn measure(
-    question: &Question<'_>,
-    store: &AssetStore,
-    progress: &Progress,
-) -> anyhow::Result<(Measured, BTreeMap<String, String>)> {
-    Ok(match question {
-        Question::Kernels { shape, batch_size, of } => {
-            (Measured::Kernels(kernels::measure(shape, *batch_size, of)?), BTreeMap::new())
-        }
-        Question::Decode { model, of } => {
-            let (times, assets) = decode::measure(model, of, store, progress)?;
-            (Measured::Decode(times), assets)
-        }
-    })
+/// Times the kernels of the CPU.
+fn on_cpu(
+    of_weight: &[Comparison<'_>],
+    shape: &Shape,
+    of: &KernelSpeed,
+    finish: &mut dyn FnMut(&Comparison<'_>, Timed) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let forms = Forms::new(shape, of)?;
+    for one in of_weight {
+        let timed = on_threads(one.threads, || {
+            let machine = cpu_bounds();
+            let measured = Measured::Kernels(forms.measure(one.batch_size(), of.n_rounds.get()));
+            Ok(Timed { measured, machine, gpu: None, assets: BTreeMap::new() })
+        })?;
+        finish(one, timed)?;
+    }
+    Ok(())
+}
+
+/// Times the kernels of a GPU.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn on_gpu(
+    device: &str,
+    precision: FloatType,
+    of_weight: &[Comparison<'_>],
+    shape: &Shape,
+    of: &KernelSpeed,
+    finish: &mut dyn FnMut(&Comparison<'_>, Timed) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let batch_sizes: Vec<usize> = of_weight.iter().map(Comparison::batch_size).collect();
+    let mut done = |index: usize, timed: Timed| finish(&of_weight[index], timed);
+    crate::device::run_on_gpu(
+        device,
+        precision,
+        gpu::TimeKernels { device, precision, shape, of, batch_sizes, done: &mut done },
+    )
+}
+
+/// Says which feature to build with.
+#[cfg(not(any(feature = "cuda", feature = "wgpu")))]
+fn on_gpu(
+    device: &str,
+    precision: FloatType,
+    _: &[Comparison<'_>],
+    _: &Shape,
+    _: &KernelSpeed,
+    _: &mut dyn FnMut(&Comparison<'_>, Timed) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    crate::device::check(device, precision)
+}
+
+fn finish(one: &Comparison<'_>, timed: Timed, file: &mut RecordFile<SpeedRecord>, bar: &Bar) -> anyhow::Result<()> {
+    let Timed { measured, machine, gpu, assets } = timed;
+    let provenance = Provenance::collect(one.device(), one.threads, assets);
+    file.append(&SpeedRecord { schema: SCHEMA_VERSION, id: one.id(), measured, machine, gpu, provenance })?;
+    bar.advance(1);
+    Ok(())
+}
+
+/// Bounds of the CPU on the threads of rayon's current pool.
+fn cpu_bounds() -> Machine {
+    Machine { bandwidth: bench::bandwidth(MEMORY_BYTES, MEMORY_ROUNDS), peak: MachinePeak::Cpu(bench::peak()) }
+}
+
+fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("no thread pool")?.install(work)
 }

@@ -1,6 +1,7 @@
 //! [`SpeedRecord`]: one comparison of `speed.jsonl`. All its forms took turns in one process on one machine, so that their
 //! ratios mean something although the machine's speed changes from minute to minute.
 
+use awq_core::arithmetic::FloatType;
 use awq_core::kernel::Activations;
 use awq_core::kernel::bench::{Bandwidth, Latency, Peak};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,9 @@ pub struct SpeedRecord {
     pub measured: Measured,
     /// What the machine could do, measured just before.
     pub machine: Machine,
+    /// The GPU, where it ran on one: its memory and arithmetic are then those of `machine`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<Gpu>,
     /// With what it was made.
     pub provenance: Provenance,
 }
@@ -32,13 +36,35 @@ impl Line for SpeedRecord {
     }
 }
 
-/// Bounds of the machine on as many threads as the comparison used.
+/// Bounds of the machine, of a CPU on as many threads as the comparison used.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// Memory, bytes a second.
     pub bandwidth: Bandwidth,
-    /// Arithmetic, operations a second.
-    pub peak: Peak,
+    /// Arithmetic.
+    pub peak: MachinePeak,
+}
+
+/// Operations a second, at most.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum MachinePeak {
+    /// Of a CPU's instructions.
+    Cpu(Peak),
+    /// Of a GPU: what a product of large dense matrices reaches in the run's precision.
+    Gpu {
+        /// Operations a second.
+        dense_product: f64,
+    },
+}
+
+/// A GPU as a comparison used it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gpu {
+    /// What the driver calls it.
+    pub name: String,
+    /// Type of weights and activations.
+    pub precision: FloatType,
 }
 
 /// What a comparison measured.
@@ -58,14 +84,14 @@ pub struct KernelTimes {
     pub shape: Shape,
     /// Rows of activations.
     pub batch_size: usize,
-    /// Each form of the weight; the first two are dense f32 and dense bf16.
+    /// Each form of the weight; on a CPU the first two are dense f32 and dense bf16.
     pub arms: Vec<KernelArm>,
 }
 
 /// One form of a weight.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KernelArm {
-    /// Registry name of the kernel; `dense-f32`, `dense-bf16`.
+    /// Registry name of the kernel; `dense-f32`, `dense-bf16`, `cublas-f16`; `matvec`, `dequantize`, `gptq` on a GPU.
     pub kernel: String,
     /// Its codes; `None` where it is dense.
     pub packed: Option<PackedForm>,
@@ -84,12 +110,19 @@ pub struct PackedForm {
     pub granularity: String,
     /// What is done to activations.
     pub activations: Activations,
+    /// Type of the activations on a GPU; on a CPU they are f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<FloatType>,
 }
 
 impl PackedForm {
     /// `W4A16 int16 g128`.
     pub fn label(&self) -> String {
-        format!("{} {}", self.activations.label(self.bits), self.granularity)
+        let multiplied = match self.precision {
+            Some(precision) => format!("W{}A16 {}", self.bits, precision.name()),
+            None => self.activations.label(self.bits),
+        };
+        format!("{multiplied} {}", self.granularity)
     }
 }
 

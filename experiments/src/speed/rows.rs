@@ -4,7 +4,10 @@ use awq_core::kernel::Activations;
 use awq_core::kernel::bench::Latency;
 use polars::prelude::*;
 
-use super::record::{DecodeTimes, KernelArm, KernelTimes, Machine, Measured, PackedForm, SpeedRecord};
+use super::record::{
+    DecodeTimes, Gpu, KernelArm, KernelTimes, Machine, MachinePeak, Measured, PackedForm, SpeedRecord,
+};
+use super::tables::threads;
 use crate::report::columns::columns;
 
 columns! {
@@ -18,6 +21,8 @@ columns! {
         n_in: u64,
         /// CPU threads.
         threads: u64,
+        /// The GPU that the products ran on, and the type of its tensors: `NVIDIA H100, f16`; null on the CPU.
+        gpu: Option<String>,
         /// Rows of activations.
         batch_size: u64,
         /// How the weight is stored and multiplied: `dense f32`, `W4A16 int16 g128`.
@@ -56,10 +61,14 @@ columns! {
         bound: Option<String>,
         /// The time that this bound leaves at best, over the median.
         share_of_bound: Option<f64>,
-        /// Median time of dense f32 over this median.
-        speedup_f32: f64,
+        /// Median time of dense f32 over this median; null where that was not measured, as with the next three.
+        speedup_f32: Option<f64>,
         /// Median time of dense bf16 over this median.
-        speedup_bf16: f64,
+        speedup_bf16: Option<f64>,
+        /// Median time of dense f16 (burn's product) over this median.
+        speedup_f16: Option<f64>,
+        /// Median time of dense f16 (cuBLAS) over this median.
+        speedup_cublas: Option<f64>,
         /// Processor.
         cpu: String,
         /// Commit that measured it.
@@ -119,6 +128,13 @@ columns! {
     }
 }
 
+impl KernelRow {
+    /// What it ran on: `2 threads`, `NVIDIA H100, f16`.
+    pub(super) fn place(&self) -> String {
+        self.gpu.clone().unwrap_or_else(|| threads(self.threads))
+    }
+}
+
 /// A row a form of every weight.
 pub fn kernel_rows(records: &[SpeedRecord]) -> Vec<KernelRow> {
     let rows = |record: &SpeedRecord| match &record.measured {
@@ -150,13 +166,15 @@ fn kernel_row(record: &SpeedRecord, times: &KernelTimes, arm: &KernelArm) -> Ker
     });
     let speedup = |kernel: &str| {
         let dense = times.arms.iter().find(|arm| arm.kernel == kernel);
-        dense.map_or(f64::NAN, |dense| dense.latency.median / seconds)
+        dense.map(|dense| dense.latency.median / seconds)
     };
+    let gpu = |gpu: &Gpu| format!("{}, {}", gpu.name, gpu.precision.name());
     KernelRow {
         shape: times.shape.name.clone(),
         n_out: n_out as u64,
         n_in: n_in as u64,
         threads: record.provenance.threads as u64,
+        gpu: record.gpu.as_ref().map(gpu),
         batch_size: times.batch_size as u64,
         form: arm.packed.as_ref().map_or_else(|| arm.kernel.replace('-', " "), PackedForm::label),
         kernel: arm.kernel.clone(),
@@ -178,6 +196,8 @@ fn kernel_row(record: &SpeedRecord, times: &KernelTimes, arm: &KernelArm) -> Ker
         share_of_bound: bound.map(|(_, best)| best / seconds),
         speedup_f32: speedup("dense-f32"),
         speedup_bf16: speedup("dense-bf16"),
+        speedup_f16: speedup("dense-f16"),
+        speedup_cublas: speedup("cublas-f16"),
         cpu: record.provenance.cpu.clone(),
         commit: record.provenance.commit.clone(),
         dirty: record.provenance.dirty,
@@ -186,14 +206,18 @@ fn kernel_row(record: &SpeedRecord, times: &KernelTimes, arm: &KernelArm) -> Ker
 
 /// Operations a second that the arithmetic of a form allows.
 fn peak_of(machine: &Machine, arm: &KernelArm, batch_size: usize) -> Option<f64> {
+    let peak = match machine.peak {
+        MachinePeak::Cpu(peak) => peak,
+        MachinePeak::Gpu { dense_product } => return Some(dense_product),
+    };
     match arm.packed.as_ref().map(|packed| packed.activations) {
-        Some(Activations::F32) => Some(machine.peak.f32),
-        Some(Activations::Int8) => Some(machine.peak.int8),
+        Some(Activations::F32) => Some(peak.f32),
+        Some(Activations::Int8) => Some(peak.int8),
         // Two products of bytes each.
-        Some(Activations::Int16) => Some(machine.peak.int8 / 2.0),
-        None if arm.kernel == "dense-f32" => Some(machine.peak.f32),
+        Some(Activations::Int16) => Some(peak.int8 / 2.0),
+        None if arm.kernel == "dense-f32" => Some(peak.f32),
         // One row is multiplied in f32; several by instructions for bf16, whose peak is not measured.
-        None => (batch_size == 1).then_some(machine.peak.f32),
+        None => (batch_size == 1).then_some(peak.f32),
     }
 }
 
@@ -251,7 +275,8 @@ mod tests {
     /// A [1000, 1000] weight on a machine that copies 10 GB/s and has 100 GFLOP/s of f32 and 400 of bytes.
     fn record(batch_size: usize) -> SpeedRecord {
         let thousand = NonZeroUsize::MIN.saturating_add(999);
-        let packed = |activations| Some(PackedForm { bits: 4, granularity: "g128".into(), activations });
+        let packed =
+            |activations| Some(PackedForm { bits: 4, granularity: "g128".into(), activations, precision: None });
         let arms = vec![
             arm("dense-f32", None, 4_000_000, 1e-3),
             arm("dense-bf16", None, 2_000_000, 5e-4),
@@ -263,7 +288,11 @@ mod tests {
             schema: SCHEMA_VERSION,
             id: "0".into(),
             measured: Measured::Kernels(KernelTimes { shape, batch_size, arms }),
-            machine: Machine { bandwidth: Bandwidth { copy: 1e10, read: 8e9 }, peak: Peak { f32: 1e11, int8: 4e11 } },
+            machine: Machine {
+                bandwidth: Bandwidth { copy: 1e10, read: 8e9 },
+                peak: MachinePeak::Cpu(Peak { f32: 1e11, int8: 4e11 }),
+            },
+            gpu: None,
             provenance: Provenance::collect("cpu", 1, Default::default()),
         }
     }
@@ -282,8 +311,8 @@ mod tests {
         close(int16.share_of_copy, 0.5);
         close(int16.gflop_per_s, 20.0);
         close(int16.share_of_peak.unwrap_or(0.0), 0.1);
-        close(int16.speedup_f32, 10.0);
-        close(int16.speedup_bf16, 5.0);
+        close(int16.speedup_f32.unwrap_or(0.0), 10.0);
+        close(int16.speedup_bf16.unwrap_or(0.0), 5.0);
         assert_eq!(int16.bound.as_deref(), Some("memory"));
         close(int16.share_of_bound.unwrap_or(0.0), 0.5);
     }

@@ -10,8 +10,11 @@
 
 #[cfg(feature = "wgpu")]
 mod adapter;
+pub mod bench;
 #[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
 mod dequantize;
+#[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
+mod gptq;
 #[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
 mod matvec;
 mod operation;
@@ -23,6 +26,7 @@ use burn_fusion::Fusion;
 
 #[cfg(feature = "wgpu")]
 pub use adapter::has_wgpu_adapter;
+pub use gptq::GptqWeight;
 
 use super::DeviceWeight;
 use crate::backend::QuantBackend;
@@ -32,30 +36,59 @@ use crate::backend::QuantBackend;
 /// rows, while dequantizing first moves 9 times the bytes of the packed weight.
 pub const MATVEC_MAX_ROWS: usize = 16;
 
-/// See [`QuantBackend::packed_matmul`].
-pub(crate) fn packed_matmul<R, F, I, BT>(
-    x: Tensor<Cube<R, F, I, BT>, 2>,
-    weight: &DeviceWeight<Cube<R, F, I, BT>>,
-) -> Tensor<Cube<R, F, I, BT>, 2>
+/// A GPU backend. The ways to multiply that [`QuantBackend::packed_matmul`] chooses from, one by one, and a baseline.
+pub trait GpuBackend: QuantBackend {
+    /// `x w^T` from packed codes, whatever the number of rows of `x: [n, n_in]`.
+    fn packed_matvec(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2>;
+
+    /// `x w^T` with the weight dequantized into memory first.
+    fn dequantized_matmul(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2>;
+
+    /// `x w^T` with a weight in GPTQ's layout; scales have the type of `x`.
+    fn gptq_matmul(x: Tensor<Self, 2>, weight: &GptqWeight<Self>) -> Tensor<Self, 2>;
+}
+
+impl<R, F, I, BT> GpuBackend for Cube<R, F, I, BT>
 where
     R: CubeRuntime,
     F: FloatElement,
     I: IntElement,
     BT: BoolElement,
 {
-    let [n_rows, n_in] = x.dims();
-    assert_eq!(n_in, weight.facts.n_in, "activations of {n_in} channels for a weight that takes {}", weight.facts.n_in);
-    if n_rows > MATVEC_MAX_ROWS {
-        let dtype = x.dtype();
-        return Cube::<R, F, I, BT>::matmul_transposed(x, dequantize(weight, dtype));
+    fn packed_matvec(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2> {
+        check_channels(&x, weight.facts.n_in);
+        let product = operation::matvec::<R, F, I, BT>(
+            x.into_primitive().tensor(),
+            weight.words.clone().into_primitive(),
+            weight.params.clone().into_primitive(),
+            weight.facts,
+        );
+        Tensor::from_primitive(TensorPrimitive::Float(product))
     }
-    let product = operation::matvec::<R, F, I, BT>(
-        x.into_primitive().tensor(),
-        weight.words.clone().into_primitive(),
-        weight.params.clone().into_primitive(),
-        weight.facts,
-    );
-    Tensor::from_primitive(TensorPrimitive::Float(product))
+
+    fn dequantized_matmul(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2> {
+        check_channels(&x, weight.facts.n_in);
+        let dtype = x.dtype();
+        Self::matmul_transposed(x, dequantize(weight, dtype))
+    }
+
+    fn gptq_matmul(x: Tensor<Self, 2>, weight: &GptqWeight<Self>) -> Tensor<Self, 2> {
+        check_channels(&x, weight.facts.n_in);
+        assert_eq!(x.dtype(), weight.scales.dtype(), "activations and scales are of different types");
+        let product = operation::gptq::<R, F, I, BT>(x.into_primitive().tensor(), weight);
+        Tensor::from_primitive(TensorPrimitive::Float(product))
+    }
+}
+
+fn check_channels<B: QuantBackend>(x: &Tensor<B, 2>, n_in: usize) {
+    let found = x.dims()[1];
+    assert_eq!(found, n_in, "activations of {found} channels for a weight that takes {n_in}");
+}
+
+/// See [`QuantBackend::packed_matmul`].
+pub(crate) fn packed_matmul<B: GpuBackend>(x: Tensor<B, 2>, weight: &DeviceWeight<B>) -> Tensor<B, 2> {
+    let few = x.dims()[0] <= MATVEC_MAX_ROWS;
+    if few { B::packed_matvec(x, weight) } else { B::dequantized_matmul(x, weight) }
 }
 
 /// The weights that packed codes stand for, `[out, in]` of `dtype`.

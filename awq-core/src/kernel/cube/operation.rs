@@ -6,10 +6,11 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::fusion::FusionCubeRuntime;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use burn_fusion::stream::{Operation, OperationStreams};
-use burn_fusion::{FusionRuntime, FusionTensor};
+use burn_fusion::{Fusion, FusionRuntime, FusionTensor};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, OperationOutput, TensorIr};
 
 use super::super::UnitFacts;
+use super::gptq::{GptqFacts, GptqWeight};
 
 /// A tensor of a stream.
 type Lazy<R> = FusionTensor<FusionCubeRuntime<R>>;
@@ -70,6 +71,32 @@ where
     }
 }
 
+/// `x w^T` in GPTQ's layout: activations, words, scales, zero points and groups in, `[n, n_out]` out.
+#[derive(Clone, Debug)]
+struct Gptq<B> {
+    place: CustomOpIr,
+    facts: GptqFacts,
+    backend: PhantomData<B>,
+}
+
+impl<R, F, I, BT> Operation<FusionCubeRuntime<R>> for Gptq<CubeBackend<R, F, I, BT>>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    fn execute(&self, handles: &mut Handles<R>) {
+        let ([x, words, scales, zero_points, group_of], [out]) = self.place.as_fixed();
+        let x = handles.get_float_tensor::<CubeBackend<R, F, I, BT>>(x);
+        let scales = handles.get_float_tensor::<CubeBackend<R, F, I, BT>>(scales);
+        let mut int = |tensor: &TensorIr| handles.get_int_tensor::<CubeBackend<R, F, I, BT>>(tensor);
+        let weight = [int(words), scales, int(zero_points), int(group_of)];
+        let product = super::gptq::launch(x, weight, &self.facts);
+        handles.register_float_tensor::<CubeBackend<R, F, I, BT>>(&out.id, product);
+    }
+}
+
 /// Puts a [`Matvec`] into the stream of `x`.
 pub(super) fn matvec<R, F, I, BT>(x: Lazy<R>, words: Lazy<R>, params: Lazy<R>, facts: UnitFacts) -> Lazy<R>
 where
@@ -99,5 +126,28 @@ where
     let out = TensorIr::uninit(client.create_empty_handle(), shape, dtype);
     let place = CustomOpIr::new("packed_dequantize", &[words.into_ir(), params.into_ir()], &[out]);
     let operation = Dequantize::<CubeBackend<R, F, I, BT>> { place: place.clone(), facts, backend: PhantomData };
+    client.register(streams, OperationIr::Custom(place), operation).output()
+}
+
+/// Puts a [`Gptq`] into the stream of `x`.
+pub(super) fn gptq<R, F, I, BT>(x: Lazy<R>, weight: &GptqWeight<Fusion<CubeBackend<R, F, I, BT>>>) -> Lazy<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    let words = weight.words.clone().into_primitive();
+    let scales = weight.scales.clone().into_primitive().tensor();
+    let zero_points = weight.zero_points.clone().into_primitive();
+    let group_of = weight.group_of.clone().into_primitive();
+    let streams = OperationStreams::with_inputs([&x, &words, &scales, &zero_points, &group_of]);
+    let client = x.client.clone();
+    let shape = Shape::new([x.shape[0], weight.facts.n_out]);
+    let out = TensorIr::uninit(client.create_empty_handle(), shape, x.dtype);
+    let inputs = [x, words, scales, zero_points, group_of].map(FusionTensor::into_ir);
+    let place = CustomOpIr::new("gptq_matvec", &inputs, &[out]);
+    let operation =
+        Gptq::<CubeBackend<R, F, I, BT>> { place: place.clone(), facts: weight.facts, backend: PhantomData };
     client.register(streams, OperationIr::Custom(place), operation).output()
 }
