@@ -95,7 +95,7 @@ impl Queued for CublasProduct {
         unsafe { self.blas.gemm(config, weight, &self.x, &mut self.out) }.map_err(failed)
     }
 
-    fn wait(&self) -> Result<(), DeviceError> {
+    fn wait(&mut self) -> Result<(), DeviceError> {
         self.stream.synchronize().map_err(failed)
     }
 }

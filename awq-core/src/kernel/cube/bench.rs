@@ -3,7 +3,8 @@
 //! Calls are put into the device's queue one behind the other and waited for at the end: what is measured is the device's
 //! time, or the host's time to launch a kernel where that is longer. (CubeCL's own profiler is no alternative on CUDA: it
 //! waits for the device before and after each measurement and takes the host's clock, too.) Each call reads the next of
-//! several copies of its weight, together larger than a last-level cache.
+//! several copies of its weight, together larger than a last-level cache. Results are kept until then: what nobody holds any more,
+//! burn's fusion need not compute.
 
 use std::time::Instant;
 
@@ -44,7 +45,7 @@ pub trait Queued {
     ///
     /// # Errors
     /// If a call failed.
-    fn wait(&self) -> Result<(), DeviceError>;
+    fn wait(&mut self) -> Result<(), DeviceError>;
 }
 
 /// Times of a call: the arms take turns, each with a queue of calls. Two rounds of warm-up, in which kernels are compiled
@@ -79,6 +80,8 @@ pub struct Product<B: Backend, W> {
     weight_bytes: usize,
     copies: Vec<W>,
     x: Tensor<B, 2>,
+    /// Results of the calls in the queue.
+    pending: Vec<Tensor<B, 2>>,
 }
 
 impl<B: GpuBackend> Product<B, Tensor<B, 2>> {
@@ -133,7 +136,7 @@ impl<B: GpuBackend> Product<B, GptqWeight<B>> {
             .chain((1..n_copies(first.packed_bytes(), bytes)).map(|_| GptqWeight::new(weight, dtype, device)))
             .collect::<Result<Vec<_>, _>>()?;
         let x = activations(1, weight.n_in, dtype, device);
-        Ok(Self { multiply: B::gptq_matmul, weight_bytes: first.packed_bytes(), copies, x })
+        Ok(Self { multiply: B::gptq_matmul, weight_bytes: first.packed_bytes(), copies, x, pending: Vec::new() })
     }
 }
 
@@ -146,7 +149,7 @@ impl<B: Backend, W> Product<B, W> {
         x: Tensor<B, 2>,
     ) -> Self {
         let copies = std::iter::repeat_with(copy).take(n_copies(weight_bytes, bytes)).collect();
-        Self { multiply, weight_bytes, copies, x }
+        Self { multiply, weight_bytes, copies, x, pending: Vec::new() }
     }
 }
 
@@ -165,45 +168,55 @@ impl<B: Backend, W> Queued for Product<B, W> {
     }
 
     fn queue(&mut self, call: usize) -> Result<(), DeviceError> {
-        drop((self.multiply)(self.x.clone(), &self.copies[call % self.copies.len()]));
+        self.pending.push((self.multiply)(self.x.clone(), &self.copies[call % self.copies.len()]));
         Ok(())
     }
 
-    fn wait(&self) -> Result<(), DeviceError> {
-        wait::<B>(&self.x.device())
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        wait::<B>(&self.x.device())?;
+        self.pending.clear();
+        Ok(())
     }
 }
 
-/// Copies an array into another, elementwise, and sums it: bytes a second, medians of `n_rounds`.
+/// Bytes of an array: many devices take no larger one.
+const ARRAY_BYTES: usize = 64 << 20;
+
+/// Copies arrays into others, elementwise, and sums them: bytes a second, medians of `n_rounds`. The arrays take turns and
+/// have `bytes` together, which should be several times the last-level cache.
 ///
 /// # Errors
 /// If the device fails.
 pub fn bandwidth<B: Backend>(bytes: usize, n_rounds: usize, device: &B::Device) -> Result<Bandwidth, DeviceError> {
-    let source = Tensor::<B, 1>::ones([bytes / size_of::<f32>()], (device, DType::F32));
-    let median = |call: &dyn Fn()| -> Result<f64, DeviceError> {
+    let array = bytes.min(ARRAY_BYTES);
+    let ones = || Tensor::<B, 1>::ones([array / size_of::<f32>()], (device, DType::F32));
+    let sources: Vec<_> = std::iter::repeat_with(ones).take(n_copies(array, bytes)).collect();
+    let median = |call: &dyn Fn(Tensor<B, 1>) -> Tensor<B, 1>| -> Result<f64, DeviceError> {
         let mut seconds = Vec::with_capacity(n_rounds);
         for round in 0..=n_rounds {
             wait::<B>(device)?;
             let start = Instant::now();
-            (0..N_CALLS).for_each(|_| call());
+            let results: Vec<_> = (0..N_CALLS).map(|i| call(sources[i % sources.len()].clone())).collect();
             wait::<B>(device)?;
+            drop(results);
             if round > 0 {
                 seconds.push(start.elapsed().as_secs_f64() / N_CALLS as f64);
             }
         }
         Ok(Latency::of(seconds).median)
     };
-    let copy = median(&|| drop(source.clone() * 2.0))?;
-    let read = median(&|| drop(source.clone().sum()))?;
-    Ok(Bandwidth { copy: 2.0 * bytes as f64 / copy, read: bytes as f64 / read })
+    let copy = median(&|source| source * 2.0)?;
+    let read = median(&|source| source.sum())?;
+    Ok(Bandwidth { copy: 2.0 * array as f64 / copy, read: array as f64 / read })
 }
 
-/// Operations a second of burn's product of two square matrices, large enough to keep the device busy for a millisecond.
+/// Operations a second of burn's product of two square matrices, of 4096 rows or as many as keep the device busy for a
+/// millisecond.
 ///
 /// # Errors
 /// If the device fails.
 pub fn peak<B: Backend>(dtype: DType, device: &B::Device) -> Result<f64, DeviceError> {
-    const LARGEST: usize = 8192;
+    const LARGEST: usize = 4096;
     const ENOUGH: f64 = 1e-3;
     let mut n = 512;
     loop {
@@ -214,8 +227,9 @@ pub fn peak<B: Backend>(dtype: DType, device: &B::Device) -> Result<f64, DeviceE
         for round in 0..4 {
             wait::<B>(device)?;
             let start = Instant::now();
-            drop(a.clone().matmul(b.clone()));
+            let product = a.clone().matmul(b.clone());
             wait::<B>(device)?;
+            drop(product);
             if round > 0 {
                 fastest = fastest.min(start.elapsed().as_secs_f64());
             }
