@@ -7,6 +7,9 @@
 #   scripts/gpu_check.sh cuda --build DIR   only build, and put the programs into DIR, to be carried to a machine with a GPU
 #   scripts/gpu_check.sh cuda --bin DIR     run the programs in DIR; needs no Rust
 #
+# With GPU_CHECK_LARGE=1 it also writes checkpoints of a 7B and (4 blocks) a 70B shape below target/synthetic, 20 GB in all, and
+# quantizes and scores them by configs/gpu-synthetic.toml; that needs Python and takes long.
+#
 # Reports go to results/gpu-check, or to the folder that GPU_CHECK_OUT names. CUDA needs the toolkit's libnvrtc and headers at
 # run time (CUDA_PATH, LD_LIBRARY_PATH) but not at build time. For a toolkit or driver older than the newest bindings, build
 # with CUDARC_CUDA_VERSION=12080 or the like.
@@ -67,10 +70,42 @@ step quickstart-cpu experiment --device flex --out "$out/quickstart-cpu"
 step quickstart-f32 experiment --device "$device" --out "$out/quickstart-f32"
 step quickstart-f16 experiment --device "$device" --precision f16 --out "$out/quickstart-f16"
 
+large() {
+    for shape in "llama-2-7b 32" "llama-2-70b 4"; do
+        scripts/make-synthetic-checkpoint.py "${shape% *}" --blocks "${shape#* }" --out "target/synthetic/${shape% *}" || return
+    done
+    local poll=""
+    if command -v nvidia-smi >/dev/null; then
+        nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -l 1 >"$out/memory-mib.txt" &
+        poll=$!
+    fi
+    local code=0
+    "$programs/experiments" configs/gpu-synthetic.toml --quiet --device "$device" --out "$out/synthetic" || code=$?
+    [ -z "$poll" ] || kill "$poll"
+    return "$code"
+}
+if [ "${GPU_CHECK_LARGE:-}" = 1 ]; then
+    rm -rf "$out/synthetic"
+    step large large
+fi
+
 printf '\n'
 printf '%s\n' "${summary[@]}"
 printf '\nProducts at batch size 1 (all are in %s)\n' "$out/speed/table.md"
 grep -E '^\| *(batch|1) ' "$out/speed/table.md" 2>/dev/null || echo "no table"
+if [ -f "$out/synthetic/records.jsonl" ]; then
+    printf '\nSynthetic checkpoints\n'
+    python3 - "$out/synthetic/records.jsonl" <<'PYTHON'
+import json, sys
+
+for line in open(sys.argv[1]):
+    record = json.loads(line)
+    cell, cost = record["cell"], record["outcome"].get("done", {}).get("cost", {})
+    method = next(iter(cell["quantization"]["method"])) if cell["quantization"] else "full precision"
+    print(cell["model"]["name"], method, *(f"{name}: {value}" for name, value in cost.items() if value is not None), sep=", ")
+PYTHON
+    [ ! -s "$out/memory-mib.txt" ] || echo "most GPU memory in use: $(sort -n "$out/memory-mib.txt" | tail -1) MiB"
+fi
 for run in cpu f32 f16; do
     printf '\nQuickstart, %s\n' "$run"
     grep '^|' "$out/quickstart-$run/table.md" 2>/dev/null || echo "no table"

@@ -68,6 +68,7 @@ pub(super) fn launch<R: CubeRuntime>(
 
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its interface to the device")]
+#[allow(clippy::collapsible_if, reason = "only the outer condition is known when the kernel is compiled")]
 fn dequantize<F: Float, X: Size>(
     words: &Array<u32>,
     params: &Array<u32>,
@@ -92,7 +93,7 @@ fn dequantize<F: Float, X: Size>(
         // 8 codes of 2 or 4 bits are half a word or a word; of 3 bits they may end in the next.
         if comptime!(layout.bits == 3) {
             if shift > 8u32 {
-                window = window | (words[word_index(row, unit, word + 1u32, n_units, layout)] << (32u32 - shift));
+                window |= words[word_index(row, unit, word + 1u32, n_units, layout)] << (32u32 - shift);
             }
         }
         let group = group_params(params, (row * n_groups + unit / units_per_group) as usize, comptime!(layout.wide));

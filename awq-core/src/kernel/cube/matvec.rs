@@ -184,7 +184,7 @@ fn matvec<F: Float, W: Size, X: Size>(
                     let place = comptime!(field(bits, chunk * CHUNK + i, in_place));
                     let mut code = unit_words[r * bits + comptime!(place.word)] >> comptime!(place.shift);
                     if comptime!(place.straddles) {
-                        code = code | (unit_words[r * bits + comptime!(place.word + 1)] << comptime!(32 - place.shift));
+                        code |= unit_words[r * bits + comptime!(place.word + 1)] << comptime!(32 - place.shift);
                     }
                     codes[r * CHUNK + i] = small_float(code & comptime!(place.mask));
                 }
@@ -280,7 +280,7 @@ fn add_up(sums: &Array<f32>, #[comptime] n_sums: usize, #[comptime] tile: Tile) 
                 }
             }
             sync_cube();
-            half = half / 2u32;
+            half /= 2u32;
         }
         if UNIT_POS < n_sums as u32 {
             total = shared[UNIT_POS as usize * n_threads];
