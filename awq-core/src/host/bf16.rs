@@ -53,7 +53,7 @@ mod avx512 {
     /// Values that become one vector of pairs.
     const PACKED: usize = 32;
 
-    /// A `[n, k]` weight rounded to bf16, in the order in which products read it: for [`COLS`] rows of the weight at a time,
+    /// A `[n, k]` weight rounded to bf16, in the order in which products read it: for 64 rows of the weight at a time,
     /// pairs of neighbouring inputs, `[k / 2][COLS]`.
     pub struct Panels {
         words: Vec<u32>,

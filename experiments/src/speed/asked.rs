@@ -1,4 +1,4 @@
-//! What `[speed]` asks for: [`Comparison`]s, and which of them are on record.
+//! What `[speed]` asks for, as comparisons, and which of them are on record.
 
 use std::collections::BTreeMap;
 

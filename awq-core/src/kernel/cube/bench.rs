@@ -12,7 +12,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Distribution, Tensor};
 
 use super::super::bench::{Bandwidth, Latency};
-use super::super::{DeviceWeight, UnitWeight};
+use super::super::{DeviceWeight, KernelError, UnitWeight};
 use super::{GptqWeight, GpuBackend};
 use crate::quantized::QuantizedWeight;
 
@@ -124,19 +124,15 @@ impl<B: GpuBackend> Product<B, GptqWeight<B>> {
     ///
     /// # Errors
     /// As [`GptqWeight::new`].
-    pub fn gptq(
-        weight: &QuantizedWeight,
-        dtype: DType,
-        bytes: usize,
-        device: &B::Device,
-    ) -> Result<Self, super::super::KernelError> {
-        let first = GptqWeight::new(weight, dtype, device)?;
-        // A tensor is a reference: only its own upload is memory of its own.
-        let copies = std::iter::once(Ok(first.clone()))
-            .chain((1..n_copies(first.packed_bytes(), bytes)).map(|_| GptqWeight::new(weight, dtype, device)))
-            .collect::<Result<Vec<_>, _>>()?;
+    pub fn gptq(weight: &QuantizedWeight, dtype: DType, bytes: usize, device: &B::Device) -> Result<Self, KernelError> {
+        // A cloned tensor is the same memory: each copy is an upload of its own.
+        let mut copies = vec![GptqWeight::new(weight, dtype, device)?];
+        let weight_bytes = copies[0].packed_bytes();
+        for _ in 1..n_copies(weight_bytes, bytes) {
+            copies.push(GptqWeight::new(weight, dtype, device)?);
+        }
         let x = activations(1, weight.n_in, dtype, device);
-        Ok(Self { multiply: B::gptq_matmul, weight_bytes: first.packed_bytes(), copies, x, pending: Vec::new() })
+        Ok(Self { multiply: B::gptq_matmul, weight_bytes, copies, x, pending: Vec::new() })
     }
 }
 
