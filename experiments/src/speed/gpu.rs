@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 
 use awq_core::arithmetic::FloatType;
-use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype};
+use awq_core::grid::Grid;
+use awq_core::host;
 use awq_core::kernel::cube::bench::{Product, Queued, bandwidth, interleaved, peak};
 use awq_core::kernel::cube::{GptqWeight, GpuBackend};
 use awq_core::kernel::{Activations, DeviceWeight, UnitWeight};
-use awq_core::quantized::{QuantizedWeight, ZeroPoints};
+use awq_core::quantized::QuantizedWeight;
 use awq_core::transform::WeightTransform;
 use burn::tensor::{DType, Tensor};
 
 use super::Timed;
-use super::record::{Gpu, KernelArm, KernelTimes, Machine, MachinePeak, Measured, PackedForm};
+use super::kernels::numbers;
+use super::record::{Gpu, KernelTimes, Machine, MachinePeak, Measured, PackedForm};
 use crate::config::{KernelSpeed, Shape};
 use crate::device::GpuJob;
 
@@ -53,13 +55,8 @@ impl GpuJob for TimeKernels<'_> {
         for (index, &batch_size) in self.batch_sizes.iter().enumerate() {
             arms.iter_mut().try_for_each(|arm| arm.set_batch_size(batch_size))?;
             let latencies = interleaved(&mut arms, self.of.n_rounds.get())?;
-            let timed = names.iter().zip(&arms).zip(latencies).map(|(((kernel, packed), arm), latency)| KernelArm {
-                kernel: kernel.clone(),
-                packed: packed.clone(),
-                bytes: arm.weight_bytes(),
-                latency,
-            });
-            let times = KernelTimes { shape: self.shape.clone(), batch_size, arms: timed.collect() };
+            let bytes = arms.iter().map(|arm| arm.weight_bytes());
+            let times = KernelTimes::new(self.shape, batch_size, &names, bytes, latencies);
             let (measured, gpu) = (Measured::Kernels(times), Some(gpu.clone()));
             (self.done)(index, Timed { measured, machine, gpu, assets: BTreeMap::new() })?;
         }
@@ -79,9 +76,11 @@ impl TimeKernels<'_> {
             let product = super::cublas::CublasProduct::new(index, sizes, bytes)?;
             forms.extend(product.map(|product| ("cublas-f16".into(), None, Box::new(product) as Box<dyn Queued>)));
         }
+        // Speed does not depend on the values.
+        let values = numbers(sizes[0] * sizes[1]);
         let grids = self.of.bits.iter().flat_map(|bits| self.of.granularity.iter().map(move |g| (*bits, *g)));
         for (bits, granularity) in grids {
-            let weight = arbitrary(sizes, bits, granularity);
+            let weight = host::grid::quantize(&values, sizes[0], sizes[1], &Grid::awq(bits, granularity));
             let form = |granularity: String| {
                 let (bits, precision) = (bits.get(), Some(self.precision));
                 Some(PackedForm { bits, granularity, activations: Activations::F32, precision })
@@ -109,24 +108,6 @@ fn name<B: GpuBackend>(device: &str, at: &B::Device) -> String {
         return name;
     }
     format!("{device} ({})", B::name(at))
-}
-
-/// Codes that have nothing to do with a model: speed does not depend on them.
-fn arbitrary([n_out, n_in]: [usize; 2], bits: Bits, granularity: Granularity) -> QuantizedWeight {
-    let n_groups = match granularity {
-        Granularity::PerTensor => 1,
-        _ => n_out * granularity.n_groups(n_in),
-    };
-    let code = |i: usize| (i.wrapping_mul(2_654_435_761) >> 16) as u8 & bits.max_code();
-    QuantizedWeight {
-        n_out,
-        n_in,
-        grid: Grid::awq(bits, granularity),
-        codes: (0..n_out * n_in).map(code).collect(),
-        scale: vec![ScaleDtype::F16.round(0.01); n_groups],
-        zero_point: ZeroPoints::Codes((0..n_groups).map(code).collect()),
-        transform: WeightTransform::Identity,
-    }
 }
 
 /// An order of the channels in which neighbours come from all over the row, as activation order leaves them.

@@ -5,7 +5,7 @@ use awq_core::kernel::Kernel;
 use awq_core::kernel::bench::{Arm, interleaved};
 use awq_core::kernel::dense::{DenseBf16, DenseF32};
 
-use super::record::{KernelArm, KernelTimes, PackedForm};
+use super::record::{KernelTimes, PackedForm};
 use crate::config::{KernelSpeed, Shape};
 
 /// Every form of one weight, in as many copies as a comparison needs. Making them takes longer than timing them.
@@ -46,14 +46,12 @@ impl Forms {
     /// Times products of every form with `batch_size` rows of activations, on rayon's current pool.
     pub fn measure(&self, batch_size: usize, n_rounds: usize) -> KernelTimes {
         let latencies = interleaved(&self.arms, &numbers(batch_size * self.shape.n_in.get()), n_rounds);
-        let arms = self.names.iter().zip(&self.arms).zip(latencies).map(|(((kernel, packed), arm), latency)| {
-            KernelArm { kernel: kernel.clone(), packed: packed.clone(), bytes: arm.packed_bytes(), latency }
-        });
-        KernelTimes { shape: self.shape.clone(), batch_size, arms: arms.collect() }
+        let bytes = self.arms.iter().map(Arm::packed_bytes);
+        KernelTimes::new(&self.shape, batch_size, &self.names, bytes, latencies)
     }
 }
 
 /// Numbers between -0.5 and 0.5, always the same.
-fn numbers(n: usize) -> Vec<f32> {
+pub(super) fn numbers(n: usize) -> Vec<f32> {
     (0..n).map(|i| (i * 7919 % 1009) as f32 / 1009.0 - 0.5).collect()
 }

@@ -88,6 +88,25 @@ pub struct KernelTimes {
     pub arms: Vec<KernelArm>,
 }
 
+impl KernelTimes {
+    /// Of forms by the name of the kernel and the codes where there are any.
+    pub(super) fn new(
+        shape: &Shape,
+        batch_size: usize,
+        names: &[(String, Option<PackedForm>)],
+        bytes: impl Iterator<Item = usize>,
+        latencies: Vec<Latency>,
+    ) -> Self {
+        let arm = |(((kernel, packed), bytes), latency): ((&(String, Option<PackedForm>), usize), Latency)| KernelArm {
+            kernel: kernel.clone(),
+            packed: packed.clone(),
+            bytes,
+            latency,
+        };
+        Self { shape: shape.clone(), batch_size, arms: names.iter().zip(bytes).zip(latencies).map(arm).collect() }
+    }
+}
+
 /// One form of a weight.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KernelArm {
