@@ -44,6 +44,11 @@ pub trait QuantBackend: Backend {
     /// Whether operations are queued and run on a device of their own, so that the host is free meanwhile.
     const BESIDE_HOST: bool = false;
 
+    /// The tensor in f32; itself where it is so already.
+    fn in_f32<const D: usize>(x: Tensor<Self, D>) -> Tensor<Self, D> {
+        x.cast(DType::F32)
+    }
+
     /// `x W^T` for `x: [n, in]` and `weight: [out, in]`; returns `[n, out]`.
     fn matmul_transposed(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
         x.matmul(weight.transpose())
@@ -131,26 +136,26 @@ pub trait QuantBackend: Backend {
     /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
     fn rms_norm(x: Tensor<Self, 3>, weight: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 3> {
         let dtype = x.dtype();
-        let x = in_f32(x);
+        let x = Self::in_f32(x);
         // Not `recip`: on some backends it is a 14-bit approximation.
         let rms = (x.clone().powi_scalar(2).mean_dim(2) + eps).sqrt();
-        (x / rms * in_f32(weight).unsqueeze::<3>()).cast(dtype)
+        (x / rms * Self::in_f32(weight).unsqueeze::<3>()).cast(dtype)
     }
 
     /// `(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias` over the last dimension. The variance is the mean of squared
     /// deviations: the difference of two means that some backends take cancels where the mean is large.
     fn layer_norm(x: Tensor<Self, 3>, weight: Tensor<Self, 1>, bias: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 3> {
         let dtype = x.dtype();
-        let x = in_f32(x);
+        let x = Self::in_f32(x);
         let centered = x.clone() - x.mean_dim(2);
         let variance = centered.clone().powi_scalar(2).mean_dim(2);
-        let normed = centered / (variance + eps).sqrt() * in_f32(weight).unsqueeze::<3>();
-        (normed + in_f32(bias).unsqueeze::<3>()).cast(dtype)
+        let normed = centered / (variance + eps).sqrt() * Self::in_f32(weight).unsqueeze::<3>();
+        (normed + Self::in_f32(bias).unsqueeze::<3>()).cast(dtype)
     }
 
     /// Sum of `(a - b)^2` over all elements.
     fn squared_distance(a: &Tensor<Self, 3>, b: &Tensor<Self, 3>) -> f64 {
-        (in_f32(a.clone()) - in_f32(b.clone())).powi_scalar(2).sum().into_scalar().elem()
+        (Self::in_f32(a.clone()) - Self::in_f32(b.clone())).powi_scalar(2).sum().into_scalar().elem()
     }
 
     /// Negative log-likelihood in nats of each target under its row of logits, `logits: [n, vocab]`.
@@ -158,7 +163,7 @@ pub trait QuantBackend: Backend {
         let device = logits.device();
         let indices: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
         let indices = Tensor::<Self, 2, Int>::from_data(TensorData::new(indices, [targets.len(), 1]), &device);
-        let nll = log_softmax(in_f32(logits), 1).gather(1, indices).neg();
+        let nll = log_softmax(Self::in_f32(logits), 1).gather(1, indices).neg();
         float_vec(nll)
     }
 }
@@ -173,12 +178,7 @@ pub fn float_vec<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
         .unwrap_or_else(|error| panic!("a float tensor has no f32 values: {error:?}"))
 }
 
-/// The tensor in f32; itself where it is so already.
-pub(crate) fn in_f32<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, D> {
-    tensor.cast(DType::F32)
-}
-
-fn causal_attention_tensor<B: Backend>(
+fn causal_attention_tensor<B: QuantBackend>(
     q: Tensor<B, 3>,
     k: Tensor<B, 3>,
     v: Tensor<B, 3>,
@@ -191,15 +191,16 @@ fn causal_attention_tensor<B: Backend>(
     let (device, dtype) = (q.device(), q.dtype());
     let split = |x: Tensor<B, 3>, heads: usize| x.reshape([batch, seq, heads, head_dim]).swap_dims(1, 2);
     let rotate = |x: Tensor<B, 4>| match rotary {
-        Some(table) => rotate_halves(in_f32(x), table).cast(dtype),
-        None => x,
+        Some(table) => rotate_halves(B::in_f32(x), table),
+        None => B::in_f32(x),
     };
-    let q = rotate(split(q, n_heads));
-    let k = rotate(split(k, n_kv_heads));
+    // Queries are divided, not scores: those of f16 would overflow.
+    let q = (rotate(split(q, n_heads)) / (head_dim as f64).sqrt()).cast(dtype);
+    let k = rotate(split(k, n_kv_heads)).cast(dtype);
     let v = split(v, n_kv_heads);
     // Query heads of one key head become rows of one matrix: no copy of keys or values is needed.
     let q = q.reshape([batch, n_kv_heads, n_rep * seq, head_dim]);
-    let scores = in_f32(q.matmul(k.swap_dims(2, 3))) / (head_dim as f64).sqrt();
+    let scores = B::in_f32(q.matmul(k.swap_dims(2, 3)));
     let hidden_future = Tensor::<B, 2, Int>::ones([seq, seq], &device).triu(1).bool();
     let mask = hidden_future.unsqueeze::<5>().expand([batch, n_kv_heads, n_rep, seq, seq]);
     let scores = scores.reshape([batch, n_kv_heads, n_rep, seq, seq]).mask_fill(mask, f32::NEG_INFINITY);
@@ -208,11 +209,11 @@ fn causal_attention_tensor<B: Backend>(
 }
 
 /// Rotates channel pairs `(c, c + d/2)` of `[batch, heads, seq, d]` by the table's angles.
-fn rotate_halves<B: Backend>(x: Tensor<B, 4>, table: &RotaryTable<B>) -> Tensor<B, 4> {
+fn rotate_halves<B: QuantBackend>(x: Tensor<B, 4>, table: &RotaryTable<B>) -> Tensor<B, 4> {
     let [_, _, seq, head_dim] = x.dims();
     let half = head_dim / 2;
-    let cos = in_f32(table.cos.clone()).narrow(0, 0, seq).unsqueeze::<4>();
-    let sin = in_f32(table.sin.clone()).narrow(0, 0, seq).unsqueeze::<4>();
+    let cos = B::in_f32(table.cos.clone()).narrow(0, 0, seq).unsqueeze::<4>();
+    let sin = B::in_f32(table.sin.clone()).narrow(0, 0, seq).unsqueeze::<4>();
     let first = x.clone().narrow(3, 0, half);
     let second = x.narrow(3, half, half);
     let rotated_first = first.clone() * cos.clone() - second.clone() * sin.clone();
@@ -235,6 +236,11 @@ where
     BT: burn_cubecl::BoolElement,
 {
     const BESIDE_HOST: bool = true;
+
+    /// An operation of its own: burn 0.21 panics where it fuses a cast with the reduction that reads it.
+    fn in_f32<const D: usize>(x: Tensor<Self, D>) -> Tensor<Self, D> {
+        crate::kernel::cube::in_f32(x)
+    }
 
     fn packed_matmul(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2> {
         crate::kernel::cube::packed_matmul(x, weight)

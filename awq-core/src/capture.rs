@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 
 use crate::arithmetic::Arithmetic;
 use crate::awq::ScaleSearch;
-use crate::backend::{QuantBackend, float_vec, in_f32};
+use crate::backend::{QuantBackend, float_vec};
 use crate::grid::Grid;
 use crate::log::ScaleSearchLog;
 use crate::model::{Block, Inspect, LinearName, ScaleGroup, Tap};
@@ -72,7 +72,7 @@ impl<B: QuantBackend> InputStats<B> {
     pub fn mean_abs(&self) -> Tensor<B, 1> {
         let sum = || {
             self.rows()
-                .map(|x| in_f32(x).abs().sum_dim(0))
+                .map(|x| B::in_f32(x).abs().sum_dim(0))
                 .reduce(|a, b| a + b)
                 .map(|sum| sum.squeeze::<1>() / self.n_tokens() as f64)
         };
@@ -83,7 +83,7 @@ impl<B: QuantBackend> InputStats<B> {
     pub fn gram(&self) -> Tensor<B, 2> {
         let sum = || {
             self.rows()
-                .map(in_f32)
+                .map(B::in_f32)
                 .map(|x| x.clone().transpose().matmul(x))
                 .reduce(|a, b| a + b)
                 .map(|sum| sum / self.n_tokens() as f64)
@@ -126,7 +126,7 @@ impl<B: QuantBackend> InputStats<B> {
     /// Every `stride`-th token of all batches joined, `[n, in]`, such that about `n_tokens` remain (all, where there are fewer).
     pub fn sampled_rows(&self, n_tokens: usize) -> Tensor<B, 2> {
         let stride = (self.n_tokens() / n_tokens.max(1)).max(1);
-        let rows = in_f32(Tensor::cat(self.rows().collect(), 0));
+        let rows = B::in_f32(Tensor::cat(self.rows().collect(), 0));
         let [n, n_in] = rows.dims();
         if stride == 1 {
             return rows;

@@ -5,7 +5,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::backend::{QuantBackend, in_f32};
+use crate::backend::QuantBackend;
 use crate::model::layers::{Linear, Norm};
 use crate::model::{BlockParams, PrevOp, ScaleGroup};
 
@@ -17,7 +17,7 @@ use crate::model::{BlockParams, PrevOp, ScaleGroup};
 pub fn fold<B: QuantBackend>(mut params: BlockParams<B>, group: &ScaleGroup, scale: &Tensor<B, 1>) -> BlockParams<B> {
     for &name in group.linears {
         let linear = params.linear(name);
-        let weight = in_f32(linear.weight.clone()) * scale.clone().unsqueeze::<2>();
+        let weight = B::in_f32(linear.weight.clone()) * scale.clone().unsqueeze::<2>();
         let bias = linear.bias.clone();
         params.linears.insert(name, Linear { weight, bias });
     }
@@ -30,8 +30,8 @@ pub fn fold<B: QuantBackend>(mut params: BlockParams<B>, group: &ScaleGroup, sca
                 "{}: the scale must have one entry a channel of the norm",
                 name.0
             );
-            let weight = in_f32(norm.weight) / scale.clone();
-            let bias = norm.bias.map(|bias| in_f32(bias) / scale.clone());
+            let weight = B::in_f32(norm.weight) / scale.clone();
+            let bias = norm.bias.map(|bias| B::in_f32(bias) / scale.clone());
             params.norms.insert(name, Norm { weight, bias, ..norm });
         }
         PrevOp::Linear(name) => {
@@ -41,8 +41,8 @@ pub fn fold<B: QuantBackend>(mut params: BlockParams<B>, group: &ScaleGroup, sca
                 scale.dims()[0],
                 "{name}: the scale must have one entry an output of the linear"
             );
-            let weight = in_f32(linear.weight) / scale.clone().unsqueeze_dim::<2>(1);
-            let bias = linear.bias.map(|bias| in_f32(bias) / scale.clone());
+            let weight = B::in_f32(linear.weight) / scale.clone().unsqueeze_dim::<2>(1);
+            let bias = linear.bias.map(|bias| B::in_f32(bias) / scale.clone());
             params.linears.insert(name, Linear { weight, bias });
         }
     }

@@ -8,7 +8,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::backend::{float_vec, in_f32};
+use crate::backend::{QuantBackend, float_vec};
 use crate::grid::{Granularity, Grid, RANGE_FLOOR, Symmetry};
 use crate::transform::WeightTransform;
 
@@ -111,8 +111,8 @@ impl QuantizedWeight {
 }
 
 /// The definition of quantization in tensor operations, for any backend; in f32, whatever the weight is.
-pub(crate) fn quantize_tensor<B: Backend>(weight: Tensor<B, 2>, grid: &Grid) -> QuantizedWeight {
-    let weight = in_f32(weight);
+pub(crate) fn quantize_tensor<B: QuantBackend>(weight: Tensor<B, 2>, grid: &Grid) -> QuantizedWeight {
+    let weight = B::in_f32(weight);
     let [n_out, n_in] = weight.dims();
     let (mut all_codes, mut scales, mut zero_points) = (Vec::new(), Vec::new(), Vec::new());
     for segment in segments(weight, grid) {
@@ -141,8 +141,8 @@ pub(crate) fn quantize_tensor<B: Backend>(weight: Tensor<B, 2>, grid: &Grid) -> 
 }
 
 /// See [`quantize_tensor`]; f32, too.
-pub(crate) fn fake_quant_tensor<B: Backend>(weight: Tensor<B, 2>, grid: &Grid) -> Tensor<B, 2> {
-    let weight = in_f32(weight);
+pub(crate) fn fake_quant_tensor<B: QuantBackend>(weight: Tensor<B, 2>, grid: &Grid) -> Tensor<B, 2> {
+    let weight = B::in_f32(weight);
     let [n_out, n_in] = weight.dims();
     let restore = |segment: Tensor<B, 3>| {
         let [rows, groups, len] = segment.dims();

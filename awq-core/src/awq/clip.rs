@@ -6,7 +6,7 @@ use burn::tensor::{ElementConversion, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{QuantBackend, in_f32};
+use crate::backend::QuantBackend;
 use crate::grid::{Granularity, Grid};
 use crate::method::{BlockCtx, MethodError};
 use crate::model::LinearName;
@@ -61,7 +61,7 @@ impl ClipSearch {
                 what: "clip bounds belong to rows or groups; set clip = \"off\" for a per_tensor grid".into(),
             });
         }
-        let outcome = B::clip_search(in_f32(weight), &group_grams(rows, ctx.grid), ctx.grid, &self.factors());
+        let outcome = B::clip_search(B::in_f32(weight), &group_grams(rows, ctx.grid), ctx.grid, &self.factors());
         if !outcome.loss_after.is_finite() {
             return Err(MethodError::NotFinite {
                 block_idx: ctx.block_idx,

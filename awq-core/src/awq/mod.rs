@@ -18,7 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::arithmetic::Arithmetic;
-use crate::backend::{QuantBackend, in_f32};
+use crate::backend::QuantBackend;
 use crate::capture::CaptureNeeds;
 use crate::fold::fold;
 use crate::log::{BlockLog, LinearLog};
@@ -209,9 +209,9 @@ pub struct Nearest;
 
 impl<B: QuantBackend> LinearMethod<B> for Nearest {
     fn quantize_linear(&self, ctx: &LinearCtx<'_, B>) -> Result<(QuantizedWeight, LinearLog), MethodError> {
-        let weight = in_f32(ctx.weight.clone());
+        let weight = B::in_f32(ctx.weight.clone());
         let quantized = B::quantize_weight(weight.clone(), ctx.grid);
-        let error = weight - in_f32(quantized.to_tensor(&ctx.weight.device()));
+        let error = weight - B::in_f32(quantized.to_tensor(&ctx.weight.device()));
         let weight_mse = error.powi_scalar(2).mean().into_scalar();
         let weight_mse = burn::tensor::ElementConversion::elem::<f64>(weight_mse);
         if !weight_mse.is_finite() {

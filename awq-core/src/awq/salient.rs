@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use burn::tensor::{DType, Tensor, TensorData};
 
 use super::{Nearest, whole_block};
-use crate::backend::{QuantBackend, float_vec, in_f32};
+use crate::backend::{QuantBackend, float_vec};
 use crate::capture::CaptureNeeds;
 use crate::fold::fold;
 use crate::grid::Grid;
@@ -210,7 +210,7 @@ impl FixedScale {
 
 /// Steps of the groups of `weight diag(scale)` against those of `weight`, before any folding of its rows.
 fn step_change<B: QuantBackend>(weight: Tensor<B, 2>, scale: Tensor<B, 1>, grid: &Grid) -> StepChange {
-    let weight = in_f32(weight);
+    let weight = B::in_f32(weight);
     let before = B::quantize_weight(weight.clone(), grid).scale;
     let after = B::quantize_weight(weight * scale.unsqueeze::<2>(), grid).scale;
     let steps = || after.iter().zip(&before);

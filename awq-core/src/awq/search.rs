@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::arithmetic::Arithmetic;
-use crate::backend::{QuantBackend, in_f32};
+use crate::backend::QuantBackend;
 use crate::capture::InputStats;
 use crate::log::ScaleSearchLog;
 use crate::method::{BlockCtx, MethodError};
@@ -89,11 +89,11 @@ impl ScaleSearch {
         scale: &Tensor<B, 1>,
     ) -> Result<f64, MethodError> {
         let quantized = |name: LinearName| {
-            B::fake_quant_scaled(in_f32(ctx.block.params().linear(name).weight.clone()), scale.clone(), ctx.grid)
+            B::fake_quant_scaled(B::in_f32(ctx.block.params().linear(name).weight.clone()), scale.clone(), ctx.grid)
         };
         if group.inspect == Inspect::Linear {
             let name = group.linears[0];
-            let delta = quantized(name) - in_f32(ctx.block.params().linear(name).weight.clone());
+            let delta = quantized(name) - B::in_f32(ctx.block.params().linear(name).weight.clone());
             return Ok(linear_loss(delta, input.gram()));
         }
         let mut params = BlockParams { arithmetic: self.arithmetic, ..ctx.block.params().clone() };
@@ -134,7 +134,7 @@ fn candidate_scale<B: QuantBackend>(
 /// Mean over all rows of the group's linears of `|w| / max|w of its quantization group|`, `[in]`.
 fn relative_weight_mean<B: QuantBackend>(ctx: &BlockCtx<'_, B>, group: &ScaleGroup) -> Tensor<B, 1> {
     let weights = group.linears.iter().map(|&name| ctx.block.params().linear(name).weight.clone()).collect();
-    let weight = in_f32(Tensor::cat(weights, 0)).abs();
+    let weight = B::in_f32(Tensor::cat(weights, 0)).abs();
     let [n_out, n_in] = weight.dims();
     let len = ctx.grid.granularity.group_len(n_in);
     let relative = |start: usize| {

@@ -3,6 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod definitions;
+#[path = "../suite/fixture.rs"]
+#[allow(dead_code, reason = "shared with the suite, which uses all of it")]
+mod fixture;
+mod half;
 mod model;
 mod products;
 #[path = "../suite/support.rs"]

@@ -14,7 +14,7 @@ use awq_core::method::QuantMethod;
 use awq_core::model::tiny::{self, TinySpec};
 use awq_core::model::{NoTap, open_decoder, wiring_of};
 
-use crate::families::{FAMILIES, Fixture};
+use crate::fixture::{FAMILIES, Fixture};
 use crate::oracle::asset;
 use crate::support::{Cpu, check_close, grid, group, no_search, with_threads};
 

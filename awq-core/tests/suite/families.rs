@@ -1,82 +1,16 @@
 //! Every family against PyPI's transformers, on the checkpoints that `scripts/make-fixtures.py` made with it.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-
-use awq_core::arithmetic::Arithmetic;
 use awq_core::awq::{Awq, ClipStep};
-use awq_core::backend::float_vec;
 use awq_core::driver::{Calibration, Job, Propagation, quantize_model};
 use awq_core::fold::fold;
-use awq_core::load::{Checkpoint, LoadError, MemoryCheckpoint, ModelConfig, SafetensorsCheckpoint};
+use awq_core::load::{Checkpoint, LoadError, ModelConfig};
 use awq_core::method::QuantMethod;
-use awq_core::model::{Block, Decoder, NoTap, ScaleGroup, open_decoder};
+use awq_core::model::{Decoder, ScaleGroup};
 use burn::tensor::Tensor;
-use safetensors::SafeTensors;
 use serde_json::{Value as Json, json};
 
+use crate::fixture::{FAMILIES, Fixture, folder, renamed};
 use crate::support::{Cpu, check_close, grid, group, no_search, numbers, official_awq, tensor};
-
-pub(crate) const FAMILIES: [&str; 4] = ["llama-tiny", "mistral-tiny", "opt-tiny", "qwen2-tiny"];
-
-/// A checkpoint with token ids and the logits that transformers computes of them.
-pub(crate) struct Fixture {
-    pub(crate) config: ModelConfig,
-    pub(crate) checkpoint: MemoryCheckpoint,
-    pub(crate) ids: Vec<Vec<u32>>,
-    /// `[sequences, seq, vocab]`, row-major.
-    pub(crate) logits: Vec<f32>,
-}
-
-fn folder(name: &str) -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "tests", "fixtures", name].iter().collect()
-}
-
-impl Fixture {
-    pub(crate) fn read(name: &str) -> Self {
-        let folder = folder(name);
-        let config = ModelConfig::from_hugging_face(&folder.join("config.json")).unwrap();
-        let on_disk = SafetensorsCheckpoint::open_folder(&folder).unwrap();
-        let checkpoint = renamed(&on_disk, |name| Some(name.to_owned()));
-        let bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
-        let expected = SafeTensors::deserialize(&bytes).unwrap();
-        let words = |name: &str| expected.tensor(name).unwrap().data().as_chunks::<4>().0.to_vec();
-        let seq_len = expected.tensor("ids").unwrap().shape()[1];
-        let ids: Vec<u32> = words("ids").into_iter().map(u32::from_le_bytes).collect();
-        let logits = words("logits").into_iter().map(f32::from_le_bytes).collect();
-        Self { config, checkpoint, ids: ids.chunks(seq_len).map(<[u32]>::to_vec).collect(), logits }
-    }
-
-    fn open(&self) -> Result<Box<dyn Decoder<Cpu>>, LoadError> {
-        open_decoder(self.config.clone(), Arc::new(self.checkpoint.clone()), &Default::default())
-    }
-
-    fn run(&self) -> Vec<f32> {
-        self.run_changed(|block| block)
-    }
-
-    /// The logits of the model with each block changed.
-    fn run_changed(&self, change: impl Fn(Box<dyn Block<Cpu>>) -> Box<dyn Block<Cpu>>) -> Vec<f32> {
-        let decoder = self.open().unwrap();
-        let mut hidden = decoder.embed(&self.ids);
-        for block_idx in 0..self.config.n_blocks {
-            hidden = change(decoder.block(block_idx).unwrap()).forward(hidden, &mut NoTap);
-        }
-        let [batch, seq, width] = hidden.dims();
-        float_vec(decoder.head(decoder.final_norm(hidden).reshape([batch * seq, width]), Arithmetic::F32))
-    }
-}
-
-/// The tensors to which `rename` gives a name.
-fn renamed(checkpoint: &dyn Checkpoint, rename: impl Fn(&str) -> Option<String>) -> MemoryCheckpoint {
-    let mut copy = MemoryCheckpoint::default();
-    for name in checkpoint.names() {
-        if let Some(new_name) = rename(&name) {
-            copy.insert(&new_name, &checkpoint.shape(&name).unwrap(), checkpoint.read_f32(&name).unwrap());
-        }
-    }
-    copy
-}
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
@@ -95,7 +29,7 @@ fn every_fixture_is_tested() {
 fn logits_are_those_of_transformers() {
     for name in FAMILIES {
         let fixture = Fixture::read(name);
-        let difference = largest_difference(&fixture.run(), &fixture.logits);
+        let difference = largest_difference(&fixture.run::<Cpu>(), &fixture.logits);
         assert!(difference < 1e-4, "{name}: logits differ by {difference}");
     }
 }
@@ -105,7 +39,7 @@ fn logits_are_those_of_transformers() {
 fn folding_keeps_logits() {
     for name in FAMILIES {
         let fixture = Fixture::read(name);
-        let folded = fixture.run_changed(|block| {
+        let folded = fixture.run_changed::<Cpu>(|block| {
             let mut params = block.params().clone();
             for group in block.layout().scale_groups {
                 let [_, n_in] = params.linear(group.linears[0]).weight.dims();
@@ -124,7 +58,7 @@ fn each_step_of_awq_brings_blocks_closer() {
     let scale_only = Awq { clip: ClipStep::Off, ..official_awq() };
     for name in FAMILIES {
         let fixture = Fixture::read(name);
-        let decoder = fixture.open().unwrap();
+        let decoder = fixture.open::<Cpu>().unwrap();
         let calibration = Calibration { sequences: &fixture.ids, propagation: Propagation::FullPrecision };
         let methods: [&dyn QuantMethod<Cpu>; 3] = [&no_search(), &scale_only, &official_awq()];
         let jobs = methods.map(|method| Job { method, grid: grid(3, group(16)) });
@@ -144,7 +78,7 @@ fn each_step_of_awq_brings_blocks_closer() {
 #[test]
 fn opt_table_is_that_of_the_official_code() {
     use awq_core::model::{Inspect, LinearName, NormName, PrevOp};
-    let decoder = Fixture::read("opt-tiny").open().unwrap();
+    let decoder = Fixture::read("opt-tiny").open::<Cpu>().unwrap();
     let layout = decoder.layout();
     let groups: Vec<_> =
         layout.scale_groups.iter().map(|group| (group.label(), group.prev_op, group.inspect)).collect();
@@ -172,28 +106,28 @@ const POSITIONS: &str = "model.decoder.embed_positions.weight";
 #[test]
 fn opt_positions_count_from_an_offset_of_two() {
     let mut fixture = Fixture::read("opt-tiny");
-    let expected = fixture.run();
+    let expected = fixture.run::<Cpu>();
     let (table, width) = (fixture.checkpoint.read_f32(POSITIONS).unwrap(), fixture.config.hidden_size);
     let shape = [table.len() / width, width];
 
     let mut first_rows_changed = table.clone();
     first_rows_changed[..2 * width].fill(1e3);
     fixture.checkpoint.insert(POSITIONS, &shape, first_rows_changed);
-    assert_eq!(fixture.run(), expected);
+    assert_eq!(fixture.run::<Cpu>(), expected);
 
     let mut shifted = table;
     shifted.rotate_left(2 * width);
     fixture.checkpoint.insert(POSITIONS, &shape, shifted);
-    assert!(largest_difference(&fixture.run(), &expected) > 0.1);
+    assert!(largest_difference(&fixture.run::<Cpu>(), &expected) > 0.1);
 }
 
 #[test]
 fn opt_checkpoints_saved_without_a_head_have_shorter_names() {
     let mut fixture = Fixture::read("opt-tiny");
-    let expected = fixture.run();
+    let expected = fixture.run::<Cpu>();
     fixture.checkpoint = renamed(&fixture.checkpoint, |name| Some(name.trim_start_matches("model.").to_owned()));
     assert!(fixture.checkpoint.shape("decoder.layers.0.fc1.weight").is_some());
-    assert_eq!(fixture.run(), expected);
+    assert_eq!(fixture.run::<Cpu>(), expected);
 }
 
 #[test]
@@ -202,9 +136,9 @@ fn opt_head_of_its_own_is_used() {
     let embedding = fixture.checkpoint.read_f32("model.decoder.embed_tokens.weight").unwrap();
     let doubled = embedding.iter().map(|w| 2.0 * w).collect();
     fixture.checkpoint.insert("lm_head.weight", &[fixture.config.vocab_size, fixture.config.hidden_size], doubled);
-    let expected: Vec<f32> = fixture.run().iter().map(|logit| 2.0 * logit).collect();
+    let expected: Vec<f32> = fixture.run::<Cpu>().iter().map(|logit| 2.0 * logit).collect();
     fixture.config.tie_word_embeddings = false;
-    assert_eq!(fixture.run(), expected);
+    assert_eq!(fixture.run::<Cpu>(), expected);
 }
 
 #[test]
@@ -217,21 +151,21 @@ fn opt_without_biases_is_opt_with_biases_of_zero() {
         let shape = fixture.checkpoint.shape(name).unwrap();
         fixture.checkpoint.insert(name, &shape, vec![0.0; shape[0]]);
     }
-    let expected = fixture.run();
+    let expected = fixture.run::<Cpu>();
     assert!(largest_difference(&expected, &fixture.logits) > 0.1);
 
     fixture.checkpoint = without;
-    let missing = fixture.open().unwrap().block(0).err().unwrap().to_string();
+    let missing = fixture.open::<Cpu>().unwrap().block(0).err().unwrap().to_string();
     assert!(missing.contains("no tensor named \"model.decoder.layers.0.self_attn.q_proj.bias\""), "{missing}");
     fixture.config.attention_bias = false;
-    assert_eq!(fixture.run(), expected);
+    assert_eq!(fixture.run::<Cpu>(), expected);
 }
 
 #[track_caller]
 fn check_refused(name: &str, key: &str, value: Json, problem: &str) {
     let mut fixture = Fixture::read(name);
     fixture.config.raw[key] = value;
-    let message = fixture.open().err().unwrap().to_string();
+    let message = fixture.open::<Cpu>().err().unwrap().to_string();
     assert_eq!(message, format!("config.json: key {key:?}: {problem}"));
 }
 
@@ -255,7 +189,7 @@ fn opt_heads_that_do_not_fill_the_width_are_refused() {
     let mut fixture = Fixture::read("opt-tiny");
     fixture.config = ModelConfig { n_heads: 3, n_kv_heads: 3, head_dim: 10, ..fixture.config };
     assert_eq!(
-        fixture.open().err().unwrap().to_string(),
+        fixture.open::<Cpu>().err().unwrap().to_string(),
         "config.json: key \"num_attention_heads\": 3, expected a divisor of hidden_size, 32"
     );
 }

@@ -6,6 +6,7 @@ mod awq_losses;
 mod decode;
 mod driver;
 mod families;
+mod fixture;
 mod fold;
 mod grid;
 mod kernels;

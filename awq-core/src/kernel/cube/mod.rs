@@ -91,6 +91,21 @@ pub(crate) fn packed_matmul<B: GpuBackend>(x: Tensor<B, 2>, weight: &DeviceWeigh
     if few { B::packed_matvec(x, weight) } else { B::dequantized_matmul(x, weight) }
 }
 
+/// See [`QuantBackend::in_f32`].
+pub(crate) fn in_f32<R, F, I, BT, const D: usize>(x: Tensor<Cube<R, F, I, BT>, D>) -> Tensor<Cube<R, F, I, BT>, D>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    if x.dtype() == DType::F32 {
+        return x;
+    }
+    let wide = operation::widen::<R, F, I, BT>(x.into_primitive().tensor());
+    Tensor::from_primitive(TensorPrimitive::Float(wide))
+}
+
 /// The weights that packed codes stand for, `[out, in]` of `dtype`.
 pub(crate) fn dequantize<R, F, I, BT>(
     weight: &DeviceWeight<Cube<R, F, I, BT>>,

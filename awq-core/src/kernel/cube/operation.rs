@@ -2,7 +2,8 @@
 
 use std::marker::PhantomData;
 
-use burn::tensor::{DType, Shape};
+use burn::tensor::ops::FloatTensorOps;
+use burn::tensor::{DType, FloatDType, Shape};
 use burn_cubecl::fusion::FusionCubeRuntime;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use burn_fusion::stream::{Operation, OperationStreams};
@@ -97,6 +98,28 @@ where
     }
 }
 
+/// Floats in, the same values as f32 out.
+#[derive(Clone, Debug)]
+struct Widen<B> {
+    place: CustomOpIr,
+    backend: PhantomData<B>,
+}
+
+impl<R, F, I, BT> Operation<FusionCubeRuntime<R>> for Widen<CubeBackend<R, F, I, BT>>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    fn execute(&self, handles: &mut Handles<R>) {
+        let ([narrow], [out]) = self.place.as_fixed();
+        let narrow = handles.get_float_tensor::<CubeBackend<R, F, I, BT>>(narrow);
+        let wide = CubeBackend::<R, F, I, BT>::float_cast(narrow, FloatDType::F32);
+        handles.register_float_tensor::<CubeBackend<R, F, I, BT>>(&out.id, wide);
+    }
+}
+
 /// Puts a [`Matvec`] into the stream of `x`.
 pub(super) fn matvec<R, F, I, BT>(x: Lazy<R>, words: Lazy<R>, params: Lazy<R>, facts: UnitFacts) -> Lazy<R>
 where
@@ -149,5 +172,20 @@ where
     let place = CustomOpIr::new("gptq_matvec", &inputs, &[out]);
     let operation =
         Gptq::<CubeBackend<R, F, I, BT>> { place: place.clone(), facts: weight.facts, backend: PhantomData };
+    client.register(streams, OperationIr::Custom(place), operation).output()
+}
+
+/// Puts a [`Widen`] into the stream of `narrow`.
+pub(super) fn widen<R, F, I, BT>(narrow: Lazy<R>) -> Lazy<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    let (client, streams) = (narrow.client.clone(), OperationStreams::with_inputs([&narrow]));
+    let out = TensorIr::uninit(client.create_empty_handle(), narrow.shape.clone(), DType::F32);
+    let place = CustomOpIr::new("widen", &[narrow.into_ir()], &[out]);
+    let operation = Widen::<CubeBackend<R, F, I, BT>> { place: place.clone(), backend: PhantomData };
     client.register(streams, OperationIr::Custom(place), operation).output()
 }

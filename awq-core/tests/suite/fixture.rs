@@ -1,0 +1,76 @@
+//! The checkpoints of `tests/fixtures` with what PyPI's transformers computes of them (`scripts/make-fixtures.py`).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use awq_core::arithmetic::Arithmetic;
+use awq_core::backend::{QuantBackend, float_vec};
+use awq_core::load::{Checkpoint, LoadError, MemoryCheckpoint, ModelConfig, SafetensorsCheckpoint};
+use awq_core::model::{Block, Decoder, NoTap, open_decoder};
+use safetensors::SafeTensors;
+
+/// One of each family.
+pub(crate) const FAMILIES: [&str; 4] = ["llama-tiny", "mistral-tiny", "opt-tiny", "qwen2-tiny"];
+
+/// A checkpoint with token ids and the logits that transformers computes of them.
+pub(crate) struct Fixture {
+    pub(crate) config: ModelConfig,
+    pub(crate) checkpoint: MemoryCheckpoint,
+    pub(crate) ids: Vec<Vec<u32>>,
+    /// `[sequences, seq, vocab]`, row-major.
+    pub(crate) logits: Vec<f32>,
+}
+
+pub(crate) fn folder(name: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "tests", "fixtures", name].iter().collect()
+}
+
+impl Fixture {
+    pub(crate) fn read(name: &str) -> Self {
+        let folder = folder(name);
+        let config = ModelConfig::from_hugging_face(&folder.join("config.json")).unwrap();
+        let on_disk = SafetensorsCheckpoint::open_folder(&folder).unwrap();
+        let checkpoint = renamed(&on_disk, |name| Some(name.to_owned()));
+        let bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
+        let expected = SafeTensors::deserialize(&bytes).unwrap();
+        let words = |name: &str| expected.tensor(name).unwrap().data().as_chunks::<4>().0.to_vec();
+        let seq_len = expected.tensor("ids").unwrap().shape()[1];
+        let ids: Vec<u32> = words("ids").into_iter().map(u32::from_le_bytes).collect();
+        let logits = words("logits").into_iter().map(f32::from_le_bytes).collect();
+        Self { config, checkpoint, ids: ids.chunks(seq_len).map(<[u32]>::to_vec).collect(), logits }
+    }
+
+    pub(crate) fn open<B: QuantBackend>(&self) -> Result<Box<dyn Decoder<B>>, LoadError> {
+        open_decoder(self.config.clone(), Arc::new(self.checkpoint.clone()), &Default::default())
+    }
+
+    /// The logits of the model, `[sequences, seq, vocab]`.
+    pub(crate) fn run<B: QuantBackend>(&self) -> Vec<f32> {
+        self.run_changed::<B>(|block| block)
+    }
+
+    /// The logits of the model with each block changed.
+    pub(crate) fn run_changed<B: QuantBackend>(
+        &self,
+        change: impl Fn(Box<dyn Block<B>>) -> Box<dyn Block<B>>,
+    ) -> Vec<f32> {
+        let decoder = self.open::<B>().unwrap();
+        let mut hidden = decoder.embed(&self.ids);
+        for block_idx in 0..self.config.n_blocks {
+            hidden = change(decoder.block(block_idx).unwrap()).forward(hidden, &mut NoTap);
+        }
+        let [batch, seq, width] = hidden.dims();
+        float_vec(decoder.head(decoder.final_norm(hidden).reshape([batch * seq, width]), Arithmetic::F32))
+    }
+}
+
+/// The tensors to which `rename` gives a name.
+pub(crate) fn renamed(checkpoint: &dyn Checkpoint, rename: impl Fn(&str) -> Option<String>) -> MemoryCheckpoint {
+    let mut copy = MemoryCheckpoint::default();
+    for name in checkpoint.names() {
+        if let Some(new_name) = rename(&name) {
+            copy.insert(&new_name, &checkpoint.shape(&name).unwrap(), checkpoint.read_f32(&name).unwrap());
+        }
+    }
+    copy
+}
