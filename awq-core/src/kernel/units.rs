@@ -1,9 +1,11 @@
 //! The order in which GPU kernels read packed weights: units of 32 input channels of one row, so that neighbouring threads
 //! read neighbouring words and a unit lies within one group. Weights are repacked into it once, at load.
 //!
-//! A unit of `b`-bit codes is `b` words, codes one after the other from the lowest bit ([`PackLayout::Stream`]). Where `b`
-//! is 2 or 4 the words of a unit are one vector, `[row][unit][word]`. Vectors of three words would be cut in three loads
-//! that skip; at 3 bits all first words of a row come first, then all second ones: `[row][word][unit]`.
+//! A unit of `b`-bit codes is `b` words. Of 2 and 4 bits a word holds the codes of even channels in its lower half and those
+//! of odd channels in its upper half, so that one shift and one mask find the codes of two neighbours, 16 bits apart; of 3
+//! bits codes follow one another from the lowest bit. Where `b` is 2 or 4 the words of a unit are one vector,
+//! `[row][unit][word]`. Vectors of three words would be cut in three loads that skip; at 3 bits all first words of a row come
+//! first, then all second ones: `[row][word][unit]`.
 //!
 //! Scales and zero points, `[row][group]`, are one word where that is exact: the exponent and the ten highest bits of the
 //! mantissa of the scale as f32 in the upper 18 bits (any positive f16), the zero point's code in the lower 14. Otherwise they
@@ -14,7 +16,6 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::KernelError;
-use crate::pack::PackLayout;
 use crate::quantized::{QuantizedWeight, ZeroPoints};
 use crate::transform::WeightTransform;
 
@@ -26,6 +27,15 @@ pub(crate) const ROW_TILE: usize = 8;
 const CUT_BITS: u32 = 13;
 /// Bits of the zero point in such a word.
 const ZERO_BITS: u32 = 14;
+
+/// The lowest bit of code `i` of a unit, counted through its words.
+pub(crate) const fn code_bit(bits: usize, i: usize) -> usize {
+    if bits == 3 {
+        return 3 * i;
+    }
+    let (word, place) = (i / (32 / bits), i % (32 / bits));
+    32 * word + 16 * (place % 2) + bits * (place / 2)
+}
 
 /// Sizes of a packed weight: all that a kernel must know beside the words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,6 +60,12 @@ impl UnitFacts {
     /// Words that lie side by side and are read as one vector.
     pub(crate) const fn vector_words(&self) -> usize {
         if self.bits == 3 { 1 } else { self.bits }
+    }
+
+    /// Whether products on tensor cores take such a weight: zero points are codes, and scales have no more than the mantissa
+    /// of an f16.
+    pub const fn on_tensor_cores(&self) -> bool {
+        !self.wide
     }
 
     /// Index of word `word` of a unit of a row.
@@ -83,9 +99,14 @@ impl UnitWeight {
         let mut words = vec![0; n_rows * facts.n_units * facts.bits];
         let rows = words.par_chunks_mut(facts.n_units * facts.bits).zip(weight.codes.par_chunks(facts.n_in));
         rows.for_each(|(packed, codes)| {
-            let stream = PackLayout::Stream.pack(codes, codes.len(), weight.grid.bits);
-            for (i, word) in stream.into_iter().enumerate() {
-                packed[facts.word_index(0, i / facts.bits, i % facts.bits)] = word;
+            for (channel, &code) in codes.iter().enumerate() {
+                let (unit, bit) = (channel / UNIT, code_bit(facts.bits, channel % UNIT));
+                let shifted = u64::from(code) << (bit % 32);
+                packed[facts.word_index(0, unit, bit / 32)] |= shifted as u32;
+                // At 3 bits some codes end in the next word.
+                if shifted >> 32 != 0 {
+                    packed[facts.word_index(0, unit, bit / 32 + 1)] |= (shifted >> 32) as u32;
+                }
             }
         });
         let mut params = vec![0; n_rows * facts.n_groups * facts.param_words()];
@@ -107,7 +128,7 @@ impl UnitWeight {
         let mut weight = vec![0.0; facts.n_out * facts.n_in];
         weight.par_chunks_mut(facts.n_in).enumerate().for_each(|(row, weight)| {
             for (channel, w) in weight.iter_mut().enumerate() {
-                let (unit, bit) = (channel / UNIT, channel % UNIT * facts.bits);
+                let (unit, bit) = (channel / UNIT, code_bit(facts.bits, channel % UNIT));
                 let word = |word| u64::from(self.words[facts.word_index(row, unit, word)]);
                 let next = if bit % 32 + facts.bits > 32 { word(bit / 32 + 1) } else { 0 };
                 let code = (word(bit / 32) | next << 32) >> (bit % 32) & ((1 << facts.bits) - 1);
@@ -125,6 +146,11 @@ impl UnitWeight {
         }
         let word = self.params[group];
         (f32::from_bits(word >> ZERO_BITS << CUT_BITS), (word & ((1 << ZERO_BITS) - 1)) as f32)
+    }
+
+    /// Its sizes.
+    pub fn facts(&self) -> &UnitFacts {
+        &self.facts
     }
 
     /// The weight in the memory of a device.

@@ -153,6 +153,29 @@ fn both_ways_to_multiply_give_the_product_at_any_number_of_rows() {
     }
 }
 
+/// On a device without tensor cores too: there lanes exchange what the instruction would.
+#[test]
+fn products_on_tensor_cores_are_those_of_the_definition() {
+    if !has_device("products_on_tensor_cores_are_those_of_the_definition") {
+        return;
+    }
+    for dtype in [DType::F16, DType::BF16] {
+        if !Gpu::supports_dtype(&Default::default(), dtype) {
+            eprintln!("products_on_tensor_cores_are_those_of_the_definition: {dtype:?} skipped, the device has none");
+            continue;
+        }
+        // 40 is no multiple of 16 outputs; 1100 channels end within a unit, and 9 quads of units are more than planes. A group
+        // is a quad, less, or all channels.
+        for (bits, granularity, n_rows) in
+            [(4, group(128), 1), (4, group(32), 13), (3, group(64), 1), (2, Granularity::PerChannel, 5)]
+        {
+            let weight = weight(40, 1100, grid(bits, granularity), 7);
+            let packed = DeviceWeight::<Gpu>::new(&weight, &Default::default()).unwrap();
+            check_product::<Gpu>(&weight, n_rows, dtype, false, |x| Gpu::tensor_core_matmul(x, &packed));
+        }
+    }
+}
+
 #[test]
 fn the_gptq_layout_is_multiplied_with_and_without_activation_order() {
     if !has_device("the_gptq_layout_is_multiplied_with_and_without_activation_order") {

@@ -3,9 +3,9 @@
 use awq_core::awq::{Awq, ClipStep};
 use awq_core::driver::{Calibration, Job, Propagation, quantize_model};
 use awq_core::fold::fold;
-use awq_core::load::{Checkpoint, LoadError, ModelConfig};
+use awq_core::load::{Checkpoint, ModelConfig};
 use awq_core::method::QuantMethod;
-use awq_core::model::{Decoder, ScaleGroup};
+use awq_core::model::ScaleGroup;
 use burn::tensor::Tensor;
 use serde_json::{Value as Json, json};
 

@@ -30,7 +30,12 @@ pub(super) struct CublasProduct {
     copies: Vec<CudaSlice<f16>>,
     x: CudaSlice<f16>,
     out: CudaSlice<f16>,
+    /// What other work overwrites.
+    ballast: CudaSlice<u8>,
 }
+
+/// Long enough to write for the host to start another call meanwhile.
+const BALLAST_BYTES: usize = 256 << 20;
 
 impl CublasProduct {
     /// As many copies as fill `bytes`; `None` where cuBLAS is not installed.
@@ -53,6 +58,7 @@ impl CublasProduct {
             copies: copies.map_err(failed)?,
             x: x.map_err(failed)?,
             out: out.map_err(failed)?,
+            ballast: stream.alloc_zeros(BALLAST_BYTES).map_err(failed)?,
             stream,
             blas,
             n_out,
@@ -93,6 +99,10 @@ impl Queued for CublasProduct {
         let weight = &self.copies[call % self.copies.len()];
         // SAFETY: the weight is `[n_out, n_in]`, `x` `[n_rows, n_in]` and `out` `[n_rows, n_out]`, as `config` says.
         unsafe { self.blas.gemm(config, weight, &self.x, &mut self.out) }.map_err(failed)
+    }
+
+    fn queue_ballast(&mut self) -> Result<(), DeviceError> {
+        self.stream.memset_zeros(&mut self.ballast).map_err(failed)
     }
 
     fn wait(&mut self) -> Result<(), DeviceError> {

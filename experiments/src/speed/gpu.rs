@@ -88,6 +88,10 @@ impl TimeKernels<'_> {
             let units = UnitWeight::new(&weight)?;
             let packed = Product::<B, DeviceWeight<B>>::packed(&units, dtype, bytes, device);
             forms.push(("matvec".into(), form(granularity.label()), Box::new(packed)));
+            if let Some(product) = Product::<B, DeviceWeight<B>>::tensor_core(&units, dtype, bytes, device) {
+                let label = format!("{} tensor cores", granularity.label());
+                forms.push(("tensor-core".into(), form(label), Box::new(product)));
+            }
             let dequantized = Product::<B, DeviceWeight<B>>::dequantized(&units, dtype, bytes, device);
             let label = format!("{} dequantized", granularity.label());
             forms.push(("dequantize".into(), form(label), Box::new(dequantized)));

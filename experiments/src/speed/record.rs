@@ -110,7 +110,7 @@ impl KernelTimes {
 /// One form of a weight.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KernelArm {
-    /// Registry name of the kernel; `dense-f32`, `dense-bf16`, `cublas-f16`; `matvec`, `dequantize`, `gptq` on a GPU.
+    /// Registry name of the kernel; `dense-f32`, `dense-bf16`, `cublas-f16`; `matvec`, `tensor-core`, `dequantize`, `gptq` on a GPU.
     pub kernel: String,
     /// Its codes; `None` where it is dense.
     pub packed: Option<PackedForm>,

@@ -1,10 +1,11 @@
 //! What products with a weight cost on a GPU: packed forms, dense ones, and bounds of the device.
 //!
-//! Calls are put into the device's queue one behind the other and waited for at the end: what is measured is the device's
-//! time, or the host's time to launch a kernel where that is longer. (CubeCL's own profiler is no alternative on CUDA: it
-//! waits for the device before and after each measurement and takes the host's clock, too.) Each call reads the next of
-//! several copies of its weight, together larger than a last-level cache. Results are kept until then: what nobody holds any more,
-//! burn's fusion need not compute.
+//! Calls are put into the device's queue one behind the other and waited for at the end, so that it is the device's time that
+//! is measured. (CubeCL's own profiler is no alternative on CUDA: it waits for the device before and after each measurement
+//! and takes the host's clock, too.) Where the host needs longer to start a call than the device to make it, the calls wait
+//! behind other work whose time, measured apart, is subtracted. Each call reads the next of several copies of its weight,
+//! together larger than a last-level cache. Results are kept until the end: what nobody holds any more, burn's fusion need not
+//! compute.
 
 use std::time::Instant;
 
@@ -17,7 +18,9 @@ use super::{GptqWeight, GpuBackend};
 use crate::quantized::QuantizedWeight;
 
 /// Calls that are queued before the device is waited for.
-const N_CALLS: usize = 20;
+const N_CALLS: usize = 50;
+/// Bytes of the array whose sum is the other work that calls wait behind.
+const BALLAST_BYTES: usize = 256 << 20;
 
 /// Work on a device failed.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +44,12 @@ pub trait Queued {
     /// If it cannot be started.
     fn queue(&mut self, call: usize) -> Result<(), DeviceError>;
 
+    /// Puts work into the queue that takes the device longer than the host needs to start it.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    fn queue_ballast(&mut self) -> Result<(), DeviceError>;
+
     /// Waits until all is done.
     ///
     /// # Errors
@@ -57,21 +66,53 @@ pub trait Queued {
 /// # Panics
 /// If `n_rounds` is zero.
 pub fn interleaved(arms: &mut [Box<dyn Queued>], n_rounds: usize) -> Result<Vec<Latency>, DeviceError> {
-    const WARM_UP: usize = 2;
     assert!(n_rounds > 0, "no round to measure");
+    let mut n_ballast = Vec::with_capacity(arms.len());
+    for arm in arms.iter_mut() {
+        queue_and_wait(arm.as_mut(), N_CALLS, 0)?;
+        n_ballast.push(ballast(arm.as_mut())?);
+    }
     let mut seconds = vec![Vec::with_capacity(n_rounds); arms.len()];
-    for round in 0..WARM_UP + n_rounds {
-        for (arm, seconds) in arms.iter_mut().zip(&mut seconds) {
-            arm.wait()?;
-            let start = Instant::now();
-            (0..N_CALLS).try_for_each(|call| arm.queue(round * N_CALLS + call))?;
-            arm.wait()?;
-            if round >= WARM_UP {
-                seconds.push(start.elapsed().as_secs_f64() / N_CALLS as f64);
-            }
+    for _ in 0..n_rounds {
+        for ((arm, seconds), n_ballast) in arms.iter_mut().zip(&mut seconds).zip(&n_ballast) {
+            let arm = arm.as_mut();
+            let alone = if *n_ballast > 0 { queue_and_wait(arm, 0, *n_ballast)?.total } else { 0.0 };
+            let calls = queue_and_wait(arm, N_CALLS, *n_ballast)?.total - alone;
+            // Something else kept the device or the host busy: the host's time to start the calls is an upper bound.
+            let calls = if calls > 0.0 { calls } else { queue_and_wait(arm, N_CALLS, 0)?.total };
+            seconds.push(calls / N_CALLS as f64);
         }
     }
     Ok(seconds.into_iter().map(Latency::of).collect())
+}
+
+/// Seconds until the host had started all, and until all was done.
+struct Elapsed {
+    host: f64,
+    total: f64,
+}
+
+fn queue_and_wait(arm: &mut dyn Queued, n_calls: usize, n_ballast: usize) -> Result<Elapsed, DeviceError> {
+    arm.wait()?;
+    let start = Instant::now();
+    (0..n_ballast).try_for_each(|_| arm.queue_ballast())?;
+    (0..n_calls).try_for_each(|call| arm.queue(call))?;
+    let host = start.elapsed().as_secs_f64();
+    arm.wait()?;
+    Ok(Elapsed { host, total: start.elapsed().as_secs_f64() })
+}
+
+/// Ballast that keeps the device busy until the host has started all calls; none where the calls do so themselves.
+fn ballast(arm: &mut dyn Queued) -> Result<usize, DeviceError> {
+    const MOST: usize = 200;
+    const N_TIMED: usize = 4;
+    let calls = queue_and_wait(arm, N_CALLS, 0)?;
+    if calls.host < calls.total / 2.0 {
+        return Ok(0);
+    }
+    queue_and_wait(arm, 0, 1)?;
+    let one = queue_and_wait(arm, 0, N_TIMED)?.total / N_TIMED as f64;
+    Ok(((2.0 * calls.host / one).ceil() as usize).clamp(1, MOST))
 }
 
 /// A product of burn tensors.
@@ -82,6 +123,9 @@ pub struct Product<B: Backend, W> {
     x: Tensor<B, 2>,
     /// Results of the calls in the queue.
     pending: Vec<Tensor<B, 2>>,
+    /// What [`Queued::queue_ballast`] sums, once it has been asked for.
+    ballast: Option<Tensor<B, 1>>,
+    pending_ballast: Vec<Tensor<B, 1>>,
 }
 
 impl<B: GpuBackend> Product<B, Tensor<B, 2>> {
@@ -98,6 +142,12 @@ impl<B: GpuBackend> Product<B, DeviceWeight<B>> {
     /// Multiplied as it is.
     pub fn packed(weight: &UnitWeight, dtype: DType, bytes: usize, device: &B::Device) -> Self {
         Self::units(B::packed_matvec, weight, dtype, bytes, device)
+    }
+
+    /// Multiplied as it is, on tensor cores; none where there are none, or the weight is not one for them.
+    pub fn tensor_core(weight: &UnitWeight, dtype: DType, bytes: usize, device: &B::Device) -> Option<Self> {
+        let takes = B::has_tensor_cores(device, dtype) && weight.facts().on_tensor_cores();
+        takes.then(|| Self::units(B::tensor_core_matmul, weight, dtype, bytes, device))
     }
 
     /// Dequantized into memory by each call, then multiplied as a dense weight.
@@ -132,7 +182,7 @@ impl<B: GpuBackend> Product<B, GptqWeight<B>> {
             copies.push(GptqWeight::new(weight, dtype, device)?);
         }
         let x = activations(1, weight.n_in, dtype, device);
-        Ok(Self { multiply: B::gptq_matmul, weight_bytes, copies, x, pending: Vec::new() })
+        Ok(Self::of(B::gptq_matmul, weight_bytes, copies, x))
     }
 }
 
@@ -145,7 +195,16 @@ impl<B: Backend, W> Product<B, W> {
         x: Tensor<B, 2>,
     ) -> Self {
         let copies = std::iter::repeat_with(copy).take(n_copies(weight_bytes, bytes)).collect();
-        Self { multiply, weight_bytes, copies, x, pending: Vec::new() }
+        Self::of(multiply, weight_bytes, copies, x)
+    }
+
+    fn of(
+        multiply: fn(Tensor<B, 2>, &W) -> Tensor<B, 2>,
+        weight_bytes: usize,
+        copies: Vec<W>,
+        x: Tensor<B, 2>,
+    ) -> Self {
+        Self { multiply, weight_bytes, copies, x, pending: Vec::new(), ballast: None, pending_ballast: Vec::new() }
     }
 }
 
@@ -153,7 +212,7 @@ fn n_copies(weight_bytes: usize, bytes: usize) -> usize {
     (bytes / weight_bytes.max(1)).max(1)
 }
 
-impl<B: Backend, W> Queued for Product<B, W> {
+impl<B: GpuBackend, W> Queued for Product<B, W> {
     fn weight_bytes(&self) -> usize {
         self.weight_bytes
     }
@@ -168,23 +227,34 @@ impl<B: Backend, W> Queued for Product<B, W> {
         Ok(())
     }
 
+    fn queue_ballast(&mut self) -> Result<(), DeviceError> {
+        let device = self.x.device();
+        let array = self.ballast.get_or_insert_with(|| {
+            let bytes = BALLAST_BYTES.min(B::largest_array(&device));
+            Tensor::ones([bytes / size_of::<f32>()], (&device, DType::F32))
+        });
+        self.pending_ballast.push(array.clone().sum());
+        Ok(())
+    }
+
     fn wait(&mut self) -> Result<(), DeviceError> {
         wait::<B>(&self.x.device())?;
         self.pending.clear();
+        self.pending_ballast.clear();
         Ok(())
     }
 }
 
-/// Bytes of an array: many devices take no larger one.
-const ARRAY_BYTES: usize = 64 << 20;
+/// Bytes of an array that is copied: its time is to be longer than that of starting the copy.
+const ARRAY_BYTES: usize = 256 << 20;
 
 /// Copies arrays into others, elementwise, and sums them: bytes a second, medians of `n_rounds`. The arrays take turns and
 /// have `bytes` together, which should be several times the last-level cache.
 ///
 /// # Errors
 /// If the device fails.
-pub fn bandwidth<B: Backend>(bytes: usize, n_rounds: usize, device: &B::Device) -> Result<Bandwidth, DeviceError> {
-    let array = bytes.min(ARRAY_BYTES);
+pub fn bandwidth<B: GpuBackend>(bytes: usize, n_rounds: usize, device: &B::Device) -> Result<Bandwidth, DeviceError> {
+    let array = bytes.min(ARRAY_BYTES).min(B::largest_array(device));
     let ones = || Tensor::<B, 1>::ones([array / size_of::<f32>()], (device, DType::F32));
     let sources: Vec<_> = std::iter::repeat_with(ones).take(n_copies(array, bytes)).collect();
     let median = |call: &dyn Fn(Tensor<B, 1>) -> Tensor<B, 1>| -> Result<f64, DeviceError> {

@@ -7,8 +7,8 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::UnitFacts;
-use super::super::units::UNIT;
-use super::unpack::{CHUNK, group_params, small_float};
+use super::super::units::{UNIT, code_bit};
+use super::unpack::{CHUNK, MAGIC, group_params, small_float};
 
 /// Threads of a cube.
 const N_THREADS: u32 = 256;
@@ -88,9 +88,14 @@ fn dequantize<F: Float, X: Size>(
     if row < n_out {
         let unit = chunk / CHUNKS;
         let first_bit = chunk % CHUNKS * comptime!((CHUNK * layout.bits) as u32);
-        let (word, shift) = (first_bit / 32u32, first_bit % 32u32);
+        let word = first_bit / 32u32;
+        // Of 2 bits a chunk is one half of each half of a word.
+        let mut shift = first_bit % 32u32;
+        if comptime!(layout.bits == 2) {
+            shift /= 2u32;
+        }
         let mut window = words[word_index(row, unit, word, n_units, layout)] >> shift;
-        // 8 codes of 2 or 4 bits are half a word or a word; of 3 bits they may end in the next.
+        // 8 codes of 3 bits may end in the next word.
         if comptime!(layout.bits == 3) {
             if shift > 8u32 {
                 window |= words[word_index(row, unit, word + 1u32, n_units, layout)] << (32u32 - shift);
@@ -102,8 +107,9 @@ fn dequantize<F: Float, X: Size>(
             let mut values = Vector::<F, X>::empty();
             #[unroll]
             for t in 0..width {
-                let code = (window >> comptime!(((j * width + t) * bits) as u32)) & comptime!((1u32 << bits) - 1);
-                values[t] = F::cast_from((small_float(code) - group.zero) * group.scale);
+                let bit = comptime!(code_bit(bits, j * width + t) as u32);
+                let code = (window >> bit) & comptime!((1u32 << bits) - 1);
+                values[t] = F::cast_from((small_float(code, MAGIC) - group.zero) * group.scale);
             }
             let channel = chunk * comptime!(CHUNK as u32) + comptime!((j * width) as u32);
             if channel < n_in {

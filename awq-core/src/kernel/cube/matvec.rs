@@ -15,7 +15,7 @@ use cubecl::prelude::*;
 
 use super::super::UnitFacts;
 use super::super::units::{ROW_TILE, UNIT};
-use super::unpack::{CHUNK, field, group_params, small_float};
+use super::unpack::{CHUNK, MAGIC, field, group_params, small_float};
 
 /// What one cube computes, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -108,6 +108,7 @@ pub(super) fn launch<R: CubeRuntime>(
             facts.n_units as u32,
             facts.units_per_group as u32,
             facts.n_groups as u32,
+            MAGIC,
             tile,
             dtype.into(),
         );
@@ -128,6 +129,7 @@ fn matvec<F: Float, W: Size, X: Size>(
     n_units: u32,
     units_per_group: u32,
     n_groups: u32,
+    magic: u32,
     #[comptime] tile: Tile,
     #[define(F)] _dtype: StorageType,
 ) {
@@ -186,7 +188,7 @@ fn matvec<F: Float, W: Size, X: Size>(
                     if comptime!(place.straddles) {
                         code |= unit_words[r * bits + comptime!(place.word + 1)] << comptime!(32 - place.shift);
                     }
-                    codes[r * CHUNK + i] = small_float(code & comptime!(place.mask));
+                    codes[r * CHUNK + i] = small_float(code & comptime!(place.mask), magic);
                 }
             }
             #[unroll]

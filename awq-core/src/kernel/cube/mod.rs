@@ -1,9 +1,10 @@
 //! Products with packed weights on a GPU (W2A16 to W4A16), in CubeCL: one source for CUDA, Vulkan, Metal and WebGPU.
 //!
-//! Up to [`MATVEC_MAX_ROWS`] rows of activations are multiplied by packed weights as they are (`matvec.rs`): codes become
-//! floats in registers, a pass over the weights serves up to 16 rows, sums are f32. More rows are worth writing the
-//! dequantized weight to memory once (`dequantize.rs`) and multiplying with burn's matrix product, which uses tensor cores
-//! where there are some. Activations are f32, f16 or bf16; products have their type.
+//! Up to [`TENSOR_CORE_MAX_ROWS`] rows of f16 or bf16 activations are multiplied by packed weights as they are on NVIDIA's
+//! tensor cores (`tensor_core.rs`), and up to [`MATVEC_MAX_ROWS`] rows of activations of any type on every other device
+//! (`matvec.rs`): codes become floats in registers, and sums are f32. More rows are worth writing the dequantized weight to
+//! memory once (`dequantize.rs`) and multiplying with burn's matrix product, which uses tensor cores where there are some.
+//! Products have the type of the activations, f32, f16 or bf16.
 //!
 //! burn's GPU backends run operations lazily, in streams (`burn-fusion`): ours are registered there as custom operations
 //! (`operation.rs`) so that they keep their place between burn's own, without waiting for the device.
@@ -16,8 +17,12 @@ mod dequantize;
 #[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
 mod gptq;
 #[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
+#[allow(clippy::duplicate_underscore_argument, reason = "`cube` makes an `_X` of the size `X`")]
 mod matvec;
 mod operation;
+#[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
+#[allow(clippy::duplicate_underscore_argument, reason = "`cube` makes an `_X` of the size `X`")]
+mod tensor_core;
 mod unpack;
 
 use burn::tensor::{DType, Tensor, TensorPrimitive};
@@ -27,19 +32,35 @@ use burn_fusion::Fusion;
 #[cfg(feature = "wgpu")]
 pub use adapter::has_wgpu_adapter;
 pub use gptq::GptqWeight;
+use operation::Packed;
 
 use super::DeviceWeight;
 use crate::backend::QuantBackend;
 
-/// Rows of activations up to which packed weights are multiplied as they are. An estimate, not yet measured on a GPU: a
-/// multiplication and an addition for each row and code cost as much as reading the code at some 5 (H100) to 20 (RTX 4090)
-/// rows, while dequantizing first moves 9 times the bytes of the packed weight.
+/// Rows of activations up to which packed weights are multiplied as they are, without tensor cores. An estimate, not yet
+/// measured on a GPU: a multiplication and an addition for each row and code cost as much as reading the code at some 5 (H100)
+/// to 20 (RTX 4090) rows, while dequantizing first moves 9 times the bytes of the packed weight.
 pub const MATVEC_MAX_ROWS: usize = 16;
+
+/// Rows up to which they are multiplied as they are on tensor cores. An estimate, too: at 128 rows an H100 has 16 instructions
+/// to issue for each 4-bit code, at 29.6e12 a second, which is still less time than it takes to write the weight in f16 and
+/// read it again, at 3.35 TB/s; at 256 rows it is more.
+pub const TENSOR_CORE_MAX_ROWS: usize = 128;
 
 /// A GPU backend. The ways to multiply that [`QuantBackend::packed_matmul`] chooses from, one by one, and a baseline.
 pub trait GpuBackend: QuantBackend {
+    /// Bytes of the largest array that a device takes.
+    fn largest_array(device: &Self::Device) -> usize;
+
+    /// Whether a device multiplies activations of `dtype` on tensor cores in a way that [`Self::tensor_core_matmul`] knows.
+    fn has_tensor_cores(device: &Self::Device, dtype: DType) -> bool;
+
     /// `x w^T` from packed codes, whatever the number of rows of `x: [n, n_in]`.
     fn packed_matvec(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2>;
+
+    /// `x w^T` from packed codes on tensor cores, for f16 or bf16 activations and a weight that
+    /// [`UnitFacts::on_tensor_cores`] allows. Devices without tensor cores compute the same, slowly: for tests.
+    fn tensor_core_matmul(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2>;
 
     /// `x w^T` with the weight dequantized into memory first.
     fn dequantized_matmul(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2>;
@@ -55,15 +76,22 @@ where
     I: IntElement,
     BT: BoolElement,
 {
+    fn largest_array(device: &Self::Device) -> usize {
+        usize::try_from(R::client(device).properties().memory.max_page_size).unwrap_or(usize::MAX)
+    }
+
+    fn has_tensor_cores(device: &Self::Device, dtype: DType) -> bool {
+        tensor_core::is_native(&R::client(device), dtype)
+    }
+
     fn packed_matvec(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2> {
-        check_channels(&x, weight.facts.n_in);
-        let product = operation::matvec::<R, F, I, BT>(
-            x.into_primitive().tensor(),
-            weight.words.clone().into_primitive(),
-            weight.params.clone().into_primitive(),
-            weight.facts,
-        );
-        Tensor::from_primitive(TensorPrimitive::Float(product))
+        product(x, weight, Packed::Matvec)
+    }
+
+    fn tensor_core_matmul(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2> {
+        assert!(matches!(x.dtype(), DType::F16 | DType::BF16), "activations of {:?} on tensor cores", x.dtype());
+        assert!(weight.facts().on_tensor_cores(), "a weight whose zero points are no codes, on tensor cores");
+        product(x, weight, Packed::TensorCore)
     }
 
     fn dequantized_matmul(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2> {
@@ -80,6 +108,28 @@ where
     }
 }
 
+fn product<R, F, I, BT>(
+    x: Tensor<Cube<R, F, I, BT>, 2>,
+    weight: &DeviceWeight<Cube<R, F, I, BT>>,
+    how: Packed,
+) -> Tensor<Cube<R, F, I, BT>, 2>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    check_channels(&x, weight.facts.n_in);
+    let product = operation::product::<R, F, I, BT>(
+        x.into_primitive().tensor(),
+        weight.words.clone().into_primitive(),
+        weight.params.clone().into_primitive(),
+        weight.facts,
+        how,
+    );
+    Tensor::from_primitive(TensorPrimitive::Float(product))
+}
+
 fn check_channels<B: QuantBackend>(x: &Tensor<B, 2>, n_in: usize) {
     let found = x.dims()[1];
     assert_eq!(found, n_in, "activations of {found} channels for a weight that takes {n_in}");
@@ -87,8 +137,15 @@ fn check_channels<B: QuantBackend>(x: &Tensor<B, 2>, n_in: usize) {
 
 /// See [`QuantBackend::packed_matmul`].
 pub(crate) fn packed_matmul<B: GpuBackend>(x: Tensor<B, 2>, weight: &DeviceWeight<B>) -> Tensor<B, 2> {
-    let few = x.dims()[0] <= MATVEC_MAX_ROWS;
-    if few { B::packed_matvec(x, weight) } else { B::dequantized_matmul(x, weight) }
+    let n_rows = x.dims()[0];
+    let on_tensor_cores = weight.facts().on_tensor_cores() && B::has_tensor_cores(&x.device(), x.dtype());
+    if on_tensor_cores && n_rows <= TENSOR_CORE_MAX_ROWS {
+        B::tensor_core_matmul(x, weight)
+    } else if n_rows <= MATVEC_MAX_ROWS {
+        B::packed_matvec(x, weight)
+    } else {
+        B::dequantized_matmul(x, weight)
+    }
 }
 
 /// See [`QuantBackend::in_f32`].

@@ -18,15 +18,25 @@ type Lazy<R> = FusionTensor<FusionCubeRuntime<R>>;
 /// The tensors that operations of a stream have made so far.
 type Handles<R> = HandleContainer<<FusionCubeRuntime<R> as FusionRuntime>::FusionHandle>;
 
+/// How packed weights are multiplied.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Packed {
+    /// See `matvec.rs`.
+    Matvec,
+    /// See `tensor_core.rs`.
+    TensorCore,
+}
+
 /// `x w^T`: activations `[n, n_in]`, words and parameters in, `[n, n_out]` out.
 #[derive(Clone, Debug)]
-struct Matvec<B> {
+struct Product<B> {
     place: CustomOpIr,
     facts: UnitFacts,
+    how: Packed,
     backend: PhantomData<B>,
 }
 
-impl<R, F, I, BT> Operation<FusionCubeRuntime<R>> for Matvec<CubeBackend<R, F, I, BT>>
+impl<R, F, I, BT> Operation<FusionCubeRuntime<R>> for Product<CubeBackend<R, F, I, BT>>
 where
     R: CubeRuntime,
     F: FloatElement,
@@ -35,12 +45,13 @@ where
 {
     fn execute(&self, handles: &mut Handles<R>) {
         let ([x, words, params], [out]) = self.place.as_fixed();
-        let product = super::matvec::launch(
-            handles.get_float_tensor::<CubeBackend<R, F, I, BT>>(x),
-            handles.get_int_tensor::<CubeBackend<R, F, I, BT>>(words),
-            handles.get_int_tensor::<CubeBackend<R, F, I, BT>>(params),
-            &self.facts,
-        );
+        let x = handles.get_float_tensor::<CubeBackend<R, F, I, BT>>(x);
+        let words = handles.get_int_tensor::<CubeBackend<R, F, I, BT>>(words);
+        let params = handles.get_int_tensor::<CubeBackend<R, F, I, BT>>(params);
+        let product = match self.how {
+            Packed::Matvec => super::matvec::launch(x, words, params, &self.facts),
+            Packed::TensorCore => super::tensor_core::launch(x, words, params, &self.facts),
+        };
         handles.register_float_tensor::<CubeBackend<R, F, I, BT>>(&out.id, product);
     }
 }
@@ -120,8 +131,14 @@ where
     }
 }
 
-/// Puts a [`Matvec`] into the stream of `x`.
-pub(super) fn matvec<R, F, I, BT>(x: Lazy<R>, words: Lazy<R>, params: Lazy<R>, facts: UnitFacts) -> Lazy<R>
+/// Puts a [`Product`] into the stream of `x`.
+pub(super) fn product<R, F, I, BT>(
+    x: Lazy<R>,
+    words: Lazy<R>,
+    params: Lazy<R>,
+    facts: UnitFacts,
+    how: Packed,
+) -> Lazy<R>
 where
     R: CubeRuntime,
     F: FloatElement,
@@ -131,8 +148,8 @@ where
     let (client, streams) = (x.client.clone(), OperationStreams::with_inputs([&x, &words, &params]));
     let shape = Shape::new([x.shape[0], facts.n_out]);
     let out = TensorIr::uninit(client.create_empty_handle(), shape, x.dtype);
-    let place = CustomOpIr::new("packed_matvec", &[x.into_ir(), words.into_ir(), params.into_ir()], &[out]);
-    let operation = Matvec::<CubeBackend<R, F, I, BT>> { place: place.clone(), facts, backend: PhantomData };
+    let place = CustomOpIr::new("packed_product", &[x.into_ir(), words.into_ir(), params.into_ir()], &[out]);
+    let operation = Product::<CubeBackend<R, F, I, BT>> { place: place.clone(), facts, how, backend: PhantomData };
     client.register(streams, OperationIr::Custom(place), operation).output()
 }
 

@@ -3,6 +3,8 @@
 use burn_cubecl::cubecl;
 use cubecl::prelude::*;
 
+use super::super::units::code_bit;
+
 /// Codes that are made floats together: those of 8 input channels.
 pub(super) const CHUNK: usize = 8;
 
@@ -24,7 +26,7 @@ pub(super) struct Field {
 /// The place of code `i` of a unit. `in_place` leaves codes where they are as far as a float has room for them (23 bits),
 /// which saves most shifts; who multiplies must then divide by `2^at`.
 pub(super) const fn field(bits: usize, i: usize, in_place: bool) -> Field {
-    let (word, bit) = (i * bits / 32, (i * bits % 32) as u32);
+    let (word, bit) = (code_bit(bits, i) / 32, (code_bit(bits, i) % 32) as u32);
     let end = bit as usize + bits;
     let at = match in_place {
         true if end <= 23 => bit,
@@ -34,10 +36,13 @@ pub(super) const fn field(bits: usize, i: usize, in_place: bool) -> Field {
     Field { word, shift: bit - at, at, mask: ((1 << bits) - 1) << at, straddles: end > 32 }
 }
 
+/// 2^23 as an f32. Kernels take it as an argument: an instruction takes one constant, and the mask of a code is one already.
+pub(super) const MAGIC: u32 = 0x4b00_0000;
+
 /// A whole number below 2^23 as a float, exactly: `2^23 + n` has `n` in its lowest bits. Cheaper than a conversion.
 #[cube]
-pub(super) fn small_float(n: u32) -> f32 {
-    f32::reinterpret(n | 0x4b00_0000u32) - 8_388_608.0f32
+pub(super) fn small_float(n: u32, magic: u32) -> f32 {
+    f32::reinterpret(n | magic) - 8_388_608.0f32
 }
 
 /// Scale and zero point of one group.
@@ -54,7 +59,7 @@ pub(super) fn group_params(params: &Array<u32>, group: usize, #[comptime] wide: 
         Params { scale: f32::reinterpret(params[2 * group]), zero: f32::reinterpret(params[2 * group + 1]) }
     } else {
         let word = params[group];
-        Params { scale: f32::reinterpret((word >> 1u32) & 0x7fff_e000u32), zero: small_float(word & 0x3fffu32) }
+        Params { scale: f32::reinterpret((word >> 1u32) & 0x7fff_e000u32), zero: small_float(word & 0x3fffu32, MAGIC) }
     }
 }
 
@@ -70,15 +75,16 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_the_codes_of_a_stream() {
+    fn fields_are_the_codes_of_a_unit() {
         for bits in [2_usize, 3, 4] {
-            let code = |i: usize| (i as u64 * 2_654_435_761 >> 7) as u32 & ((1 << bits) - 1);
+            let code = |i: usize| ((i as u64 * 2_654_435_761) >> 7) as u32 & ((1 << bits) - 1);
             let mut words = [0_u32; 4];
             for i in 0..32 {
-                let shifted = u64::from(code(i)) << (i * bits % 32);
-                words[i * bits / 32] |= shifted as u32;
+                let bit = code_bit(bits, i);
+                let shifted = u64::from(code(i)) << (bit % 32);
+                words[bit / 32] |= shifted as u32;
                 if shifted >> 32 != 0 {
-                    words[i * bits / 32 + 1] |= (shifted >> 32) as u32;
+                    words[bit / 32 + 1] |= (shifted >> 32) as u32;
                 }
             }
             for in_place in [false, true] {
