@@ -19,6 +19,8 @@ use crate::quantized::QuantizedWeight;
 
 /// Calls that are queued before the device is waited for.
 const N_CALLS: usize = 50;
+/// Arrays that are copied before the device is waited for.
+const N_COPIES: usize = 10;
 /// Bytes of the array whose sum is the other work that calls wait behind.
 const BALLAST_BYTES: usize = 256 << 20;
 
@@ -124,8 +126,7 @@ pub struct Product<B: Backend, W> {
     /// Results of the calls in the queue.
     pending: Vec<Tensor<B, 2>>,
     /// What [`Queued::queue_ballast`] sums, once it has been asked for.
-    ballast: Option<Tensor<B, 1>>,
-    pending_ballast: Vec<Tensor<B, 1>>,
+    ballast: Option<Tensor<B, 2>>,
 }
 
 impl<B: GpuBackend> Product<B, Tensor<B, 2>> {
@@ -204,7 +205,7 @@ impl<B: Backend, W> Product<B, W> {
         copies: Vec<W>,
         x: Tensor<B, 2>,
     ) -> Self {
-        Self { multiply, weight_bytes, copies, x, pending: Vec::new(), ballast: None, pending_ballast: Vec::new() }
+        Self { multiply, weight_bytes, copies, x, pending: Vec::new(), ballast: None }
     }
 }
 
@@ -229,18 +230,14 @@ impl<B: GpuBackend, W> Queued for Product<B, W> {
 
     fn queue_ballast(&mut self) -> Result<(), DeviceError> {
         let device = self.x.device();
-        let array = self.ballast.get_or_insert_with(|| {
-            let bytes = BALLAST_BYTES.min(B::largest_array(&device));
-            Tensor::ones([bytes / size_of::<f32>()], (&device, DType::F32))
-        });
-        self.pending_ballast.push(array.clone().sum());
+        let array = self.ballast.get_or_insert_with(|| ones(BALLAST_BYTES, &device));
+        self.pending.push(array.clone().sum_dim(1));
         Ok(())
     }
 
     fn wait(&mut self) -> Result<(), DeviceError> {
         wait::<B>(&self.x.device())?;
         self.pending.clear();
-        self.pending_ballast.clear();
         Ok(())
     }
 }
@@ -248,32 +245,40 @@ impl<B: GpuBackend, W> Queued for Product<B, W> {
 /// Bytes of an array that is copied: its time is to be longer than that of starting the copy.
 const ARRAY_BYTES: usize = 256 << 20;
 
-/// Copies arrays into others, elementwise, and sums them: bytes a second, medians of `n_rounds`. The arrays take turns and
-/// have `bytes` together, which should be several times the last-level cache.
+/// Copies arrays into others, elementwise, and sums their rows: bytes a second, medians of `n_rounds`. The arrays take turns
+/// and have `bytes` together, which should be several times the last-level cache.
 ///
 /// # Errors
 /// If the device fails.
 pub fn bandwidth<B: GpuBackend>(bytes: usize, n_rounds: usize, device: &B::Device) -> Result<Bandwidth, DeviceError> {
-    let array = bytes.min(ARRAY_BYTES).min(B::largest_array(device));
-    let ones = || Tensor::<B, 1>::ones([array / size_of::<f32>()], (device, DType::F32));
-    let sources: Vec<_> = std::iter::repeat_with(ones).take(n_copies(array, bytes)).collect();
-    let median = |call: &dyn Fn(Tensor<B, 1>) -> Tensor<B, 1>| -> Result<f64, DeviceError> {
+    let first = ones::<B>(bytes.min(ARRAY_BYTES), device);
+    let array = first.shape().num_elements() * size_of::<f32>();
+    let sources: Vec<_> =
+        std::iter::once(first).chain((1..n_copies(array, bytes)).map(|_| ones(array, device))).collect();
+    let median = |call: &dyn Fn(Tensor<B, 2>) -> Tensor<B, 2>| -> Result<f64, DeviceError> {
         let mut seconds = Vec::with_capacity(n_rounds);
         for round in 0..=n_rounds {
             wait::<B>(device)?;
             let start = Instant::now();
-            let results: Vec<_> = (0..N_CALLS).map(|i| call(sources[i % sources.len()].clone())).collect();
+            let results: Vec<_> = (0..N_COPIES).map(|i| call(sources[i % sources.len()].clone())).collect();
             wait::<B>(device)?;
             drop(results);
             if round > 0 {
-                seconds.push(start.elapsed().as_secs_f64() / N_CALLS as f64);
+                seconds.push(start.elapsed().as_secs_f64() / N_COPIES as f64);
             }
         }
         Ok(Latency::of(seconds).median)
     };
     let copy = median(&|source| source * 2.0)?;
-    let read = median(&|source| source.sum())?;
+    let read = median(&|source| source.sum_dim(1))?;
     Ok(Bandwidth { copy: 2.0 * array as f64 / copy, read: array as f64 / read })
+}
+
+/// An array of about `bytes`, or of as many as the device takes. In rows, which many threads can sum.
+fn ones<B: GpuBackend>(bytes: usize, device: &B::Device) -> Tensor<B, 2> {
+    const ROW: usize = 1024;
+    let n_rows = bytes.min(B::largest_array(device)) / (ROW * size_of::<f32>());
+    Tensor::ones([n_rows.max(1), ROW], (device, DType::F32))
 }
 
 /// Operations a second of burn's product of two square matrices, of 4096 rows or as many as keep the device busy for a
