@@ -14,6 +14,7 @@ mod adapter;
 pub mod bench;
 #[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
 mod dequantize;
+mod fragment;
 #[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
 mod gptq;
 #[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]

@@ -15,21 +15,19 @@ use burn_cubecl::CubeRuntime;
 use burn_cubecl::cubecl;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::cmma::MmaDefinition;
 use cubecl::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
 use super::super::UnitFacts;
-use super::super::units::{UNIT, code_bit};
+use super::super::units::UNIT;
+use super::fragment::{EXCHANGED, N_LANES, Pair, as_floats, multiply_add, pair_bits, read_pairs};
 use super::unpack::group_params;
 
 /// Outputs of a cube.
 const N_OUTS: usize = 16;
 /// Rows of a tile.
 const N_ROWS: usize = 8;
-/// Lanes of a plane.
-const N_LANES: usize = 32;
 /// Planes of a cube.
 const N_PLANES: usize = 8;
 /// Units whose channels are multiplied together.
@@ -37,8 +35,6 @@ const QUAD: usize = 4;
 /// Pairs of codes of a unit. Two are a lane's part of a multiplication.
 const N_PAIRS: usize = UNIT / 2;
 const N_STEPS: usize = N_PAIRS / 2;
-/// Two values of an activation's type: a register.
-type Pair<F> = Vector<F, Const<2>>;
 
 /// What one cube computes, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -197,8 +193,9 @@ fn tensor_core<F: Float, W: Size, X: Size>(
             #[unroll]
             for half in 0..2usize {
                 let pair = comptime!(2 * step + half);
-                let mut weight_a = as_floats::<F>(pair_bits(&codes, 0usize, bits, pair), magic, tile) - zero_a;
-                let mut weight_b = as_floats::<F>(pair_bits(&codes, bits, bits, pair), magic, tile) - zero_b;
+                let (codes_a, codes_b) = (pair_bits(&codes, 0usize, bits, pair), pair_bits(&codes, bits, bits, pair));
+                let mut weight_a = as_floats::<F>(codes_a, magic, tile.base, tile.native) - zero_a;
+                let mut weight_b = as_floats::<F>(codes_b, magic, tile.base, tile.native) - zero_b;
                 if comptime!(!tile.shared_scale) {
                     weight_a *= pair_scale_a;
                     weight_b *= pair_scale_b;
@@ -284,122 +281,6 @@ fn read_units<W: Size>(
         }
     }
 }
-
-/// A vector of activations as pairs of neighbours, from channel `first` of a unit on; zeros beyond the last channel.
-#[cube]
-fn read_pairs<F: Float, X: Size>(
-    x: &Array<Vector<F, X>>,
-    at: u32,
-    exists: bool,
-    pairs: &mut Array<Pair<F>>,
-    #[comptime] first: usize,
-    #[comptime] native: bool,
-) {
-    let x_width = X::value();
-    let index = at as usize / x_width;
-    if comptime!(native && x_width > 1) {
-        // As words, for compilers take vectors of 16-bit values apart and put them together again.
-        let n_words = comptime!(x_width / 2);
-        let size!(Words) = n_words;
-        let mut words = Vector::<u32, Words>::new(0u32);
-        if exists {
-            words = Vector::<u32, Words>::reinterpret(x[index]);
-        }
-        #[unroll]
-        for i in 0..n_words {
-            pairs[comptime!(first / 2 + i)] = Pair::<F>::reinterpret(words[i]);
-        }
-    } else {
-        let mut values = Vector::<F, X>::new(F::new(0.0));
-        if exists {
-            values = x[index];
-        }
-        #[unroll]
-        for i in 0..x_width {
-            let pair_idx = comptime!((first + i) / 2);
-            let mut pair = pairs[pair_idx];
-            pair[comptime!((first + i) % 2)] = values[i];
-            pairs[pair_idx] = pair;
-        }
-    }
-}
-
-/// The codes of the channels `2 pair` and `2 pair + 1`, in the lower and the upper half of a word.
-#[cube]
-fn pair_bits(codes: &Array<u32>, #[comptime] first: usize, #[comptime] bits: usize, #[comptime] pair: usize) -> u32 {
-    let bit = comptime!(code_bit(bits, 2 * pair));
-    let word = comptime!(first + bit / 32);
-    let shift = comptime!((bit % 32) as u32);
-    let mut both = codes[word] >> shift;
-    if comptime!(bits == 3) {
-        if comptime!(shift + 6 > 32) {
-            both |= codes[comptime!(word + 1)] << comptime!(32 - shift);
-        }
-        both = (both & 7u32) | ((both << 13u32) & 0x7_0000u32);
-    } else {
-        both &= comptime!(((1u32 << bits) - 1) * 0x1_0001);
-    }
-    both
-}
-
-/// Each of a pair of codes plus the base.
-#[cube]
-fn as_floats<F: Float>(pair: u32, magic: u32, #[comptime] tile: Tile) -> Pair<F> {
-    if comptime!(tile.native) {
-        Pair::<F>::reinterpret(pair | magic)
-    } else {
-        // WGSL's compiler (naga 29) takes the bits of two f16 for two f32.
-        let base = comptime!(tile.base as f32);
-        let mut floats = Pair::<F>::empty();
-        floats[0] = F::cast_from(f32::cast_from(pair & 0xffffu32) + base);
-        floats[1] = F::cast_from(f32::cast_from(pair >> 16u32) + base);
-        floats
-    }
-}
-
-/// `c += a b^T` of the 16 by 16 matrix `a` and the 8 by 16 matrix `b` that a plane holds. Lane `4 g + t` has the elements
-/// `(g, 2t..)`, `(g + 8, 2t..)`, `(g, 2t + 8..)`, `(g + 8, 2t + 8..)` of `a`, `(g, 2t..)` and `(g, 2t + 8..)` of `b`, and
-/// `(g, 2t..)` and `(g + 8, 2t..)` of `c`, two of a row each (PTX ISA, "Matrix Fragments for mma.m16n8k16").
-#[cube]
-fn multiply_add<F: Float>(
-    a: &Array<Pair<F>>,
-    b: &Array<Pair<F>>,
-    c: &mut Array<Vector<f32, Const<2>>>,
-    shared: &mut SharedMemory<f32>,
-    #[comptime] native: bool,
-) {
-    if comptime!(native) {
-        MmaDefinition::<F, F, f32>::new(16usize, 8usize, 16usize).execute_inplace(a, b, c);
-    } else {
-        let lane = UNIT_POS_X as usize;
-        let plane = UNIT_POS_Y as usize * comptime!(EXCHANGED * N_LANES);
-        #[unroll]
-        for i in 0..EXCHANGED {
-            let pair = if comptime!(i < 8) { a[comptime!(i / 2)] } else { b[comptime!((i - 8) / 2)] };
-            shared[plane + comptime!(i * N_LANES) + lane] = f32::cast_from(pair[comptime!(i % 2)]);
-        }
-        sync_cube();
-        #[unroll]
-        for half in 0..2usize {
-            let mut sums = c[half];
-            let left = plane + comptime!(2 * half * N_LANES) + lane / 4 * 4;
-            let right = plane + comptime!(8 * N_LANES) + lane % 4 * 8;
-            for k in 0..16usize {
-                // Two of a row in a lane, two lanes on the next two channels, and the upper eight in other pairs.
-                let holder = k % 8 / 2;
-                let weight = shared[left + (k / 8 * 4 + k % 2) * N_LANES + holder];
-                let of_b = right + (k / 8 * 2 + k % 2) * N_LANES + holder;
-                sums[0] = fma(weight, shared[of_b], sums[0]);
-                sums[1] = fma(weight, shared[of_b + 4], sums[1]);
-            }
-            c[half] = sums;
-        }
-        sync_cube();
-    }
-}
-
-/// Values of a lane that others need where the device has no such instruction.
-const EXCHANGED: usize = 12;
 
 /// Floats of shared memory: the sums of all planes and, where lanes exchange values, those.
 const fn shared_len(tile: Tile) -> usize {
