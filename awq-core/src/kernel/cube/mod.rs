@@ -60,7 +60,7 @@ pub trait GpuBackend: QuantBackend {
     fn packed_matvec(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2>;
 
     /// `x w^T` from packed codes on tensor cores, for f16 or bf16 activations and a weight that
-    /// [`UnitFacts::on_tensor_cores`] allows. Devices without tensor cores compute the same, slowly: for tests.
+    /// [`on_tensor_cores`](crate::kernel::UnitFacts::on_tensor_cores) allows. Devices without tensor cores compute the same, slowly: for tests.
     fn tensor_core_matmul(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2>;
 
     /// `x w^T` with the weight dequantized into memory first.
