@@ -2,8 +2,8 @@
 //!
 //! Calls are put into the device's queue one behind the other and waited for at the end, so that it is the device's time that
 //! is measured. (CubeCL's own profiler is no alternative on CUDA: it waits for the device before and after each measurement
-//! and takes the host's clock, too.) Where the host needs longer to start a call than the device to make it, the calls wait
-//! behind other work whose time, measured apart, is subtracted. Each call reads the next of several copies of its weight,
+//! and takes the host's clock, too.) Where starting a call takes longer than the call, calls wait behind other work whose time,
+//! measured apart, is subtracted. Each call reads the next of several copies of its weight,
 //! together larger than a last-level cache. Results are kept until the end: what nobody holds any more, burn's fusion need not
 //! compute.
 
@@ -46,7 +46,7 @@ pub trait Queued {
     /// If it cannot be started.
     fn queue(&mut self, call: usize) -> Result<(), DeviceError>;
 
-    /// Puts work into the queue that takes the device longer than the host needs to start it.
+    /// Puts work into the queue that takes the device longer than it takes to be started.
     ///
     /// # Errors
     /// If it cannot be started.
@@ -78,43 +78,42 @@ pub fn interleaved(arms: &mut [Box<dyn Queued>], n_rounds: usize) -> Result<Vec<
     for _ in 0..n_rounds {
         for ((arm, seconds), n_ballast) in arms.iter_mut().zip(&mut seconds).zip(&n_ballast) {
             let arm = arm.as_mut();
-            let alone = if *n_ballast > 0 { queue_and_wait(arm, 0, *n_ballast)?.total } else { 0.0 };
-            let calls = queue_and_wait(arm, N_CALLS, *n_ballast)?.total - alone;
-            // Something else kept the device or the host busy: the host's time to start the calls is an upper bound.
-            let calls = if calls > 0.0 { calls } else { queue_and_wait(arm, N_CALLS, 0)?.total };
+            let calls = behind_ballast(arm, *n_ballast)?;
+            // Something else kept the machine busy; the time with that of starting the calls is an upper bound.
+            let calls = if calls > 0.0 { calls } else { queue_and_wait(arm, N_CALLS, 0)? };
             seconds.push(calls / N_CALLS as f64);
         }
     }
     Ok(seconds.into_iter().map(Latency::of).collect())
 }
 
-/// Seconds until the host had started all, and until all was done.
-struct Elapsed {
-    host: f64,
-    total: f64,
-}
-
-fn queue_and_wait(arm: &mut dyn Queued, n_calls: usize, n_ballast: usize) -> Result<Elapsed, DeviceError> {
+/// Seconds until all is done.
+fn queue_and_wait(arm: &mut dyn Queued, n_calls: usize, n_ballast: usize) -> Result<f64, DeviceError> {
     arm.wait()?;
     let start = Instant::now();
     (0..n_ballast).try_for_each(|_| arm.queue_ballast())?;
     (0..n_calls).try_for_each(|call| arm.queue(call))?;
-    let host = start.elapsed().as_secs_f64();
     arm.wait()?;
-    Ok(Elapsed { host, total: start.elapsed().as_secs_f64() })
+    Ok(start.elapsed().as_secs_f64())
 }
 
-/// Ballast that keeps the device busy until the host has started all calls; none where the calls do so themselves.
+/// Seconds of a queue of calls behind ballast, less those of the ballast alone.
+fn behind_ballast(arm: &mut dyn Queued, n_ballast: usize) -> Result<f64, DeviceError> {
+    let alone = if n_ballast > 0 { queue_and_wait(arm, 0, n_ballast)? } else { 0.0 };
+    Ok(queue_and_wait(arm, N_CALLS, n_ballast)? - alone)
+}
+
+/// Ballast that keeps the device busy until all calls are started, which takes no longer than starting and making them; none
+/// where they are no faster behind it.
 fn ballast(arm: &mut dyn Queued) -> Result<usize, DeviceError> {
     const MOST: usize = 200;
     const N_TIMED: usize = 4;
     let calls = queue_and_wait(arm, N_CALLS, 0)?;
-    if calls.host < calls.total / 2.0 {
-        return Ok(0);
-    }
     queue_and_wait(arm, 0, 1)?;
-    let one = queue_and_wait(arm, 0, N_TIMED)?.total / N_TIMED as f64;
-    Ok(((2.0 * calls.host / one).ceil() as usize).clamp(1, MOST))
+    let one = queue_and_wait(arm, 0, N_TIMED)? / N_TIMED as f64;
+    let n_ballast = ((1.5 * calls / one).ceil() as usize).clamp(1, MOST);
+    let is_faster = behind_ballast(arm, n_ballast)? < 0.9 * calls;
+    Ok(if is_faster { n_ballast } else { 0 })
 }
 
 /// A product of burn tensors.
