@@ -59,8 +59,8 @@ pub trait Queued {
     fn wait(&mut self) -> Result<(), DeviceError>;
 }
 
-/// Times of a call: the arms take turns, each with a queue of calls. Two rounds of warm-up, in which kernels are compiled
-/// and tuned, are not counted.
+/// Times of a call: the arms take turns, each with a queue of calls. Warm-up, in which kernels are compiled and tuned, is not
+/// counted.
 ///
 /// # Errors
 /// If a call fails.

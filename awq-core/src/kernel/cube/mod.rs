@@ -44,8 +44,8 @@ use crate::backend::QuantBackend;
 pub const MATVEC_MAX_ROWS: usize = 16;
 
 /// Rows up to which they are multiplied as they are on tensor cores. An estimate, too: at 128 rows an H100 has 16 instructions
-/// to issue for each 4-bit code, at 29.6e12 a second, which is still less time than it takes to write the weight in f16 and
-/// read it again, at 3.35 TB/s; at 256 rows it is more.
+/// to issue for each 4-bit code, at 29.6e12 a second, which is half the time that it takes to write the weight in f16 and read
+/// it again, at 3.35 TB/s; at 256 rows the two are about equal.
 pub const TENSOR_CORE_MAX_ROWS: usize = 128;
 
 /// A GPU backend. The ways to multiply that [`QuantBackend::packed_matmul`] chooses from, one by one, and a baseline.
@@ -60,7 +60,8 @@ pub trait GpuBackend: QuantBackend {
     fn packed_matvec(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2>;
 
     /// `x w^T` from packed codes on tensor cores, for f16 or bf16 activations and a weight that
-    /// [`on_tensor_cores`](crate::kernel::UnitFacts::on_tensor_cores) allows. Devices without tensor cores compute the same, slowly: for tests.
+    /// [`on_tensor_cores`](crate::kernel::UnitFacts::on_tensor_cores) allows. Devices without tensor cores compute the same,
+    /// slowly: for tests.
     fn tensor_core_matmul(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2>;
 
     /// `x w^T` with the weight dequantized into memory first.
