@@ -11,6 +11,7 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod device;
+mod encoding;
 pub mod eval;
 pub mod generate;
 pub mod plan;
