@@ -14,6 +14,7 @@ pub mod device;
 mod encoding;
 pub mod eval;
 pub mod generate;
+mod inputs;
 pub mod plan;
 pub mod progress;
 pub mod provenance;

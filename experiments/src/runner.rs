@@ -2,7 +2,7 @@
 //!
 //! Cells of one model that share calibration are quantized together, a limited number in one pass over its blocks. A cell
 //! that fails becomes a record and the sweep goes on; an experiment that was interrupted resumes at the first cell without a
-//! finished record.
+//! finished record. A cell whose model was replaced since runs again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ use crate::data::calibration::{CalibrationSet, calibration_set, overlap_tokens};
 use crate::data::{self, Text};
 use crate::device::{DeviceJob, run_on};
 use crate::eval::perplexity::{Windows, score};
+use crate::inputs;
 use crate::plan::{Cell, CellId, ModelPlan, Plan, passes};
 use crate::progress::Progress;
 use crate::provenance::{Provenance, peak_resident_bytes, tree};
@@ -48,7 +49,8 @@ pub struct Summary {
     pub failed: usize,
 }
 
-/// Runs every cell of `plan` that has no finished record in `file`, and appends what comes out.
+/// Runs every cell of `plan` that has no finished record in `file`, or one of a model whose files changed, and appends what
+/// comes out.
 ///
 /// # Errors
 /// A device that is not there, or a record that cannot be appended. A cell's own errors become records.
@@ -66,12 +68,7 @@ pub fn run(
             file.path().display()
         ));
     }
-    let finished: BTreeSet<CellId> = file
-        .on_record()
-        .iter()
-        .filter(|record| matches!(record.outcome, Outcome::Done(_)))
-        .map(|record| record.cell_id.clone())
-        .collect();
+    let finished: BTreeSet<CellId> = inputs::finished(plan, file.on_record(), store, progress);
     let mut summary =
         Summary { resumed: plan.cells().filter(|cell| finished.contains(&cell.id())).count(), ..Summary::default() };
     if summary.resumed > 0 {

@@ -9,5 +9,6 @@ mod commands;
 mod decoding;
 mod families;
 mod interruption;
+mod replaced;
 mod speed;
 mod support;
