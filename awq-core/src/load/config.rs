@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 
 use super::gguf::Value;
 use super::keys::Keys;
@@ -98,15 +98,15 @@ impl ModelConfig {
         Ok(Self { raw, ..config })
     }
 
-    /// Reads GGUF metadata. `prefix` is the architecture as GGUF spells it. Whether the head is tied and q, k and v
-    /// have a bias is told by the tensors alone: both are left `false`.
+    /// Reads GGUF metadata, which `raw` has checked and without its arrays. `prefix` is the architecture as GGUF spells it.
+    /// Whether the head is tied and q, k and v have a bias is told by the tensors alone: both are left `false`.
     pub(super) fn from_gguf(
         file: &Path,
+        raw: Json,
         metadata: &BTreeMap<String, Value>,
         prefix: &str,
         architecture: &str,
     ) -> Result<Self, LoadError> {
-        let raw = scalars_as_json(metadata);
         let keys = Keys { file, json: &raw };
         let key = |name: &str| format!("{prefix}.{name}");
         let hidden_size = keys.dimension(&[&key("embedding_length")])?;
@@ -118,6 +118,12 @@ impl ModelConfig {
                 format!("{rotary_dim}, expected the head width {head_dim}: partly rotated heads are not supported");
             return Err(keys.bad(&key("rope.dimension_count"), problem));
         }
+        let value_dim = keys.optional_dimension(&key("attention.value_length"))?.unwrap_or(hidden_size / n_heads);
+        if value_dim != head_dim {
+            let problem = format!("{value_dim}, expected the width of keys {head_dim}: others are not supported");
+            return Err(keys.bad(&key("attention.value_length"), problem));
+        }
+        check_attention_scale(&keys, &key("attention.scale"), head_dim)?;
         let rope = Rope::from_gguf(&keys, prefix)?;
         let vocab_size = match (keys.optional_dimension(&key("vocab_size"))?, metadata.get("tokenizer.ggml.tokens")) {
             (Some(vocab_size), _) => vocab_size,
@@ -199,6 +205,13 @@ impl ModelConfig {
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return bad(head_dim_key, format!("heads are {head_dim} wide, expected an even width"));
         }
+        if let Some(RopeScaling::PerFrequency { divisors }) = &self.rope_scaling
+            && divisors.len() != head_dim / 2
+        {
+            let problem =
+                format!("{} divisors, expected {}: one for each pair of a head", divisors.len(), head_dim / 2);
+            return bad("rope_scaling.divisors", problem);
+        }
         Ok(())
     }
 }
@@ -242,18 +255,14 @@ fn architecture(keys: &Keys<'_>) -> Result<String, LoadError> {
     }
 }
 
-/// The metadata without its arrays (vocabulary, merges), which only the tokenizer needs.
-fn scalars_as_json(metadata: &BTreeMap<String, Value>) -> Json {
-    let scalar = |value: &Value| match value {
-        Value::Int(int) => Some(Json::from(*int)),
-        Value::Float(float) => Some(Json::from(*float)),
-        Value::Bool(bool) => Some(Json::from(*bool)),
-        Value::Text(text) => Some(Json::from(text.as_str())),
-        Value::Ints(_) | Value::Floats(_) | Value::Bools(_) | Value::Texts(_) => None,
-    };
-    let scalars: Map<String, Json> =
-        metadata.iter().filter_map(|(key, value)| Some((key.clone(), scalar(value)?))).collect();
-    Json::Object(scalars)
+/// Scores are divided by the root of the head width; 0 stands for that.
+fn check_attention_scale(keys: &Keys<'_>, key: &str, head_dim: usize) -> Result<(), LoadError> {
+    let Some(value) = keys.get(key) else { return Ok(()) };
+    let expected = (head_dim as f64).sqrt().recip();
+    match value.as_f64() {
+        Some(scale) if scale == 0.0 || (scale / expected - 1.0).abs() < 1e-6 => Ok(()),
+        _ => Err(keys.bad(key, format!("{value}, expected 1 / sqrt({head_dim}): other scales are not supported"))),
+    }
 }
 
 #[cfg(test)]

@@ -60,25 +60,48 @@ impl Rope {
         Ok(Self { theta: theta.unwrap_or(DEFAULT_ROPE_THETA), scaling: None })
     }
 
-    /// From GGUF metadata, whose keys start with `prefix`.
+    /// From GGUF metadata, whose keys start with `prefix`, as llama.cpp reads them: the type is linear unless the file
+    /// says otherwise, and the factor has an older key; a factor of 0 stands for none.
     pub(super) fn from_gguf(keys: &Keys<'_>, prefix: &str) -> Result<Self, LoadError> {
-        let type_key = format!("{prefix}.rope.scaling.type");
-        let scaling = match keys.optional_text(&type_key)? {
-            None | Some("none") => None,
-            Some("linear") => {
-                Some(RopeScaling::Linear { factor: keys.float(&format!("{prefix}.rope.scaling.factor"))? })
+        let key = |name: &str| format!("{prefix}.rope.{name}");
+        let theta = keys.optional_float(&key("freq_base"))?.unwrap_or(DEFAULT_ROPE_THETA);
+        let scaling = match keys.optional_text(&key("scaling.type"))? {
+            Some("none") => None,
+            None | Some("linear") => {
+                let factor_key = [key("scaling.factor"), key("scale_linear")];
+                let factor_key = factor_key.iter().find(|key| keys.get(key).is_some());
+                let is_given =
+                    factor_key.and_then(|key| keys.get(key)).is_some_and(|factor| factor.as_f64() != Some(0.0));
+                let factor = factor_key.filter(|_| is_given).map(|key| keys.float(key)).transpose()?;
+                factor.filter(|factor| *factor != 1.0).map(|factor| RopeScaling::Linear { factor })
             }
             Some(other) => {
-                return Err(keys.bad(&type_key, format!("{other:?}, expected one of none, linear")));
+                return Err(keys.bad(&key("scaling.type"), format!("{other:?}, expected one of none, linear")));
             }
         };
-        let theta = keys.optional_float(&format!("{prefix}.rope.freq_base"))?;
-        Ok(Self { theta: theta.unwrap_or(DEFAULT_ROPE_THETA), scaling })
+        Ok(Self { theta, scaling })
+    }
+}
+
+/// A key of our own: what GGUF has in place of a formula, which stands beside it (`ModelConfig::to_hugging_face`).
+fn divisors(keys: &Keys<'_>, parent: &str) -> Result<Option<RopeScaling>, LoadError> {
+    let Some(value) = keys.get("divisors") else { return Ok(None) };
+    let divisor = |value: &serde_json::Value| {
+        let divisor = value.as_f64()? as f32;
+        (divisor.is_finite() && divisor > 0.0).then_some(divisor)
+    };
+    let divisors = value.as_array().and_then(|divisors| divisors.iter().map(divisor).collect::<Option<Vec<f32>>>());
+    match divisors {
+        Some(divisors) => Ok(Some(RopeScaling::PerFrequency { divisors })),
+        None => Err(keys.wrong_type(&format!("{parent}.divisors"), value, "a list of positive numbers")),
     }
 }
 
 /// The object under `parent`.
 fn scaling_from_hugging_face(keys: &Keys<'_>, parent: &str) -> Result<Option<RopeScaling>, LoadError> {
+    if let Some(per_frequency) = divisors(keys, parent)? {
+        return Ok(Some(per_frequency));
+    }
     let kind = match keys.optional_text("rope_type")? {
         Some(kind) => kind,
         None => keys.optional_text("type")?.ok_or_else(|| keys.missing("rope_type"))?,

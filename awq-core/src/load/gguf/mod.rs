@@ -5,6 +5,8 @@
 
 mod dequant;
 mod header;
+mod keys;
+mod kind;
 mod names;
 #[cfg(test)]
 mod tests;
@@ -64,19 +66,24 @@ pub(super) struct GgufFile {
 pub(super) fn open(file: &Path) -> Result<GgufFile, LoadError> {
     let map = MappedFile::open(file)?;
     let mut header = Header::parse(map.bytes(), file)?;
+    kind::check(file, &header.metadata)?;
     let family = family_of(&header, file)?;
     let tied_head = !header.tensors.contains_key("output.weight");
     let attention_bias = header.tensors.contains_key("blk.0.attn_q.bias");
-    let mut config = ModelConfig::from_gguf(file, &header.metadata, family.gguf, family.hugging_face)?;
+    let metadata = keys::checked(file, &header.metadata, family.gguf)?;
+    let mut config = ModelConfig::from_gguf(file, metadata, &header.metadata, family.gguf, family.hugging_face)?;
     config.tie_word_embeddings = tied_head;
     config.attention_bias = attention_bias;
     if let Some(info) = header.tensors.remove(ROPE_FREQS) {
         check_shape(file, ROPE_FREQS, &info.shape, &[config.head_dim / 2])?;
         let divisors = read_stored(&map, ROPE_FREQS, &info.stored)?;
-        config.rope_scaling = Some(RopeScaling::PerFrequency { divisors });
+        config.rope_scaling = Some(per_frequency(file, divisors, config.rope_scaling.as_ref())?);
     }
     let mut tensors = BTreeMap::new();
     for (gguf_name, info) in std::mem::take(&mut header.tensors) {
+        if names::is_rotary_buffer(&gguf_name) {
+            continue;
+        }
         let Some(name) = names::hugging_face_name(&gguf_name) else {
             return Err(LoadError::UnknownTensor {
                 file: file.to_owned(),
@@ -109,6 +116,18 @@ fn family_of(header: &Header, file: &Path) -> Result<&'static Family, LoadError>
         architecture: architecture.clone(),
         known: FAMILIES.iter().map(|family| family.gguf.to_owned()).collect(),
     })
+}
+
+/// The file's own divisors, on top of those of a formula: llama.cpp applies both.
+fn per_frequency(file: &Path, mut divisors: Vec<f32>, formula: Option<&RopeScaling>) -> Result<RopeScaling, LoadError> {
+    if let Some(index) = divisors.iter().position(|divisor| *divisor <= 0.0) {
+        let problem = format!("tensor {ROPE_FREQS:?} divides by {} at element {index}", divisors[index]);
+        return Err(LoadError::BadHeader { file: file.to_owned(), problem });
+    }
+    if let Some(RopeScaling::Linear { factor }) = formula {
+        divisors.iter_mut().for_each(|divisor| *divisor = (f64::from(*divisor) * factor) as f32);
+    }
+    Ok(RopeScaling::PerFrequency { divisors })
 }
 
 /// The number of heads that q or k projects to; `None` for any other tensor.
@@ -151,7 +170,7 @@ fn read_stored(map: &MappedFile, name: &str, stored: &Stored) -> Result<Vec<f32>
             return Err(LoadError::UnsupportedDtype {
                 file: file(),
                 name: name.to_owned(),
-                dtype: format!("ggml type {type_id}"),
+                dtype: dequant::type_name(*type_id),
                 known: GgmlType::known(),
             });
         }
