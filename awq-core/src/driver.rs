@@ -26,6 +26,7 @@ use crate::model::{
     Block, BlockLayout, BlockParams, Decoder, LinearFacts, LinearName, NoTap, NormName, for_each_block,
 };
 use crate::pack::PackedWeight;
+use crate::scale_range::checked_edit;
 
 /// What the blocks after the first see during calibration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -174,7 +175,7 @@ fn quantize_shared<B: QuantBackend>(
 ) -> Result<QuantizedBlock<B>, MethodError> {
     let linears = block.layout().linears;
     let edit =
-        job.method.quantize_block(&BlockCtx { block_idx, block, inputs: Some(inputs), linears, grid: &job.grid })?;
+        checked_edit(job.method, &BlockCtx { block_idx, block, inputs: Some(inputs), linears, grid: &job.grid })?;
     let applied = apply(block, edit);
     let outputs = run(applied.block.as_ref(), hidden);
     let log = with_output_error(applied.log, expected, &outputs);
@@ -212,7 +213,7 @@ fn quantize_per_stage<B: QuantBackend>(
         let linears = stage_facts(block.layout(), stage);
         let ctx =
             BlockCtx { block_idx, block: partial.as_ref(), inputs: Some(&inputs), linears: &linears, grid: &job.grid };
-        let applied = apply(partial.as_ref(), job.method.quantize_block(&ctx)?);
+        let applied = apply(partial.as_ref(), checked_edit(job.method, &ctx)?);
         log.scale_searches.extend(applied.log.scale_searches);
         log.linears.extend(applied.log.linears);
         weights.extend(applied.weights);

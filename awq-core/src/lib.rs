@@ -24,4 +24,5 @@ pub mod model;
 pub mod pack;
 pub mod quantized;
 pub mod rotation;
+mod scale_range;
 pub mod transform;
