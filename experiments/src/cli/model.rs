@@ -1,7 +1,7 @@
 //! What `quantize`, `generate` and `chat` share: the model, how it is quantized, how tokens are chosen.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
@@ -36,7 +36,7 @@ pub(super) struct ModelArgs {
 /// How a model is held in memory for decoding.
 #[derive(Args, Debug)]
 pub(super) struct DecodeArgs {
-    /// Quantize first: METHOD-wBITSgGROUP, such as awq-w4g128 [default: the model as it is].
+    /// Quantize first: METHOD-wBITSgGROUP, such as awq-w4g128, or awq-w4g128-f32 for scales in f32 [default: the model as it is].
     #[arg(long, value_name = "SPEC")]
     quant: Option<Request>,
     /// Round the head to this many bits, in groups of 32 [default: as the model has it; methods leave it alone].
@@ -71,6 +71,11 @@ impl DecodeArgs {
 
 impl ModelArgs {
     const BUNDLED: &'static str = "bundled";
+
+    /// Where the model is, if it is on this machine.
+    pub(super) fn path(&self) -> &Path {
+        Path::new(&self.model)
+    }
 
     /// Opens the model.
     pub(super) fn open(&self) -> anyhow::Result<OpenedModel> {
