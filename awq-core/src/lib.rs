@@ -7,6 +7,7 @@
 //! This crate writes no file and knows no experiment.
 
 pub mod arithmetic;
+mod attention;
 pub mod awq;
 pub mod backend;
 pub mod capture;

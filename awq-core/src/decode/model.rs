@@ -56,6 +56,8 @@ pub struct DecodeModel {
 /// One block.
 pub(super) struct DecodeBlock {
     pub(super) attention_norm: HostNorm,
+    /// See [`ModelConfig::windows`].
+    pub(super) window: Option<usize>,
     /// Queries, keys and values.
     pub(super) qkv: Linear,
     pub(super) o: Linear,
@@ -163,6 +165,7 @@ impl Reader<'_> {
         };
         Ok(DecodeBlock {
             attention_norm: self.norm(&self.wiring.block_norm(block_idx, attention.norm))?,
+            window: self.config.windows[block_idx],
             qkv: linear(&[attention.q, attention.k, attention.v])?,
             o: linear(&[attention.o])?,
             mlp_norm: self.norm(&self.wiring.block_norm(block_idx, mlp.norm))?,

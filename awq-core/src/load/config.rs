@@ -1,6 +1,7 @@
 //! The facts of a decoder, read from a Hugging Face `config.json` or from GGUF metadata into one struct.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::Value as Json;
@@ -8,10 +9,7 @@ use serde_json::Value as Json;
 use super::gguf::Value;
 use super::keys::Keys;
 use super::rope::{Rope, RopeScaling};
-use super::{LoadError, read_json};
-
-/// Positions whose rotary angles are kept at most; some models announce a million.
-const MAX_TABLE_POSITIONS: usize = 16_384;
+use super::{LoadError, read_json, windows};
 
 /// The facts of a decoder that its weights do not tell.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,8 +46,8 @@ pub struct ModelConfig {
     pub bos_id: Option<u32>,
     /// Tokens that end a generation; the first is the end-of-sequence token.
     pub eos_ids: Vec<u32>,
-    /// Each token attends to this many tokens at most, itself included; `None` for all.
-    pub sliding_window: Option<usize>,
+    /// One entry a block: to how many tokens one attends at most, itself and those before it; `None` for all of them.
+    pub windows: Vec<Option<usize>>,
     /// The file's own keys, for what only one family needs. GGUF: the metadata without its arrays.
     pub raw: Json,
 }
@@ -65,12 +63,13 @@ impl ModelConfig {
         let architecture = architecture(&keys)?;
         let defaults = class_defaults(&architecture);
         let hidden_size = keys.dimension(&["hidden_size"])?;
+        let n_blocks = keys.dimension(&["num_hidden_layers"])?;
         let n_heads = keys.dimension(&["num_attention_heads"])?;
         let rope = Rope::from_hugging_face(&keys)?;
         let config = Self {
             hidden_size,
             intermediate_size: keys.dimension(&["intermediate_size", "ffn_dim"])?,
-            n_blocks: keys.dimension(&["num_hidden_layers"])?,
+            n_blocks,
             n_heads,
             n_kv_heads: keys.optional_dimension("num_key_value_heads")?.unwrap_or(n_heads),
             head_dim: keys.optional_dimension("head_dim")?.unwrap_or(hidden_size / n_heads),
@@ -86,11 +85,7 @@ impl ModelConfig {
             attention_bias: keys.optional_bool(defaults.bias_key)?.unwrap_or(defaults.has_bias),
             bos_id: keys.token_ids("bos_token_id")?.first().copied(),
             eos_ids: keys.token_ids("eos_token_id")?,
-            sliding_window: if keys.optional_bool("use_sliding_window")?.unwrap_or(defaults.uses_sliding_window) {
-                keys.optional_dimension("sliding_window")?
-            } else {
-                None
-            },
+            windows: windows::from_hugging_face(&keys, &architecture, n_blocks)?,
             architecture,
             raw: Json::Null,
         };
@@ -110,6 +105,7 @@ impl ModelConfig {
         let keys = Keys { file, json: &raw };
         let key = |name: &str| format!("{prefix}.{name}");
         let hidden_size = keys.dimension(&[&key("embedding_length")])?;
+        let n_blocks = keys.dimension(&[&key("block_count")])?;
         let n_heads = keys.dimension(&[&key("attention.head_count")])?;
         let head_dim = keys.optional_dimension(&key("attention.key_length"))?.unwrap_or(hidden_size / n_heads);
         let rotary_dim = keys.optional_dimension(&key("rope.dimension_count"))?.unwrap_or(head_dim);
@@ -134,7 +130,7 @@ impl ModelConfig {
             architecture: architecture.to_owned(),
             hidden_size,
             intermediate_size: keys.dimension(&[&key("feed_forward_length")])?,
-            n_blocks: keys.dimension(&[&key("block_count")])?,
+            n_blocks,
             n_heads,
             n_kv_heads: keys.optional_dimension(&key("attention.head_count_kv"))?.unwrap_or(n_heads),
             head_dim,
@@ -149,7 +145,9 @@ impl ModelConfig {
             attention_bias: false,
             bos_id: keys.token_ids("tokenizer.ggml.bos_token_id")?.first().copied(),
             eos_ids: keys.token_ids("tokenizer.ggml.eos_token_id")?,
-            sliding_window: keys.optional_dimension(&key("attention.sliding_window"))?,
+            // `attention.sliding_window` is not read: llama.cpp applies none in the graphs of `llama` and `qwen2`, and
+            // transformers maps the key to nothing for them (both looked up in 2026).
+            windows: vec![None; n_blocks],
             raw: Json::Null,
         };
         config.check(
@@ -161,10 +159,10 @@ impl ModelConfig {
         Ok(Self { raw, ..config })
     }
 
-    /// Longest sequence that the model can be run on, in tokens: what it was trained for, and not more than its sliding
-    /// window, within which every token sees all before it and no mask is needed.
+    /// Longest sequence that is run, in tokens: as many as the configuration gives positions. transformers would go on beyond
+    /// them where positions are rotated, with a warning at most.
     pub fn longest_sequence(&self) -> usize {
-        self.max_positions.min(MAX_TABLE_POSITIONS).min(self.sliding_window.unwrap_or(usize::MAX))
+        self.max_positions
     }
 
     /// The `head_dim / 2` rotary frequencies in radians a position, highest first, scaling applied.
@@ -181,13 +179,13 @@ impl ModelConfig {
             .collect()
     }
 
-    /// Cosines and sines of the rotary angles of the first positions, each `[n_positions, head_dim / 2]`.
-    pub fn rotary_angles(&self, n_positions: usize) -> (Vec<f32>, Vec<f32>) {
+    /// Cosines and sines of the rotary angles of some positions, each `[positions.len(), head_dim / 2]`.
+    pub fn rotary_angles(&self, positions: Range<usize>) -> (Vec<f32>, Vec<f32>) {
         let frequencies = self.rope_frequencies();
         // In f64: an angle of thousands of radians has lost its fraction in a lower precision.
         let angles = |f: fn(f64) -> f64| {
             let of_position = |position| frequencies.iter().map(move |frequency| f(position as f64 * frequency) as f32);
-            (0..n_positions).flat_map(of_position).collect()
+            positions.clone().flat_map(of_position).collect()
         };
         (angles(f64::cos), angles(f64::sin))
     }
@@ -223,24 +221,17 @@ struct ClassDefaults {
     tied_head: bool,
     bias_key: &'static str,
     has_bias: bool,
-    uses_sliding_window: bool,
 }
 
 fn class_defaults(architecture: &str) -> ClassDefaults {
-    let llama = ClassDefaults {
-        norm_eps: None,
-        tied_head: false,
-        bias_key: "attention_bias",
-        has_bias: false,
-        uses_sliding_window: true,
-    };
+    let llama = ClassDefaults { norm_eps: None, tied_head: false, bias_key: "attention_bias", has_bias: false };
     match architecture {
         // OPT's norms have no key (torch's LayerNorm default), and its head is tied as in the base class.
         "OPTForCausalLM" => {
             ClassDefaults { norm_eps: Some(1e-5), tied_head: true, bias_key: "enable_bias", has_bias: true, ..llama }
         }
-        // Qwen2's q, k and v always have a bias; it writes the window's width even where it does not use it.
-        "Qwen2ForCausalLM" => ClassDefaults { has_bias: true, uses_sliding_window: false, ..llama },
+        // Qwen2's q, k and v always have a bias.
+        "Qwen2ForCausalLM" => ClassDefaults { has_bias: true, ..llama },
         _ => llama,
     }
 }
@@ -306,7 +297,7 @@ mod tests {
         assert_eq!((config.rope_theta, config.norm_eps), (100_000.0, 1e-5));
         assert_eq!((config.bos_id, config.eos_ids.as_slice()), (Some(1), &[2, 5][..]));
         assert!(!config.tie_word_embeddings && !config.attention_bias);
-        assert_eq!((config.sliding_window, config.rope_scaling), (None, None));
+        assert_eq!((config.windows, config.rope_scaling), (vec![None; 30], None));
         assert_eq!(config.raw["rope_theta"], 100_000);
     }
 
@@ -320,17 +311,8 @@ mod tests {
         assert!(opt.tie_word_embeddings && opt.attention_bias);
         assert_eq!((opt.intermediate_size, opt.n_kv_heads, opt.norm_eps), (3072, 12, 1e-5));
 
-        let mut qwen2 = with("architectures", json!(["Qwen2ForCausalLM"]));
-        qwen2["sliding_window"] = json!(131_072);
-        qwen2["use_sliding_window"] = json!(false);
-        let qwen2 = parse(&qwen2).unwrap();
+        let qwen2 = parse(&with("architectures", json!(["Qwen2ForCausalLM"]))).unwrap();
         assert!(qwen2.attention_bias && !qwen2.tie_word_embeddings);
-        assert_eq!(qwen2.sliding_window, None);
-
-        let mut mistral = with("architectures", json!(["MistralForCausalLM"]));
-        mistral["sliding_window"] = json!(4096);
-        let mistral = parse(&mistral).unwrap();
-        assert_eq!((mistral.sliding_window, mistral.longest_sequence()), (Some(4096), 4096));
     }
 
     #[test]

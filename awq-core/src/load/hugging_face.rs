@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{ModelConfig, RopeScaling};
+use super::{ModelConfig, RopeScaling, windows};
 
 impl ModelConfig {
     /// The `config.json` from which [`ModelConfig::from_hugging_face`] reads this configuration again: the model's own
@@ -42,8 +42,7 @@ impl ModelConfig {
         put("attention_bias", json!(self.attention_bias));
         put("bos_token_id", json!(self.bos_id));
         put("eos_token_id", json!(self.eos_ids));
-        put("use_sliding_window", json!(self.sliding_window.is_some()));
-        put("sliding_window", json!(self.sliding_window));
+        windows::put(&mut keys, &self.architecture, &self.windows);
         Json::Object(keys)
     }
 
@@ -113,7 +112,6 @@ mod tests {
                 rope_theta: 500_000.0,
                 bos_id: Some(1),
                 eos_ids: vec![2, 5],
-                sliding_window: Some(300),
                 ..TinySpec::GQA.config()
             };
             std::fs::write(&file, config.to_hugging_face().to_string()).unwrap();
@@ -124,6 +122,7 @@ mod tests {
         }
     }
 
+<<<<<<< HEAD
     fn per_frequency(divisors: Vec<f32>) -> ModelConfig {
         let rope_scaling = Some(RopeScaling::PerFrequency { divisors });
         ModelConfig { rope_scaling, rope_theta: 500_000.0, ..TinySpec::GQA.config() }
@@ -151,10 +150,29 @@ mod tests {
             assert_eq!(read.rope_scaling, config.rope_scaling);
             assert_eq!(frequency_bits(&read), frequency_bits(&config));
             assert_eq!(read.to_hugging_face(), json);
+=======
+    #[test]
+    fn windows_are_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.json");
+        for (architecture, windows) in [
+            ("LlamaForCausalLM", vec![None; 3]),
+            ("MistralForCausalLM", vec![None; 3]),
+            ("MistralForCausalLM", vec![Some(300); 3]),
+            ("Qwen2ForCausalLM", vec![None; 3]),
+            ("Qwen2ForCausalLM", vec![None, Some(300), None]),
+            ("Qwen2ForCausalLM", vec![Some(300); 3]),
+        ] {
+            let spec = TinySpec { n_blocks: 3, ..TinySpec::GQA };
+            let config = ModelConfig { architecture: architecture.into(), windows: windows.clone(), ..spec.config() };
+            std::fs::write(&file, config.to_hugging_face().unwrap().to_string()).unwrap();
+            assert_eq!(ModelConfig::from_hugging_face(&file).unwrap().windows, windows, "{architecture}");
+>>>>>>> engine
         }
     }
 
     #[test]
+<<<<<<< HEAD
     fn divisors_of_no_formula_have_a_type_that_others_refuse() {
         let n_pairs = TinySpec::GQA.config().head_dim / 2;
         let config = per_frequency((0..n_pairs).map(|pair| 1.0 + 0.3 * (pair % 2) as f32).collect());
@@ -179,5 +197,11 @@ mod tests {
             "config.json: key \"rope_scaling.divisors\": 1 divisors, expected {n_pairs}: one for each pair of a head"
         );
         assert_eq!(message(json!([1.0])), few);
+=======
+    fn frequencies_that_no_key_describes_cannot_be_written() {
+        let divisors = RopeScaling::PerFrequency { divisors: vec![1.0; 8] };
+        let config = ModelConfig { rope_scaling: Some(divisors), ..TinySpec::GQA.config() };
+        assert_eq!(config.to_hugging_face(), None);
+>>>>>>> engine
     }
 }

@@ -20,6 +20,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod tokenizer;
+mod windows;
 
 use std::path::Path;
 use std::sync::Arc;

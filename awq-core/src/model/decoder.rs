@@ -7,11 +7,12 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
 
-use super::layers::{Linear, Norm, NormKind, matrix, product, rotary_table, vector};
+use super::layers::{Linear, Norm, NormKind, matrix, product, vector};
+use super::rotary::Rotary;
 use super::wiring::{InnerWiring, Positions, Wiring};
 use super::{Block, BlockLayout, BlockParams, Decoder, NormName, Tap, ids_tensor};
 use crate::arithmetic::Arithmetic;
-use crate::backend::{AttentionShape, QuantBackend, RotaryTable};
+use crate::backend::{AttentionShape, QuantBackend};
 use crate::load::{Checkpoint, LoadError, ModelConfig};
 
 /// A decoder over a checkpoint.
@@ -30,7 +31,7 @@ pub(super) struct WiredDecoder<B: QuantBackend> {
 /// How positions enter.
 enum PositionTensors<B: QuantBackend> {
     /// Through queries and keys.
-    Rotary(RotaryTable<B>),
+    Rotary(Arc<Rotary<B>>),
     /// Rows `[max_positions, hidden]` that are added to the embedding.
     Learned(Tensor<B, 2>),
 }
@@ -50,7 +51,7 @@ impl<B: QuantBackend> WiredDecoder<B> {
         let vocab_by_hidden = [config.vocab_size, hidden];
         let embedding = matrix(source, &wiring.embedding, vocab_by_hidden, device)?;
         let positions = match &wiring.positions {
-            Positions::Rotary => PositionTensors::Rotary(rotary_table(&config, config.longest_sequence(), device)),
+            Positions::Rotary => PositionTensors::Rotary(Arc::new(Rotary::new(config.clone(), device.clone()))),
             Positions::Learned { tensor, first_row } => {
                 let rows = matrix(source, tensor, [config.max_positions + first_row, hidden], device)?;
                 PositionTensors::Learned(rows.narrow(0, *first_row, config.max_positions))
@@ -113,9 +114,14 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
         Ok(Box::new(WiredBlock {
             params: BlockParams { linears, norms, arithmetic: Arithmetic::F32 },
             wiring: wiring.clone(),
-            shape: AttentionShape { n_heads: config.n_heads, n_kv_heads: config.n_kv_heads, head_dim: config.head_dim },
+            shape: AttentionShape {
+                n_heads: config.n_heads,
+                n_kv_heads: config.n_kv_heads,
+                head_dim: config.head_dim,
+                window: config.windows[block_idx],
+            },
             rotary: match &self.positions {
-                PositionTensors::Rotary(table) => Some(table.clone()),
+                PositionTensors::Rotary(rotary) => Some(rotary.clone()),
                 PositionTensors::Learned(_) => None,
             },
         }))
@@ -134,7 +140,7 @@ struct WiredBlock<B: QuantBackend> {
     params: BlockParams<B>,
     wiring: Arc<Wiring>,
     shape: AttentionShape,
-    rotary: Option<RotaryTable<B>>,
+    rotary: Option<Arc<Rotary<B>>>,
 }
 
 impl<B: QuantBackend> Block<B> for WiredBlock<B> {
@@ -163,7 +169,9 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
         tap.see(names.q, &input);
         let project = |name| self.params.forward(name, input.clone());
         let (q, k, v) = (project(names.q), project(names.k), project(names.v));
-        let mixed = B::causal_attention(q, k, v, self.rotary.as_ref(), &self.shape);
+        let [_, seq, _] = input.dims();
+        let table = self.rotary.as_ref().map(|rotary| rotary.first(seq));
+        let mixed = B::causal_attention(q, k, v, table.as_ref(), &self.shape);
         tap.see(names.o, &mixed);
         self.params.forward(names.o, mixed)
     }

@@ -1,6 +1,6 @@
 //! The Llama family: RMSNorm, rotary positions (half-split pairing), grouped-query attention, SwiGLU.
 //!
-//! Also Mistral (same block; its sliding window must not be shorter than the sequences) and Qwen2 (biases on q, k, v).
+//! Also Mistral (the same block, with a sliding window) and Qwen2 (biases on q, k, v; windows in some blocks).
 //! Llama's own `attention_bias` puts one on all four linears of the attention module, its `mlp_bias` on the other three.
 
 use serde_json::json;

@@ -19,6 +19,7 @@ mod decoder;
 pub mod layers;
 pub mod llama;
 pub mod opt;
+mod rotary;
 pub mod tiny;
 mod walk;
 pub mod wiring;

@@ -70,7 +70,7 @@ impl TinySpec {
             attention_bias: self.attention_bias,
             bos_id: None,
             eos_ids: Vec::new(),
-            sliding_window: None,
+            windows: vec![None; self.n_blocks],
             raw: serde_json::Value::Null,
         }
     }

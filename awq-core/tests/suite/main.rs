@@ -14,3 +14,5 @@ mod loops;
 mod oracle;
 mod salient;
 mod support;
+mod threads;
+mod windows;

@@ -30,7 +30,7 @@ pub(super) struct ChatArgs {
     /// Tokens of one answer at most.
     #[arg(long, value_name = "N", default_value = "512")]
     max_tokens: NonZeroUsize,
-    /// Tokens of the whole conversation at most; not more than the model can be run on.
+    /// Tokens of the whole conversation at most; not more than the model has positions.
     #[arg(long, value_name = "N", default_value = "2048")]
     context: NonZeroUsize,
     #[command(flatten)]

@@ -37,7 +37,7 @@ pub struct CalibrationSet {
 /// The sequences that `spec` takes from `text` with a model's tokenizer.
 ///
 /// # Errors
-/// Sequences longer than the model can be run on, and as [`sequences`].
+/// Sequences longer than the model has positions, and as [`sequences`].
 pub fn calibration_set(opened: &OpenedModel, spec: &CalibrationSpec, text: &Text) -> anyhow::Result<CalibrationSet> {
     check_seq_len(&opened.config, spec.seq_len.get()).context("calibration")?;
     sequences(text, &|part| Ok(opened.tokenizer.encode(part)?), &spec.sampling, spec.seq_len)

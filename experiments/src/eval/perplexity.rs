@@ -101,7 +101,7 @@ pub fn check_seq_len(config: &ModelConfig, seq_len: usize) -> anyhow::Result<()>
     let longest = config.longest_sequence();
     ensure!(
         seq_len <= longest,
-        "sequences of {seq_len} tokens are longer than the {longest} that the model can be run on; use a shorter seq_len"
+        "sequences of {seq_len} tokens are longer than the {longest} positions of the model's configuration; use a shorter seq_len"
     );
     Ok(())
 }

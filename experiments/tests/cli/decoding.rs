@@ -159,7 +159,7 @@ fn wrong_requests_say_what_is_wrong() {
     );
     refused(
         &["generate", "model", "--prompt", PROMPT, "--max-tokens", "126"],
-        "a context of 129 tokens is longer than the 128 that the model can be run on; ask for less",
+        "a context of 129 tokens is longer than the 128 positions of the model's configuration; ask for less",
     );
     assert!(!workshop.path("packed").exists(), "a refused request leaves a folder");
 }

@@ -78,6 +78,15 @@ fn configuration_comes_from_the_metadata() {
     assert!(!config.tie_word_embeddings && config.attention_bias);
 }
 
+/// llama.cpp has no windows in the graphs of these two, whatever the key says.
+#[test]
+fn a_window_in_the_metadata_is_one_that_llama_cpp_does_not_apply() {
+    for architecture in ["llama", "qwen2"] {
+        let windowed = small_model(architecture).u32(&format!("{architecture}.attention.sliding_window"), 4);
+        assert_eq!(opened(&windowed).config.windows, [None], "{architecture}");
+    }
+}
+
 #[test]
 fn rows_of_q_and_k_are_put_in_order_for_llama_only() {
     let first_of_each_row = |architecture: &str, name: &str| -> Vec<f32> {

@@ -259,7 +259,7 @@ mod folders {
             attention_bias: false,
             bos_id,
             eos_ids: vec![2],
-            sliding_window: None,
+            windows: vec![None],
             raw: Json::Null,
         }
     }
