@@ -1,7 +1,8 @@
 //! The block loop: capture, method, apply, propagate. The only place where a model changes.
 //!
 //! Cells of a sweep that share model, calibration and propagation run in one pass: a block is read once, its activations are
-//! captured once, and every job's edit of it is stored packed. Memory is one block, its activations, and the packed results.
+//! captured once, and every job's edit of it is stored packed. In memory are one block, hidden states and captured inputs of all
+//! calibration tokens (hidden states for each job, where blocks see quantized outputs), and the packed results.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -84,7 +85,8 @@ pub struct Pass {
     pub shared_seconds: f64,
 }
 
-/// Tokens of one forward batch during calibration: enough to fill the matrix kernels, few enough to stay in cache.
+/// Tokens of one forward batch during calibration: enough to fill the matrix kernels. The activations inside a module, of which
+/// only one batch is in memory at a time, grow with it.
 const TOKENS_PER_BATCH: usize = 4096;
 
 /// Quantizes a model by every job in one pass over its blocks. `progress` is called after each block with its index.

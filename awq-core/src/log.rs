@@ -42,14 +42,28 @@ pub struct LinearLog {
     pub linear: String,
     /// Mean squared error of the weight itself.
     pub weight_mse: f64,
-    /// The method's own objective for this linear on the plain grid, before the method's work; `None` where it has none.
+    /// The rounding step's own objective for this linear, of the weight that it was given, when that is rounded to the
+    /// nearest code; `None` where it has none, as plain rounding itself.
     pub loss_before: Option<f64>,
-    /// The same after.
+    /// The same of the codes that it chose.
     pub loss_after: Option<f64>,
+    /// What a clip search before the rounding step found; `None` where there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip: Option<ClipLog>,
     /// How scaling changed the steps of this linear's groups; `None` for methods that scale no channel by a fixed factor.
     pub step_change: Option<StepChange>,
     /// Numeric fall-backs, in words: a raised damping, a dead column.
     pub notes: Vec<String>,
+}
+
+/// The clip search of one linear (AWQ). Losses are means over rows and tokens of the squared output error, groups taken alone
+/// and added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClipLog {
+    /// Without clipping.
+    pub loss_before: f64,
+    /// With the bounds found.
+    pub loss_after: f64,
 }
 
 /// What a scale on some input channels did to the quantization steps of the groups that hold them (AWQ paper, Table 2).
@@ -61,4 +75,22 @@ pub struct StepChange {
     pub n_changed: u64,
     /// Mean over all groups of the step after scaling divided by the step before.
     pub mean_ratio: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_record_of_before_clip_losses_had_a_field_reads_as_it_was() {
+        let old = r#"{"linear":"mlp.up_proj","weight_mse":0.5,"loss_before":2.0,"loss_after":1.0,"step_change":null,"notes":[]}"#;
+        let log: LinearLog = serde_json::from_str(old).unwrap();
+        assert_eq!((log.loss_after, log.clip), (Some(1.0), None));
+        assert_eq!(serde_json::to_string(&log).unwrap(), old);
+        let clip = Some(ClipLog { loss_before: 4.0, loss_after: 3.0 });
+        let new = LinearLog { clip, ..log };
+        assert_eq!(serde_json::from_str::<LinearLog>(&serde_json::to_string(&new).unwrap()).unwrap(), new);
+    }
 }

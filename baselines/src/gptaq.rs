@@ -6,12 +6,16 @@
 //! *When it wins.* In deep models at few bits, where inputs drift; needs `propagation = "quantized"` or
 //! `"quantized_per_stage"`.
 //!
-//! *Cost.* A second stream of activations, in full precision, and two more matrix products per input.
+//! *Cost.* A second stream of activations, in full precision; two more matrix products for the corrections of a linear, and
+//! in its column loop twice the multiplications.
 //!
-//! *Differences from the authors' code.* Corrections follow from the unquantized weights, as the derivation has it, and so
-//! are one product before any column is rounded (there: from weights that earlier corrections have changed already, column
-//! by column). Groups take their grids from the corrected weights. The losses in the record are GPTQ's: output errors on
-//! the inputs as they are.
+//! *Reference.* `fasterquant` of the authors' code: `P = alpha triu(D U^T, 1) U` with `D = (F - X)^T X`, and each column adds
+//! its weight times its row of `P` to the columns after it. Inside a column block that is the weight before rounding, across
+//! column blocks it is the rounded one (there, the block has been overwritten by then), so `block_size` changes the result.
+//!
+//! *Differences from the authors' code.* Those of GPTQ. Their code has GPTQ's `block_start_weights` and
+//! `original_weights`; with `updated_weights` a column block ends where a group starts. The losses in the record are GPTQ's:
+//! output errors on the inputs as they are.
 
 use awq_core::backend::QuantBackend;
 use awq_core::capture::CaptureNeeds;
@@ -20,12 +24,11 @@ use awq_core::method::{
     BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod, quantize_each_linear,
 };
 use awq_core::quantized::QuantizedWeight;
-use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::gptq::Gptq;
-use crate::linalg::{ROWS_PER_TASK, strict_upper_through, subtract_product};
+use crate::linalg::strict_upper_through;
 
 /// GPTAQ and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -68,7 +71,7 @@ impl<B: QuantBackend> LinearMethod<B> for Gptaq {
         if entries.iter().any(|entry| !entry.is_finite()) {
             return Err(ctx.not_finite("an activation"));
         }
-        self.gptq.quantize_corrected(ctx, Some(Drift { entries, alpha: self.alpha }))
+        self.gptq.quantize_with_drift(ctx, Some(Drift { entries, alpha: self.alpha }))
     }
 }
 
@@ -86,25 +89,13 @@ pub(crate) struct Drift {
 }
 
 impl Drift {
-    /// `W + W P` for a row-major `W: [out, in]`, with `P = alpha triu(D U^T, 1) U` in the order of rounding and `U` GPTQ's
-    /// inverse factor in that order: what each column's input has lost is added to the columns after it, as well as
-    /// these can make up for it.
-    pub(crate) fn correct(&self, weight: &[f32], order: &[u32], factor: &[f32]) -> Vec<f32> {
+    /// `P = alpha triu(D U^T, 1) U`, row-major `[in, in]`, in the order of rounding: `U` is GPTQ's inverse factor in that order.
+    /// What a column's input has lost, spread over the columns after it as well as these can make up for it.
+    pub(crate) fn corrections(&self, order: &[u32], factor: &[f32]) -> Vec<f32> {
         let n = order.len();
-        let entry = |at: usize| -self.alpha * self.entries[order[at / n] as usize * n + order[at % n] as usize];
-        let negated: Vec<f32> = (0..n * n).map(|at| entry(at) as f32).collect();
-        let correction = strict_upper_through(&negated, factor, n);
-        let mut corrected = weight.to_vec();
-        corrected.par_chunks_mut(ROWS_PER_TASK * n).for_each(|rows| {
-            let ordered: Vec<f32> =
-                rows.chunks(n).flat_map(|row| order.iter().map(|&column| row[column as usize])).collect();
-            let mut sum = ordered.clone();
-            subtract_product(&mut sum, &ordered, &correction, n, 0..n);
-            for (row, sum) in rows.chunks_mut(n).zip(sum.chunks(n)) {
-                order.iter().zip(sum).for_each(|(&column, &value)| row[column as usize] = value);
-            }
-        });
-        corrected
+        let entry = |at: usize| self.alpha * self.entries[order[at / n] as usize * n + order[at % n] as usize];
+        let drift: Vec<f32> = (0..n * n).map(|at| entry(at) as f32).collect();
+        strict_upper_through(&drift, factor, n)
     }
 }
 
@@ -169,6 +160,87 @@ mod tests {
         }
     }
 
+    fn product(n: usize, a: impl Fn(usize, usize) -> f64, b: impl Fn(usize, usize) -> f64) -> Vec<f64> {
+        (0..n * n).map(|at| (0..n).map(|k| a(at / n, k) * b(k, at % n)).sum()).collect()
+    }
+
+    /// The upper triangular `U` with `U^T U = H^-1`, by elimination and a textbook Cholesky factorisation of the inverse.
+    fn upper_factor_of_the_inverse(h: &[f64], n: usize) -> Vec<f64> {
+        let mut rows: Vec<Vec<f64>> = h.chunks(n).map(<[f64]>::to_vec).collect();
+        for (i, row) in rows.iter_mut().enumerate() {
+            row.extend((0..n).map(|j| if i == j { 1.0 } else { 0.0 }));
+        }
+        for pivot in 0..n {
+            let scale = rows[pivot][pivot];
+            rows[pivot].iter_mut().for_each(|x| *x /= scale);
+            let pivot_row = rows[pivot].clone();
+            for (_, row) in rows.iter_mut().enumerate().filter(|(i, _)| *i != pivot) {
+                let times = row[pivot];
+                row.iter_mut().zip(&pivot_row).for_each(|(x, p)| *x -= times * p);
+            }
+        }
+        let mut u = vec![0.0; n * n];
+        for i in 0..n {
+            for j in i..n {
+                let rest = rows[i][n + j] - (0..i).map(|k| u[k * n + i] * u[k * n + j]).sum::<f64>();
+                u[i * n + j] = if i == j { rest.sqrt() } else { rest / u[i * n + i] };
+            }
+        }
+        u
+    }
+
+    /// The codes by the authors' formulas, natural order and grids of the unquantized weights, a row and a column at a time
+    /// in f64.
+    fn codes_by_the_formulas(case: &Case, method: &Gptaq) -> Vec<u8> {
+        let (n, block) = (case.n_in, usize::from(method.gptq.block_size.get()));
+        let (mut h, d) = (case.input.gram_f64().to_vec(), case.input.drift().unwrap());
+        let mean = (0..n).map(|i| h[i * n + i]).sum::<f64>() / n as f64;
+        (0..n).for_each(|i| h[i * n + i] += method.gptq.damp * mean);
+        let u = upper_factor_of_the_inverse(&h, n);
+        let through = product(n, |i, k| d[i * n + k], |k, j| u[j * n + k]);
+        let above = |i: usize, k: usize| if k > i { through[i * n + k] } else { 0.0 };
+        let p = product(n, above, |k, j| method.alpha * u[k * n + j]);
+        let mut codes = Vec::new();
+        for row in case.weight.chunks(n) {
+            let params: Vec<_> = row.chunks(16).map(|group| case.grid.group_params_of(group)).collect();
+            let mut w: Vec<f64> = row.iter().map(|&w| f64::from(w)).collect();
+            for start in (0..n).step_by(block) {
+                let end = (start + block).min(n);
+                let mut rounded = Vec::new();
+                let mut errors = Vec::new();
+                for i in start..end {
+                    codes.push(case.grid.nearest_code(w[i] as f32, &params[i / 16]));
+                    let (before, q) = (w[i], f64::from(params[i / 16].weight(codes[codes.len() - 1])));
+                    let error = (before - q) / u[i * n + i];
+                    (i..end).for_each(|j| w[j] += before * p[i * n + j] - error * u[i * n + j]);
+                    rounded.push(q);
+                    errors.push(error);
+                }
+                for (i, (q, error)) in (start..end).zip(rounded.iter().zip(&errors)) {
+                    (end..n).for_each(|j| w[j] += q * p[i * n + j] - error * u[i * n + j]);
+                }
+            }
+        }
+        codes
+    }
+
+    #[test]
+    fn codes_are_those_of_the_authors_formulas() {
+        let (case, _) = drifted(24);
+        for (block_size, alpha) in [(16, 0.25), (24, 1.0), (64, 0.25)] {
+            let mut method = gptaq(ColumnOrder::Natural, alpha);
+            method.gptq.block_size = NonZeroU16::new(block_size).unwrap();
+            let expected = codes_by_the_formulas(&case, &method);
+            let (found, _) = method.quantize_linear(&case.ctx()).unwrap();
+            let differing = found.codes.iter().zip(&expected).filter(|(a, b)| a != b).count();
+            // A tie that the last bit decides moves the rest of its row.
+            assert!(differing <= expected.len() / 50, "{differing} of {} codes differ", expected.len());
+            let (gptq, _) = method.gptq.quantize_linear(&case.ctx()).unwrap();
+            let of_gptq = gptq.codes.iter().zip(&expected).filter(|(a, b)| a != b).count();
+            assert!(of_gptq > expected.len() / 10, "GPTQ's own codes differ in {of_gptq} places only");
+        }
+    }
+
     #[test]
     fn without_correction_or_drift_it_is_gptq() {
         let (case, _) = drifted(8);
@@ -179,6 +251,33 @@ mod tests {
         let case = Case { input: inputs(float_vec(same[0].clone()), 64).with_full_precision(same), ..case };
         let (found, _) = gptaq(ColumnOrder::Natural, 1.0).quantize_linear(&case.ctx()).unwrap();
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn the_unit_of_the_inputs_does_not_matter_whatever_is_dead() {
+        for (order, n_dead) in [(ColumnOrder::Natural, 0), (ColumnOrder::Natural, 20), (ColumnOrder::Activation, 20)] {
+            // A dead channel is zero in the inputs as they are; in full precision it need not be.
+            let quantize = |unit: f32| {
+                let (case, full) = drifted(8);
+                let full: Vec<f32> = full.iter().map(|x| unit * x).collect();
+                let full = inputs(full, 64).batches().to_vec();
+                let case = case.in_unit(unit, |i| i * 29 % 64 < n_dead);
+                let case = Case { input: case.input.with_full_precision(full), ..case };
+                gptaq(order, 0.25).quantize_linear(&case.ctx()).unwrap()
+            };
+            let (expected, log) = quantize(1.0);
+            for unit in [1.0 / 128.0, 128.0] {
+                assert_eq!(quantize(unit).0, expected, "{order:?}, {n_dead} dead, inputs times {unit}");
+            }
+            for unit in [0.01, 100.0] {
+                let (found, other) = quantize(unit);
+                let differing = found.codes.iter().zip(&expected.codes).filter(|(a, b)| a != b).count();
+                assert!(differing <= found.codes.len() / 100, "inputs times {unit}: {differing} codes differ");
+                assert_eq!(other.notes, log.notes);
+            }
+            let weights = expected.dequantize();
+            assert!((0..64).filter(|i| i * 29 % 64 < n_dead).all(|i| weights.chunks(64).all(|row| row[i] == 0.0)));
+        }
     }
 
     #[test]

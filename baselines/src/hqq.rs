@@ -10,8 +10,17 @@
 //!
 //! *Reference.* The optimiser of the authors' code (`optimize_weights_proximal`).
 //!
-//! *Differences from it.* A group stops on its own, when its mean absolute error no longer falls (there: the whole matrix
-//! stops), and keeps the best zero point seen, that of plain rounding included. Zero points are rounded to the type they are stored in before they are judged.
+//! *Differences from it* (package `hqq` 0.2.8.post1).
+//!
+//! - A group stops on its own when its mean absolute error no longer falls, there the whole matrix does.
+//! - The best zero point seen is kept, that of plain rounding included. There it is the one after the last step, whose error
+//!   nobody has looked at.
+//! - `kappa` is applied; that version reads it and leaves `beta` as it is, as `kappa = 1` does here.
+//! - At 4 bits the package rounds the zero point before the first step, here it does not.
+//! - Zero points are rounded to the type they are stored in before they are judged.
+//! - A range narrower than `1e-5` is widened to it. There the step of one below `1e-4` is 1, and no step is below `1/20000`.
+//!
+//! `beta` is in units of weights, here as there: weights times 2 are another problem.
 
 use std::num::NonZeroU16;
 

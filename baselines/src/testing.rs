@@ -2,9 +2,10 @@
 
 use std::num::NonZeroU16;
 
+use awq_core::backend::float_vec;
 use awq_core::capture::InputStats;
 use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
-use awq_core::method::LinearCtx;
+use awq_core::method::{LinearCtx, LinearMethod};
 use awq_core::model::LinearName;
 use burn::backend::Flex;
 use burn::tensor::{Tensor, TensorData};
@@ -45,6 +46,43 @@ impl Case {
             input_scale: None,
             grid: &self.grid,
         }
+    }
+}
+
+impl Case {
+    /// The same with inputs in another unit, and channel `i` zero on every token where `dead(i)`.
+    pub(crate) fn in_unit(&self, unit: f32, dead: impl Fn(usize) -> bool) -> Self {
+        let (weight, n_in, grid) = (self.weight.clone(), self.n_in, self.grid);
+        let scaled = |batch: &Tensor<Flex, 3>| {
+            let channel = |at: usize| if dead(at % n_in) { 0.0 } else { unit };
+            float_vec(batch.clone()).iter().enumerate().map(|(at, x)| channel(at) * x).collect::<Vec<f32>>()
+        };
+        let input = inputs(self.input.batches().iter().flat_map(scaled).collect(), n_in);
+        Self { weight, n_in, input, grid }
+    }
+}
+
+/// Asserts that a method that takes no note of the unit of its inputs has given the same codes on `case` in several units, where
+/// every channel `i` with `dead(i)` is zero: bit for bit in units that are powers of two, and but for ties that rounding of
+/// the inputs themselves decides in others.
+#[track_caller]
+pub(crate) fn check_units<M: LinearMethod<Flex>>(method: &M, label: &str, case: &Case, dead: impl Fn(usize) -> bool) {
+    let quantize = |unit| {
+        let case = case.in_unit(unit, &dead);
+        method.quantize_linear(&case.ctx()).unwrap_or_else(|error| panic!("{label}, unit {unit}: {error}"))
+    };
+    let (expected, log) = quantize(1.0);
+    for unit in [1.0 / 128.0, 128.0] {
+        let (found, other) = quantize(unit);
+        assert_eq!(found, expected, "{label}: inputs times {unit} change the codes");
+        assert_eq!(other.notes, log.notes, "{label}: inputs times {unit} change the notes");
+    }
+    for unit in [0.01, 100.0] {
+        let (found, other) = quantize(unit);
+        let differing = found.codes.iter().zip(&expected.codes).filter(|(a, b)| a != b).count();
+        let n = expected.codes.len();
+        assert!(differing <= n / 100, "{label}: inputs times {unit} change {differing} of {n} codes");
+        assert_eq!(other.notes, log.notes, "{label}: inputs times {unit} change the notes");
     }
 }
 

@@ -141,7 +141,8 @@ fn check_sound(method: &MethodSpec, case: &Case, grid: &Grid) -> BlockEdit<Flex>
         assert!(quantized.stored_bits() < 32 * weight.len() as u64, "{label}, {linear}: larger than it was");
     }
     for log in &edit.log.linears {
-        let losses = [Some(log.weight_mse), log.loss_before, log.loss_after];
+        let clip = log.clip.map(|clip| [clip.loss_before, clip.loss_after]).unwrap_or_default();
+        let losses = [Some(log.weight_mse), log.loss_before, log.loss_after, Some(clip[0]), Some(clip[1])];
         assert!(losses.iter().flatten().all(|loss| loss.is_finite()), "{label}: {log:?}");
     }
     edit
@@ -196,6 +197,9 @@ fn no_method_loses_to_plain_rounding_on_its_own_loss() {
             |loss: fn(&awq_core::log::LinearLog) -> Option<f64>| edit.log.linears.iter().filter_map(loss).sum::<f64>();
         let (before, after) = (sum(|log| log.loss_before), sum(|log| log.loss_after));
         assert!(after <= before, "{}: {after} above {before}", method.label());
+        for clip in edit.log.linears.iter().filter_map(|log| log.clip) {
+            assert!(clip.loss_after <= clip.loss_before, "{}: {clip:?}", method.label());
+        }
         for search in &edit.log.scale_searches {
             assert!(search.loss_after <= search.loss_before, "{}: {search:?}", method.label());
         }

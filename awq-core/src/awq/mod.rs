@@ -12,6 +12,10 @@
 //! *Differences from the official code.* What is searched and rounded is f32 (there f16). Losses of a linear alone are
 //! computed from the Gram matrix of its inputs, clip losses from that of the sampled tokens: the same numbers in fewer
 //! operations. Groups may be ragged, and fewer calibration tokens than the clip sample are allowed.
+//!
+//! *Units.* The official code's smallest scale of `1e-4` (before normalization) and smallest range of `1e-5` are in units of
+//! activations and weights; so are, with `formula = "duo"`, AutoAWQ's `1e-4`, and the `1e-6` below which a group's largest weight
+//! is not taken (there added to it).
 
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
@@ -21,7 +25,7 @@ use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
 use crate::capture::CaptureNeeds;
 use crate::fold::fold;
-use crate::log::{BlockLog, LinearLog};
+use crate::log::{BlockLog, ClipLog, LinearLog};
 use crate::method::{BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod};
 use crate::model::{BlockParams, LinearFacts};
 use crate::quantized::QuantizedWeight;
@@ -164,22 +168,19 @@ impl Awq {
         let groups = ctx.block.layout().scale_groups;
         let scales_linear = |(group_idx, _): &&(usize, Tensor<B, 1>)| groups[*group_idx].linears.contains(&facts.name);
         let input_scale = scales.iter().find(scales_linear).map(|(_, scale)| scale.clone());
-        let mut clip_losses = None;
+        let mut clip = None;
         if let (ClipStep::Search(search), true) = (&self.clip, facts.clips) {
             let mut rows = ctx.input(facts.input)?.sampled_rows(search.n_tokens.get());
             if let Some(scale) = &input_scale {
                 rows = rows / scale.clone().unsqueeze::<2>();
             }
             let outcome = search.run(ctx, facts.name, weight.clone(), rows)?;
-            clip_losses = Some((outcome.loss_before, outcome.loss_after));
+            clip = Some(ClipLog { loss_before: outcome.loss_before, loss_after: outcome.loss_after });
             weight = outcome.weight;
         }
         let linear_ctx = LinearCtx { weight, input_scale, ..ctx.linear(facts) };
-        let (quantized, mut log) = rounding.quantize_linear(&linear_ctx)?;
-        if let Some((before, after)) = clip_losses {
-            (log.loss_before, log.loss_after) = (Some(before), Some(after));
-        }
-        Ok((quantized, log))
+        let (quantized, log) = rounding.quantize_linear(&linear_ctx)?;
+        Ok((quantized, LinearLog { clip, ..log }))
     }
 }
 

@@ -8,7 +8,8 @@
 //! *When it wins.* At 2 and 3 bits, with `propagation = "quantized"` (each block sees what the quantized blocks before it
 //! put out); in activation order it is the strongest of the methods that store nothing but codes.
 //!
-//! *Cost.* One Gram matrix and one `in x in` factorisation per input, `out * in^2` multiplications per linear.
+//! *Cost.* One Gram matrix per input; per linear one `in x in` factorisation, also where linears share their input, and
+//! `out * in^2 / 2` multiplications. The losses in the record take four times as many again.
 //!
 //! *Which weights set a group's grid.* [`GroupGrid`] names the three answers. `updated_weights` is the paper's algorithm and
 //! what `GPTQ` means in our tables: a group's range is that of the weights about to be rounded. `block_start_weights` is
@@ -16,10 +17,19 @@
 //! same where the group is at least as long as the column block. `original_weights` fixes all grids beforehand (static groups), which
 //! activation order needs if groups are to stay runs of neighbouring channels.
 //!
-//! *Differences from the official code.* `H` is divided by tokens, not sequences (damping is relative, so nothing changes);
-//! one factorisation in place of three; a group of zeros keeps a tiny scale. Where the factorisation fails, damping is
-//! raised tenfold and the record says so. With activation order and dynamic groups the order of the channels is
-//! stored and counted.
+//! *Differences from the official code.*
+//!
+//! - `H` is the mean over tokens, there twice the sum over tokens divided by the number of sequences. Damping is relative to
+//!   the mean diagonal of live columns (inputs that are not always zero), and a dead column's diagonal is that mean, so the
+//!   unit of the inputs does not matter. There a dead diagonal is 1 in whatever unit `H` is, and counts in the mean.
+//! - Where the factorisation fails, damping is raised tenfold and the record says so. There it ends the run.
+//! - One factorisation and the inverse of a triangular matrix in place of two factorisations and an explicit inverse.
+//! - A dead column's weights are set to 0 before any range is taken. There the range of a whole row still sees them.
+//! - On a symmetric grid an all-positive group gets a symmetric range, as every other. There its range begins at 0 and its
+//!   zero point stays in the middle, which cuts off the upper half of its weights.
+//! - A range narrower than `1e-5` is widened to it ([`awq_core::grid::RANGE_FLOOR`], from the AWQ code). There only a group
+//!   of zeros is, to 2.
+//! - With activation order and dynamic groups the order of the channels is stored and counted.
 
 mod range;
 mod solver;
@@ -50,10 +60,10 @@ use crate::linalg::inverse_factor;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Gptq {
-    /// What is added to the diagonal of the Hessian, relative to its mean (the official code: 0.01).
+    /// What is added to the diagonal of the Hessian, relative to its mean over live columns (the official code: 0.01).
     pub damp: f64,
     /// Columns whose errors are kept back and applied to the rest in one product (the official code: 128). With
-    /// `block_start_weights` it changes the result, else only rounding noise.
+    /// `block_start_weights`, and in GPTAQ, it changes the result, else only rounding noise.
     pub block_size: NonZeroU16,
     /// The order in which columns are rounded.
     pub order: ColumnOrder,
@@ -122,7 +132,7 @@ impl MethodSettings for Gptq {
 
 impl<B: QuantBackend> LinearMethod<B> for Gptq {
     fn quantize_linear(&self, ctx: &LinearCtx<'_, B>) -> Result<(QuantizedWeight, LinearLog), MethodError> {
-        self.quantize_corrected(ctx, None)
+        self.quantize_with_drift(ctx, None)
     }
 }
 
@@ -132,9 +142,20 @@ impl<B: QuantBackend> QuantMethod<B> for Gptq {
     }
 }
 
+/// The order of rounding, and the matrices that belong to it.
+struct Ordered<'a> {
+    /// Column `j` in the order of rounding is input channel `order[j]`.
+    order: &'a [u32],
+    /// `U`, row-major `[in, in]`, with `U^T U = H^-1`.
+    factor: &'a [f32],
+    /// GPTAQ's `P`, strictly upper triangular, row-major `[in, in]`: a column adds its weight times its row of `P` to
+    /// the columns after it.
+    corrections: Option<&'a [f32]>,
+}
+
 impl Gptq {
-    /// Quantizes one linear, its weight corrected for `drift` beforehand where that is given.
-    pub(crate) fn quantize_corrected<B: QuantBackend>(
+    /// Quantizes one linear; columns also make up for the `drift` of those before them where that is given (GPTAQ).
+    pub(crate) fn quantize_with_drift<B: QuantBackend>(
         &self,
         ctx: &LinearCtx<'_, B>,
         drift: Option<Drift>,
@@ -152,9 +173,9 @@ impl Gptq {
         let factor = hessian
             .permuted(&order)
             .damped(ctx, self.damp, &mut notes, |h| inverse_factor(h, hessian.n, self.hessian))?;
-        let corrected = drift.map(|drift| drift.correct(&weight, &order, &factor));
-        let target = corrected.as_deref().unwrap_or(&weight);
-        let quantized = self.round(target, &hessian, &order, &factor, ctx.grid);
+        let corrections = drift.map(|drift| drift.corrections(&order, &factor));
+        let ordered = Ordered { order: &order, factor: &factor, corrections: corrections.as_deref() };
+        let quantized = self.round(&weight, &hessian, &ordered, ctx.grid);
         let rounded = B::quantize_weight(ctx.weight.clone(), ctx.grid);
         let log = LinearLog {
             linear: ctx.linear.0.into(),
@@ -167,9 +188,9 @@ impl Gptq {
         Ok((quantized, log))
     }
 
-    /// Rounds a row-major `[out, in]` weight, columns in `order`; `factor` is the inverse factor of the Hessian in that order.
-    fn round(&self, weight: &[f32], hessian: &Hessian, order: &[u32], factor: &[f32], grid: &Grid) -> QuantizedWeight {
-        let n_in = hessian.n;
+    /// Rounds a row-major `[out, in]` weight.
+    fn round(&self, weight: &[f32], hessian: &Hessian, ordered: &Ordered<'_>, grid: &Grid) -> QuantizedWeight {
+        let (n_in, order) = (hessian.n, ordered.order);
         let n_out = weight.len() / n_in;
         let mut alive = weight.to_vec();
         for row in alive.chunks_mut(n_in) {
@@ -177,7 +198,7 @@ impl Gptq {
         }
         let groups = self.groups(&alive, n_in, order, grid);
         let working = gather_columns(&alive, n_in, order);
-        let solver = Solver::new(self, grid, factor, n_in, groups);
+        let solver = Solver::new(self, grid, ordered, n_in, groups);
         let (codes, params) = solver.solve(working);
         let keeps_order = self.order == ColumnOrder::Natural;
         let (codes, transform) = if keeps_order || self.fixes_groups(grid) {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use awq_core::grid::{Grid, GroupParams};
 use rayon::prelude::*;
 
-use super::{Gptq, GroupGrid, RangeSearch};
+use super::{Gptq, GroupGrid, Ordered, RangeSearch};
 use crate::linalg::{ROWS_PER_TASK, subtract_product};
 
 /// Where scale and zero point of a column come from.
@@ -23,15 +23,15 @@ pub(super) enum Groups {
 pub(super) struct Solver<'a> {
     grid: &'a Grid,
     range: &'a RangeSearch,
-    /// `U`, row-major `[n_in, n_in]`, with `U^T U = H^-1`.
     factor: &'a [f32],
+    corrections: Option<&'a [f32]>,
     n_in: usize,
     groups: Groups,
     blocks: Vec<Range<usize>>,
 }
 
 impl<'a> Solver<'a> {
-    pub(super) fn new(gptq: &'a Gptq, grid: &'a Grid, factor: &'a [f32], n_in: usize, groups: Groups) -> Self {
+    pub(super) fn new(gptq: &'a Gptq, grid: &'a Grid, ordered: &Ordered<'a>, n_in: usize, groups: Groups) -> Self {
         let block_size = usize::from(gptq.block_size.get());
         let blocks = match (&groups, gptq.group_grid) {
             // A block that ends where a group starts has applied all its errors by then.
@@ -41,7 +41,8 @@ impl<'a> Solver<'a> {
                 .collect(),
             _ => column_blocks(0..n_in, block_size),
         };
-        Self { grid, range: &gptq.range, factor, n_in, groups, blocks }
+        let &Ordered { factor, corrections, .. } = ordered;
+        Self { grid, range: &gptq.range, factor, corrections, n_in, groups, blocks }
     }
 
     /// Rounds a row-major `[n_out, n_in]` weight. Returns its codes and the parameters of all groups, row-major
@@ -84,12 +85,16 @@ impl<'a> Solver<'a> {
         }
     }
 
-    /// Rounds the columns of one block in some rows, and moves their errors onto all later columns.
+    /// Rounds the columns of one block in some rows, and moves their errors (and corrections) onto all later columns.
     fn round_block(&self, block: Range<usize>, weight: &mut [f32], codes: &mut [u8], params: &mut [GroupParams]) {
         let (n_in, n_groups) = (self.n_in, self.n_groups());
         let mut errors = vec![0.0_f32; weight.len() / n_in * block.len()];
-        let rows = weight.chunks_mut(n_in).zip(codes.chunks_mut(n_in)).zip(params.chunks_mut(n_groups));
-        for (((weight, codes), params), errors) in rows.zip(errors.chunks_mut(block.len())) {
+        // The rounded weights, negated: `subtract_product` then adds their corrections.
+        let mut negated = vec![0.0_f32; if self.corrections.is_some() { errors.len() } else { 0 }];
+        for row in 0..weight.len() / n_in {
+            let weight = &mut weight[row * n_in..(row + 1) * n_in];
+            let codes = &mut codes[row * n_in..(row + 1) * n_in];
+            let params = &mut params[row * n_groups..(row + 1) * n_groups];
             if let &Groups::Following { len } = &self.groups {
                 for start in block.clone().filter(|column| column % len == 0) {
                     params[start / len] = self.range.params(&weight[start..(start + len).min(n_in)], self.grid);
@@ -97,19 +102,31 @@ impl<'a> Solver<'a> {
             }
             for column in block.clone() {
                 let params = &params[self.group_of(column)];
-                let code = self.grid.nearest_code(weight[column], params);
+                let value = weight[column];
+                let code = self.grid.nearest_code(value, params);
                 codes[column] = code;
                 let factor = &self.factor[column * n_in..(column + 1) * n_in];
-                let error = (weight[column] - params.weight(code)) / factor[column];
-                errors[column - block.start] = error;
+                let error = (value - params.weight(code)) / factor[column];
+                let at = row * block.len() + column - block.start;
+                errors[at] = error;
                 let later = column + 1..block.end;
-                for (w, u) in weight[later.clone()].iter_mut().zip(&factor[later]) {
+                for (w, u) in weight[later.clone()].iter_mut().zip(&factor[later.clone()]) {
                     *w -= error * u;
+                }
+                if let Some(corrections) = self.corrections {
+                    let corrections = &corrections[column * n_in..(column + 1) * n_in];
+                    for (w, p) in weight[later.clone()].iter_mut().zip(&corrections[later]) {
+                        *w += value * p;
+                    }
+                    negated[at] = -params.weight(code);
                 }
             }
         }
-        let factor_rows = &self.factor[block.start * n_in..block.end * n_in];
-        subtract_product(weight, &errors, factor_rows, n_in, block.end..n_in);
+        let rows_of_block = block.start * n_in..block.end * n_in;
+        subtract_product(weight, &errors, &self.factor[rows_of_block.clone()], n_in, block.end..n_in);
+        if let Some(corrections) = self.corrections {
+            subtract_product(weight, &negated, &corrections[rows_of_block], n_in, block.end..n_in);
+        }
     }
 }
 

@@ -7,10 +7,11 @@ use awq_core::log::LinearLog;
 use awq_core::method::{LinearMethod, MethodError, MethodSettings, Precision};
 use awq_core::quantized::QuantizedWeight;
 use awq_core::transform::WeightTransform;
+use proptest::prelude::*;
 
 use super::{ColumnOrder, Gptq, GroupGrid, MseSearch, RangeSearch};
 use crate::rtn::Rtn;
-use crate::testing::{Case, grid, inputs, on_threads};
+use crate::testing::{Case, check_units, grid, inputs, on_threads};
 
 fn gptq() -> Gptq {
     Gptq {
@@ -138,6 +139,75 @@ fn a_dead_column_is_noted_and_rounds_to_zero() {
         assert_eq!(log.notes, ["1 dead input channel(s), their weights set to 0"]);
         assert!(quantized.dequantize().chunks(32).all(|row| row[5] == 0.0), "{}", method.label());
         assert!(losses(&log).1 < losses(&log).0);
+    }
+}
+
+#[test]
+fn the_unit_of_the_inputs_does_not_matter_whatever_is_dead() {
+    let case = Case::new(24, 64, 500, grid(3, 16));
+    for n_dead in [0, 1, 13, 32, 63] {
+        for method in variants() {
+            check_units(&method, &format!("{}, {n_dead} dead", method.label()), &case, |i| i * 29 % 64 < n_dead);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Any channels may be dead, any of them all: the codes of the others are those that they have without the dead ones'
+    /// columns, which no unit changes.
+    #[test]
+    fn dead_columns_change_nothing_for_the_others(
+        alive in proptest::collection::vec(proptest::bool::ANY, 48),
+        fraction in 0.0..1.0_f64,
+        exponent in -12..12_i32,
+        variant in 0..6_usize,
+    ) {
+        let kept = |i: usize| alive[i] || (i as f64) < fraction * 48.0;
+        let method = Gptq { hessian: Precision::F64, ..variants()[variant].clone() };
+        let case = Case::new(6, 48, 200, grid(3, 48)).in_unit(2.0_f32.powi(exponent), |i| !kept(i));
+        let (found, log) = quantize(&method, &case);
+        let unit = Case::new(6, 48, 200, grid(3, 48)).in_unit(1.0, |i| !kept(i));
+        prop_assert_eq!(&quantize(&method, &unit).0, &found);
+        let n_dead = (0..48).filter(|&i| !kept(i)).count();
+        let note = format!("{n_dead} dead input channel(s), their weights set to 0");
+        prop_assert_eq!(&log.notes, &(if n_dead == 0 { vec![] } else { vec![note] }));
+        prop_assert!(losses(&log).1 <= losses(&log).0 * 1.5, "{:?}", log);
+        for row in found.dequantize().chunks(48) {
+            prop_assert!((0..48).filter(|&i| !kept(i)).all(|i| row[i] == 0.0));
+        }
+        // Without the dead columns altogether: the same problem, and so the same weights but for the last bits of sums.
+        let live: Vec<usize> = (0..48).filter(|&i| kept(i)).collect();
+        if live.is_empty() {
+            return Ok(());
+        }
+        let gather = |values: &[f32]| -> Vec<f32> {
+            values.chunks(48).flat_map(|row| live.iter().map(|&i| row[i])).collect()
+        };
+        let rows = awq_core::backend::float_vec(case.input.batches()[0].clone());
+        let smaller = Case {
+            weight: gather(&case.weight),
+            n_in: live.len(),
+            input: inputs(gather(&rows), live.len()),
+            grid: case.grid,
+        };
+        let without = quantize(&method, &smaller).0.dequantize();
+        let beside = gather(&found.dequantize());
+        let differing = without.iter().zip(&beside).filter(|(a, b)| (*a - *b).abs() > 1e-5).count();
+        // A tie that the last bit decides moves the rest of its row.
+        prop_assert!(differing <= live.len(), "{} of {} weights differ", differing, without.len());
+    }
+}
+
+#[test]
+fn inputs_of_nothing_but_zeros_leave_zeros() {
+    let case = Case::new(4, 32, 50, grid(3, 16)).in_unit(1.0, |_| true);
+    for method in variants() {
+        let (quantized, log) = quantize(&method, &case);
+        assert_eq!(log.notes, ["32 dead input channel(s), their weights set to 0"], "{}", method.label());
+        assert_eq!(losses(&log), (0.0, 0.0), "{}", method.label());
+        assert!(quantized.dequantize().iter().all(|&w| w == 0.0), "{}", method.label());
     }
 }
 

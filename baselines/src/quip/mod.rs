@@ -13,8 +13,13 @@
 //! between two codes: `one_scale`, which takes only the bits of the experiment's grid. `grouped` rounds the rotated weight onto the experiment's own grid,
 //! so that methods can be compared on the same number of stored bits.
 //!
-//! *Differences from the authors' code.* Rounding runs in units of weights, not codes. The channel scale is normalised to a
-//! geometric mean of 1 and stored in the grid's scale type. A rotation's seed is mixed with block and linear.
+//! *Differences from the authors' code.* Rounding runs in units of weights, not codes, and nothing is rounded to f16 on the
+//! way. The channel scale is normalised to a geometric mean of 1 and stored in the grid's scale type. A rotation's factors
+//! and seeds are this project's own. Greedy passes stay on the grid at every step (there codes are clamped after each pass,
+//! and the running error is not told). A dead column is treated before rotation, as in GPTQ: its weights are 0, its diagonal
+//! is the mean over live columns (there it is found after rotation, which leaves none). The diagonal that a channel's scale
+//! is computed from has the authors' floors: `1e-8` of the largest entry of the Hessian, and `1e-8` for the sum of squares
+//! of the weights, which is in units of weights.
 
 mod incoherence;
 mod rounding;
@@ -23,7 +28,7 @@ use std::num::NonZeroU16;
 
 use awq_core::backend::{QuantBackend, float_vec};
 use awq_core::capture::CaptureNeeds;
-use awq_core::grid::{Granularity, Grid, GroupParams, Symmetry};
+use awq_core::grid::{Granularity, Grid, GroupParams, RANGE_FLOOR, Symmetry};
 use awq_core::log::LinearLog;
 use awq_core::method::{
     BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, Precision, QuantMethod,
@@ -50,7 +55,7 @@ pub struct Quip {
     pub rounding: QuipRounding,
     /// Which codes exist.
     pub grid: QuipGrid,
-    /// What is added to the diagonal of the Hessian, relative to its mean (the authors' code: 0.01).
+    /// What is added to the diagonal of the Hessian, relative to its mean over live columns (the authors' code: 0.01).
     pub damp: f64,
 }
 
@@ -187,6 +192,10 @@ impl Quip {
             hessian.damped(ctx, self.damp, notes, |h| ldl_feedback(h, n_in).map(|l| (h.to_vec(), l)))?;
         let (grid, params) = self.grid_params(&weight, n_in, ctx.grid);
         let n_groups = grid.granularity.n_groups(n_in);
+        let weight = match self.grid {
+            QuipGrid::OneScale => clamped_to_codes(weight, &params[0], &grid),
+            QuipGrid::Grouped => weight,
+        };
         let rounding = Rounding { grid: &grid, params: &params, n_groups, order: &order };
         let mut codes = rounding.ldlq(&weight, &feedback);
         if let QuipRounding::LdlqRg(GreedyPasses { n_passes }) = self.rounding {
@@ -233,9 +242,16 @@ const HALF_WIDTH: f64 = 2.4;
 fn one_scale(weight: &[f32], grid: &Grid) -> GroupParams {
     let mean_square = weight.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>() / weight.len().max(1) as f64;
     let max_code = f32::from(grid.bits.max_code());
-    // A matrix of zeros keeps a step that f16 can hold.
-    let half_width = (HALF_WIDTH * mean_square.sqrt()).max(1e-5) as f32;
-    GroupParams { scale: grid.scale_dtype.round(2.0 * half_width / max_code), zero_point: max_code / 2.0 }
+    // As every range of a grid: a matrix of zeros keeps a step that f16 can hold.
+    let width = ((2.0 * HALF_WIDTH * mean_square.sqrt()) as f32).max(RANGE_FLOOR);
+    GroupParams { scale: grid.scale_dtype.round(width / max_code), zero_point: max_code / 2.0 }
+}
+
+/// Weights beyond the outermost codes moved onto them (algorithm 1, line 9): feedback does not make up for what is cut off.
+fn clamped_to_codes(mut weight: Vec<f32>, params: &GroupParams, grid: &Grid) -> Vec<f32> {
+    let (low, high) = (params.weight(grid.min_code()), params.weight(grid.bits.max_code()));
+    weight.iter_mut().for_each(|w| *w = w.clamp(low, high));
+    weight
 }
 
 #[cfg(test)]

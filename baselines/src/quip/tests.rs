@@ -2,10 +2,11 @@
 
 use awq_core::backend::float_vec;
 use awq_core::grid::ScaleDtype;
+use proptest::prelude::*;
 
 use super::*;
 use crate::gptq::{ColumnOrder, Gptq, GroupGrid, RangeSearch};
-use crate::testing::{Case, grid, inputs, on_threads};
+use crate::testing::{Case, check_units, grid, inputs, on_threads};
 
 const KINDS: [RotationKind; 2] = [RotationKind::Kronecker, RotationKind::Hadamard];
 
@@ -148,6 +149,54 @@ fn dead_columns_few_tokens_and_constant_weights_survive() {
     for method in variants() {
         assert!(quantize(&method, &case).0.dequantize().iter().all(|w| w.abs() < 1e-3), "{}", method.label());
     }
+}
+
+#[test]
+fn the_unit_of_the_inputs_does_not_matter_whatever_is_dead() {
+    let case = Case::new(24, 36, 300, grid(3, 12));
+    for n_dead in [0, 1, 12, 35] {
+        for method in variants() {
+            check_units(&method, &format!("{}, {n_dead} dead", method.label()), &case, |i| i * 29 % 36 < n_dead);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn no_share_of_dead_channels_makes_the_unit_matter(
+        alive in proptest::collection::vec(proptest::bool::ANY, 36),
+        exponent in -12..12_i32,
+        variant in 0..12_usize,
+    ) {
+        let case = Case::new(8, 36, 120, grid(3, 12));
+        let method = &variants()[variant];
+        let [one, other] = [0, exponent].map(|exponent| {
+            quantize(method, &case.in_unit(2.0_f32.powi(exponent), |i| !alive[i]))
+        });
+        prop_assert_eq!(one.0, other.0);
+        prop_assert_eq!(one.1.notes, other.1.notes);
+    }
+}
+
+/// The paper's algorithm 1, line 9: what lies beyond the outermost codes is moved onto them before rounding, so that no
+/// other column makes up for it.
+#[test]
+fn one_scale_clamps_weights_before_they_are_rounded() {
+    let mut case = Case::new(4, 32, 300, grid(2, 0));
+    case.weight[31] = 2.0;
+    let (found, _) = quantize(&quip(Incoherence::Off, QuipGrid::OneScale), &case);
+    let params = one_scale(&case.weight, &found.grid);
+    let hessian = Hessian::of(&case.ctx(), Precision::F64).unwrap();
+    let feedback = hessian.damped(&case.ctx(), 0.01, &mut Vec::new(), |h| ldl_feedback(h, 32)).unwrap();
+    let order: Vec<u32> = (0..32).collect();
+    let rounding = Rounding { grid: &found.grid, params: &[params], n_groups: 1, order: &order };
+    let outermost = params.weight(3);
+    assert!(case.weight[31] > 2.0 * outermost, "the weight is not beyond the grid");
+    let clamped: Vec<f32> = case.weight.iter().map(|w| w.clamp(-outermost, outermost)).collect();
+    assert_eq!(found.codes, rounding.ldlq(&clamped, &feedback));
+    assert_ne!(found.codes, rounding.ldlq(&case.weight, &feedback), "this case does not tell the two apart");
 }
 
 #[test]
