@@ -102,6 +102,9 @@ pub fn quantize_model<B: QuantBackend>(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Pass, LoadError> {
     let start = Instant::now();
+    if let Some(calibration) = calibration {
+        decoder.check_ids(calibration.sequences)?;
+    }
     let hidden = calibration.map_or_else(Vec::new, |calibration| embed_batches(decoder, calibration.sequences));
     let propagation = calibration.map_or(Propagation::FullPrecision, |calibration| calibration.propagation);
     let mut shared_seconds = start.elapsed().as_secs_f64();
@@ -397,6 +400,10 @@ impl<B: QuantBackend> Decoder<B> for QuantizedDecoder<'_, B> {
 
     fn layout(&self) -> &'static BlockLayout {
         self.base.layout()
+    }
+
+    fn check_ids(&self, ids: &[Vec<u32>]) -> Result<(), LoadError> {
+        self.base.check_ids(ids)
     }
 
     fn embed(&self, ids: &[Vec<u32>]) -> Tensor<B, 3> {

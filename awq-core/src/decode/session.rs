@@ -48,6 +48,14 @@ pub enum DecodeError {
         /// Rows of the embedding.
         vocab: usize,
     },
+    /// An id whose row of the embedding is NaN or infinite.
+    #[error(
+        "token {id} has a row in the embedding that holds NaN or infinity; use a text without it, or another checkpoint"
+    )]
+    UnusableToken {
+        /// The id.
+        id: u32,
+    },
     /// Nothing to predict from.
     #[error("no tokens to feed; give a text, or a beginning-of-sequence token where the model has one")]
     Empty,
@@ -166,8 +174,11 @@ impl<'m> Session<'m> {
         if ids.len() > self.capacity - self.n_past {
             return Err(DecodeError::Full { n_tokens: ids.len(), used: self.n_past, capacity: self.capacity });
         }
-        match ids.iter().find(|&&id| id as usize >= vocab) {
-            Some(&id) => Err(DecodeError::UnknownToken { id, vocab }),
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(DecodeError::UnknownToken { id, vocab });
+        }
+        match ids.iter().find(|id| self.model.unusable_ids.contains(id)) {
+            Some(&id) => Err(DecodeError::UnusableToken { id }),
             None => Ok(()),
         }
     }

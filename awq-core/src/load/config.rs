@@ -42,6 +42,8 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// Whether q, k and v have a bias. Which other linears then have one, too, is the family's matter.
     pub attention_bias: bool,
+    /// Whether the linears of the feed-forward module may have a bias.
+    pub mlp_bias: bool,
     /// Beginning-of-sequence token.
     pub bos_id: Option<u32>,
     /// Tokens that end a generation; the first is the end-of-sequence token.
@@ -83,6 +85,7 @@ impl ModelConfig {
             rope_scaling: rope.scaling,
             tie_word_embeddings: keys.optional_bool("tie_word_embeddings")?.unwrap_or(defaults.tied_head),
             attention_bias: keys.optional_bool(defaults.bias_key)?.unwrap_or(defaults.has_bias),
+            mlp_bias: keys.optional_bool("mlp_bias")?.unwrap_or(false),
             bos_id: keys.token_ids("bos_token_id")?.first().copied(),
             eos_ids: keys.token_ids("eos_token_id")?,
             windows: windows::from_hugging_face(&keys, &architecture, n_blocks)?,
@@ -143,6 +146,7 @@ impl ModelConfig {
             rope_scaling: rope.scaling,
             tie_word_embeddings: false,
             attention_bias: false,
+            mlp_bias: false,
             bos_id: keys.token_ids("tokenizer.ggml.bos_token_id")?.first().copied(),
             eos_ids: keys.token_ids("tokenizer.ggml.eos_token_id")?,
             // `attention.sliding_window` is not read: llama.cpp applies none in the graphs of `llama` and `qwen2`, and
@@ -157,6 +161,11 @@ impl ModelConfig {
             &key("attention.key_length"),
         )?;
         Ok(Self { raw, ..config })
+    }
+
+    /// Whether the facts are a GGUF file's.
+    pub(crate) fn is_from_gguf(&self) -> bool {
+        self.raw.get("general.architecture").is_some()
     }
 
     /// Longest sequence that is run, in tokens: as many as the configuration gives positions. transformers would go on beyond

@@ -40,6 +40,7 @@ impl ModelConfig {
         put("rope_scaling", rope_scaling);
         put("tie_word_embeddings", json!(self.tie_word_embeddings));
         put("attention_bias", json!(self.attention_bias));
+        put("mlp_bias", json!(self.mlp_bias));
         put("bos_token_id", json!(self.bos_id));
         put("eos_token_id", json!(self.eos_ids));
         windows::put(&mut keys, &self.architecture, &self.windows);

@@ -22,7 +22,7 @@ mod tests;
 pub mod tokenizer;
 mod windows;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value as Json;
@@ -49,11 +49,50 @@ pub trait Checkpoint: Send + Sync {
     /// The shape, or `None` where there is no such tensor.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;
 
-    /// The values in row-major order, converted or dequantized. Touches the bytes of this tensor only.
+    /// The values in row-major order, converted or dequantized, NaN and infinity among them. Touches the bytes of this tensor
+    /// only.
     ///
     /// # Errors
-    /// No such tensor, a storage type that cannot be converted, or a value that is NaN or infinite.
-    fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError>;
+    /// No such tensor, or a storage type that cannot be converted.
+    fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError>;
+
+    /// The same of a tensor whose values are all used.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_any_f32`], or a value that is NaN or infinite.
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let values = self.read_any_f32(name)?;
+        match floats::first_non_finite(&values) {
+            None => Ok(values),
+            Some(index) => Err(LoadError::NonFinite { file: self.file_of(name), name: name.to_owned(), index }),
+        }
+    }
+
+    /// Whether the tensor's storage type can be converted.
+    fn is_readable(&self, _name: &str) -> bool {
+        true
+    }
+
+    /// Whether a tensor holds integers or booleans, as buffers do and no weight.
+    fn is_integer(&self, _name: &str) -> bool {
+        false
+    }
+
+    /// Whether two tensors of one shape hold the same values.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_any_f32`].
+    fn is_copy(&self, name: &str, other: &str) -> Result<bool, LoadError> {
+        let bits = |name| -> Result<Vec<u32>, LoadError> {
+            Ok(self.read_any_f32(name)?.into_iter().map(f32::to_bits).collect())
+        };
+        Ok(bits(name)? == bits(other)?)
+    }
+
+    /// The file that holds a tensor, for messages.
+    fn file_of(&self, _name: &str) -> PathBuf {
+        self.source().to_owned()
+    }
 
     /// The codes of a weight that is stored quantized; `None` for every other tensor.
     ///
@@ -153,15 +192,33 @@ fn open_gguf(file: &Path) -> Result<OpenedModel, LoadError> {
 /// # Errors
 /// As [`Checkpoint::read_f32`], and [`LoadError::WrongShape`] before any byte of the tensor is touched.
 pub fn read_exact_shape(checkpoint: &dyn Checkpoint, name: &str, expected: &[usize]) -> Result<Vec<f32>, LoadError> {
+    check_shape(checkpoint, name, expected)?;
+    checkpoint.read_f32(name)
+}
+
+/// The same of a tensor of which not every value is used.
+///
+/// # Errors
+/// As [`Checkpoint::read_any_f32`], and [`LoadError::WrongShape`].
+pub(crate) fn read_any_exact_shape(
+    checkpoint: &dyn Checkpoint,
+    name: &str,
+    expected: &[usize],
+) -> Result<Vec<f32>, LoadError> {
+    check_shape(checkpoint, name, expected)?;
+    checkpoint.read_any_f32(name)
+}
+
+/// A missing tensor is an error of reading, which knows the nearest names.
+fn check_shape(checkpoint: &dyn Checkpoint, name: &str, expected: &[usize]) -> Result<(), LoadError> {
     match checkpoint.shape(name) {
         Some(found) if found != expected => Err(LoadError::WrongShape {
-            file: checkpoint.source().to_owned(),
+            file: checkpoint.file_of(name),
             name: name.to_owned(),
             expected: expected.to_vec(),
             found,
         }),
-        // A missing tensor is an error of `read_f32`, which knows the nearest names.
-        _ => checkpoint.read_f32(name),
+        _ => Ok(()),
     }
 }
 

@@ -1,14 +1,15 @@
 //! The decoder that a [`Wiring`] describes, in tensors: attention and feed-forward module, each behind a norm, each added to
 //! the residual stream. Every family so far is one of these; one that computes otherwise brings its own [`Decoder`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
+use burn::tensor::{Tensor, TensorData};
 
 use super::layers::{Linear, Norm, NormKind, matrix, product, vector};
 use super::rotary::Rotary;
+use super::rows::{TokenRows, position_rows};
 use super::wiring::{InnerWiring, Positions, Wiring};
 use super::{Block, BlockLayout, BlockParams, Decoder, NormName, Tap, ids_tensor};
 use crate::arithmetic::Arithmetic;
@@ -21,6 +22,8 @@ pub(super) struct WiredDecoder<B: QuantBackend> {
     wiring: Arc<Wiring>,
     checkpoint: Arc<dyn Checkpoint>,
     embedding: Tensor<B, 2>,
+    /// See [`TokenRows`].
+    unusable_ids: BTreeSet<u32>,
     positions: PositionTensors<B>,
     final_norm: Norm<B>,
     /// `None` for a tied head: the embedding is used.
@@ -49,18 +52,21 @@ impl<B: QuantBackend> WiredDecoder<B> {
     ) -> Result<Self, LoadError> {
         let (source, hidden) = (checkpoint.as_ref(), config.hidden_size);
         let vocab_by_hidden = [config.vocab_size, hidden];
-        let embedding = matrix(source, &wiring.embedding, vocab_by_hidden, device)?;
+        let rows = TokenRows::read(source, &wiring, &config)?;
+        let embedding = Tensor::from_data(TensorData::new(rows.values, vocab_by_hidden), device);
         let positions = match &wiring.positions {
             Positions::Rotary => PositionTensors::Rotary(Arc::new(Rotary::new(config.clone(), device.clone()))),
             Positions::Learned { tensor, first_row } => {
-                let rows = matrix(source, tensor, [config.max_positions + first_row, hidden], device)?;
-                PositionTensors::Learned(rows.narrow(0, *first_row, config.max_positions))
+                let rows = position_rows(source, tensor, *first_row, &config)?;
+                let shape = [config.max_positions, hidden];
+                PositionTensors::Learned(Tensor::from_data(TensorData::new(rows, shape), device))
             }
         };
         let final_norm = norm(source, &wiring.final_norm, wiring.norm, &config, device)?;
         let head = wiring.head.as_ref().map(|name| matrix(source, name, vocab_by_hidden, device)).transpose()?;
         let (wiring, device) = (Arc::new(wiring), device.clone());
-        Ok(Self { config, wiring, checkpoint, embedding, positions, final_norm, head, device })
+        let unusable_ids = rows.unusable_ids;
+        Ok(Self { config, wiring, checkpoint, embedding, unusable_ids, positions, final_norm, head, device })
     }
 }
 
@@ -87,6 +93,16 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
 
     fn layout(&self) -> &'static BlockLayout {
         self.wiring.layout
+    }
+
+    fn check_ids(&self, ids: &[Vec<u32>]) -> Result<(), LoadError> {
+        match ids.iter().flatten().find(|id| self.unusable_ids.contains(id)) {
+            None => Ok(()),
+            Some(&id) => {
+                let name = self.wiring.embedding.clone();
+                Err(LoadError::NonFiniteRow { file: self.checkpoint.file_of(&name), name, id })
+            }
+        }
     }
 
     fn embed(&self, ids: &[Vec<u32>]) -> Tensor<B, 3> {

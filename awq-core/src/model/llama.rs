@@ -45,9 +45,8 @@ const DOWN_GROUP: ScaleGroup = ScaleGroup { prev_op: PrevOp::Linear(UP), linears
 
 /// Wires a Llama or Mistral model.
 pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {
-    let mlp_bias = config.raw.get("mlp_bias").is_some_and(|value| *value == true);
     let attention: &[LinearName] = if config.attention_bias { &[Q, K, V, O] } else { &[] };
-    let mlp: &[LinearName] = if mlp_bias { &[GATE, UP, DOWN] } else { &[] };
+    let mlp: &[LinearName] = if config.mlp_bias { &[GATE, UP, DOWN] } else { &[] };
     wire(config, checkpoint, [attention, mlp].concat())
 }
 
@@ -69,5 +68,6 @@ fn wire(config: &ModelConfig, checkpoint: &dyn Checkpoint, biased: Vec<LinearNam
         biased,
         final_norm: "model.norm".into(),
         head: (!config.tie_word_embeddings).then(|| "lm_head.weight".into()),
+        notes: Vec::new(),
     })
 }

@@ -20,6 +20,8 @@ pub mod layers;
 pub mod llama;
 pub mod opt;
 mod rotary;
+pub(crate) mod rows;
+mod tensors;
 pub mod tiny;
 mod walk;
 pub mod wiring;
@@ -195,6 +197,12 @@ pub trait Decoder<B: QuantBackend>: Send + Sync {
     /// The facts shared by its blocks.
     fn layout(&self) -> &'static BlockLayout;
 
+    /// Checks that the embedding has a finite row for each id.
+    ///
+    /// # Errors
+    /// [`LoadError::NonFiniteRow`].
+    fn check_ids(&self, ids: &[Vec<u32>]) -> Result<(), LoadError>;
+
     /// Token ids `[batch, seq]` to hidden states `[batch, seq, hidden]`.
     fn embed(&self, ids: &[Vec<u32>]) -> Tensor<B, 3>;
 
@@ -233,7 +241,7 @@ pub fn wiring_of(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wi
         architecture: config.architecture.clone(),
         known: FAMILIES.iter().map(|(name, _)| (*name).to_owned()).collect(),
     })?;
-    wire(config, checkpoint)
+    wire(config, checkpoint)?.settled(config, checkpoint)
 }
 
 /// Opens a decoder over a checkpoint.

@@ -72,6 +72,7 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
         biased: if config.attention_bias { vec![Q, K, V, O, FC1, FC2] } else { Vec::new() },
         final_norm: format!("{prefix}.final_layer_norm"),
         head: (!config.tie_word_embeddings).then(|| "lm_head.weight".into()),
+        notes: Vec::new(),
     })
 }
 

@@ -68,6 +68,7 @@ impl TinySpec {
             rope_scaling: None,
             tie_word_embeddings: false,
             attention_bias: self.attention_bias,
+            mlp_bias: false,
             bos_id: None,
             eos_ids: Vec::new(),
             windows: vec![None; self.n_blocks],

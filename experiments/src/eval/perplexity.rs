@@ -162,6 +162,7 @@ pub fn score<B: QuantBackend>(
 ) -> anyhow::Result<Scores> {
     let config = decoder.config();
     windows.check_fits(config)?;
+    decoder.check_ids(&windows.windows)?;
     let len = windows.windows.first().map_or(1, Vec::len);
     let windows_per_batch = (TOKENS_PER_BATCH / len).max(1);
     let batches_per_share = (HIDDEN_BYTES / (4 * config.hidden_size * len * windows_per_batch)).max(1);

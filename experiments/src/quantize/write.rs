@@ -12,6 +12,7 @@ use anyhow::Context;
 use awq_core::grid::Grid;
 use awq_core::load::packed::{HEADER_FILE, PackedHeader, PackedLinear, PackedTransform};
 use awq_core::load::{Checkpoint, OpenedModel};
+use awq_core::model::wiring_of;
 use awq_core::pack::PackLayout;
 use awq_core::quantized::{QuantizedWeight, ZeroPoints};
 use awq_core::transform::WeightTransform;
@@ -58,7 +59,9 @@ pub fn write(
     write_json(folder, "tokenizer_config.json", &tokenizer_config)?;
     let partial = folder.join(format!("{WEIGHTS}.partial"));
     let mut file = TensorFile::create(folder)?;
-    for name in checkpoint.names() {
+    // What a decoder reads, and no buffers. NaN may stand in rows that no text looks up.
+    let wiring = wiring_of(&opened.config, checkpoint)?;
+    for name in wiring.tensors(&opened.config).into_keys() {
         match checkpoint.read_quantized(&name)? {
             Some(weight) => {
                 let linear = name.strip_suffix(".weight").unwrap_or(&name);
@@ -66,7 +69,7 @@ pub fn write(
             }
             None => {
                 let shape = checkpoint.shape(&name).unwrap_or_default();
-                file.add_floats(&name, &shape, &checkpoint.read_f32(&name)?)?;
+                file.add_floats(&name, &shape, &checkpoint.read_any_f32(&name)?)?;
             }
         }
     }

@@ -257,6 +257,7 @@ mod folders {
             rope_scaling: None,
             tie_word_embeddings: false,
             attention_bias: false,
+            mlp_bias: false,
             bos_id,
             eos_ids: vec![2],
             windows: vec![None],
