@@ -40,6 +40,7 @@ impl ModelConfig {
         put("rope_scaling", rope_scaling);
         put("tie_word_embeddings", json!(self.tie_word_embeddings));
         put("attention_bias", json!(self.attention_bias));
+        put("mlp_bias", json!(self.raw.get("mlp_bias").is_some_and(|value| *value == true)));
         put("bos_token_id", json!(self.bos_id));
         put("eos_token_id", json!(self.eos_ids));
         put("use_sliding_window", json!(self.sliding_window.is_some()));

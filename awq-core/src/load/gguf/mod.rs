@@ -69,8 +69,14 @@ pub(super) fn open(file: &Path) -> Result<GgufFile, LoadError> {
     kind::check(file, &header.metadata)?;
     let family = family_of(&header, file)?;
     let tied_head = !header.tensors.contains_key("output.weight");
-    let attention_bias = header.tensors.contains_key("blk.0.attn_q.bias");
-    let metadata = keys::checked(file, &header.metadata, family.gguf)?;
+    let has_bias = |parts: &[&str]| parts.iter().any(|part| header.tensors.contains_key(&format!("blk.0.{part}.bias")));
+    let attention_bias = has_bias(&["attn_q", "attn_k", "attn_v", "attn_output"]);
+    let mlp_bias = has_bias(&["ffn_gate", "ffn_up", "ffn_down"]);
+    let mut metadata = keys::checked(file, &header.metadata, family.gguf)?;
+    if mlp_bias {
+        // As a Hugging Face configuration says it: no key of GGUF does.
+        metadata["mlp_bias"] = true.into();
+    }
     let mut config = ModelConfig::from_gguf(file, metadata, &header.metadata, family.gguf, family.hugging_face)?;
     config.tie_word_embeddings = tied_head;
     config.attention_bias = attention_bias;
