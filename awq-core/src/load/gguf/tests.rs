@@ -109,6 +109,18 @@ fn bias_of_q_is_put_in_order_too() {
     assert_eq!(bias, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
 }
 
+/// No key says so: the tensors do, and the configuration that `quantize` writes.
+#[test]
+fn biases_of_the_mlp_are_read_and_written() {
+    let plain = opened(&small_model("llama")).config;
+    assert_eq!(plain.to_hugging_face()["mlp_bias"], false);
+    let biased = opened(&small_model("llama").f32_tensor("blk.0.ffn_up.bias", &[8], &counting(8)));
+    assert_eq!(biased.config.to_hugging_face()["mlp_bias"], true);
+    assert_eq!(biased.checkpoint.read_f32("model.layers.0.mlp.up_proj.bias").unwrap(), counting(8));
+    let lone = opened(&small_model("llama").f32_tensor("blk.0.attn_output.bias", &[8], &counting(8)));
+    assert!(lone.config.attention_bias);
+}
+
 #[test]
 fn both_versions_and_other_alignments_read() {
     for (version, alignment) in [(2, 32), (3, 32), (3, 8), (3, 256)] {
