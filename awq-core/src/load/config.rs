@@ -142,7 +142,11 @@ impl ModelConfig {
             tie_word_embeddings: false,
             attention_bias: false,
             bos_id: keys.token_ids("tokenizer.ggml.bos_token_id")?.first().copied(),
-            eos_ids: keys.token_ids("tokenizer.ggml.eos_token_id")?,
+            eos_ids: ["eos", "eot", "eom"]
+                .iter()
+                .map(|end| keys.token_ids(&format!("tokenizer.ggml.{end}_token_id")))
+                .collect::<Result<Vec<_>, _>>()?
+                .concat(),
             sliding_window: keys.optional_dimension(&key("attention.sliding_window"))?,
             raw: Json::Null,
         };
