@@ -225,11 +225,14 @@ impl ModelJob<'_, '_, '_> {
                 (file, sha256)
             }
         };
-        let ids = tokenizer.encode(&whole)?;
-        let windows = Windows::cut(&ids, tokenizer, &spec.protocol, spec.max_windows.map(std::num::NonZero::get))
+        let windows = Windows::cut(&whole, tokenizer, &spec.protocol, spec.max_windows.map(std::num::NonZero::get))
             .and_then(|windows| windows.check_fits(&self.opened.config).map(|()| windows))
             .with_context(|| format!("data set {}", text.name))?;
-        let floor = text.true_nats.map(|nats| (nats / ids.len() as f64).exp());
+        let floor = match text.true_nats {
+            // Tokens of the text itself: those put around it carry none of its nats.
+            Some(nats) => Some((nats / tokenizer.encode(&whole)?.len() as f64).exp()),
+            None => None,
+        };
         self.assets.insert(text.name.clone(), text.sha256.clone());
         Ok(Prepared { spec: spec.clone(), windows, text_name: text.name.clone(), text_sha256, floor })
     }

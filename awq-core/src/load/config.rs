@@ -148,7 +148,11 @@ impl ModelConfig {
             attention_bias: false,
             mlp_bias: false,
             bos_id: keys.token_ids("tokenizer.ggml.bos_token_id")?.first().copied(),
-            eos_ids: keys.token_ids("tokenizer.ggml.eos_token_id")?,
+            eos_ids: ["eos", "eot", "eom"]
+                .iter()
+                .map(|end| keys.token_ids(&format!("tokenizer.ggml.{end}_token_id")))
+                .collect::<Result<Vec<_>, _>>()?
+                .concat(),
             // `attention.sliding_window` is not read: llama.cpp applies none in the graphs of `llama` and `qwen2`, and
             // transformers maps the key to nothing for them (both looked up in 2026).
             windows: vec![None; n_blocks],

@@ -129,28 +129,28 @@ pub struct OpenedModel {
 /// # Errors
 /// Anything that is missing, truncated, unknown or contradictory; see [`LoadError`].
 pub fn open_model(path: &Path) -> Result<OpenedModel, LoadError> {
-    let opened = if path.is_dir() {
-        open_folder(path)?
-    } else if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
-        open_gguf(path)?
-    } else {
-        // A path that is not there is the likelier mistake: say that first.
-        std::fs::metadata(path).map_err(|source| LoadError::Open { file: path.to_owned(), source })?;
-        return Err(LoadError::UnknownFormat { path: path.to_owned() });
-    };
-    let (tokens, rows) = (opened.tokenizer.vocab_size(), opened.config.vocab_size);
-    if tokens > rows {
-        return Err(LoadError::VocabularyMismatch {
-            file: opened.tokenizer.file().to_owned(),
-            tokenizer: tokens,
-            model: rows,
-        });
+    if path.is_dir() {
+        return open_folder(path);
     }
-    Ok(opened)
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        return open_gguf(path);
+    }
+    // A path that is not there is the likelier mistake: say that first.
+    std::fs::metadata(path).map_err(|source| LoadError::Open { file: path.to_owned(), source })?;
+    Err(LoadError::UnknownFormat { path: path.to_owned() })
 }
 
 fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
-    let config = ModelConfig::from_hugging_face(&folder.join("config.json"))?;
+    let mut config = ModelConfig::from_hugging_face(&folder.join("config.json"))?;
+    let generation_file = folder.join("generation_config.json");
+    if generation_file.exists() {
+        let generation: Json = read_json(&generation_file)?;
+        for id in (keys::Keys { file: &generation_file, json: &generation }).token_ids("eos_token_id")? {
+            if !config.eos_ids.contains(&id) {
+                config.eos_ids.push(id);
+            }
+        }
+    }
     let tokenizer = Tokenizer::from_folder(folder, &config)?;
     let chat_template = chat_template(folder)?;
     if folder.join(packed::HEADER_FILE).exists() {
@@ -162,8 +162,16 @@ fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
     Ok(OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template })
 }
 
-/// The template of `tokenizer_config.json`: a text, or a list of named ones of which the default is taken.
+/// The template of `chat_template.jinja`, else that of `tokenizer_config.json`: a text, or a list of named ones of which
+/// the default is taken.
 fn chat_template(folder: &Path) -> Result<Option<String>, LoadError> {
+    let jinja = folder.join("chat_template.jinja");
+    if jinja.exists() {
+        return match std::fs::read_to_string(&jinja) {
+            Ok(template) => Ok(Some(template)),
+            Err(source) => Err(LoadError::Open { file: jinja, source }),
+        };
+    }
     let file = folder.join("tokenizer_config.json");
     if !file.exists() {
         return Ok(None);
@@ -183,6 +191,11 @@ fn open_gguf(file: &Path) -> Result<OpenedModel, LoadError> {
         Some(gguf::Value::Text(template)) => Some(template.clone()),
         _ => None,
     };
+    // In this format the vocabulary is the embedding's; a folder's tokenizer may know tokens (padding, say) without a row.
+    let (tokens, rows) = (tokenizer.vocab_size(), opened.config.vocab_size);
+    if tokens > rows {
+        return Err(LoadError::VocabularyMismatch { file: file.to_owned(), tokenizer: tokens, model: rows });
+    }
     let checkpoint = Arc::new(opened.checkpoint);
     Ok(OpenedModel { config: opened.config, checkpoint, tokenizer, packed: None, chat_template })
 }

@@ -1,5 +1,6 @@
 //! One model quantized outside of an experiment: to be written as a packed checkpoint, or decoded from at once.
 
+mod companions;
 pub mod place;
 pub mod presets;
 pub mod write;

@@ -57,6 +57,7 @@ pub fn write(
         "chat_template": opened.chat_template,
     });
     write_json(folder, "tokenizer_config.json", &tokenizer_config)?;
+    super::companions::copy(opened.tokenizer.file(), folder)?;
     let partial = folder.join(format!("{WEIGHTS}.partial"));
     let mut file = TensorFile::create(folder)?;
     // What a decoder reads, and no buffers. NaN may stand in rows that no text looks up.

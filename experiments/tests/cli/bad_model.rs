@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::support::{N_CELLS, Ran, Workshop, config, error_of, tokenizer};
+use crate::support::{N_CELLS, Ran, Workshop, config, error_of};
 
 /// A second, sound model in the same experiment.
 fn with_sound_model() -> Workshop {
@@ -95,17 +95,6 @@ fn missing_key() {
     check_fails_alone(
         &workshop,
         "model tiny: model/config.json: key \"rms_norm_eps\" is missing; add it, or download the file again",
-    );
-}
-
-#[test]
-fn vocabulary_mismatch() {
-    let workshop = with_sound_model();
-    workshop.write("model/tokenizer.json", tokenizer(50).to_string());
-    check_fails_alone(
-        &workshop,
-        "model tiny: model/tokenizer.json: the tokenizer has 50 tokens but the model's vocabulary has 40; use the tokenizer \
-         that came with this model",
     );
 }
 
