@@ -6,10 +6,11 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 
+use super::class::Class;
 use super::gguf::Value;
 use super::keys::Keys;
 use super::rope::{Rope, RopeScaling};
-use super::{LoadError, read_json, windows};
+use super::{LoadError, read_json, switches, windows};
 
 /// The facts of a decoder that its weights do not tell.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,34 +63,40 @@ impl ModelConfig {
     pub fn from_hugging_face(file: &Path) -> Result<Self, LoadError> {
         let raw: Json = read_json(file)?;
         let keys = Keys { file, json: &raw };
-        let architecture = architecture(&keys)?;
-        let defaults = class_defaults(&architecture);
-        let hidden_size = keys.dimension(&["hidden_size"])?;
-        let n_blocks = keys.dimension(&["num_hidden_layers"])?;
-        let n_heads = keys.dimension(&["num_attention_heads"])?;
+        let class = class_of(&keys)?;
+        switches::check(&keys, class)?;
+        let hidden_size = keys.dimension_or("hidden_size", class.hidden_size)?;
+        let n_blocks = keys.dimension_or("num_hidden_layers", class.n_blocks)?;
+        let n_heads = keys.dimension_or("num_attention_heads", class.n_heads)?;
         let rope = Rope::from_hugging_face(&keys)?;
+        let (inner_key, inner_size) = class.intermediate_size;
+        let (bias_key, has_bias) = class.attention_bias;
+        let bias = bias_key.map(|key| keys.optional_bool(key)).transpose()?.flatten();
         let config = Self {
             hidden_size,
-            intermediate_size: keys.dimension(&["intermediate_size", "ffn_dim"])?,
+            intermediate_size: keys.dimension_or(inner_key, inner_size)?,
             n_blocks,
             n_heads,
-            n_kv_heads: keys.optional_dimension("num_key_value_heads")?.unwrap_or(n_heads),
+            n_kv_heads: class.kv_heads(&keys, n_heads)?,
             head_dim: keys.optional_dimension("head_dim")?.unwrap_or(hidden_size / n_heads),
-            vocab_size: keys.dimension(&["vocab_size"])?,
-            max_positions: keys.dimension(&["max_position_embeddings"])?,
-            norm_eps: keys
-                .optional_float("rms_norm_eps")?
-                .or(defaults.norm_eps)
-                .ok_or_else(|| keys.missing("rms_norm_eps"))?,
+            vocab_size: keys.dimension_or("vocab_size", class.vocab_size)?,
+            max_positions: keys.dimension_or("max_position_embeddings", class.max_positions)?,
+            norm_eps: match raw.get("rms_norm_eps") {
+                None => class.norm_eps,
+                Some(_) => keys.float("rms_norm_eps")?,
+            },
             rope_theta: rope.theta,
             rope_scaling: rope.scaling,
-            tie_word_embeddings: keys.optional_bool("tie_word_embeddings")?.unwrap_or(defaults.tied_head),
-            attention_bias: keys.optional_bool(defaults.bias_key)?.unwrap_or(defaults.has_bias),
+            tie_word_embeddings: keys.optional_bool("tie_word_embeddings")?.unwrap_or(class.tied_head),
+            attention_bias: bias.unwrap_or(has_bias),
             mlp_bias: keys.optional_bool("mlp_bias")?.unwrap_or(false),
             bos_id: keys.token_ids("bos_token_id")?.first().copied(),
-            eos_ids: keys.token_ids("eos_token_id")?,
-            windows: windows::from_hugging_face(&keys, &architecture, n_blocks)?,
-            architecture,
+            eos_ids: match raw.get("eos_token_id") {
+                None => class.eos_id.into_iter().collect(),
+                Some(_) => keys.token_ids("eos_token_id")?,
+            },
+            windows: windows::from_hugging_face(&keys, class.name, n_blocks)?,
+            architecture: class.name.to_owned(),
             raw: Json::Null,
         };
         config.check(file, "num_attention_heads", "num_key_value_heads", "head_dim")?;
@@ -227,34 +234,26 @@ impl ModelConfig {
     }
 }
 
-/// What a transformers class takes for granted where its `config.json` is silent.
-struct ClassDefaults {
-    /// `None` where the file must say.
-    norm_eps: Option<f64>,
-    tied_head: bool,
-    bias_key: &'static str,
-    has_bias: bool,
-}
-
-fn class_defaults(architecture: &str) -> ClassDefaults {
-    let llama = ClassDefaults { norm_eps: None, tied_head: false, bias_key: "attention_bias", has_bias: false };
-    match architecture {
-        // OPT's norms have no key (torch's LayerNorm default), and its head is tied as in the base class.
-        "OPTForCausalLM" => {
-            ClassDefaults { norm_eps: Some(1e-5), tied_head: true, bias_key: "enable_bias", has_bias: true, ..llama }
-        }
-        // Qwen2's q, k and v always have a bias.
-        "Qwen2ForCausalLM" => ClassDefaults { has_bias: true, ..llama },
-        _ => llama,
-    }
-}
-
-/// The class that the file names; there must be one.
-fn architecture(keys: &Keys<'_>) -> Result<String, LoadError> {
+/// The class that the file names, or that its `model_type` belongs to.
+fn class_of(keys: &Keys<'_>) -> Result<&'static Class, LoadError> {
     const KEY: &str = "architectures";
-    let value = keys.get(KEY).ok_or_else(|| keys.missing(KEY))?;
+    let classes = crate::model::classes;
+    let unknown = |architecture: &str| LoadError::UnknownArchitecture {
+        file: keys.file.to_owned(),
+        architecture: architecture.to_owned(),
+        known: classes().map(|class| class.name.to_owned()).collect(),
+    };
+    let is_multimodal = keys.get("text_config").is_some() || keys.get("vision_config").is_some();
+    let named = |architecture: &str| match is_multimodal {
+        true => unknown(&format!("{architecture} (a multimodal model; its language model is not taken out)")),
+        false => unknown(architecture),
+    };
+    let Some(value) = keys.get(KEY) else {
+        let model_type = keys.optional_text("model_type")?.ok_or_else(|| keys.missing(KEY))?;
+        return classes().find(|class| class.model_type == model_type).ok_or_else(|| named(model_type));
+    };
     match value.as_array().map(Vec::as_slice) {
-        Some([Json::String(architecture)]) => Ok(architecture.clone()),
+        Some([Json::String(name)]) => classes().find(|class| class.name == name).ok_or_else(|| named(name)),
         _ => Err(keys.wrong_type(KEY, value, "a list with one class name")),
     }
 }

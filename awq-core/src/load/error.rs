@@ -23,6 +23,33 @@ pub enum LoadError {
         /// The path that was asked for.
         path: PathBuf,
     },
+    /// The path holds something else than a model.
+    #[error("{}: {problem}", .path.display())]
+    NotAModel {
+        /// The folder or file.
+        path: PathBuf,
+        /// What it is, and the remedy.
+        problem: String,
+    },
+    /// The model was quantized by another tool.
+    #[error(
+        "{}: already quantized by {method}; such checkpoints are not read: give the model that it was made from",
+        .file.display()
+    )]
+    QuantizedByOthers {
+        /// The file that says so.
+        file: PathBuf,
+        /// Method, settings and tool, as far as the file tells.
+        method: String,
+    },
+    /// A text file in another encoding than UTF-8.
+    #[error("{}: the text is {encoding}, expected UTF-8; convert it", .file.display())]
+    Encoding {
+        /// The file.
+        file: PathBuf,
+        /// What its first bytes say.
+        encoding: &'static str,
+    },
     /// The file ends before its own header says it should.
     #[error("{}: truncated: at least {expected} bytes are needed, the file has {found}; download it again", .file.display())]
     Truncated {

@@ -3,9 +3,12 @@
 //! Nothing here knows tensors of a backend: values are plain `Vec<f32>`, row-major, `[out, in]`. Files are
 //! memory-mapped and read one tensor at a time, so that a model larger than memory can be worked on block by block.
 
+mod class;
 pub mod config;
 mod error;
 mod floats;
+mod folder;
+mod foreign;
 mod gguf;
 mod hugging_face;
 mod keys;
@@ -15,6 +18,7 @@ mod overlay;
 pub mod packed;
 mod rope;
 mod safetensors;
+mod switches;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -27,8 +31,10 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
+pub(crate) use self::class::Class;
 pub use self::config::ModelConfig;
 pub use self::error::LoadError;
+pub use self::folder::check_folder;
 pub use self::gguf::GgufCheckpoint;
 pub use self::memory::MemoryCheckpoint;
 pub use self::overlay::QuantizedCheckpoint;
@@ -141,7 +147,10 @@ pub fn open_model(path: &Path) -> Result<OpenedModel, LoadError> {
 }
 
 fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
-    let mut config = ModelConfig::from_hugging_face(&folder.join("config.json"))?;
+    check_folder(folder)?;
+    let config_file = folder.join("config.json");
+    foreign::check_settings(folder, &config_file, &read_json(&config_file)?)?;
+    let mut config = ModelConfig::from_hugging_face(&config_file)?;
     let generation_file = folder.join("generation_config.json");
     if generation_file.exists() {
         let generation: Json = read_json(&generation_file)?;
@@ -159,6 +168,7 @@ fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
         return Ok(OpenedModel { config, checkpoint: Arc::new(checkpoint), tokenizer, packed, chat_template });
     }
     let checkpoint = Arc::new(SafetensorsCheckpoint::open_folder(folder)?);
+    foreign::check_tensors(checkpoint.as_ref())?;
     Ok(OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template })
 }
 
@@ -235,8 +245,15 @@ fn check_shape(checkpoint: &dyn Checkpoint, name: &str, expected: &[usize]) -> R
     }
 }
 
-/// Parses a JSON file.
+/// Parses a JSON file. A byte order mark, which some editors put in front, is no part of it.
 fn read_json<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T, LoadError> {
     let bytes = std::fs::read(file).map_err(|source| LoadError::Open { file: file.to_owned(), source })?;
-    serde_json::from_slice(&bytes).map_err(|source| LoadError::Json { file: file.to_owned(), source })
+    let bytes = match bytes.as_slice() {
+        [0xEF, 0xBB, 0xBF, text @ ..] => text,
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => {
+            return Err(LoadError::Encoding { file: file.to_owned(), encoding: "UTF-16" });
+        }
+        text => text,
+    };
+    serde_json::from_slice(bytes).map_err(|source| LoadError::Json { file: file.to_owned(), source })
 }

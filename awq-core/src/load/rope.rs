@@ -44,8 +44,9 @@ impl Rope {
     /// From the keys of a Hugging Face `config.json`.
     pub(super) fn from_hugging_face(keys: &Keys<'_>) -> Result<Self, LoadError> {
         let theta = keys.optional_float("rope_theta")?;
-        // transformers 5 has moved `rope_theta` and `rope_scaling` into `rope_parameters`.
-        for key in ["rope_parameters", "rope_scaling"] {
+        // transformers 5 has moved `rope_theta` and `rope_scaling` into `rope_parameters`; where both are there, it takes the
+        // older key alone, and the base that `rope_parameters` names is lost.
+        for key in ["rope_scaling", "rope_parameters"] {
             let Some(value) = keys.get(key) else { continue };
             if !value.is_object() {
                 return Err(keys.wrong_type(key, value, "an object"));
@@ -104,8 +105,9 @@ fn scaling_from_hugging_face(keys: &Keys<'_>, parent: &str) -> Result<Option<Rop
     }
     let kind = match keys.optional_text("rope_type")? {
         Some(kind) => kind,
-        None => keys.optional_text("type")?.ok_or_else(|| keys.missing("rope_type"))?,
+        None => keys.optional_text("type")?.unwrap_or("default"),
     };
+    check_rope_keys(keys, parent, kind)?;
     match kind {
         "default" => Ok(None),
         "linear" => Ok(Some(RopeScaling::Linear { factor: keys.float("factor")? })),
@@ -124,6 +126,48 @@ fn scaling_from_hugging_face(keys: &Keys<'_>, parent: &str) -> Result<Option<Rop
         }
         other => {
             Err(keys.bad(&format!("{parent}.rope_type"), format!("{other:?}, expected one of default, linear, llama3")))
+        }
+    }
+}
+
+/// Keys of the object, beside those of a kind, that change nothing here.
+const ROPE_KEYS: &[&str] = &["rope_type", "type", "rope_theta", "divisors", "partial_rotary_factor", "finetuned"];
+
+/// # Errors
+/// Ropes that differ by the type of a layer, heads that are rotated in part, or a key that nothing here reads.
+fn check_rope_keys(keys: &Keys<'_>, parent: &str, kind: &str) -> Result<(), LoadError> {
+    let Some(object) = keys.json.as_object() else { return Ok(()) };
+    let of_kind: &[&str] = match kind {
+        "linear" => &["factor", "original_max_position_embeddings"],
+        "llama3" => &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
+        // `default` ignores all of them, as transformers does; other kinds are refused by name.
+        _ => return check_layer_types(keys, parent, object),
+    };
+    check_layer_types(keys, parent, object)?;
+    for (key, value) in object.iter().filter(|(_, value)| !value.is_null()) {
+        if !ROPE_KEYS.contains(&key.as_str()) && !of_kind.contains(&key.as_str()) {
+            let problem =
+                format!("{value}: rope type {kind:?} has no such key; check the file against the model's own");
+            return Err(keys.bad(&format!("{parent}.{key}"), problem));
+        }
+    }
+    Ok(())
+}
+
+fn check_layer_types(
+    keys: &Keys<'_>,
+    parent: &str,
+    object: &serde_json::Map<String, serde_json::Value>,
+) -> Result<(), LoadError> {
+    if let Some((key, _)) = object.iter().find(|(_, value)| value.is_object()) {
+        let problem = "rotary positions that differ by the type of a layer are not supported".to_owned();
+        return Err(keys.bad(&format!("{parent}.{key}"), problem));
+    }
+    match object.get("partial_rotary_factor").filter(|share| !share.is_null() && share.as_f64() != Some(1.0)) {
+        None => Ok(()),
+        Some(share) => {
+            let problem = format!("{share}, expected 1: heads that are rotated in part are not supported");
+            Err(keys.bad(&format!("{parent}.partial_rotary_factor"), problem))
         }
     }
 }

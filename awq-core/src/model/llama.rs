@@ -8,7 +8,7 @@ use serde_json::json;
 use super::layers::NormKind;
 use super::wiring::{AttentionWiring, InnerWiring, MlpWiring, Positions, Wiring};
 use super::{BlockLayout, Inspect, LinearName, NormName, PrevOp, ScaleGroup, check_fixed, reads};
-use crate::load::{Checkpoint, LoadError, ModelConfig};
+use crate::load::{Checkpoint, Class, LoadError, ModelConfig};
 
 const Q: LinearName = LinearName("self_attn.q_proj");
 const K: LinearName = LinearName("self_attn.k_proj");
@@ -43,6 +43,48 @@ const O_GROUP: ScaleGroup = ScaleGroup { prev_op: PrevOp::Linear(V), linears: &[
 const GATE_UP: ScaleGroup = ScaleGroup { prev_op: PrevOp::Norm(MLP_NORM), linears: &[GATE, UP], inspect: Inspect::Mlp };
 const DOWN_GROUP: ScaleGroup = ScaleGroup { prev_op: PrevOp::Linear(UP), linears: &[DOWN], inspect: Inspect::Linear };
 
+/// Llama 1 to 3 and what copies it.
+pub(crate) const LLAMA: Class = Class {
+    name: "LlamaForCausalLM",
+    model_type: "llama",
+    hidden_size: 4096,
+    intermediate_size: ("intermediate_size", 11_008),
+    n_blocks: 32,
+    n_heads: 32,
+    n_kv_heads: None,
+    vocab_size: 32_000,
+    max_positions: 2048,
+    norm_eps: 1e-6,
+    tied_head: false,
+    attention_bias: (Some("attention_bias"), false),
+    eos_id: Some(2),
+    own_keys: &[],
+};
+
+/// Mistral 7B.
+pub(crate) const MISTRAL: Class = Class {
+    name: "MistralForCausalLM",
+    model_type: "mistral",
+    intermediate_size: ("intermediate_size", 14_336),
+    n_kv_heads: Some(8),
+    max_positions: 4096 * 32,
+    attention_bias: (None, false),
+    ..LLAMA
+};
+
+/// Qwen 2 and 2.5: q, k and v have a bias whatever the configuration says.
+pub(crate) const QWEN2: Class = Class {
+    name: "Qwen2ForCausalLM",
+    model_type: "qwen2",
+    intermediate_size: ("intermediate_size", 22_016),
+    n_kv_heads: Some(32),
+    vocab_size: 151_936,
+    max_positions: 32_768,
+    attention_bias: (None, true),
+    eos_id: None,
+    ..LLAMA
+};
+
 /// Wires a Llama or Mistral model.
 pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {
     let attention: &[LinearName] = if config.attention_bias { &[Q, K, V, O] } else { &[] };
@@ -56,7 +98,11 @@ pub(super) fn qwen2_wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) ->
 }
 
 fn wire(config: &ModelConfig, checkpoint: &dyn Checkpoint, biased: Vec<LinearName>) -> Result<Wiring, LoadError> {
-    check_fixed(config, checkpoint, &[("hidden_act", json!("silu"))])?;
+    // Two names of one function in transformers.
+    let is_swish = config.raw.get("hidden_act").is_some_and(|name| *name == "swish");
+    if !is_swish {
+        check_fixed(config, checkpoint, &[("hidden_act", json!("silu"))])?;
+    }
     Ok(Wiring {
         layout: if config.n_heads == config.n_kv_heads { &LAYOUT_MHA } else { &LAYOUT_GQA },
         embedding: "model.embed_tokens.weight".into(),

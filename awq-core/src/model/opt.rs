@@ -8,7 +8,7 @@ use serde_json::json;
 use super::layers::NormKind;
 use super::wiring::{AttentionWiring, InnerWiring, MlpWiring, Positions, Wiring};
 use super::{BlockLayout, Inspect, LinearName, NormName, PrevOp, ScaleGroup, bad_key, check_fixed, reads};
-use crate::load::{Checkpoint, LoadError, ModelConfig};
+use crate::load::{Checkpoint, Class, LoadError, ModelConfig};
 
 const Q: LinearName = LinearName("self_attn.q_proj");
 const K: LinearName = LinearName("self_attn.k_proj");
@@ -41,6 +41,24 @@ static LAYOUT: BlockLayout = BlockLayout {
 
 /// The position table begins with this many rows that no position uses: position `p` has row `p + 2`.
 const POSITION_OFFSET: usize = 2;
+
+/// Its norms have no key: torch's default. `enable_bias` is about all linears.
+pub(crate) const OPT: Class = Class {
+    name: "OPTForCausalLM",
+    model_type: "opt",
+    hidden_size: 768,
+    intermediate_size: ("ffn_dim", 3072),
+    n_blocks: 12,
+    n_heads: 12,
+    n_kv_heads: None,
+    vocab_size: 50_272,
+    max_positions: 2048,
+    norm_eps: 1e-5,
+    tied_head: true,
+    attention_bias: (Some("enable_bias"), true),
+    eos_id: Some(2),
+    own_keys: &[],
+};
 
 /// Wires an OPT model.
 pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {

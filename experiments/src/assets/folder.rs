@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
+use awq_core::load::check_folder;
 use serde::Deserialize;
 
 use super::hashing::{Hashes, sha256_of};
@@ -63,6 +64,7 @@ pub(crate) fn locate(path: &Path, hashes: &Hashes) -> anyhow::Result<LocatedMode
 /// # Errors
 /// The first file that is missing, with what to do.
 pub(crate) fn complete(folder: &Path) -> anyhow::Result<Vec<String>> {
+    check_folder(folder)?;
     let mut names = Vec::new();
     for name in REQUIRED {
         ensure!(
