@@ -173,24 +173,6 @@ mod tests {
         Tensor::from_data(TensorData::new((0..n * n).map(value).collect(), [n, n]), &Default::default())
     }
 
-    #[test]
-    fn scratch_old() {
-        let (delta, product) = (matrix(4096, 1), matrix(4096, 2));
-        for n_threads in [1, 2] {
-            let mut seen = std::collections::BTreeMap::new();
-            with_threads(n_threads, || {
-                for _ in 0..20 {
-                    let sum: f64 =
-                        burn::tensor::ElementConversion::elem((product.clone() * delta.clone()).sum().into_scalar());
-                    let mean: f64 =
-                        burn::tensor::ElementConversion::elem(delta.clone().powi_scalar(2).mean().into_scalar());
-                    *seen.entry((sum.to_bits(), mean.to_bits())).or_insert(0) += 1;
-                }
-            });
-            println!("OLD {n_threads} threads: {} distinct of 20: {seen:?}", seen.len());
-        }
-    }
-
     /// Four times as many elements as burn-flex adds in one thread. 20 whole products a thread count would take minutes, so that
     /// the product is computed once at each.
     #[test]
