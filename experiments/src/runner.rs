@@ -13,7 +13,7 @@ use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
 use awq_core::driver::{Calibration, Job, QuantizedModel, quantize_model};
 use awq_core::load::{OpenedModel, open_model};
-use awq_core::model::{Decoder, open_decoder};
+use awq_core::model::{Decoder, open_decoder, wiring_of};
 
 use crate::assets::{AssetStore, sha256_of};
 use crate::config::{CalibrationSpec, EvaluationSpec, ModelSpec, PerplexitySpec, ProtocolSpec};
@@ -128,7 +128,7 @@ fn run_model(
     progress: &Progress,
     sink: &mut Sink<'_>,
 ) -> anyhow::Result<()> {
-    let opened = locate_and_open(&plan.model, store);
+    let opened = locate_and_open(&plan.model, store, progress);
     let (opened, assets) = match opened {
         Ok(opened) => opened,
         Err(error) => return fail_all(cells, Stage::Quantize, &error, &BTreeMap::new(), sink),
@@ -138,9 +138,15 @@ fn run_model(
     run_on(&options.device, precision, ModelJob { opened, assets, cells, texts, progress, sink })
 }
 
-fn locate_and_open(model: &ModelSpec, store: &AssetStore) -> anyhow::Result<(OpenedModel, BTreeMap<String, String>)> {
+fn locate_and_open(
+    model: &ModelSpec,
+    store: &AssetStore,
+    progress: &Progress,
+) -> anyhow::Result<(OpenedModel, BTreeMap<String, String>)> {
     let located = store.model(model)?;
     let opened = open_model(&located.path).with_context(|| format!("model {}", model.name))?;
+    let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref()).context("the model cannot be opened")?;
+    wiring.notes.iter().for_each(|note| progress.note(note));
     Ok((opened, located.hashes))
 }
 

@@ -81,15 +81,15 @@ impl ModelConfig {
             head_dim: keys.optional_dimension("head_dim")?.unwrap_or(hidden_size / n_heads),
             vocab_size: keys.dimension_or("vocab_size", class.vocab_size)?,
             max_positions: keys.dimension_or("max_position_embeddings", class.max_positions)?,
-            norm_eps: match raw.get("rms_norm_eps") {
-                None => class.norm_eps,
-                Some(_) => keys.float("rms_norm_eps")?,
+            norm_eps: match class.norm_eps {
+                (Some(key), _) if raw.get(key).is_some() => keys.float(key)?,
+                (_, default) => default,
             },
             rope_theta: rope.theta,
             rope_scaling: rope.scaling,
             tie_word_embeddings: keys.optional_bool("tie_word_embeddings")?.unwrap_or(class.tied_head),
             attention_bias: bias.unwrap_or(has_bias),
-            mlp_bias: keys.optional_bool("mlp_bias")?.unwrap_or(false),
+            mlp_bias: class.has_mlp_bias_key && keys.optional_bool("mlp_bias")?.unwrap_or(false),
             bos_id: keys.token_ids("bos_token_id")?.first().copied(),
             eos_ids: match raw.get("eos_token_id") {
                 None => class.eos_id.into_iter().collect(),
@@ -248,13 +248,33 @@ fn class_of(keys: &Keys<'_>) -> Result<&'static Class, LoadError> {
         true => unknown(&format!("{architecture} (a multimodal model; its language model is not taken out)")),
         false => unknown(architecture),
     };
-    let Some(value) = keys.get(KEY) else {
-        let model_type = keys.optional_text("model_type")?.ok_or_else(|| keys.missing(KEY))?;
-        return classes().find(|class| class.model_type == model_type).ok_or_else(|| named(model_type));
+    let by_type = |model_type: &str| classes().find(|class| class.model_type == model_type);
+    let model_type = keys.optional_text("model_type")?;
+    let names = match keys.get(KEY) {
+        None => Vec::new(),
+        Some(value) => {
+            let names = value.as_array().and_then(|names| names.iter().map(Json::as_str).collect::<Option<Vec<_>>>());
+            names.ok_or_else(|| keys.wrong_type(KEY, value, "a list of class names"))?
+        }
     };
-    match value.as_array().map(Vec::as_slice) {
-        Some([Json::String(name)]) => classes().find(|class| class.name == name).ok_or_else(|| named(name)),
-        _ => Err(keys.wrong_type(KEY, value, "a list with one class name")),
+    // Of several names, the one of a language model; transformers asks `model_type` alone.
+    let class = match (names.iter().find_map(|name| classes().find(|class| class.name == *name)), names.first()) {
+        (Some(class), _) => class,
+        (None, Some(name)) => return Err(named(name)),
+        (None, None) => {
+            let model_type = model_type.ok_or_else(|| keys.missing(KEY))?;
+            by_type(model_type).ok_or_else(|| named(model_type))?
+        }
+    };
+    match model_type {
+        Some(model_type) if model_type != class.model_type => Err(keys.bad(
+            "model_type",
+            format!(
+                "{model_type:?}, but {KEY:?} names {}, whose type is {:?}: transformers goes by the type; correct the wrong one",
+                class.name, class.model_type
+            ),
+        )),
+        _ => Ok(class),
     }
 }
 

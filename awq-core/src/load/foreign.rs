@@ -8,7 +8,8 @@ use super::{Checkpoint, LoadError, read_json};
 
 /// Keys under which tools write their settings into `config.json`, and files of their own beside it.
 const KEYS: [&str; 2] = ["quantization_config", "compression_config"];
-const FILES: [&str; 3] = ["quantization_config.json", "quantize_config.json", "quant_config.json"];
+const FILES: [&str; 4] =
+    ["quantization_config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json"];
 
 /// Settings that are worth a word, by the names that tools give them.
 const SETTINGS: [(&str, &str); 8] = [
@@ -59,7 +60,10 @@ pub(super) fn check_settings(folder: &Path, config_file: &Path, config: &Json) -
 pub(super) fn check_tensors(checkpoint: &dyn Checkpoint) -> Result<(), LoadError> {
     let names = checkpoint.names();
     let of_tool = |(end, tool): &(&str, &'static str)| {
-        names.iter().find(|name| name.ends_with(end)).map(|name| format!("by its tensors (such as {name:?}) {tool}"))
+        names
+            .iter()
+            .find(|name| name.ends_with(end))
+            .map(|name| format!("{tool}, to go by its tensors (such as {name:?})"))
     };
     match PARTS.iter().find_map(of_tool) {
         Some(method) => Err(quantized(checkpoint.source(), &method)),
@@ -84,12 +88,29 @@ fn described(settings: &Json, key: &str) -> String {
             said.push(format!("{shown} {}", text(&settings[name])));
         }
     }
+    // compressed-tensors keeps them by group of layers.
+    let groups = settings["config_groups"].as_object().into_iter().flat_map(|groups| groups.values());
+    for weights in groups.map(|group| &group["weights"]) {
+        for (name, shown) in [("num_bits", "bits"), ("group_size", "group size")] {
+            if known(&weights[name]) && !said.iter().any(|one| one.starts_with(shown)) {
+                said.push(format!("{shown} {}", text(&weights[name])));
+            }
+        }
+    }
     let meta = settings.get("meta").unwrap_or(&Json::Null);
     let tool = TOOLS.iter().flat_map(|name| [&settings[*name], &meta[*name]]).find(|value| !value.is_null());
     let tool = tool.map(|tool| match tool {
         Json::Array(tools) => tools.iter().map(text).collect::<Vec<_>>().join(", "),
         one => text(one),
     });
+    let by_method = match method {
+        // AutoAWQ's is the only configuration that names its kernel's layout so.
+        "awq" if settings["version"].is_string() => Some("AutoAWQ".to_owned()),
+        "auto-round" | "intel/auto-round" => tool.clone().map(|version| format!("auto-round {version}")),
+        "compressed-tensors" => Some("llm-compressor or compressed-tensors".to_owned()),
+        _ => None,
+    };
+    let tool = by_method.or(tool);
     let settings = if said.is_empty() { String::new() } else { format!(": {}", said.join(", ")) };
     let tool = tool.map_or_else(String::new, |tool| format!(" (by {tool})"));
     format!("{method}{settings}{tool}")
@@ -110,7 +131,7 @@ mod tests {
         for (settings, expected) in [
             (
                 json!({ "quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": true }),
-                "awq: bits 4, group size 128, version gemm",
+                "awq: bits 4, group size 128, version gemm (by AutoAWQ)",
             ),
             (
                 json!({ "quant_method": "gptq", "bits": 4, "group_size": 64, "meta": { "quantizer": ["gptqmodel:7.7.0"] } }),
@@ -118,11 +139,14 @@ mod tests {
             ),
             (
                 json!({ "quant_method": "auto-round", "bits": 4, "autoround_version": "0.16.1" }),
-                "auto-round: bits 4 (by 0.16.1)",
+                "auto-round: bits 4 (by auto-round 0.16.1)",
             ),
             (
-                json!({ "quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {} }),
-                "compressed-tensors: format pack-quantized",
+                json!({
+                    "quant_method": "compressed-tensors", "format": "pack-quantized",
+                    "config_groups": { "group_0": { "weights": { "num_bits": 3, "group_size": 64 } } }
+                }),
+                "compressed-tensors: format pack-quantized, bits 3, group size 64 (by llm-compressor or compressed-tensors)",
             ),
             (json!({ "load_in_4bit": true }), "bitsandbytes, 4 bit"),
             (json!({ "quant_method": "fp8" }), "fp8"),

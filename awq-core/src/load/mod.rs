@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
-pub(crate) use self::class::Class;
+pub(crate) use self::class::{Class, KvHeads};
 pub use self::config::ModelConfig;
 pub use self::error::LoadError;
 pub use self::folder::check_folder;
@@ -245,15 +245,18 @@ fn check_shape(checkpoint: &dyn Checkpoint, name: &str, expected: &[usize]) -> R
     }
 }
 
-/// Parses a JSON file. A byte order mark, which some editors put in front, is no part of it.
+/// Parses a JSON file.
 fn read_json<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T, LoadError> {
     let bytes = std::fs::read(file).map_err(|source| LoadError::Open { file: file.to_owned(), source })?;
-    let bytes = match bytes.as_slice() {
-        [0xEF, 0xBB, 0xBF, text @ ..] => text,
-        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => {
-            return Err(LoadError::Encoding { file: file.to_owned(), encoding: "UTF-16" });
-        }
-        text => text,
-    };
-    serde_json::from_slice(bytes).map_err(|source| LoadError::Json { file: file.to_owned(), source })
+    serde_json::from_slice(without_mark(file, &bytes)?)
+        .map_err(|source| LoadError::Json { file: file.to_owned(), source })
+}
+
+/// The text of a JSON file without the byte order mark that some editors put in front.
+fn without_mark<'a>(file: &Path, bytes: &'a [u8]) -> Result<&'a [u8], LoadError> {
+    match bytes {
+        [0xEF, 0xBB, 0xBF, text @ ..] => Ok(text),
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => Err(LoadError::Encoding { file: file.to_owned(), encoding: "UTF-16" }),
+        text => Ok(text),
+    }
 }

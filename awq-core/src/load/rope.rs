@@ -47,7 +47,8 @@ impl Rope {
         // transformers 5 has moved `rope_theta` and `rope_scaling` into `rope_parameters`; where both are there, it takes the
         // older key alone, and the base that `rope_parameters` names is lost.
         for key in ["rope_scaling", "rope_parameters"] {
-            let Some(value) = keys.get(key) else { continue };
+            // An empty object stands for none, as in transformers.
+            let Some(value) = keys.get(key).filter(|value| **value != serde_json::json!({})) else { continue };
             if !value.is_object() {
                 return Err(keys.wrong_type(key, value, "an object"));
             }
@@ -55,7 +56,7 @@ impl Rope {
             let inner_theta = inner.optional_float("rope_theta")?;
             return Ok(Self {
                 theta: inner_theta.or(theta).unwrap_or(DEFAULT_ROPE_THETA),
-                scaling: scaling_from_hugging_face(&inner, key)?,
+                scaling: scaling_from_hugging_face(&inner, key, keys.optional_dimension("max_position_embeddings")?)?,
             });
         }
         Ok(Self { theta: theta.unwrap_or(DEFAULT_ROPE_THETA), scaling: None })
@@ -98,8 +99,14 @@ fn divisors(keys: &Keys<'_>, parent: &str) -> Result<Option<RopeScaling>, LoadEr
     }
 }
 
-/// The object under `parent`.
-fn scaling_from_hugging_face(keys: &Keys<'_>, parent: &str) -> Result<Option<RopeScaling>, LoadError> {
+const ORIGINAL: &str = "original_max_position_embeddings";
+
+/// The object under `parent`. Where it does not name the context before the stretch, transformers takes the model's positions.
+fn scaling_from_hugging_face(
+    keys: &Keys<'_>,
+    parent: &str,
+    max_positions: Option<usize>,
+) -> Result<Option<RopeScaling>, LoadError> {
     if let Some(per_frequency) = divisors(keys, parent)? {
         return Ok(Some(per_frequency));
     }
@@ -121,7 +128,10 @@ fn scaling_from_hugging_face(keys: &Keys<'_>, parent: &str) -> Result<Option<Rop
                 factor: keys.float("factor")?,
                 low_freq_factor,
                 high_freq_factor,
-                original_max_positions: keys.dimension(&["original_max_position_embeddings"])?,
+                original_max_positions: match (keys.optional_dimension(ORIGINAL)?, max_positions) {
+                    (Some(original), _) | (None, Some(original)) => original,
+                    (None, None) => return Err(keys.missing(ORIGINAL)),
+                },
             }))
         }
         other => {

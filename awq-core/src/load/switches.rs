@@ -54,11 +54,19 @@ const SWITCHES: &[(&str, Neutral, &str)] = &[
     ("num_nextn_predict_layers", Neutral::Zero, "blocks that predict further tokens"),
 ];
 
-/// Parts of names by which keys that nobody has listed look as if they changed the computation.
+/// Words in names by which keys that nobody has listed look as if they changed the computation.
 const SUSPECT: &[&str] = &[
     "multiplier",
+    "scale",
+    "scaling",
     "softcap",
+    "softcapping",
+    "cap",
+    "clip",
+    "clamp",
+    "limit",
     "expert",
+    "experts",
     "moe",
     "rope",
     "rotary",
@@ -69,6 +77,9 @@ const SUSPECT: &[&str] = &[
     "sparse",
     "ssm",
     "mamba",
+    "quant",
+    "qk",
+    "bidirectional",
 ];
 
 /// Keys whose names look so, or that are switches, and that change nothing here: training, caches, other tools' notes, and keys
@@ -78,16 +89,25 @@ const HARMLESS: &[&str] = &[
     "use_return_dict",
     "use_bfloat16",
     "use_flash_attn",
+    "use_flash_attn_2",
     "use_flash_attention",
     "use_flash_attention_2",
+    "use_sdpa",
+    "use_xformers",
+    "use_fast",
+    "use_liger_kernel",
+    "use_gradient_checkpointing",
+    "use_rope",
+    "use_rms_norm",
     "use_sliding_window",
     "sliding_window",
     "max_window_layers",
     "rope_theta",
     "rope_scaling",
     "rope_parameters",
-    "router_aux_loss_coef",
     "adapter_config",
+    "layernorm_scale",
+    "initializer_scale",
 ];
 
 /// The value at which a key changes nothing.
@@ -124,17 +144,17 @@ impl Neutral {
 /// The first such key.
 pub(super) fn check(keys: &Keys<'_>, class: &Class) -> Result<(), LoadError> {
     let Some(object) = keys.json.as_object() else { return Ok(()) };
-    for (key, value) in object.iter().filter(|(key, _)| !class.own_keys.contains(&key.as_str())) {
+    for (key, value) in object {
         let changes = match SWITCHES.iter().find(|(name, ..)| name == key) {
             Some((_, neutral, changes)) if !neutral.is(value) => *changes,
             Some(_) => continue,
             None if HARMLESS.contains(&key.as_str()) || !is_suspect(key) || is_idle(value) => continue,
-            None => "by its name, what is computed",
+            None => "what is computed, to go by its name",
         };
         return Err(keys.bad(
             key,
             format!(
-                "{}: it changes {changes}, and {} computes without it; if the model needs it, `architectures` names the wrong \
+                "{}: it changes {changes}. {} computes without it: if the model needs it, `architectures` names the wrong \
                  class, else remove the key",
                 shortened(value),
                 class.name
@@ -146,7 +166,7 @@ pub(super) fn check(keys: &Keys<'_>, class: &Class) -> Result<(), LoadError> {
 
 fn is_suspect(key: &str) -> bool {
     // What begins with an underscore is a note of the library that wrote the file.
-    !key.starts_with('_') && (key.starts_with("use_") || SUSPECT.iter().any(|part| key.contains(part)))
+    !key.starts_with('_') && (key.starts_with("use_") || key.split('_').any(|word| SUSPECT.contains(&word)))
 }
 
 /// What stands for "not used".
@@ -166,5 +186,64 @@ fn shortened(value: &Json) -> String {
     match text.char_indices().nth(60) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::classes;
+
+    fn message(json: &Json) -> Option<String> {
+        let keys = Keys { file: Path::new("config.json"), json };
+        let llama = classes().find(|class| class.model_type == "llama")?;
+        check(&keys, llama).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_key_that_changes_the_model_is_named_with_what_it_changes() {
+        for (json, expected) in [
+            (
+                json!({ "attention_multiplier": 0.5 }),
+                "\"attention_multiplier\": 0.5: it changes the scale of attention scores",
+            ),
+            (json!({ "logits_scaling": 8 }), "\"logits_scaling\": 8: it changes the scale of logits"),
+            (json!({ "num_local_experts": 8 }), "\"num_local_experts\": 8: it changes experts in place of"),
+            (json!({ "use_qk_norm": true }), "\"use_qk_norm\": true: it changes what is computed, to go by its name"),
+            (
+                json!({ "rope_local_base_freq": 1e4 }),
+                "\"rope_local_base_freq\": 10000.0: it changes what is computed, to go by its name",
+            ),
+            (
+                json!({ "no_rope_layers": [1, 1, 0] }),
+                "\"no_rope_layers\": [1,1,0]: it changes the blocks without rotary",
+            ),
+        ] {
+            let message = message(&json).unwrap_or_default();
+            assert!(message.starts_with(&format!("config.json: key {expected}")), "{json}: {message}");
+            assert!(message.contains("LlamaForCausalLM computes without it: if the model needs it, `architectures`"));
+        }
+    }
+
+    /// Keys that files of the ecosystem carry without effect on a model of these classes.
+    #[test]
+    fn idle_keys_and_notes_of_other_tools_are_let_through() {
+        let idle = json!({
+            "_attn_implementation_autoset": true, "_name_or_path": "somewhere", "architectures": ["LlamaForCausalLM"],
+            "attention_bias": false, "attention_dropout": 0.0, "attention_multiplier": null, "auto_map": {}, "dtype": "bfloat16",
+            "final_logit_softcapping": null, "head_dim": 64, "id2label": { "0": "LABEL_0" }, "initializer_range": 0.02,
+            "is_llama_config": true, "layer_types": ["full_attention"], "logits_scaling": 1.0, "max_window_layers": 28,
+            "mlp_bias": false, "model_type": "llama", "no_rope_layers": [1, 1], "num_experts": 0, "pad_token_id": null,
+            "pretraining_tp": 1, "problem_type": null, "quantization_config": null, "residual_multiplier": 1,
+            "rope_interleaved": false, "rope_parameters": { "rope_type": "default" }, "rope_scaling": null, "rope_theta": 1e5,
+            "sliding_window": 4096, "task_specific_params": null, "torch_dtype": "float16", "transformers.js_config": {},
+            "transformers_version": "5.24.0", "unsloth_fixed": true, "use_cache": true, "use_mrope": false,
+            "use_sliding_window": false, "vocab_size": 32000
+        });
+        assert_eq!(message(&idle), None);
     }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::layers::NormKind;
 use super::wiring::{AttentionWiring, InnerWiring, MlpWiring, Positions, Wiring};
 use super::{BlockLayout, Inspect, LinearName, NormName, PrevOp, ScaleGroup, check_fixed, reads};
-use crate::load::{Checkpoint, Class, LoadError, ModelConfig};
+use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig};
 
 const Q: LinearName = LinearName("self_attn.q_proj");
 const K: LinearName = LinearName("self_attn.k_proj");
@@ -51,14 +51,14 @@ pub(crate) const LLAMA: Class = Class {
     intermediate_size: ("intermediate_size", 11_008),
     n_blocks: 32,
     n_heads: 32,
-    n_kv_heads: None,
+    n_kv_heads: KvHeads::Key(None),
     vocab_size: 32_000,
     max_positions: 2048,
-    norm_eps: 1e-6,
+    norm_eps: (Some("rms_norm_eps"), 1e-6),
     tied_head: false,
     attention_bias: (Some("attention_bias"), false),
+    has_mlp_bias_key: true,
     eos_id: Some(2),
-    own_keys: &[],
 };
 
 /// Mistral 7B.
@@ -66,9 +66,10 @@ pub(crate) const MISTRAL: Class = Class {
     name: "MistralForCausalLM",
     model_type: "mistral",
     intermediate_size: ("intermediate_size", 14_336),
-    n_kv_heads: Some(8),
+    n_kv_heads: KvHeads::Key(Some(8)),
     max_positions: 4096 * 32,
     attention_bias: (None, false),
+    has_mlp_bias_key: false,
     ..LLAMA
 };
 
@@ -77,10 +78,11 @@ pub(crate) const QWEN2: Class = Class {
     name: "Qwen2ForCausalLM",
     model_type: "qwen2",
     intermediate_size: ("intermediate_size", 22_016),
-    n_kv_heads: Some(32),
+    n_kv_heads: KvHeads::Key(Some(32)),
     vocab_size: 151_936,
     max_positions: 32_768,
     attention_bias: (None, true),
+    has_mlp_bias_key: false,
     eos_id: None,
     ..LLAMA
 };

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::layers::NormKind;
 use super::wiring::{AttentionWiring, InnerWiring, MlpWiring, Positions, Wiring};
 use super::{BlockLayout, Inspect, LinearName, NormName, PrevOp, ScaleGroup, bad_key, check_fixed, reads};
-use crate::load::{Checkpoint, Class, LoadError, ModelConfig};
+use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig};
 
 const Q: LinearName = LinearName("self_attn.q_proj");
 const K: LinearName = LinearName("self_attn.k_proj");
@@ -50,14 +50,14 @@ pub(crate) const OPT: Class = Class {
     intermediate_size: ("ffn_dim", 3072),
     n_blocks: 12,
     n_heads: 12,
-    n_kv_heads: None,
+    n_kv_heads: KvHeads::AsQueries,
     vocab_size: 50_272,
     max_positions: 2048,
-    norm_eps: 1e-5,
+    norm_eps: (None, 1e-5),
     tied_head: true,
     attention_bias: (Some("enable_bias"), true),
+    has_mlp_bias_key: false,
     eos_id: Some(2),
-    own_keys: &[],
 };
 
 /// Wires an OPT model.

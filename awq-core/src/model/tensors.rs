@@ -47,7 +47,7 @@ impl Wiring {
     /// # Errors
     /// Tensors that are missing, misshapen or of a type that is not read, or weights that nothing would read.
     pub(super) fn settled(mut self, config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Self, LoadError> {
-        self.settle_head(config, checkpoint)?;
+        self.settle_head(checkpoint)?;
         let denied = self.settle_biases(config, checkpoint)?;
         let tensors = self.tensors(config);
         check_present(&tensors, checkpoint)?;
@@ -57,7 +57,7 @@ impl Wiring {
 
     /// A head that is the embedding may be stored all the same, as a copy, as another matrix (which counts, as in transformers 5), or
     /// as the only one of the two.
-    fn settle_head(&mut self, config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<(), LoadError> {
+    fn settle_head(&mut self, checkpoint: &dyn Checkpoint) -> Result<(), LoadError> {
         if self.head.is_some() || checkpoint.shape(HEAD).is_none() {
             return Ok(());
         }
@@ -69,9 +69,8 @@ impl Wiring {
             self.head = Some(HEAD.to_owned());
             self.notes.push(format!(
                 "{}: config.json ties the head to the embedding, but another {HEAD} is stored: the stored one is used, as \
-                 transformers 5 does (4 used the embedding); {} rows",
-                checkpoint.source().display(),
-                config.vocab_size
+                 transformers 5 does (4 used the embedding)",
+                checkpoint.source().display()
             ));
         }
         Ok(())
@@ -87,24 +86,23 @@ impl Wiring {
         let mut denied = Vec::new();
         for facts in self.layout.linears {
             let bias = |block_idx| format!("{}.bias", self.linear(block_idx, facts.name));
-            let mut without = (0..config.n_blocks).map(bias).filter(|name| checkpoint.shape(name).is_none());
-            let (first_without, n_without) = (without.next(), 1 + without.count());
-            match first_without {
-                None if !self.biased.contains(&facts.name) => denied.push(facts.name),
-                None => {}
-                // In some blocks alone: the checkpoint is not whole.
-                Some(name) if n_without < config.n_blocks => drop(checkpoint.read_f32(&name)?),
-                Some(_) => {
-                    let was_expected = self.biased.contains(&facts.name);
-                    self.biased.retain(|name| *name != facts.name);
-                    if was_expected && !config.is_from_gguf() {
-                        self.notes.push(format!(
-                            "{}: the configuration gives {} a bias, none is stored: it is zero, as in transformers",
-                            checkpoint.source().display(),
-                            facts.name
-                        ));
-                    }
+            let without: Vec<String> =
+                (0..config.n_blocks).map(bias).filter(|name| checkpoint.shape(name).is_none()).collect();
+            let may_have_one = self.biased.contains(&facts.name);
+            if without.len() == config.n_blocks {
+                self.biased.retain(|name| *name != facts.name);
+                if may_have_one && !config.is_from_gguf() {
+                    self.notes.push(format!(
+                        "{}: the configuration gives {} a bias, none is stored: it is zero, as in transformers",
+                        checkpoint.source().display(),
+                        facts.name
+                    ));
                 }
+            } else if !may_have_one {
+                denied.push(facts.name);
+            } else if let Some(name) = without.first() {
+                // In some blocks alone: the checkpoint is not whole.
+                checkpoint.read_any_f32(name)?;
             }
         }
         Ok(denied)

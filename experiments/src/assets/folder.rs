@@ -107,7 +107,7 @@ pub(crate) fn shards(index: &Path) -> anyhow::Result<BTreeSet<String>> {
         weight_map: BTreeMap<String, String>,
     }
     let text = std::fs::read_to_string(index).with_context(|| format!("{}: cannot read", index.display()))?;
-    let parsed: Index = serde_json::from_str(&text)
+    let parsed: Index = serde_json::from_str(text.trim_start_matches('\u{feff}'))
         .with_context(|| format!("{}: not a safetensors index; download it again", index.display()))?;
     let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
     ensure!(!shards.is_empty(), "{}: key `weight_map` is empty; download it again", index.display());

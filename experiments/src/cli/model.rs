@@ -11,6 +11,7 @@ use awq_core::decode::{DecodeModel, DecodeOptions, Sampling};
 use awq_core::grid::Bits;
 use awq_core::kernel::Activations;
 use awq_core::load::{Checkpoint, OpenedModel, open_model};
+use awq_core::model::wiring_of;
 use clap::{Args, ValueEnum};
 
 use super::MachineArgs;
@@ -85,7 +86,11 @@ impl ModelArgs {
             ModelSource::Path(PathModel { path: PathBuf::from(&self.model) })
         };
         let located = self.machine.store()?.model(&ModelSpec { name: self.model.clone(), source })?;
-        Ok(open_model(&located.path)?)
+        let opened = open_model(&located.path)?;
+        for note in wiring_of(&opened.config, opened.checkpoint.as_ref())?.notes {
+            self.machine.progress().note(&note);
+        }
+        Ok(opened)
     }
 
     /// The recipe that `request` stands for, for this model.

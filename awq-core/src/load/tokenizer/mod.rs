@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use tokenizers::processors::template::TemplateProcessing;
 
 use super::gguf::Value;
-use super::{LoadError, ModelConfig, read_json};
+use super::{LoadError, ModelConfig, read_json, without_mark};
 
 /// A model's tokenizer.
 ///
@@ -54,7 +54,8 @@ impl Tokenizer {
     pub fn from_folder(folder: &Path, config: &ModelConfig) -> Result<Self, LoadError> {
         let file = folder.join("tokenizer.json");
         let bytes = std::fs::read(&file).map_err(|source| LoadError::Open { file: file.clone(), source })?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| tokenizer_error(&file, error))?;
+        let text = without_mark(&file, &bytes)?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(text).map_err(|error| tokenizer_error(&file, error))?;
         // Some files carry the truncation of their training script; a silently shortened text is never wanted here.
         inner.with_truncation(None).map_err(|error| tokenizer_error(&file, error))?;
         inner.with_padding(None);
