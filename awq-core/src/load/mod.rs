@@ -26,6 +26,7 @@ mod tests;
 pub mod tokenizer;
 mod windows;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -127,6 +128,8 @@ pub struct OpenedModel {
     pub packed: Option<PackedHeader>,
     /// The Jinja template that makes a text of a conversation, where the model has one.
     pub chat_template: Option<String>,
+    /// Spellings of the special tokens by the names that templates know them by, such as `bos_token`.
+    pub special_tokens: BTreeMap<String, String>,
 }
 
 /// Opens a model: a folder in Hugging Face layout (`config.json`, `tokenizer.json`, `model.safetensors` or
@@ -162,14 +165,22 @@ fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
     }
     let tokenizer = Tokenizer::from_folder(folder, &config)?;
     let chat_template = chat_template(folder)?;
+    let special_tokens = special_tokens(folder, &tokenizer)?;
     if folder.join(packed::HEADER_FILE).exists() {
         let checkpoint = PackedCheckpoint::open_folder(folder)?;
         let packed = Some(checkpoint.header().clone());
-        return Ok(OpenedModel { config, checkpoint: Arc::new(checkpoint), tokenizer, packed, chat_template });
+        return Ok(OpenedModel {
+            config,
+            checkpoint: Arc::new(checkpoint),
+            tokenizer,
+            packed,
+            chat_template,
+            special_tokens,
+        });
     }
     let checkpoint = Arc::new(SafetensorsCheckpoint::open_folder(folder)?);
     foreign::check_tensors(checkpoint.as_ref())?;
-    Ok(OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template })
+    Ok(OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template, special_tokens })
 }
 
 /// The template of `chat_template.jinja`, else that of `tokenizer_config.json`: a text, or a list of named ones of which
@@ -194,6 +205,28 @@ fn chat_template(folder: &Path) -> Result<Option<String>, LoadError> {
     })
 }
 
+/// The tokens that `special_tokens_map.json` and `tokenizer_config.json` name, each a text or an object with one.
+fn special_tokens(folder: &Path, tokenizer: &Tokenizer) -> Result<BTreeMap<String, String>, LoadError> {
+    let mut tokens = named_by_ids(tokenizer);
+    for file in ["special_tokens_map.json", "tokenizer_config.json"].map(|name| folder.join(name)) {
+        if !file.exists() {
+            continue;
+        }
+        let json: Json = read_json(&file)?;
+        for (name, value) in json.as_object().into_iter().flatten().filter(|(name, _)| name.ends_with("_token")) {
+            if let Some(token) = value.as_str().or_else(|| value["content"].as_str()) {
+                tokens.insert(name.clone(), token.to_owned());
+            }
+        }
+    }
+    Ok(tokens)
+}
+
+fn named_by_ids(tokenizer: &Tokenizer) -> BTreeMap<String, String> {
+    let named = [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos())];
+    named.into_iter().filter_map(|(name, id)| Some((name.to_owned(), tokenizer.token(id?)?))).collect()
+}
+
 fn open_gguf(file: &Path) -> Result<OpenedModel, LoadError> {
     let opened = gguf::open(file)?;
     let tokenizer = Tokenizer::from_gguf(file, &opened.header.metadata)?;
@@ -207,7 +240,8 @@ fn open_gguf(file: &Path) -> Result<OpenedModel, LoadError> {
         return Err(LoadError::VocabularyMismatch { file: file.to_owned(), tokenizer: tokens, model: rows });
     }
     let checkpoint = Arc::new(opened.checkpoint);
-    Ok(OpenedModel { config: opened.config, checkpoint, tokenizer, packed: None, chat_template })
+    let special_tokens = named_by_ids(&tokenizer);
+    Ok(OpenedModel { config: opened.config, checkpoint, tokenizer, packed: None, chat_template, special_tokens })
 }
 
 /// Reads a tensor whose shape must be `expected`.

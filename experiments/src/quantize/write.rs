@@ -210,7 +210,7 @@ mod tests {
         let tokenizer = Tokenizer::from_folder(folder.path(), &config).unwrap();
         let checkpoint: Arc<MemoryCheckpoint> = Arc::new(tiny::checkpoint(&spec, 11));
         let chat_template = Some("<|im_start|>".to_owned());
-        OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template }
+        OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template, special_tokens: Default::default() }
     }
 
     fn quantized(opened: &OpenedModel, recipe: &Recipe) -> Quantized {
