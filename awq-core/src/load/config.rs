@@ -358,7 +358,12 @@ mod tests {
         check_error(&with("head_dim", json!(63)), "expected an even width");
         check_error(&with("rms_norm_eps", Json::Null), "key \"rms_norm_eps\" is missing");
         check_error(&with("vocab_size", json!("many")), "key \"vocab_size\": \"many\", expected a positive integer");
-        check_error(&with("architectures", json!([])), "expected a list with one class name");
+        check_error(&with("architectures", json!("LlamaForCausalLM")), "expected a list of class names");
+        check_error(&with("architectures", json!([])), "key \"architectures\" is missing");
+        check_error(
+            &with("model_type", json!("granite")),
+            "key \"model_type\": \"granite\", but \"architectures\" names Llama",
+        );
         check_error(
             &with("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
             "\"yarn\", expected one of default, linear, llama3",

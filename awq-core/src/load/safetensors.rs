@@ -332,15 +332,31 @@ mod tests {
     }
 
     #[test]
-    fn tensor_promised_by_the_index_must_be_in_its_shard() {
+    fn a_tensor_is_read_from_where_it_is_and_one_that_is_nowhere_is_missing_from_its_shard() {
         let folder = two_shards();
-        for json in [
-            r#"{"weight_map": {"x": "a.safetensors", "y": "b.safetensors", "yy": "b.safetensors"}}"#,
-            r#"{"weight_map": {"x": "b.safetensors", "y": "b.safetensors", "yy": "a.safetensors"}}"#,
-        ] {
-            write_index(&folder, json);
-            assert!(open_error(&folder).contains("no tensor named"), "{}", open_error(&folder));
-        }
+        write_index(&folder, r#"{"weight_map": {"x": "b.safetensors", "y": "a.safetensors", "yy": "a.safetensors"}}"#);
+        let checkpoint = SafetensorsCheckpoint::open_folder(folder.path()).unwrap();
+        assert_eq!(
+            (checkpoint.read_f32("x").unwrap(), checkpoint.read_f32("y").unwrap()),
+            (VALUES.into(), VALUES.into())
+        );
+        assert_eq!(checkpoint.names(), ["x", "y"]);
+        let message = checkpoint.read_f32("yy").unwrap_err().to_string();
+        assert!(message.contains("a.safetensors: no tensor named \"yy\" (nearest: y, x)"), "{message}");
+    }
+
+    #[test]
+    fn of_a_tensor_in_two_shards_the_one_counts_that_the_index_names() {
+        let folder = two_shards();
+        let other = VALUES.map(|value| value + 1.0);
+        let tensors = [("x", stored(Dtype::F32, &other)), ("y", stored(Dtype::BF16, &VALUES))];
+        write_safetensors(&folder.path().join("b.safetensors"), &tensors);
+        // The index names `a` for `x`; where `a` is not among its shards, only `b` is opened.
+        let checkpoint = SafetensorsCheckpoint::open_folder(folder.path()).unwrap();
+        assert_eq!(checkpoint.read_f32("x").unwrap(), VALUES);
+        write_index(&folder, r#"{"weight_map": {"x": "b.safetensors", "y": "b.safetensors"}}"#);
+        let checkpoint = SafetensorsCheckpoint::open_folder(folder.path()).unwrap();
+        assert_eq!(checkpoint.read_f32("x").unwrap(), other);
     }
 
     #[test]
