@@ -191,28 +191,45 @@ enum Reason {
     Guessed,
 }
 
-/// The first tensor that is missing, misshapen or unreadable, and how many more have the same fault.
+/// What can be wrong with a tensor that is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    Missing,
+    Misshapen,
+    Unreadable,
+}
+
+impl Fault {
+    fn of(name: &str, shape: &[usize], checkpoint: &dyn Checkpoint) -> Option<Self> {
+        match checkpoint.shape(name) {
+            None => Some(Self::Missing),
+            Some(found) if found != shape => Some(Self::Misshapen),
+            Some(_) => (!checkpoint.is_readable(name)).then_some(Self::Unreadable),
+        }
+    }
+
+    /// The end of a sentence on several tensors.
+    fn described(self) -> &'static str {
+        match self {
+            Self::Missing => "are missing",
+            Self::Misshapen => "have another shape than the configuration implies",
+            Self::Unreadable => "are stored in a type that is not read",
+        }
+    }
+}
+
+/// The first tensor that is missing, else misshapen, else unreadable, and how many more have the same fault.
 fn check_present(tensors: &BTreeMap<String, Vec<usize>>, checkpoint: &dyn Checkpoint) -> Result<(), LoadError> {
-    let faults: [(&'static str, Box<dyn Fn(&String, &Vec<usize>) -> bool>); 3] = [
-        ("are missing", Box::new(|name, _| checkpoint.shape(name).is_none())),
-        (
-            "have another shape than the configuration implies",
-            Box::new(|name, shape| checkpoint.shape(name).as_ref() != Some(shape)),
-        ),
-        ("are stored in a type that is not read", Box::new(|name, _| !checkpoint.is_readable(name))),
-    ];
-    for (fault, has) in faults {
-        let mut found = tensors.iter().filter(|(name, shape)| has(name, shape));
-        let Some((name, shape)) = found.next() else { continue };
-        let n_more = found.count();
+    let faults: Vec<(&String, &Vec<usize>, Fault)> =
+        tensors.iter().filter_map(|(name, shape)| Some((name, shape, Fault::of(name, shape, checkpoint)?))).collect();
+    for fault in [Fault::Missing, Fault::Misshapen, Fault::Unreadable] {
+        let mut found = faults.iter().filter(|(.., of_tensor)| *of_tensor == fault);
+        let Some((name, shape, _)) = found.next() else { continue };
         // What reading says, which touches no value of such a tensor.
-        let first = match read_exact_shape(checkpoint, name, shape) {
-            Err(error) => error,
-            Ok(_) => continue,
-        };
-        return Err(match n_more {
+        let Err(first) = read_exact_shape(checkpoint, name, shape) else { continue };
+        return Err(match found.count() {
             0 => first,
-            n_more => LoadError::Several { first: Box::new(first), n_more, fault },
+            n_more => LoadError::Several { first: Box::new(first), n_more, fault: fault.described() },
         });
     }
     Ok(())
