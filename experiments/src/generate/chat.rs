@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, anyhow};
+use chrono::format::{Item, StrftimeItems};
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde::{Deserialize, Serialize};
@@ -59,7 +60,7 @@ impl ChatTemplate {
         environment.set_recursion_limit(DEPTH);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", |format: String| chrono::Local::now().format(&format).to_string());
+        environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);
         environment
             .add_template_owned(NAME, without_generation_tags(template))
@@ -103,6 +104,15 @@ fn template_error(error: &Error, what: &str) -> anyhow::Error {
 
 fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// The local time as `format` says.
+fn strftime_now(format: String) -> Result<String, Error> {
+    // An unknown directive would end the program when it is printed.
+    if StrftimeItems::new(&format).any(|item| matches!(item, Item::Error)) {
+        return Err(Error::new(ErrorKind::InvalidOperation, format!("{format:?} is no format of a time")));
+    }
+    Ok(chrono::Local::now().format(&format).to_string())
 }
 
 /// As Python's `json.dumps` without escapes of what is not ASCII.
@@ -223,6 +233,8 @@ mod tests {
         let endless = "{% for i in range(9000) %}{% for j in range(9000) %}{{ i }}{% endfor %}{% endfor %}";
         let found = message(endless).to_string();
         assert!(found.contains("it does not end"), "{found}");
+        let found = message("{{ strftime_now('%Q') }}").to_string();
+        assert!(found.contains("\"%Q\" is no format of a time"), "{found}");
         let none = ChatTemplate::new(None, BTreeMap::new()).err().unwrap().to_string();
         assert!(none.starts_with("this model has no chat template"), "{none}");
     }
