@@ -49,10 +49,10 @@ pub(super) fn check_settings(folder: &Path, config_file: &Path, config: &Json) -
             return Err(quantized(config_file, &described(settings, key)));
         }
     }
-    for file in FILES.iter().map(|name| folder.join(name)).filter(|file| file.exists()) {
-        return Err(quantized(&file, &described(&read_json(&file)?, "quant_method")));
+    match FILES.iter().map(|name| folder.join(name)).find(|file| file.exists()) {
+        Some(file) => Err(quantized(&file, &described(&read_json(&file)?, "quant_method"))),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// # Errors

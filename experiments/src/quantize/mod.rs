@@ -84,7 +84,7 @@ pub fn quantize(
 /// Whether the tensor `name` is a weight that methods quantize.
 pub(crate) fn is_linear(wiring: &Wiring, name: &str) -> bool {
     let in_block = name.strip_prefix(wiring.blocks.as_str()).and_then(|rest| rest.strip_prefix('.'));
-    let linear = in_block.and_then(|rest| Some(rest.split_once('.')?.1.strip_suffix(".weight")?));
+    let linear = in_block.and_then(|rest| rest.split_once('.')?.1.strip_suffix(".weight"));
     linear.is_some_and(|linear| wiring.layout.linears.iter().any(|facts| facts.name.0 == linear))
 }
 
