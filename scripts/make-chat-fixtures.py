@@ -56,7 +56,7 @@ TEMPLATES = {
     "tojson(indent=2) }}\n{%- if add_generation_prompt %}<|start|>assistant{% endif %}",
     "loop controls and methods": "{% for message in messages %}{% if message.role.upper() == 'SYSTEM' %}{% continue %}{% endif %}"
     "{% if loop.index > 3 %}{% break %}{% endif %}{{ message.role.title() }}: {{ message.content.replace('e', 'E').rstrip() }}"
-    "{% if message.content.startswith('Hi') %} (greeting){% endif %}\n{% endfor %}{{ '%s turns' % (messages | length) }}",
+    "{% if message.content.startswith('Hi') %} (greeting){% endif %}\n{% endfor %}{{ messages | length ~ ' turns' }}",
     "marks of what was generated": "{% for message in messages %}{% if message['role'] == 'assistant' %}{% generation %}"
     "{{ message['content'] + eos_token }}{%- endgeneration %}{% else %}{{ message['role'] + ': ' + message['content'] + '\\n' }}"
     "{% endif %}{% endfor %}",

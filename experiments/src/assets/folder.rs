@@ -217,9 +217,10 @@ mod tests {
     #[test]
     fn what_a_folder_lacks_is_named() {
         let both = [("config.json", "{}"), ("tokenizer.json", "{}")];
-        check_refused(&both[1..], "DIR: no config.json; a model folder holds ");
-        check_refused(&both[..1], "DIR: no tokenizer.json; a model folder holds ");
-        check_refused(&both, "DIR: neither model.safetensors nor model.safetensors.index.json; ");
+        let weights = (WEIGHTS, "weights");
+        check_refused(&[both[1], weights], "DIR: no config.json; download it again");
+        check_refused(&[both[0], weights], "DIR: no tokenizer.json; a model folder holds ");
+        check_refused(&both, "DIR: no weights; a model folder holds ");
         let with = |index| [both[0], both[1], (INDEX, index)];
         check_refused(
             &with(r#"{"weight_map": {"a": "gone.safetensors"}}"#),
