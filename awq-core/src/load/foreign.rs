@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use super::{Checkpoint, LoadError, read_json};
 
 /// Keys under which tools write their settings into `config.json`, and files of their own beside it.
-const KEYS: [&str; 2] = ["quantization_config", "compression_config"];
+const KEYS: [&str; 3] = ["quantization_config", "compression_config", "quantization"];
 const FILES: [&str; 4] =
     ["quantization_config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json"];
 
@@ -76,8 +76,11 @@ fn described(settings: &Json, key: &str) -> String {
     let text = |value: &Json| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let method = ["quant_method", "method", "quant_type"].iter().find_map(|name| settings[*name].as_str());
     let flags = [("load_in_4bit", "bitsandbytes, 4 bit"), ("load_in_8bit", "bitsandbytes, 8 bit")];
+    let method = method.or(settings["quant_algo"].as_str());
     let by_flag = flags.iter().find(|(flag, _)| settings[*flag] == true).map(|(_, method)| *method);
     let method = method.or(by_flag).unwrap_or(match key {
+        // MLX gives bits and group size alone.
+        "quantization" => "MLX",
         "quant_method" => "GPTQ",
         _ => "a method that is not named",
     });

@@ -212,11 +212,18 @@ impl PackedCheckpoint {
                 let values = self.floats(&tensor("kept_weights"), &[n_out, n_kept])?;
                 WeightTransform::KeptInputs(KeptInputs { channels, values })
             }
-            PackedTransform::Rotated { output, input } => WeightTransform::Rotated(Box::new(RotatedWeight {
-                output: Rotation::new(output.0, n_out, output.1),
-                input: Rotation::new(input.0, n_in, input.1),
-                input_scale: self.floats(&tensor("input_scales"), &[n_in])?,
-            })),
+            PackedTransform::Rotated { output, input } => {
+                let input_scale = self.floats(&tensor("input_scales"), &[n_in])?;
+                // Inputs are divided by them.
+                if let Some(scale) = input_scale.iter().find(|scale| **scale <= 0.0) {
+                    return Err(self.bad(name, format!("input scale {scale}, expected more than 0")));
+                }
+                WeightTransform::Rotated(Box::new(RotatedWeight {
+                    output: Rotation::new(output.0, n_out, output.1),
+                    input: Rotation::new(input.0, n_in, input.1),
+                    input_scale,
+                }))
+            }
         })
     }
 

@@ -154,12 +154,13 @@ impl Wiring {
     /// Why a tensor may stay unread; `None` for one that may be a weight.
     fn reason_to_ignore(&self, name: &str, checkpoint: &dyn Checkpoint) -> Option<Reason> {
         // The head here is a copy of the embedding: another one would have been read.
-        if BUFFERS.iter().any(|end| name.ends_with(end)) || name == HEAD || checkpoint.is_integer(name) {
+        let is_parameter = name.ends_with(".weight") || name.ends_with(".bias");
+        if BUFFERS.iter().any(|end| name.ends_with(end)) || name == HEAD || checkpoint.is_integer(name) && !is_parameter
+        {
             return Some(Reason::Known);
         }
         let is_in_block = name.starts_with(&format!("{}.", self.blocks));
         let n_dims = checkpoint.shape(name).map_or(0, |shape| shape.len());
-        let is_parameter = name.ends_with(".weight") || name.ends_with(".bias");
         (!is_in_block && n_dims < 2 && !is_parameter).then_some(Reason::Guessed)
     }
 }
