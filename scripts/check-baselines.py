@@ -340,7 +340,7 @@ def check_linear(table, program, name, weight, full_precision, inputs):
             compare((f"{label}, dead columns", bits), settings, expected, h_small, inputs=small)
             # The authors' Hessian is twice the sum over tokens, by sequences; a dead column's diagonal is 1 there.
             expected = gptq(w, 2 * SEQ_LEN * h_small, bits, activation_order, dead_diagonal=1.0)
-            compare((f"{label}, dead columns, their diagonal", bits), settings, expected, h_small, inputs=small)
+            compare((f"{label}, dead columns, 1 on their diagonal there", bits), settings, expected, h_small, inputs=small)
             settings = grid_text(bits, True) + "[method.gptaq]\nalpha = 0.25\n[method.gptaq.gptq]\n" + OFFICIAL[activation_order]
             expected = gptq(w, h, bits, activation_order, drift)
             given = dict(inputs=inputs, full_precision=full_precision)

@@ -237,7 +237,7 @@ mod tests {
             assert!(differing <= expected.len() / 50, "{differing} of {} codes differ", expected.len());
             let (gptq, _) = method.gptq.quantize_linear(&case.ctx()).unwrap();
             let of_gptq = gptq.codes.iter().zip(&expected).filter(|(a, b)| a != b).count();
-            assert!(of_gptq > expected.len() / 10, "GPTQ's own codes differ in {of_gptq} places only");
+            assert!(of_gptq > expected.len() / 20, "GPTQ's own codes differ in {of_gptq} places only");
         }
     }
 
