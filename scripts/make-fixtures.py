@@ -41,6 +41,12 @@ MODELS = {
     "mistral-tiny": transformers.MistralConfig(**GATED, num_key_value_heads=4, head_dim=12, sliding_window=28),
     # Biases on q, k and v alone, and a tied head.
     "qwen2-tiny": transformers.Qwen2Config(**GATED, num_key_value_heads=2, tie_word_embeddings=True),
+    # Sequences of almost five windows, in every block.
+    "mistral-window": transformers.MistralConfig(**GATED, num_key_value_heads=2, sliding_window=5),
+    # Only the second block slides.
+    "qwen2-window": transformers.Qwen2Config(
+        **GATED, num_key_value_heads=2, use_sliding_window=True, sliding_window=7, max_window_layers=1
+    ),
 }
 
 

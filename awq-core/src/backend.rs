@@ -8,36 +8,18 @@
 //! Tensors on a GPU may be f16 or bf16 (the device's default float type). Norms, softmax, rotations, losses and everything
 //! that a method computes are f32 all the same; only what lies between two operations of a block is rounded.
 
-use burn::tensor::activation::{log_softmax, silu, softmax};
+use burn::tensor::activation::{log_softmax, silu};
 use burn::tensor::backend::Backend;
 #[cfg(feature = "cube")]
 use burn::tensor::get_device_settings;
 use burn::tensor::{DType, ElementConversion, FloatDType, Int, Tensor, TensorData};
 
+use crate::attention::causal_attention_tensor;
+pub use crate::attention::{AttentionShape, RotaryTable};
 use crate::awq::{ClipOutcome, clip_search_tensor};
 use crate::grid::Grid;
 use crate::kernel::DeviceWeight;
 use crate::quantized::QuantizedWeight;
-
-/// Geometry of one attention call.
-#[derive(Clone, Debug)]
-pub struct AttentionShape {
-    /// Query heads.
-    pub n_heads: usize,
-    /// Key and value heads; each serves `n_heads / n_kv_heads` query heads (GQA).
-    pub n_kv_heads: usize,
-    /// Channels of one head.
-    pub head_dim: usize,
-}
-
-/// Rotary angles: `cos` and `sin` of `[seq, head_dim / 2]`, in the order of positions.
-#[derive(Clone, Debug)]
-pub struct RotaryTable<B: Backend> {
-    /// Cosines, `[seq, head_dim / 2]`.
-    pub cos: Tensor<B, 2>,
-    /// Sines, `[seq, head_dim / 2]`.
-    pub sin: Tensor<B, 2>,
-}
 
 /// A burn backend that this crate runs on. Overrides must agree with the defaults up to rounding.
 pub trait QuantBackend: Backend {
@@ -113,7 +95,7 @@ pub trait QuantBackend: Backend {
         clip_search_tensor(weight, grams, grid, factors)
     }
 
-    /// Causal self-attention from position 0.
+    /// Causal self-attention from position 0, each query over the last `shape.window` positions where there is a window.
     ///
     /// `q: [batch, seq, n_heads * head_dim]`, `k` and `v: [batch, seq, n_kv_heads * head_dim]`, not yet rotated; with a
     /// table, rotary embedding in the half-split pairing (channel `c` pairs with `c + head_dim / 2`).
@@ -153,8 +135,14 @@ pub trait QuantBackend: Backend {
         (normed + Self::in_f32(bias).unsqueeze::<3>()).cast(dtype)
     }
 
-    /// Sum of `(a - b)^2` over all elements.
-    fn squared_distance(a: &Tensor<Self, 3>, b: &Tensor<Self, 3>) -> f64 {
+    /// Sum of `a * b` over all elements. CPU backends add in an order that depends on the number of elements alone:
+    /// burn-flex's own sum of 4 Mi elements or more has another order, and other last bits, in each run.
+    fn dot_product<const D: usize>(a: Tensor<Self, D>, b: Tensor<Self, D>) -> f64 {
+        (Self::in_f32(a) * Self::in_f32(b)).sum().into_scalar().elem()
+    }
+
+    /// Sum of `(a - b)^2` over all elements; see [`Self::dot_product`].
+    fn squared_distance<const D: usize>(a: &Tensor<Self, D>, b: &Tensor<Self, D>) -> f64 {
         (Self::in_f32(a.clone()) - Self::in_f32(b.clone())).powi_scalar(2).sum().into_scalar().elem()
     }
 
@@ -176,49 +164,6 @@ pub fn float_vec<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
         .convert::<f32>()
         .into_vec()
         .unwrap_or_else(|error| panic!("a float tensor has no f32 values: {error:?}"))
-}
-
-fn causal_attention_tensor<B: QuantBackend>(
-    q: Tensor<B, 3>,
-    k: Tensor<B, 3>,
-    v: Tensor<B, 3>,
-    rotary: Option<&RotaryTable<B>>,
-    shape: &AttentionShape,
-) -> Tensor<B, 3> {
-    let [batch, seq, _] = q.dims();
-    let AttentionShape { n_heads, n_kv_heads, head_dim } = *shape;
-    let n_rep = n_heads / n_kv_heads;
-    let (device, dtype) = (q.device(), q.dtype());
-    let split = |x: Tensor<B, 3>, heads: usize| x.reshape([batch, seq, heads, head_dim]).swap_dims(1, 2);
-    let rotate = |x: Tensor<B, 4>| match rotary {
-        Some(table) => rotate_halves(B::in_f32(x), table),
-        None => B::in_f32(x),
-    };
-    // Queries are divided, not scores: those of f16 would overflow.
-    let q = (rotate(split(q, n_heads)) / (head_dim as f64).sqrt()).cast(dtype);
-    let k = rotate(split(k, n_kv_heads)).cast(dtype);
-    let v = split(v, n_kv_heads);
-    // Query heads of one key head become rows of one matrix: no copy of keys or values is needed.
-    let q = q.reshape([batch, n_kv_heads, n_rep * seq, head_dim]);
-    let scores = B::in_f32(q.matmul(k.swap_dims(2, 3)));
-    let hidden_future = Tensor::<B, 2, Int>::ones([seq, seq], &device).triu(1).bool();
-    let mask = hidden_future.unsqueeze::<5>().expand([batch, n_kv_heads, n_rep, seq, seq]);
-    let scores = scores.reshape([batch, n_kv_heads, n_rep, seq, seq]).mask_fill(mask, f32::NEG_INFINITY);
-    let weights = softmax(scores, 4).cast(dtype).reshape([batch, n_kv_heads, n_rep * seq, seq]);
-    weights.matmul(v).reshape([batch, n_heads, seq, head_dim]).swap_dims(1, 2).reshape([batch, seq, n_heads * head_dim])
-}
-
-/// Rotates channel pairs `(c, c + d/2)` of `[batch, heads, seq, d]` by the table's angles.
-fn rotate_halves<B: QuantBackend>(x: Tensor<B, 4>, table: &RotaryTable<B>) -> Tensor<B, 4> {
-    let [_, _, seq, head_dim] = x.dims();
-    let half = head_dim / 2;
-    let cos = B::in_f32(table.cos.clone()).narrow(0, 0, seq).unsqueeze::<4>();
-    let sin = B::in_f32(table.sin.clone()).narrow(0, 0, seq).unsqueeze::<4>();
-    let first = x.clone().narrow(3, 0, half);
-    let second = x.narrow(3, half, half);
-    let rotated_first = first.clone() * cos.clone() - second.clone() * sin.clone();
-    let rotated_second = second * cos + first * sin;
-    Tensor::cat(vec![rotated_first, rotated_second], 3)
 }
 
 impl<B: Backend, C: burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy> QuantBackend
@@ -305,7 +250,7 @@ macro_rules! host_backend {
             ) -> Tensor<Self, 3> {
                 let (dims, device) = (q.dims(), q.device());
                 let [batch, seq, _] = dims;
-                let rotary = rotary.map(|table| (float_vec(table.cos.clone()), float_vec(table.sin.clone())));
+                let rotary = rotary.map(|table| table.first(seq)).map(|RotaryTable { cos, sin }| (float_vec(cos), float_vec(sin)));
                 let rotary = rotary.as_ref().map(|(cos, sin)| (cos.as_slice(), sin.as_slice()));
                 let out = crate::host::attention::causal_attention(
                     float_vec(q),
@@ -345,7 +290,11 @@ macro_rules! host_backend {
                 Tensor::from_data(TensorData::new(values, dims), &device)
             }
 
-            fn squared_distance(a: &Tensor<Self, 3>, b: &Tensor<Self, 3>) -> f64 {
+            fn dot_product<const D: usize>(a: Tensor<Self, D>, b: Tensor<Self, D>) -> f64 {
+                crate::host::elementwise::dot_product(&float_vec(a), &float_vec(b))
+            }
+
+            fn squared_distance<const D: usize>(a: &Tensor<Self, D>, b: &Tensor<Self, D>) -> f64 {
                 crate::host::elementwise::squared_distance(&float_vec(a.clone()), &float_vec(b.clone()))
             }
 

@@ -27,6 +27,7 @@ use crate::model::{
     Block, BlockLayout, BlockParams, Decoder, LinearFacts, LinearName, NoTap, NormName, for_each_block,
 };
 use crate::pack::PackedWeight;
+use crate::scale_range::checked_edit;
 
 /// What the blocks after the first see during calibration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -101,6 +102,9 @@ pub fn quantize_model<B: QuantBackend>(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Pass, LoadError> {
     let start = Instant::now();
+    if let Some(calibration) = calibration {
+        decoder.check_ids(calibration.sequences)?;
+    }
     let hidden = calibration.map_or_else(Vec::new, |calibration| embed_batches(decoder, calibration.sequences));
     let propagation = calibration.map_or(Propagation::FullPrecision, |calibration| calibration.propagation);
     let mut shared_seconds = start.elapsed().as_secs_f64();
@@ -176,7 +180,7 @@ fn quantize_shared<B: QuantBackend>(
 ) -> Result<QuantizedBlock<B>, MethodError> {
     let linears = block.layout().linears;
     let edit =
-        job.method.quantize_block(&BlockCtx { block_idx, block, inputs: Some(inputs), linears, grid: &job.grid })?;
+        checked_edit(job.method, &BlockCtx { block_idx, block, inputs: Some(inputs), linears, grid: &job.grid })?;
     let applied = apply(block, edit);
     let outputs = run(applied.block.as_ref(), hidden);
     let log = with_output_error(applied.log, expected, &outputs);
@@ -214,7 +218,7 @@ fn quantize_per_stage<B: QuantBackend>(
         let linears = stage_facts(block.layout(), stage);
         let ctx =
             BlockCtx { block_idx, block: partial.as_ref(), inputs: Some(&inputs), linears: &linears, grid: &job.grid };
-        let applied = apply(partial.as_ref(), job.method.quantize_block(&ctx)?);
+        let applied = apply(partial.as_ref(), checked_edit(job.method, &ctx)?);
         log.scale_searches.extend(applied.log.scale_searches);
         log.linears.extend(applied.log.linears);
         weights.extend(applied.weights);
@@ -396,6 +400,10 @@ impl<B: QuantBackend> Decoder<B> for QuantizedDecoder<'_, B> {
 
     fn layout(&self) -> &'static BlockLayout {
         self.base.layout()
+    }
+
+    fn check_ids(&self, ids: &[Vec<u32>]) -> Result<(), LoadError> {
+        self.base.check_ids(ids)
     }
 
     fn embed(&self, ids: &[Vec<u32>]) -> Tensor<B, 3> {

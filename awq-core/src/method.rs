@@ -230,6 +230,19 @@ pub enum MethodError {
         /// What it was.
         what: &'static str,
     },
+    /// A scale or zero point that its storage type cannot hold.
+    #[error(
+        "block {block_idx}, {linear}: {what} does not fit into f16, which ends at 65504 and begins at 6e-8; set \
+         `scale_dtype = \"f32\"`"
+    )]
+    ScaleRange {
+        /// Index of the block.
+        block_idx: usize,
+        /// Name of the linear.
+        linear: &'static str,
+        /// Which scale or zero point.
+        what: String,
+    },
     /// A Hessian that no damping within reason makes invertible.
     #[error(
         "block {block_idx}, {linear}: the Hessian is not positive definite after damping by {damp} of its mean diagonal; use more calibration tokens or a larger `damp`"

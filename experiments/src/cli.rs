@@ -51,6 +51,9 @@ enum Command {
     Plan {
         /// The experiment's TOML file.
         config: PathBuf,
+        /// Device in place of the file's, as of `run`.
+        #[arg(long, value_name = "D")]
+        device: Option<String>,
     },
     /// Make tables and figures again from the records of a finished or interrupted experiment.
     Report {
@@ -136,8 +139,14 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         None => run_experiment(&cli.run),
         Some(Command::Run(args)) => run_experiment(&args),
-        Some(Command::Plan { config }) => {
-            let spec = ExperimentSpec::read(&config)?;
+        Some(Command::Plan { config, device }) => {
+            let mut spec = ExperimentSpec::read(&config)?;
+            spec.run.device = device.unwrap_or(spec.run.device);
+            device::check_name(&spec.run.device, spec.run.precision)?;
+            // A plan for another machine is a plan, too.
+            if let Err(error) = device::check_built(&spec.run.device) {
+                Progress::new(Style::detect(false)).note(&format!("cannot run here: {error}"));
+            }
             print(&Plan::new(&spec).describe());
             if let Some(speed) = &spec.speed {
                 let threads = device::threads(spec.run.threads.map(NonZeroUsize::get));

@@ -72,41 +72,89 @@ pub fn run_on_gpu<J: GpuJob>(name: &str, precision: FloatType, job: J) -> anyhow
     }
 }
 
+/// Backends by their names, and whether this program was built with them.
+const BACKENDS: [(&str, bool); 4] = [
+    ("flex", cfg!(feature = "flex")),
+    ("ndarray", cfg!(feature = "ndarray")),
+    ("cuda", cfg!(feature = "cuda")),
+    ("wgpu", cfg!(feature = "wgpu")),
+];
+
+/// Names of the CPU elsewhere, for which this program has `flex`.
+const CPU_ELSEWHERE: [&str; 2] = ["cpu", "host"];
+
+/// Checks the name alone: that it stands for a backend, and that a precision of its own suits it.
+///
+/// # Errors
+/// A name that is unknown, with the nearest one, and a CPU that is to store something else than `f32`.
+pub fn check_name(name: &str, precision: FloatType) -> anyhow::Result<()> {
+    let (backend, _index) = split(name)?;
+    if !BACKENDS.iter().any(|(known, _)| *known == backend) {
+        let meant = nearest(backend).map_or_else(String::new, |known| format!(" (did you mean {known}?)"));
+        bail!("device `{name}` is unknown; use flex, ndarray, cuda, cuda:N or wgpu{meant}");
+    }
+    if matches!(backend, "flex" | "ndarray") {
+        ensure!(
+            precision.is_f32(),
+            "device `{name}` stores f32 only, not {}; remove `precision`, or set `arithmetic = \"bf16\"` where products \
+             may be rounded",
+            precision.name()
+        );
+    }
+    Ok(())
+}
+
+/// Checks that this program was built with the device, whose name is sound.
+///
+/// # Errors
+/// A backend that it was built without.
+pub fn check_built(name: &str) -> anyhow::Result<()> {
+    let (backend, _index) = split(name)?;
+    ensure!(
+        BACKENDS.contains(&(backend, true)),
+        "device `{name}`: this program was built without it; build with `--features {backend}`"
+    );
+    Ok(())
+}
+
 /// Checks that this program has the device, that the machine has what it needs, and that it stores `precision`, before any
 /// work.
 ///
 /// # Errors
 /// As [`run_on`].
 pub fn check(name: &str, precision: FloatType) -> anyhow::Result<()> {
-    let (backend, _index) = split(name)?;
-    let built_in = [
-        ("flex", cfg!(feature = "flex")),
-        ("ndarray", cfg!(feature = "ndarray")),
-        ("cuda", cfg!(feature = "cuda")),
-        ("wgpu", cfg!(feature = "wgpu")),
-    ];
-    match built_in.iter().find(|(known, _)| *known == backend) {
-        None => bail!("device `{name}` is unknown; use flex, ndarray, cuda, cuda:N or wgpu"),
-        Some((_, false)) => {
-            bail!("device `{name}`: this program was built without it; build with `--features {backend}`")
-        }
-        Some(("flex" | "ndarray", _)) => ensure!(
-            precision.is_f32(),
-            "device `{name}` stores f32 only, not {}; remove `precision`, or set `arithmetic = \"bf16\"` where products \
-             may be rounded",
-            precision.name()
-        ),
+    check_name(name, precision)?;
+    check_built(name)?;
+    match split(name)? {
         #[cfg(feature = "cuda")]
-        Some(("cuda", _)) => gpu::probe_cuda(name, _index)?,
+        ("cuda", index) => gpu::probe_cuda(name, index),
         #[cfg(feature = "wgpu")]
-        Some(("wgpu", _)) => gpu::probe_wgpu()?,
-        Some(_) => {}
+        ("wgpu", _) => gpu::probe_wgpu(),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// The backend that `wrong` is a slip of: another case, two letters, or another program's name for the CPU.
+fn nearest(wrong: &str) -> Option<&'static str> {
+    let wrong = wrong.to_lowercase();
+    if CPU_ELSEWHERE.contains(&wrong.as_str()) {
+        return Some("flex");
+    }
+    let same_start = |known: &str| known.chars().next() == wrong.chars().next();
+    let candidates = BACKENDS.iter().map(|(known, _)| *known).filter(|known| same_start(known));
+    candidates
+        .map(|known| (strsim::levenshtein(known, &wrong), known))
+        .filter(|(slips, _)| *slips <= 2)
+        .min()
+        .map(|it| it.1)
 }
 
 fn split(name: &str) -> anyhow::Result<(&str, usize)> {
     let Some((backend, index)) = name.split_once(':') else { return Ok((name, 0)) };
+    if !BACKENDS.iter().any(|(known, _)| *known == backend) {
+        // Its number is the smaller mistake.
+        return Ok((backend, 0));
+    }
     ensure!(backend == "cuda", "device `{name}`: only cuda devices are numbered; use `{backend}`");
     let index = index
         .parse()
@@ -132,7 +180,7 @@ pub fn set_threads(threads: Option<usize>) -> usize {
 mod tests {
     use awq_core::arithmetic::FloatType;
 
-    use super::check;
+    use super::{check, check_name};
 
     #[test]
     fn names_are_checked_without_a_device() {
@@ -143,6 +191,26 @@ mod tests {
         assert_eq!(error("cuda:x"), "device `cuda:x`: `x` is not a device number; use cuda:0, cuda:1, ...");
         #[cfg(not(feature = "cuda"))]
         assert_eq!(error("cuda:1"), "device `cuda:1`: this program was built without it; build with `--features cuda`");
+    }
+
+    #[test]
+    fn the_nearest_name_is_offered() {
+        let error = |name| check_name(name, FloatType::F32).expect_err("must be refused").to_string();
+        for (name, meant) in [
+            ("flx", "flex"),
+            ("Flex", "flex"),
+            ("ndarry", "ndarray"),
+            ("CUDA:1", "cuda"),
+            ("cdua", "cuda"),
+            ("cpu", "flex"),
+        ] {
+            let expected =
+                format!("device `{name}` is unknown; use flex, ndarray, cuda, cuda:N or wgpu (did you mean {meant}?)");
+            assert_eq!(error(name), expected);
+        }
+        for known in ["flex", "ndarray", "cuda", "cuda:7", "wgpu"] {
+            assert!(check_name(known, FloatType::F32).is_ok(), "{known}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Cells of one model that share calibration are quantized together, a limited number in one pass over its blocks. A cell
 //! that fails becomes a record and the sweep goes on; an experiment that was interrupted resumes at the first cell without a
-//! finished record.
+//! finished record. A cell whose model was replaced since runs again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
 use awq_core::driver::{Calibration, Job, QuantizedModel, quantize_model};
 use awq_core::load::{OpenedModel, open_model};
-use awq_core::model::{Decoder, open_decoder};
+use awq_core::model::{Decoder, open_decoder, wiring_of};
 
 use crate::assets::{AssetStore, sha256_of};
 use crate::config::{CalibrationSpec, EvaluationSpec, ModelSpec, PerplexitySpec, ProtocolSpec};
@@ -21,6 +21,7 @@ use crate::data::calibration::{CalibrationSet, calibration_set, overlap_tokens};
 use crate::data::{self, Text};
 use crate::device::{DeviceJob, run_on};
 use crate::eval::perplexity::{Windows, score};
+use crate::inputs;
 use crate::plan::{Cell, CellId, ModelPlan, Plan, passes};
 use crate::progress::Progress;
 use crate::provenance::{Provenance, peak_resident_bytes, tree};
@@ -48,7 +49,8 @@ pub struct Summary {
     pub failed: usize,
 }
 
-/// Runs every cell of `plan` that has no finished record in `file`, and appends what comes out.
+/// Runs every cell of `plan` that has no finished record in `file`, or one of a model whose files changed, and appends what
+/// comes out.
 ///
 /// # Errors
 /// A device that is not there, or a record that cannot be appended. A cell's own errors become records.
@@ -66,12 +68,7 @@ pub fn run(
             file.path().display()
         ));
     }
-    let finished: BTreeSet<CellId> = file
-        .on_record()
-        .iter()
-        .filter(|record| matches!(record.outcome, Outcome::Done(_)))
-        .map(|record| record.cell_id.clone())
-        .collect();
+    let finished: BTreeSet<CellId> = inputs::finished(plan, file.on_record(), store, progress);
     let mut summary =
         Summary { resumed: plan.cells().filter(|cell| finished.contains(&cell.id())).count(), ..Summary::default() };
     if summary.resumed > 0 {
@@ -131,7 +128,7 @@ fn run_model(
     progress: &Progress,
     sink: &mut Sink<'_>,
 ) -> anyhow::Result<()> {
-    let opened = locate_and_open(&plan.model, store);
+    let opened = locate_and_open(&plan.model, store, progress);
     let (opened, assets) = match opened {
         Ok(opened) => opened,
         Err(error) => return fail_all(cells, Stage::Quantize, &error, &BTreeMap::new(), sink),
@@ -141,9 +138,15 @@ fn run_model(
     run_on(&options.device, precision, ModelJob { opened, assets, cells, texts, progress, sink })
 }
 
-fn locate_and_open(model: &ModelSpec, store: &AssetStore) -> anyhow::Result<(OpenedModel, BTreeMap<String, String>)> {
+fn locate_and_open(
+    model: &ModelSpec,
+    store: &AssetStore,
+    progress: &Progress,
+) -> anyhow::Result<(OpenedModel, BTreeMap<String, String>)> {
     let located = store.model(model)?;
     let opened = open_model(&located.path).with_context(|| format!("model {}", model.name))?;
+    let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref()).context("the model cannot be opened")?;
+    wiring.notes.iter().for_each(|note| progress.note(note));
     Ok((opened, located.hashes))
 }
 
@@ -228,11 +231,14 @@ impl ModelJob<'_, '_, '_> {
                 (file, sha256)
             }
         };
-        let ids = tokenizer.encode(&whole)?;
-        let windows = Windows::cut(&ids, tokenizer, &spec.protocol, spec.max_windows.map(std::num::NonZero::get))
+        let windows = Windows::cut(&whole, tokenizer, &spec.protocol, spec.max_windows.map(std::num::NonZero::get))
             .and_then(|windows| windows.check_fits(&self.opened.config).map(|()| windows))
             .with_context(|| format!("data set {}", text.name))?;
-        let floor = text.true_nats.map(|nats| (nats / ids.len() as f64).exp());
+        let floor = match text.true_nats {
+            // Tokens of the text itself: those put around it carry none of its nats.
+            Some(nats) => Some((nats / tokenizer.encode(&whole)?.len() as f64).exp()),
+            None => None,
+        };
         self.assets.insert(text.name.clone(), text.sha256.clone());
         Ok(Prepared { spec: spec.clone(), windows, text_name: text.name.clone(), text_sha256, floor })
     }

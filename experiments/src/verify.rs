@@ -1,8 +1,11 @@
 //! Runs the cells of a finished experiment again and compares: the same config, lock file and CPU must give the same codes.
 
+use std::collections::BTreeSet;
+
 use anyhow::Context;
 
 use crate::assets::AssetStore;
+use crate::inputs::differences;
 use crate::plan::{Cell, ModelPlan, Plan};
 use crate::progress::Progress;
 use crate::record::{Done, Measurement, Outcome, Record, RecordFile, read_records};
@@ -26,6 +29,8 @@ pub struct Verdict {
     pub label: String,
     /// What came of the second run.
     pub again: Again,
+    /// Files of the model, and texts, that are not what they were.
+    pub changed: Vec<String>,
 }
 
 /// What a second run gave.
@@ -84,13 +89,15 @@ pub fn verify(
     run(&again, options, RecordFile::open(folder.path())?, store, progress)?;
     let now: Vec<Record> = read_records(folder.path())?;
     let verdict = |then: &Finished<'_>| {
-        let outcome = now.iter().find(|record| record.cell_id == then.record.cell_id).map(|record| &record.outcome);
-        let again = match outcome {
+        let record = now.iter().find(|record| record.cell_id == then.record.cell_id);
+        let again = match record.map(|record| &record.outcome) {
             Some(Outcome::Done(after)) => compare(then.done, after),
             Some(Outcome::Failed(failed)) => Again::Failed(failed.error.clone()),
             None => Again::Failed("it did not run".into()),
         };
-        Verdict { label: then.cell.label(), again }
+        let assets = record.map(|record| &record.provenance.assets).filter(|assets| !assets.is_empty());
+        let changed = assets.map_or_else(Vec::new, |now| differences(&then.record.provenance.assets, now));
+        Verdict { label: then.cell.label(), again, changed }
     };
     Ok(finished.iter().map(verdict).collect())
 }
@@ -137,7 +144,7 @@ fn relative_difference(a: f64, b: f64) -> f64 {
 pub fn table(verdicts: &[Verdict]) -> String {
     let width = verdicts.iter().map(|verdict| verdict.label.len()).max().unwrap_or(0).max(4);
     let mut lines = vec![format!("{:width$}  codes      numbers    largest relative difference", "cell")];
-    for Verdict { label, again } in verdicts {
+    for Verdict { label, again, .. } in verdicts {
         lines.push(match again {
             Again::Ran { same_codes, same_numbers, largest_difference } => {
                 let codes = same_codes.map_or("-", identical);
@@ -146,6 +153,8 @@ pub fn table(verdicts: &[Verdict]) -> String {
             Again::Failed(error) => format!("{label:width$}  FAILED: {error}"),
         });
     }
+    let changed: BTreeSet<&String> = verdicts.iter().flat_map(|verdict| &verdict.changed).collect();
+    lines.extend(changed.into_iter().map(|change| format!("Changed since the record: {change}")));
     let n_same = verdicts.iter().filter(|verdict| verdict.same()).count();
     lines.push(format!("{n_same} of {} cells are identical to the record.", verdicts.len()));
     lines.join("\n") + "\n"

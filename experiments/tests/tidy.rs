@@ -1,6 +1,9 @@
 //! What documents claim about the repository is true, and what is committed under `results` follows from its records.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "tidy/sums.rs"]
+mod sums;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

@@ -2,11 +2,11 @@
 
 use std::num::{NonZeroU16, NonZeroUsize};
 
-use burn::tensor::{ElementConversion, Tensor};
+use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::backend::QuantBackend;
+use crate::backend::{QuantBackend, float_vec};
 use crate::grid::{Granularity, Grid};
 use crate::method::{BlockCtx, MethodError};
 use crate::model::LinearName;
@@ -93,6 +93,8 @@ pub fn clip_search_tensor<B: QuantBackend>(
 ) -> ClipOutcome<B> {
     let [n_out, n_in] = weight.dims();
     let len = grid.granularity.group_len(n_in);
+    let mean_over_rows =
+        |errors: Tensor<B, 2>| float_vec(errors).into_iter().map(f64::from).sum::<f64>() / n_out as f64;
     let (mut weights, mut bounds) = (Vec::new(), Vec::new());
     let (mut loss_before, mut loss_after) = (0.0, 0.0);
     for (gram, start) in grams.iter().zip((0..n_in).step_by(len)) {
@@ -105,7 +107,7 @@ pub fn clip_search_tensor<B: QuantBackend>(
         };
         let mut best_error = error(&full);
         let mut best = full.clone();
-        loss_before += best_error.clone().sum().into_scalar().elem::<f64>() / n_out as f64;
+        loss_before += mean_over_rows(best_error.clone());
         for &factor in &factors[1..] {
             let bound = full.clone() * factor;
             let candidate = error(&bound);
@@ -113,7 +115,7 @@ pub fn clip_search_tensor<B: QuantBackend>(
             best = best.mask_where(wins.clone(), bound);
             best_error = best_error.mask_where(wins, candidate);
         }
-        loss_after += best_error.sum().into_scalar().elem::<f64>() / n_out as f64;
+        loss_after += mean_over_rows(best_error);
         weights.push(clamped(&best));
         bounds.push(best);
     }

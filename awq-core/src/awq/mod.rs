@@ -212,9 +212,8 @@ impl<B: QuantBackend> LinearMethod<B> for Nearest {
     fn quantize_linear(&self, ctx: &LinearCtx<'_, B>) -> Result<(QuantizedWeight, LinearLog), MethodError> {
         let weight = B::in_f32(ctx.weight.clone());
         let quantized = B::quantize_weight(weight.clone(), ctx.grid);
-        let error = weight - B::in_f32(quantized.to_tensor(&ctx.weight.device()));
-        let weight_mse = error.powi_scalar(2).mean().into_scalar();
-        let weight_mse = burn::tensor::ElementConversion::elem::<f64>(weight_mse);
+        let rounded = B::in_f32(quantized.to_tensor(&ctx.weight.device()));
+        let weight_mse = B::squared_distance(&weight, &rounded) / weight.shape().num_elements() as f64;
         if !weight_mse.is_finite() {
             return Err(MethodError::NotFinite {
                 block_idx: ctx.block_idx,

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU16;
 
-use burn::tensor::{ElementConversion, Tensor};
+use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -151,6 +151,43 @@ fn relative_weight_mean<B: QuantBackend>(ctx: &BlockCtx<'_, B>, group: &ScaleGro
 /// one product with `in` tokens, however many tokens there are. `G` is its own transpose.
 fn linear_loss<B: QuantBackend>(delta: Tensor<B, 2>, gram: Tensor<B, 2>) -> f64 {
     let [n_out, _] = delta.dims();
-    let sum: f64 = (B::matmul_transposed(delta.clone(), gram) * delta).sum().into_scalar().elem();
-    sum / n_out as f64
+    B::dot_product(B::matmul_transposed(delta.clone(), gram), delta) / n_out as f64
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use burn::tensor::TensorData;
+
+    use super::*;
+
+    type Cpu = burn::backend::Flex;
+
+    fn with_threads<T: Send>(n_threads: usize, run: impl FnOnce() -> T + Send) -> T {
+        rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap().install(run)
+    }
+
+    fn matrix(n: usize, seed: u32) -> Tensor<Cpu, 2> {
+        let value = |i: usize| (((i as u32).wrapping_mul(2_654_435_761) ^ seed) >> 8) as f32 / (1 << 23) as f32 - 1.0;
+        Tensor::from_data(TensorData::new((0..n * n).map(value).collect(), [n, n]), &Default::default())
+    }
+
+    /// Four times as many elements as burn-flex adds in one thread. 20 whole products a thread count would take minutes, so that
+    /// the product is computed once at each.
+    #[test]
+    fn the_loss_of_a_real_weight_is_the_same_at_any_number_of_threads() {
+        const N: usize = 4096;
+        let (delta, gram) = (matrix(N, 1), matrix(N, 2));
+        let whole = |threads| with_threads(threads, || linear_loss(delta.clone(), gram.clone())).to_bits();
+        let expected = whole(1);
+        assert_eq!(whole(2), expected);
+        let product = Cpu::matmul_transposed(delta.clone(), gram);
+        for n_threads in [1, 2] {
+            let losses = with_threads(n_threads, || -> Vec<u64> {
+                (0..20).map(|_| Cpu::dot_product(product.clone(), delta.clone()) / N as f64).map(f64::to_bits).collect()
+            });
+            assert!(losses.iter().all(|loss| *loss == expected), "{n_threads} threads: {losses:?}, {expected}");
+        }
+    }
 }

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::Heads;
 use super::cache::{KvCache, TILE};
+use crate::attention::first_visible;
 use crate::host::elementwise::{lane_max, lane_sum};
 use crate::host::exp::exp;
 use crate::host::vectorized;
@@ -23,17 +24,21 @@ const TOKENS_PER_TASK: usize = 8;
 struct Row<'a> {
     /// `[head_dim]`.
     query: &'a [f32],
-    /// Positions that it sees.
-    visible: usize,
+    /// The first position that it sees.
+    first: usize,
+    /// The position after the last that it sees.
+    end: usize,
     /// Where its result begins in the task's part of the output.
     out_start: usize,
 }
 
-/// Attention of the last `out.len() / width` positions of the cache, causal among themselves, into rows of
-/// `n_heads * head_dim`. Row `i` of `queries` begins with the (rotated) queries of token `i`; rows are `stride` long.
+/// Attention of the last `out.len() / width` positions of the cache, causal among themselves, each over the last `window`
+/// positions where there is one, into rows of `n_heads * head_dim`. Row `i` of `queries` begins with the (rotated) queries of
+/// token `i`; rows are `stride` long.
 pub(super) fn attend(
     cache: &KvCache,
     heads: Heads,
+    window: Option<usize>,
     queries: &[f32],
     stride: usize,
     n_positions: usize,
@@ -41,11 +46,10 @@ pub(super) fn attend(
 ) {
     let (dim, width, n_rep) = (heads.dim, heads.q_width(), heads.n_q / heads.n_kv);
     let n_queries = out.len() / width;
-    let row = |token: usize, head: usize, out_start| Row {
-        query: &queries[token * stride + head * dim..][..dim],
-        // The last query sees every position, the one before it one less.
-        visible: n_positions - (n_queries - 1 - token),
-        out_start,
+    let row = |token: usize, head: usize, out_start| {
+        let position = n_positions - n_queries + token;
+        let query = &queries[token * stride + head * dim..][..dim];
+        Row { query, first: first_visible(window, position), end: position + 1, out_start }
     };
     let one_token = |kv_head: usize, out: &mut [f32]| {
         let rows: Vec<Row<'_>> = (0..n_rep).map(|rep| row(0, kv_head * n_rep + rep, rep * dim)).collect();
@@ -62,7 +66,8 @@ pub(super) fn attend(
             attend_rows(cache, kv_head, &rows, out);
         }
     };
-    let is_long = n_queries * n_positions * width >= PARALLEL_FROM;
+    let n_seen = window.map_or(n_positions, |window| n_positions.min(window + n_queries));
+    let is_long = n_queries * n_seen * width >= PARALLEL_FROM;
     match (n_queries, is_long) {
         (1, false) => out.chunks_exact_mut(n_rep * dim).enumerate().for_each(|(head, out)| one_token(head, out)),
         (1, true) => out.par_chunks_exact_mut(n_rep * dim).enumerate().for_each(|(head, out)| one_token(head, out)),
@@ -79,25 +84,32 @@ pub(super) fn attend(
 /// Attention of queries that look at one key head.
 fn attend_rows(cache: &KvCache, kv_head: usize, rows: &[Row<'_>], out: &mut [f32]) {
     for rows in rows.chunks(MAX_ROWS) {
-        let n = rows.iter().map(|row| row.visible).max().unwrap_or(0);
-        attend_block(rows, cache.keys(kv_head, n), cache.values(kv_head, n), out);
+        let first = rows.iter().map(|row| row.first).min().unwrap_or(0) / TILE * TILE;
+        let end = rows.iter().map(|row| row.end).max().unwrap_or(first);
+        attend_block(rows, first, cache.keys(kv_head, first..end), cache.values(kv_head, first..end), out);
     }
 }
 
 vectorized! {
-    fn attend_block<'a>(rows: &'a [Row<'a>], keys: &'a [f32], values: &'a [f32], out: &'a mut [f32]) -> () {
+    fn attend_block<'a>(
+        rows: &'a [Row<'a>],
+        first: usize,
+        keys: &'a [f32],
+        values: &'a [f32],
+        out: &'a mut [f32],
+    ) -> () {
         match rows.len() {
-            1 => block::<1>(rows, keys, values, out),
-            2 => block::<2>(rows, keys, values, out),
-            3 => block::<3>(rows, keys, values, out),
-            _ => block::<MAX_ROWS>(rows, keys, values, out),
+            1 => block::<1>(rows, first, keys, values, out),
+            2 => block::<2>(rows, first, keys, values, out),
+            3 => block::<3>(rows, first, keys, values, out),
+            _ => block::<MAX_ROWS>(rows, first, keys, values, out),
         }
     }
 }
 
-/// `ROWS` queries over all keys that one of them sees.
+/// `ROWS` queries over all keys that one of them sees; keys and values begin with those of position `first_position`.
 #[inline(always)]
-fn block<const ROWS: usize>(rows: &[Row<'_>], keys: &[f32], values: &[f32], out: &mut [f32]) {
+fn block<const ROWS: usize>(rows: &[Row<'_>], first_position: usize, keys: &[f32], values: &[f32], out: &mut [f32]) {
     let dim = rows[0].query.len();
     let n = values.len() / dim;
     let stride = n.next_multiple_of(TILE);
@@ -105,13 +117,15 @@ fn block<const ROWS: usize>(rows: &[Row<'_>], keys: &[f32], values: &[f32], out:
     scores::<ROWS>(rows, keys, &mut weights, stride);
     let mut inverse_sums = [0.0_f32; ROWS];
     for ((row, weights), inverse_sum) in rows.iter().zip(weights.chunks_exact_mut(stride)).zip(&mut inverse_sums) {
-        let (seen, hidden) = weights.split_at_mut(row.visible);
+        let (before, weights) = weights.split_at_mut(row.first - first_position);
+        let (seen, after) = weights.split_at_mut(row.end - row.first);
         let max = lane_max(seen);
         for weight in seen.iter_mut() {
             *weight = exp(*weight - max);
         }
         *inverse_sum = 1.0 / lane_sum(seen);
-        hidden.fill(0.0);
+        before.fill(0.0);
+        after.fill(0.0);
     }
     // The weights of a position side by side, as they are used.
     let mut by_position = vec![[0.0_f32; ROWS]; n];
@@ -201,7 +215,13 @@ mod tests {
     use super::*;
 
     /// Softmax attention in f64, from the definition.
-    fn expected(heads: Heads, queries: &[Vec<f32>], keys: &[Vec<f32>], values: &[Vec<f32>]) -> Vec<f64> {
+    fn expected(
+        heads: Heads,
+        window: Option<usize>,
+        queries: &[Vec<f32>],
+        keys: &[Vec<f32>],
+        values: &[Vec<f32>],
+    ) -> Vec<f64> {
         let n_rep = heads.n_q / heads.n_kv;
         let first = keys.len() - queries.len();
         let mut out = Vec::new();
@@ -209,8 +229,11 @@ mod tests {
             for (head, q) in query.chunks(heads.dim).take(heads.n_q).enumerate() {
                 let slice = |row: &Vec<f32>| row[head / n_rep * heads.dim..][..heads.dim].to_vec();
                 let dot = |k: Vec<f32>| q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(k)).sum::<f64>();
-                let weights: Vec<f64> =
-                    keys[..=first + i].iter().map(|k| (dot(slice(k)) / (heads.dim as f64).sqrt()).exp()).collect();
+                let weight = |(position, k): (usize, &Vec<f32>)| {
+                    let is_seen = position <= first + i && window.is_none_or(|window| position + window > first + i);
+                    if is_seen { (dot(slice(k)) / (heads.dim as f64).sqrt()).exp() } else { 0.0 }
+                };
+                let weights: Vec<f64> = keys.iter().enumerate().map(weight).collect();
                 let total: f64 = weights.iter().sum();
                 for channel in 0..heads.dim {
                     let column = values.iter().zip(&weights).map(|(v, w)| f64::from(slice(v)[channel]) * w);
@@ -224,8 +247,12 @@ mod tests {
     #[test]
     fn equals_the_definition_for_one_and_many_queries() {
         // Three query heads a key head, as in SmolLM2; heads that are no whole vectors, and such as Llama's.
-        for (dim, n_positions, n_queries) in
-            [(10, 1, 1), (10, 16, 1), (10, 17, 1), (10, 70, 3), (58, 40, 40), (10, 700, 8), (64, 700, 1), (64, 90, 30)]
+        let shapes =
+            [(10, 1, 1), (10, 16, 1), (10, 17, 1), (10, 70, 3), (58, 40, 40), (10, 700, 8), (64, 700, 1), (64, 90, 30)];
+        // Windows that begin within a tile, at its start, and before the text.
+        let windows = [None, Some(1), Some(7), Some(16), Some(33), Some(5000)];
+        for ((dim, n_positions, n_queries), window) in
+            shapes.into_iter().flat_map(|shape| windows.map(|window| (shape, window)))
         {
             let heads = Heads { n_q: 6, n_kv: 2, dim };
             let value = |i: usize| ((i * 7919 + 13) % 1009) as f32 / 300.0 - 1.7;
@@ -241,10 +268,13 @@ mod tests {
                 cache.store(position, key, value);
             }
             let mut out = vec![f32::NAN; n_queries * 6 * dim];
-            attend(&cache, heads, &queries.concat(), stride, n_positions, &mut out);
-            let expected = expected(heads, &queries, &keys, &values);
+            attend(&cache, heads, window, &queries.concat(), stride, n_positions, &mut out);
+            let expected = expected(heads, window, &queries, &keys, &values);
             for (found, expected) in out.iter().zip(expected) {
-                assert!((f64::from(*found) - expected).abs() < 1e-5, "{n_positions}: {found} is not {expected}");
+                assert!(
+                    (f64::from(*found) - expected).abs() < 1e-5,
+                    "{n_positions}, {window:?}: {found} is not {expected}"
+                );
             }
         }
     }

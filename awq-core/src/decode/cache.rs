@@ -1,11 +1,13 @@
 //! [`KvCache`]: keys and values of the tokens so far, laid out for a decode step.
 
+use std::ops::Range;
+
 use super::Heads;
 
 /// Positions whose keys lie together, so that one vector holds a channel of all of them.
 pub(super) const TILE: usize = 16;
 
-/// Keys and values of one block.
+/// Keys and values of one block. Those that a window has left behind are kept, so that tokens can be taken back.
 pub(super) struct KvCache {
     heads: Heads,
     /// Tiles of one head.
@@ -38,15 +40,17 @@ impl KvCache {
         }
     }
 
-    /// Tiles with the keys of the first `n` positions of a key head; the last one may hold others, too.
-    pub(super) fn keys(&self, kv_head: usize, n: usize) -> &[f32] {
+    /// Tiles with the keys of `positions` of a key head, the first of which begins a tile; the last tile may hold others, too.
+    pub(super) fn keys(&self, kv_head: usize, positions: Range<usize>) -> &[f32] {
         let tile_len = self.heads.dim * TILE;
-        &self.keys[kv_head * self.n_tiles * tile_len..][..n.div_ceil(TILE) * tile_len]
+        let tiles = positions.start / TILE..positions.end.div_ceil(TILE);
+        &self.keys[kv_head * self.n_tiles * tile_len..][tiles.start * tile_len..tiles.end * tile_len]
     }
 
-    /// Values of the first `n` positions of a key head, `[n, head_dim]`.
-    pub(super) fn values(&self, kv_head: usize, n: usize) -> &[f32] {
-        &self.values[kv_head * self.n_tiles * TILE * self.heads.dim..][..n * self.heads.dim]
+    /// Values of `positions` of a key head, `[positions.len(), head_dim]`.
+    pub(super) fn values(&self, kv_head: usize, positions: Range<usize>) -> &[f32] {
+        let dim = self.heads.dim;
+        &self.values[kv_head * self.n_tiles * TILE * dim..][positions.start * dim..positions.end * dim]
     }
 
     pub(super) fn bytes(&self) -> usize {

@@ -44,7 +44,7 @@ impl Linear {
         n_in: usize,
         options: &DecodeOptions,
     ) -> Result<Self, LoadError> {
-        let n_out = parts.iter().map(|part| part.n_out).sum();
+        let n_out: usize = parts.iter().map(|part| part.n_out).sum();
         let weight = match read_packed(checkpoint, parts, n_in, options)? {
             Some(packed) => Weight::Packed(packed),
             None => Weight::Dense(Arc::new(read_dense(checkpoint, parts, n_in)?)),

@@ -17,7 +17,7 @@ mod session;
 mod stack;
 
 pub use self::model::{DecodeModel, DecodeOptions, Footprint};
-pub use self::sample::{Sampler, Sampling};
+pub use self::sample::{NotFinite, Sampler, Sampling};
 pub use self::session::{DecodeError, Session};
 
 /// Geometry of attention.

@@ -1,6 +1,6 @@
 //! [`DecodeModel`]: a whole decoder in host memory, its linears as decode steps multiply with them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Heads;
@@ -11,6 +11,7 @@ use crate::kernel::Activations;
 use crate::load::{Checkpoint, LoadError, ModelConfig, read_exact_shape};
 use crate::model::LinearName;
 use crate::model::layers::NormKind;
+use crate::model::rows::{TokenRows, position_rows};
 use crate::model::wiring::{InnerWiring, Positions, Wiring};
 use crate::model::wiring_of;
 
@@ -46,6 +47,8 @@ pub struct DecodeModel {
     pub(super) heads: Heads,
     /// `[vocab, hidden]`.
     pub(super) embedding: Arc<Vec<f32>>,
+    /// Ids whose row of the embedding is not finite.
+    pub(super) unusable_ids: BTreeSet<u32>,
     /// `[max_positions, hidden]`, where positions are learned; elsewhere queries and keys are rotated.
     pub(super) positions: Option<Vec<f32>>,
     pub(super) blocks: Vec<DecodeBlock>,
@@ -56,6 +59,8 @@ pub struct DecodeModel {
 /// One block.
 pub(super) struct DecodeBlock {
     pub(super) attention_norm: HostNorm,
+    /// See [`ModelConfig::windows`].
+    pub(super) window: Option<usize>,
     /// Queries, keys and values.
     pub(super) qkv: Linear,
     pub(super) o: Linear,
@@ -99,14 +104,11 @@ impl DecodeModel {
     pub fn load(config: ModelConfig, checkpoint: &dyn Checkpoint, options: &DecodeOptions) -> Result<Self, LoadError> {
         let wiring = wiring_of(&config, checkpoint)?;
         let hidden = config.hidden_size;
-        let embedding = Arc::new(read_exact_shape(checkpoint, &wiring.embedding, &[config.vocab_size, hidden])?);
+        let rows = TokenRows::read(checkpoint, &wiring, &config)?;
+        let (embedding, unusable_ids) = (Arc::new(rows.values), rows.unusable_ids);
         let positions = match &wiring.positions {
             Positions::Rotary => None,
-            Positions::Learned { tensor, first_row } => {
-                let mut rows = read_exact_shape(checkpoint, tensor, &[first_row + config.max_positions, hidden])?;
-                rows.drain(..first_row * hidden);
-                Some(rows)
-            }
+            Positions::Learned { tensor, first_row } => Some(position_rows(checkpoint, tensor, *first_row, &config)?),
         };
         let reader = Reader { config: &config, wiring: &wiring, checkpoint, options };
         let blocks: Result<_, LoadError> = (0..config.n_blocks).map(|block_idx| reader.block(block_idx)).collect();
@@ -117,7 +119,7 @@ impl DecodeModel {
         };
         let head = Linear::head(dense_head, hidden, options);
         let heads = reader.heads();
-        Ok(Self { heads, embedding, positions, blocks: blocks?, final_norm, head, config })
+        Ok(Self { heads, embedding, unusable_ids, positions, blocks: blocks?, final_norm, head, config })
     }
 
     /// The model's configuration.
@@ -163,6 +165,7 @@ impl Reader<'_> {
         };
         Ok(DecodeBlock {
             attention_norm: self.norm(&self.wiring.block_norm(block_idx, attention.norm))?,
+            window: self.config.windows[block_idx],
             qkv: linear(&[attention.q, attention.k, attention.v])?,
             o: linear(&[attention.o])?,
             mlp_norm: self.norm(&self.wiring.block_norm(block_idx, mlp.norm))?,

@@ -32,6 +32,19 @@ pub struct RandomSampling {
     pub seed: u64,
 }
 
+/// Logits from which no token can be chosen.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{n_bad} of {vocab} logits are NaN or infinite, so that no next token can be chosen: the model's weights are damaged, or \
+     its activations overflow f32; get the checkpoint again and, where it is quantized, quantize it again"
+)]
+pub struct NotFinite {
+    /// Logits that are NaN or infinite; a minus infinity among finite ones is a token that is ruled out, and is not counted.
+    pub n_bad: usize,
+    /// All logits.
+    pub vocab: usize,
+}
+
 /// Chooses tokens.
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -56,19 +69,22 @@ impl Sampler {
         Self { sampling, rng: ChaCha8Rng::seed_from_u64(seed), weights: Vec::new(), candidates: Vec::new() }
     }
 
-    /// The next token under `logits`, `[vocab]`.
+    /// The next token under `logits`, `[vocab]`; minus infinity rules a token out.
+    ///
+    /// # Errors
+    /// A logit that is NaN or plus infinity, or none that is finite.
     ///
     /// # Panics
     /// If there are no logits.
-    pub fn next(&mut self, logits: &[f32]) -> u32 {
-        match self.sampling {
-            Sampling::Greedy => most_likely(logits),
-            Sampling::Random(random) => self.draw(logits, &random),
-        }
+    pub fn next(&mut self, logits: &[f32]) -> Result<u32, NotFinite> {
+        let max = largest(logits)?;
+        Ok(match self.sampling {
+            Sampling::Greedy => logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32,
+            Sampling::Random(random) => self.draw(logits, max, &random),
+        })
     }
 
-    fn draw(&mut self, logits: &[f32], random: &RandomSampling) -> u32 {
-        let max = logits[most_likely(logits) as usize];
+    fn draw(&mut self, logits: &[f32], max: f32, random: &RandomSampling) -> u32 {
         self.weights.resize(logits.len(), 0.0);
         weigh(logits, max, random.temperature.recip(), &mut self.weights);
         self.candidates.clear();
@@ -132,16 +148,24 @@ fn most_likely_first(ids: &mut [u32], weights: &[f32], n: usize) {
     ids[..n].sort_unstable_by(likelier);
 }
 
-/// The index of the largest logit, of equals the first.
-fn most_likely(logits: &[f32]) -> u32 {
+/// The largest logit.
+fn largest(logits: &[f32]) -> Result<f32, NotFinite> {
     assert!(!logits.is_empty(), "no logits to choose from");
     let max = max_of(logits);
-    logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32
+    let n_bad = if max == f32::NEG_INFINITY { logits.len() } else { not_below(logits, max.min(f32::MAX)) };
+    if n_bad > 0 { Err(NotFinite { n_bad, vocab: logits.len() }) } else { Ok(max) }
 }
 
 vectorized! {
+    /// NaN is passed over.
     fn max_of<'a>(logits: &'a [f32]) -> f32 {
         lane_max(logits)
+    }
+
+    /// How many logits are neither `max` nor below it: NaN, and plus infinity where `max` is finite.
+    fn not_below<'a>(logits: &'a [f32], max: f32) -> usize {
+        let n_below: u32 = logits.iter().map(|&logit| u32::from(logit <= max)).sum();
+        logits.len() - n_below as usize
     }
 
     /// `weights = exp((logits - max) / temperature)`.
@@ -154,6 +178,8 @@ vectorized! {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use std::collections::BTreeMap;
 
     use super::*;
@@ -169,7 +195,7 @@ mod tests {
     fn frequencies(mut sampler: Sampler, n: usize) -> BTreeMap<u32, f64> {
         let mut counts = BTreeMap::new();
         for _ in 0..n {
-            *counts.entry(sampler.next(&LOGITS)).or_insert(0.0) += 1.0 / n as f64;
+            *counts.entry(sampler.next(&LOGITS).unwrap()).or_insert(0.0) += 1.0 / n as f64;
         }
         counts
     }
@@ -177,9 +203,42 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_of_the_most_likely() {
         let mut greedy = Sampler::new(Sampling::Greedy);
-        assert_eq!(greedy.next(&LOGITS), 1);
-        assert_eq!(greedy.next(&[0.5, 2.0, 2.0]), 1);
-        assert_eq!(greedy.next(&[f32::NEG_INFINITY, -1.0]), 1);
+        assert_eq!(greedy.next(&LOGITS), Ok(1));
+        assert_eq!(greedy.next(&[0.5, 2.0, 2.0]), Ok(1));
+        assert_eq!(greedy.next(&[f32::NEG_INFINITY, -1.0]), Ok(1));
+        assert_eq!(greedy.next(&[f32::MIN, f32::MAX]), Ok(1));
+    }
+
+    #[test]
+    fn logits_that_are_not_finite_choose_no_token() {
+        // As long as a vector and a rest, the fault at either end.
+        for place in [0, 18] {
+            for (value, others, n_bad) in [
+                (f32::NAN, 0.5, 1),
+                (f32::INFINITY, 0.5, 1),
+                (f32::NAN, f32::NAN, 19),
+                (f32::NAN, f32::NEG_INFINITY, 19),
+                (f32::NEG_INFINITY, f32::NEG_INFINITY, 19),
+                (f32::INFINITY, f32::NAN, 19),
+            ] {
+                let mut logits = vec![others; 19];
+                logits[place] = value;
+                for mut sampler in [Sampler::new(Sampling::Greedy), random(0.7, Some(3), 0.9, 1)] {
+                    assert_eq!(sampler.next(&logits), Err(NotFinite { n_bad, vocab: 19 }), "{value} among {others}");
+                }
+            }
+        }
+        assert_eq!(
+            NotFinite { n_bad: 1, vocab: 19 }.to_string(),
+            "1 of 19 logits are NaN or infinite, so that no next token can be chosen: the model's weights are damaged, or its \
+             activations overflow f32; get the checkpoint again and, where it is quantized, quantize it again"
+        );
+    }
+
+    #[test]
+    fn a_token_that_is_ruled_out_is_never_drawn() {
+        let mut sampler = random(1.0, None, 1.0, 2);
+        assert!((0..200).all(|_| sampler.next(&[f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY, 0.5]).unwrap() % 2 == 1));
     }
 
     #[test]
@@ -222,7 +281,7 @@ mod tests {
         // 2000 equal tokens: top-p keeps the lowest ids, far more than are sorted at first.
         let logits = vec![0.25; 2_000];
         let mut sampler = random(1.0, None, 0.6, 9);
-        let drawn: Vec<u32> = (0..3_000).map(|_| sampler.next(&logits)).collect();
+        let drawn: Vec<u32> = (0..3_000).map(|_| sampler.next(&logits).unwrap()).collect();
         let highest = drawn.iter().max().copied();
         assert!(highest.is_some_and(|id| (1_150..=1_200).contains(&id)), "{highest:?}");
     }
@@ -233,7 +292,7 @@ mod tests {
         assert_eq!(cold.keys().copied().collect::<Vec<_>>(), [1]);
         let draws = |seed| {
             let mut sampler = random(1.0, None, 1.0, seed);
-            (0..40).map(|_| sampler.next(&LOGITS)).collect::<Vec<_>>()
+            (0..40).map(|_| sampler.next(&LOGITS).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(draws(1), draws(1));
         assert_ne!(draws(1), draws(2));

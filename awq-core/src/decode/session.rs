@@ -18,8 +18,10 @@ const PREFILL_TOKENS: usize = 256;
 /// Why tokens cannot be fed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// A session longer than the model can be run on.
-    #[error("a context of {asked} tokens is longer than the {longest} that the model can be run on; ask for less")]
+    /// A session longer than the model has positions.
+    #[error(
+        "a context of {asked} tokens is longer than the {longest} positions of the model's configuration; ask for less"
+    )]
     TooLong {
         /// Tokens asked for.
         asked: usize,
@@ -46,6 +48,14 @@ pub enum DecodeError {
         /// Rows of the embedding.
         vocab: usize,
     },
+    /// An id whose row of the embedding is NaN or infinite.
+    #[error(
+        "token {id} has a row in the embedding that holds NaN or infinity; use a text without it, or another checkpoint"
+    )]
+    UnusableToken {
+        /// The id.
+        id: u32,
+    },
     /// Nothing to predict from.
     #[error("no tokens to feed; give a text, or a beginning-of-sequence token where the model has one")]
     Empty,
@@ -62,7 +72,7 @@ pub struct Session<'m> {
     buffers: Buffers,
 }
 
-/// Cosines and sines, `[capacity, half]`.
+/// Cosines and sines of the positions reached so far, `[n, half]`.
 struct Rotary {
     /// `head_dim / 2`.
     half: usize,
@@ -87,14 +97,14 @@ impl<'m> Session<'m> {
     /// An empty session with room for `capacity` tokens.
     ///
     /// # Errors
-    /// More tokens than the model can be run on.
+    /// More tokens than the model has positions.
     pub fn new(model: &'m DecodeModel, capacity: usize) -> Result<Self, DecodeError> {
         let longest = model.config.longest_sequence();
         if capacity > longest {
             return Err(DecodeError::TooLong { asked: capacity, longest });
         }
         let caches = model.blocks.iter().map(|_| KvCache::new(model.heads, capacity)).collect();
-        let rotary = model.positions.is_none().then(|| Rotary::new(&model.config, capacity));
+        let rotary = model.positions.is_none().then(|| Rotary::new(&model.config));
         Ok(Self { model, capacity, n_past: 0, caches, rotary, buffers: Buffers::default() })
     }
 
@@ -164,8 +174,11 @@ impl<'m> Session<'m> {
         if ids.len() > self.capacity - self.n_past {
             return Err(DecodeError::Full { n_tokens: ids.len(), used: self.n_past, capacity: self.capacity });
         }
-        match ids.iter().find(|&&id| id as usize >= vocab) {
-            Some(&id) => Err(DecodeError::UnknownToken { id, vocab }),
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(DecodeError::UnknownToken { id, vocab });
+        }
+        match ids.iter().find(|id| self.model.unusable_ids.contains(id)) {
+            Some(&id) => Err(DecodeError::UnusableToken { id }),
             None => Ok(()),
         }
     }
@@ -174,11 +187,14 @@ impl<'m> Session<'m> {
     fn pass(&mut self, ids: &[u32]) {
         let Self { model, n_past, caches, rotary, buffers, .. } = self;
         buffers.embed(model, ids, *n_past);
+        if let Some(rotary) = rotary {
+            rotary.reach(&model.config, *n_past + ids.len());
+        }
         for (block, cache) in model.blocks.iter().zip(caches) {
             buffers.normed.clone_from(&buffers.hidden);
             block.attention_norm.apply(&mut buffers.normed);
             product(&block.qkv, &buffers.normed, &mut buffers.qkv);
-            buffers.attend(model.heads, cache, rotary.as_ref(), ids.len(), *n_past);
+            buffers.attend(model.heads, block.window, cache, rotary.as_ref(), *n_past);
             product(&block.o, &buffers.mixed, &mut buffers.delta);
             add(&mut buffers.hidden, &buffers.delta);
 
@@ -231,9 +247,17 @@ impl Buffers {
     }
 
     /// Rotates, stores keys and values, and mixes values.
-    fn attend(&mut self, heads: Heads, cache: &mut KvCache, rotary: Option<&Rotary>, n: usize, n_past: usize) {
+    fn attend(
+        &mut self,
+        heads: Heads,
+        window: Option<usize>,
+        cache: &mut KvCache,
+        rotary: Option<&Rotary>,
+        n_past: usize,
+    ) {
         let (q_width, kv_width) = (heads.q_width(), heads.kv_width());
         let stride = q_width + 2 * kv_width;
+        let n = self.qkv.len() / stride;
         for (i, row) in self.qkv.chunks_exact_mut(stride).enumerate() {
             let (rotated, value) = row.split_at_mut(q_width + kv_width);
             if let Some(rotary) = rotary {
@@ -243,7 +267,7 @@ impl Buffers {
         }
         let n_positions = n_past + n;
         self.mixed.resize(n * q_width, 0.0);
-        attend(cache, heads, &self.qkv, stride, n_positions, &mut self.mixed);
+        attend(cache, heads, window, &self.qkv, stride, n_positions, &mut self.mixed);
     }
 
     /// `silu(gate) * up` of rows that hold both.
@@ -259,9 +283,15 @@ impl Buffers {
 }
 
 impl Rotary {
-    fn new(config: &ModelConfig, n_positions: usize) -> Self {
-        let (cos, sin) = config.rotary_angles(n_positions);
-        Self { half: config.head_dim / 2, cos, sin }
+    fn new(config: &ModelConfig) -> Self {
+        Self { half: config.head_dim / 2, cos: Vec::new(), sin: Vec::new() }
+    }
+
+    /// Adds the angles of the positions before `end` that are not there yet.
+    fn reach(&mut self, config: &ModelConfig, end: usize) {
+        let (cos, sin) = config.rotary_angles(self.cos.len() / self.half..end);
+        self.cos.extend(cos);
+        self.sin.extend(sin);
     }
 
     /// Rotates every head of a row.

@@ -1,4 +1,5 @@
-//! Causal attention without the `[seq, seq]` score matrix of all heads in memory, and without the half above the diagonal.
+//! Causal attention without the `[seq, seq]` score matrix of all heads in memory, and without the half above the diagonal and
+//! what lies before a window.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -8,7 +9,7 @@ use super::elementwise::{lane_max, lane_sum};
 use super::exp::exp;
 use crate::backend::AttentionShape;
 
-/// Query rows scored at once: small enough that their scores stay in the second-level cache.
+/// Query rows scored at once: small enough that their scores of a few thousand keys stay in the second-level cache.
 const QUERY_ROWS: usize = 128;
 
 /// See [`crate::backend::QuantBackend::causal_attention`]; `rotary` is (cos, sin), each `[>= seq, head_dim / 2]`.
@@ -21,7 +22,7 @@ pub fn causal_attention(
     seq: usize,
     shape: &AttentionShape,
 ) -> Vec<f32> {
-    let AttentionShape { n_heads, n_kv_heads, head_dim } = *shape;
+    let AttentionShape { n_heads, n_kv_heads, head_dim, .. } = *shape;
     let (q_width, kv_width) = (n_heads * head_dim, n_kv_heads * head_dim);
     assert_eq!(q.len(), batch * seq * q_width, "queries are [batch, seq, n_heads * head_dim]");
     assert_eq!(k.len(), batch * seq * kv_width, "keys are [batch, seq, n_kv_heads * head_dim]");
@@ -38,16 +39,17 @@ pub fn causal_attention(
     for (sequence, rows) in out.chunks_mut(seq * q_width).enumerate() {
         tasks.extend(rows.chunks_mut(QUERY_ROWS * q_width).enumerate().map(|(block, rows)| (sequence, block, rows)));
     }
-    // Late blocks see more keys: start with them so that the last tasks to finish are short.
+    // Late blocks see more keys, up to a window: start with them so that the last tasks to finish are short.
     tasks.sort_by_key(|task| std::cmp::Reverse(task.1));
     tasks.into_par_iter().for_each(|(sequence, block, out_rows)| {
         let first_query = block * QUERY_ROWS;
         let n_queries = out_rows.len() / q_width;
-        let n_keys = first_query + n_queries;
+        let first_key = shape.first_visible(first_query);
+        let n_keys = first_query + n_queries - first_key;
         let mut scores = vec![0.0_f32; n_queries * n_keys];
         for head in 0..n_heads {
             let q_start = (sequence * seq + first_query) * q_width + head * head_dim;
-            let kv_start = sequence * seq * kv_width + head / n_rep * head_dim;
+            let kv_start = (sequence * seq + first_key) * kv_width + head / n_rep * head_dim;
             let queries = rows(&q[q_start..], n_queries, head_dim, q_width);
             let keys = rows(&k[kv_start..], n_keys, head_dim, kv_width);
             let values = rows(&v[kv_start..], n_keys, head_dim, kv_width);
@@ -55,7 +57,8 @@ pub fn causal_attention(
             let score_mat = MatMut::from_row_major_slice_mut(&mut scores, n_queries, n_keys);
             matmul(score_mat, Accum::Replace, queries, keys.transpose(), scale, Par::Seq);
             for (row_idx, row) in scores.chunks_exact_mut(n_keys).enumerate() {
-                causal_softmax(row, first_query + row_idx + 1);
+                let query = first_query + row_idx;
+                softmax_between(row, shape.first_visible(query) - first_key, query + 1 - first_key);
             }
             let weights = MatRef::from_row_major_slice(&scores, n_queries, n_keys);
             let out_end = (n_queries - 1) * q_width + head_dim;
@@ -76,9 +79,10 @@ fn rows(slice: &[f32], n: usize, width: usize, stride: usize) -> MatRef<'_, f32>
 }
 
 vectorized! {
-    /// Softmax over the first `visible` scores; the rest becomes zero.
-    fn causal_softmax<'a>(row: &'a mut [f32], visible: usize) -> () {
-        let (seen, hidden) = row.split_at_mut(visible);
+    /// Softmax over the scores from `first` up to `end`; the rest becomes zero.
+    fn softmax_between<'a>(row: &'a mut [f32], first: usize, end: usize) -> () {
+        let (before, row) = row.split_at_mut(first);
+        let (seen, after) = row.split_at_mut(end - first);
         let max = lane_max(seen);
         for score in seen.iter_mut() {
             *score = exp(*score - max);
@@ -87,7 +91,8 @@ vectorized! {
         for score in seen.iter_mut() {
             *score *= inverse_sum;
         }
-        hidden.fill(0.0);
+        before.fill(0.0);
+        after.fill(0.0);
     }
 
     /// Rotates channel pairs `(c, c + head_dim / 2)` of every head of one position, in place.

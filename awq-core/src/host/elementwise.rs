@@ -8,8 +8,8 @@ use super::exp::exp;
 const ROWS_PER_TASK: usize = 32;
 /// Values handled by one task of an elementwise loop.
 const VALUES_PER_TASK: usize = 1 << 15;
-/// Values whose squared differences are added in f32 before f64 takes over.
-const VALUES_PER_DISTANCE: usize = 1 << 12;
+/// Values whose products or squared differences are added in f32 before f64 takes over.
+const VALUES_PER_SUM: usize = 1 << 12;
 /// Independent partial sums: a whole vector of sums for the compiler, and a fixed order of addition.
 const LANES: usize = 16;
 /// Exponentials computed before they are added up: a sum inside the loop would keep it scalar.
@@ -40,15 +40,29 @@ pub fn token_nll(logits: &[f32], vocab: usize, targets: &[u32]) -> Vec<f32> {
     rows.map(|(row, &target)| log_sum_exp(row) - row[target as usize]).collect()
 }
 
-/// Sum of `(a - b)^2`: in f32 within a chunk, in f64 over the chunks, which lie where they lie whatever the threads.
+/// Sum of `a * b`: in f32 within a chunk, in f64 over the chunks, which lie where they lie whatever the threads.
+pub fn dot_product(a: &[f32], b: &[f32]) -> f64 {
+    sum_of_chunks(a, b, dot_chunk)
+}
+
+/// Sum of `(a - b)^2`, as [`dot_product`] adds.
 pub fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
+    sum_of_chunks(a, b, distance_chunk)
+}
+
+/// The order of the sum depends on the length alone: parts are collected, and then added one after the other.
+fn sum_of_chunks(a: &[f32], b: &[f32], of_chunk: impl for<'a> Fn(&'a [f32], &'a [f32]) -> f32 + Sync) -> f64 {
     assert_eq!(a.len(), b.len(), "the two differ in length");
-    let chunks = a.par_chunks(VALUES_PER_DISTANCE).zip(b.par_chunks(VALUES_PER_DISTANCE));
-    let sums: Vec<f64> = chunks.map(|(a, b)| f64::from(distance_chunk(a, b))).collect();
+    let chunks = a.par_chunks(VALUES_PER_SUM).zip(b.par_chunks(VALUES_PER_SUM));
+    let sums: Vec<f64> = chunks.map(|(a, b)| f64::from(of_chunk(a, b))).collect();
     sums.iter().sum()
 }
 
 vectorized! {
+    fn dot_chunk<'a>(a: &'a [f32], b: &'a [f32]) -> f32 {
+        dot(a, b)
+    }
+
     fn distance_chunk<'a>(a: &'a [f32], b: &'a [f32]) -> f32 {
         let ((a_chunks, a_rest), (b_chunks, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
         let mut sums = [0.0_f32; LANES];

@@ -1,17 +1,16 @@
 //! The facts of a decoder, read from a Hugging Face `config.json` or from GGUF metadata into one struct.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 
+use super::class::Class;
 use super::gguf::Value;
 use super::keys::Keys;
 use super::rope::{Rope, RopeScaling};
-use super::{LoadError, read_json};
-
-/// Positions whose rotary angles are kept at most; some models announce a million.
-const MAX_TABLE_POSITIONS: usize = 16_384;
+use super::{LoadError, read_json, switches, windows};
 
 /// The facts of a decoder that its weights do not tell.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,12 +43,14 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// Whether q, k and v have a bias. Which other linears then have one, too, is the family's matter.
     pub attention_bias: bool,
+    /// Whether the linears of the feed-forward module may have a bias.
+    pub mlp_bias: bool,
     /// Beginning-of-sequence token.
     pub bos_id: Option<u32>,
     /// Tokens that end a generation; the first is the end-of-sequence token.
     pub eos_ids: Vec<u32>,
-    /// Each token attends to this many tokens at most, itself included; `None` for all.
-    pub sliding_window: Option<usize>,
+    /// One entry a block: to how many tokens one attends at most, itself and those before it; `None` for all of them.
+    pub windows: Vec<Option<usize>>,
     /// The file's own keys, for what only one family needs. GGUF: the metadata without its arrays.
     pub raw: Json,
 }
@@ -62,54 +63,59 @@ impl ModelConfig {
     pub fn from_hugging_face(file: &Path) -> Result<Self, LoadError> {
         let raw: Json = read_json(file)?;
         let keys = Keys { file, json: &raw };
-        let architecture = architecture(&keys)?;
-        let defaults = class_defaults(&architecture);
-        let hidden_size = keys.dimension(&["hidden_size"])?;
-        let n_heads = keys.dimension(&["num_attention_heads"])?;
+        let class = class_of(&keys)?;
+        switches::check(&keys, class)?;
+        let hidden_size = keys.dimension_or("hidden_size", class.hidden_size)?;
+        let n_blocks = keys.dimension_or("num_hidden_layers", class.n_blocks)?;
+        let n_heads = keys.dimension_or("num_attention_heads", class.n_heads)?;
         let rope = Rope::from_hugging_face(&keys)?;
+        let (inner_key, inner_size) = class.intermediate_size;
+        let (bias_key, has_bias) = class.attention_bias;
+        let bias = bias_key.map(|key| keys.optional_bool(key)).transpose()?.flatten();
         let config = Self {
             hidden_size,
-            intermediate_size: keys.dimension(&["intermediate_size", "ffn_dim"])?,
-            n_blocks: keys.dimension(&["num_hidden_layers"])?,
+            intermediate_size: keys.dimension_or(inner_key, inner_size)?,
+            n_blocks,
             n_heads,
-            n_kv_heads: keys.optional_dimension("num_key_value_heads")?.unwrap_or(n_heads),
+            n_kv_heads: class.kv_heads(&keys, n_heads)?,
             head_dim: keys.optional_dimension("head_dim")?.unwrap_or(hidden_size / n_heads),
-            vocab_size: keys.dimension(&["vocab_size"])?,
-            max_positions: keys.dimension(&["max_position_embeddings"])?,
-            norm_eps: keys
-                .optional_float("rms_norm_eps")?
-                .or(defaults.norm_eps)
-                .ok_or_else(|| keys.missing("rms_norm_eps"))?,
+            vocab_size: keys.dimension_or("vocab_size", class.vocab_size)?,
+            max_positions: keys.dimension_or("max_position_embeddings", class.max_positions)?,
+            norm_eps: match class.norm_eps {
+                (Some(key), _) if raw.get(key).is_some() => keys.float(key)?,
+                (_, default) => default,
+            },
             rope_theta: rope.theta,
             rope_scaling: rope.scaling,
-            tie_word_embeddings: keys.optional_bool("tie_word_embeddings")?.unwrap_or(defaults.tied_head),
-            attention_bias: keys.optional_bool(defaults.bias_key)?.unwrap_or(defaults.has_bias),
+            tie_word_embeddings: keys.optional_bool("tie_word_embeddings")?.unwrap_or(class.tied_head),
+            attention_bias: bias.unwrap_or(has_bias),
+            mlp_bias: class.has_mlp_bias_key && keys.optional_bool("mlp_bias")?.unwrap_or(false),
             bos_id: keys.token_ids("bos_token_id")?.first().copied(),
-            eos_ids: keys.token_ids("eos_token_id")?,
-            sliding_window: if keys.optional_bool("use_sliding_window")?.unwrap_or(defaults.uses_sliding_window) {
-                keys.optional_dimension("sliding_window")?
-            } else {
-                None
+            eos_ids: match raw.get("eos_token_id") {
+                None => class.eos_id.into_iter().collect(),
+                Some(_) => keys.token_ids("eos_token_id")?,
             },
-            architecture,
+            windows: windows::from_hugging_face(&keys, class.name, n_blocks)?,
+            architecture: class.name.to_owned(),
             raw: Json::Null,
         };
         config.check(file, "num_attention_heads", "num_key_value_heads", "head_dim")?;
         Ok(Self { raw, ..config })
     }
 
-    /// Reads GGUF metadata. `prefix` is the architecture as GGUF spells it. Whether the head is tied and q, k and v
-    /// have a bias is told by the tensors alone: both are left `false`.
+    /// Reads GGUF metadata, which `raw` has checked and without its arrays. `prefix` is the architecture as GGUF spells it.
+    /// Whether the head is tied and q, k and v have a bias is told by the tensors alone: both are left `false`.
     pub(super) fn from_gguf(
         file: &Path,
+        raw: Json,
         metadata: &BTreeMap<String, Value>,
         prefix: &str,
         architecture: &str,
     ) -> Result<Self, LoadError> {
-        let raw = scalars_as_json(metadata);
         let keys = Keys { file, json: &raw };
         let key = |name: &str| format!("{prefix}.{name}");
         let hidden_size = keys.dimension(&[&key("embedding_length")])?;
+        let n_blocks = keys.dimension(&[&key("block_count")])?;
         let n_heads = keys.dimension(&[&key("attention.head_count")])?;
         let head_dim = keys.optional_dimension(&key("attention.key_length"))?.unwrap_or(hidden_size / n_heads);
         let rotary_dim = keys.optional_dimension(&key("rope.dimension_count"))?.unwrap_or(head_dim);
@@ -118,6 +124,12 @@ impl ModelConfig {
                 format!("{rotary_dim}, expected the head width {head_dim}: partly rotated heads are not supported");
             return Err(keys.bad(&key("rope.dimension_count"), problem));
         }
+        let value_dim = keys.optional_dimension(&key("attention.value_length"))?.unwrap_or(hidden_size / n_heads);
+        if value_dim != head_dim {
+            let problem = format!("{value_dim}, expected the width of keys {head_dim}: others are not supported");
+            return Err(keys.bad(&key("attention.value_length"), problem));
+        }
+        check_attention_scale(&keys, &key("attention.scale"), head_dim)?;
         let rope = Rope::from_gguf(&keys, prefix)?;
         let vocab_size = match (keys.optional_dimension(&key("vocab_size"))?, metadata.get("tokenizer.ggml.tokens")) {
             (Some(vocab_size), _) => vocab_size,
@@ -128,7 +140,7 @@ impl ModelConfig {
             architecture: architecture.to_owned(),
             hidden_size,
             intermediate_size: keys.dimension(&[&key("feed_forward_length")])?,
-            n_blocks: keys.dimension(&[&key("block_count")])?,
+            n_blocks,
             n_heads,
             n_kv_heads: keys.optional_dimension(&key("attention.head_count_kv"))?.unwrap_or(n_heads),
             head_dim,
@@ -141,9 +153,16 @@ impl ModelConfig {
             rope_scaling: rope.scaling,
             tie_word_embeddings: false,
             attention_bias: false,
+            mlp_bias: false,
             bos_id: keys.token_ids("tokenizer.ggml.bos_token_id")?.first().copied(),
-            eos_ids: keys.token_ids("tokenizer.ggml.eos_token_id")?,
-            sliding_window: keys.optional_dimension(&key("attention.sliding_window"))?,
+            eos_ids: ["eos", "eot", "eom"]
+                .iter()
+                .map(|end| keys.token_ids(&format!("tokenizer.ggml.{end}_token_id")))
+                .collect::<Result<Vec<_>, _>>()?
+                .concat(),
+            // `attention.sliding_window` is not read: llama.cpp applies none in the graphs of `llama` and `qwen2`, and
+            // transformers maps the key to nothing for them (both looked up in 2026).
+            windows: vec![None; n_blocks],
             raw: Json::Null,
         };
         config.check(
@@ -155,10 +174,15 @@ impl ModelConfig {
         Ok(Self { raw, ..config })
     }
 
-    /// Longest sequence that the model can be run on, in tokens: what it was trained for, and not more than its sliding
-    /// window, within which every token sees all before it and no mask is needed.
+    /// Whether the facts are a GGUF file's.
+    pub(crate) fn is_from_gguf(&self) -> bool {
+        self.raw.get("general.architecture").is_some()
+    }
+
+    /// Longest sequence that is run, in tokens: as many as the configuration gives positions. transformers would go on beyond
+    /// them where positions are rotated, with a warning at most.
     pub fn longest_sequence(&self) -> usize {
-        self.max_positions.min(MAX_TABLE_POSITIONS).min(self.sliding_window.unwrap_or(usize::MAX))
+        self.max_positions
     }
 
     /// The `head_dim / 2` rotary frequencies in radians a position, highest first, scaling applied.
@@ -175,13 +199,13 @@ impl ModelConfig {
             .collect()
     }
 
-    /// Cosines and sines of the rotary angles of the first positions, each `[n_positions, head_dim / 2]`.
-    pub fn rotary_angles(&self, n_positions: usize) -> (Vec<f32>, Vec<f32>) {
+    /// Cosines and sines of the rotary angles of some positions, each `[positions.len(), head_dim / 2]`.
+    pub fn rotary_angles(&self, positions: Range<usize>) -> (Vec<f32>, Vec<f32>) {
         let frequencies = self.rope_frequencies();
         // In f64: an angle of thousands of radians has lost its fraction in a lower precision.
         let angles = |f: fn(f64) -> f64| {
             let of_position = |position| frequencies.iter().map(move |frequency| f(position as f64 * frequency) as f32);
-            (0..n_positions).flat_map(of_position).collect()
+            positions.clone().flat_map(of_position).collect()
         };
         (angles(f64::cos), angles(f64::sin))
     }
@@ -199,61 +223,69 @@ impl ModelConfig {
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return bad(head_dim_key, format!("heads are {head_dim} wide, expected an even width"));
         }
+        if let Some(RopeScaling::PerFrequency { divisors }) = &self.rope_scaling
+            && divisors.len() != head_dim / 2
+        {
+            let problem =
+                format!("{} divisors, expected {}: one for each pair of a head", divisors.len(), head_dim / 2);
+            return bad("rope_scaling.divisors", problem);
+        }
         Ok(())
     }
 }
 
-/// What a transformers class takes for granted where its `config.json` is silent.
-struct ClassDefaults {
-    /// `None` where the file must say.
-    norm_eps: Option<f64>,
-    tied_head: bool,
-    bias_key: &'static str,
-    has_bias: bool,
-    uses_sliding_window: bool,
-}
-
-fn class_defaults(architecture: &str) -> ClassDefaults {
-    let llama = ClassDefaults {
-        norm_eps: None,
-        tied_head: false,
-        bias_key: "attention_bias",
-        has_bias: false,
-        uses_sliding_window: true,
-    };
-    match architecture {
-        // OPT's norms have no key (torch's LayerNorm default), and its head is tied as in the base class.
-        "OPTForCausalLM" => {
-            ClassDefaults { norm_eps: Some(1e-5), tied_head: true, bias_key: "enable_bias", has_bias: true, ..llama }
-        }
-        // Qwen2's q, k and v always have a bias; it writes the window's width even where it does not use it.
-        "Qwen2ForCausalLM" => ClassDefaults { has_bias: true, uses_sliding_window: false, ..llama },
-        _ => llama,
-    }
-}
-
-/// The class that the file names; there must be one.
-fn architecture(keys: &Keys<'_>) -> Result<String, LoadError> {
+/// The class that the file names, or that its `model_type` belongs to.
+fn class_of(keys: &Keys<'_>) -> Result<&'static Class, LoadError> {
     const KEY: &str = "architectures";
-    let value = keys.get(KEY).ok_or_else(|| keys.missing(KEY))?;
-    match value.as_array().map(Vec::as_slice) {
-        Some([Json::String(architecture)]) => Ok(architecture.clone()),
-        _ => Err(keys.wrong_type(KEY, value, "a list with one class name")),
+    let classes = crate::model::classes;
+    let unknown = |architecture: &str| LoadError::UnknownArchitecture {
+        file: keys.file.to_owned(),
+        architecture: architecture.to_owned(),
+        known: classes().map(|class| class.name.to_owned()).collect(),
+    };
+    let is_multimodal = keys.get("text_config").is_some() || keys.get("vision_config").is_some();
+    let named = |architecture: &str| match is_multimodal {
+        true => unknown(&format!("{architecture} (a multimodal model; its language model is not taken out)")),
+        false => unknown(architecture),
+    };
+    let by_type = |model_type: &str| classes().find(|class| class.model_type == model_type);
+    let model_type = keys.optional_text("model_type")?;
+    let names = match keys.get(KEY) {
+        None => Vec::new(),
+        Some(value) => {
+            let names = value.as_array().and_then(|names| names.iter().map(Json::as_str).collect::<Option<Vec<_>>>());
+            names.ok_or_else(|| keys.wrong_type(KEY, value, "a list of class names"))?
+        }
+    };
+    // Of several names, the one of a language model; transformers asks `model_type` alone.
+    let class = match (names.iter().find_map(|name| classes().find(|class| class.name == *name)), names.first()) {
+        (Some(class), _) => class,
+        (None, Some(name)) => return Err(named(name)),
+        (None, None) => {
+            let model_type = model_type.ok_or_else(|| keys.missing(KEY))?;
+            by_type(model_type).ok_or_else(|| named(model_type))?
+        }
+    };
+    match model_type {
+        Some(model_type) if model_type != class.model_type => Err(keys.bad(
+            "model_type",
+            format!(
+                "{model_type:?}, but {KEY:?} names {}, whose type is {:?}: transformers goes by the type; correct the wrong one",
+                class.name, class.model_type
+            ),
+        )),
+        _ => Ok(class),
     }
 }
 
-/// The metadata without its arrays (vocabulary, merges), which only the tokenizer needs.
-fn scalars_as_json(metadata: &BTreeMap<String, Value>) -> Json {
-    let scalar = |value: &Value| match value {
-        Value::Int(int) => Some(Json::from(*int)),
-        Value::Float(float) => Some(Json::from(*float)),
-        Value::Bool(bool) => Some(Json::from(*bool)),
-        Value::Text(text) => Some(Json::from(text.as_str())),
-        Value::Ints(_) | Value::Floats(_) | Value::Bools(_) | Value::Texts(_) => None,
-    };
-    let scalars: Map<String, Json> =
-        metadata.iter().filter_map(|(key, value)| Some((key.clone(), scalar(value)?))).collect();
-    Json::Object(scalars)
+/// Scores are divided by the root of the head width; 0 stands for that.
+fn check_attention_scale(keys: &Keys<'_>, key: &str, head_dim: usize) -> Result<(), LoadError> {
+    let Some(value) = keys.get(key) else { return Ok(()) };
+    let expected = (head_dim as f64).sqrt().recip();
+    match value.as_f64() {
+        Some(scale) if scale == 0.0 || (scale / expected - 1.0).abs() < 1e-6 => Ok(()),
+        _ => Err(keys.bad(key, format!("{value}, expected 1 / sqrt({head_dim}): other scales are not supported"))),
+    }
 }
 
 #[cfg(test)]
@@ -297,7 +329,7 @@ mod tests {
         assert_eq!((config.rope_theta, config.norm_eps), (100_000.0, 1e-5));
         assert_eq!((config.bos_id, config.eos_ids.as_slice()), (Some(1), &[2, 5][..]));
         assert!(!config.tie_word_embeddings && !config.attention_bias);
-        assert_eq!((config.sliding_window, config.rope_scaling), (None, None));
+        assert_eq!((config.windows, config.rope_scaling), (vec![None; 30], None));
         assert_eq!(config.raw["rope_theta"], 100_000);
     }
 
@@ -311,17 +343,8 @@ mod tests {
         assert!(opt.tie_word_embeddings && opt.attention_bias);
         assert_eq!((opt.intermediate_size, opt.n_kv_heads, opt.norm_eps), (3072, 12, 1e-5));
 
-        let mut qwen2 = with("architectures", json!(["Qwen2ForCausalLM"]));
-        qwen2["sliding_window"] = json!(131_072);
-        qwen2["use_sliding_window"] = json!(false);
-        let qwen2 = parse(&qwen2).unwrap();
+        let qwen2 = parse(&with("architectures", json!(["Qwen2ForCausalLM"]))).unwrap();
         assert!(qwen2.attention_bias && !qwen2.tie_word_embeddings);
-        assert_eq!(qwen2.sliding_window, None);
-
-        let mut mistral = with("architectures", json!(["MistralForCausalLM"]));
-        mistral["sliding_window"] = json!(4096);
-        let mistral = parse(&mistral).unwrap();
-        assert_eq!((mistral.sliding_window, mistral.longest_sequence()), (Some(4096), 4096));
     }
 
     #[test]
@@ -335,7 +358,12 @@ mod tests {
         check_error(&with("head_dim", json!(63)), "expected an even width");
         check_error(&with("rms_norm_eps", Json::Null), "key \"rms_norm_eps\" is missing");
         check_error(&with("vocab_size", json!("many")), "key \"vocab_size\": \"many\", expected a positive integer");
-        check_error(&with("architectures", json!([])), "expected a list with one class name");
+        check_error(&with("architectures", json!("LlamaForCausalLM")), "expected a list of class names");
+        check_error(&with("architectures", json!([])), "key \"architectures\" is missing");
+        check_error(
+            &with("model_type", json!("granite")),
+            "key \"model_type\": \"granite\", but \"architectures\" names Llama",
+        );
         check_error(
             &with("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
             "\"yarn\", expected one of default, linear, llama3",

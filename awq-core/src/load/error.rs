@@ -23,6 +23,33 @@ pub enum LoadError {
         /// The path that was asked for.
         path: PathBuf,
     },
+    /// The path holds something else than a model.
+    #[error("{}: {problem}", .path.display())]
+    NotAModel {
+        /// The folder or file.
+        path: PathBuf,
+        /// What it is, and the remedy.
+        problem: String,
+    },
+    /// The model was quantized by another tool.
+    #[error(
+        "{}: already quantized by {method}; such checkpoints are not read: give the model that it was made from",
+        .file.display()
+    )]
+    QuantizedByOthers {
+        /// The file that says so.
+        file: PathBuf,
+        /// Method, settings and tool, as far as the file tells.
+        method: String,
+    },
+    /// A text file in another encoding than UTF-8.
+    #[error("{}: the text is {encoding}, expected UTF-8; convert it", .file.display())]
+    Encoding {
+        /// The file.
+        file: PathBuf,
+        /// What its first bytes say.
+        encoding: &'static str,
+    },
     /// The file ends before its own header says it should.
     #[error("{}: truncated: at least {expected} bytes are needed, the file has {found}; download it again", .file.display())]
     Truncated {
@@ -88,6 +115,46 @@ pub enum LoadError {
         name: String,
         /// The architecture that the file declares.
         architecture: String,
+    },
+    /// The checkpoint has weights that nothing would read: it is another model than its configuration says.
+    #[error(
+        "{}: {n_tensors} tensor(s) would not be read as {architecture}: {}{}; the model computes something else with them: check \
+         `architectures` and the number of blocks in its configuration, or choose another checkpoint",
+        .file.display(), .names.join(", "), if *n_tensors > .names.len() { ", ..." } else { "" }
+    )]
+    UnreadTensors {
+        /// The file.
+        file: PathBuf,
+        /// Up to three of them, by their Hugging Face names.
+        names: Vec<String>,
+        /// All of them.
+        n_tensors: usize,
+        /// The architecture that the configuration declares.
+        architecture: String,
+    },
+    /// Several tensors have one fault.
+    #[error("{first} ({n_more} more tensor(s) {fault})")]
+    Several {
+        /// What is wrong with the first.
+        first: Box<LoadError>,
+        /// The others.
+        n_more: usize,
+        /// Their fault, as the end of a sentence.
+        fault: &'static str,
+    },
+    /// A token whose row of the embedding is not finite.
+    #[error(
+        "{}: row {id} of {name:?} holds NaN or infinity, and a text has the token of that id; download the file again, or choose \
+         another checkpoint",
+        .file.display()
+    )]
+    NonFiniteRow {
+        /// The file.
+        file: PathBuf,
+        /// The embedding's tensor.
+        name: String,
+        /// The token's id.
+        id: u32,
     },
     /// A tensor's shape differs from what the configuration implies.
     #[error(

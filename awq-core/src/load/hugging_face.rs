@@ -2,27 +2,27 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{ModelConfig, RopeScaling};
+use super::{ModelConfig, RopeScaling, windows};
 
 impl ModelConfig {
     /// The `config.json` from which [`ModelConfig::from_hugging_face`] reads this configuration again: the model's own
-    /// where it has one. `None` where rotary frequencies are stretched in a way that no key describes (GGUF stores a
-    /// divisor for each).
-    pub fn to_hugging_face(&self) -> Option<Json> {
+    /// where it has one.
+    ///
+    /// Divisors of the rotary frequencies, which GGUF stores in place of a formula, go into a key of our own beside
+    /// the formula that they came from. Where none is found, the type is one that only this program knows, so that others
+    /// refuse the file.
+    pub fn to_hugging_face(&self) -> Json {
         if self.raw.get("architectures").is_some() {
-            return Some(self.raw.clone());
+            return self.raw.clone();
         }
         let rope_scaling = match &self.rope_scaling {
             None => Json::Null,
-            Some(RopeScaling::Linear { factor }) => json!({ "rope_type": "linear", "factor": factor }),
-            Some(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions }) => json!({
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low_freq_factor,
-                "high_freq_factor": high_freq_factor,
-                "original_max_position_embeddings": original_max_positions,
-            }),
-            Some(RopeScaling::PerFrequency { .. }) => return None,
+            Some(scaling @ RopeScaling::PerFrequency { divisors }) => {
+                let mut keys = formula_keys(self.llama3_formula(divisors).as_ref().unwrap_or(scaling));
+                keys["divisors"] = json!(divisors);
+                keys
+            }
+            Some(formula) => formula_keys(formula),
         };
         let mut keys = Map::new();
         let mut put = |key: &str, value: Json| keys.insert(key.to_owned(), value);
@@ -40,11 +40,52 @@ impl ModelConfig {
         put("rope_scaling", rope_scaling);
         put("tie_word_embeddings", json!(self.tie_word_embeddings));
         put("attention_bias", json!(self.attention_bias));
+        put("mlp_bias", json!(self.mlp_bias));
         put("bos_token_id", json!(self.bos_id));
         put("eos_token_id", json!(self.eos_ids));
-        put("use_sliding_window", json!(self.sliding_window.is_some()));
-        put("sliding_window", json!(self.sliding_window));
-        Some(Json::Object(keys))
+        windows::put(&mut keys, &self.architecture, &self.windows);
+        Json::Object(keys)
+    }
+
+    /// The formula of Llama 3.1 that gives `divisors`. The originals of the ecosystem come first: where several formulas
+    /// give the same divisors, any will do.
+    fn llama3_formula(&self, divisors: &[f32]) -> Option<RopeScaling> {
+        let plain = ModelConfig { rope_scaling: None, ..self.clone() }.rope_frequencies();
+        let formulas = ORIGINAL_POSITIONS.iter().flat_map(|&original_max_positions| {
+            FACTORS.map(|factor| RopeScaling::Llama3 {
+                factor,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original_max_positions,
+            })
+        });
+        // Converters compute divisors in f32.
+        let is_same = |(pair, frequency): (usize, &f64), formula: &RopeScaling| {
+            let divisor = frequency / formula.apply(*frequency, pair);
+            (divisor / f64::from(divisors[pair]) - 1.0).abs() < 1e-5
+        };
+        formulas.into_iter().find(|formula| plain.iter().enumerate().all(|frequency| is_same(frequency, formula)))
+    }
+}
+
+/// Stretches of Llama 3.1 and its relatives.
+const FACTORS: [f64; 7] = [8.0, 32.0, 16.0, 4.0, 2.0, 64.0, 128.0];
+/// Context lengths before the stretch; Llama 3.1's first.
+const ORIGINAL_POSITIONS: [usize; 13] =
+    [8192, 4096, 16_384, 32_768, 2048, 65_536, 131_072, 1024, 512, 256, 128, 64, 32];
+
+/// What `config.json` says of a formula.
+fn formula_keys(scaling: &RopeScaling) -> Json {
+    match scaling {
+        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max_positions,
+        }),
+        RopeScaling::PerFrequency { divisors } => json!({ "rope_type": "per_frequency", "divisors": divisors }),
     }
 }
 
@@ -72,17 +113,89 @@ mod tests {
                 rope_theta: 500_000.0,
                 bos_id: Some(1),
                 eos_ids: vec![2, 5],
-                sliding_window: Some(300),
                 ..TinySpec::GQA.config()
             };
-            std::fs::write(&file, config.to_hugging_face().unwrap().to_string()).unwrap();
+            std::fs::write(&file, config.to_hugging_face().to_string()).unwrap();
             let read = ModelConfig::from_hugging_face(&file).unwrap();
             assert_eq!(ModelConfig { raw: Json::Null, ..read.clone() }, config);
             // Its own keys are kept as they are.
-            assert_eq!(read.to_hugging_face().unwrap(), read.raw);
+            assert_eq!(read.to_hugging_face(), read.raw);
         }
-        let divisors = RopeScaling::PerFrequency { divisors: vec![1.0; 8] };
-        let config = ModelConfig { rope_scaling: Some(divisors), ..TinySpec::GQA.config() };
-        assert_eq!(config.to_hugging_face(), None);
+    }
+
+    fn per_frequency(divisors: Vec<f32>) -> ModelConfig {
+        let rope_scaling = Some(RopeScaling::PerFrequency { divisors });
+        ModelConfig { rope_scaling, rope_theta: 500_000.0, ..TinySpec::GQA.config() }
+    }
+
+    fn frequency_bits(config: &ModelConfig) -> Vec<u64> {
+        config.rope_frequencies().into_iter().map(f64::to_bits).collect()
+    }
+
+    #[test]
+    fn divisors_are_kept_bit_for_bit_beside_their_formula() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.json");
+        for (factor, original_max_positions) in [(8.0, 8192), (32.0, 8192), (16.0, 4096), (8.0, 32)] {
+            let formula =
+                RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions };
+            let plain = ModelConfig { rope_scaling: None, ..per_frequency(vec![]) }.rope_frequencies();
+            let divide = |(pair, frequency): (usize, &f64)| (frequency / formula.apply(*frequency, pair)) as f32;
+            let config = per_frequency(plain.iter().enumerate().map(divide).collect());
+            let json = config.to_hugging_face();
+            assert_eq!(json["rope_scaling"]["rope_type"], "llama3");
+            assert_eq!(json["rope_scaling"]["factor"], factor);
+            std::fs::write(&file, json.to_string()).unwrap();
+            let read = ModelConfig::from_hugging_face(&file).unwrap();
+            assert_eq!(read.rope_scaling, config.rope_scaling);
+            assert_eq!(frequency_bits(&read), frequency_bits(&config));
+            assert_eq!(read.to_hugging_face(), json);
+        }
+    }
+
+    #[test]
+    fn windows_are_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.json");
+        for (architecture, windows) in [
+            ("LlamaForCausalLM", vec![None; 3]),
+            ("MistralForCausalLM", vec![None; 3]),
+            ("MistralForCausalLM", vec![Some(300); 3]),
+            ("Qwen2ForCausalLM", vec![None; 3]),
+            ("Qwen2ForCausalLM", vec![None, Some(300), None]),
+            ("Qwen2ForCausalLM", vec![Some(300); 3]),
+        ] {
+            let spec = TinySpec { n_blocks: 3, ..TinySpec::GQA };
+            let config = ModelConfig { architecture: architecture.into(), windows: windows.clone(), ..spec.config() };
+            std::fs::write(&file, config.to_hugging_face().to_string()).unwrap();
+            assert_eq!(ModelConfig::from_hugging_face(&file).unwrap().windows, windows, "{architecture}");
+        }
+    }
+
+    #[test]
+    fn divisors_of_no_formula_have_a_type_that_others_refuse() {
+        let n_pairs = TinySpec::GQA.config().head_dim / 2;
+        let config = per_frequency((0..n_pairs).map(|pair| 1.0 + 0.3 * (pair % 2) as f32).collect());
+        let json = config.to_hugging_face();
+        assert_eq!(json["rope_scaling"]["rope_type"], "per_frequency");
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.json");
+        std::fs::write(&file, json.to_string()).unwrap();
+        let read = ModelConfig::from_hugging_face(&file).unwrap();
+        assert_eq!(frequency_bits(&read), frequency_bits(&config));
+
+        let message = |divisors: Json| {
+            let mut json = json.clone();
+            json["rope_scaling"]["divisors"] = divisors;
+            std::fs::write(&file, json.to_string()).unwrap();
+            let message = ModelConfig::from_hugging_face(&file).unwrap_err().to_string();
+            message.replace(&file.display().to_string(), "config.json")
+        };
+        let wrong = "config.json: key \"rope_scaling.divisors\": [1.0,-2.0], expected a list of positive numbers";
+        assert_eq!(message(json!([1.0, -2.0])), wrong);
+        let few = format!(
+            "config.json: key \"rope_scaling.divisors\": 1 divisors, expected {n_pairs}: one for each pair of a head"
+        );
+        assert_eq!(message(json!([1.0])), few);
     }
 }

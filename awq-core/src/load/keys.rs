@@ -53,6 +53,14 @@ impl Keys<'_> {
         }
     }
 
+    /// An absent key stands for `default`; `null` does not.
+    pub(super) fn dimension_or(&self, key: &str, default: usize) -> Result<usize, LoadError> {
+        match self.json.get(key) {
+            None => Ok(default),
+            Some(_) => self.dimension(&[key]),
+        }
+    }
+
     pub(super) fn optional_float(&self, key: &str) -> Result<Option<f64>, LoadError> {
         let Some(value) = self.get(key) else {
             return Ok(None);

@@ -3,9 +3,12 @@
 //! Nothing here knows tensors of a backend: values are plain `Vec<f32>`, row-major, `[out, in]`. Files are
 //! memory-mapped and read one tensor at a time, so that a model larger than memory can be worked on block by block.
 
+mod class;
 pub mod config;
 mod error;
 mod floats;
+mod folder;
+mod foreign;
 mod gguf;
 mod hugging_face;
 mod keys;
@@ -15,19 +18,24 @@ mod overlay;
 pub mod packed;
 mod rope;
 mod safetensors;
+mod switches;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod tokenizer;
+mod windows;
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value as Json;
 
+pub(crate) use self::class::{Class, KvHeads};
 pub use self::config::ModelConfig;
 pub use self::error::LoadError;
+pub use self::folder::check_folder;
 pub use self::gguf::GgufCheckpoint;
 pub use self::memory::MemoryCheckpoint;
 pub use self::overlay::QuantizedCheckpoint;
@@ -48,11 +56,50 @@ pub trait Checkpoint: Send + Sync {
     /// The shape, or `None` where there is no such tensor.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;
 
-    /// The values in row-major order, converted or dequantized. Touches the bytes of this tensor only.
+    /// The values in row-major order, converted or dequantized, NaN and infinity among them. Touches the bytes of this tensor
+    /// only.
     ///
     /// # Errors
-    /// No such tensor, a storage type that cannot be converted, or a value that is NaN or infinite.
-    fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError>;
+    /// No such tensor, or a storage type that cannot be converted.
+    fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError>;
+
+    /// The same of a tensor whose values are all used.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_any_f32`], or a value that is NaN or infinite.
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let values = self.read_any_f32(name)?;
+        match floats::first_non_finite(&values) {
+            None => Ok(values),
+            Some(index) => Err(LoadError::NonFinite { file: self.file_of(name), name: name.to_owned(), index }),
+        }
+    }
+
+    /// Whether the tensor's storage type can be converted.
+    fn is_readable(&self, _name: &str) -> bool {
+        true
+    }
+
+    /// Whether a tensor holds integers or booleans, as buffers do and no weight.
+    fn is_integer(&self, _name: &str) -> bool {
+        false
+    }
+
+    /// Whether two tensors of one shape hold the same values.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_any_f32`].
+    fn is_copy(&self, name: &str, other: &str) -> Result<bool, LoadError> {
+        let bits = |name| -> Result<Vec<u32>, LoadError> {
+            Ok(self.read_any_f32(name)?.into_iter().map(f32::to_bits).collect())
+        };
+        Ok(bits(name)? == bits(other)?)
+    }
+
+    /// The file that holds a tensor, for messages.
+    fn file_of(&self, _name: &str) -> PathBuf {
+        self.source().to_owned()
+    }
 
     /// The codes of a weight that is stored quantized; `None` for every other tensor.
     ///
@@ -81,6 +128,8 @@ pub struct OpenedModel {
     pub packed: Option<PackedHeader>,
     /// The Jinja template that makes a text of a conversation, where the model has one.
     pub chat_template: Option<String>,
+    /// Spellings of the special tokens by the names that templates know them by, such as `bos_token`.
+    pub special_tokens: BTreeMap<String, String>,
 }
 
 /// Opens a model: a folder in Hugging Face layout (`config.json`, `tokenizer.json`, `model.safetensors` or
@@ -89,41 +138,61 @@ pub struct OpenedModel {
 /// # Errors
 /// Anything that is missing, truncated, unknown or contradictory; see [`LoadError`].
 pub fn open_model(path: &Path) -> Result<OpenedModel, LoadError> {
-    let opened = if path.is_dir() {
-        open_folder(path)?
-    } else if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
-        open_gguf(path)?
-    } else {
-        // A path that is not there is the likelier mistake: say that first.
-        std::fs::metadata(path).map_err(|source| LoadError::Open { file: path.to_owned(), source })?;
-        return Err(LoadError::UnknownFormat { path: path.to_owned() });
-    };
-    let (tokens, rows) = (opened.tokenizer.vocab_size(), opened.config.vocab_size);
-    if tokens > rows {
-        return Err(LoadError::VocabularyMismatch {
-            file: opened.tokenizer.file().to_owned(),
-            tokenizer: tokens,
-            model: rows,
-        });
+    if path.is_dir() {
+        return open_folder(path);
     }
-    Ok(opened)
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        return open_gguf(path);
+    }
+    // A path that is not there is the likelier mistake: say that first.
+    std::fs::metadata(path).map_err(|source| LoadError::Open { file: path.to_owned(), source })?;
+    Err(LoadError::UnknownFormat { path: path.to_owned() })
 }
 
 fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
-    let config = ModelConfig::from_hugging_face(&folder.join("config.json"))?;
+    check_folder(folder)?;
+    let config_file = folder.join("config.json");
+    foreign::check_settings(folder, &config_file, &read_json(&config_file)?)?;
+    let mut config = ModelConfig::from_hugging_face(&config_file)?;
+    let generation_file = folder.join("generation_config.json");
+    if generation_file.exists() {
+        let generation: Json = read_json(&generation_file)?;
+        for id in (keys::Keys { file: &generation_file, json: &generation }).token_ids("eos_token_id")? {
+            if !config.eos_ids.contains(&id) {
+                config.eos_ids.push(id);
+            }
+        }
+    }
     let tokenizer = Tokenizer::from_folder(folder, &config)?;
     let chat_template = chat_template(folder)?;
+    let special_tokens = special_tokens(folder, &tokenizer)?;
     if folder.join(packed::HEADER_FILE).exists() {
         let checkpoint = PackedCheckpoint::open_folder(folder)?;
         let packed = Some(checkpoint.header().clone());
-        return Ok(OpenedModel { config, checkpoint: Arc::new(checkpoint), tokenizer, packed, chat_template });
+        return Ok(OpenedModel {
+            config,
+            checkpoint: Arc::new(checkpoint),
+            tokenizer,
+            packed,
+            chat_template,
+            special_tokens,
+        });
     }
     let checkpoint = Arc::new(SafetensorsCheckpoint::open_folder(folder)?);
-    Ok(OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template })
+    foreign::check_tensors(checkpoint.as_ref())?;
+    Ok(OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template, special_tokens })
 }
 
-/// The template of `tokenizer_config.json`: a text, or a list of named ones of which the default is taken.
+/// The template of `chat_template.jinja`, else that of `tokenizer_config.json`: a text, or a list of named ones of which
+/// the default is taken.
 fn chat_template(folder: &Path) -> Result<Option<String>, LoadError> {
+    let jinja = folder.join("chat_template.jinja");
+    if jinja.exists() {
+        return match std::fs::read_to_string(&jinja) {
+            Ok(template) => Ok(Some(template)),
+            Err(source) => Err(LoadError::Open { file: jinja, source }),
+        };
+    }
     let file = folder.join("tokenizer_config.json");
     if !file.exists() {
         return Ok(None);
@@ -136,6 +205,28 @@ fn chat_template(folder: &Path) -> Result<Option<String>, LoadError> {
     })
 }
 
+/// The tokens that `special_tokens_map.json` and `tokenizer_config.json` name, each a text or an object with one.
+fn special_tokens(folder: &Path, tokenizer: &Tokenizer) -> Result<BTreeMap<String, String>, LoadError> {
+    let mut tokens = named_by_ids(tokenizer);
+    for file in ["special_tokens_map.json", "tokenizer_config.json"].map(|name| folder.join(name)) {
+        if !file.exists() {
+            continue;
+        }
+        let json: Json = read_json(&file)?;
+        for (name, value) in json.as_object().into_iter().flatten().filter(|(name, _)| name.ends_with("_token")) {
+            if let Some(token) = value.as_str().or_else(|| value["content"].as_str()) {
+                tokens.insert(name.clone(), token.to_owned());
+            }
+        }
+    }
+    Ok(tokens)
+}
+
+fn named_by_ids(tokenizer: &Tokenizer) -> BTreeMap<String, String> {
+    let named = [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos())];
+    named.into_iter().filter_map(|(name, id)| Some((name.to_owned(), tokenizer.token(id?)?))).collect()
+}
+
 fn open_gguf(file: &Path) -> Result<OpenedModel, LoadError> {
     let opened = gguf::open(file)?;
     let tokenizer = Tokenizer::from_gguf(file, &opened.header.metadata)?;
@@ -143,8 +234,14 @@ fn open_gguf(file: &Path) -> Result<OpenedModel, LoadError> {
         Some(gguf::Value::Text(template)) => Some(template.clone()),
         _ => None,
     };
+    // In this format the vocabulary is the embedding's; a folder's tokenizer may know tokens (padding, say) without a row.
+    let (tokens, rows) = (tokenizer.vocab_size(), opened.config.vocab_size);
+    if tokens > rows {
+        return Err(LoadError::VocabularyMismatch { file: file.to_owned(), tokenizer: tokens, model: rows });
+    }
     let checkpoint = Arc::new(opened.checkpoint);
-    Ok(OpenedModel { config: opened.config, checkpoint, tokenizer, packed: None, chat_template })
+    let special_tokens = named_by_ids(&tokenizer);
+    Ok(OpenedModel { config: opened.config, checkpoint, tokenizer, packed: None, chat_template, special_tokens })
 }
 
 /// Reads a tensor whose shape must be `expected`.
@@ -152,20 +249,48 @@ fn open_gguf(file: &Path) -> Result<OpenedModel, LoadError> {
 /// # Errors
 /// As [`Checkpoint::read_f32`], and [`LoadError::WrongShape`] before any byte of the tensor is touched.
 pub fn read_exact_shape(checkpoint: &dyn Checkpoint, name: &str, expected: &[usize]) -> Result<Vec<f32>, LoadError> {
+    check_shape(checkpoint, name, expected)?;
+    checkpoint.read_f32(name)
+}
+
+/// The same of a tensor of which not every value is used.
+///
+/// # Errors
+/// As [`Checkpoint::read_any_f32`], and [`LoadError::WrongShape`].
+pub(crate) fn read_any_exact_shape(
+    checkpoint: &dyn Checkpoint,
+    name: &str,
+    expected: &[usize],
+) -> Result<Vec<f32>, LoadError> {
+    check_shape(checkpoint, name, expected)?;
+    checkpoint.read_any_f32(name)
+}
+
+/// A missing tensor is an error of reading, which knows the nearest names.
+fn check_shape(checkpoint: &dyn Checkpoint, name: &str, expected: &[usize]) -> Result<(), LoadError> {
     match checkpoint.shape(name) {
         Some(found) if found != expected => Err(LoadError::WrongShape {
-            file: checkpoint.source().to_owned(),
+            file: checkpoint.file_of(name),
             name: name.to_owned(),
             expected: expected.to_vec(),
             found,
         }),
-        // A missing tensor is an error of `read_f32`, which knows the nearest names.
-        _ => checkpoint.read_f32(name),
+        _ => Ok(()),
     }
 }
 
 /// Parses a JSON file.
 fn read_json<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T, LoadError> {
     let bytes = std::fs::read(file).map_err(|source| LoadError::Open { file: file.to_owned(), source })?;
-    serde_json::from_slice(&bytes).map_err(|source| LoadError::Json { file: file.to_owned(), source })
+    serde_json::from_slice(without_mark(file, &bytes)?)
+        .map_err(|source| LoadError::Json { file: file.to_owned(), source })
+}
+
+/// The text of a JSON file without the byte order mark that some editors put in front.
+fn without_mark<'a>(file: &Path, bytes: &'a [u8]) -> Result<&'a [u8], LoadError> {
+    match bytes {
+        [0xEF, 0xBB, 0xBF, text @ ..] => Ok(text),
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => Err(LoadError::Encoding { file: file.to_owned(), encoding: "UTF-16" }),
+        text => Ok(text),
+    }
 }

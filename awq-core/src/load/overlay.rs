@@ -1,7 +1,7 @@
 //! A quantized model in memory as a checkpoint: what a method changed, over the checkpoint that it was made from.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Checkpoint, LoadError};
@@ -32,16 +32,32 @@ impl Checkpoint for QuantizedCheckpoint {
         self.base.shape(name)
     }
 
-    fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+    fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         match (self.packed.get(name), self.changed.get(name)) {
             (Some(weight), _) => Ok(weight.unpack().dequantize()),
             (None, Some(values)) => Ok(values.clone()),
-            (None, None) => self.base.read_f32(name),
+            (None, None) => self.base.read_any_f32(name),
         }
     }
 
     fn read_quantized(&self, name: &str) -> Result<Option<QuantizedWeight>, LoadError> {
         Ok(self.packed.get(name).map(PackedWeight::unpack))
+    }
+
+    fn is_readable(&self, name: &str) -> bool {
+        self.packed.contains_key(name) || self.base.is_readable(name)
+    }
+
+    fn is_integer(&self, name: &str) -> bool {
+        self.base.is_integer(name)
+    }
+
+    fn is_copy(&self, name: &str, other: &str) -> Result<bool, LoadError> {
+        self.base.is_copy(name, other)
+    }
+
+    fn file_of(&self, name: &str) -> PathBuf {
+        self.base.file_of(name)
     }
 
     fn source(&self) -> &Path {

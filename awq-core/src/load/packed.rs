@@ -278,11 +278,27 @@ impl Checkpoint for PackedCheckpoint {
         }
     }
 
-    fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+    fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         match self.linear(name) {
             Some((name, linear)) => Ok(self.read_packed(name, linear)?.dequantize()),
-            None => self.tensors.read_f32(name),
+            None => self.tensors.read_any_f32(name),
         }
+    }
+
+    fn is_readable(&self, name: &str) -> bool {
+        self.linear(name).is_some() || self.tensors.is_readable(name)
+    }
+
+    fn is_integer(&self, name: &str) -> bool {
+        self.linear(name).is_none() && self.tensors.is_integer(name)
+    }
+
+    fn is_copy(&self, name: &str, other: &str) -> Result<bool, LoadError> {
+        self.tensors.is_copy(name, other)
+    }
+
+    fn file_of(&self, name: &str) -> PathBuf {
+        self.tensors.file_of(name)
     }
 
     fn read_quantized(&self, name: &str) -> Result<Option<QuantizedWeight>, LoadError> {

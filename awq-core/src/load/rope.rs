@@ -44,9 +44,11 @@ impl Rope {
     /// From the keys of a Hugging Face `config.json`.
     pub(super) fn from_hugging_face(keys: &Keys<'_>) -> Result<Self, LoadError> {
         let theta = keys.optional_float("rope_theta")?;
-        // transformers 5 has moved `rope_theta` and `rope_scaling` into `rope_parameters`.
-        for key in ["rope_parameters", "rope_scaling"] {
-            let Some(value) = keys.get(key) else { continue };
+        // transformers 5 has moved `rope_theta` and `rope_scaling` into `rope_parameters`; where both are there, it takes the
+        // older key alone, and the base that `rope_parameters` names is lost.
+        for key in ["rope_scaling", "rope_parameters"] {
+            // An empty object stands for none, as in transformers.
+            let Some(value) = keys.get(key).filter(|value| **value != serde_json::json!({})) else { continue };
             if !value.is_object() {
                 return Err(keys.wrong_type(key, value, "an object"));
             }
@@ -54,35 +56,65 @@ impl Rope {
             let inner_theta = inner.optional_float("rope_theta")?;
             return Ok(Self {
                 theta: inner_theta.or(theta).unwrap_or(DEFAULT_ROPE_THETA),
-                scaling: scaling_from_hugging_face(&inner, key)?,
+                scaling: scaling_from_hugging_face(&inner, key, keys.optional_dimension("max_position_embeddings")?)?,
             });
         }
         Ok(Self { theta: theta.unwrap_or(DEFAULT_ROPE_THETA), scaling: None })
     }
 
-    /// From GGUF metadata, whose keys start with `prefix`.
+    /// From GGUF metadata, whose keys start with `prefix`, as llama.cpp reads them: the type is linear unless the file
+    /// says otherwise, and the factor has an older key; a factor of 0 stands for none.
     pub(super) fn from_gguf(keys: &Keys<'_>, prefix: &str) -> Result<Self, LoadError> {
-        let type_key = format!("{prefix}.rope.scaling.type");
-        let scaling = match keys.optional_text(&type_key)? {
-            None | Some("none") => None,
-            Some("linear") => {
-                Some(RopeScaling::Linear { factor: keys.float(&format!("{prefix}.rope.scaling.factor"))? })
+        let key = |name: &str| format!("{prefix}.rope.{name}");
+        let theta = keys.optional_float(&key("freq_base"))?.unwrap_or(DEFAULT_ROPE_THETA);
+        let scaling = match keys.optional_text(&key("scaling.type"))? {
+            Some("none") => None,
+            None | Some("linear") => {
+                let factor_key = [key("scaling.factor"), key("scale_linear")];
+                let factor_key = factor_key.iter().find(|key| keys.get(key).is_some());
+                let is_given =
+                    factor_key.and_then(|key| keys.get(key)).is_some_and(|factor| factor.as_f64() != Some(0.0));
+                let factor = factor_key.filter(|_| is_given).map(|key| keys.float(key)).transpose()?;
+                factor.filter(|factor| *factor != 1.0).map(|factor| RopeScaling::Linear { factor })
             }
             Some(other) => {
-                return Err(keys.bad(&type_key, format!("{other:?}, expected one of none, linear")));
+                return Err(keys.bad(&key("scaling.type"), format!("{other:?}, expected one of none, linear")));
             }
         };
-        let theta = keys.optional_float(&format!("{prefix}.rope.freq_base"))?;
-        Ok(Self { theta: theta.unwrap_or(DEFAULT_ROPE_THETA), scaling })
+        Ok(Self { theta, scaling })
     }
 }
 
-/// The object under `parent`.
-fn scaling_from_hugging_face(keys: &Keys<'_>, parent: &str) -> Result<Option<RopeScaling>, LoadError> {
+/// A key of our own: what GGUF has in place of a formula, which stands beside it (`ModelConfig::to_hugging_face`).
+fn divisors(keys: &Keys<'_>, parent: &str) -> Result<Option<RopeScaling>, LoadError> {
+    let Some(value) = keys.get("divisors") else { return Ok(None) };
+    let divisor = |value: &serde_json::Value| {
+        let divisor = value.as_f64()? as f32;
+        (divisor.is_finite() && divisor > 0.0).then_some(divisor)
+    };
+    let divisors = value.as_array().and_then(|divisors| divisors.iter().map(divisor).collect::<Option<Vec<f32>>>());
+    match divisors {
+        Some(divisors) => Ok(Some(RopeScaling::PerFrequency { divisors })),
+        None => Err(keys.wrong_type(&format!("{parent}.divisors"), value, "a list of positive numbers")),
+    }
+}
+
+const ORIGINAL: &str = "original_max_position_embeddings";
+
+/// The object under `parent`. Where it does not name the context before the stretch, transformers takes the model's positions.
+fn scaling_from_hugging_face(
+    keys: &Keys<'_>,
+    parent: &str,
+    max_positions: Option<usize>,
+) -> Result<Option<RopeScaling>, LoadError> {
+    if let Some(per_frequency) = divisors(keys, parent)? {
+        return Ok(Some(per_frequency));
+    }
     let kind = match keys.optional_text("rope_type")? {
         Some(kind) => kind,
-        None => keys.optional_text("type")?.ok_or_else(|| keys.missing("rope_type"))?,
+        None => keys.optional_text("type")?.unwrap_or("default"),
     };
+    check_rope_keys(keys, parent, kind)?;
     match kind {
         "default" => Ok(None),
         "linear" => Ok(Some(RopeScaling::Linear { factor: keys.float("factor")? })),
@@ -96,11 +128,56 @@ fn scaling_from_hugging_face(keys: &Keys<'_>, parent: &str) -> Result<Option<Rop
                 factor: keys.float("factor")?,
                 low_freq_factor,
                 high_freq_factor,
-                original_max_positions: keys.dimension(&["original_max_position_embeddings"])?,
+                original_max_positions: match (keys.optional_dimension(ORIGINAL)?, max_positions) {
+                    (Some(original), _) | (None, Some(original)) => original,
+                    (None, None) => return Err(keys.missing(ORIGINAL)),
+                },
             }))
         }
         other => {
             Err(keys.bad(&format!("{parent}.rope_type"), format!("{other:?}, expected one of default, linear, llama3")))
+        }
+    }
+}
+
+/// Keys of the object, beside those of a kind, that change nothing here.
+const ROPE_KEYS: &[&str] = &["rope_type", "type", "rope_theta", "divisors", "partial_rotary_factor", "finetuned"];
+
+/// # Errors
+/// Ropes that differ by the type of a layer, heads that are rotated in part, or a key that nothing here reads.
+fn check_rope_keys(keys: &Keys<'_>, parent: &str, kind: &str) -> Result<(), LoadError> {
+    let Some(object) = keys.json.as_object() else { return Ok(()) };
+    let of_kind: &[&str] = match kind {
+        "linear" => &["factor", "original_max_position_embeddings"],
+        "llama3" => &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
+        // `default` ignores all of them, as transformers does; other kinds are refused by name.
+        _ => return check_layer_types(keys, parent, object),
+    };
+    check_layer_types(keys, parent, object)?;
+    for (key, value) in object.iter().filter(|(_, value)| !value.is_null()) {
+        if !ROPE_KEYS.contains(&key.as_str()) && !of_kind.contains(&key.as_str()) {
+            let problem =
+                format!("{value}: rope type {kind:?} has no such key; check the file against the model's own");
+            return Err(keys.bad(&format!("{parent}.{key}"), problem));
+        }
+    }
+    Ok(())
+}
+
+fn check_layer_types(
+    keys: &Keys<'_>,
+    parent: &str,
+    object: &serde_json::Map<String, serde_json::Value>,
+) -> Result<(), LoadError> {
+    if let Some((key, _)) = object.iter().find(|(_, value)| value.is_object()) {
+        let problem = "rotary positions that differ by the type of a layer are not supported".to_owned();
+        return Err(keys.bad(&format!("{parent}.{key}"), problem));
+    }
+    match object.get("partial_rotary_factor").filter(|share| !share.is_null() && share.as_f64() != Some(1.0)) {
+        None => Ok(()),
+        Some(share) => {
+            let problem = format!("{share}, expected 1: heads that are rotated in part are not supported");
+            Err(keys.bad(&format!("{parent}.partial_rotary_factor"), problem))
         }
     }
 }

@@ -22,6 +22,8 @@ pub struct SafetensorsCheckpoint {
     source: PathBuf,
     shards: Vec<MappedFile>,
     tensors: BTreeMap<String, Entry>,
+    /// Shard of each tensor, as the index has it. It may be wrong: what counts is where a tensor is.
+    promised: BTreeMap<String, String>,
 }
 
 /// Where a tensor lies.
@@ -31,6 +33,8 @@ struct Entry {
     shape: Vec<usize>,
     /// Byte range in the shard's file.
     range: Range<usize>,
+    /// Whether the index places it in this shard, or says nothing of it.
+    is_at_home: bool,
 }
 
 /// A tensor as it is stored, and the file it is in.
@@ -65,14 +69,14 @@ impl SafetensorsCheckpoint {
     /// # Errors
     /// As [`SafetensorsCheckpoint::open_folder`].
     pub fn open_file(file: &Path) -> Result<Self, LoadError> {
-        let mut checkpoint = Self { source: file.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
-        checkpoint.add_shard(file)?;
+        let mut checkpoint = Self::empty(file);
+        checkpoint.add_shard(file, &|_| false)?;
         Ok(checkpoint)
     }
 
     fn open_sharded(folder: &Path, index_file: &Path) -> Result<Self, LoadError> {
         let index: ShardIndex = read_json(index_file)?;
-        let mut checkpoint = Self { source: index_file.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
+        let mut checkpoint = Self::empty(index_file);
         let shards: BTreeSet<&str> = index.weight_map.values().map(String::as_str).collect();
         for shard in shards {
             let file = folder.join(shard);
@@ -84,48 +88,45 @@ impl SafetensorsCheckpoint {
                     tensor: tensor.unwrap_or_default(),
                 });
             }
-            checkpoint.add_shard(&file)?;
+            // Of a tensor in several shards, the one counts that the index names.
+            let elsewhere = |name: &str| index.weight_map.get(name).is_some_and(|home| home != shard);
+            checkpoint.add_shard(&file, &elsewhere)?;
         }
-        checkpoint.check_against(&index, folder)?;
+        checkpoint.promised = index.weight_map;
         Ok(checkpoint)
     }
 
-    /// Every tensor of the index must lie in the shard that the index names.
-    fn check_against(&self, index: &ShardIndex, folder: &Path) -> Result<(), LoadError> {
-        for (name, shard) in &index.weight_map {
-            let shard_file = folder.join(shard);
-            let at_home = self.tensors.get(name).is_some_and(|entry| self.shards[entry.shard_idx].path() == shard_file);
-            if !at_home {
-                return Err(LoadError::MissingTensor {
-                    nearest: nearest_names(name, self.tensors.keys().map(String::as_str)),
-                    file: shard_file,
-                    name: name.clone(),
-                });
-            }
-        }
-        Ok(())
+    fn empty(source: &Path) -> Self {
+        Self { source: source.to_owned(), shards: Vec::new(), tensors: BTreeMap::new(), promised: BTreeMap::new() }
     }
 
-    fn add_shard(&mut self, file: &Path) -> Result<(), LoadError> {
+    /// Adds the tensors of `file`. One that the index places `elsewhere` gives way to the one there; where the index is wrong and
+    /// there is none, it is read from here.
+    fn add_shard(&mut self, file: &Path, elsewhere: &dyn Fn(&str) -> bool) -> Result<(), LoadError> {
         let map = MappedFile::open(file)?;
         let (header_bytes, metadata) =
             SafeTensors::read_metadata(map.bytes()).map_err(|error| header_error(file, map.bytes(), &error))?;
         let data_start = 8 + header_bytes;
         let shard_idx = self.shards.len();
         for (name, info) in metadata.tensors() {
+            if elsewhere(&name) && self.tensors.contains_key(&name) {
+                continue;
+            }
             let (start, end) = info.data_offsets;
             let entry = Entry {
                 shard_idx,
                 dtype: info.dtype,
                 shape: info.shape.clone(),
                 range: data_start + start..data_start + end,
+                is_at_home: !elsewhere(&name),
             };
-            if self.tensors.insert(name.clone(), entry).is_some() {
+            if self.tensors.get(&name).is_some_and(|known| known.is_at_home && entry.is_at_home) {
                 return Err(LoadError::BadHeader {
                     file: file.to_owned(),
-                    problem: format!("tensor {name:?} stands in two shards"),
+                    problem: format!("tensor {name:?} stands in two shards, and the index does not say which counts"),
                 });
             }
+            self.tensors.insert(name, entry);
         }
         self.shards.push(map);
         Ok(())
@@ -142,7 +143,10 @@ impl SafetensorsCheckpoint {
 
     fn entry(&self, name: &str) -> Result<&Entry, LoadError> {
         self.tensors.get(name).ok_or_else(|| LoadError::MissingTensor {
-            file: self.source.clone(),
+            file: match self.promised.get(name) {
+                Some(shard) => self.source.with_file_name(shard),
+                None => self.source.clone(),
+            },
             name: name.to_owned(),
             nearest: nearest_names(name, self.tensors.keys().map(String::as_str)),
         })
@@ -158,28 +162,37 @@ impl Checkpoint for SafetensorsCheckpoint {
         self.tensors.get(name).map(|entry| entry.shape.clone())
     }
 
-    fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+    fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         let entry = self.entry(name)?;
         let shard = &self.shards[entry.shard_idx];
-        let float = match entry.dtype {
-            Dtype::F32 => FloatType::F32,
-            Dtype::F16 => FloatType::F16,
-            Dtype::BF16 => FloatType::Bf16,
-            other => {
-                return Err(LoadError::UnsupportedDtype {
-                    file: shard.path().to_owned(),
-                    name: name.to_owned(),
-                    dtype: format!("{other:?}"),
-                    known: READABLE.to_owned(),
-                });
-            }
-        };
+        let float = float_type(entry.dtype).ok_or_else(|| LoadError::UnsupportedDtype {
+            file: shard.path().to_owned(),
+            name: name.to_owned(),
+            dtype: format!("{:?}", entry.dtype),
+            known: READABLE.to_owned(),
+        })?;
         // In bounds: the header's ranges were checked against the file's length when the shard was opened.
-        let values = floats::to_f32(float, &shard.bytes()[entry.range.clone()]);
-        match floats::first_non_finite(&values) {
-            None => Ok(values),
-            Some(index) => Err(LoadError::NonFinite { file: shard.path().to_owned(), name: name.to_owned(), index }),
-        }
+        Ok(floats::to_f32(float, &shard.bytes()[entry.range.clone()]))
+    }
+
+    fn is_readable(&self, name: &str) -> bool {
+        self.tensors.get(name).is_some_and(|entry| float_type(entry.dtype).is_some())
+    }
+
+    fn is_integer(&self, name: &str) -> bool {
+        use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
+        let integers = [BOOL, U8, I8, I16, U16, I32, U32, I64, U64];
+        self.tensors.get(name).is_some_and(|entry| integers.contains(&entry.dtype))
+    }
+
+    fn is_copy(&self, name: &str, other: &str) -> Result<bool, LoadError> {
+        let (one, other) = (self.raw(name)?, self.raw(other)?);
+        Ok(one.dtype == other.dtype && one.shape == other.shape && one.bytes == other.bytes)
+    }
+
+    fn file_of(&self, name: &str) -> PathBuf {
+        let shard = self.tensors.get(name).map(|entry| self.shards[entry.shard_idx].path());
+        shard.unwrap_or(&self.source).to_owned()
     }
 
     fn source(&self) -> &Path {
@@ -188,6 +201,16 @@ impl Checkpoint for SafetensorsCheckpoint {
 
     fn bytes_on_disk(&self) -> u64 {
         self.shards.iter().map(|shard| shard.bytes().len() as u64).sum()
+    }
+}
+
+/// How a stored type is converted; `None` for a type that is not.
+fn float_type(dtype: Dtype) -> Option<FloatType> {
+    match dtype {
+        Dtype::F32 => Some(FloatType::F32),
+        Dtype::F16 => Some(FloatType::F16),
+        Dtype::BF16 => Some(FloatType::Bf16),
+        _ => None,
     }
 }
 
@@ -309,15 +332,31 @@ mod tests {
     }
 
     #[test]
-    fn tensor_promised_by_the_index_must_be_in_its_shard() {
+    fn a_tensor_is_read_from_where_it_is_and_one_that_is_nowhere_is_missing_from_its_shard() {
         let folder = two_shards();
-        for json in [
-            r#"{"weight_map": {"x": "a.safetensors", "y": "b.safetensors", "yy": "b.safetensors"}}"#,
-            r#"{"weight_map": {"x": "b.safetensors", "y": "b.safetensors", "yy": "a.safetensors"}}"#,
-        ] {
-            write_index(&folder, json);
-            assert!(open_error(&folder).contains("no tensor named"), "{}", open_error(&folder));
-        }
+        write_index(&folder, r#"{"weight_map": {"x": "b.safetensors", "y": "a.safetensors", "yy": "a.safetensors"}}"#);
+        let checkpoint = SafetensorsCheckpoint::open_folder(folder.path()).unwrap();
+        assert_eq!(
+            (checkpoint.read_f32("x").unwrap(), checkpoint.read_f32("y").unwrap()),
+            (VALUES.into(), VALUES.into())
+        );
+        assert_eq!(checkpoint.names(), ["x", "y"]);
+        let message = checkpoint.read_f32("yy").unwrap_err().to_string();
+        assert!(message.contains("a.safetensors: no tensor named \"yy\" (nearest: y, x)"), "{message}");
+    }
+
+    #[test]
+    fn of_a_tensor_in_two_shards_the_one_counts_that_the_index_names() {
+        let folder = two_shards();
+        let other = VALUES.map(|value| value + 1.0);
+        let tensors = [("x", stored(Dtype::F32, &other)), ("y", stored(Dtype::BF16, &VALUES))];
+        write_safetensors(&folder.path().join("b.safetensors"), &tensors);
+        // The index names `a` for `x`; where `a` is not among its shards, only `b` is opened.
+        let checkpoint = SafetensorsCheckpoint::open_folder(folder.path()).unwrap();
+        assert_eq!(checkpoint.read_f32("x").unwrap(), VALUES);
+        write_index(&folder, r#"{"weight_map": {"x": "b.safetensors", "y": "b.safetensors"}}"#);
+        let checkpoint = SafetensorsCheckpoint::open_folder(folder.path()).unwrap();
+        assert_eq!(checkpoint.read_f32("x").unwrap(), other);
     }
 
     #[test]

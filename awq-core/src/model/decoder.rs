@@ -1,17 +1,19 @@
 //! The decoder that a [`Wiring`] describes, in tensors: attention and feed-forward module, each behind a norm, each added to
 //! the residual stream. Every family so far is one of these; one that computes otherwise brings its own [`Decoder`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
+use burn::tensor::{Tensor, TensorData};
 
-use super::layers::{Linear, Norm, NormKind, matrix, product, rotary_table, vector};
+use super::layers::{Linear, Norm, NormKind, matrix, product, vector};
+use super::rotary::Rotary;
+use super::rows::{TokenRows, position_rows};
 use super::wiring::{InnerWiring, Positions, Wiring};
 use super::{Block, BlockLayout, BlockParams, Decoder, NormName, Tap, ids_tensor};
 use crate::arithmetic::Arithmetic;
-use crate::backend::{AttentionShape, QuantBackend, RotaryTable};
+use crate::backend::{AttentionShape, QuantBackend};
 use crate::load::{Checkpoint, LoadError, ModelConfig};
 
 /// A decoder over a checkpoint.
@@ -20,6 +22,8 @@ pub(super) struct WiredDecoder<B: QuantBackend> {
     wiring: Arc<Wiring>,
     checkpoint: Arc<dyn Checkpoint>,
     embedding: Tensor<B, 2>,
+    /// See [`TokenRows`].
+    unusable_ids: BTreeSet<u32>,
     positions: PositionTensors<B>,
     final_norm: Norm<B>,
     /// `None` for a tied head: the embedding is used.
@@ -30,7 +34,7 @@ pub(super) struct WiredDecoder<B: QuantBackend> {
 /// How positions enter.
 enum PositionTensors<B: QuantBackend> {
     /// Through queries and keys.
-    Rotary(RotaryTable<B>),
+    Rotary(Arc<Rotary<B>>),
     /// Rows `[max_positions, hidden]` that are added to the embedding.
     Learned(Tensor<B, 2>),
 }
@@ -48,18 +52,21 @@ impl<B: QuantBackend> WiredDecoder<B> {
     ) -> Result<Self, LoadError> {
         let (source, hidden) = (checkpoint.as_ref(), config.hidden_size);
         let vocab_by_hidden = [config.vocab_size, hidden];
-        let embedding = matrix(source, &wiring.embedding, vocab_by_hidden, device)?;
+        let rows = TokenRows::read(source, &wiring, &config)?;
+        let embedding = Tensor::from_data(TensorData::new(rows.values, vocab_by_hidden), device);
         let positions = match &wiring.positions {
-            Positions::Rotary => PositionTensors::Rotary(rotary_table(&config, config.longest_sequence(), device)),
+            Positions::Rotary => PositionTensors::Rotary(Arc::new(Rotary::new(config.clone(), device.clone()))),
             Positions::Learned { tensor, first_row } => {
-                let rows = matrix(source, tensor, [config.max_positions + first_row, hidden], device)?;
-                PositionTensors::Learned(rows.narrow(0, *first_row, config.max_positions))
+                let rows = position_rows(source, tensor, *first_row, &config)?;
+                let shape = [config.max_positions, hidden];
+                PositionTensors::Learned(Tensor::from_data(TensorData::new(rows, shape), device))
             }
         };
         let final_norm = norm(source, &wiring.final_norm, wiring.norm, &config, device)?;
         let head = wiring.head.as_ref().map(|name| matrix(source, name, vocab_by_hidden, device)).transpose()?;
         let (wiring, device) = (Arc::new(wiring), device.clone());
-        Ok(Self { config, wiring, checkpoint, embedding, positions, final_norm, head, device })
+        let unusable_ids = rows.unusable_ids;
+        Ok(Self { config, wiring, checkpoint, embedding, unusable_ids, positions, final_norm, head, device })
     }
 }
 
@@ -88,6 +95,16 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
         self.wiring.layout
     }
 
+    fn check_ids(&self, ids: &[Vec<u32>]) -> Result<(), LoadError> {
+        match ids.iter().flatten().find(|id| self.unusable_ids.contains(id)) {
+            None => Ok(()),
+            Some(&id) => {
+                let name = self.wiring.embedding.clone();
+                Err(LoadError::NonFiniteRow { file: self.checkpoint.file_of(&name), name, id })
+            }
+        }
+    }
+
     fn embed(&self, ids: &[Vec<u32>]) -> Tensor<B, 3> {
         let ids = ids_tensor::<B>(ids, &self.device);
         let [batch, seq] = ids.dims();
@@ -113,9 +130,14 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
         Ok(Box::new(WiredBlock {
             params: BlockParams { linears, norms, arithmetic: Arithmetic::F32 },
             wiring: wiring.clone(),
-            shape: AttentionShape { n_heads: config.n_heads, n_kv_heads: config.n_kv_heads, head_dim: config.head_dim },
+            shape: AttentionShape {
+                n_heads: config.n_heads,
+                n_kv_heads: config.n_kv_heads,
+                head_dim: config.head_dim,
+                window: config.windows[block_idx],
+            },
             rotary: match &self.positions {
-                PositionTensors::Rotary(table) => Some(table.clone()),
+                PositionTensors::Rotary(rotary) => Some(rotary.clone()),
                 PositionTensors::Learned(_) => None,
             },
         }))
@@ -134,7 +156,7 @@ struct WiredBlock<B: QuantBackend> {
     params: BlockParams<B>,
     wiring: Arc<Wiring>,
     shape: AttentionShape,
-    rotary: Option<RotaryTable<B>>,
+    rotary: Option<Arc<Rotary<B>>>,
 }
 
 impl<B: QuantBackend> Block<B> for WiredBlock<B> {
@@ -163,7 +185,9 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
         tap.see(names.q, &input);
         let project = |name| self.params.forward(name, input.clone());
         let (q, k, v) = (project(names.q), project(names.k), project(names.v));
-        let mixed = B::causal_attention(q, k, v, self.rotary.as_ref(), &self.shape);
+        let [_, seq, _] = input.dims();
+        let table = self.rotary.as_ref().map(|rotary| rotary.first(seq));
+        let mixed = B::causal_attention(q, k, v, table.as_ref(), &self.shape);
         tap.see(names.o, &mixed);
         self.params.forward(names.o, mixed)
     }

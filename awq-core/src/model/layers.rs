@@ -1,10 +1,10 @@
 //! The layers that every family is built of, one copy of each.
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 use crate::arithmetic::Arithmetic;
-use crate::backend::{QuantBackend, RotaryTable};
-use crate::load::{Checkpoint, LoadError, ModelConfig, read_exact_shape};
+use crate::backend::QuantBackend;
+use crate::load::{Checkpoint, LoadError, read_exact_shape};
 
 /// A linear layer in the paper's and Hugging Face's orientation.
 #[derive(Clone, Debug)]
@@ -87,16 +87,6 @@ impl<B: QuantBackend> Norm<B> {
             }
         }
     }
-}
-
-/// Rotary angles for `n_positions` positions: half-split pairing (channel `c` with `c + head_dim / 2`), as Hugging Face's
-/// Llama code has it, f32 on every device. Angles are computed elementwise; a low-precision matrix product there would ruin
-/// perplexity.
-pub fn rotary_table<B: QuantBackend>(config: &ModelConfig, n_positions: usize, device: &B::Device) -> RotaryTable<B> {
-    let (cos, sin) = config.rotary_angles(n_positions);
-    let table =
-        |values| Tensor::from_data(TensorData::new(values, [n_positions, config.head_dim / 2]), (device, DType::F32));
-    RotaryTable { cos: table(cos), sin: table(sin) }
 }
 
 /// Reads a `[rows, cols]` tensor.

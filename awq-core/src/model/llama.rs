@@ -1,6 +1,6 @@
 //! The Llama family: RMSNorm, rotary positions (half-split pairing), grouped-query attention, SwiGLU.
 //!
-//! Also Mistral (same block; its sliding window must not be shorter than the sequences) and Qwen2 (biases on q, k, v).
+//! Also Mistral (the same block, with a sliding window) and Qwen2 (biases on q, k, v; windows in some blocks).
 //! Llama's own `attention_bias` puts one on all four linears of the attention module, its `mlp_bias` on the other three.
 
 use serde_json::json;
@@ -8,7 +8,7 @@ use serde_json::json;
 use super::layers::NormKind;
 use super::wiring::{AttentionWiring, InnerWiring, MlpWiring, Positions, Wiring};
 use super::{BlockLayout, Inspect, LinearName, NormName, PrevOp, ScaleGroup, check_fixed, reads};
-use crate::load::{Checkpoint, LoadError, ModelConfig};
+use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig};
 
 const Q: LinearName = LinearName("self_attn.q_proj");
 const K: LinearName = LinearName("self_attn.k_proj");
@@ -43,11 +43,54 @@ const O_GROUP: ScaleGroup = ScaleGroup { prev_op: PrevOp::Linear(V), linears: &[
 const GATE_UP: ScaleGroup = ScaleGroup { prev_op: PrevOp::Norm(MLP_NORM), linears: &[GATE, UP], inspect: Inspect::Mlp };
 const DOWN_GROUP: ScaleGroup = ScaleGroup { prev_op: PrevOp::Linear(UP), linears: &[DOWN], inspect: Inspect::Linear };
 
+/// Llama 1 to 3 and what copies it.
+pub(crate) const LLAMA: Class = Class {
+    name: "LlamaForCausalLM",
+    model_type: "llama",
+    hidden_size: 4096,
+    intermediate_size: ("intermediate_size", 11_008),
+    n_blocks: 32,
+    n_heads: 32,
+    n_kv_heads: KvHeads::Key(None),
+    vocab_size: 32_000,
+    max_positions: 2048,
+    norm_eps: (Some("rms_norm_eps"), 1e-6),
+    tied_head: false,
+    attention_bias: (Some("attention_bias"), false),
+    has_mlp_bias_key: true,
+    eos_id: Some(2),
+};
+
+/// Mistral 7B.
+pub(crate) const MISTRAL: Class = Class {
+    name: "MistralForCausalLM",
+    model_type: "mistral",
+    intermediate_size: ("intermediate_size", 14_336),
+    n_kv_heads: KvHeads::Key(Some(8)),
+    max_positions: 4096 * 32,
+    attention_bias: (None, false),
+    has_mlp_bias_key: false,
+    ..LLAMA
+};
+
+/// Qwen 2 and 2.5: q, k and v have a bias whatever the configuration says.
+pub(crate) const QWEN2: Class = Class {
+    name: "Qwen2ForCausalLM",
+    model_type: "qwen2",
+    intermediate_size: ("intermediate_size", 22_016),
+    n_kv_heads: KvHeads::Key(Some(32)),
+    vocab_size: 151_936,
+    max_positions: 32_768,
+    attention_bias: (None, true),
+    has_mlp_bias_key: false,
+    eos_id: None,
+    ..LLAMA
+};
+
 /// Wires a Llama or Mistral model.
 pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {
-    let mlp_bias = config.raw.get("mlp_bias").is_some_and(|value| *value == true);
     let attention: &[LinearName] = if config.attention_bias { &[Q, K, V, O] } else { &[] };
-    let mlp: &[LinearName] = if mlp_bias { &[GATE, UP, DOWN] } else { &[] };
+    let mlp: &[LinearName] = if config.mlp_bias { &[GATE, UP, DOWN] } else { &[] };
     wire(config, checkpoint, [attention, mlp].concat())
 }
 
@@ -57,7 +100,11 @@ pub(super) fn qwen2_wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) ->
 }
 
 fn wire(config: &ModelConfig, checkpoint: &dyn Checkpoint, biased: Vec<LinearName>) -> Result<Wiring, LoadError> {
-    check_fixed(config, checkpoint, &[("hidden_act", json!("silu"))])?;
+    // Two names of one function in transformers.
+    let is_swish = config.raw.get("hidden_act").is_some_and(|name| *name == "swish");
+    if !is_swish {
+        check_fixed(config, checkpoint, &[("hidden_act", json!("silu"))])?;
+    }
     Ok(Wiring {
         layout: if config.n_heads == config.n_kv_heads { &LAYOUT_MHA } else { &LAYOUT_GQA },
         embedding: "model.embed_tokens.weight".into(),
@@ -69,5 +116,6 @@ fn wire(config: &ModelConfig, checkpoint: &dyn Checkpoint, biased: Vec<LinearNam
         biased,
         final_norm: "model.norm".into(),
         head: (!config.tie_word_embeddings).then(|| "lm_head.weight".into()),
+        notes: Vec::new(),
     })
 }

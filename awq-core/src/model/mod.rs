@@ -13,12 +13,15 @@ use serde_json::Value as Json;
 
 use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
-use crate::load::{Checkpoint, LoadError, ModelConfig};
+use crate::load::{Checkpoint, Class, LoadError, ModelConfig};
 
 mod decoder;
 pub mod layers;
 pub mod llama;
 pub mod opt;
+mod rotary;
+pub(crate) mod rows;
+mod tensors;
 pub mod tiny;
 mod walk;
 pub mod wiring;
@@ -194,6 +197,12 @@ pub trait Decoder<B: QuantBackend>: Send + Sync {
     /// The facts shared by its blocks.
     fn layout(&self) -> &'static BlockLayout;
 
+    /// Checks that the embedding has a finite row for each id.
+    ///
+    /// # Errors
+    /// [`LoadError::NonFiniteRow`].
+    fn check_ids(&self, ids: &[Vec<u32>]) -> Result<(), LoadError>;
+
     /// Token ids `[batch, seq]` to hidden states `[batch, seq, hidden]`.
     fn embed(&self, ids: &[Vec<u32>]) -> Tensor<B, 3>;
 
@@ -213,26 +222,31 @@ pub trait Decoder<B: QuantBackend>: Send + Sync {
 /// What wires a family's models: checks what the family takes for granted, and names the tensors.
 type WireFamily = fn(&ModelConfig, &dyn Checkpoint) -> Result<Wiring, LoadError>;
 
-/// Hugging Face's name of each architecture, and what wires it.
-const FAMILIES: &[(&str, WireFamily)] = &[
-    ("LlamaForCausalLM", llama::wiring),
-    ("MistralForCausalLM", llama::wiring),
-    ("OPTForCausalLM", opt::wiring),
-    ("Qwen2ForCausalLM", llama::qwen2_wiring),
+/// Each class of transformers that is known, and what wires it.
+const FAMILIES: &[(&Class, WireFamily)] = &[
+    (&llama::LLAMA, llama::wiring),
+    (&llama::MISTRAL, llama::wiring),
+    (&opt::OPT, opt::wiring),
+    (&llama::QWEN2, llama::qwen2_wiring),
 ];
+
+/// The classes that are known.
+pub(crate) fn classes() -> impl Iterator<Item = &'static Class> {
+    FAMILIES.iter().map(|(class, _)| *class)
+}
 
 /// How a model's tensors make up a decoder.
 ///
 /// # Errors
 /// An architecture that no family knows (never a fallback), or a model of a family that computes otherwise.
 pub fn wiring_of(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {
-    let found = FAMILIES.iter().find(|(name, _)| *name == config.architecture);
+    let found = FAMILIES.iter().find(|(class, _)| class.name == config.architecture);
     let (_, wire) = found.ok_or_else(|| LoadError::UnknownArchitecture {
         file: checkpoint.source().to_owned(),
         architecture: config.architecture.clone(),
-        known: FAMILIES.iter().map(|(name, _)| (*name).to_owned()).collect(),
+        known: classes().map(|class| class.name.to_owned()).collect(),
     })?;
-    wire(config, checkpoint)
+    wire(config, checkpoint)?.settled(config, checkpoint)
 }
 
 /// Opens a decoder over a checkpoint.

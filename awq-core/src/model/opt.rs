@@ -8,7 +8,7 @@ use serde_json::json;
 use super::layers::NormKind;
 use super::wiring::{AttentionWiring, InnerWiring, MlpWiring, Positions, Wiring};
 use super::{BlockLayout, Inspect, LinearName, NormName, PrevOp, ScaleGroup, bad_key, check_fixed, reads};
-use crate::load::{Checkpoint, LoadError, ModelConfig};
+use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig};
 
 const Q: LinearName = LinearName("self_attn.q_proj");
 const K: LinearName = LinearName("self_attn.k_proj");
@@ -42,6 +42,24 @@ static LAYOUT: BlockLayout = BlockLayout {
 /// The position table begins with this many rows that no position uses: position `p` has row `p + 2`.
 const POSITION_OFFSET: usize = 2;
 
+/// Its norms have no key: torch's default. `enable_bias` is about all linears.
+pub(crate) const OPT: Class = Class {
+    name: "OPTForCausalLM",
+    model_type: "opt",
+    hidden_size: 768,
+    intermediate_size: ("ffn_dim", 3072),
+    n_blocks: 12,
+    n_heads: 12,
+    n_kv_heads: KvHeads::AsQueries,
+    vocab_size: 50_272,
+    max_positions: 2048,
+    norm_eps: (None, 1e-5),
+    tied_head: true,
+    attention_bias: (Some("enable_bias"), true),
+    has_mlp_bias_key: false,
+    eos_id: Some(2),
+};
+
 /// Wires an OPT model.
 pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {
     let (hidden, n_heads) = (config.hidden_size, config.n_heads);
@@ -72,6 +90,7 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
         biased: if config.attention_bias { vec![Q, K, V, O, FC1, FC2] } else { Vec::new() },
         final_norm: format!("{prefix}.final_layer_norm"),
         head: (!config.tie_word_embeddings).then(|| "lm_head.weight".into()),
+        notes: Vec::new(),
     })
 }
 

@@ -68,9 +68,10 @@ impl TinySpec {
             rope_scaling: None,
             tie_word_embeddings: false,
             attention_bias: self.attention_bias,
+            mlp_bias: false,
             bos_id: None,
             eos_ids: Vec::new(),
-            sliding_window: None,
+            windows: vec![None; self.n_blocks],
             raw: serde_json::Value::Null,
         }
     }

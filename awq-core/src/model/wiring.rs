@@ -22,12 +22,14 @@ pub struct Wiring {
     pub attention: AttentionWiring,
     /// The feed-forward module.
     pub mlp: MlpWiring,
-    /// The linears that have a bias.
+    /// The linears that have a bias, in every block. A family names those that may have one; the tensors decide.
     pub biased: Vec<LinearName>,
     /// Name of the last norm, without `.weight`.
     pub final_norm: String,
     /// Tensor of the head, `[vocab, hidden]`; `None` where it is the embedding.
     pub head: Option<String>,
+    /// What a user should know of the checkpoint, a sentence each: tensors that are not read, a head that is not tied.
+    pub notes: Vec<String>,
 }
 
 /// How positions enter a decoder.

@@ -10,8 +10,8 @@ use crate::{Gpu, PRODUCT_TOLERANCE, has_device};
 /// A name and what a backend computes.
 type Named = (&'static str, Vec<f32>);
 
-fn attention<B: QuantBackend>() -> Vec<f32> {
-    let (shape, seq) = (AttentionShape { n_heads: 6, n_kv_heads: 2, head_dim: 16 }, 33);
+fn attention<B: QuantBackend>(seq: usize, window: Option<usize>) -> Vec<f32> {
+    let shape = AttentionShape { n_heads: 6, n_kv_heads: 2, head_dim: 16, window };
     let rows = |heads: usize, seed| tensor::<B, 3>(&numbers(2 * seq * heads * 16, seed), [2, seq, heads * 16]);
     let angles: Vec<f32> = (0..seq * 8).map(|i| (i / 8) as f32 * 0.7_f32.powi((i % 8) as i32)).collect();
     let of = |f: fn(f32) -> f32| tensor::<B, 2>(&angles.iter().map(|&angle| f(angle)).collect::<Vec<_>>(), [seq, 8]);
@@ -26,7 +26,11 @@ fn block_parts<B: QuantBackend>() -> Vec<Named> {
     let targets: Vec<u32> = (0..41).map(|row| row * 977 % 1003).collect();
     let matrix = |n, seed| tensor::<B, 2>(&numbers(n * 70, seed), [n, 70]);
     vec![
-        ("attention", attention::<B>()),
+        ("attention", attention::<B>(33, None)),
+        ("attention in windows", attention::<B>(33, Some(5))),
+        // More queries than are scored at once.
+        ("attention of a long sequence", attention::<B>(700, None)),
+        ("attention of a long sequence in windows", attention::<B>(700, Some(150))),
         ("rms_norm", float_vec(B::rms_norm(x(4), vector(5), 1e-5))),
         ("layer_norm", float_vec(<B as QuantBackend>::layer_norm(x(4) + 3.0, vector(5), vector(9), 1e-5))),
         ("swiglu", float_vec(B::swiglu(x(6) * 30.0, x(7)))),

@@ -64,14 +64,18 @@ fn every_family_decodes_as_transformers_does() {
 #[test]
 fn a_long_prompt_decodes_as_its_blocks_do_at_any_number_of_threads() {
     for (name, spec) in [("gqa", TinySpec::GQA), ("mha", TinySpec::MHA)] {
-        let checkpoint = tiny::checkpoint(&spec, 3);
-        let model = DecodeModel::load(spec.config(), &checkpoint, &DecodeOptions::EXACT).unwrap();
-        let ids = tiny::sequences(&spec, 1, 400, 5).remove(0);
-        let expected = block_logits(&spec.config(), Arc::new(checkpoint), &ids);
-        let decode = || in_pieces(&model, &ids, &[300, 1]);
-        let one = with_threads(1, decode);
-        check_close(name, &one, &expected, 1e-4);
-        assert!(one == with_threads(2, decode) && one == with_threads(3, decode), "{name}: threads change a bit");
+        // Windows shorter and longer than what goes through the blocks at once, and beside blocks without.
+        for windows in [[None, None], [Some(7), None], [Some(300), Some(40)]] {
+            let config = ModelConfig { windows: windows.to_vec(), ..spec.config() };
+            let checkpoint = tiny::checkpoint(&spec, 3);
+            let model = DecodeModel::load(config.clone(), &checkpoint, &DecodeOptions::EXACT).unwrap();
+            let ids = tiny::sequences(&spec, 1, 400, 5).remove(0);
+            let expected = block_logits(&config, Arc::new(checkpoint), &ids);
+            let decode = || in_pieces(&model, &ids, &[300, 1]);
+            let one = with_threads(1, decode);
+            check_close(&format!("{name}, {windows:?}"), &one, &expected, 1e-4);
+            assert!(one == with_threads(2, decode) && one == with_threads(3, decode), "{name}: threads change a bit");
+        }
     }
 }
 
@@ -99,7 +103,7 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     assert_eq!(too_long, DecodeError::TooLong { asked: 513, longest: 512 });
     assert_eq!(
         too_long.to_string(),
-        "a context of 513 tokens is longer than the 512 that the model can be run on; ask for less"
+        "a context of 513 tokens is longer than the 512 positions of the model's configuration; ask for less"
     );
     let mut session = Session::new(&model, 4).unwrap();
     let first = session.feed(&[1, 2]).unwrap().to_vec();
@@ -117,9 +121,10 @@ fn what_no_family_computes_is_refused() {
     let config = ModelConfig { architecture: "OtherForCausalLM".into(), ..spec.config() };
     let error = DecodeModel::load(config, &tiny::checkpoint(&spec, 3), &DecodeOptions::EXACT).err().unwrap();
     assert!(matches!(error, LoadError::UnknownArchitecture { .. }), "{error}");
-    let config = ModelConfig { attention_bias: true, ..spec.config() };
+    let config = ModelConfig { n_blocks: 3, windows: vec![None; 3], ..spec.config() };
     let error = DecodeModel::load(config, &tiny::checkpoint(&spec, 3), &DecodeOptions::EXACT).err().unwrap();
-    assert!(matches!(&error, LoadError::MissingTensor { name, .. } if name.ends_with("q_proj.bias")), "{error}");
+    let LoadError::Several { first, .. } = &error else { panic!("{error}") };
+    assert!(matches!(first.as_ref(), LoadError::MissingTensor { name, .. } if name.contains("layers.2")), "{error}");
 }
 
 #[test]

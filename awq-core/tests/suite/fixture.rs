@@ -9,8 +9,9 @@ use awq_core::load::{Checkpoint, LoadError, MemoryCheckpoint, ModelConfig, Safet
 use awq_core::model::{Block, Decoder, NoTap, open_decoder};
 use safetensors::SafeTensors;
 
-/// One of each family.
-pub(crate) const FAMILIES: [&str; 4] = ["llama-tiny", "mistral-tiny", "opt-tiny", "qwen2-tiny"];
+/// One of each family, and of those whose blocks can slide one with windows shorter than its sequences.
+pub(crate) const FAMILIES: [&str; 6] =
+    ["llama-tiny", "mistral-tiny", "mistral-window", "opt-tiny", "qwen2-tiny", "qwen2-window"];
 
 /// A checkpoint with token ids and the logits that transformers computes of them.
 pub(crate) struct Fixture {

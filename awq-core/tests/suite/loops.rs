@@ -5,11 +5,11 @@ use awq_core::backend::{AttentionShape, QuantBackend, RotaryTable, float_vec};
 use crate::support::{Cpu, Definition, OtherCpu, check_close, grid, group, numbers, tensor, with_threads};
 
 const BATCH: usize = 2;
-const GQA: AttentionShape = AttentionShape { n_heads: 6, n_kv_heads: 2, head_dim: 16 };
-const MHA: AttentionShape = AttentionShape { n_heads: 3, n_kv_heads: 3, head_dim: 10 };
+const GQA: AttentionShape = AttentionShape { n_heads: 6, n_kv_heads: 2, head_dim: 16, window: None };
+const MHA: AttentionShape = AttentionShape { n_heads: 3, n_kv_heads: 3, head_dim: 10, window: None };
 
 fn attention<B: QuantBackend>(seq: usize, shape: &AttentionShape, rotary: bool) -> Vec<f32> {
-    let AttentionShape { n_heads, n_kv_heads, head_dim } = *shape;
+    let AttentionShape { n_heads, n_kv_heads, head_dim, .. } = *shape;
     let rows = |heads: usize, seed| {
         let values: Vec<f32> = numbers(BATCH * seq * heads * head_dim, seed).iter().map(|x| 4.0 * x).collect();
         tensor::<B, 3>(&values, [BATCH, seq, heads * head_dim])
@@ -26,9 +26,13 @@ fn attention<B: QuantBackend>(seq: usize, shape: &AttentionShape, rotary: bool) 
 
 #[test]
 fn attention_agrees_with_its_definition() {
-    for shape in [&GQA, &MHA] {
+    // Windows of one position, within a block of queries, of a whole block, over several, and of more than there is.
+    let windows = [None, Some(1), Some(5), Some(128), Some(200), Some(4096)];
+    for shape in windows.iter().flat_map(|&window| [AttentionShape { window, ..GQA }, AttentionShape { window, ..MHA }])
+    {
         for seq in [1, 7, 128, 129, 300] {
             for rotary in [false, true] {
+                let shape = &shape;
                 let what = format!("{shape:?}, {seq} tokens, rotary {rotary}");
                 let expected = attention::<Definition>(seq, shape, rotary);
                 check_close(&what, &attention::<Cpu>(seq, shape, rotary), &expected, 1e-5);
@@ -38,18 +42,31 @@ fn attention_agrees_with_its_definition() {
     }
 }
 
-/// The definition itself, against scalars: position 0 sees only itself, later ones a softmax over what came before.
+/// The definition itself, against scalars: position 0 sees only itself, later ones a softmax over what came before, and of
+/// that the last `window` positions. 1030 queries are more than are scored at once, twice.
 #[test]
 fn attention_is_a_causal_softmax() {
-    let (shape, seq) = (AttentionShape { n_heads: 2, n_kv_heads: 1, head_dim: 2 }, 3);
-    let (q, k, v) = (numbers(12, 1), numbers(6, 2), numbers(6, 3));
-    let mut expected = vec![0.0_f64; 12];
+    for seq in [3, 1030] {
+        for window in [None, Some(1), Some(2), Some(700), Some(2000)] {
+            check_definition(seq, window);
+        }
+    }
+}
+
+#[track_caller]
+fn check_definition(seq: usize, window: Option<usize>) {
+    let shape = AttentionShape { n_heads: 2, n_kv_heads: 1, head_dim: 2, window };
+    let (q, k, v) = (numbers(seq * 4, 1), numbers(seq * 2, 2), numbers(seq * 2, 3));
+    let mut expected = vec![0.0_f64; seq * 4];
     for query in 0..seq {
+        // Key j is seen where i - window < j <= i, as in transformers' `sliding_window_overlay`.
+        let is_seen = |&key: &usize| window.is_none_or(|window| key as i64 > query as i64 - window as i64);
+        let seen: Vec<usize> = (0..=query).filter(is_seen).collect();
         for head in 0..2 {
             let dot = |key: usize| (0..2).map(|c| f64::from(q[query * 4 + head * 2 + c] * k[key * 2 + c])).sum::<f64>();
-            let weights: Vec<f64> = (0..=query).map(|key| (dot(key) / 2_f64.sqrt()).exp()).collect();
+            let weights: Vec<f64> = seen.iter().map(|&key| (dot(key) / 2_f64.sqrt()).exp()).collect();
             for c in 0..2 {
-                let mixed: f64 = weights.iter().enumerate().map(|(key, w)| w * f64::from(v[key * 2 + c])).sum();
+                let mixed: f64 = seen.iter().zip(&weights).map(|(key, w)| w * f64::from(v[key * 2 + c])).sum();
                 expected[query * 4 + head * 2 + c] = mixed / weights.iter().sum::<f64>();
             }
         }
@@ -57,7 +74,7 @@ fn attention_is_a_causal_softmax() {
     let expected: Vec<f32> = expected.into_iter().map(|x| x as f32).collect();
     let run = |q, k, v| float_vec(Definition::causal_attention(q, k, v, None, &shape));
     let found = run(tensor(&q, [1, seq, 4]), tensor(&k, [1, seq, 2]), tensor(&v, [1, seq, 2]));
-    check_close("definition", &found, &expected, 1e-6);
+    check_close(&format!("{seq} tokens, {window:?}"), &found, &expected, 1e-6);
 }
 
 /// Rows of 70: whole vectors and a rest.
@@ -163,7 +180,8 @@ fn one_and_two_threads_give_the_same_bits() {
     };
     assert_eq!(with_threads(1, quantized), with_threads(2, quantized));
     assert_eq!(with_threads(1, clipped), with_threads(2, clipped));
-    for run in [norm::<Cpu>, gate::<Cpu>, nll::<Cpu>, || attention::<Cpu>(300, &GQA, true)] {
+    let windowed = || attention::<Cpu>(300, &AttentionShape { window: Some(90), ..GQA }, true);
+    for run in [norm::<Cpu>, gate::<Cpu>, nll::<Cpu>, || attention::<Cpu>(300, &GQA, true), windowed] {
         assert_eq!(with_threads(1, run), with_threads(2, run));
     }
 }

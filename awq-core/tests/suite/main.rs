@@ -14,3 +14,6 @@ mod loops;
 mod oracle;
 mod salient;
 mod support;
+mod tensors;
+mod threads;
+mod windows;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
+use awq_core::load::check_folder;
 use serde::Deserialize;
 
 use super::hashing::{Hashes, sha256_of};
@@ -26,6 +27,14 @@ pub(crate) fn locate(path: &Path, hashes: &Hashes) -> anyhow::Result<LocatedMode
     let files = if path.is_dir() {
         complete(path)?
     } else {
+        if let Ok(target) = std::fs::read_link(path) {
+            ensure!(
+                path.exists(),
+                "{}: a link to {}, which is not there; put the file there, or give another",
+                path.display(),
+                target.display()
+            );
+        }
         ensure!(
             path.exists(),
             "{}: no such model; give a folder in Hugging Face layout or a .gguf file, relative to the working directory",
@@ -55,6 +64,7 @@ pub(crate) fn locate(path: &Path, hashes: &Hashes) -> anyhow::Result<LocatedMode
 /// # Errors
 /// The first file that is missing, with what to do.
 pub(crate) fn complete(folder: &Path) -> anyhow::Result<Vec<String>> {
+    check_folder(folder)?;
     let mut names = Vec::new();
     for name in REQUIRED {
         ensure!(
@@ -65,7 +75,10 @@ pub(crate) fn complete(folder: &Path) -> anyhow::Result<Vec<String>> {
         names.push(name.to_owned());
     }
     names.extend(OPTIONAL.iter().filter(|name| folder.join(name).is_file()).map(|&name| name.to_owned()));
-    if folder.join(INDEX).is_file() {
+    // As the loader has it (and transformers): the single file wins over an index.
+    if folder.join(WEIGHTS).is_file() {
+        names.push(WEIGHTS.to_owned());
+    } else if folder.join(INDEX).is_file() {
         names.push(INDEX.to_owned());
         for shard in shards(&folder.join(INDEX))? {
             ensure!(
@@ -75,8 +88,6 @@ pub(crate) fn complete(folder: &Path) -> anyhow::Result<Vec<String>> {
             );
             names.push(shard);
         }
-    } else if folder.join(WEIGHTS).is_file() {
-        names.push(WEIGHTS.to_owned());
     } else {
         bail!(
             "{}: neither {WEIGHTS} nor {INDEX}; other weight formats are not read, save the model as safetensors",
@@ -96,7 +107,7 @@ pub(crate) fn shards(index: &Path) -> anyhow::Result<BTreeSet<String>> {
         weight_map: BTreeMap<String, String>,
     }
     let text = std::fs::read_to_string(index).with_context(|| format!("{}: cannot read", index.display()))?;
-    let parsed: Index = serde_json::from_str(&text)
+    let parsed: Index = serde_json::from_str(text.trim_start_matches('\u{feff}'))
         .with_context(|| format!("{}: not a safetensors index; download it again", index.display()))?;
     let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
     ensure!(!shards.is_empty(), "{}: key `weight_map` is empty; download it again", index.display());
@@ -173,6 +184,10 @@ mod tests {
             ["1.safetensors", "2.safetensors", "config.json", INDEX, "tokenizer.json", "tokenizer_config.json"];
         assert_eq!(names, expected);
         assert_eq!(model.hashes["1.safetensors"], sha256_of(b"one"));
+        // What the loader reads is what is hashed.
+        std::fs::write(folder.path().join(WEIGHTS), "all").unwrap();
+        let model = locate(folder.path(), &Hashes::new(Progress::Quiet)).unwrap();
+        assert!(model.hashes.contains_key(WEIGHTS) && !model.hashes.contains_key("1.safetensors"));
     }
 
     #[test]
@@ -183,6 +198,18 @@ mod tests {
         assert_eq!(model.hashes, BTreeMap::from([("m.gguf".to_owned(), sha256_of(b"x"))]));
         let error = locate(&folder.path().join("m.bin"), &hashes).unwrap_err();
         assert!(error.to_string().ends_with("expected a folder in Hugging Face layout or a .gguf file"), "{error}");
+        #[cfg(unix)]
+        {
+            let link = folder.path().join("link.gguf");
+            std::os::unix::fs::symlink("m.gguf", &link).unwrap();
+            assert_eq!(locate(&link, &hashes).unwrap().hashes["link.gguf"], sha256_of(b"x"));
+            std::fs::remove_file(&link).unwrap();
+            std::os::unix::fs::symlink("../blobs/gone", &link).unwrap();
+            let error = locate(&link, &hashes).unwrap_err().to_string();
+            let expected =
+                "link.gguf: a link to ../blobs/gone, which is not there; put the file there, or give another";
+            assert!(error.ends_with(expected), "{error}");
+        }
         let error = locate(&folder.path().join("none.gguf"), &hashes).unwrap_err();
         assert!(error.to_string().contains("none.gguf: no such model; give a folder"), "{error}");
     }

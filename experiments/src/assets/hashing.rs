@@ -1,11 +1,11 @@
-//! sha256 of files, each computed once in a run.
+//! sha256 of files, each computed once in a run; of large ones once until they change.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
 use sha2::{Digest, Sha256};
@@ -14,6 +14,10 @@ use super::progress::Progress;
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 20;
+/// Hashes of files from this size on are kept between runs: hashing a model of 140 GB takes minutes.
+const KEPT_FROM_BYTES: u64 = 64 << 20;
+/// A file that changed so shortly before it was hashed could change again within one tick of the file system's clock.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// A file as it was when it was hashed: path, length in bytes, time of the last change.
 type Seen = (PathBuf, u64, SystemTime);
@@ -22,13 +26,20 @@ type Seen = (PathBuf, u64, SystemTime);
 #[derive(Debug)]
 pub(crate) struct Hashes {
     known: Mutex<BTreeMap<Seen, String>>,
+    /// Where hashes of large files are kept, a file each.
+    kept: Option<PathBuf>,
     progress: Progress,
 }
 
 impl Hashes {
-    /// None computed yet.
+    /// None computed yet, and none kept.
     pub(crate) fn new(progress: Progress) -> Self {
-        Self { known: Mutex::default(), progress }
+        Self { known: Mutex::default(), kept: None, progress }
+    }
+
+    /// Those that are kept in `folder`, which need not exist.
+    pub(crate) fn kept_in(folder: PathBuf, progress: Progress) -> Self {
+        Self { kept: Some(folder), ..Self::new(progress) }
     }
 
     /// Lowercase hexadecimal sha256 of the file at `path`.
@@ -43,9 +54,20 @@ impl Hashes {
         if let Some(hash) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&seen) {
             return Ok(hash.clone());
         }
-        let mut hasher = Sha256::new();
-        self.feed(&mut hasher, path, metadata.len())?;
-        let hash = hex(hasher);
+        let kept = self.kept.as_deref().filter(|_| metadata.len() >= KEPT_FROM_BYTES);
+        let kept = kept.and_then(|folder| Some(folder.join(sha256_of(identity(path, &metadata)?.as_bytes()))));
+        let hash = match kept.as_deref().and_then(kept_hash) {
+            Some(hash) => hash,
+            None => {
+                let mut hasher = Sha256::new();
+                self.feed(&mut hasher, path, metadata.len())?;
+                let hash = hex(hasher);
+                if let Some(file) = kept {
+                    keep(&file, &hash);
+                }
+                hash
+            }
+        };
         self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(seen, hash.clone());
         Ok(hash)
     }
@@ -85,6 +107,42 @@ impl Hashes {
             shown.advance(n_read as u64);
         }
     }
+}
+
+/// What changes whenever a file's content does: where it lies, its length, and the time of its last change, which no program
+/// can set. `None` where the system does not tell, or the change is too recent to be told from another.
+#[cfg(unix)]
+fn identity(path: &Path, metadata: &std::fs::Metadata) -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    let changed = SystemTime::UNIX_EPOCH
+        .checked_add(Duration::new(metadata.ctime().try_into().ok()?, metadata.ctime_nsec().try_into().ok()?))?;
+    if SystemTime::now().duration_since(changed).ok()? < SETTLED {
+        return None;
+    }
+    let path = path.canonicalize().ok()?;
+    let (device, inode) = (metadata.dev(), metadata.ino());
+    let (seconds, nanoseconds) = (metadata.ctime(), metadata.ctime_nsec());
+    Some(format!("{} {device} {inode} {} {seconds} {nanoseconds}", path.display(), metadata.len()))
+}
+
+#[cfg(not(unix))]
+fn identity(_: &Path, _: &std::fs::Metadata) -> Option<String> {
+    None
+}
+
+fn kept_hash(file: &Path) -> Option<String> {
+    std::fs::read_to_string(file).ok().filter(|hash| is_sha256(hash))
+}
+
+/// A cache that cannot be written costs time and no more.
+fn keep(file: &Path, hash: &str) {
+    let folder = file.parent().unwrap_or(file);
+    let written = std::fs::create_dir_all(folder).and_then(|()| {
+        let mut whole = tempfile::NamedTempFile::new_in(folder)?;
+        std::io::Write::write_all(&mut whole, hash.as_bytes())?;
+        whole.persist(file).map_err(|error| error.error)
+    });
+    let _ = written;
 }
 
 /// Lowercase hexadecimal sha256 of `bytes`.
@@ -136,6 +194,31 @@ mod tests {
         assert_eq!(sha256_of(b"abc"), OF_ABC);
         std::fs::write(&path, "abcd").unwrap();
         assert_ne!(hashes.of_file(&path).unwrap(), OF_ABC);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn hashes_of_large_files_are_kept_until_they_change() {
+        let (folder, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let path = folder.path().join("large");
+        std::fs::File::create(&path).unwrap().set_len(KEPT_FROM_BYTES).unwrap();
+        let hash = || Hashes::kept_in(cache.path().join("hashes"), Progress::Quiet).of_file(&path).unwrap();
+        let kept = || cache.path().join("hashes").read_dir().map_or(0, Iterator::count);
+        let first = hash();
+        assert_eq!(kept(), 0, "a file that was just written is not settled");
+        std::thread::sleep(SETTLED);
+        assert_eq!((hash(), kept()), (first.clone(), 1));
+        let entry = cache.path().join("hashes").read_dir().unwrap().next().unwrap().unwrap().path();
+        std::fs::write(&entry, OF_ABC).unwrap();
+        assert_eq!(hash(), OF_ABC, "what is kept is used");
+        std::fs::write(&entry, "cut").unwrap();
+        assert_eq!(hash(), first, "what is damaged is not");
+        // The same length, and the old time of modification put back.
+        let modified = path.metadata().unwrap().modified().unwrap();
+        let mut file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        std::io::Write::write_all(&mut file, b"x").unwrap();
+        file.set_modified(modified).unwrap();
+        assert_ne!(hash(), first);
     }
 
     #[test]

@@ -109,7 +109,7 @@ impl AssetStore {
             folders: AssetFolders::new(folders)?,
             hub: Hub::new(hub, offline, progress)?,
             clients: Clients::default(),
-            hashes: Hashes::new(progress),
+            hashes: Hashes::kept_in(cache.join("hashes"), progress),
             cache,
             offline,
             progress,

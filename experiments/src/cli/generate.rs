@@ -37,8 +37,8 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     let (opened, model) = args.model.load(&args.decode)?;
     let load_seconds = start.elapsed().as_secs_f64();
-    let mut prompt = opened.tokenizer.encode(&args.prompt)?;
-    if opened.tokenizer.adds_bos() || prompt.is_empty() {
+    let mut prompt = opened.tokenizer.encode_prompt(&args.prompt)?;
+    if prompt.is_empty() {
         prompt.splice(0..0, opened.tokenizer.bos());
     }
     let mut session = Session::new(&model, prompt.len() + args.max_tokens.get())?;

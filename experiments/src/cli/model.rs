@@ -1,7 +1,7 @@
 //! What `quantize`, `generate` and `chat` share: the model, how it is quantized, how tokens are chosen.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
@@ -11,6 +11,7 @@ use awq_core::decode::{DecodeModel, DecodeOptions, Sampling};
 use awq_core::grid::Bits;
 use awq_core::kernel::Activations;
 use awq_core::load::{Checkpoint, OpenedModel, open_model};
+use awq_core::model::wiring_of;
 use clap::{Args, ValueEnum};
 
 use super::MachineArgs;
@@ -36,7 +37,7 @@ pub(super) struct ModelArgs {
 /// How a model is held in memory for decoding.
 #[derive(Args, Debug)]
 pub(super) struct DecodeArgs {
-    /// Quantize first: METHOD-wBITSgGROUP, such as awq-w4g128 [default: the model as it is].
+    /// Quantize first: METHOD-wBITSgGROUP, such as awq-w4g128, or awq-w4g128-f32 for scales in f32 [default: the model as it is].
     #[arg(long, value_name = "SPEC")]
     quant: Option<Request>,
     /// Round the head to this many bits, in groups of 32 [default: as the model has it; methods leave it alone].
@@ -72,6 +73,11 @@ impl DecodeArgs {
 impl ModelArgs {
     const BUNDLED: &'static str = "bundled";
 
+    /// Where the model is, if it is on this machine.
+    pub(super) fn path(&self) -> &Path {
+        Path::new(&self.model)
+    }
+
     /// Opens the model.
     pub(super) fn open(&self) -> anyhow::Result<OpenedModel> {
         let source = if self.model == Self::BUNDLED {
@@ -80,7 +86,11 @@ impl ModelArgs {
             ModelSource::Path(PathModel { path: PathBuf::from(&self.model) })
         };
         let located = self.machine.store()?.model(&ModelSpec { name: self.model.clone(), source })?;
-        Ok(open_model(&located.path)?)
+        let opened = open_model(&located.path)?;
+        for note in wiring_of(&opened.config, opened.checkpoint.as_ref())?.notes {
+            self.machine.progress().note(&note);
+        }
+        Ok(opened)
     }
 
     /// The recipe that `request` stands for, for this model.

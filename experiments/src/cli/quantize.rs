@@ -4,15 +4,16 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use awq_core::driver::codes_sha256;
-use awq_core::grid::{Bits, Granularity};
+use awq_core::grid::{Bits, Granularity, ScaleDtype};
 use awq_core::load::open_model;
 use awq_core::model::wiring_of;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::model::{ModelArgs, parse_bits};
 use crate::device;
+use crate::quantize::place::{self, Place};
 use crate::quantize::presets::Request;
-use crate::quantize::{header, quantize, write};
+use crate::quantize::{header, needed_bytes, quantize, write};
 
 /// Quantize a model and write it as a packed checkpoint, which `generate`, `chat` and experiments load without the original.
 ///
@@ -36,33 +37,56 @@ pub(super) struct QuantizeArgs {
     /// Input channels that share a scale [default: all of an output channel].
     #[arg(long, value_name = "N")]
     group_size: Option<std::num::NonZeroU16>,
+    /// Type in which scales are stored: f32 for the rare weight whose scales f16 cannot hold.
+    #[arg(long, value_enum, default_value_t = ScaleDtypeArg::F16)]
+    scale_dtype: ScaleDtypeArg,
     /// Folder to create.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ScaleDtypeArg {
+    F16,
+    F32,
+}
+
+impl From<ScaleDtypeArg> for ScaleDtype {
+    fn from(argument: ScaleDtypeArg) -> Self {
+        match argument {
+            ScaleDtypeArg::F16 => Self::F16,
+            ScaleDtypeArg::F32 => Self::F32,
+        }
+    }
 }
 
 pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let device = args.model.device()?;
     device::set_threads(args.model.machine.threads.map(std::num::NonZero::get));
     let granularity = args.group_size.map_or(Granularity::PerChannel, Granularity::PerGroup);
-    let request = Request { method: args.method.clone(), bits: args.bits, granularity };
+    let scale_dtype = args.scale_dtype.into();
+    let request = Request { method: args.method.clone(), bits: args.bits, granularity, scale_dtype };
+    // Before the long work: a folder that cannot be used is found at once.
+    place::check(&args.out, args.model.path())?;
     let opened = args.model.open()?;
     let recipe = args.model.recipe(&request, &opened)?;
-    // Before the long work: a folder that cannot be used is found at once.
-    write::claim(&args.out)?;
+    let place = Place::claim(&args.out, needed_bytes(&opened, &recipe)?)?;
     let progress = args.model.machine.progress();
     let quantized = quantize(&opened, &recipe, device, &args.model.machine.store()?, &progress)?;
-    write::write(&args.out, &opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized)?)?;
-    let written = open_model(&args.out).context("what was written cannot be read again")?;
+    write::write(place.folder(), &opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized)?)?;
+    let written = open_model(place.folder()).context("what was written cannot be read again")?;
     let wiring = wiring_of(&written.config, written.checkpoint.as_ref())?;
     let codes = codes_sha256(&wiring, written.config.n_blocks, written.checkpoint.as_ref())?;
     ensure!(codes == quantized.codes_sha256, "{}: what was written is not what was quantized", args.out.display());
+    let n_bytes = written.checkpoint.bytes_on_disk();
+    drop(written);
+    place.finish()?;
     super::print(&format!(
         "{}: {}, {:.3} bits per quantized weight, {:.1} MB on disk, codes {codes}\n",
         args.out.display(),
         recipe.label(),
         quantized.bits_per_weight,
-        written.checkpoint.bytes_on_disk() as f64 / 1e6,
+        n_bytes as f64 / 1e6,
     ));
     Ok(())
 }

@@ -21,6 +21,8 @@ use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::encoding::{BYTE_ORDER_MARK, utf8};
+
 pub use self::calibration::{CalibrationSpec, CalibrationUse, MethodEntry, NamedCalibration};
 pub use self::check::json_schema;
 pub use self::layout::*;
@@ -173,10 +175,13 @@ impl ExperimentSpec {
     /// A file that cannot be read, a key or type that the schema does not know (with line, column and path), or values that
     /// contradict each other; each names the file and the remedy.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
+        let bytes = std::fs::read(path)
             .with_context(|| format!("{}: cannot read the experiment's TOML file", path.display()))?;
-        let spec: Self = toml::from_str(&text).map_err(|error| {
-            let key = error.span().and_then(|span| place::path_at(&text, span.start));
+        let text = utf8(path, bytes)?;
+        // Without the mark that some editors put there, so that columns of the first line are right.
+        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text);
+        let spec: Self = toml::from_str(text).map_err(|error| {
+            let key = error.span().and_then(|span| place::path_at(text, span.start));
             let place = key.map_or_else(String::new, |key| format!(", key `{key}`"));
             anyhow::anyhow!("{}: not a valid experiment{place}: {}", path.display(), error.to_string().trim_end())
         })?;

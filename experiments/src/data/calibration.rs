@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use awq_core::load::OpenedModel;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -37,10 +37,21 @@ pub struct CalibrationSet {
 /// The sequences that `spec` takes from `text` with a model's tokenizer.
 ///
 /// # Errors
-/// Sequences longer than the model can be run on, and as [`sequences`].
+/// Sequences longer than the model has positions, a token that its vocabulary lacks, and as [`sequences`].
 pub fn calibration_set(opened: &OpenedModel, spec: &CalibrationSpec, text: &Text) -> anyhow::Result<CalibrationSet> {
     check_seq_len(&opened.config, spec.seq_len.get()).context("calibration")?;
-    sequences(text, &|part| Ok(opened.tokenizer.encode(part)?), &spec.sampling, spec.seq_len)
+    let encode = |part: &str| Ok(opened.tokenizer.encode_with_special(part)?);
+    let set = sequences(text, &encode, &spec.sampling, spec.seq_len)?;
+    let rows = opened.config.vocab_size;
+    if let Some(&id) = set.ids.iter().flatten().find(|&&id| id as usize >= rows) {
+        bail!(
+            "calibration text {} holds token {id} ({:?}), but the model's vocabulary has {rows}; remove it from the text, or \
+             use the tokenizer that came with this model",
+            text.name,
+            opened.tokenizer.token(id).unwrap_or_default()
+        );
+    }
+    Ok(set)
 }
 
 /// Takes sequences of `seq_len` tokens from `text` as `sampling` says. The same arguments give the same sequences.

@@ -1,16 +1,16 @@
-//! Any text file, pinned by its sha256.
-
-use anyhow::Context;
+//! Any text file, pinned by its sha256. Its bytes are taken as they are, line ends and a byte order mark included, as
+//! llama-perplexity and Python's `encoding="utf-8"` take them.
 
 use super::Text;
 use crate::assets::AssetStore;
 use crate::config::sources::{DocumentSeparator, TextFile};
+use crate::encoding::read_utf8;
 
 /// # Errors
 /// A file that is not there, has another content or is not UTF-8.
 pub(super) fn load(spec: &TextFile, store: &AssetStore) -> anyhow::Result<Text> {
     let path = store.named_file(&spec.path, &spec.sha256)?.path;
-    let text = std::fs::read_to_string(&path).with_context(|| format!("{}: cannot read as UTF-8", path.display()))?;
+    let text = read_utf8(&path)?;
     let (documents, separator) = cut(text, spec.documents);
     Ok(Text::new(spec.name.clone(), documents, separator))
 }
@@ -52,17 +52,35 @@ mod tests {
         assert_eq!(load(&c4, &store).unwrap().documents.len(), 584);
     }
 
-    #[test]
-    fn text_that_is_not_utf8_is_an_error() {
-        use crate::assets::{AssetSettings, Progress};
+    fn read(bytes: &[u8]) -> Result<Text, String> {
+        use crate::assets::{AssetSettings, AssetStore, Progress, sha256_of};
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("latin1.txt");
-        std::fs::write(&path, b"caf\xe9").unwrap();
+        let path = folder.path().join("t.txt");
+        std::fs::write(&path, bytes).unwrap();
         let settings = AssetSettings::from_env(&[], Progress::Quiet).unwrap();
         let settings = AssetSettings { cache: folder.path().to_owned(), folders: vec![], ..settings };
-        let sha256 = "dafd66c0b98965e688be1fc12942c09f0350e6be0685017c3f234e97d0adc92e".into();
+        let sha256 = sha256_of(bytes);
         let spec = TextFile { name: "t".into(), path: path.clone(), sha256, documents: DocumentSeparator::None };
-        let error = load(&spec, &crate::assets::AssetStore::new(settings).unwrap()).unwrap_err();
-        assert!(format!("{error:#}").starts_with(&format!("{}: cannot read as UTF-8: ", path.display())), "{error:#}");
+        let read = load(&spec, &AssetStore::new(settings).unwrap());
+        read.map_err(|error| format!("{error:#}").replace(&path.display().to_string(), "t.txt"))
+    }
+
+    #[test]
+    fn text_in_another_encoding_is_an_error() {
+        assert_eq!(
+            read(b"caf\xe9").unwrap_err(),
+            "t.txt: is not UTF-8: byte 4 (0xe9) begins no character; if it is Latin-1 or Windows-1252, convert it with \
+             `iconv -f WINDOWS-1252 -t UTF-8`"
+        );
+        assert_eq!(
+            read(b"\xff\xfec\0a\0").unwrap_err(),
+            "t.txt: is UTF-16, as its byte order mark says; convert it with `iconv -f UTF-16 -t UTF-8`"
+        );
+    }
+
+    #[test]
+    fn bytes_are_taken_as_they_are() {
+        let text = read(b"\xef\xbb\xbfa\r\nb\rc\0").unwrap();
+        assert_eq!(text.documents, ["\u{feff}a\r\nb\rc\0"]);
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! | protocol | windows | scored | reported |
 //! |---|---|---|---|
-//! | `gptq` | non-overlapping windows of the joined text, tokenized once, tail dropped | all but the first token of each | exp of the mean of the windows' means |
-//! | `llama-cpp` | chunks, the first token of each replaced by BOS | the second half: positions `n/2 .. n-2` predict the next | exp of the mean over tokens, and its standard error |
+//! | `gptq` | non-overlapping windows of the joined text, tokenized once with the tokens that the tokenizer puts around a text, tail dropped | all but the first token of each | exp of the mean of the windows' means |
+//! | `llama-cpp` | chunks of the text, tokenized once with the tokens that the tokenizer puts in front; special tokens spelled out in it stay text; the first token of each chunk replaced by BOS if the tokenizer adds one; at least two | the second half: positions `n/2 .. n-2` predict the next | exp of the mean over tokens, and its standard error |
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use awq_core::arithmetic::Arithmetic;
 use awq_core::backend::QuantBackend;
 use awq_core::load::{ModelConfig, Tokenizer};
@@ -26,42 +26,41 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// Cuts `ids` (the whole text, tokenized once without special tokens) as `protocol` says.
+    /// Tokenizes the whole `text` and cuts it, both as `protocol` says.
     ///
     /// # Errors
-    /// A text shorter than one window, or a protocol that needs a BOS which the tokenizer lacks.
+    /// A text shorter than one window (two for `llama-cpp`), one that cannot be tokenized, or protocol `llama-cpp` with a
+    /// tokenizer that puts tokens behind a text, which llama-perplexity refuses.
     pub fn cut(
-        ids: &[u32],
+        text: &str,
         tokenizer: &Tokenizer,
         protocol: &ProtocolSpec,
         max_windows: Option<usize>,
     ) -> anyhow::Result<Self> {
-        let (len, first_target) = match protocol {
-            ProtocolSpec::Gptq(gptq) => (usize::from(gptq.seq_len.get()), 1),
+        let (ids, len, first_target, at_least) = match protocol {
+            ProtocolSpec::Gptq(gptq) => {
+                (tokenizer.encode_with_special(text)?, usize::from(gptq.seq_len.get()), 1, "one window takes")
+            }
             ProtocolSpec::LlamaCpp(chunks) => {
-                (usize::from(chunks.chunk_len.get()), usize::from(chunks.chunk_len.get()) / 2 + 1)
+                ensure!(
+                    !tokenizer.adds_suffix(),
+                    "this tokenizer puts a token behind every text, which protocol llama-cpp has no rule for; use protocol gptq"
+                );
+                let len = usize::from(chunks.chunk_len.get());
+                (tokenizer.encode_literally_with_special(text)?, len, len / 2 + 1, "two chunks take")
             }
-        };
-        let with_bos: Vec<u32>;
-        let ids = match protocol {
-            // The reference tokenizes with special tokens once: at most one BOS, at the very start of the text.
-            ProtocolSpec::Gptq(_) if tokenizer.adds_bos() => {
-                let bos = tokenizer.bos().context("the tokenizer says it adds a BOS token but names none")?;
-                with_bos = std::iter::once(bos).chain(ids.iter().copied()).collect();
-                &with_bos
-            }
-            _ => ids,
         };
         let n_total = ids.len() / len;
+        let n_least = if let ProtocolSpec::LlamaCpp(_) = protocol { 2 } else { 1 };
         ensure!(
-            n_total > 0,
-            "the text has {} tokens, one window takes {len}; use a longer text or a shorter window",
-            ids.len()
+            n_total >= n_least,
+            "the text has {} tokens, {at_least} {}; use a longer text or a shorter window",
+            ids.len(),
+            n_least * len
         );
         let n = max_windows.map_or(n_total, |max| max.min(n_total));
         let mut windows: Vec<Vec<u32>> = ids.chunks_exact(len).take(n).map(<[u32]>::to_vec).collect();
-        if let ProtocolSpec::LlamaCpp(_) = protocol {
-            let bos = tokenizer.bos().context("protocol llama-cpp puts a BOS token in front of every chunk, this tokenizer has none; use protocol gptq")?;
+        if let (ProtocolSpec::LlamaCpp(_), true, Some(bos)) = (protocol, tokenizer.adds_bos(), tokenizer.bos()) {
             windows.iter_mut().for_each(|window| window[0] = bos);
         }
         Ok(Self { windows, n_total, first_target })
@@ -101,7 +100,7 @@ pub fn check_seq_len(config: &ModelConfig, seq_len: usize) -> anyhow::Result<()>
     let longest = config.longest_sequence();
     ensure!(
         seq_len <= longest,
-        "sequences of {seq_len} tokens are longer than the {longest} that the model can be run on; use a shorter seq_len"
+        "sequences of {seq_len} tokens are longer than the {longest} positions of the model's configuration; use a shorter seq_len"
     );
     Ok(())
 }
@@ -162,6 +161,7 @@ pub fn score<B: QuantBackend>(
 ) -> anyhow::Result<Scores> {
     let config = decoder.config();
     windows.check_fits(config)?;
+    decoder.check_ids(&windows.windows)?;
     let len = windows.windows.first().map_or(1, Vec::len);
     let windows_per_batch = (TOKENS_PER_BATCH / len).max(1);
     let batches_per_share = (HIDDEN_BYTES / (4 * config.hidden_size * len * windows_per_batch)).max(1);

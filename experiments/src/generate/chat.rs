@@ -1,105 +1,181 @@
-//! Conversations: which text a model expects around the turns.
+//! Conversations: the text that a model expects around the turns, which its own chat template makes.
 //!
-//! Templates are Jinja programs; those in use are few. The known ones are recognised by the tokens that they put around
-//! turns and written out here. An unknown one is an error: a guess would make a model answer badly without a sign of why.
+//! A template is a Jinja program that came with the model. It runs as in transformers' `apply_chat_template` (5.24): blocks are
+//! trimmed, methods are Python's, `tojson` writes as Python's `json.dumps`. It can read nothing but what it is given, and its
+//! work is bounded, since a template is a stranger's program.
 
-use anyhow::{Context, bail};
+use std::collections::BTreeMap;
 
-/// A known template.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ChatFormat {
-    /// `<|im_start|>role`, the turn, `<|im_end|>`; with the system message that the template begins with by default.
-    ChatMl {
-        /// What stands in place of a system message that is not given.
-        default_system: Option<String>,
-    },
-    /// `[INST] user [/INST] assistant`, the system message inside the first turn (Llama 2).
-    Llama2,
-    /// `<|start_header_id|>role<|end_header_id|>`, the turn, `<|eot_id|>` (Llama 3).
-    Llama3,
+use anyhow::{Context, anyhow};
+use chrono::format::{Item, StrftimeItems};
+use minijinja::value::{Kwargs, Value};
+use minijinja::{Environment, Error, ErrorKind, context};
+use serde::{Deserialize, Serialize};
+use serde_json::ser::{Formatter, PrettyFormatter};
+
+/// Instructions that one rendering takes at most: real templates take some thousands a message.
+const FUEL: u64 = 20_000_000;
+/// Calls inside calls.
+const DEPTH: usize = 200;
+/// The name under which errors speak of the template.
+const NAME: &str = "chat_template";
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, or what else the template knows.
+    pub role: String,
+    /// What was said.
+    pub content: String,
 }
 
-impl ChatFormat {
-    /// The format of a model's template.
+impl Message {
+    /// A turn.
+    pub fn new(role: &str, content: impl Into<String>) -> Self {
+        Self { role: role.to_owned(), content: content.into() }
+    }
+}
+
+/// A model's chat template, compiled.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    /// Spellings by name, such as `bos_token`.
+    special_tokens: BTreeMap<String, String>,
+}
+
+impl ChatTemplate {
+    /// Compiles a template. `special_tokens` are spellings by name, such as `bos_token`.
     ///
     /// # Errors
-    /// A model without a template, or one that is not known.
-    pub fn of(template: Option<&str>) -> anyhow::Result<Self> {
+    /// A model without a template, or one that is no Jinja program, with its line.
+    pub fn new(template: Option<&str>, special_tokens: BTreeMap<String, String>) -> anyhow::Result<Self> {
         let template = template.context(
-            "this model has no chat template (it is no chat model, or its tokenizer_config.json is missing); use `experiments generate`",
+            "this model has no chat template (it is no chat model, or its chat_template.jinja or tokenizer_config.json is \
+             missing); use `experiments generate`",
         )?;
-        if template.contains("<|im_start|>") {
-            Ok(Self::ChatMl { default_system: default_system(template) })
-        } else if template.contains("<|start_header_id|>") {
-            Ok(Self::Llama3)
-        } else if template.contains("[INST]") && template.contains("<<SYS>>") {
-            Ok(Self::Llama2)
-        } else {
-            bail!(
-                "this model's chat template is not one of ChatML, Llama 2 and Llama 3; use `experiments generate` with the whole text as the prompt"
-            )
-        }
+        let mut environment = Environment::new();
+        environment.set_trim_blocks(true);
+        environment.set_lstrip_blocks(true);
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(DEPTH);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime_now);
+        environment.add_filter("tojson", to_json);
+        environment
+            .add_template_owned(NAME, without_generation_tags(template))
+            .map_err(|error| template_error(&error, "cannot be compiled"))?;
+        Ok(Self { environment, special_tokens })
     }
 
-    /// The text up to where the model answers the first message.
-    pub fn first_turn(&self, system: Option<&str>, user: &str) -> String {
-        match self {
-            Self::ChatMl { default_system } => {
-                let system = system.or(default_system.as_deref());
-                let system = system.map_or_else(String::new, |text| format!("<|im_start|>system\n{text}<|im_end|>\n"));
-                system + &chat_ml_turn(user)
+    /// The text of a conversation, up to where the model answers where that is asked for.
+    ///
+    /// # Errors
+    /// What the template itself objects to (an order of roles, say), or work without end.
+    pub fn render(&self, messages: &[Message], asks_for_answer: bool) -> anyhow::Result<String> {
+        let template = self.environment.get_template(NAME)?;
+        let known = context! {
+            messages => messages,
+            add_generation_prompt => asks_for_answer,
+            tools => Value::from(()),
+            documents => Value::from(()),
+        };
+        let context = context! { ..known, ..Value::from_serialize(&self.special_tokens) };
+        template.render(context).map_err(|error| template_error(&error, "fails on this conversation"))
+    }
+
+    /// What the template puts behind an answer; empty where it cannot be told.
+    pub fn after_answer(&self) -> String {
+        const ANSWER: &str = "An answer that ends here";
+        let turns = [Message::new("user", "A question"), Message::new("assistant", ANSWER)];
+        let text = self.render(&turns, false).unwrap_or_default();
+        text.rsplit_once(ANSWER).map_or_else(String::new, |(_, after)| after.to_owned())
+    }
+}
+
+fn template_error(error: &Error, what: &str) -> anyhow::Error {
+    let line = error.line().map_or_else(String::new, |line| format!("line {line}: "));
+    let problem = match error.kind() {
+        ErrorKind::OutOfFuel => "it does not end".to_owned(),
+        _ => error.detail().map_or_else(|| error.kind().to_string(), str::to_owned),
+    };
+    anyhow!("the chat template {what}: {line}{problem}; use `experiments generate` with the whole text as the prompt")
+}
+
+fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// The local time as `format` says.
+fn strftime_now(format: String) -> Result<String, Error> {
+    // An unknown directive would end the program when it is printed.
+    if StrftimeItems::new(&format).any(|item| matches!(item, Item::Error)) {
+        return Err(Error::new(ErrorKind::InvalidOperation, format!("{format:?} is no format of a time")));
+    }
+    Ok(chrono::Local::now().format(&format).to_string())
+}
+
+/// As Python's `json.dumps` without escapes of what is not ASCII.
+fn to_json(value: Value, options: Kwargs) -> Result<String, Error> {
+    let json_error = |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());
+    let indent: Option<usize> = options.get("indent")?;
+    // The others are accepted at the values that templates give them.
+    let (_, _): (Option<bool>, Option<bool>) = (options.get("ensure_ascii")?, options.get("sort_keys")?);
+    options.assert_all_used()?;
+    let mut json = Vec::new();
+    match indent {
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, PythonFormatter)),
+        Some(indent) => {
+            let indent = " ".repeat(indent.min(16));
+            let formatter = PrettyFormatter::with_indent(indent.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, formatter))
+        }
+    }
+    .map_err(json_error)?;
+    Ok(String::from_utf8_lossy(&json).into_owned())
+}
+
+/// A space behind each comma and colon.
+struct PythonFormatter;
+
+impl Formatter for PythonFormatter {
+    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+/// `{% generation %}` marks for training what the model said: here it is a block that is always rendered.
+fn without_generation_tags(template: &str) -> String {
+    let mut text = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(start) = rest.find("{%") {
+        let Some(length) = rest[start..].find("%}") else { break };
+        let (tag, end) = (&rest[start + 2..start + length], start + length + 2);
+        let statement = match tag.trim_matches(['-', '+']).trim() {
+            "generation" => Some("if true"),
+            "endgeneration" => Some("endif"),
+            _ => None,
+        };
+        text.push_str(&rest[..start]);
+        match statement {
+            None => text.push_str(&rest[start..end]),
+            Some(statement) => {
+                let control = |marked: Option<char>| marked.filter(|c| ['-', '+'].contains(c)).map(String::from);
+                let (open, close) = (control(tag.chars().next()), control(tag.chars().next_back()));
+                text.push_str(&format!("{{%{} {statement} {}%}}", open.unwrap_or_default(), close.unwrap_or_default()));
             }
-            Self::Llama2 => {
-                let system = system.map_or_else(String::new, |text| format!("<<SYS>>\n{text}\n<</SYS>>\n\n"));
-                format!("<s>[INST] {system}{user} [/INST]")
-            }
-            Self::Llama3 => {
-                let system = system.map_or_else(String::new, |text| llama3_turn("system", text));
-                format!("<|begin_of_text|>{system}{}", llama3_question(user))
-            }
         }
+        rest = &rest[end..];
     }
-
-    /// The text from the end of an answer (its end token not yet fed) up to where the model answers again.
-    pub fn next_turn(&self, user: &str) -> String {
-        match self {
-            Self::ChatMl { .. } => format!("<|im_end|>\n{}", chat_ml_turn(user)),
-            Self::Llama2 => format!("</s><s>[INST] {user} [/INST]"),
-            Self::Llama3 => format!("<|eot_id|>{}", llama3_question(user)),
-        }
-    }
-
-    /// The token with which the model ends an answer.
-    pub fn end_token(&self) -> &'static str {
-        match self {
-            Self::ChatMl { .. } => "<|im_end|>",
-            Self::Llama2 => "</s>",
-            Self::Llama3 => "<|eot_id|>",
-        }
-    }
-}
-
-fn chat_ml_turn(user: &str) -> String {
-    format!("<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n")
-}
-
-fn llama3_turn(role: &str, text: &str) -> String {
-    format!("<|start_header_id|>{role}<|end_header_id|>\n\n{text}<|eot_id|>")
-}
-
-fn llama3_question(user: &str) -> String {
-    llama3_turn("user", user) + "<|start_header_id|>assistant<|end_header_id|>\n\n"
-}
-
-/// The system message that a ChatML template holds as a literal.
-fn default_system(template: &str) -> Option<String> {
-    ["<|im_start|>system\n", "<|im_start|>system\\n"].into_iter().find_map(|start| {
-        let (_, rest) = template.split_once(start)?;
-        let (text, _) = rest.split_once("<|im_end|>")?;
-        // In a template that only puts a given message there, an expression follows.
-        let is_literal = !text.is_empty() && !text.contains(['\'', '"', '{', '}']);
-        is_literal.then(|| text.replace("\\n", "\n"))
-    })
+    text + rest
 }
 
 #[cfg(test)]
@@ -108,47 +184,64 @@ mod tests {
 
     use super::*;
 
-    const SMOLLM: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}";
+    fn compiled(template: &str) -> anyhow::Result<ChatTemplate> {
+        let special = [("bos_token", "<s>"), ("eos_token", "</s>")];
+        ChatTemplate::new(Some(template), special.map(|(name, token)| (name.into(), token.into())).into())
+    }
 
+    fn turns() -> [Message; 1] {
+        [Message::new("user", "Hi")]
+    }
+
+    #[derive(Deserialize)]
+    struct Fixture {
+        template: String,
+        conversations: Vec<Rendering>,
+    }
+
+    #[derive(Deserialize)]
+    struct Rendering {
+        messages: Vec<Message>,
+        asks_for_answer: bool,
+        /// `None` where transformers raises an error.
+        text: Option<String>,
+    }
+
+    /// Renderings of transformers' `apply_chat_template`, made by `scripts/make-chat-fixtures.py`.
     #[test]
-    fn chat_ml_has_the_templates_own_system_message() {
-        let format = ChatFormat::of(Some(SMOLLM)).unwrap();
-        assert_eq!(
-            format.first_turn(None, "Hi"),
-            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
-             <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-        );
-        assert_eq!(
-            format.first_turn(Some("Be brief."), "Hi"),
-            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-        );
-        assert_eq!(format.next_turn("So?"), "<|im_end|>\n<|im_start|>user\nSo?<|im_end|>\n<|im_start|>assistant\n");
-        let plain = "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>'}}";
-        assert_eq!(ChatFormat::of(Some(plain)).unwrap(), ChatFormat::ChatMl { default_system: None });
-        let escaped = "{{ '<|im_start|>system\\nTwo\\nlines.<|im_end|>\\n' }}";
-        let default_system = Some("Two\nlines.".to_owned());
-        assert_eq!(ChatFormat::of(Some(escaped)).unwrap(), ChatFormat::ChatMl { default_system });
-        let given = "{{ '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}";
-        assert_eq!(ChatFormat::of(Some(given)).unwrap(), ChatFormat::ChatMl { default_system: None });
+    fn renderings_are_those_of_transformers() {
+        let fixtures: BTreeMap<String, Fixture> = serde_json::from_str(include_str!("chat_fixtures.json")).unwrap();
+        assert!(fixtures.len() >= 10);
+        for (name, fixture) in fixtures {
+            let template = compiled(&fixture.template).unwrap();
+            for Rendering { messages, asks_for_answer, text } in fixture.conversations {
+                let found = template.render(&messages, asks_for_answer);
+                assert_eq!(found.as_ref().ok(), text.as_ref(), "{name}: {messages:?}: {found:?}");
+            }
+        }
     }
 
     #[test]
-    fn llama_formats_are_those_of_their_model_cards() {
-        let llama2 = ChatFormat::of(Some("{{ '[INST] ' + '<<SYS>>\\n' }}")).unwrap();
-        assert_eq!(llama2.first_turn(Some("S"), "U"), "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nU [/INST]");
-        assert_eq!(llama2.next_turn("V"), "</s><s>[INST] V [/INST]");
-        let llama3 = ChatFormat::of(Some("{{ '<|start_header_id|>' + role }}")).unwrap();
+    fn what_is_wrong_with_a_template_is_said_with_its_line() {
+        let message = |template| compiled(template).and_then(|compiled| compiled.render(&turns(), true)).unwrap_err();
+        let remedy = "; use `experiments generate` with the whole text as the prompt";
         assert_eq!(
-            llama3.first_turn(None, "U"),
-            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nU<|eot_id|>\
-             <|start_header_id|>assistant<|end_header_id|>\n\n"
+            message("{{ messages[0].content }}\n{{ raise_exception('Roles must alternate') }}").to_string(),
+            format!("the chat template fails on this conversation: line 2: Roles must alternate{remedy}")
         );
+        assert!(message("one\n{% if %}").to_string().starts_with("the chat template cannot be compiled: line 2: "));
+        let endless = "{% for i in range(9000) %}{% for j in range(9000) %}{{ i }}{% endfor %}{% endfor %}";
+        let found = message(endless).to_string();
+        assert!(found.contains("it does not end"), "{found}");
+        let found = message("{{ strftime_now('%Q') }}").to_string();
+        assert!(found.contains("\"%Q\" is no format of a time"), "{found}");
+        let none = ChatTemplate::new(None, BTreeMap::new()).err().unwrap().to_string();
+        assert!(none.starts_with("this model has no chat template"), "{none}");
     }
 
     #[test]
-    fn an_unknown_template_is_an_error() {
-        let error = |template| ChatFormat::of(template).unwrap_err().to_string();
-        assert!(error(Some("<start_of_turn>")).starts_with("this model's chat template is not one of ChatML,"));
-        assert!(error(None).starts_with("this model has no chat template"));
+    fn what_follows_an_answer_is_told_by_the_template() {
+        let template = compiled("{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>\n{% endfor %}").unwrap();
+        assert_eq!(template.after_answer(), "<|end|>\n");
     }
 }

@@ -62,7 +62,7 @@ pub fn head_grid(bits: Bits) -> Grid {
 /// Feeds `prompt` and hands at most `max_tokens` tokens to `on_token`, until one of `end_ids` comes.
 ///
 /// # Errors
-/// A prompt that does not fit, or an error of `on_token`.
+/// A prompt that does not fit, logits that are not finite, or an error of `on_token`.
 pub fn generate(
     session: &mut Session<'_>,
     sampler: &mut Sampler,
@@ -72,7 +72,7 @@ pub fn generate(
     on_token: &mut dyn FnMut(u32) -> anyhow::Result<()>,
 ) -> anyhow::Result<Generation> {
     let start = Instant::now();
-    let mut next = sampler.next(session.feed(prompt)?);
+    let mut next = sampler.next(session.feed(prompt)?)?;
     let prefill_seconds = start.elapsed().as_secs_f64();
     let start = Instant::now();
     let (mut n_generated, mut n_steps) = (0, 0);
@@ -91,7 +91,7 @@ pub fn generate(
         if session.len() == session.capacity() {
             break Stop::ContextFull;
         }
-        next = sampler.next(session.feed(&[next])?);
+        next = sampler.next(session.feed(&[next])?)?;
         n_steps += 1;
     };
     let decode_seconds = start.elapsed().as_secs_f64();

@@ -74,16 +74,22 @@ pub struct Request {
     pub bits: Bits,
     /// Which weights share a scale.
     pub granularity: Granularity,
+    /// Type in which scales are stored.
+    pub scale_dtype: ScaleDtype,
 }
 
 impl std::str::FromStr for Request {
     type Err = String;
 
-    /// Parses `awq-w4g128`; without a group size every output channel is a group.
+    /// Parses `awq-w4g128`; without a group size every output channel is a group, with `-f32` at the end scales are f32.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong =
             || format!("`{text}` is not METHOD-wBITSgGROUP, such as awq-w4g128, or rtn-w8 for one group a channel");
         let (method, grid) = text.rsplit_once("-w").ok_or_else(wrong)?;
+        let (grid, scale_dtype) = match grid.strip_suffix("-f32") {
+            Some(grid) => (grid, ScaleDtype::F32),
+            None => (grid, ScaleDtype::F16),
+        };
         let (bits, group_size) = match grid.split_once('g') {
             Some((bits, group_size)) => (bits, Some(group_size)),
             None => (grid, None),
@@ -93,7 +99,7 @@ impl std::str::FromStr for Request {
             Some(size) => Granularity::PerGroup(size.parse::<NonZeroU16>().map_err(|_| wrong())?),
         };
         let bits = Bits::try_from(bits.parse::<u8>().map_err(|_| wrong())?)?;
-        Ok(Self { method: method.to_owned(), bits, granularity })
+        Ok(Self { method: method.to_owned(), bits, granularity, scale_dtype })
     }
 }
 
@@ -132,7 +138,7 @@ impl Request {
             granularity: self.granularity,
             symmetry: Symmetry::Asymmetric,
             range_includes_zero: preset.range_includes_zero,
-            scale_dtype: ScaleDtype::F16,
+            scale_dtype: self.scale_dtype,
         };
         Ok(Recipe { method, grid, calibration })
     }
@@ -157,7 +163,9 @@ mod tests {
         assert_eq!((parsed.method.as_str(), parsed.bits.get(), parsed.granularity.label()), ("awq", 4, "g128".into()));
         let parsed: Request = "awq_gptq-w3".parse().unwrap();
         assert_eq!((parsed.method.as_str(), parsed.granularity), ("awq_gptq", Granularity::PerChannel));
-        for wrong in ["awq", "awq-4g128", "awq-w4g", "awq-w4g0", "awq-wg128", "awq-w4x128"] {
+        let parsed: Request = "hqq-w2g64-f32".parse().unwrap();
+        assert_eq!((parsed.method.as_str(), parsed.bits.get(), parsed.scale_dtype), ("hqq", 2, ScaleDtype::F32));
+        for wrong in ["awq-w4-f16", "awq", "awq-4g128", "awq-w4g", "awq-w4g0", "awq-wg128", "awq-w4x128"] {
             assert!(wrong.parse::<Request>().unwrap_err().contains("such as awq-w4g128"), "{wrong}");
         }
         assert_eq!(

@@ -8,9 +8,11 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, Write};
 use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
+use awq_core::grid::Grid;
 use awq_core::load::packed::{HEADER_FILE, PackedHeader, PackedLinear, PackedTransform};
 use awq_core::load::{Checkpoint, OpenedModel};
+use awq_core::model::wiring_of;
 use awq_core::pack::PackLayout;
 use awq_core::quantized::{QuantizedWeight, ZeroPoints};
 use awq_core::transform::WeightTransform;
@@ -20,33 +22,33 @@ use serde_json::json;
 
 const WEIGHTS: &str = "model.safetensors";
 
-/// Creates the folder for [`write()`].
-///
-/// # Errors
-/// A folder that holds anything, or cannot be created.
-pub fn claim(folder: &Path) -> anyhow::Result<()> {
-    let place = || format!("{}: cannot create the folder; choose another with --out", folder.display());
-    fs::create_dir_all(folder).with_context(place)?;
-    let is_empty = fs::read_dir(folder).with_context(place)?.next().is_none();
-    ensure!(is_empty, "{}: is not empty; choose another folder with --out, or remove this one", folder.display());
-    Ok(())
+/// Bytes that [`write()`] needs at least while it writes: the tensors are in two files at its end. Codes and scales of the
+/// linears, 16 bits a value of everything else.
+pub fn needed_bytes(checkpoint: &dyn Checkpoint, is_linear: impl Fn(&str) -> bool, grid: &Grid) -> u64 {
+    let n_bytes = |name: String| {
+        let shape = checkpoint.shape(&name).unwrap_or_default();
+        let n_values: u64 = shape.iter().map(|&dim| dim as u64).product();
+        if !is_linear(&name) {
+            return n_values * 2;
+        }
+        let n_in = shape.last().copied().unwrap_or(1).max(1);
+        let n_scales = n_values / n_in as u64 * grid.granularity.n_groups(n_in) as u64;
+        (n_values * u64::from(grid.bits.get())).div_ceil(8) + n_scales * u64::from(grid.scale_dtype.bits() / 8 + 1)
+    };
+    2 * checkpoint.names().into_iter().map(n_bytes).sum::<u64>()
 }
 
 /// Writes `checkpoint`, with everything of `opened` that is not a tensor, into an empty folder.
 ///
 /// # Errors
-/// A configuration that `config.json` cannot express, a tensor that cannot be read, or a disk that is full.
+/// A tensor that cannot be read, or a disk that is full.
 pub fn write(
     folder: &Path,
     opened: &OpenedModel,
     checkpoint: &dyn Checkpoint,
     mut header: PackedHeader,
 ) -> anyhow::Result<()> {
-    let source = opened.checkpoint.source().display().to_string();
-    let config = opened.config.to_hugging_face().with_context(|| {
-        format!("{source}: its rotary frequencies cannot be written to a config.json; quantize the Hugging Face folder of this model")
-    })?;
-    write_json(folder, "config.json", &config)?;
+    write_json(folder, "config.json", &opened.config.to_hugging_face())?;
     write_text(folder, "tokenizer.json", &opened.tokenizer.to_json()?)?;
     let token = |id: Option<u32>| id.and_then(|id| opened.tokenizer.token(id));
     let tokenizer_config = json!({
@@ -55,9 +57,12 @@ pub fn write(
         "chat_template": opened.chat_template,
     });
     write_json(folder, "tokenizer_config.json", &tokenizer_config)?;
+    super::companions::copy(opened.tokenizer.file(), folder)?;
     let partial = folder.join(format!("{WEIGHTS}.partial"));
     let mut file = TensorFile::create(folder)?;
-    for name in checkpoint.names() {
+    // What a decoder reads, and no buffers. NaN may stand in rows that no text looks up.
+    let wiring = wiring_of(&opened.config, checkpoint)?;
+    for name in wiring.tensors(&opened.config).into_keys() {
         match checkpoint.read_quantized(&name)? {
             Some(weight) => {
                 let linear = name.strip_suffix(".weight").unwrap_or(&name);
@@ -65,7 +70,7 @@ pub fn write(
             }
             None => {
                 let shape = checkpoint.shape(&name).unwrap_or_default();
-                file.add_floats(&name, &shape, &checkpoint.read_f32(&name)?)?;
+                file.add_floats(&name, &shape, &checkpoint.read_any_f32(&name)?)?;
             }
         }
     }
@@ -205,7 +210,7 @@ mod tests {
         let tokenizer = Tokenizer::from_folder(folder.path(), &config).unwrap();
         let checkpoint: Arc<MemoryCheckpoint> = Arc::new(tiny::checkpoint(&spec, 11));
         let chat_template = Some("<|im_start|>".to_owned());
-        OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template }
+        OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template, special_tokens: Default::default() }
     }
 
     fn quantized(opened: &OpenedModel, recipe: &Recipe) -> Quantized {
@@ -298,9 +303,18 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_with_files_is_not_claimed() {
+    fn space_is_estimated_near_what_is_written() {
+        let opened = opened();
+        let request: Request = "rtn-w4g32".parse().unwrap();
+        let recipe = request.recipe(&opened.config, || calibration_text("bundled")).unwrap();
+        let quantized = quantized(&opened, &recipe);
         let folder = tempfile::tempdir().unwrap();
-        claim(&folder.path().join("a/new/one")).unwrap();
-        claim(folder.path()).unwrap_err();
+        write(folder.path(), &opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized).unwrap()).unwrap();
+        let written = folder.path().join(WEIGHTS).metadata().unwrap().len();
+        let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref()).unwrap();
+        let is_linear = |name: &str| crate::quantize::is_linear(&wiring, name);
+        let needed = needed_bytes(opened.checkpoint.as_ref(), is_linear, &recipe.grid) as f64 / 2.0;
+        // The tiny model's embedding is f32.
+        assert!((0.4..1.05).contains(&(needed / written as f64)), "{needed} for {written}");
     }
 }

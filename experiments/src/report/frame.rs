@@ -10,6 +10,7 @@ use awq_core::driver::Propagation;
 
 use super::row::Row;
 use crate::config::ReferenceValue;
+use crate::inputs::differences;
 use crate::plan::Cell;
 use crate::record::{Done, Measurement, Outcome, PackedOrigin, Quantization, Record, Stage};
 use crate::registry::MethodSpec;
@@ -333,7 +334,7 @@ fn row(
     }
 }
 
-/// Difference to the first cell of the same model that `is_other` accepts and that was scored on the same windows.
+/// Difference to the first cell of the same model, with the same files, that `is_other` accepts and that was scored on the same windows.
 fn difference(
     cell: &Finished<'_>,
     measurement: &Measurement,
@@ -341,7 +342,10 @@ fn difference(
     is_other: impl Fn(&Cell) -> bool,
 ) -> Delta {
     let same = |other: &Cell| other.model == cell.cell().model && other.precision == cell.cell().precision;
+    let assets = &cell.record.provenance.assets;
     let others = finished.iter().filter(|other| same(other.cell()) && is_other(other.cell()));
+    // The model of one may have been replaced in its folder before the other ran.
+    let others = others.filter(|other| differences(assets, &other.record.provenance.assets).is_empty());
     let Some(other) = others.flat_map(|other| &other.done.measurements).find(|other| same_windows(measurement, other))
     else {
         return Delta::default();

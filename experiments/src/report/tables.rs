@@ -213,7 +213,7 @@ fn caption(rows: &[Row]) -> String {
 pub(super) fn protocol(row: &Row) -> String {
     match row.protocol.as_str() {
         "gptq" => format!("non-overlapping windows of {} tokens, all but the first token of each scored", row.seq_len),
-        "llama-cpp" => format!("chunks of {} tokens that start with BOS, the second half of each scored", row.seq_len),
+        "llama-cpp" => format!("chunks of {} tokens, the second half of each scored", row.seq_len),
         _ => format!("windows of {} tokens", row.seq_len),
     }
 }

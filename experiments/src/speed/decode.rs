@@ -59,7 +59,7 @@ pub fn measure(
     let longest = opened.config.longest_sequence();
     ensure!(
         n_prompt + n_new <= longest,
-        "{n_prompt} tokens of a prompt and {n_new} new ones are more than the {longest} that the model can be run on; lower \
+        "{n_prompt} tokens of a prompt and {n_new} new ones are more than the {longest} positions of the model's configuration; lower \
          `speed.decode.prompt_tokens` or `new_tokens`"
     );
     let dense = DecodeModel::load(opened.config.clone(), opened.checkpoint.as_ref(), &DecodeOptions::EXACT)?;

@@ -146,6 +146,38 @@ fn devices_that_are_not_there() {
     workshop.change_experiment("device = \"flex\"", "device = \"tpu\"");
     let unknown = "device `tpu` is unknown; use flex, ndarray, cuda, cuda:N or wgpu";
     workshop.run(&["experiment.toml", "--out", "out"]).refused(unknown);
+    workshop.run(&["plan", "experiment.toml"]).refused(unknown);
+    workshop
+        .run(&["plan", "experiment.toml", "--device", "flx"])
+        .refused("device `flx` is unknown; use flex, ndarray, cuda, cuda:N or wgpu (did you mean flex?)");
+    assert_eq!(workshop.run(&["plan", "experiment.toml", "--device", "ndarray"]).stderr, "");
+}
+
+#[test]
+fn a_plan_for_another_machine_says_so() {
+    if cfg!(feature = "cuda") {
+        return;
+    }
+    let planned = Workshop::new().run(&["plan", "experiment.toml", "--device", "cuda:1"]);
+    let note = "cannot run here: device `cuda:1`: this program was built without it; build with `--features cuda`\n";
+    assert_eq!((planned.code, planned.stderr.as_str()), (Some(0), note));
+}
+
+/// Some editors put a byte order mark in front, and end lines as Windows does.
+#[test]
+fn a_byte_order_mark_and_windows_lines_are_read() {
+    let workshop = Workshop::new();
+    let (plain, planned) = (workshop.read("experiment.toml"), workshop.run(&["plan", "experiment.toml"]));
+    workshop.write("experiment.toml", format!("\u{feff}{}", plain.replace('\n', "\r\n")));
+    assert_eq!(workshop.run(&["plan", "experiment.toml"]).stdout, planned.stdout);
+    workshop.write("experiment.toml", "\u{feff}quest = 1\n");
+    let refused = workshop.run(&["plan", "experiment.toml"]);
+    assert!(refused.stderr.contains("TOML parse error at line 1, column 1\n"), "{refused:?}");
+    let marked = format!("\u{feff}{plain}");
+    workshop.write("experiment.toml", marked.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>());
+    workshop
+        .run(&["plan", "experiment.toml"])
+        .refused("experiment.toml: is UTF-16, as its byte order mark says; convert it with `iconv -f UTF-16 -t UTF-8`");
 }
 
 #[test]

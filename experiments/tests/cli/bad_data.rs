@@ -97,7 +97,7 @@ fn window_longer_than_the_model() {
     workshop.change_experiment("seq_len = 64", "seq_len = 129");
     check_all_fail(
         &workshop,
-        "data set evaluation: sequences of 129 tokens are longer than the 128 that the model can be run on; use a shorter \
+        "data set evaluation: sequences of 129 tokens are longer than the 128 positions of the model's configuration; use a shorter \
          seq_len",
     );
 }
@@ -124,7 +124,7 @@ fn calibration_sequence_longer_than_the_model() {
     workshop.change_experiment("seq_len = 32", "seq_len = 129");
     check_quantized_fail(
         &workshop,
-        "calibration: sequences of 129 tokens are longer than the 128 that the model can be run on; use a shorter seq_len",
+        "calibration: sequences of 129 tokens are longer than the 128 positions of the model's configuration; use a shorter seq_len",
     );
 }
 

@@ -15,7 +15,7 @@ fn every_family_runs_to_the_end() {
             workshop.write(&format!("model/{file}"), fs::read(fixture.path().join(file)).unwrap());
         }
         workshop.write("model/tokenizer.json", tokenizer(N_WORDS).to_string());
-        // The shortest window of these models is 28.
+        // These models have 32 positions.
         workshop.change_experiment("seq_len = 32", "seq_len = 28");
         workshop.change_experiment("seq_len = 64", "seq_len = 28");
         workshop.finish("out", &[]);

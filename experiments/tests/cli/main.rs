@@ -9,5 +9,7 @@ mod commands;
 mod decoding;
 mod families;
 mod interruption;
+mod packing;
+mod replaced;
 mod speed;
 mod support;

@@ -132,7 +132,7 @@ fn what_cannot_be_timed_is_refused() {
     );
     refused(
         &DECODE.replace("prompt_tokens = 8", "prompt_tokens = 5000"),
-        "tiny decoding, 2 threads: 5000 tokens of a prompt and 4 new ones are more than the 128 that the model can be run on; lower \
+        "tiny decoding, 2 threads: 5000 tokens of a prompt and 4 new ones are more than the 128 positions of the model's configuration; lower \
          `speed.decode.prompt_tokens` or `new_tokens`",
     );
 }

@@ -45,6 +45,49 @@ const TYPES: [(GgmlType, u32, &str, usize, usize); 11] = [
     (GgmlType::Bf16, 30, "BF16", 1, 2),
 ];
 
+/// Types that this reader does not convert, by their ids in `ggml.h`, the removed ones among them.
+const OTHER_TYPES: [(u32, &str); 32] = [
+    (4, "Q4_2"),
+    (5, "Q4_3"),
+    (9, "Q8_1"),
+    (10, "Q2_K"),
+    (11, "Q3_K"),
+    (15, "Q8_K"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (20, "IQ4_NL"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (23, "IQ4_XS"),
+    (24, "I8"),
+    (25, "I16"),
+    (26, "I32"),
+    (27, "I64"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (31, "Q4_0_4_4"),
+    (32, "Q4_0_4_8"),
+    (33, "Q4_0_8_8"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (36, "IQ4_NL_4_4"),
+    (37, "IQ4_NL_4_8"),
+    (38, "IQ4_NL_8_8"),
+    (39, "MXFP4"),
+    (40, "NVFP4"),
+    (41, "Q1_0"),
+    (42, "Q2_0"),
+];
+
+/// The name of any type of ggml; of an id that is none of them, the id.
+pub(in crate::load) fn type_name(id: u32) -> String {
+    let known = TYPES.iter().map(|row| (row.1, row.2)).chain(OTHER_TYPES);
+    let name = known.into_iter().find(|(known, _)| *known == id).map(|(_, name)| name.to_owned());
+    name.unwrap_or_else(|| format!("ggml type {id}, which has no name"))
+}
+
 impl GgmlType {
     pub(super) fn from_id(id: u32) -> Option<Self> {
         TYPES.iter().find(|row| row.1 == id).map(|row| row.0)

@@ -13,6 +13,17 @@ use super::dequant::GgmlType;
 use crate::load::LoadError;
 
 const MAGIC: &[u8; 4] = b"GGUF";
+/// How other files begin that come under this name.
+const OTHER_FILES: [([u8; 4], &str); 8] = [
+    (*b"lmgg", "a GGML file of before GGUF"),
+    (*b"fmgg", "a GGMF file of before GGUF"),
+    (*b"tjgg", "a GGJT file of before GGUF"),
+    (*b"algg", "an adapter (LoRA) of before GGUF"),
+    (*b"vers", "a pointer of Git LFS in place of the file, which `git lfs pull` gets"),
+    (*b"<!do", "a web page in place of the file"),
+    (*b"<!DO", "a web page in place of the file"),
+    (*b"<htm", "a web page in place of the file"),
+];
 const DEFAULT_ALIGNMENT: u64 = 32;
 const MAX_DIMS: u32 = 4;
 
@@ -183,7 +194,11 @@ impl<'a> Reader<'a> {
     fn magic_and_version(&mut self) -> Result<(), LoadError> {
         let magic = self.array::<4>()?;
         if &magic != MAGIC {
-            return Err(bad_header(self.file, format!("it starts with {magic:?}, not with \"GGUF\"")));
+            let is = OTHER_FILES
+                .iter()
+                .find(|(start, _)| *start == magic)
+                .map_or_else(String::new, |(_, is)| format!(": {is}"));
+            return Err(bad_header(self.file, format!("it starts with {magic:?}, not with \"GGUF\"{is}")));
         }
         match self.u32()? {
             2 | 3 => Ok(()),

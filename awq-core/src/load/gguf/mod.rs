@@ -5,6 +5,8 @@
 
 mod dequant;
 mod header;
+mod keys;
+mod kind;
 mod names;
 #[cfg(test)]
 mod tests;
@@ -19,7 +21,7 @@ use super::config::ModelConfig;
 use super::error::nearest_names;
 use super::map::MappedFile;
 use super::rope::RopeScaling;
-use super::{Checkpoint, LoadError, floats};
+use super::{Checkpoint, LoadError};
 
 /// llama.cpp's divisors of the rotary frequencies: part of the configuration, not a weight.
 const ROPE_FREQS: &str = "rope_freqs.weight";
@@ -64,19 +66,27 @@ pub(super) struct GgufFile {
 pub(super) fn open(file: &Path) -> Result<GgufFile, LoadError> {
     let map = MappedFile::open(file)?;
     let mut header = Header::parse(map.bytes(), file)?;
+    kind::check(file, &header.metadata)?;
     let family = family_of(&header, file)?;
     let tied_head = !header.tensors.contains_key("output.weight");
-    let attention_bias = header.tensors.contains_key("blk.0.attn_q.bias");
-    let mut config = ModelConfig::from_gguf(file, &header.metadata, family.gguf, family.hugging_face)?;
+    let has_bias = |parts: &[&str]| parts.iter().any(|part| header.tensors.contains_key(&format!("blk.0.{part}.bias")));
+    let attention_bias = has_bias(&["attn_q", "attn_k", "attn_v", "attn_output"]);
+    let mlp_bias = has_bias(&["ffn_gate", "ffn_up", "ffn_down"]);
+    let metadata = keys::checked(file, &header.metadata, family.gguf)?;
+    let mut config = ModelConfig::from_gguf(file, metadata, &header.metadata, family.gguf, family.hugging_face)?;
     config.tie_word_embeddings = tied_head;
     config.attention_bias = attention_bias;
+    config.mlp_bias = mlp_bias;
     if let Some(info) = header.tensors.remove(ROPE_FREQS) {
         check_shape(file, ROPE_FREQS, &info.shape, &[config.head_dim / 2])?;
         let divisors = read_stored(&map, ROPE_FREQS, &info.stored)?;
-        config.rope_scaling = Some(RopeScaling::PerFrequency { divisors });
+        config.rope_scaling = Some(per_frequency(file, divisors, config.rope_scaling.as_ref())?);
     }
     let mut tensors = BTreeMap::new();
     for (gguf_name, info) in std::mem::take(&mut header.tensors) {
+        if names::is_rotary_buffer(&gguf_name) {
+            continue;
+        }
         let Some(name) = names::hugging_face_name(&gguf_name) else {
             return Err(LoadError::UnknownTensor {
                 file: file.to_owned(),
@@ -109,6 +119,18 @@ fn family_of(header: &Header, file: &Path) -> Result<&'static Family, LoadError>
         architecture: architecture.clone(),
         known: FAMILIES.iter().map(|family| family.gguf.to_owned()).collect(),
     })
+}
+
+/// The file's own divisors, on top of those of a formula: llama.cpp applies both.
+fn per_frequency(file: &Path, mut divisors: Vec<f32>, formula: Option<&RopeScaling>) -> Result<RopeScaling, LoadError> {
+    if let Some(index) = divisors.iter().position(|divisor| *divisor <= 0.0) {
+        let problem = format!("tensor {ROPE_FREQS:?} divides by {} at element {index}", divisors[index]);
+        return Err(LoadError::BadHeader { file: file.to_owned(), problem });
+    }
+    if let Some(RopeScaling::Linear { factor }) = formula {
+        divisors.iter_mut().for_each(|divisor| *divisor = (f64::from(*divisor) * factor) as f32);
+    }
+    Ok(RopeScaling::PerFrequency { divisors })
 }
 
 /// The number of heads that q or k projects to; `None` for any other tensor.
@@ -144,22 +166,18 @@ fn check_shape(file: &Path, name: &str, found: &[usize], expected: &[usize]) -> 
 
 fn read_stored(map: &MappedFile, name: &str, stored: &Stored) -> Result<Vec<f32>, LoadError> {
     let file = || map.path().to_owned();
-    let values = match stored {
+    Ok(match stored {
         // In bounds: the header checked the range against the file's length.
         Stored::Known(ggml_type, range) => dequantize(*ggml_type, &map.bytes()[range.clone()]),
         Stored::Unknown(type_id) => {
             return Err(LoadError::UnsupportedDtype {
                 file: file(),
                 name: name.to_owned(),
-                dtype: format!("ggml type {type_id}"),
+                dtype: dequant::type_name(*type_id),
                 known: GgmlType::known(),
             });
         }
-    };
-    match floats::first_non_finite(&values) {
-        None => Ok(values),
-        Some(index) => Err(LoadError::NonFinite { file: file(), name: name.to_owned(), index }),
-    }
+    })
 }
 
 impl Checkpoint for GgufCheckpoint {
@@ -171,7 +189,7 @@ impl Checkpoint for GgufCheckpoint {
         self.tensors.get(name).map(|tensor| tensor.info.shape.clone())
     }
 
-    fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+    fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         let tensor = self.tensors.get(name).ok_or_else(|| LoadError::MissingTensor {
             file: self.map.path().to_owned(),
             name: name.to_owned(),
@@ -185,6 +203,10 @@ impl Checkpoint for GgufCheckpoint {
             }
             None => values,
         })
+    }
+
+    fn is_readable(&self, name: &str) -> bool {
+        self.tensors.get(name).is_some_and(|tensor| matches!(tensor.info.stored, Stored::Known(..)))
     }
 
     fn source(&self) -> &Path {

@@ -35,6 +35,12 @@ pub(super) fn hugging_face_name(gguf_name: &str) -> Option<String> {
     Some(format!("{name}.{kind}"))
 }
 
+/// Rotary frequencies of a block, which converters of 2023 took along from `rotary_emb.inv_freq`: they follow from the
+/// configuration.
+pub(super) fn is_rotary_buffer(gguf_name: &str) -> bool {
+    gguf_name.starts_with("blk.") && gguf_name.ends_with(".attn_rot_embd.weight")
+}
+
 /// Puts the rows of `values: [n_heads * head_dim, row_len]` back into Hugging Face order.
 ///
 /// llama.cpp stores the rows of q and k of its `llama` architecture so that the two members of a rotary pair are

@@ -78,6 +78,15 @@ fn configuration_comes_from_the_metadata() {
     assert!(!config.tie_word_embeddings && config.attention_bias);
 }
 
+/// llama.cpp has no windows in the graphs of these two, whatever the key says.
+#[test]
+fn a_window_in_the_metadata_is_one_that_llama_cpp_does_not_apply() {
+    for architecture in ["llama", "qwen2"] {
+        let windowed = small_model(architecture).u32(&format!("{architecture}.attention.sliding_window"), 4);
+        assert_eq!(opened(&windowed).config.windows, [None], "{architecture}");
+    }
+}
+
 #[test]
 fn rows_of_q_and_k_are_put_in_order_for_llama_only() {
     let first_of_each_row = |architecture: &str, name: &str| -> Vec<f32> {
@@ -100,6 +109,18 @@ fn bias_of_q_is_put_in_order_too() {
     assert_eq!(bias, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
 }
 
+/// No key says so: the tensors do, and the configuration that `quantize` writes.
+#[test]
+fn biases_of_the_mlp_are_read_and_written() {
+    let plain = opened(&small_model("llama")).config;
+    assert_eq!(plain.to_hugging_face()["mlp_bias"], false);
+    let biased = opened(&small_model("llama").f32_tensor("blk.0.ffn_up.bias", &[8], &counting(8)));
+    assert_eq!(biased.config.to_hugging_face()["mlp_bias"], true);
+    assert_eq!(biased.checkpoint.read_f32("model.layers.0.mlp.up_proj.bias").unwrap(), counting(8));
+    let lone = opened(&small_model("llama").f32_tensor("blk.0.attn_output.bias", &[8], &counting(8)));
+    assert!(lone.config.attention_bias);
+}
+
 #[test]
 fn both_versions_and_other_alignments_read() {
     for (version, alignment) in [(2, 32), (3, 32), (3, 8), (3, 256)] {
@@ -120,6 +141,115 @@ fn rope_divisors_become_part_of_the_configuration() {
     check_error(
         &small_model("llama").f32_tensor("rope_freqs.weight", &[3], &[1.0; 3]).bytes(),
         "tensor \"rope_freqs.weight\" has shape [3], expected [2]",
+    );
+}
+
+/// What the file says, and the frequencies of the two pairs that llama.cpp then computes.
+#[test]
+fn stretched_frequencies_are_those_of_llama_cpp() {
+    let frequencies = |writer: &GgufWriter| opened(writer).config.rope_frequencies();
+    let model = || small_model("llama");
+    let (plain, quarter) = ([1.0, 0.01], [0.25, 0.0025]);
+    assert_eq!(frequencies(&model()), plain);
+    assert_eq!(frequencies(&model().f32("llama.rope.scaling.factor", 4.0)), quarter, "the type is linear if not said");
+    assert_eq!(frequencies(&model().f32("llama.rope.scale_linear", 4.0)), quarter, "the key of 2023");
+    let both = model().f32("llama.rope.scale_linear", 8.0).f32("llama.rope.scaling.factor", 4.0);
+    assert_eq!(frequencies(&both), quarter, "the newer key wins");
+    let linear = model().text("llama.rope.scaling.type", "linear");
+    assert_eq!(frequencies(&linear.clone().f32("llama.rope.scaling.factor", 4.0)), quarter);
+    assert_eq!(frequencies(&linear.clone()), plain);
+    assert_eq!(frequencies(&linear.f32("llama.rope.scaling.factor", 0.0)), plain);
+    let none = model().text("llama.rope.scaling.type", "none").f32("llama.rope.scaling.factor", 4.0);
+    assert_eq!(frequencies(&none), plain);
+    let divided = model().f32("llama.rope.scaling.factor", 4.0).f32_tensor("rope_freqs.weight", &[2], &[1.0, 2.0]);
+    assert_eq!(frequencies(&divided), [0.25, 0.00125], "divisors and factor are both applied");
+    check_error(
+        &model().f32_tensor("rope_freqs.weight", &[2], &[1.0, 0.0]).bytes(),
+        "tensor \"rope_freqs.weight\" divides by 0 at element 1",
+    );
+    check_error(
+        &model().f32("llama.rope.scaling.factor", -1.0).bytes(),
+        "key \"llama.rope.scaling.factor\": -1.0, expected a positive number",
+    );
+    check_error(
+        &model().text("llama.rope.scaling.type", "longrope").bytes(),
+        "key \"llama.rope.scaling.type\": \"longrope\", expected one of none, linear",
+    );
+}
+
+#[test]
+fn heads_are_scaled_by_their_width_only() {
+    let with = |key: &str, value: f32| small_model("qwen2").f32(&format!("qwen2.{key}"), value);
+    for scale in [0.0, 0.5, 0.500_000_06] {
+        opened(&with("attention.scale", scale));
+    }
+    check_error(
+        &with("attention.scale", 0.25).bytes(),
+        "key \"qwen2.attention.scale\": 0.25, expected 1 / sqrt(4): other scales are not supported",
+    );
+    check_error(
+        &small_model("qwen2").u32("qwen2.attention.value_length", 8).bytes(),
+        "key \"qwen2.attention.value_length\": 8, expected the width of keys 4: others are not supported",
+    );
+}
+
+#[test]
+fn what_is_no_whole_model_says_what_it_is() {
+    let kind = |kind: &str| GgufWriter::new().text("general.type", kind).text("general.architecture", "llama").bytes();
+    check_error(
+        &kind("adapter"),
+        "key \"general.type\": \"adapter\": this is an adapter (LoRA), not a model; merge it into its base model, and \
+         convert that",
+    );
+    check_error(
+        &kind("mmproj"),
+        "\"mmproj\": this is the image or audio encoder of a multimodal model (mmproj), not a model of text; give that",
+    );
+    check_error(
+        &kind("imatrix"),
+        "\"imatrix\": this is an importance matrix, not a model; give the model that it was made from",
+    );
+    check_error(&kind("soup"), "\"soup\": a kind of file that is not known, expected \"model\"");
+    check_error(
+        &GgufWriter::new().text("general.architecture", "clip").bytes(),
+        "key \"general.architecture\": \"clip\": this is the image or audio encoder of a multimodal model (mmproj)",
+    );
+    assert!(opened(&small_model("llama").text("general.type", "model")).config.n_blocks == 1);
+    // A later part has no keys but these.
+    check_error(
+        &GgufWriter::new().u32("split.no", 1).u32("split.count", 3).bytes(),
+        "key \"split.count\": this file is part 2 of 3, and parts are not joined; merge them with `llama-gguf-split --merge \
+         FIRST-PART WHOLE.gguf`",
+    );
+    assert!(opened(&small_model("llama").u32("split.count", 1)).config.n_blocks == 1);
+    check_error(b"tjgg\x03\0\0\0", "not with \"GGUF\": a GGJT file of before GGUF");
+    check_error(
+        b"version https://git-lfs.github.com/spec/v1",
+        "a pointer of Git LFS in place of the file, which `git lfs pull` gets",
+    );
+}
+
+/// One key table holds for both families.
+#[test]
+fn keys_of_the_architecture_are_checked_when_a_file_is_opened() {
+    for family in ["llama", "qwen2"] {
+        let key = format!("{family}.expert_count");
+        check_error(
+            &small_model(family).u32(&key, 8).bytes(),
+            &format!("key \"{key}\": 8: experts are not supported; use a model without"),
+        );
+        opened(&small_model(family).u32(&key, 0).u32("other.expert_count", 8));
+    }
+}
+
+#[test]
+fn rotary_buffers_of_old_converters_are_left_out() {
+    let writer = small_model("llama").f32_tensor("blk.0.attn_rot_embd.weight", &[2], &[1.0, 0.01]);
+    let file = opened(&writer);
+    assert!(file.checkpoint.names().iter().all(|name| !name.contains("rot")));
+    check_error(
+        &small_model("llama").f32_tensor("rope_factors_long.weight", &[2], &[1.0, 1.0]).bytes(),
+        "tensor \"rope_factors_long.weight\" belongs to no known layer of architecture \"llama\"",
     );
 }
 
@@ -155,7 +285,7 @@ fn wrong_facts_are_named() {
 fn unknown_storage_type_is_named_when_the_tensor_is_read() {
     let writer = small_model("llama").tensor("blk.0.ffn_up.weight", &[8, 256], 10, vec![0; 84 * 8]);
     let error = opened(&writer).checkpoint.read_f32("model.layers.0.mlp.up_proj.weight").unwrap_err().to_string();
-    assert!(error.contains("is stored as ggml type 10, expected one of F32, F16, Q4_0"), "{error}");
+    assert!(error.contains("is stored as Q2_K, expected one of F32, F16, Q4_0"), "{error}");
 }
 
 #[test]
@@ -265,7 +395,9 @@ fn smollm2_embeddings_and_weights_equal_the_oracle() {
 
     let forward = std::fs::read(forward).unwrap();
     let forward = SafeTensors::deserialize(&forward).unwrap();
-    let oracle = |name: &str| floats::to_f32(floats::FloatType::F32, forward.tensor(name).unwrap().data());
+    let oracle = |name: &str| {
+        crate::load::floats::to_f32(crate::load::floats::FloatType::F32, forward.tensor(name).unwrap().data())
+    };
     let ids = forward.tensor("ids").unwrap();
     assert_eq!(ids.dtype(), safetensors::Dtype::I32);
     let ids = ids.data().as_chunks::<4>().0.iter();

@@ -8,7 +8,7 @@ use tokenizers::models::bpe::Vocab;
 
 use super::byte_level::{self, PreTokenizer};
 use super::sentence_piece::{self, Piece};
-use super::{SpecialTokens, Tokenizer, sha256_hex, tokenizer_error};
+use super::{Around, SpecialTokens, Tokenizer, sha256_hex, tokenizer_error};
 use crate::load::LoadError;
 use crate::load::gguf::Value;
 
@@ -40,11 +40,15 @@ pub(super) fn rebuild(file: &Path, metadata: &BTreeMap<String, Value>) -> Result
         _ => None,
     });
     inner.add_tokens(added).map_err(|error| tokenizer_error(file, error))?;
-    let special = SpecialTokens {
-        bos: keys.token_id("tokenizer.ggml.bos_token_id", tokens.len())?,
-        eos: keys.token_id("tokenizer.ggml.eos_token_id", tokens.len())?,
-        adds_bos: keys.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos_by_default),
+    let bos = keys.token_id("tokenizer.ggml.bos_token_id", tokens.len())?;
+    let eos = keys.token_id("tokenizer.ggml.eos_token_id", tokens.len())?;
+    let adds_bos = keys.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos_by_default);
+    let adds_eos = keys.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
+    let around = Around {
+        prefix: bos.filter(|_| adds_bos).into_iter().collect(),
+        suffix: eos.filter(|_| adds_eos).into_iter().collect(),
     };
+    let special = SpecialTokens { bos, eos, around };
     Ok(Tokenizer { inner, file: file.to_owned(), special, sha256: keys.digest()? })
 }
 

@@ -15,12 +15,13 @@ use sha2::{Digest, Sha256};
 use tokenizers::processors::template::TemplateProcessing;
 
 use super::gguf::Value;
-use super::{LoadError, ModelConfig, read_json};
+use super::{LoadError, ModelConfig, read_json, without_mark};
 
 /// A model's tokenizer.
 ///
-/// Ids are those of the reference implementation (Hugging Face `tokenizers`): special tokens that are spelled out
-/// in a text (`<|endoftext|>`) become their ids, as there.
+/// Ids are those of the reference implementation (Hugging Face `tokenizers`) with the `tokenizer.json` as it stands:
+/// special tokens that are spelled out in a text (`<|endoftext|>`) become their ids, as there. For some tokenizer classes
+/// `transformers` replaces parts of the file (its pre-tokenizer, say) when it loads it; that is not followed.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     file: PathBuf,
@@ -29,23 +30,32 @@ pub struct Tokenizer {
 }
 
 /// The tokens around a text.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct SpecialTokens {
     bos: Option<u32>,
     eos: Option<u32>,
-    adds_bos: bool,
+    around: Around,
+}
+
+/// What encoding with special tokens puts before and after the ids of a text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Around {
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
 }
 
 impl Tokenizer {
     /// Reads `tokenizer.json` of a Hugging Face `folder`. The BOS and EOS tokens are those of
-    /// `tokenizer_config.json` where it names them, else those of the model's configuration.
+    /// `tokenizer_config.json` where it names them, else those of the model's configuration; but a token that the file's
+    /// post-processor puts first is the BOS token, whatever the configuration files say.
     ///
     /// # Errors
     /// A missing or malformed file, or a named token that the vocabulary lacks.
     pub fn from_folder(folder: &Path, config: &ModelConfig) -> Result<Self, LoadError> {
         let file = folder.join("tokenizer.json");
         let bytes = std::fs::read(&file).map_err(|source| LoadError::Open { file: file.clone(), source })?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| tokenizer_error(&file, error))?;
+        let text = without_mark(&file, &bytes)?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(text).map_err(|error| tokenizer_error(&file, error))?;
         // Some files carry the truncation of their training script; a silently shortened text is never wanted here.
         inner.with_truncation(None).map_err(|error| tokenizer_error(&file, error))?;
         inner.with_padding(None);
@@ -53,10 +63,11 @@ impl Tokenizer {
         let config_file = folder.join("tokenizer_config.json");
         let names: Json = if config_file.exists() { read_json(&config_file)? } else { Json::Null };
         let named = |key: &str| named_token(&inner, &config_file, &names, key);
-        let bos = named("bos_token")?.or(config.bos_id);
+        let around = tokens_around(&inner, &file)?;
+        let named_bos = named("bos_token")?;
+        let bos = around.prefix.first().copied().or(named_bos).or(config.bos_id);
         let eos = named("eos_token")?.or(config.eos_ids.first().copied());
-        let adds_bos = bos.is_some() && prepended_token(&inner, &file)? == bos;
-        Ok(Self { inner, file, special: SpecialTokens { bos, eos, adds_bos }, sha256: sha256_hex(&bytes) })
+        Ok(Self { inner, file, special: SpecialTokens { bos, eos, around }, sha256: sha256_hex(&bytes) })
     }
 
     /// Rebuilds the tokenizer that `file` describes in its metadata.
@@ -73,6 +84,39 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The ids of `text` with what the tokenizer puts around a text unless told otherwise: a BOS token before it, say.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>, LoadError> {
+        Ok(self.surround(self.encode(text)?))
+    }
+
+    /// As [`Self::encode_with_special`], but special tokens that are spelled out in `text` stay text, as in llama.cpp with
+    /// `add_special = true` and `parse_special = false`. Added tokens that are not special are still found there.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_literally_with_special(&self, text: &str) -> Result<Vec<u32>, LoadError> {
+        let mut inner = self.inner.clone();
+        inner.set_encode_special_tokens(true);
+        let encoding = inner.encode_fast(text, false).map_err(|error| tokenizer_error(&self.file, error))?;
+        Ok(self.surround(encoding.get_ids().to_vec()))
+    }
+
+    /// The ids of `text` as the beginning of a longer one: with what the tokenizer puts before a text, not after.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, LoadError> {
+        Ok([self.special.around.prefix.clone(), self.encode(text)?].concat())
+    }
+
+    fn surround(&self, ids: Vec<u32>) -> Vec<u32> {
+        let Around { prefix, suffix } = &self.special.around;
+        [prefix.as_slice(), &ids, suffix].concat()
+    }
+
     /// The text of `ids`, special tokens spelled out.
     ///
     /// # Errors
@@ -81,20 +125,23 @@ impl Tokenizer {
         self.inner.decode(ids, false).map_err(|error| tokenizer_error(&self.file, error))
     }
 
-    /// The tokenizer as a `tokenizer.json`, which puts BOS before a text where [`Self::adds_bos`] says so.
+    /// The tokenizer as a `tokenizer.json`, which puts around a text what [`Self::encode_with_special`] does.
     ///
     /// # Errors
     /// [`LoadError::Tokenizer`] if the tokenizer cannot be written.
     pub fn to_json(&self) -> Result<String, LoadError> {
         let mut inner = self.inner.clone();
-        if let Some(bos) = self.special.bos.filter(|_| self.special.adds_bos)
-            && prepended_token(&inner, &self.file)? != Some(bos)
-        {
-            let text = self.token(bos).unwrap_or_default();
+        let around = &self.special.around;
+        if tokens_around(&inner, &self.file)? != *around {
+            let spelled = |ids: &[u32]| -> Vec<(String, u32)> {
+                ids.iter().filter_map(|&id| Some((self.token(id)?, id))).collect()
+            };
+            let (before, after) = (spelled(&around.prefix), spelled(&around.suffix));
+            let texts = |tokens: &[(String, u32)]| tokens.iter().map(|(text, _)| text.clone()).collect::<Vec<_>>();
             let template = TemplateProcessing::builder()
-                .try_single(vec![text.clone(), "$A".to_owned()])
+                .try_single([texts(&before), vec!["$A".to_owned()], texts(&after)].concat())
                 .map_err(|error| tokenizer_error(&self.file, error))?
-                .special_tokens(vec![(text, bos)])
+                .special_tokens([before, after].concat())
                 .build()
                 .map_err(|error| tokenizer_error(&self.file, error))?;
             inner.with_post_processor(Some(template));
@@ -112,6 +159,11 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// Whether `id` is a token that stands for itself in a text, as markers of turns do.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+    }
+
     /// The beginning-of-sequence token, if the model has one.
     pub fn bos(&self) -> Option<u32> {
         self.special.bos
@@ -124,7 +176,12 @@ impl Tokenizer {
 
     /// Whether the reference implementation puts BOS before a text unless told otherwise.
     pub fn adds_bos(&self) -> bool {
-        self.special.adds_bos
+        self.special.bos.is_some() && self.special.around.prefix.first().copied() == self.special.bos
+    }
+
+    /// Whether the reference implementation puts tokens (an EOS, say) after a text unless told otherwise.
+    pub fn adds_suffix(&self) -> bool {
+        !self.special.around.suffix.is_empty()
     }
 
     /// Highest token id + 1.
@@ -155,13 +212,20 @@ fn named_token(inner: &tokenizers::Tokenizer, file: &Path, names: &Json, key: &s
     })
 }
 
-/// The token that the post-processor puts before a text, if it puts one there.
-fn prepended_token(inner: &tokenizers::Tokenizer, file: &Path) -> Result<Option<u32>, LoadError> {
+/// The tokens that the post-processor puts around a text.
+fn tokens_around(inner: &tokenizers::Tokenizer, file: &Path) -> Result<Around, LoadError> {
     let encode =
         |add_special_tokens| inner.encode_fast("a", add_special_tokens).map_err(|error| tokenizer_error(file, error));
     let (bare, dressed) = (encode(false)?, encode(true)?);
-    let first = dressed.get_ids().first();
-    Ok(if first == bare.get_ids().first() { None } else { first.copied() })
+    let (bare, dressed) = (bare.get_ids(), dressed.get_ids());
+    // A vocabulary that cannot spell the probe leaves nothing to look for: all there is stands before a text.
+    let start = match bare {
+        [] => dressed.len(),
+        _ => dressed.windows(bare.len()).position(|ids| ids == bare).ok_or_else(|| {
+            tokenizer_error(file, "its post-processor changes a text's own tokens, which is not supported")
+        })?,
+    };
+    Ok(Around { prefix: dressed[..start].to_vec(), suffix: dressed[start + bare.len()..].to_vec() })
 }
 
 fn tokenizer_error(file: &Path, error: impl std::fmt::Display) -> LoadError {

@@ -73,6 +73,31 @@ fn add_bos_of_the_file_wins_over_the_default() {
 }
 
 #[test]
+fn spelled_special_tokens_stay_text_where_asked_and_user_defined_ones_do_not() {
+    // Letters of the specials' spellings: `<`, `s`, `>`.
+    let writer = GgufWriter::new()
+        .text("tokenizer.ggml.model", "gpt2")
+        .text("tokenizer.ggml.pre", "llama-bpe")
+        .texts("tokenizer.ggml.tokens", &["<s>", "</s>", "a", "<", "s", ">", "<t>"])
+        .i32s("tokenizer.ggml.token_type", &[3, 3, 1, 1, 1, 1, 4])
+        .texts("tokenizer.ggml.merges", &[])
+        .u32("tokenizer.ggml.bos_token_id", 0)
+        .u32("tokenizer.ggml.eos_token_id", 1)
+        .bool("tokenizer.ggml.add_eos_token", true);
+    let tokenizer = from_writer(&writer).unwrap();
+    assert_eq!(tokenizer.encode("a<s>a<t>").unwrap(), [2, 0, 2, 6]);
+    assert_eq!(tokenizer.encode_with_special("a<s>").unwrap(), [0, 2, 0, 1]);
+    assert_eq!(tokenizer.encode_prompt("a<s>").unwrap(), [0, 2, 0]);
+    let literal = tokenizer.encode_literally_with_special("a<s>a<t>").unwrap();
+    assert_eq!((literal[0], literal.last()), (0, Some(&1)));
+    assert_eq!(literal[1..].iter().filter(|&&id| id == 0).count(), 0);
+    assert!(literal.contains(&6) && literal.contains(&4));
+    // The written tokenizer.json does the same.
+    let written = tokenizers::Tokenizer::from_bytes(tokenizer.to_json().unwrap()).unwrap();
+    assert_eq!(written.encode_fast("a<s>", true).unwrap().get_ids(), [0, 2, 0, 1]);
+}
+
+#[test]
 fn bad_metadata_is_named() {
     check_error(
         &byte_level_writer("dbrx"),
@@ -257,9 +282,10 @@ mod folders {
             rope_scaling: None,
             tie_word_embeddings: false,
             attention_bias: false,
+            mlp_bias: false,
             bos_id,
             eos_ids: vec![2],
-            sliding_window: None,
+            windows: vec![None],
             raw: Json::Null,
         }
     }
@@ -271,6 +297,11 @@ mod folders {
             let tokenizer = Tokenizer::from_folder(folder.path(), &config(Some(0))).unwrap();
             assert_eq!(tokenizer.encode("abab").unwrap(), [1, 2, 1, 2]);
             assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.adds_bos()), (Some(0), Some(2), with_template));
+            let with_special: &[u32] = if with_template { &[0, 1] } else { &[1] };
+            assert_eq!(tokenizer.encode_with_special("a").unwrap(), with_special);
+            // No configuration file need name the token that the post-processor puts first.
+            let unnamed = Tokenizer::from_folder(folder.path(), &config(None)).unwrap();
+            assert_eq!((unnamed.bos(), unnamed.adds_bos()), (with_template.then_some(0), with_template));
             assert_eq!(tokenizer.sha256(), sha256_hex(&std::fs::read(folder.path().join("tokenizer.json")).unwrap()));
         }
     }

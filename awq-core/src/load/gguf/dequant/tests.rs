@@ -138,3 +138,17 @@ fn k_blocks_of_6_bits() {
         values
     });
 }
+
+/// The names and ids of gguf 0.19's `GGMLQuantizationType`, and of the types that `ggml.h` says were removed.
+#[test]
+fn every_type_has_its_name() {
+    for (id, name) in [(0, "F32"), (4, "Q4_2"), (9, "Q8_1"), (10, "Q2_K"), (16, "IQ2_XXS"), (20, "IQ4_NL"), (28, "F64")]
+    {
+        assert_eq!(type_name(id), name);
+    }
+    for (id, name) in [(31, "Q4_0_4_4"), (34, "TQ1_0"), (35, "TQ2_0"), (39, "MXFP4"), (40, "NVFP4"), (41, "Q1_0")] {
+        assert_eq!(type_name(id), name);
+    }
+    assert!((0..=42).all(|id| !type_name(id).contains("ggml type")));
+    assert_eq!(type_name(43), "ggml type 43, which has no name");
+}

@@ -1,0 +1,157 @@
+//! Folders that another tool has quantized: they are named as such, before anything in them is missed.
+
+use std::path::Path;
+
+use serde_json::Value as Json;
+
+use super::{Checkpoint, LoadError, read_json};
+
+/// Keys under which tools write their settings into `config.json`, and files of their own beside it.
+const KEYS: [&str; 2] = ["quantization_config", "compression_config"];
+const FILES: [&str; 4] =
+    ["quantization_config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json"];
+
+/// Settings that are worth a word, by the names that tools give them.
+const SETTINGS: [(&str, &str); 8] = [
+    ("bits", "bits"),
+    ("w_bit", "bits"),
+    ("wbits", "bits"),
+    ("group_size", "group size"),
+    ("q_group_size", "group size"),
+    ("format", "format"),
+    ("version", "version"),
+    ("checkpoint_format", "format"),
+];
+
+/// Keys that tell which tool wrote the settings.
+const TOOLS: [&str; 4] = ["quantizer", "autoround_version", "modelopt_version", "packing_format"];
+
+/// Ends of names of tensors that hold a quantized weight, and who writes them.
+const PARTS: [(&str, &str); 9] = [
+    (".qweight", "GPTQ or AWQ"),
+    (".qzeros", "GPTQ or AWQ"),
+    (".weight_packed", "compressed-tensors"),
+    (".weight_scale", "compressed-tensors, or fp8"),
+    (".weight_scale_inv", "fp8"),
+    (".weight.absmax", "bitsandbytes"),
+    (".SCB", "bitsandbytes"),
+    (".W_q", "HQQ"),
+    ("._data._data", "quanto"),
+];
+
+/// # Errors
+/// Settings of another tool in `config.json` or beside it.
+pub(super) fn check_settings(folder: &Path, config_file: &Path, config: &Json) -> Result<(), LoadError> {
+    let nested = config.get("text_config").unwrap_or(&Json::Null);
+    for (settings, key) in [config, nested].iter().flat_map(|config| KEYS.iter().map(move |key| (&config[*key], *key)))
+    {
+        if settings.as_object().is_some_and(|settings| !settings.is_empty()) {
+            return Err(quantized(config_file, &described(settings, key)));
+        }
+    }
+    match FILES.iter().map(|name| folder.join(name)).find(|file| file.exists()) {
+        Some(file) => Err(quantized(&file, &described(&read_json(&file)?, "quant_method"))),
+        None => Ok(()),
+    }
+}
+
+/// # Errors
+/// Tensors as another tool writes them.
+pub(super) fn check_tensors(checkpoint: &dyn Checkpoint) -> Result<(), LoadError> {
+    let names = checkpoint.names();
+    let of_tool = |(end, tool): &(&str, &'static str)| {
+        names
+            .iter()
+            .find(|name| name.ends_with(end))
+            .map(|name| format!("{tool}, to go by its tensors (such as {name:?})"))
+    };
+    match PARTS.iter().find_map(of_tool) {
+        Some(method) => Err(quantized(checkpoint.source(), &method)),
+        None => Ok(()),
+    }
+}
+
+/// `awq: bits 4, group size 128 (by gptqmodel:7.7.0)`.
+fn described(settings: &Json, key: &str) -> String {
+    let text = |value: &Json| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let method = ["quant_method", "method", "quant_type"].iter().find_map(|name| settings[*name].as_str());
+    let flags = [("load_in_4bit", "bitsandbytes, 4 bit"), ("load_in_8bit", "bitsandbytes, 8 bit")];
+    let by_flag = flags.iter().find(|(flag, _)| settings[*flag] == true).map(|(_, method)| *method);
+    let method = method.or(by_flag).unwrap_or(match key {
+        "quant_method" => "GPTQ",
+        _ => "a method that is not named",
+    });
+    let known = |value: &Json| value.is_string() || value.is_number();
+    let mut said: Vec<String> = Vec::new();
+    for (name, shown) in SETTINGS {
+        if known(&settings[name]) && !said.iter().any(|one| one.starts_with(shown)) {
+            said.push(format!("{shown} {}", text(&settings[name])));
+        }
+    }
+    // compressed-tensors keeps them by group of layers.
+    let groups = settings["config_groups"].as_object().into_iter().flat_map(|groups| groups.values());
+    for weights in groups.map(|group| &group["weights"]) {
+        for (name, shown) in [("num_bits", "bits"), ("group_size", "group size")] {
+            if known(&weights[name]) && !said.iter().any(|one| one.starts_with(shown)) {
+                said.push(format!("{shown} {}", text(&weights[name])));
+            }
+        }
+    }
+    let meta = settings.get("meta").unwrap_or(&Json::Null);
+    let tool = TOOLS.iter().flat_map(|name| [&settings[*name], &meta[*name]]).find(|value| !value.is_null());
+    let tool = tool.map(|tool| match tool {
+        Json::Array(tools) => tools.iter().map(text).collect::<Vec<_>>().join(", "),
+        one => text(one),
+    });
+    let by_method = match method {
+        // AutoAWQ's is the only configuration that names its kernel's layout so.
+        "awq" if settings["version"].is_string() => Some("AutoAWQ".to_owned()),
+        "auto-round" | "intel/auto-round" => tool.clone().map(|version| format!("auto-round {version}")),
+        "compressed-tensors" => Some("llm-compressor or compressed-tensors".to_owned()),
+        _ => None,
+    };
+    let tool = by_method.or(tool);
+    let settings = if said.is_empty() { String::new() } else { format!(": {}", said.join(", ")) };
+    let tool = tool.map_or_else(String::new, |tool| format!(" (by {tool})"));
+    format!("{method}{settings}{tool}")
+}
+
+fn quantized(file: &Path, method: &str) -> LoadError {
+    LoadError::QuantizedByOthers { file: file.to_owned(), method: method.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_tool_is_named_by_what_it_writes() {
+        for (settings, expected) in [
+            (
+                json!({ "quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": true }),
+                "awq: bits 4, group size 128, version gemm (by AutoAWQ)",
+            ),
+            (
+                json!({ "quant_method": "gptq", "bits": 4, "group_size": 64, "meta": { "quantizer": ["gptqmodel:7.7.0"] } }),
+                "gptq: bits 4, group size 64 (by gptqmodel:7.7.0)",
+            ),
+            (
+                json!({ "quant_method": "auto-round", "bits": 4, "autoround_version": "0.16.1" }),
+                "auto-round: bits 4 (by auto-round 0.16.1)",
+            ),
+            (
+                json!({
+                    "quant_method": "compressed-tensors", "format": "pack-quantized",
+                    "config_groups": { "group_0": { "weights": { "num_bits": 3, "group_size": 64 } } }
+                }),
+                "compressed-tensors: format pack-quantized, bits 3, group size 64 (by llm-compressor or compressed-tensors)",
+            ),
+            (json!({ "load_in_4bit": true }), "bitsandbytes, 4 bit"),
+            (json!({ "quant_method": "fp8" }), "fp8"),
+        ] {
+            assert_eq!(described(&settings, "quantization_config"), expected);
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Files beside the weights of a model folder that say how it is used; a quantized model keeps them as they are.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context;
+
+/// Small files that no tensor depends on.
+const FILES: [&str; 5] = [
+    "generation_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer_config.json",
+];
+/// Named templates, one a file.
+const TEMPLATES: &str = "additional_chat_templates";
+
+/// Copies to folder `to` what lies beside `tokenizer_file`, byte for byte, where that is a model folder's `tokenizer.json`. A GGUF
+/// file's neighbours are not its own.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub(super) fn copy(tokenizer_file: &Path, to: &Path) -> anyhow::Result<()> {
+    let Some(from) = tokenizer_file.parent().filter(|_| tokenizer_file.ends_with("tokenizer.json")) else {
+        return Ok(());
+    };
+    for name in FILES {
+        copy_file(&from.join(name), &to.join(name))?;
+    }
+    let (from, to) = (from.join(TEMPLATES), to.join(TEMPLATES));
+    if !from.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(&to).with_context(|| format!("{}: cannot create the folder", to.display()))?;
+    for entry in fs::read_dir(&from).with_context(|| format!("{}: cannot read the folder", from.display()))? {
+        let entry = entry.with_context(|| format!("{}: cannot read the folder", from.display()))?;
+        copy_file(&entry.path(), &to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
+fn copy_file(from: &Path, to: &Path) -> anyhow::Result<()> {
+    if from.is_file() {
+        fs::copy(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,222 @@
+//! Where a packed checkpoint goes: checked before any work, filled under another name, and named at the end.
+//!
+//! A run that fails removes what it began. One that is killed leaves a hidden folder, which the next run to the same place
+//! removes: a lock that the system releases with the process tells it from the folder of a run that goes on.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+
+/// File of a folder in the making that its run holds locked.
+const LOCK: &str = ".lock";
+
+/// A folder in the making, beside the place that it will have.
+#[derive(Debug)]
+pub struct Place {
+    out: PathBuf,
+    partial: PathBuf,
+    /// Locked while this run goes on.
+    lock: Option<File>,
+}
+
+/// Checks `--out` alone, before a model is opened.
+///
+/// # Errors
+/// A file, a folder that holds anything, or a folder inside the model's own.
+pub fn check(out: &Path, model: &Path) -> anyhow::Result<()> {
+    let place = out.display();
+    if let Ok(target) = fs::read_link(out) {
+        ensure!(out.exists(), "{place}: a link to {}, which is not there; choose another with --out", target.display());
+    }
+    if out.exists() {
+        ensure!(out.is_dir(), "{place}: is a file; choose a folder with --out");
+        let is_empty = fs::read_dir(out).with_context(|| cannot_create(out))?.next().is_none();
+        ensure!(is_empty, "{place}: is not empty; choose another folder with --out, or remove this one");
+    }
+    let nearest = out.ancestors().skip(1).find(|folder| folder.is_dir());
+    if let (Some(Ok(nearest)), Ok(model)) = (nearest.map(Path::canonicalize), model.canonicalize()) {
+        ensure!(
+            !(model.is_dir() && nearest.starts_with(&model)),
+            "{place}: lies inside the model's folder {}; choose another place with --out",
+            model.display()
+        );
+    }
+    Ok(())
+}
+
+fn cannot_create(folder: &Path) -> String {
+    format!("{}: cannot create the folder; choose another with --out", folder.display())
+}
+
+impl Place {
+    /// Creates a folder beside `out`, where `needed_bytes` must be free.
+    ///
+    /// # Errors
+    /// A place that cannot be written, that another run is writing to, or that is too small.
+    pub fn claim(out: &Path, needed_bytes: u64) -> anyhow::Result<Self> {
+        let problem = || cannot_create(out);
+        let name = out.file_name().with_context(problem)?.to_string_lossy().into_owned();
+        let parent = match out.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        fs::create_dir_all(parent).with_context(problem)?;
+        let prefix = format!(".{name}.partial-");
+        sweep(parent, &prefix, out)?;
+        let free_bytes = fs4::available_space(parent).with_context(problem)?;
+        ensure!(
+            free_bytes >= needed_bytes,
+            "{}: needs about {} free, {} has {}; free space, or choose another place with --out",
+            out.display(),
+            gigabytes(needed_bytes),
+            parent.display(),
+            gigabytes(free_bytes)
+        );
+        let partial = parent.join(format!("{prefix}{}", std::process::id()));
+        fs::create_dir(&partial).with_context(problem)?;
+        let mut place = Self { out: out.to_owned(), partial, lock: None };
+        let lock = File::create(place.partial.join(LOCK)).with_context(problem)?;
+        // File systems without locks are not refused.
+        let _ = lock.try_lock();
+        place.lock = Some(lock);
+        Ok(place)
+    }
+
+    /// The folder to fill.
+    pub fn folder(&self) -> &Path {
+        &self.partial
+    }
+
+    /// Gives the filled folder its name.
+    ///
+    /// # Errors
+    /// A place that something was put into meanwhile.
+    pub fn finish(mut self) -> anyhow::Result<()> {
+        let problem = || format!("{}: cannot give it this name; choose another with --out", self.out.display());
+        fs::remove_file(self.partial.join(LOCK)).with_context(problem)?;
+        if self.out.exists() {
+            // An empty folder, as it was at the start; one that is not empty is kept.
+            fs::remove_dir(&self.out).with_context(problem)?;
+        }
+        fs::rename(&self.partial, &self.out).with_context(problem)?;
+        self.lock = None;
+        self.partial = PathBuf::new();
+        Ok(())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.partial != Path::new("") {
+            // What cannot be removed now is swept by the next run.
+            let _ = fs::remove_dir_all(&self.partial);
+        }
+    }
+}
+
+/// Removes what killed runs to the same place left.
+fn sweep(parent: &Path, prefix: &str, out: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(parent).with_context(|| cannot_create(out))?.flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(prefix) {
+            continue;
+        }
+        let folder = entry.path();
+        if let Ok(lock) = File::open(folder.join(LOCK))
+            && let Err(TryLockError::WouldBlock) = lock.try_lock()
+        {
+            bail!("{}: another run is writing to it; wait for its end or choose another with --out", out.display());
+        }
+        let place = || format!("{}: left by a run that was killed, and cannot be removed; remove it", folder.display());
+        fs::remove_dir_all(&folder).with_context(place)?;
+    }
+    Ok(())
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            folder.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn message(result: anyhow::Result<impl std::fmt::Debug>, folder: &Path) -> String {
+        let folder = folder.canonicalize().unwrap();
+        format!("{:#}", result.unwrap_err()).replace(&folder.display().to_string(), "DIR")
+    }
+
+    #[test]
+    fn a_folder_appears_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("a/new/one");
+        let place = Place::claim(&out, 1).unwrap();
+        fs::write(place.folder().join("file"), "x").unwrap();
+        assert!(!out.exists());
+        drop(place);
+        assert!(names(&folder.path().join("a/new")).is_empty(), "a failed run leaves nothing");
+        fs::create_dir(&out).unwrap();
+        let place = Place::claim(&out, 1).unwrap();
+        fs::write(place.folder().join("file"), "x").unwrap();
+        place.finish().unwrap();
+        assert_eq!(
+            (names(&folder.path().join("a/new")), names(&out)),
+            (vec!["one".to_owned()], vec!["file".to_owned()])
+        );
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_removed_and_a_living_one_is_not_disturbed() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        fs::create_dir(folder.path().join(".out.partial-1")).unwrap();
+        fs::write(folder.path().join(".out.partial-1").join(LOCK), "").unwrap();
+        fs::create_dir(folder.path().join(".other.partial-1")).unwrap();
+        let living = Place::claim(&out, 1).unwrap();
+        assert!(!folder.path().join(".out.partial-1").exists());
+        assert!(folder.path().join(".other.partial-1").exists());
+        let again = message(Place::claim(&out, 1), folder.path());
+        assert!(
+            again.ends_with("out: another run is writing to it; wait for its end or choose another with --out"),
+            "{again}"
+        );
+        living.finish().unwrap();
+        assert!(out.is_dir());
+    }
+
+    #[test]
+    fn places_that_cannot_be_used_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let base = folder.path().canonicalize().unwrap();
+        let model = base.join("model");
+        fs::create_dir(&model).unwrap();
+        fs::write(model.join("config.json"), "{}").unwrap();
+        fs::write(base.join("file"), "").unwrap();
+        let refused = |out: &str| message(check(&base.join(out), &model), &base);
+        assert_eq!(refused("model"), "DIR/model: is not empty; choose another folder with --out, or remove this one");
+        assert_eq!(refused("file"), "DIR/file: is a file; choose a folder with --out");
+        assert_eq!(
+            refused("model/packed/new"),
+            "DIR/model/packed/new: lies inside the model's folder DIR/model; choose another place with --out"
+        );
+        assert!(check(&base.join("model-packed"), &model).is_ok());
+        assert!(check(&base.join("file-packed"), &base.join("file")).is_ok());
+        let no_folder = message(Place::claim(&base.join("file/out"), 1), &base);
+        assert!(
+            no_folder.starts_with("DIR/file/out: cannot create the folder; choose another with --out: "),
+            "{no_folder}"
+        );
+        let full = message(Place::claim(&base.join("out"), u64::MAX), &base);
+        assert!(full.starts_with("DIR/out: needs about 18446744073.7 GB free, DIR has "), "{full}");
+        assert!(full.ends_with("; free space, or choose another place with --out"), "{full}");
+        assert_eq!(names(&base), ["file", "model"]);
+    }
+}
