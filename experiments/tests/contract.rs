@@ -237,8 +237,9 @@ fn eight_bits_change_the_output_little() {
             let model = model.unwrap_or_else(|error| panic!("{}: {error}", method.label()));
             for log in &model.logs {
                 let relative = log.output_mse.unwrap() / log.output_mean_square.unwrap();
-                // QuIP's single scale clips at 2.4 root mean squares however many bits there are.
-                let bound = if method.label() == "QuIP" { 0.05 } else { 1e-3 };
+                // QuIP's single scale clips at 2.4 root mean squares however many bits there are, and as in its authors' code
+                // (`scripts/check-baselines.py`) no column makes up for what is clipped.
+                let bound = if method.label() == "QuIP" { 0.08 } else { 1e-3 };
                 assert!(relative < bound, "{family}, {}: relative error {relative}", method.label());
             }
             assert!(model.bits_per_weight() < 13.0, "{}: {} bits a weight", method.label(), model.bits_per_weight());
