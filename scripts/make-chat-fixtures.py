@@ -9,6 +9,7 @@ conversations with them.
 import json
 from pathlib import Path
 
+import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
 TARGET = Path(__file__).resolve().parent.parent / "experiments/src/generate/chat_fixtures.json"
@@ -60,6 +61,9 @@ TEMPLATES = {
     "marks of what was generated": "{% for message in messages %}{% if message['role'] == 'assistant' %}{% generation %}"
     "{{ message['content'] + eos_token }}{%- endgeneration %}{% else %}{{ message['role'] + ': ' + message['content'] + '\\n' }}"
     "{% endif %}{% endfor %}",
+    "truth values, options of JSON": "{% for message in messages %}{{ message.role == 'user' }} {{ message.name }}{{ none }} "
+    "{{ message | tojson(ensure_ascii=true) }} {{ [1, {}, [], true] | tojson(separators=(',', ':')) }}\n"
+    "{{ {'a': [], 'b': {}, 'c': [[1], {'d': none}]} | tojson(indent=4) }}{% endfor %}",
     "texts and lists of parts": "{%- for message in messages -%}\n{%- if message['content'] is string -%}\n{{ message['content'] | trim }}\n"
     "{%- elif message['content'] is iterable -%}\n{%- for part in message['content'] -%}{{ part['text'] | trim }}{%- endfor -%}\n"
     "{%- else -%}\n{{ raise_exception('Invalid content type') }}\n{%- endif -%}\n{{ '|' }}\n{%- endfor -%}\n",
@@ -68,6 +72,7 @@ SYSTEM = {"role": "system", "content": "You know é, <b>&</b> and \"quotes\"."}
 ASKED = {"role": "user", "content": "Hi there \n"}
 ANSWER = {"role": "assistant", "content": "<think>\nWell.\n</think>\n\nHello!"}
 AGAIN = {"role": "user", "content": "And now?"}
+PARTS = {"role": "user", "content": [{"type": "text", "text": " Look "}, {"type": "text", "text": "here."}]}
 CONVERSATIONS = [
     ([ASKED], True),
     ([SYSTEM, ASKED], True),
@@ -79,14 +84,19 @@ CONVERSATIONS = [
 
 
 def render(template, messages, asks_for_answer):
-    """The text, or None where the template raises an error."""
+    """The text, or why the template refuses the conversation."""
     try:
         rendered, _ = render_jinja_template(
             [messages], chat_template=template, add_generation_prompt=asks_for_answer, **SPECIAL_TOKENS
         )
-        return rendered[0]
-    except Exception:
-        return None
+        return {"text": rendered[0], "refused": None}
+    except jinja2.TemplateError as error:
+        return {"text": None, "refused": str(error)}
+
+
+def conversations(name):
+    """Those that a template of this kind is made for."""
+    return [*CONVERSATIONS, ([PARTS, ANSWER], False)] if "parts" in name else CONVERSATIONS
 
 
 def main():
@@ -94,15 +104,15 @@ def main():
         name: {
             "template": template,
             "conversations": [
-                {"messages": messages, "asks_for_answer": asks, "text": render(template, messages, asks)}
-                for messages, asks in CONVERSATIONS
+                {"messages": messages, "asks_for_answer": asks} | render(template, messages, asks)
+                for messages, asks in conversations(name)
             ],
         }
         for name, template in TEMPLATES.items()
     }
     TARGET.write_text(json.dumps(fixtures, indent=1, ensure_ascii=False) + "\n")
     n_refused = sum(c["text"] is None for fixture in fixtures.values() for c in fixture["conversations"])
-    print(f"{TARGET}: {len(fixtures)} templates, {len(CONVERSATIONS)} conversations each, {n_refused} refused by their template")
+    print(f"{TARGET}: {len(fixtures)} templates, {len(CONVERSATIONS)} conversations each or one more, {n_refused} refused by their template")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ pub(super) fn run(args: &ChatArgs) -> anyhow::Result<()> {
     let mut session = Session::new(&model, capacity)?;
     let mut sampler = Sampler::new(sampling);
     let progress = args.model.machine.progress();
-    let system = args.system.iter().map(|text| Message::new("system", text.as_str()));
+    let system = args.system.iter().map(|text| Message::new("system", text));
     let opening: Vec<Message> = system.collect();
     let (mut messages, mut held) = (opening.clone(), Vec::new());
     let stdin = std::io::stdin();
@@ -105,7 +105,7 @@ pub(super) fn run(args: &ChatArgs) -> anyhow::Result<()> {
                     show(&(rest + "\n"))?;
                     // The last token was made and not fed.
                     held.truncate(session.len());
-                    messages.push(Message::new("assistant", answer));
+                    messages.push(Message::new("assistant", &answer));
                     if done.stop != Stop::EndToken {
                         progress.note("(cut short)");
                     }
@@ -129,7 +129,7 @@ fn prompt_of_messages(template: &ChatTemplate) -> anyhow::Result<String> {
     let messages: Vec<Message> = serde_json::from_str(&json).context(
         "standard input: expected a conversation as JSON, e.g. [{\"role\": \"user\", \"content\": \"Hello\"}]",
     )?;
-    template.render(&messages, messages.last().is_none_or(|message| message.role != "assistant"))
+    template.render(&messages, messages.last().is_none_or(|message| message.role() != "assistant"))
 }
 
 /// The token that the template puts behind an answer, if it is one token: models end answers with it, and some

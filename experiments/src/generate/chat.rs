@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, anyhow};
 use chrono::format::{Item, StrftimeItems};
-use minijinja::value::{Kwargs, Value};
-use minijinja::{Environment, Error, ErrorKind, context};
+use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, Output, State, context, escape_formatter};
 use serde::{Deserialize, Serialize};
-use serde_json::ser::{Formatter, PrettyFormatter};
+use serde_json::ser::Formatter;
 
 /// Instructions that one rendering takes at most: real templates take some thousands a message.
 const FUEL: u64 = 20_000_000;
@@ -20,19 +20,21 @@ const DEPTH: usize = 200;
 /// The name under which errors speak of the template.
 const NAME: &str = "chat_template";
 
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// `system`, `user`, `assistant`, or what else the template knows.
-    pub role: String,
-    /// What was said.
-    pub content: String,
-}
+/// One turn of a conversation, with whatever a template reads of it: `role` and `content` at least, in the order in which they
+/// were given.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Message(Value);
 
 impl Message {
-    /// A turn.
-    pub fn new(role: &str, content: impl Into<String>) -> Self {
-        Self { role: role.to_owned(), content: content.into() }
+    /// A turn of text.
+    pub fn new(role: &str, content: &str) -> Self {
+        Self(context! { role, content })
+    }
+
+    /// Who speaks; empty where the turn does not say.
+    pub fn role(&self) -> String {
+        self.0.get_attr("role").ok().and_then(|role| role.as_str().map(str::to_owned)).unwrap_or_default()
     }
 }
 
@@ -58,6 +60,7 @@ impl ChatTemplate {
         environment.set_lstrip_blocks(true);
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(DEPTH);
+        environment.set_formatter(python_formatter);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
@@ -115,40 +118,126 @@ fn strftime_now(format: String) -> Result<String, Error> {
     Ok(chrono::Local::now().format(&format).to_string())
 }
 
-/// As Python's `json.dumps` without escapes of what is not ASCII.
-fn to_json(value: Value, options: Kwargs) -> Result<String, Error> {
-    let json_error = |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());
-    let indent: Option<usize> = options.get("indent")?;
-    // The others are accepted at the values that templates give them.
-    let (_, _): (Option<bool>, Option<bool>) = (options.get("ensure_ascii")?, options.get("sort_keys")?);
-    options.assert_all_used()?;
-    let mut json = Vec::new();
-    match indent {
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, PythonFormatter)),
-        Some(indent) => {
-            let indent = " ".repeat(indent.min(16));
-            let formatter = PrettyFormatter::with_indent(indent.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, formatter))
-        }
-    }
-    .map_err(json_error)?;
-    Ok(String::from_utf8_lossy(&json).into_owned())
+/// Truth values and nothing as Python prints them.
+fn python_formatter(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
+    let python = match value.kind() {
+        ValueKind::Bool if value.is_true() => "True",
+        ValueKind::Bool => "False",
+        ValueKind::None => "None",
+        _ => return escape_formatter(out, state, value),
+    };
+    out.write_str(python).map_err(Error::from)
 }
 
-/// A space behind each comma and colon.
-struct PythonFormatter;
+/// As transformers' filter: Python's `json.dumps`, by default without escapes of what is not ASCII.
+fn to_json(value: Value, options: Kwargs) -> Result<String, Error> {
+    let bad = |message: String| Error::new(ErrorKind::InvalidOperation, message);
+    let indent: Option<usize> = options.get("indent")?;
+    let separators: Option<Vec<String>> = options.get("separators")?;
+    let is_ascii: Option<bool> = options.get("ensure_ascii")?;
+    if options.get::<Option<bool>>("sort_keys")? == Some(true) {
+        return Err(bad("tojson: sort_keys is not supported".to_owned()));
+    }
+    options.assert_all_used()?;
+    // Python has no space behind a comma at the end of a line.
+    let between = separators.unwrap_or_else(|| vec![if indent.is_some() { "," } else { ", " }.into(), ": ".into()]);
+    let [item, key] = between.as_slice() else {
+        return Err(bad("tojson: separators are two texts".to_owned()));
+    };
+    let formatter =
+        PythonFormatter { item, key, indent: indent.map(|indent| indent.min(16)), depth: 0, is_empty: true };
+    let mut json = Vec::new();
+    value
+        .serialize(&mut serde_json::Serializer::with_formatter(&mut json, formatter))
+        .map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))?;
+    let text = String::from_utf8_lossy(&json).into_owned();
+    Ok(if is_ascii == Some(true) { escaped(&text) } else { text })
+}
 
-impl Formatter for PythonFormatter {
+/// What is not ASCII as `\u` escapes; in JSON it stands in texts alone.
+fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c.is_ascii() {
+            true => text.push(c),
+            false => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| text.push_str(&format!("\\u{unit:04x}"))),
+        }
+    }
+    text
+}
+
+/// Python's layout of JSON.
+struct PythonFormatter<'a> {
+    /// Between items.
+    item: &'a str,
+    /// Between key and value.
+    key: &'a str,
+    /// Spaces a level, on lines of their own; `None` for one line.
+    indent: Option<usize>,
+    depth: usize,
+    /// Whether the innermost list or object has no item so far.
+    is_empty: bool,
+}
+
+impl PythonFormatter<'_> {
+    fn line<W: ?Sized + std::io::Write>(&self, writer: &mut W) -> std::io::Result<()> {
+        match self.indent {
+            None => Ok(()),
+            Some(indent) => write!(writer, "\n{}", " ".repeat(indent * self.depth)),
+        }
+    }
+
+    fn begin<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, bracket: &[u8]) -> std::io::Result<()> {
+        self.depth += 1;
+        self.is_empty = true;
+        writer.write_all(bracket)
+    }
+
+    fn next<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+        if !first {
+            writer.write_all(self.item.as_bytes())?;
+        }
+        self.is_empty = false;
+        self.line(writer)
+    }
+
+    fn end<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, bracket: &[u8]) -> std::io::Result<()> {
+        self.depth -= 1;
+        if !self.is_empty {
+            self.line(writer)?;
+        }
+        self.is_empty = false;
+        writer.write_all(bracket)
+    }
+}
+
+impl Formatter for PythonFormatter<'_> {
+    fn begin_array<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
+        self.begin(writer, b"[")
+    }
+
+    fn end_array<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
+        self.end(writer, b"]")
+    }
+
     fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
+        self.next(writer, first)
+    }
+
+    fn begin_object<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
+        self.begin(writer, b"{")
+    }
+
+    fn end_object<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
+        self.end(writer, b"}")
     }
 
     fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
+        self.next(writer, first)
     }
 
     fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
-        writer.write_all(b": ")
+        writer.write_all(self.key.as_bytes())
     }
 }
 
@@ -203,8 +292,10 @@ mod tests {
     struct Rendering {
         messages: Vec<Message>,
         asks_for_answer: bool,
-        /// `None` where transformers raises an error.
+        /// `None` where the template refuses the conversation.
         text: Option<String>,
+        /// Why it does.
+        refused: Option<String>,
     }
 
     /// Renderings of transformers' `apply_chat_template`, made by `scripts/make-chat-fixtures.py`.
@@ -214,9 +305,12 @@ mod tests {
         assert!(fixtures.len() >= 10);
         for (name, fixture) in fixtures {
             let template = compiled(&fixture.template).unwrap();
-            for Rendering { messages, asks_for_answer, text } in fixture.conversations {
+            for Rendering { messages, asks_for_answer, text, refused } in fixture.conversations {
                 let found = template.render(&messages, asks_for_answer);
                 assert_eq!(found.as_ref().ok(), text.as_ref(), "{name}: {messages:?}: {found:?}");
+                if let (Err(error), Some(refused)) = (found, refused) {
+                    assert!(error.to_string().contains(&refused), "{name}: {error}");
+                }
             }
         }
     }
