@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from transformers.utils.chat_template_utils import render_jinja_template
 
 VERSION = "3.7.2"
-PACKAGES = ["llama3", "llama3_1", "llama3_2", "qwen2_5", "qwen3", "gemma2", "gemma3", "deepseek_v3", "deepseek_r1", "mistral_nemo",
-            "gpt_oss"]
+PACKAGES = ["llama3", "llama3_1", "llama3_2", "qwen2_5", "qwen3", "gemma2", "gemma3", "deepseek_v3", "mistral_nemo",
+            "gptoss"]
 SYSTEM = {"role": "system", "content": "You are terse; é, <b> & \"quotes\"."}
 ASKED = {"role": "user", "content": "Hello there \n"}
 ANSWER = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nHi!"}
@@ -47,6 +47,9 @@ def main():
             folder = fetched(name, Path(scratch))
             if folder is None:
                 print(f"{name}: no such package in version {VERSION}")
+                continue
+            if "chat_template" not in json.loads((folder / "tokenizer_config.json").read_text()):
+                print(f"{name}: the package has no chat template")
                 continue
             different = [found for messages in CONVERSATIONS if (found := compared(program, folder, messages))]
             n_compared += len(CONVERSATIONS)
