@@ -282,6 +282,12 @@ fn apply<B: QuantBackend>(block: &dyn Block<B>, edit: BlockEdit<B>) -> Applied<B
         params.linears.insert(name, Linear { weight, bias: linear.bias });
         weights.insert(name, PackedWeight::new(quantized));
     }
+    // Folded weights are stored where they are quantized alone: one left out would be read unscaled again.
+    let is_stored = |facts: &LinearFacts| weights.contains_key(&facts.name);
+    assert!(
+        edit.scales.is_empty() || block.layout().linears.iter().all(is_stored),
+        "a method that scales channels must quantize every linear of the block"
+    );
     Applied { block: block.with_params(params), weights, log: edit.log }
 }
 

@@ -96,6 +96,11 @@ pub trait Checkpoint: Send + Sync {
         Ok(bits(name)? == bits(other)?)
     }
 
+    /// What a user should know of the files, a sentence each.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// The file that holds a tensor, for messages.
     fn file_of(&self, _name: &str) -> PathBuf {
         self.source().to_owned()
@@ -186,8 +191,9 @@ fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
 /// The template of `chat_template.jinja`, else that of `tokenizer_config.json`: a text, or a list of named ones of which
 /// the default is taken.
 fn chat_template(folder: &Path) -> Result<Option<String>, LoadError> {
-    let jinja = folder.join("chat_template.jinja");
-    if jinja.exists() {
+    // As in transformers: a default among several templates counts before the one of its own.
+    let files = ["additional_chat_templates/default.jinja", "chat_template.jinja"].map(|name| folder.join(name));
+    if let Some(jinja) = files.into_iter().find(|file| file.exists()) {
         return match std::fs::read_to_string(&jinja) {
             Ok(template) => Ok(Some(template)),
             Err(source) => Err(LoadError::Open { file: jinja, source }),

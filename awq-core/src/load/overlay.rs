@@ -56,6 +56,10 @@ impl Checkpoint for QuantizedCheckpoint {
         self.base.is_copy(name, other)
     }
 
+    fn notes(&self) -> Vec<String> {
+        self.base.notes()
+    }
+
     fn file_of(&self, name: &str) -> PathBuf {
         self.base.file_of(name)
     }

@@ -139,8 +139,23 @@ impl PackedCheckpoint {
             for part in parts(&linear.transform) {
                 checkpoint.tensors.raw(&format!("{name}.{part}"))?;
             }
+            checkpoint.check_shapes(name, linear)?;
         }
         Ok(checkpoint)
+    }
+
+    /// Shapes and types of codes, scales and zero points, from the headers.
+    fn check_shapes(&self, name: &str, linear: &PackedLinear) -> Result<(), LoadError> {
+        let ([n_out, n_in], grid) = (linear.shape, linear.grid);
+        if n_out == 0 || n_in == 0 {
+            return Err(self.bad(name, format!("shape {:?} has no weight", linear.shape)));
+        }
+        let n_words = PackLayout::Stream.words_per_row(n_in, grid.bits);
+        self.bytes(&format!("{name}.codes"), &[n_out, n_words], Dtype::U32)?;
+        for part in ["scales", "zero_points"] {
+            super::check_shape(&self.tensors, &format!("{name}.{part}"), &scales_shape(linear))?;
+        }
+        Ok(())
     }
 
     /// The header.
@@ -156,13 +171,7 @@ impl PackedCheckpoint {
 
     fn read_packed(&self, name: &str, linear: &PackedLinear) -> Result<QuantizedWeight, LoadError> {
         let ([n_out, n_in], grid) = (linear.shape, linear.grid);
-        if n_out == 0 || n_in == 0 {
-            return Err(self.bad(name, format!("shape {:?} has no weight", linear.shape)));
-        }
-        let scales_shape = match grid.granularity {
-            Granularity::PerTensor => [1, 1],
-            Granularity::PerChannel | Granularity::PerGroup(_) => [n_out, grid.granularity.n_groups(n_in)],
-        };
+        let scales_shape = scales_shape(linear);
         let tensor = |part: &str| format!("{name}.{part}");
         let n_words = PackLayout::Stream.words_per_row(n_in, grid.bits);
         let words = self.words(&tensor("codes"), &[n_out, n_words])?;
@@ -254,6 +263,15 @@ impl PackedCheckpoint {
     }
 }
 
+/// Shape of the scales and of the zero points.
+fn scales_shape(linear: &PackedLinear) -> [usize; 2] {
+    let [n_out, n_in] = linear.shape;
+    match linear.grid.granularity {
+        Granularity::PerTensor => [1, 1],
+        granularity => [n_out, granularity.n_groups(n_in)],
+    }
+}
+
 /// The tensors of a linear.
 fn parts(transform: &PackedTransform) -> Vec<&'static str> {
     let more: &[&str] = match transform {
@@ -306,6 +324,10 @@ impl Checkpoint for PackedCheckpoint {
 
     fn file_of(&self, name: &str) -> PathBuf {
         self.tensors.file_of(name)
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.tensors.notes()
     }
 
     fn read_quantized(&self, name: &str) -> Result<Option<QuantizedWeight>, LoadError> {

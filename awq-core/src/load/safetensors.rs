@@ -24,6 +24,8 @@ pub struct SafetensorsCheckpoint {
     tensors: BTreeMap<String, Entry>,
     /// Shard of each tensor, as the index has it. It may be wrong: what counts is where a tensor is.
     promised: BTreeMap<String, String>,
+    /// Tensors that stand in several shards.
+    doubled: BTreeSet<String>,
 }
 
 /// Where a tensor lies.
@@ -97,7 +99,13 @@ impl SafetensorsCheckpoint {
     }
 
     fn empty(source: &Path) -> Self {
-        Self { source: source.to_owned(), shards: Vec::new(), tensors: BTreeMap::new(), promised: BTreeMap::new() }
+        Self {
+            source: source.to_owned(),
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+            promised: BTreeMap::new(),
+            doubled: BTreeSet::new(),
+        }
     }
 
     /// Adds the tensors of `file`. One that the index places `elsewhere` gives way to the one there; where the index is wrong and
@@ -109,6 +117,9 @@ impl SafetensorsCheckpoint {
         let data_start = 8 + header_bytes;
         let shard_idx = self.shards.len();
         for (name, info) in metadata.tensors() {
+            if self.tensors.contains_key(&name) {
+                self.doubled.insert(name.clone());
+            }
             if elsewhere(&name) && self.tensors.contains_key(&name) {
                 continue;
             }
@@ -188,6 +199,29 @@ impl Checkpoint for SafetensorsCheckpoint {
     fn is_copy(&self, name: &str, other: &str) -> Result<bool, LoadError> {
         let (one, other) = (self.raw(name)?, self.raw(other)?);
         Ok(one.dtype == other.dtype && one.shape == other.shape && one.bytes == other.bytes)
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let index = self.source.display();
+        let misplaced = self.tensors.iter().filter(|(_, entry)| !entry.is_at_home).map(|(name, _)| name.as_str());
+        let misplaced: Vec<&str> = misplaced.collect();
+        let doubled: Vec<&str> = self.doubled.iter().map(String::as_str).collect();
+        let named = |names: &[&str]| match names {
+            [one] => format!("{one:?}"),
+            [one, more @ ..] => format!("{one:?} and {} more tensor(s)", more.len()),
+            [] => String::new(),
+        };
+        let mut notes = Vec::new();
+        if !misplaced.is_empty() {
+            notes.push(format!(
+                "{index}: places {} in another shard than the one that has it, which is read",
+                named(&misplaced)
+            ));
+        }
+        if !doubled.is_empty() {
+            notes.push(format!("{index}: {} stand in several shards; the one that it names is read", named(&doubled)));
+        }
+        notes
     }
 
     fn file_of(&self, name: &str) -> PathBuf {
@@ -341,6 +375,12 @@ mod tests {
             (VALUES.into(), VALUES.into())
         );
         assert_eq!(checkpoint.names(), ["x", "y"]);
+        let note = checkpoint.notes().remove(0);
+        assert!(
+            note.ends_with(
+                "places \"x\" and 1 more tensor(s) in another shard than the one that has it, which is read"
+            )
+        );
         let message = checkpoint.read_f32("yy").unwrap_err().to_string();
         assert!(message.contains("a.safetensors: no tensor named \"yy\" (nearest: y, x)"), "{message}");
     }
@@ -354,6 +394,8 @@ mod tests {
         // The index names `a` for `x`; where `a` is not among its shards, only `b` is opened.
         let checkpoint = SafetensorsCheckpoint::open_folder(folder.path()).unwrap();
         assert_eq!(checkpoint.read_f32("x").unwrap(), VALUES);
+        let [note] = checkpoint.notes().try_into().unwrap();
+        assert!(note.ends_with("\"x\" stand in several shards; the one that it names is read"), "{note}");
         write_index(&folder, r#"{"weight_map": {"x": "b.safetensors", "y": "b.safetensors"}}"#);
         let checkpoint = SafetensorsCheckpoint::open_folder(folder.path()).unwrap();
         assert_eq!(checkpoint.read_f32("x").unwrap(), other);

@@ -47,6 +47,7 @@ impl Wiring {
     /// # Errors
     /// Tensors that are missing, misshapen or of a type that is not read, or weights that nothing would read.
     pub(super) fn settled(mut self, config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Self, LoadError> {
+        self.notes.extend(checkpoint.notes());
         self.settle_head(checkpoint)?;
         let denied = self.settle_biases(config, checkpoint)?;
         let tensors = self.tensors(config);

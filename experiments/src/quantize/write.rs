@@ -57,6 +57,8 @@ pub fn write(
         "chat_template": opened.chat_template,
     });
     write_json(folder, "tokenizer_config.json", &tokenizer_config)?;
+    let generation = json!({ "bos_token_id": opened.tokenizer.bos(), "eos_token_id": opened.config.eos_ids });
+    write_json(folder, "generation_config.json", &generation)?;
     super::companions::copy(opened.tokenizer.file(), folder)?;
     let partial = folder.join(format!("{WEIGHTS}.partial"));
     let mut file = TensorFile::create(folder)?;

@@ -195,7 +195,7 @@ fn damaged_packed_checkpoints_are_refused() {
     workshop.write("packed/quantization.json", &header);
     edit_json(&workshop, "packed/quantization.json", |json| json["linears"][up_proj]["shape"] = json!([128, 32]));
     let ran = workshop.run(&["generate", "packed", "--prompt", PROMPT]);
-    assert!(ran.stderr.contains(&format!("\"{up_proj}.weight\" has shape [128, 32], expected [128, 64]")), "{ran:?}");
+    assert!(ran.stderr.contains(&format!("\"{up_proj}.codes\" has shape [128, 8], expected [128, 4]")), "{ran:?}");
 
     workshop.write("packed/quantization.json", &header);
     edit_json(&workshop, "packed/quantization.json", |json| json["linears"][up_proj]["grid"]["bits"] = json!(3));
