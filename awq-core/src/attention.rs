@@ -1,5 +1,5 @@
 //! Causal attention in plain tensor operations: the definition that [`crate::host::attention`] is tested against, and what
-//! GPU backends and autodiff run.
+//! GPU backends run.
 
 use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;

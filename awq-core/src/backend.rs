@@ -1,8 +1,8 @@
 //! [`QuantBackend`]: what this crate asks of a burn backend beyond tensors.
 //!
-//! Every operation has a definition in plain tensor operations, which is the oracle and what GPU backends and autodiff
-//! run. The CPU backends override them with single-pass loops ([`crate::host`]): there, passes over memory and scalar
-//! `exp` calls would cost more than the matrix products between them. GPU backends override products with packed weights
+//! Every operation has a definition in plain tensor operations, which is the oracle and what GPU backends run. The CPU
+//! backends override them with single-pass loops ([`crate::host`]): there, passes over memory and scalar `exp` calls would
+//! cost more than the matrix products between them. GPU backends override products with packed weights
 //! (`crate::kernel::cube`).
 //!
 //! Tensors on a GPU may be f16 or bf16 (the device's default float type). Norms, softmax, rotations, losses and everything
@@ -166,10 +166,9 @@ pub fn float_vec<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
         .unwrap_or_else(|error| panic!("a float tensor has no f32 values: {error:?}"))
 }
 
-impl<B: Backend, C: burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy> QuantBackend
-    for burn::backend::Autodiff<B, C>
-{
-}
+/// burn-ndarray with 32-bit integers overrides nothing: every definition as it stands, for tests to hold the others against.
+#[cfg(feature = "ndarray")]
+impl QuantBackend for burn::backend::NdArray<f32, i32> {}
 
 /// Every GPU backend: `burn::backend::Cuda` and `burn::backend::Wgpu` are this type, with burn's default feature `fusion`.
 #[cfg(feature = "cube")]

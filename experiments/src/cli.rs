@@ -73,6 +73,7 @@ enum Command {
     /// Print the JSON Schema of experiment files, for completion in an editor.
     Schema,
     /// Train the bundled model again (about 25 minutes on two cores).
+    #[cfg(feature = "train")]
     TrainBundled {
         /// Where its files go.
         #[arg(long, default_value = "results/bundled-model")]
@@ -167,6 +168,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             print(&crate::config::json_schema());
             Ok(ExitCode::SUCCESS)
         }
+        #[cfg(feature = "train")]
         Some(Command::TrainBundled { out }) => {
             train_bundled(out)?;
             Ok(ExitCode::SUCCESS)
@@ -260,6 +262,7 @@ fn verify_experiment(folder: &Path, machine: &MachineArgs) -> anyhow::Result<Exi
     Ok(if all_same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+#[cfg(feature = "train")]
 fn train_bundled(out: PathBuf) -> anyhow::Result<()> {
     let options = crate::bundled::train::TrainOptions::bundled(out);
     let report = crate::bundled::train::train(&options, &mut |step| eprintln!("{step:?}"))?;

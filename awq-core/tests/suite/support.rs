@@ -19,7 +19,7 @@ pub(crate) type Cpu = burn::backend::Flex;
 /// The other CPU backend: the same loops over other tensors.
 pub(crate) type OtherCpu = burn::backend::NdArray<f32>;
 /// Runs every definition in plain tensor operations.
-pub(crate) type Definition = burn::backend::Autodiff<OtherCpu>;
+pub(crate) type Definition = burn::backend::NdArray<f32, i32>;
 
 /// Deterministic numbers in -1 .. 1, dense around zero as weights are.
 pub(crate) fn numbers(n: usize, seed: u64) -> Vec<f32> {

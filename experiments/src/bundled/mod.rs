@@ -3,23 +3,16 @@
 //!
 //! The true entropy of the language is known, so a perplexity can be printed beside the lowest possible one.
 
-mod adamw;
-mod checkpoint;
 mod entropy;
 mod facts;
 mod grammar;
 mod lexicon;
-mod network;
-mod tokenizer;
+/// How the bundled model was made. Only whoever trains it anew needs automatic differentiation: a feature, for the build's sake.
+#[cfg(any(test, feature = "train"))]
 pub mod train;
 mod walker;
-mod weights;
 
 pub use entropy::{Document, NotInLanguage, document_nats, generate_document};
-pub use network::{Network, reference_logits};
-pub use tokenizer::{BOS, train_tokenizer};
-pub use train::{HeldOut, TrainOptions, TrainProgress, TrainReport, train};
-pub use weights::{NetworkConfig, Weights};
 
 /// Seeds that share no document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +83,9 @@ mod tests {
     use sha2::{Digest, Sha256};
     use tokenizers::Tokenizer;
 
-    use super::train::HeldOutText;
+    use super::train::tokenizer::train_tokenizer;
+    use super::train::weights::Weights;
+    use super::train::{HeldOut, HeldOutText, TrainReport};
     use super::*;
 
     #[test]

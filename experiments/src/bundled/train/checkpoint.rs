@@ -7,8 +7,8 @@ use anyhow::Context;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
+use super::TrainOptions;
 use super::adamw::AdamW;
-use super::train::TrainOptions;
 use super::weights::{HostTensor, NetworkConfig, Weights};
 
 /// State of a run between two steps.

@@ -6,17 +6,24 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context;
-use burn::backend::{Autodiff, Flex};
+use burn::backend::Flex;
 use burn::tensor::ElementConversion;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn_autodiff::Autodiff;
 use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
-use super::adamw::{Gradients, clip_norm};
-use super::checkpoint::Checkpoint;
-use super::network::Network;
-use super::tokenizer::{BOS, EOS, encode, train_tokenizer};
-use super::weights::{NetworkConfig, Weights};
+mod adamw;
+mod checkpoint;
+mod network;
+pub mod tokenizer;
+pub mod weights;
+
+use self::adamw::{Gradients, clip_norm};
+use self::checkpoint::Checkpoint;
+use self::network::Network;
+use self::tokenizer::{BOS, EOS, encode, train_tokenizer};
+use self::weights::{NetworkConfig, Weights};
 use super::{Split, bundled_text};
 
 /// Windows in the last sixth of a run are this many times as long as in its first half; in between, twice as long.

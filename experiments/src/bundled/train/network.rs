@@ -3,7 +3,6 @@
 //! Independent of `awq_core::model` on purpose, so that the two can be held against each other.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
@@ -13,7 +12,7 @@ use super::weights::{NetworkConfig, Weights};
 
 /// The bundled model on a device. Every tensor has rank 2: linears `[out, in]`, norms `[1, hidden]`.
 #[derive(Clone, Debug)]
-pub struct Network<B: Backend> {
+pub(super) struct Network<B: Backend> {
     config: NetworkConfig,
     pub(super) tensors: BTreeMap<String, Tensor<B, 2>>,
     device: B::Device,
@@ -38,7 +37,7 @@ struct Positions<B: Backend> {
 
 impl<B: Backend> Network<B> {
     /// Copies `weights` to `device`.
-    pub fn new(weights: &Weights, device: &B::Device) -> Self {
+    pub(super) fn new(weights: &Weights, device: &B::Device) -> Self {
         let tensors = weights
             .tensors
             .iter()
@@ -59,7 +58,7 @@ impl<B: Backend> Network<B> {
     }
 
     /// Logits `[batch * seq, vocab]` of `ids`, rows of `[batch, seq]`.
-    pub fn logits(&self, ids: &[u32], seq_len: usize) -> Tensor<B, 2> {
+    pub(super) fn logits(&self, ids: &[u32], seq_len: usize) -> Tensor<B, 2> {
         self.hidden(ids, seq_len).matmul(self.embedding().transpose())
     }
 
@@ -183,24 +182,11 @@ fn rotate<B: Backend>(x: Tensor<B, 4>, positions: &Positions<B>) -> Tensor<B, 4>
     rotated.reshape(shape)
 }
 
-/// Logits `[seq, vocab]`, row-major, that the trainer's own forward pass gives for the model in `dir` and one window
-/// `ids`: what other implementations are compared with.
-///
-/// # Errors
-/// Where the model cannot be read, or an id is outside its vocabulary.
-pub fn reference_logits<B: Backend>(dir: &Path, ids: &[u32], device: &B::Device) -> anyhow::Result<Vec<f32>> {
-    let weights = Weights::load(dir)?;
-    let vocab_size = weights.config.vocab_size;
-    if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) {
-        anyhow::bail!("token id {id} is outside the vocabulary of {vocab_size} of the model in {}", dir.display());
-    }
-    let logits = Network::<B>::new(&weights, device).logits(ids, ids.len());
-    Ok(logits.into_data().convert::<f32>().iter::<f32>().collect())
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::path::Path;
+
     use awq_core::arithmetic::Arithmetic;
     use awq_core::backend::float_vec;
     use awq_core::load::open_model;
@@ -246,7 +232,7 @@ mod tests {
     fn the_decoder_computes_what_the_trainer_does() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/bundled");
         let ids: Vec<u32> = (0..100).map(|i| (i * 37 + 5) % 1000).collect();
-        let expected = reference_logits::<Flex>(&folder, &ids, &Default::default()).unwrap();
+        let expected = logits(&Weights::load(&folder).unwrap(), &ids);
         let opened = open_model(&folder).unwrap();
         let (n_blocks, width) = (opened.config.n_blocks, opened.config.hidden_size);
         let decoder = open_decoder::<Flex>(opened.config, opened.checkpoint, &Default::default()).unwrap();
