@@ -7,6 +7,7 @@
 mod calibration;
 mod check;
 mod layout;
+pub(crate) mod names;
 mod place;
 mod reference;
 pub mod sources;

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::names;
+
 /// A model and where its files come from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -37,12 +39,14 @@ pub enum ModelSource {
 #[serde(deny_unknown_fields)]
 pub struct HubModel {
     /// `owner/name`.
+    #[serde(deserialize_with = "names::repository")]
     pub repo: String,
     /// Commit hash (or tag) of the repository; a moving branch is not reproducible.
+    #[serde(deserialize_with = "names::revision")]
     pub revision: String,
     /// Files whose content is pinned, by name. Others are verified against what the hub announces (the sha256 of large
     /// files, the size of small ones), and recorded.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "names::pinned", skip_serializing_if = "BTreeMap::is_empty")]
     pub sha256: BTreeMap<String, String>,
 }
 
@@ -53,14 +57,19 @@ pub struct RegistryFile {
     /// The client that downloads the package.
     pub client: RegistryClient,
     /// Package name.
+    #[serde(deserialize_with = "names::package")]
     pub package: String,
     /// Exact version.
+    #[serde(deserialize_with = "names::version")]
     pub version: String,
     /// sha256 of the archive as downloaded (wheel or tarball).
+    #[serde(deserialize_with = "names::sha256")]
     pub archive_sha256: String,
     /// Path of the file (or folder) inside the archive.
+    #[serde(deserialize_with = "names::inside")]
     pub file: String,
     /// sha256 of that file once taken out; of a folder, of its files in name order.
+    #[serde(deserialize_with = "names::sha256")]
     pub sha256: String,
 }
 
@@ -185,6 +194,7 @@ pub struct TextFile {
     /// The file: a path, or a file name that is searched by its sha256 in the asset folders.
     pub path: PathBuf,
     /// sha256 of the file.
+    #[serde(deserialize_with = "names::sha256")]
     pub sha256: String,
     /// How the file is cut into documents.
     pub documents: DocumentSeparator,
