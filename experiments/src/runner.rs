@@ -13,7 +13,7 @@ use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
 use awq_core::driver::{Calibration, Job, QuantizedModel, quantize_model};
 use awq_core::load::{OpenedModel, open_model};
-use awq_core::model::{Decoder, open_decoder, wiring_of};
+use awq_core::model::{Decoder, Storage, open_decoder, wiring_of};
 
 use crate::assets::{AssetStore, sha256_of};
 use crate::config::{CalibrationSpec, EvaluationSpec, ModelSpec, PerplexitySpec, ProtocolSpec};
@@ -129,25 +129,29 @@ fn run_model(
     sink: &mut Sink<'_>,
 ) -> anyhow::Result<()> {
     let opened = locate_and_open(&plan.model, store, progress);
-    let (opened, assets) = match opened {
-        Ok(opened) => opened,
+    let LocatedModel { opened, storage, assets } = match opened {
+        Ok(located) => located,
         Err(error) => return fail_all(cells, Stage::Quantize, &error, &BTreeMap::new(), sink),
     };
     // One experiment has one precision.
     let precision = cells.first().map_or(FloatType::F32, |cell| cell.precision);
-    run_on(&options.device, precision, ModelJob { opened, assets, cells, texts, progress, sink })
+    run_on(&options.device, precision, ModelJob { opened, storage, assets, cells, texts, progress, sink })
 }
 
-fn locate_and_open(
-    model: &ModelSpec,
-    store: &AssetStore,
-    progress: &Progress,
-) -> anyhow::Result<(OpenedModel, BTreeMap<String, String>)> {
+/// A model's headers, and the hashes of its files.
+struct LocatedModel {
+    opened: OpenedModel,
+    storage: Option<Storage>,
+    assets: BTreeMap<String, String>,
+}
+
+fn locate_and_open(model: &ModelSpec, store: &AssetStore, progress: &Progress) -> anyhow::Result<LocatedModel> {
     let located = store.model(model)?;
     let opened = open_model(&located.path).with_context(|| format!("model {}", model.name))?;
     let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref()).context("the model cannot be opened")?;
     wiring.notes.iter().for_each(|note| progress.note(note));
-    Ok((opened, located.hashes))
+    let storage = Storage::of(&wiring, &opened.config, opened.checkpoint.as_ref());
+    Ok(LocatedModel { opened, storage, assets: located.hashes })
 }
 
 fn fail_all(
@@ -167,6 +171,7 @@ fn failed(stage: Stage, error: &anyhow::Error) -> Outcome {
 /// The cells of one opened model, on a backend.
 struct ModelJob<'a, 'b, 'c> {
     opened: OpenedModel,
+    storage: Option<Storage>,
     assets: BTreeMap<String, String>,
     cells: &'a [&'a Cell],
     texts: &'a mut Texts<'b>,
@@ -309,6 +314,7 @@ impl ModelJob<'_, '_, '_> {
                 measurements,
                 quantization: quantized.map(|quantized| quantized.describe(cell, evaluations)),
                 packed: self.opened.packed.as_ref().map(Into::into),
+                storage: self.storage.clone(),
                 cost: Cost {
                     quantize_seconds: quantized.map_or(0.0, |q| q.model.logs.iter().map(|log| log.seconds).sum()),
                     shared_capture_seconds: quantized.map_or(0.0, |q| q.shared_seconds),

@@ -1,4 +1,4 @@
-//! Records to rows: the newest record of each cell, its intervals, and its differences to full precision, to RTN on the
+//! Records to rows: the newest record of each cell, its intervals, and its differences to the base model, to RTN on the
 //! same grid and to published numbers. Pure: everything comes from the records.
 
 use std::cmp::Reverse;
@@ -8,6 +8,7 @@ use anyhow::ensure;
 use awq_core::arithmetic::{Arithmetic, FloatType};
 use awq_core::driver::Propagation;
 
+use super::base;
 use super::row::Row;
 use crate::config::ReferenceValue;
 use crate::inputs::differences;
@@ -18,9 +19,6 @@ use crate::stats::{self, Bootstrap, Interval};
 
 /// The resampling behind every interval of a report. Fixed, so that a report made again is the same report.
 pub const BOOTSTRAP: Bootstrap = Bootstrap { n: 4000, seed: 0 };
-
-/// Bits per weight that full precision is listed with.
-const FULL_PRECISION_BITS: f64 = 16.0;
 
 /// The metric that rows hold.
 const METRIC: &str = "token_perplexity";
@@ -74,7 +72,7 @@ pub fn newest(records: &[Record]) -> Vec<&Record> {
 }
 
 /// One row a measurement of each finished cell among `records` ([`newest`]): by model as they first appear, then text and
-/// protocol, then full precision before quantized, most bits first, RTN before other methods.
+/// protocol, then the base model before quantized, most bits first, RTN before other methods.
 ///
 /// # Errors
 /// A metric that has no column.
@@ -99,11 +97,12 @@ pub fn rows(records: &[&Record], references: &[ReferenceValue]) -> anyhow::Resul
             let numbers = Reverse((row.n_windows, row.n_windows_total));
             (row.dataset.clone(), row.protocol.clone(), row.seq_len, row.arithmetic.clone(), numbers)
         };
+        let bits = |row: &Row| row.bits_per_weight.unwrap_or_default();
         // Cells that differ in nothing else stay in their order: that of the plan.
         let method = |row: &Row| (row.method != "RTN", row.method.clone());
         (place(a), text(a), a.grid.is_some())
             .cmp(&(place(b), text(b), b.grid.is_some()))
-            .then(b.bits_per_weight.total_cmp(&a.bits_per_weight))
+            .then(bits(b).total_cmp(&bits(a)))
             .then_with(|| (&a.grid, method(a)).cmp(&(&b.grid, method(b))))
     });
     Ok(rows)
@@ -226,18 +225,29 @@ impl<'a> Finished<'a> {
         &self.record.cell
     }
 
-    /// As [`Cell::method_label`]; of a packed checkpoint as it is, what it was quantized with.
+    /// As [`Cell::method_label`]; of a packed checkpoint as it is, what it was quantized with; of any other base model, what
+    /// its file is.
     fn method_label(&self) -> String {
         match self.packed_as_it_is() {
             Some(packed) => format!("packed {}", packed.label),
+            None if self.cell().quantization.is_none() => base::label(self.done.storage.as_ref()),
             None => self.cell().method_label(),
         }
     }
 
-    fn bits_per_weight(&self) -> f64 {
+    fn bits_per_weight(&self) -> Option<f64> {
         let quantized = self.done.quantization.as_ref().map(|quantization| quantization.bits_per_weight);
-        let packed = self.packed_as_it_is().map(|packed| packed.bits_per_weight);
-        quantized.or(packed).unwrap_or(FULL_PRECISION_BITS)
+        quantized.or(self.base_bits_per_weight())
+    }
+
+    fn base_bits_per_weight(&self) -> Option<f64> {
+        let storage = self.done.storage.as_ref().map(|storage| storage.bits_per_weight);
+        storage.or(self.done.packed.as_ref().map(|packed| packed.bits_per_weight))
+    }
+
+    fn base_storage(&self) -> Option<String> {
+        let packed = self.done.packed.as_ref().map(|packed| format!("packed {}", packed.label));
+        self.done.storage.as_ref().map(base::types).or(packed)
     }
 
     fn packed_as_it_is(&self) -> Option<&'a PackedOrigin> {
@@ -274,6 +284,8 @@ fn row(
         bits: grid.map(|grid| u64::from(grid.bits.get())),
         granularity: grid.map(|grid| grid.granularity.label()),
         bits_per_weight: cell.bits_per_weight(),
+        base_storage: cell.base_storage(),
+        base_bits_per_weight: cell.base_bits_per_weight(),
         metric: measurement.metric.clone(),
         dataset: measurement.dataset.clone(),
         protocol: measurement.protocol.clone(),

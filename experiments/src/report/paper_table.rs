@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::base;
 use super::pivot::{Pivot, Place};
 use super::row::Row;
 use super::tables::{
@@ -135,6 +136,7 @@ fn caption(pivot: &Pivot<'_>) -> String {
         protocol(first)
     );
     text += &arithmetic(first);
+    text += &base::sentence(pivot.measured.iter().copied());
     if pivot.published().next().is_some() {
         text += " In parentheses: the published number, and ours minus it.";
     }

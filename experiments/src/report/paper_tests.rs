@@ -141,7 +141,7 @@ fn paper_table_snapshot() {
     | W3 g64 | RTN | 16.501 | - |
     | W3 g64 | AWQ | **13.742 (14.5 [a], -0.758)** | - (6.24) |
 
-    LIMITED RUN: first 12 of 1,292 windows. Table 4 of a paper. Perplexity per token on wikitext2-test, protocol gptq (non-overlapping windows of 256 tokens, all but the first token of each scored). In parentheses: the published number, and ours minus it. Intervals are in table.csv. Commit 0123456 (dirty). Bold: the best method on its model, grid, text and calibration.
+    LIMITED RUN: first 12 of 1,292 windows. Table 4 of a paper. Perplexity per token on wikitext2-test, protocol gptq (non-overlapping windows of 256 tokens, all but the first token of each scored). The base model is stored in BF16. In parentheses: the published number, and ours minus it. Intervals are in table.csv. Commit 0123456 (dirty). Bold: the best method on its model, grid, text and calibration.
 
     Published: A paper, table 4.
 

@@ -21,7 +21,7 @@ use super::config::ModelConfig;
 use super::error::nearest_names;
 use super::map::MappedFile;
 use super::rope::RopeScaling;
-use super::{Checkpoint, LoadError};
+use super::{Checkpoint, LoadError, StoredType};
 
 /// llama.cpp's divisors of the rotary frequencies: part of the configuration, not a weight.
 const ROPE_FREQS: &str = "rope_freqs.weight";
@@ -207,6 +207,15 @@ impl Checkpoint for GgufCheckpoint {
 
     fn is_readable(&self, name: &str) -> bool {
         self.tensors.get(name).is_some_and(|tensor| matches!(tensor.info.stored, Stored::Known(..)))
+    }
+
+    fn stored_type(&self, name: &str) -> Option<StoredType> {
+        let Stored::Known(ggml_type, _) = self.tensors.get(name)?.info.stored else { return None };
+        Some(StoredType {
+            name: format!("GGUF {ggml_type}"),
+            bits_per_weight: 8.0 * ggml_type.block_bytes() as f64 / ggml_type.block_len() as f64,
+            group_size: ggml_type.group_size(),
+        })
     }
 
     fn source(&self) -> &Path {
