@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
 use awq_core::driver::{Calibration, Job, QuantizedModel, quantize_model};
@@ -16,7 +16,7 @@ use awq_core::load::{OpenedModel, open_model};
 use awq_core::model::{Decoder, Storage, open_decoder, wiring_of};
 
 use crate::assets::{AssetStore, sha256_of};
-use crate::config::{CalibrationSpec, EvaluationSpec, ModelSpec, PerplexitySpec, ProtocolSpec};
+use crate::config::{CalibrationSpec, Draw, EvaluationSpec, ModelSpec, PerplexitySpec, ProtocolSpec};
 use crate::data::calibration::{CalibrationSet, calibration_set, overlap_tokens};
 use crate::data::{self, Text};
 use crate::device::{DeviceJob, run_on};
@@ -256,7 +256,8 @@ impl ModelJob<'_, '_, '_> {
         evaluations: &BTreeMap<EvaluationSpec, Prepared>,
     ) -> anyhow::Result<()> {
         let calibration = cells.first().and_then(|cell| cell.quantization.as_ref()?.calibration.as_ref());
-        let set = match calibration.map(|spec| self.calibration_set(spec)).transpose() {
+        let draw = cells.first().and_then(|cell| cell.quantization.as_ref()?.draw);
+        let set = match calibration.map(|spec| self.drawn_set(spec, draw)).transpose() {
             Ok(set) => set,
             Err(error) => return fail_all(cells, Stage::Quantize, &error, &self.assets, self.sink),
         };
@@ -289,6 +290,24 @@ impl ModelJob<'_, '_, '_> {
             (self.sink)(cell, outcome, &self.assets)?;
         }
         Ok(())
+    }
+
+    /// A draw that is no other than the first is an error: the spread of the two would be nothing, and say nothing.
+    fn drawn_set(&mut self, spec: &CalibrationSpec, draw: Option<Draw>) -> anyhow::Result<CalibrationSet> {
+        let set = self.calibration_set(spec)?;
+        if let Some(draw) = draw.filter(|draw| draw.index > 0) {
+            let sorted = |mut set: CalibrationSet| {
+                set.ids.sort();
+                set.ids
+            };
+            ensure!(
+                sorted(set.clone()) != sorted(self.calibration_set(&draw.first(spec))?),
+                "draw {} of the calibration takes the same sequences as draw 0: the text has no others; remove `draws` or \
+                 calibrate on a longer text",
+                draw.index
+            );
+        }
+        Ok(set)
     }
 
     fn calibration_set(&mut self, spec: &CalibrationSpec) -> anyhow::Result<CalibrationSet> {

@@ -6,6 +6,7 @@
 
 mod calibration;
 mod check;
+mod draws;
 mod layout;
 mod place;
 mod reference;
@@ -25,6 +26,7 @@ use crate::encoding::{BYTE_ORDER_MARK, utf8};
 
 pub use self::calibration::{CalibrationSpec, CalibrationUse, MethodEntry, NamedCalibration};
 pub use self::check::json_schema;
+pub use self::draws::{Draw, DrawnCalibration};
 pub use self::layout::*;
 pub use self::reference::ReferenceValue;
 pub use self::sources::*;
@@ -42,7 +44,7 @@ pub struct ExperimentSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<ModelSpec>,
     /// What activations are collected on. Absent: only methods that need no activations may run.
-    pub calibration: Option<CalibrationSpec>,
+    pub calibration: Option<DrawnCalibration>,
     /// Several calibrations to compare, in place of `calibration`; every method runs under each, unless its entry says
     /// otherwise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

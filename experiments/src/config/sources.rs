@@ -247,6 +247,18 @@ pub enum SamplingSpec {
     TokenOffsets(TokenOffsets),
 }
 
+impl SamplingSpec {
+    /// The seed of what is drawn at random; `None` where sequences are named one by one.
+    pub fn seed_mut(&mut self) -> Option<&mut u64> {
+        match self {
+            Self::JoinedDocuments(rule) => Some(&mut rule.seed),
+            Self::RandomCrops(rule) => Some(&mut rule.seed),
+            Self::DocumentCrops(rule) => Some(&mut rule.seed),
+            Self::TokenOffsets(_) => None,
+        }
+    }
+}
+
 /// See [`SamplingSpec::JoinedDocuments`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -274,6 +274,35 @@ mod tests {
         assert!(orders.len() > 10, "the seed must change the order");
     }
 
+    /// What `draws` stands on: the next seed gives other sequences, under every rule that has one.
+    #[test]
+    fn every_seed_is_a_draw_of_its_own() {
+        let documents: Vec<String> = (0..40_u8)
+            .map(|document| (0..12).map(|letter| char::from(33 + (document + 2 * letter) % 90)).collect())
+            .collect();
+        let documents: Vec<&str> = documents.iter().map(String::as_str).collect();
+        let n_sequences = NonZeroUsize::new(6).unwrap();
+        let rules = [
+            joined_documents(9, 0),
+            random_crops(6, 0),
+            SamplingSpec::DocumentCrops(DocumentCrops { n_sequences, seed: 0 }),
+        ];
+        for rule in rules {
+            let seq_len = if matches!(rule, SamplingSpec::JoinedDocuments(_)) { 12 } else { 8 };
+            let draws: HashSet<_> = (0..20)
+                .map(|seed| {
+                    let mut rule = rule.clone();
+                    *rule.seed_mut().unwrap() += seed;
+                    let mut ids = taken(&documents, &rule, seq_len).unwrap().ids;
+                    ids.sort();
+                    ids
+                })
+                .collect();
+            assert_eq!(draws.len(), 20, "{rule:?}");
+        }
+        assert_eq!(SamplingSpec::TokenOffsets(TokenOffsets { starts: vec![0] }).seed_mut(), None);
+    }
+
     #[test]
     fn the_shuffle_stays_what_it_was() {
         // Recorded from this code: a new version of the crate rand that shuffles otherwise would change results.

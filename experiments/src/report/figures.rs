@@ -281,6 +281,7 @@ mod tests {
             method: format!("method {method}"),
             grid: grid.into(),
             calibration: None,
+            draw: None,
             relative_errors: vec![(0, 0.1), (1, 0.2)],
         };
         let curves = |n: usize| -> Vec<BlockCurve> {

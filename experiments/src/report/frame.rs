@@ -45,6 +45,8 @@ pub struct BlockCurve {
     pub grid: String,
     /// Name of the calibration, where the experiment compares several.
     pub calibration: Option<String>,
+    /// Draw of the calibration, where there are several: the first, the others are alike.
+    pub draw: Option<u16>,
     /// Block index, and the squared output error over the squared output.
     pub relative_errors: Vec<(usize, f64)>,
 }
@@ -53,7 +55,8 @@ impl BlockCurve {
     /// Grid and calibration: `W3 g128`, `W3 g128, 16 sequences`.
     pub fn setting(&self) -> String {
         let calibration = self.calibration.as_ref().map_or_else(String::new, |name| format!(", {name}"));
-        format!("{}{calibration}", self.grid)
+        let draw = self.draw.map_or_else(String::new, |draw| format!(", draw {draw}"));
+        format!("{}{calibration}{draw}", self.grid)
     }
 }
 
@@ -124,10 +127,14 @@ pub fn failures(records: &[&Record]) -> Vec<Failure> {
     records.iter().filter_map(failure).collect()
 }
 
-/// Curves of all cells that logged output errors, in the order of the records.
+/// Curves of all cells that logged output errors, in the order of the records; of several draws of a calibration the first.
 pub fn block_curves(records: &[&Record]) -> Vec<BlockCurve> {
     let curve = |record: &&Record| {
         let finished = Finished::of(record)?;
+        let draw = record.cell.quantization.as_ref().and_then(|q| q.draw).filter(|draw| !draw.is_only());
+        if draw.is_some_and(|draw| draw.index > 0) {
+            return None;
+        }
         let blocks = &finished.done.quantization.as_ref()?.blocks;
         let relative = |block: &awq_core::log::BlockLog| {
             let error = block.output_mse? / block.output_mean_square?;
@@ -140,6 +147,7 @@ pub fn block_curves(records: &[&Record]) -> Vec<BlockCurve> {
             method: record.cell.method_label(),
             grid: record.cell.grid_label(),
             calibration: record.cell.quantization.as_ref().and_then(|q| q.calibration_name.clone()),
+            draw: draw.map(|draw| draw.index),
             relative_errors,
         };
         (!curve.relative_errors.is_empty()).then_some(curve)
@@ -326,6 +334,10 @@ fn row(
             .or(quantization.map(|quantization| quantization.calibration_overlap_tokens)),
         calibration_seq_len: planned.and_then(|q| Some(q.calibration.as_ref()?.seq_len.get() as u64)),
         calibration: planned.and_then(|q| q.calibration_name.clone()),
+        draw: planned.and_then(|q| q.draw).map(|draw| draw.index.into()),
+        n_draws: None,
+        draws_low: None,
+        draws_high: None,
         propagation: planned.and_then(|q| q.propagation()).map(|propagation| propagation_name(propagation).to_owned()),
         changed_steps: steps.map(|(changed, _)| changed),
         step_ratio: steps.map(|(_, ratio)| ratio),
@@ -374,7 +386,7 @@ fn difference(
 }
 
 /// Whether window `i` of both measurements holds the same tokens.
-fn same_windows(a: &Measurement, b: &Measurement) -> bool {
+pub(super) fn same_windows(a: &Measurement, b: &Measurement) -> bool {
     let key = |m: &Measurement| (m.seq_len, m.arithmetic, m.n_windows, m.nll_per_window.len());
     let content =
         |m: &Measurement| [m.metric.clone(), m.protocol.clone(), m.text_sha256.clone(), m.tokenizer_sha256.clone()];

@@ -80,7 +80,7 @@ fn texts(plan: &Plan, records: &[Record]) -> Vec<Vec<String>> {
 }
 
 /// A cell under a named calibration of so many sequences.
-fn calibrated(method: &str, name: &str, n_sequences: usize, nll: f64) -> Record {
+pub(super) fn calibrated(method: &str, name: &str, n_sequences: usize, nll: f64) -> Record {
     let mut record = record(Some((method, grid(3, 64))), nll);
     let quantization = record.cell.quantization.as_mut().unwrap();
     let n = NonZeroUsize::new(n_sequences).unwrap();

@@ -90,6 +90,14 @@ columns! {
         calibration_seq_len: Option<u64>,
         /// Name of the calibration, where the experiment compares several; null where the method looks at no activations.
         calibration: Option<String>,
+        /// Which draw of the calibration; null where the method looks at no activations.
+        draw: Option<u64>,
+        /// Finished draws of this cell, where its calibration is drawn several times; null where it is drawn once.
+        n_draws: Option<u64>,
+        /// Lowest perplexity of a draw.
+        draws_low: Option<f64>,
+        /// Highest perplexity of a draw.
+        draws_high: Option<f64>,
         /// What the blocks after the first saw during calibration: `full_precision`, `quantized`, `quantized_per_stage`; null
         /// where the method looks at no activations.
         propagation: Option<String>,
@@ -113,9 +121,13 @@ columns! {
 }
 
 impl Row {
-    /// The commit of the program, and whether files of the checkout had been changed.
-    pub(crate) fn version(&self) -> (&str, bool) {
-        (&self.commit, self.dirty)
+    /// Stands between the commits of a row that several made.
+    pub(super) const BETWEEN_COMMITS: &str = ", ";
+
+    /// The commit of the program, and whether files of the checkout had been changed; all of them where the row is a mean of
+    /// draws.
+    pub(crate) fn versions(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.commit.split(Self::BETWEEN_COMMITS).map(|commit| (commit, self.dirty))
     }
 
     /// Whether the numbers of both rows may be compared: one model, text, protocol and arithmetic, and the same windows.

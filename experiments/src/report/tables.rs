@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::base;
+use super::draws;
 use super::frame::Failure;
 use super::row::Row;
 
@@ -118,6 +119,9 @@ impl Table {
                 difference(row.delta_rtn, row.delta_rtn_ci_low, row.delta_rtn_ci_high)
             }),
         ];
+        if draws::any(rows) {
+            layout.insert(4, Layout::right(draws::HEADING, draws::spread));
+        }
         let mut settings = Vec::new();
         if differ(rows, |row| row.calibration.as_deref()) {
             settings.push(Layout::left("calibration", |row| row.calibration.clone().unwrap_or_else(missing)));
@@ -197,7 +201,7 @@ fn caption(rows: &[Row]) -> String {
     let floor = row.floor.map_or_else(String::new, |floor| {
         format!(" No model can be below {}, the text's own entropy.", number(floor, decimals(floor)))
     });
-    let base = base::sentence(rows);
+    let base = base::sentence(rows) + draws::sentence(rows);
     format!(
         "{limited}{} on {}: perplexity per token, protocol {} ({protocol}); {} windows, {} tokens scored. \
          ± is the standard error over windows; brackets are 95% intervals, paired over windows (bootstrap).{arithmetic}{floor}{base} \
@@ -207,7 +211,7 @@ fn caption(rows: &[Row]) -> String {
         row.protocol,
         grouped(row.n_windows),
         grouped(row.n_tokens),
-        commits(rows.iter().map(Row::version)),
+        commits(rows.iter().flat_map(Row::versions)),
     )
 }
 

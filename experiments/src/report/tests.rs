@@ -53,7 +53,7 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
     });
     let quantization = method.map(|(json, grid)| {
         let method: MethodSpec = serde_json::from_str(json).unwrap();
-        QuantizationCell { method, grid, calibration: None, calibration_name: None }
+        QuantizationCell { method, grid, calibration: None, calibration_name: None, draw: None }
     });
     let model = ModelSpec { name: "Tiny_1M".into(), source: ModelSource::Bundled(Bundled {}) };
     let cell = Cell { model, quantization, evaluations: Vec::new(), precision: Default::default() };
