@@ -277,6 +277,14 @@ pub struct RandomCrops {
     pub n_sequences: NonZeroUsize,
     /// Seed of the positions.
     pub seed: u64,
+    /// First token of the joined text at which a sequence may begin, 0 when absent: calibrates on the rest of a text whose
+    /// beginning is scored.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub first_token: usize,
+}
+
+fn is_zero(token: &usize) -> bool {
+    *token == 0
 }
 
 /// See [`SamplingSpec::DocumentCrops`].

@@ -76,6 +76,7 @@ pub(super) fn sentence<'a>(rows: impl IntoIterator<Item = &'a Row>) -> String {
     };
     match models.as_slice() {
         [] => String::new(),
+        [(_, first)] if first.is_empty() => " How the base model is stored is not on record.".to_owned(),
         [(_, first), others @ ..] if others.iter().all(|(_, other)| other == first) => {
             let subject = if others.is_empty() { "The base model" } else { "Each base model" };
             format!(" {subject} {}.", said(first))
@@ -217,7 +218,7 @@ mod tests {
         for record in &mut records[..5] {
             done(record).storage = None;
         }
-        let said = "The base model is stored in a way that is not on record.";
+        let said = "How the base model is stored is not on record.";
         check_pages(
             &records,
             &[

@@ -180,13 +180,13 @@ pub(super) fn any<'a>(rows: impl IntoIterator<Item = &'a Row>) -> bool {
 }
 
 /// The heading of [`spread`].
-pub(super) const HEADING: &str = "draws, low to high";
+pub(super) const HEADING: &str = "draws: low to high";
 
-/// `3, 68.412 to 72.204`: draws of a row, and their lowest and highest perplexity.
+/// `3: 68.412 to 72.204`: draws of a row, and their lowest and highest perplexity.
 pub(super) fn spread(row: &Row) -> String {
     let (Some(n_draws), Some(low), Some(high)) = (row.n_draws, row.draws_low, row.draws_high) else { return missing() };
     let decimals = decimals(high);
-    format!("{n_draws}, {} to {}", number(low, decimals), number(high, decimals))
+    format!("{n_draws}: {} to {}", number(low, decimals), number(high, decimals))
 }
 
 /// What the numbers of several draws are, a sentence after a blank.

@@ -104,7 +104,12 @@ fn the_table_has_one_row_with_the_spread() {
     let records = records();
     let table = terminal_table(&plan(&records, vec![]), &records, &[]).unwrap();
     let lines = table.lines().filter(|line| ["method", "FP", "RTN", "AWQ"].iter().any(|head| line.starts_with(head)));
-    insta::assert_snapshot!(lines.collect::<Vec<_>>().join("\n"), @"");
+    insta::assert_snapshot!(lines.collect::<Vec<_>>().join("\n"), @r"
+    method  grid    bits/w        perplexity   draws: low to high       Δ to FP [95% CI]        Δ to RTN [95% CI]
+    FP      -        16.00  12.165 ± 0.621                      -                      -                        -
+    RTN     W3 g64    3.30  16.501 ± 0.861                      -  +4.336 [3.691, 4.966]                        -
+    AWQ     W3 g64    3.30  14.264 ± 0.731 *  3: 13.742 to 14.906  +2.099 [1.795, 2.393]  -2.237 [-2.570, -1.895]
+    ");
     let flowing = table.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(flowing.contains("each window averaged over draws first"), "{table}");
 }
@@ -123,7 +128,7 @@ fn a_published_table_shows_the_mean_in_one_place() {
     let files = write_report(folder.path(), &asking, &records, &[]).unwrap();
     let paper_table = std::fs::read_to_string(&files.paper_tables[0]).unwrap();
     let line = paper_table.lines().find(|line| line.starts_with("| AWQ ")).unwrap();
-    assert_eq!(line, "| AWQ | **14.264; draws: 3, 13.742 to 14.906 (14.5, -0.236)** |");
+    assert_eq!(line, "| AWQ | **14.264; draws 3: 13.742 to 14.906 (14.5, -0.236)** |");
     assert!(paper_table.contains("each window averaged over draws first"), "{paper_table}");
     let csv = std::fs::read_to_string(&files.csv).unwrap();
     assert_eq!(csv.lines().count(), 1 + 5);

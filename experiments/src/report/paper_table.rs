@@ -91,10 +91,10 @@ fn cell(place: &Place<'_>, value: TableValue, notes: &Notes) -> String {
     }
 }
 
-/// `; draws: 3, 68.412 to 72.204`, of a perplexity that is the mean of several.
+/// `; draws 3: 68.412 to 72.204`, of a perplexity that is the mean of several.
 fn draws_of(place: &Place<'_>, value: TableValue) -> String {
     let of_draws = place.ours.filter(|row| value == TableValue::Perplexity && draws::any([*row]));
-    of_draws.map_or_else(String::new, |row| format!("; draws: {}", draws::spread(row)))
+    of_draws.map_or_else(String::new, |row| format!("; draws {}", draws::spread(row)))
 }
 
 fn shown(ours: f64, value: TableValue) -> String {

@@ -90,7 +90,7 @@ pub(super) fn calibrated(method: &str, name: &str, n_sequences: usize, nll: f64)
             n_documents: 9.try_into().unwrap(),
             topic: None,
         }),
-        sampling: SamplingSpec::RandomCrops(RandomCrops { n_sequences: n, seed: 0 }),
+        sampling: SamplingSpec::RandomCrops(RandomCrops { n_sequences: n, seed: 0, first_token: 0 }),
         seq_len: NonZeroUsize::new(64).unwrap(),
         propagation: Propagation::FullPrecision,
     });

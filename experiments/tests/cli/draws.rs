@@ -41,7 +41,7 @@ fn more_draws_leave_what_is_on_record_and_stand_in_one_row() {
 
     let table = workshop.read("out/table.md");
     assert_eq!(table.lines().filter(|line| line.starts_with("| AWQ ")).count(), 2, "{table}");
-    assert!(table.contains("| draws, low to high |"), "{table}");
+    assert!(table.contains("| draws: low to high |"), "{table}");
     let csv = workshop.read("out/table.csv");
     assert_eq!(csv.lines().count(), 1 + N_CELLS_OF_3_DRAWS);
     let column = csv.lines().next().unwrap().split(',').position(|name| name == "draw");
