@@ -149,6 +149,16 @@ fn the_header_says_how_each_tensor_is_stored() {
     assert_eq!(stored("mlp.no_proj"), None);
 }
 
+/// Memory for so many blocks would end the program before a missing tensor is found.
+#[test]
+fn more_blocks_than_tensors_are_refused() {
+    let mut bytes = small_model("llama").bytes();
+    let key = b"llama.block_count";
+    let at = bytes.windows(key.len()).position(|window| window == key).unwrap() + key.len() + 4;
+    bytes[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+    check_error(&bytes, "key \"llama.block_count\": 4294967295 blocks, but the file has 4 tensors; download it again");
+}
+
 #[test]
 fn rope_divisors_become_part_of_the_configuration() {
     let file = opened(&small_model("llama").f32_tensor("rope_freqs.weight", &[2], &[1.0, 8.0]));
