@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::{
-    CalibrationSpec, EvaluationSpec, ExperimentSpec, FigureSpec, GridSweep, ModelSpec, ReferenceValue, TableAxis,
+    CalibrationSpec, Draw, EvaluationSpec, ExperimentSpec, FigureSpec, GridSweep, ModelSpec, ReferenceValue, TableAxis,
     TableSpec,
 };
 use crate::registry::MethodSpec;
@@ -50,6 +50,9 @@ pub struct QuantizationCell {
     /// label: neither in the cell's id nor in its record.
     #[serde(skip)]
     pub calibration_name: Option<String>,
+    /// Which draw of its calibration the cell is, where the method looks at activations. A label: the seed is what counts.
+    #[serde(skip)]
+    pub draw: Option<Draw>,
 }
 
 impl QuantizationCell {
@@ -69,6 +72,17 @@ impl Cell {
         CellId(digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
     }
 
+    /// Id of the cell that asks the same of the first draw of its calibration: its own, unless it is a later draw.
+    pub fn first_draw_id(&self) -> CellId {
+        let mut first = self.clone();
+        if let Some(quantization) = &mut first.quantization
+            && let (Some(draw), Some(own)) = (quantization.draw, &quantization.calibration)
+        {
+            quantization.calibration = Some(draw.first(own));
+        }
+        first.id()
+    }
+
     /// `FP`, or the method's label: `RTN`, `AWQ`.
     pub fn method_label(&self) -> String {
         self.quantization.as_ref().map_or_else(|| "FP".to_owned(), |q| q.method.label())
@@ -79,18 +93,21 @@ impl Cell {
         self.quantization.as_ref().map_or_else(String::new, |q| q.grid.label())
     }
 
-    /// `SmolLM2-135M AWQ W4 g128`: how messages name a cell. A named calibration, and quantized propagation, are added.
+    /// `SmolLM2-135M AWQ W4 g128`: how messages name a cell. A named calibration, the draw where there are several, and
+    /// quantized propagation, are added.
     pub fn label(&self) -> String {
         let label =
             [self.model.name.as_str(), &self.method_label(), &self.grid_label()].join(" ").trim_end().to_owned();
         let Some(quantization) = &self.quantization else { return label };
         let calibration = quantization.calibration_name.as_ref().map(|name| format!(", {name}")).unwrap_or_default();
+        let draw = quantization.draw.filter(|draw| !draw.is_only());
+        let draw = draw.map(|draw| format!(", draw {}", draw.index)).unwrap_or_default();
         let propagation = match quantization.propagation() {
             None | Some(Propagation::FullPrecision) => "",
             Some(Propagation::Quantized) => ", quantized inputs",
             Some(Propagation::QuantizedPerStage) => ", quantized inputs per stage",
         };
-        label + &calibration + propagation
+        label + &calibration + &draw + propagation
     }
 
     /// What tells this cell from others along an axis of a table; nothing along `dataset`, of which a cell may have several.
@@ -178,6 +195,7 @@ impl Plan {
                         grid,
                         calibration: used.spec,
                         calibration_name: used.name,
+                        draw: used.draw,
                     }))
                 })
             });

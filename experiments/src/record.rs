@@ -12,6 +12,7 @@ use anyhow::{Context, bail, ensure};
 use awq_core::arithmetic::Arithmetic;
 use awq_core::driver::BlockLog;
 use awq_core::load::packed::PackedHeader;
+use awq_core::model::Storage;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +57,9 @@ pub struct Done {
     /// What the checkpoint itself was quantized with, where it is a packed one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packed: Option<PackedOrigin>,
+    /// In what types the checkpoint stores the linears of its blocks; absent in records of before it was noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<Storage>,
     /// What it cost.
     pub cost: Cost,
 }

@@ -8,15 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
 use awq_core::driver::{Calibration, Job, QuantizedModel, quantize_model};
 use awq_core::load::{OpenedModel, open_model};
-use awq_core::model::{Decoder, open_decoder, wiring_of};
+use awq_core::model::{Decoder, Storage, open_decoder, wiring_of};
 
 use crate::assets::{AssetStore, sha256_of};
-use crate::config::{CalibrationSpec, EvaluationSpec, ModelSpec, PerplexitySpec, ProtocolSpec};
+use crate::config::{CalibrationSpec, Draw, EvaluationSpec, ModelSpec, PerplexitySpec, ProtocolSpec};
 use crate::data::calibration::{CalibrationSet, calibration_set, overlap_tokens};
 use crate::data::{self, Text};
 use crate::device::{DeviceJob, run_on};
@@ -129,25 +129,29 @@ fn run_model(
     sink: &mut Sink<'_>,
 ) -> anyhow::Result<()> {
     let opened = locate_and_open(&plan.model, store, progress);
-    let (opened, assets) = match opened {
-        Ok(opened) => opened,
+    let LocatedModel { opened, storage, assets } = match opened {
+        Ok(located) => located,
         Err(error) => return fail_all(cells, Stage::Quantize, &error, &BTreeMap::new(), sink),
     };
     // One experiment has one precision.
     let precision = cells.first().map_or(FloatType::F32, |cell| cell.precision);
-    run_on(&options.device, precision, ModelJob { opened, assets, cells, texts, progress, sink })
+    run_on(&options.device, precision, ModelJob { opened, storage, assets, cells, texts, progress, sink })
 }
 
-fn locate_and_open(
-    model: &ModelSpec,
-    store: &AssetStore,
-    progress: &Progress,
-) -> anyhow::Result<(OpenedModel, BTreeMap<String, String>)> {
+/// A model's headers, and the hashes of its files.
+struct LocatedModel {
+    opened: OpenedModel,
+    storage: Option<Storage>,
+    assets: BTreeMap<String, String>,
+}
+
+fn locate_and_open(model: &ModelSpec, store: &AssetStore, progress: &Progress) -> anyhow::Result<LocatedModel> {
     let located = store.model(model)?;
     let opened = open_model(&located.path).with_context(|| format!("model {}", model.name))?;
     let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref()).context("the model cannot be opened")?;
     wiring.notes.iter().for_each(|note| progress.note(note));
-    Ok((opened, located.hashes))
+    let storage = Storage::of(&wiring, &opened.config, opened.checkpoint.as_ref());
+    Ok(LocatedModel { opened, storage, assets: located.hashes })
 }
 
 fn fail_all(
@@ -167,6 +171,7 @@ fn failed(stage: Stage, error: &anyhow::Error) -> Outcome {
 /// The cells of one opened model, on a backend.
 struct ModelJob<'a, 'b, 'c> {
     opened: OpenedModel,
+    storage: Option<Storage>,
     assets: BTreeMap<String, String>,
     cells: &'a [&'a Cell],
     texts: &'a mut Texts<'b>,
@@ -251,7 +256,8 @@ impl ModelJob<'_, '_, '_> {
         evaluations: &BTreeMap<EvaluationSpec, Prepared>,
     ) -> anyhow::Result<()> {
         let calibration = cells.first().and_then(|cell| cell.quantization.as_ref()?.calibration.as_ref());
-        let set = match calibration.map(|spec| self.calibration_set(spec)).transpose() {
+        let draw = cells.first().and_then(|cell| cell.quantization.as_ref()?.draw);
+        let set = match calibration.map(|spec| self.drawn_set(spec, draw)).transpose() {
             Ok(set) => set,
             Err(error) => return fail_all(cells, Stage::Quantize, &error, &self.assets, self.sink),
         };
@@ -286,6 +292,24 @@ impl ModelJob<'_, '_, '_> {
         Ok(())
     }
 
+    /// A draw that is no other than the first is an error: the spread of the two would be nothing, and say nothing.
+    fn drawn_set(&mut self, spec: &CalibrationSpec, draw: Option<Draw>) -> anyhow::Result<CalibrationSet> {
+        let set = self.calibration_set(spec)?;
+        if let Some(draw) = draw.filter(|draw| draw.index > 0) {
+            let sorted = |mut set: CalibrationSet| {
+                set.ids.sort();
+                set.ids
+            };
+            ensure!(
+                sorted(set.clone()) != sorted(self.calibration_set(&draw.first(spec))?),
+                "draw {} of the calibration takes the same sequences as draw 0: the text has no others; remove `draws` or \
+                 calibrate on a longer text",
+                draw.index
+            );
+        }
+        Ok(set)
+    }
+
     fn calibration_set(&mut self, spec: &CalibrationSpec) -> anyhow::Result<CalibrationSet> {
         let text = self.texts.get(&spec.dataset)?;
         let set = calibration_set(&self.opened, spec, text)?;
@@ -309,6 +333,7 @@ impl ModelJob<'_, '_, '_> {
                 measurements,
                 quantization: quantized.map(|quantized| quantized.describe(cell, evaluations)),
                 packed: self.opened.packed.as_ref().map(Into::into),
+                storage: self.storage.clone(),
                 cost: Cost {
                     quantize_seconds: quantized.map_or(0.0, |q| q.model.logs.iter().map(|log| log.seconds).sum()),
                     shared_capture_seconds: quantized.map_or(0.0, |q| q.shared_seconds),

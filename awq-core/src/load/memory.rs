@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::error::nearest_names;
-use super::{Checkpoint, LoadError};
+use super::{Checkpoint, LoadError, StoredType};
 
 /// Named tensors in memory. It checks what the checkpoints on disk check.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,6 +41,10 @@ impl Checkpoint for MemoryCheckpoint {
                 nearest: nearest_names(name, self.tensors.keys().map(String::as_str)),
             }),
         }
+    }
+
+    fn stored_type(&self, name: &str) -> Option<StoredType> {
+        self.tensors.contains_key(name).then(|| StoredType::float("F32", 32))
     }
 
     fn source(&self) -> &Path {

@@ -18,6 +18,7 @@ mod overlay;
 pub mod packed;
 mod rope;
 mod safetensors;
+mod storage;
 mod switches;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -42,6 +43,7 @@ pub use self::overlay::QuantizedCheckpoint;
 pub use self::packed::{PackedCheckpoint, PackedHeader};
 pub use self::rope::RopeScaling;
 pub use self::safetensors::SafetensorsCheckpoint;
+pub use self::storage::StoredType;
 pub use self::tokenizer::Tokenizer;
 use crate::quantized::QuantizedWeight;
 
@@ -95,6 +97,9 @@ pub trait Checkpoint: Send + Sync {
         };
         Ok(bits(name)? == bits(other)?)
     }
+
+    /// How a tensor is stored, from the headers; `None` where there is no such tensor, or its type is not known.
+    fn stored_type(&self, name: &str) -> Option<StoredType>;
 
     /// What a user should know of the files, a sentence each.
     fn notes(&self) -> Vec<String> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Checkpoint, LoadError};
+use super::{Checkpoint, LoadError, StoredType};
 use crate::pack::PackedWeight;
 use crate::quantized::QuantizedWeight;
 
@@ -54,6 +54,17 @@ impl Checkpoint for QuantizedCheckpoint {
 
     fn is_copy(&self, name: &str, other: &str) -> Result<bool, LoadError> {
         self.base.is_copy(name, other)
+    }
+
+    fn stored_type(&self, name: &str) -> Option<StoredType> {
+        match self.packed.get(name) {
+            Some(weight) => {
+                let (n_out, n_in) = weight.shape();
+                let bits_per_weight = weight.stored_bits() as f64 / (n_out * n_in) as f64;
+                Some(StoredType::codes(weight.grid().label(), *weight.grid(), bits_per_weight))
+            }
+            None => self.base.stored_type(name),
+        }
     }
 
     fn notes(&self) -> Vec<String> {

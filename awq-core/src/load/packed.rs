@@ -23,7 +23,7 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::{Checkpoint, LoadError, SafetensorsCheckpoint, read_json};
+use super::{Checkpoint, LoadError, SafetensorsCheckpoint, StoredType, read_json};
 use crate::grid::{Granularity, Grid};
 use crate::pack::PackLayout;
 use crate::quantized::{QuantizedWeight, ZeroPoints};
@@ -324,6 +324,13 @@ impl Checkpoint for PackedCheckpoint {
 
     fn file_of(&self, name: &str) -> PathBuf {
         self.tensors.file_of(name)
+    }
+
+    fn stored_type(&self, name: &str) -> Option<StoredType> {
+        let Some((_, linear)) = self.linear(name) else { return self.tensors.stored_type(name) };
+        let name = format!("packed {} {}", self.header.method, linear.grid.label());
+        // Bits of all linears together: what the quantized model itself was listed with.
+        Some(StoredType::codes(name, linear.grid, self.header.bits_per_weight))
     }
 
     fn notes(&self) -> Vec<String> {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::error::nearest_names;
 use super::floats::{self, FloatType};
 use super::map::MappedFile;
-use super::{Checkpoint, LoadError, read_json};
+use super::{Checkpoint, LoadError, StoredType, read_json};
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -201,6 +201,11 @@ impl Checkpoint for SafetensorsCheckpoint {
         Ok(one.dtype == other.dtype && one.shape == other.shape && one.bytes == other.bytes)
     }
 
+    fn stored_type(&self, name: &str) -> Option<StoredType> {
+        let dtype = self.tensors.get(name)?.dtype;
+        Some(StoredType::float(format!("{dtype:?}"), dtype.bitsize()))
+    }
+
     fn notes(&self) -> Vec<String> {
         let index = self.source.display();
         let misplaced = self.tensors.iter().filter(|(_, entry)| !entry.is_at_home).map(|(name, _)| name.as_str());
@@ -340,6 +345,9 @@ mod tests {
             let checkpoint = SafetensorsCheckpoint::open_folder(folder.path()).unwrap();
             assert_eq!(checkpoint.read_f32("w").unwrap(), VALUES, "{dtype:?}");
             assert_eq!(checkpoint.shape("w"), Some(vec![2, 3]));
+            let bits = if dtype == Dtype::F32 { 32 } else { 16 };
+            assert_eq!(checkpoint.stored_type("w"), Some(StoredType::float(format!("{dtype:?}"), bits)));
+            assert_eq!(checkpoint.stored_type("v"), None);
         }
     }
 

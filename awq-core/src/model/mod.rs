@@ -21,6 +21,7 @@ pub mod llama;
 pub mod opt;
 mod rotary;
 pub(crate) mod rows;
+mod storage;
 mod tensors;
 pub mod tiny;
 mod walk;
@@ -28,6 +29,7 @@ pub mod wiring;
 
 use decoder::WiredDecoder;
 use layers::{Linear, Norm};
+pub use storage::{Storage, StoredShare};
 pub use walk::for_each_block;
 use wiring::Wiring;
 

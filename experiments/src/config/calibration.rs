@@ -1,13 +1,14 @@
 //! What activations are collected on: once for all methods, or several calibrations to compare; and what a method's entry
 //! may ask of them.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU16, NonZeroUsize};
 
 use anyhow::{bail, ensure};
 use awq_core::driver::Propagation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::draws::{Draw, DrawnCalibration, is_one, one_draw};
 use super::{DatasetSpec, ExperimentSpec, SamplingSpec};
 use crate::registry::{MethodSpec, MethodTable};
 
@@ -39,6 +40,9 @@ pub struct NamedCalibration {
     pub seq_len: NonZeroUsize,
     /// What the blocks after the first see, unless a method's entry says otherwise.
     pub propagation: Propagation,
+    /// As in `calibration`.
+    #[serde(default = "one_draw", skip_serializing_if = "is_one")]
+    pub draws: NonZeroU16,
 }
 
 impl NamedCalibration {
@@ -73,31 +77,38 @@ pub struct CalibrationUse {
     pub name: Option<String>,
     /// The calibration, with the method's own propagation; `None` where the experiment has none.
     pub spec: Option<CalibrationSpec>,
+    /// Which draw it is, where the method looks at activations.
+    pub draw: Option<Draw>,
 }
 
 impl ExperimentSpec {
-    /// The calibrations that a method runs under, in the order of the file. A method that looks at no activations is the
-    /// same under each: it runs once, and the output error of its blocks is measured on the first.
+    /// The calibrations that a method runs under, each draw of each, in the order of the file. A method that looks at no
+    /// activations is the same under all of them: it runs once, and the output error of its blocks is measured on the first.
     pub fn calibrations_of(&self, entry: &MethodEntry) -> Vec<CalibrationUse> {
         let for_method = |spec: CalibrationSpec| CalibrationSpec {
             propagation: entry.propagation.unwrap_or(spec.propagation),
             ..spec
         };
-        if self.calibrations.is_empty() {
-            return vec![CalibrationUse { name: None, spec: self.calibration.clone().map(for_method) }];
-        }
+        let single = self.calibration.as_ref();
         if !entry.method.settings().needs().inputs {
-            let first = self.calibrations.first().map(|calibration| for_method(calibration.spec()));
-            return vec![CalibrationUse { name: None, spec: first }];
+            let first = single.map(DrawnCalibration::spec).or(self.calibrations.first().map(NamedCalibration::spec));
+            return vec![CalibrationUse { name: None, spec: first.map(for_method), draw: None }];
+        }
+        let draws = |name: Option<&String>, spec: CalibrationSpec, n_draws: NonZeroU16| {
+            let spec = for_method(spec);
+            let draw =
+                |draw: Draw| CalibrationUse { name: name.cloned(), spec: Some(draw.of(&spec)), draw: Some(draw) };
+            Draw::all(n_draws).map(draw).collect::<Vec<_>>()
+        };
+        if self.calibrations.is_empty() {
+            return single.map_or_else(Vec::new, |calibration| draws(None, calibration.spec(), calibration.draws));
         }
         let is_chosen = |calibration: &&NamedCalibration| {
             entry.calibrations.as_ref().is_none_or(|names| names.contains(&calibration.name))
         };
-        let as_used = |calibration: &NamedCalibration| CalibrationUse {
-            name: Some(calibration.name.clone()),
-            spec: Some(for_method(calibration.spec())),
-        };
-        self.calibrations.iter().filter(is_chosen).map(as_used).collect()
+        let as_used =
+            |calibration: &NamedCalibration| draws(Some(&calibration.name), calibration.spec(), calibration.draws);
+        self.calibrations.iter().filter(is_chosen).flat_map(as_used).collect()
     }
 
     /// Names that do not exist, and keys that would have no effect.
@@ -113,6 +124,7 @@ impl ExperimentSpec {
             bail!("two calibrations are named `{}`; tables could not tell them apart", twice[0]);
         }
         ensure!(names.iter().all(|name| !name.trim().is_empty()), "a calibration has an empty name; give it one");
+        self.check_draws()?;
         let has_none = self.calibration.is_none() && self.calibrations.is_empty();
         for entry in &self.methods {
             let key = entry.method.key();

@@ -6,7 +6,7 @@ use anyhow::{Context, bail, ensure};
 use awq_core::arithmetic::FloatType;
 
 use super::{EvaluationSpec, ExperimentSpec, FigureSpec, ProtocolSpec, TableAxis};
-use crate::plan::Plan;
+use crate::plan::{Cell, Plan};
 
 impl ExperimentSpec {
     /// Checks the experiment as a whole; touches no file.
@@ -120,7 +120,9 @@ impl ExperimentSpec {
             bail!("[table]: `{}` is in `rows` and `columns` twice; remove one", twice.1.key());
         }
         let mut places = BTreeMap::new();
-        for cell in plan.cells() {
+        let is_later = |cell: &Cell| cell.quantization.as_ref().and_then(|q| q.draw).is_some_and(|draw| draw.index > 0);
+        // The draws of a calibration stand in one place, as their mean.
+        for cell in plan.cells().filter(|cell| !is_later(cell)) {
             let place: Vec<String> = axes.iter().map(|&axis| cell.place(axis)).collect();
             if let Some(other) = places.insert(place, cell.label()) {
                 bail!(

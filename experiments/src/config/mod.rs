@@ -6,6 +6,7 @@
 
 mod calibration;
 mod check;
+mod draws;
 mod layout;
 pub(crate) mod names;
 mod place;
@@ -26,6 +27,7 @@ use crate::encoding::{BYTE_ORDER_MARK, utf8};
 
 pub use self::calibration::{CalibrationSpec, CalibrationUse, MethodEntry, NamedCalibration};
 pub use self::check::json_schema;
+pub use self::draws::{Draw, DrawnCalibration};
 pub use self::layout::*;
 pub use self::reference::ReferenceValue;
 pub use self::sources::*;
@@ -43,7 +45,7 @@ pub struct ExperimentSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<ModelSpec>,
     /// What activations are collected on. Absent: only methods that need no activations may run.
-    pub calibration: Option<CalibrationSpec>,
+    pub calibration: Option<DrawnCalibration>,
     /// Several calibrations to compare, in place of `calibration`; every method runs under each, unless its entry says
     /// otherwise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

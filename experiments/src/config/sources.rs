@@ -257,6 +257,18 @@ pub enum SamplingSpec {
     TokenOffsets(TokenOffsets),
 }
 
+impl SamplingSpec {
+    /// The seed of what is drawn at random; `None` where sequences are named one by one.
+    pub fn seed_mut(&mut self) -> Option<&mut u64> {
+        match self {
+            Self::JoinedDocuments(rule) => Some(&mut rule.seed),
+            Self::RandomCrops(rule) => Some(&mut rule.seed),
+            Self::DocumentCrops(rule) => Some(&mut rule.seed),
+            Self::TokenOffsets(_) => None,
+        }
+    }
+}
+
 /// See [`SamplingSpec::JoinedDocuments`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -275,6 +287,14 @@ pub struct RandomCrops {
     pub n_sequences: NonZeroUsize,
     /// Seed of the positions.
     pub seed: u64,
+    /// First token of the joined text at which a sequence may begin, 0 when absent: calibrates on the rest of a text whose
+    /// beginning is scored.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub first_token: usize,
+}
+
+fn is_zero(token: &usize) -> bool {
+    *token == 0
 }
 
 /// See [`SamplingSpec::DocumentCrops`].

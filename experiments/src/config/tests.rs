@@ -205,3 +205,73 @@ fn rounded_products_go_with_f32_tensors_only() {
          remove one of the two"
     );
 }
+
+const DRAWS: &str = "draws = 3\n";
+
+#[test]
+fn each_draw_is_a_cell_and_the_first_is_the_cell_of_before() {
+    let once = cells(&[&one("full_precision"), RTN, AWQ]);
+    let thrice = cells(&[&one("full_precision"), DRAWS, RTN, AWQ]);
+    let labels: Vec<String> = thrice.iter().map(Cell::label).collect();
+    assert_eq!(
+        labels,
+        [
+            "m FP",
+            "m RTN W3 g128",
+            "m AWQ (clip only) W3 g128, draw 0",
+            "m AWQ (clip only) W3 g128, draw 1",
+            "m AWQ (clip only) W3 g128, draw 2"
+        ]
+    );
+    let ids = |cells: &[Cell]| cells.iter().map(Cell::id).collect::<Vec<_>>();
+    assert_eq!(ids(&thrice[..3]), ids(&once));
+    // A later draw is the same question as a file with its seed, and knows whose draw it is.
+    let seeded = cells(&[&one("full_precision").replace("seed = 0", "seed = 2"), AWQ]);
+    assert_eq!(thrice[4].id(), seeded[1].id());
+    assert!(thrice[2..].iter().all(|cell| cell.first_draw_id() == once[2].id()));
+    assert_eq!(once[1].first_draw_id(), once[1].id());
+    let plan = Plan::new(&read(&[&one("full_precision"), DRAWS, RTN, AWQ]).unwrap()).describe();
+    assert!(plan.contains("draw 2") && plan.contains("5 cells of 1 model(s)."), "{plan}");
+}
+
+#[test]
+fn each_of_several_calibrations_has_draws_of_its_own() {
+    let several = two().replace("name = \"many\"", "name = \"many\"\ndraws = 2");
+    let labels: Vec<String> = cells(&[&several, RTN, AWQ]).iter().skip(2).map(Cell::label).collect();
+    assert_eq!(
+        labels,
+        ["few", "many, draw 0", "many, draw 1"].map(|name| format!("m AWQ (clip only) W3 g128, {name}"))
+    );
+    // They stand in one place of a table, as their mean.
+    let table = "[table]\ntitle = \"T\"\nrows = [\"method\"]\ncolumns = [\"calibration\"]\nvalues = [\"perplexity\"]\n";
+    let spec = read(&[&several, RTN, AWQ, table]).unwrap();
+    let written = toml::to_string(&spec).unwrap();
+    assert!(written.matches("draws").count() == 1, "{written}");
+    assert_eq!(toml::from_str::<ExperimentSpec>(&written).unwrap(), spec);
+}
+
+#[test]
+fn draws_that_could_not_differ_are_refused() {
+    let fixed = one("full_precision")
+        .replace("random_crops = { n_sequences = 8, seed = 0 }", "token_offsets = { starts = [0] }");
+    assert!(fixed.contains("token_offsets"));
+    assert_eq!(cells(&[&fixed, AWQ]).len(), 2);
+    check_refused(
+        &[&fixed, DRAWS, AWQ],
+        "[calibration]: key `draws` is 3, but `token_offsets` names its sequences one by one and can be drawn once only; \
+         remove `draws`, or take sequences by a rule with a seed (`random_crops`)",
+    );
+    check_refused(
+        &[&one("full_precision"), DRAWS, RTN],
+        "[calibration]: key `draws` has no effect, for no method of the experiment looks at activations; remove it",
+    );
+    let error = read(&[&one("full_precision"), "draws = 0\n", AWQ]).unwrap_err();
+    assert!(error.contains("key `calibration.draws`") && error.contains("expected a nonzero u16"), "{error}");
+    // Seeds 0 and 1 of one, 1 of the other: one cell would be asked for twice.
+    let overlapping = two()
+        .replace("n_sequences = 2,", "n_sequences = 8,")
+        .replacen("seed = 0", "seed = 1", 1)
+        .replace("name = \"many\"", "name = \"many\"\ndraws = 2");
+    let error = read(&[&overlapping, AWQ]).unwrap_err();
+    assert!(error.contains("is asked for twice"), "{error}");
+}

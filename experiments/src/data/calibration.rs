@@ -80,6 +80,7 @@ pub fn sequences(
         SamplingSpec::RandomCrops(rule) => {
             let tokens = encode(&text.joined())?;
             ensure_one_sequence(name, &tokens, seq_len)?;
+            ensure_begins(name, &tokens, seq_len, ("first_token", "is"), rule.first_token)?;
             let starts = random_starts(tokens.len(), seq_len, rule);
             (tokens, starts)
         }
@@ -92,13 +93,7 @@ pub fn sequences(
             ensure_one_sequence(name, &tokens, seq_len)?;
             ensure!(!starts.is_empty(), "calibration text {name}: key `starts` is empty; give at least one position");
             for &start in starts {
-                ensure!(
-                    tokens.len().checked_sub(seq_len).is_some_and(|last| start <= last),
-                    "calibration text {name}: key `starts` holds {start}, but a sequence of {seq_len} tokens must begin at \
-                     {} or before: the text has {} tokens",
-                    tokens.len() - seq_len,
-                    tokens.len()
-                );
+                ensure_begins(name, &tokens, seq_len, ("starts", "holds"), start)?;
             }
             (tokens, starts.clone())
         }
@@ -145,11 +140,11 @@ fn join_documents(
     Ok(tokens)
 }
 
-/// The GPTQ code's rule: sequences at random positions of the joined text, which may overlap. Every position at which
-/// a sequence fits is possible (the GPTQ code leaves the last one out).
+/// The GPTQ code's rule: sequences at random positions of the joined text, which may overlap. Every position from
+/// `first_token` on at which a sequence fits is possible (the GPTQ code leaves the last one out).
 fn random_starts(n_tokens: usize, seq_len: usize, rule: &RandomCrops) -> Vec<usize> {
     let mut rng = ChaCha8Rng::seed_from_u64(rule.seed);
-    (0..rule.n_sequences.get()).map(|_| rng.random_range(0..=n_tokens - seq_len)).collect()
+    (0..rule.n_sequences.get()).map(|_| rng.random_range(rule.first_token..=n_tokens - seq_len)).collect()
 }
 
 /// The GPTQ code's rule for C4: documents in shuffled order; those with no more tokens than one sequence are skipped; of each
@@ -191,6 +186,24 @@ fn ensure_one_sequence(name: &str, tokens: &[u32], seq_len: usize) -> anyhow::Re
     ensure!(
         tokens.len() >= seq_len,
         "calibration text {name} has {} tokens, fewer than one sequence of {seq_len}; choose a longer text or lower `seq_len`",
+        tokens.len()
+    );
+    Ok(())
+}
+
+/// Whether a sequence that begins at token `start`, as a key says, lies inside the text. The text has room for one.
+fn ensure_begins(
+    name: &str,
+    tokens: &[u32],
+    seq_len: usize,
+    (key, verb): (&str, &str),
+    start: usize,
+) -> anyhow::Result<()> {
+    let last = tokens.len() - seq_len;
+    ensure!(
+        start <= last,
+        "calibration text {name}: key `{key}` {verb} {start}, but a sequence of {seq_len} tokens must begin at {last} or \
+         before: the text has {} tokens",
         tokens.len()
     );
     Ok(())
@@ -238,7 +251,11 @@ mod tests {
     }
 
     fn random_crops(n_sequences: usize, seed: u64) -> SamplingSpec {
-        SamplingSpec::RandomCrops(RandomCrops { n_sequences: NonZeroUsize::new(n_sequences).unwrap(), seed })
+        SamplingSpec::RandomCrops(RandomCrops {
+            n_sequences: NonZeroUsize::new(n_sequences).unwrap(),
+            seed,
+            first_token: 0,
+        })
     }
 
     fn taken(documents: &[&str], sampling: &SamplingSpec, seq_len: usize) -> Result<CalibrationSet, String> {
@@ -272,6 +289,35 @@ mod tests {
         let orders: HashSet<_> =
             (0..20).map(|seed| taken(&documents, &joined_documents(6, seed), 2).unwrap().ids).collect();
         assert!(orders.len() > 10, "the seed must change the order");
+    }
+
+    /// What `draws` stands on: the next seed gives other sequences, under every rule that has one.
+    #[test]
+    fn every_seed_is_a_draw_of_its_own() {
+        let documents: Vec<String> = (0..40_u8)
+            .map(|document| (0..12).map(|letter| char::from(33 + (document + 2 * letter) % 90)).collect())
+            .collect();
+        let documents: Vec<&str> = documents.iter().map(String::as_str).collect();
+        let n_sequences = NonZeroUsize::new(6).unwrap();
+        let rules = [
+            joined_documents(9, 0),
+            random_crops(6, 0),
+            SamplingSpec::DocumentCrops(DocumentCrops { n_sequences, seed: 0 }),
+        ];
+        for rule in rules {
+            let seq_len = if matches!(rule, SamplingSpec::JoinedDocuments(_)) { 12 } else { 8 };
+            let draws: HashSet<_> = (0..20)
+                .map(|seed| {
+                    let mut rule = rule.clone();
+                    *rule.seed_mut().unwrap() += seed;
+                    let mut ids = taken(&documents, &rule, seq_len).unwrap().ids;
+                    ids.sort();
+                    ids
+                })
+                .collect();
+            assert_eq!(draws.len(), 20, "{rule:?}");
+        }
+        assert_eq!(SamplingSpec::TokenOffsets(TokenOffsets { starts: vec![0] }).seed_mut(), None);
     }
 
     #[test]
@@ -326,6 +372,27 @@ mod tests {
         let set = taken(&["abcde"], &random_crops(200, 1), 4).unwrap();
         let starts: HashSet<usize> = set.spans.iter().map(|span| span.start).collect();
         assert_eq!(starts, HashSet::from([0, 1]));
+    }
+
+    #[test]
+    fn crops_begin_where_they_may() {
+        let crops = |first_token| {
+            let n_sequences = NonZeroUsize::new(200).unwrap();
+            SamplingSpec::RandomCrops(RandomCrops { n_sequences, seed: 1, first_token })
+        };
+        let starts = |first_token| -> HashSet<usize> {
+            let set = taken(&["abcdefgh"], &crops(first_token), 4).unwrap();
+            set.spans.iter().map(|span| span.start).collect()
+        };
+        assert_eq!(starts(2), HashSet::from([2, 3, 4]));
+        assert_eq!(starts(4), HashSet::from([4]));
+        assert_eq!(
+            taken(&["abcdefgh"], &crops(5), 4).unwrap_err(),
+            "calibration text toy: key `first_token` is 5, but a sequence of 4 tokens must begin at 4 or before: the text has \
+             8 tokens"
+        );
+        // Absent it is no part of a cell, whose id stays.
+        assert!(!serde_json::to_string(&crops(0)).unwrap().contains("first_token"));
     }
 
     #[test]

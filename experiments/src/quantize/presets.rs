@@ -126,7 +126,11 @@ impl Request {
             let seq_len = NonZeroUsize::new(config.longest_sequence()).map_or(SEQ_LEN, |longest| longest.min(SEQ_LEN));
             Some(CalibrationSpec {
                 dataset: text()?,
-                sampling: SamplingSpec::RandomCrops(RandomCrops { n_sequences: N_SEQUENCES, seed: SEED }),
+                sampling: SamplingSpec::RandomCrops(RandomCrops {
+                    n_sequences: N_SEQUENCES,
+                    seed: SEED,
+                    first_token: 0,
+                }),
                 seq_len,
                 propagation: preset.propagation,
             })

@@ -195,7 +195,7 @@ mod tests {
     use awq_core::driver::codes_sha256;
     use awq_core::load::{MemoryCheckpoint, Tokenizer, open_model};
     use awq_core::model::tiny::{self, TinySpec};
-    use awq_core::model::wiring_of;
+    use awq_core::model::{Storage, wiring_of};
 
     use super::*;
     use crate::bundled::assets;
@@ -276,6 +276,12 @@ mod tests {
             let codes = codes_sha256(&wiring, read.config.n_blocks, read.checkpoint.as_ref()).unwrap();
             assert_eq!(codes, quantized.codes_sha256, "{label}");
             let header = read.packed.unwrap();
+            let storage = Storage::of(&wiring, &read.config, read.checkpoint.as_ref()).unwrap();
+            assert!((storage.bits_per_weight - header.bits_per_weight).abs() < 1e-9, "{label}: {storage:?}");
+            assert!(
+                storage.types.iter().all(|share| share.name.starts_with(&format!("packed {}", header.method))),
+                "{label}: {storage:?}"
+            );
             assert_eq!((header.method, header.codes_sha256), (recipe.method.label(), codes));
             assert_eq!(header.linears.len(), 14, "{label}");
             let text = "A text, and its tokens.";

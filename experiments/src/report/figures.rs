@@ -3,6 +3,7 @@
 use itertools::Itertools as _;
 
 use super::axis::{Axis, Scale};
+use super::base;
 use super::frame::BlockCurve;
 use super::row::Row;
 use super::tables::slug;
@@ -86,7 +87,7 @@ impl Level {
 }
 
 /// Two figures a table that holds quantized rows, a line a method: perplexity against bits per weight, and how much of it
-/// is lost to full precision. None where calibrations are compared: their points lie at the same bits.
+/// is lost to the base model. None where calibrations are compared: their points lie at the same bits.
 pub fn perplexity_figures(rows: &[Row]) -> Vec<Figure> {
     if rows.iter().any(|row| row.calibration.is_some()) {
         return Vec::new();
@@ -97,14 +98,14 @@ pub fn perplexity_figures(rows: &[Row]) -> Vec<Figure> {
 
 fn perplexity_figure(rows: &[Row]) -> Option<Figure> {
     let level = |name: &str, value: f64| Level { name: format!("{name} ({value:.2})"), value, rises_until: None };
-    let full_precision = rows.iter().find(|row| row.grid.is_none()).map(|row| level("full precision", row.perplexity));
+    let base = rows.iter().find(|row| row.grid.is_none()).map(|row| level(&base::level_name(row), row.perplexity));
     let floor = rows.first()?.floor.map(|floor| level("entropy floor", floor));
     let shown = Shown {
         slug: "perplexity",
         label: "perplexity per token",
-        caption: "perplexity against stored bits per weight. Bars: 95% interval over windows, not paired; the loss to full \
-                  precision has the narrower paired ones.",
-        levels: full_precision.into_iter().chain(floor).collect(),
+        caption: "perplexity against stored bits per weight. Bars: 95% interval over windows, not paired; the loss to the \
+                  base model has the narrower paired ones.",
+        levels: base.into_iter().chain(floor).collect(),
     };
     against_bits(rows, shown, |row| Some((row.perplexity, row.ci_low.zip(row.ci_high))))
 }
@@ -112,8 +113,8 @@ fn perplexity_figure(rows: &[Row]) -> Option<Figure> {
 fn loss_figure(rows: &[Row]) -> Option<Figure> {
     let shown = Shown {
         slug: "perplexity-loss",
-        label: "perplexity above full precision",
-        caption: "perplexity above that of full precision, against stored bits per weight. Bars: 95% interval of the difference, \
+        label: "perplexity above the base model",
+        caption: "perplexity above that of the base model, against stored bits per weight. Bars: 95% interval of the difference, \
                   paired over windows.",
         levels: Vec::new(),
     };
@@ -138,7 +139,8 @@ fn against_bits(
     let mut series: Vec<Series> = Vec::new();
     for row in rows.iter().filter(|row| row.grid.is_some()) {
         let Some((y, bar)) = value(row).filter(|(y, _)| y.is_finite()) else { continue };
-        let point = Point { x: row.bits_per_weight, y, bar };
+        let Some(x) = row.bits_per_weight else { continue };
+        let point = Point { x, y, bar };
         match series.iter_mut().find(|series| series.name == row.method) {
             Some(series) => series.points.push(point),
             None => {
@@ -186,8 +188,13 @@ fn against_bits(
     Some(Figure {
         slug: format!("{}-{}{limited_slug}", shown.slug, slug(&first.setting())),
         caption: format!(
-            "{} on {} (protocol {}, {} tokens a window): {}{hidden}{limited}",
-            first.model, first.dataset, first.protocol, first.seq_len, shown.caption
+            "{} on {} (protocol {}, {} tokens a window): {}{hidden}{limited}{}",
+            first.model,
+            first.dataset,
+            first.protocol,
+            first.seq_len,
+            shown.caption,
+            base::sentence(rows)
         ),
         x: Axis::new("bits per weight, scales and zero points counted", Scale::Linear, points().map(|point| point.x)),
         y: Axis::new(&format!("{}{unit}", shown.label), scale, values.into_iter()),
@@ -274,6 +281,7 @@ mod tests {
             method: format!("method {method}"),
             grid: grid.into(),
             calibration: None,
+            draw: None,
             relative_errors: vec![(0, 0.1), (1, 0.2)],
         };
         let curves = |n: usize| -> Vec<BlockCurve> {

@@ -1,4 +1,4 @@
-//! Records to rows: the newest record of each cell, its intervals, and its differences to full precision, to RTN on the
+//! Records to rows: the newest record of each cell, its intervals, and its differences to the base model, to RTN on the
 //! same grid and to published numbers. Pure: everything comes from the records.
 
 use std::cmp::Reverse;
@@ -8,6 +8,7 @@ use anyhow::ensure;
 use awq_core::arithmetic::{Arithmetic, FloatType};
 use awq_core::driver::Propagation;
 
+use super::base;
 use super::row::Row;
 use crate::config::ReferenceValue;
 use crate::inputs::differences;
@@ -18,9 +19,6 @@ use crate::stats::{self, Bootstrap, Interval};
 
 /// The resampling behind every interval of a report. Fixed, so that a report made again is the same report.
 pub const BOOTSTRAP: Bootstrap = Bootstrap { n: 4000, seed: 0 };
-
-/// Bits per weight that full precision is listed with.
-const FULL_PRECISION_BITS: f64 = 16.0;
 
 /// The metric that rows hold.
 const METRIC: &str = "token_perplexity";
@@ -47,6 +45,8 @@ pub struct BlockCurve {
     pub grid: String,
     /// Name of the calibration, where the experiment compares several.
     pub calibration: Option<String>,
+    /// Draw of the calibration, where there are several: the first, the others are alike.
+    pub draw: Option<u16>,
     /// Block index, and the squared output error over the squared output.
     pub relative_errors: Vec<(usize, f64)>,
 }
@@ -55,7 +55,8 @@ impl BlockCurve {
     /// Grid and calibration: `W3 g128`, `W3 g128, 16 sequences`.
     pub fn setting(&self) -> String {
         let calibration = self.calibration.as_ref().map_or_else(String::new, |name| format!(", {name}"));
-        format!("{}{calibration}", self.grid)
+        let draw = self.draw.map_or_else(String::new, |draw| format!(", draw {draw}"));
+        format!("{}{calibration}{draw}", self.grid)
     }
 }
 
@@ -74,7 +75,7 @@ pub fn newest(records: &[Record]) -> Vec<&Record> {
 }
 
 /// One row a measurement of each finished cell among `records` ([`newest`]): by model as they first appear, then text and
-/// protocol, then full precision before quantized, most bits first, RTN before other methods.
+/// protocol, then the base model before quantized, most bits first, RTN before other methods.
 ///
 /// # Errors
 /// A metric that has no column.
@@ -99,11 +100,12 @@ pub fn rows(records: &[&Record], references: &[ReferenceValue]) -> anyhow::Resul
             let numbers = Reverse((row.n_windows, row.n_windows_total));
             (row.dataset.clone(), row.protocol.clone(), row.seq_len, row.arithmetic.clone(), numbers)
         };
+        let bits = |row: &Row| row.bits_per_weight.unwrap_or_default();
         // Cells that differ in nothing else stay in their order: that of the plan.
         let method = |row: &Row| (row.method != "RTN", row.method.clone());
         (place(a), text(a), a.grid.is_some())
             .cmp(&(place(b), text(b), b.grid.is_some()))
-            .then(b.bits_per_weight.total_cmp(&a.bits_per_weight))
+            .then(bits(b).total_cmp(&bits(a)))
             .then_with(|| (&a.grid, method(a)).cmp(&(&b.grid, method(b))))
     });
     Ok(rows)
@@ -125,10 +127,14 @@ pub fn failures(records: &[&Record]) -> Vec<Failure> {
     records.iter().filter_map(failure).collect()
 }
 
-/// Curves of all cells that logged output errors, in the order of the records.
+/// Curves of all cells that logged output errors, in the order of the records; of several draws of a calibration the first.
 pub fn block_curves(records: &[&Record]) -> Vec<BlockCurve> {
     let curve = |record: &&Record| {
         let finished = Finished::of(record)?;
+        let draw = record.cell.quantization.as_ref().and_then(|q| q.draw).filter(|draw| !draw.is_only());
+        if draw.is_some_and(|draw| draw.index > 0) {
+            return None;
+        }
         let blocks = &finished.done.quantization.as_ref()?.blocks;
         let relative = |block: &awq_core::log::BlockLog| {
             let error = block.output_mse? / block.output_mean_square?;
@@ -141,6 +147,7 @@ pub fn block_curves(records: &[&Record]) -> Vec<BlockCurve> {
             method: record.cell.method_label(),
             grid: record.cell.grid_label(),
             calibration: record.cell.quantization.as_ref().and_then(|q| q.calibration_name.clone()),
+            draw: draw.map(|draw| draw.index),
             relative_errors,
         };
         (!curve.relative_errors.is_empty()).then_some(curve)
@@ -226,18 +233,29 @@ impl<'a> Finished<'a> {
         &self.record.cell
     }
 
-    /// As [`Cell::method_label`]; of a packed checkpoint as it is, what it was quantized with.
+    /// As [`Cell::method_label`]; of a packed checkpoint as it is, what it was quantized with; of any other base model, what
+    /// its file is.
     fn method_label(&self) -> String {
         match self.packed_as_it_is() {
             Some(packed) => format!("packed {}", packed.label),
+            None if self.cell().quantization.is_none() => base::label(self.done.storage.as_ref()),
             None => self.cell().method_label(),
         }
     }
 
-    fn bits_per_weight(&self) -> f64 {
+    fn bits_per_weight(&self) -> Option<f64> {
         let quantized = self.done.quantization.as_ref().map(|quantization| quantization.bits_per_weight);
-        let packed = self.packed_as_it_is().map(|packed| packed.bits_per_weight);
-        quantized.or(packed).unwrap_or(FULL_PRECISION_BITS)
+        quantized.or(self.base_bits_per_weight())
+    }
+
+    fn base_bits_per_weight(&self) -> Option<f64> {
+        let storage = self.done.storage.as_ref().map(|storage| storage.bits_per_weight);
+        storage.or(self.done.packed.as_ref().map(|packed| packed.bits_per_weight))
+    }
+
+    fn base_storage(&self) -> Option<String> {
+        let packed = self.done.packed.as_ref().map(|packed| format!("packed {}", packed.label));
+        self.done.storage.as_ref().map(base::types).or(packed)
     }
 
     fn packed_as_it_is(&self) -> Option<&'a PackedOrigin> {
@@ -274,6 +292,8 @@ fn row(
         bits: grid.map(|grid| u64::from(grid.bits.get())),
         granularity: grid.map(|grid| grid.granularity.label()),
         bits_per_weight: cell.bits_per_weight(),
+        base_storage: cell.base_storage(),
+        base_bits_per_weight: cell.base_bits_per_weight(),
         metric: measurement.metric.clone(),
         dataset: measurement.dataset.clone(),
         protocol: measurement.protocol.clone(),
@@ -314,6 +334,10 @@ fn row(
             .or(quantization.map(|quantization| quantization.calibration_overlap_tokens)),
         calibration_seq_len: planned.and_then(|q| Some(q.calibration.as_ref()?.seq_len.get() as u64)),
         calibration: planned.and_then(|q| q.calibration_name.clone()),
+        draw: planned.and_then(|q| q.draw).map(|draw| draw.index.into()),
+        n_draws: None,
+        draws_low: None,
+        draws_high: None,
         propagation: planned.and_then(|q| q.propagation()).map(|propagation| propagation_name(propagation).to_owned()),
         changed_steps: steps.map(|(changed, _)| changed),
         step_ratio: steps.map(|(_, ratio)| ratio),
@@ -362,7 +386,7 @@ fn difference(
 }
 
 /// Whether window `i` of both measurements holds the same tokens.
-fn same_windows(a: &Measurement, b: &Measurement) -> bool {
+pub(super) fn same_windows(a: &Measurement, b: &Measurement) -> bool {
     let key = |m: &Measurement| (m.seq_len, m.arithmetic, m.n_windows, m.nll_per_window.len());
     let content =
         |m: &Measurement| [m.metric.clone(), m.protocol.clone(), m.text_sha256.clone(), m.tokenizer_sha256.clone()];

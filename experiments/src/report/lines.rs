@@ -4,6 +4,7 @@
 use itertools::Itertools as _;
 
 use super::axis::{Axis, Scale};
+use super::base;
 use super::figures::{Figure, LOG_SPAN, Point, Series};
 use super::row::Row;
 use super::tables::slug;
@@ -77,7 +78,7 @@ fn line_of(row: &Row) -> (&str, &str) {
     (&row.method, row.grid.as_deref().unwrap_or_default())
 }
 
-/// A row as a point; its bar is the interval of the difference to full precision, which is paired over windows.
+/// A row as a point; its bar is the interval of the difference to the base model, which is paired over windows.
 fn point(row: &Row, x: f64) -> Point {
     let bar = row.delta_fp.zip(row.delta_fp_ci_low).zip(row.delta_fp_ci_high);
     let bar = bar.map(|((delta, low), high)| (row.perplexity - delta + low, row.perplexity - delta + high));
@@ -111,12 +112,13 @@ fn caption(rows: &[Row], label: &str) -> String {
         })
         .collect();
     format!(
-        "{} on {} (protocol {}, {} tokens a window): perplexity against {label}. Bars: 95% interval of the difference to full \
-         precision, paired over windows.{}{limited}",
+        "{} on {} (protocol {}, {} tokens a window): perplexity against {label}. Bars: 95% interval of the difference to the \
+         base model, paired over windows.{}{limited}{}",
         first.model,
         first.dataset,
         first.protocol,
         first.seq_len,
-        levels.concat()
+        levels.concat(),
+        base::sentence(rows)
     )
 }

@@ -1,7 +1,8 @@
 //! Reports: records to tables, figures and a page. Opens no model; the same records give the same files, byte for byte.
 //!
 //! ```text
-//! records --newest--> rows (row.rs, frame.rs) --> DataFrame --> table.csv, records.parquet
+//! records --newest--> rows of cells (row.rs, frame.rs) --> DataFrame --> table.csv, records.parquet
+//!              |----> rows shown, draws as their mean (draws.rs)
 //!                                                     |--> Document (tables.rs) --> table.md, table.tex, terminal
 //!                                                     |--> Pivot (pivot.rs) --> paper-table.md, .tex, .csv (paper_table.rs), matrix
 //!                                                     |--> Picture (figures.rs, lines.rs) --> figures/*.svg, *.png
@@ -10,7 +11,9 @@
 
 pub mod axis;
 pub mod bars;
+mod base;
 pub(crate) mod columns;
+pub mod draws;
 pub mod figures;
 pub mod frame;
 pub mod html;
@@ -79,9 +82,8 @@ pub fn write_report(
 ) -> anyhow::Result<ReportFiles> {
     let asked = asked(plan, records);
     let newest = frame::newest(&asked);
-    let mut data =
-        Row::to_frame(&frame::rows(&newest, &plan.references)?).context("cannot build the frame of the records")?;
-    let rows = Row::from_frame(&data).context("cannot read the frame of the records")?;
+    let draws::Rows { cells, shown: rows } = draws::rows(&newest, &plan.references)?;
+    let mut data = Row::to_frame(&cells).context("cannot build the frame of the records")?;
     let pivots = pivots(plan, &rows, &newest);
     let mut document = document(plan, &rows, &newest, &pivots);
     let (kernels, decoding) = (kernel_rows(speed), decode_rows(speed));
@@ -151,7 +153,7 @@ fn speed_tables(kernels: &[KernelRow], decoding: &[DecodeRow]) -> impl Iterator<
 pub fn terminal_table(plan: &Plan, records: &[Record], speed: &[SpeedRecord]) -> anyhow::Result<String> {
     let asked = asked(plan, records);
     let newest = frame::newest(&asked);
-    let rows = frame::rows(&newest, &plan.references)?;
+    let rows = draws::rows(&newest, &plan.references)?.shown;
     let pivots = pivots(plan, &rows, &newest);
     let mut document = document(plan, &rows, &newest, &pivots);
     document.tables.extend(paper_tables(&pivots));
@@ -270,6 +272,8 @@ fn replace(temporary: NamedTempFile, path: &Path) -> anyhow::Result<()> {
     temporary.persist(path).map(drop).with_context(|| format!("{}: cannot replace the file", path.display()))
 }
 
+#[cfg(test)]
+mod draws_tests;
 #[cfg(test)]
 mod paper_tests;
 #[cfg(test)]

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use super::base;
+use super::draws;
 use super::pivot::{Pivot, Place};
 use super::row::Row;
 use super::tables::{
@@ -76,7 +78,7 @@ fn column_heading(words: &[String]) -> String {
 /// `6.243 (6.24, +0.003)`, `- (6.24)`, `6.243`.
 fn cell(place: &Place<'_>, value: TableValue, notes: &Notes) -> String {
     let ours = place.value(value);
-    let text = ours.map_or_else(missing, |ours| shown(ours, value));
+    let text = ours.map_or_else(missing, |ours| shown(ours, value)) + &draws_of(place, value);
     let Some(published) = place.published(value) else { return text };
     let mark = place.published.and_then(|reference| notes.mark(reference.note.as_deref())).unwrap_or_default();
     let published_text = published_as(published, value);
@@ -87,6 +89,12 @@ fn cell(place: &Place<'_>, value: TableValue, notes: &Notes) -> String {
         }
         None => format!("{text} ({published_text}{mark})"),
     }
+}
+
+/// `; draws 3: 68.412 to 72.204`, of a perplexity that is the mean of several.
+fn draws_of(place: &Place<'_>, value: TableValue) -> String {
+    let of_draws = place.ours.filter(|row| value == TableValue::Perplexity && draws::any([*row]));
+    of_draws.map_or_else(String::new, |row| format!("; draws {}", draws::spread(row)))
 }
 
 fn shown(ours: f64, value: TableValue) -> String {
@@ -135,10 +143,12 @@ fn caption(pivot: &Pivot<'_>) -> String {
         protocol(first)
     );
     text += &arithmetic(first);
+    text += &base::sentence(pivot.measured.iter().copied());
+    text += draws::sentence(pivot.measured.iter().copied());
     if pivot.published().next().is_some() {
         text += " In parentheses: the published number, and ours minus it.";
     }
-    text += &format!(" Intervals are in table.csv. {}.", commits(pivot.measured.iter().map(|row| row.version())));
+    text += &format!(" Intervals are in table.csv. {}.", commits(pivot.measured.iter().flat_map(|row| row.versions())));
     text
 }
 

@@ -11,6 +11,9 @@ use crate::plan::Plan;
 /// What stands where no calibration, or no grid, has a name.
 const NOTHING: &str = "-";
 
+/// The base model along methods until a table is laid out: published full precision finds it by this word.
+const BASE: &str = "FP";
+
 /// One table: one protocol and arithmetic, and one text unless texts are an axis.
 #[derive(Debug)]
 pub struct Pivot<'a> {
@@ -106,13 +109,21 @@ impl<'a> Pivot<'a> {
             headings.dedup();
             headings
         };
-        let (rows, columns) = (sorted(&spec.rows), sorted(&spec.columns));
+        let (mut rows, mut columns) = (sorted(&spec.rows), sorted(&spec.columns));
         let index = |all: &[Vec<String>], one: Vec<String>| all.iter().position(|other| *other == one);
         let mut places = BTreeMap::new();
         for (words, place) in &entries {
             let at = index(&rows, heading(&spec.rows, words)).zip(index(&columns, heading(&spec.columns, words)));
             if let Some(at) = at {
                 places.entry(at).or_insert(*place);
+            }
+        }
+        let base = base_word(&measured);
+        for (axes, headings) in [(&spec.rows, &mut rows), (&spec.columns, &mut columns)] {
+            for (axis, word) in headings.iter_mut().flat_map(|heading| axes.iter().zip(heading)) {
+                if *axis == TableAxis::Method && word == BASE {
+                    word.clone_from(&base);
+                }
             }
         }
         Self { spec, rows, columns, measured, places }
@@ -129,11 +140,26 @@ impl<'a> Pivot<'a> {
     }
 }
 
+/// Whether a row is the base model as it is; a packed checkpoint as it is has a name of its own.
+fn is_base(row: &Row) -> bool {
+    row.grid.is_none() && !row.method.starts_with("packed ")
+}
+
+/// What tables call the base model: what its file is, where that is one thing for all models.
+fn base_word(measured: &[&Row]) -> String {
+    let labels: BTreeSet<&str> = measured.iter().filter(|row| is_base(row)).map(|row| row.method.as_str()).collect();
+    match Vec::from_iter(labels).as_slice() {
+        [] => BASE.to_owned(),
+        [label] => (*label).to_owned(),
+        _ => "base model".to_owned(),
+    }
+}
+
 fn words_of_row(row: &Row) -> BTreeMap<TableAxis, String> {
     let calibration = row.calibration.clone().map(|name| (TableAxis::Calibration, name));
     let others = [
         (TableAxis::Model, row.model.clone()),
-        (TableAxis::Method, row.method.clone()),
+        (TableAxis::Method, if is_base(row) { BASE.to_owned() } else { row.method.clone() }),
         (TableAxis::Grid, row.grid.clone().unwrap_or_else(|| NOTHING.to_owned())),
         (TableAxis::Dataset, row.dataset.clone()),
     ];
@@ -141,7 +167,7 @@ fn words_of_row(row: &Row) -> BTreeMap<TableAxis, String> {
 }
 
 fn words_of_reference(reference: &ReferenceValue) -> BTreeMap<TableAxis, String> {
-    let method = if reference.grid.is_some() { reference.method.clone() } else { "FP".to_owned() };
+    let method = if reference.grid.is_some() { reference.method.clone() } else { BASE.to_owned() };
     let optional = [
         reference.calibration.clone().map(|name| (TableAxis::Calibration, name)),
         reference.dataset.clone().map(|name| (TableAxis::Dataset, name)),

@@ -9,16 +9,22 @@ columns! {
     Row {
         /// Model name.
         model: String,
-        /// `FP` for full precision, else the method's label; `packed AWQ W4 g128` for a packed checkpoint as it is.
+        /// The method's label. Of the base model as it is: `FP` where its file stores 16 bits a weight or more, `base (GGUF Q4_1)`
+        /// of a quantized file, `packed AWQ W4 g128` of a packed checkpoint, `base model` where the record does not tell.
         method: String,
-        /// Grid label, `W4 g128`; null for full precision.
+        /// Grid label, `W4 g128`; null for the base model.
         grid: Option<String>,
-        /// Bits of one code; null for full precision.
+        /// Bits of one code; null for the base model.
         bits: Option<u64>,
-        /// `g128`, `per-channel`, `per-tensor`; null for full precision.
+        /// `g128`, `per-channel`, `per-tensor`; null for the base model.
         granularity: Option<String>,
-        /// Stored bits per quantized weight with scales and zero points; 16 for full precision, whatever it is stored in.
-        bits_per_weight: f64,
+        /// Stored bits per quantized weight with scales and zero points; of the base model, what its file stores; null where
+        /// the record does not tell.
+        bits_per_weight: Option<f64>,
+        /// In what types the file of the base model stores the linears of blocks; null where the record does not tell.
+        base_storage: Option<String>,
+        /// Stored bits per weight of these, with scales and minima.
+        base_bits_per_weight: Option<f64>,
         /// What was measured: `token_perplexity`.
         metric: String,
         /// Text that it was measured on.
@@ -46,7 +52,7 @@ columns! {
         ci_low: Option<f64>,
         /// Upper end of the 95% interval of the perplexity.
         ci_high: Option<f64>,
-        /// Perplexity minus that of full precision on the same windows.
+        /// Perplexity minus that of the base model on the same windows.
         delta_fp: Option<f64>,
         /// Lower end of its paired 95% interval.
         delta_fp_ci_low: Option<f64>,
@@ -76,14 +82,22 @@ columns! {
         tokens_per_second: Option<f64>,
         /// Largest resident memory of the process until the cell ended; null where unknown.
         peak_bytes: Option<u64>,
-        /// sha256 of all codes, scales and zero points; null for full precision.
+        /// sha256 of all codes, scales and zero points; null for the base model.
         codes_sha256: Option<String>,
-        /// Calibration sequences; null for full precision.
+        /// Calibration sequences; null for the base model.
         n_calibration_sequences: Option<u64>,
         /// Tokens of a calibration sequence; null where the run has no calibration.
         calibration_seq_len: Option<u64>,
         /// Name of the calibration, where the experiment compares several; null where the method looks at no activations.
         calibration: Option<String>,
+        /// Which draw of the calibration; null where the method looks at no activations.
+        draw: Option<u64>,
+        /// Finished draws of this cell, where its calibration is drawn several times; null where it is drawn once.
+        n_draws: Option<u64>,
+        /// Lowest perplexity of a draw.
+        draws_low: Option<f64>,
+        /// Highest perplexity of a draw.
+        draws_high: Option<f64>,
         /// What the blocks after the first saw during calibration: `full_precision`, `quantized`, `quantized_per_stage`; null
         /// where the method looks at no activations.
         propagation: Option<String>,
@@ -93,7 +107,7 @@ columns! {
         step_ratio: Option<f64>,
         /// The same divided by the scale.
         step_ratio_over_scale: Option<f64>,
-        /// Calibration tokens that also occur in a scored window; null for full precision.
+        /// Calibration tokens that also occur in a scored window; null for the base model.
         calibration_overlap_tokens: Option<u64>,
         /// Content hash of the cell.
         cell_id: String,
@@ -107,9 +121,13 @@ columns! {
 }
 
 impl Row {
-    /// The commit of the program, and whether files of the checkout had been changed.
-    pub(crate) fn version(&self) -> (&str, bool) {
-        (&self.commit, self.dirty)
+    /// Stands between the commits of a row that several made.
+    pub(super) const BETWEEN_COMMITS: &str = ", ";
+
+    /// The commit of the program, and whether files of the checkout had been changed; all of them where the row is a mean of
+    /// draws.
+    pub(crate) fn versions(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.commit.split(Self::BETWEEN_COMMITS).map(|commit| (commit, self.dirty))
     }
 
     /// Whether the numbers of both rows may be compared: one model, text, protocol and arithmetic, and the same windows.

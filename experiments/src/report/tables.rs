@@ -4,6 +4,8 @@
 
 use std::collections::BTreeSet;
 
+use super::base;
+use super::draws;
 use super::frame::Failure;
 use super::row::Row;
 
@@ -108,15 +110,18 @@ impl Table {
         let mut layout = vec![
             Layout::left("method", |row| row.method.clone()),
             Layout::left("grid", |row| row.grid.clone().unwrap_or_else(|| "-".to_owned())),
-            Layout::right("bits/w", |row| format!("{:.2}", row.bits_per_weight)),
+            Layout::right("bits/w", |row| row.bits_per_weight.map_or_else(missing, |bits| format!("{bits:.2}"))),
             Layout::right(VALUE, |row| value_and_error(row.perplexity, row.standard_error)),
-            Layout::right("Δ to FP [95% CI]", |row| {
+            Layout::right(base::delta_heading(rows), |row| {
                 difference(row.delta_fp, row.delta_fp_ci_low, row.delta_fp_ci_high)
             }),
             Layout::right("Δ to RTN [95% CI]", |row| {
                 difference(row.delta_rtn, row.delta_rtn_ci_low, row.delta_rtn_ci_high)
             }),
         ];
+        if draws::any(rows) {
+            layout.insert(4, Layout::right(draws::HEADING, draws::spread));
+        }
         let mut settings = Vec::new();
         if differ(rows, |row| row.calibration.as_deref()) {
             settings.push(Layout::left("calibration", |row| row.calibration.clone().unwrap_or_else(missing)));
@@ -196,16 +201,17 @@ fn caption(rows: &[Row]) -> String {
     let floor = row.floor.map_or_else(String::new, |floor| {
         format!(" No model can be below {}, the text's own entropy.", number(floor, decimals(floor)))
     });
+    let base = base::sentence(rows) + draws::sentence(rows);
     format!(
         "{limited}{} on {}: perplexity per token, protocol {} ({protocol}); {} windows, {} tokens scored. \
-         ± is the standard error over windows; brackets are 95% intervals, paired over windows (bootstrap).{arithmetic}{floor} \
+         ± is the standard error over windows; brackets are 95% intervals, paired over windows (bootstrap).{arithmetic}{floor}{base} \
          Bits per weight count scales and zero points. {}.",
         row.model,
         row.dataset,
         row.protocol,
         grouped(row.n_windows),
         grouped(row.n_tokens),
-        commits(rows.iter().map(Row::version)),
+        commits(rows.iter().flat_map(Row::versions)),
     )
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
 use awq_core::log::BlockLog;
+use awq_core::model::{Storage, StoredShare};
 use polars::prelude::*;
 
 use super::*;
@@ -37,6 +38,12 @@ pub(super) fn grid(bits: u8, group_size: u16) -> Grid {
     }
 }
 
+/// A file whose linears are all of one type.
+pub(super) fn storage(name: &str, bits_per_weight: f64, group_size: Option<usize>) -> Storage {
+    let share = StoredShare { name: name.into(), n_weights: 1 << 20, bits_per_weight, group_size };
+    Storage { types: vec![share], bits_per_weight }
+}
+
 /// A finished cell of 12 windows; `nll` is added to what every cell loses on a window.
 pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
     // A scale of 16 bits and a zero point a group.
@@ -46,7 +53,7 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
     });
     let quantization = method.map(|(json, grid)| {
         let method: MethodSpec = serde_json::from_str(json).unwrap();
-        QuantizationCell { method, grid, calibration: None, calibration_name: None }
+        QuantizationCell { method, grid, calibration: None, calibration_name: None, draw: None }
     });
     let model = ModelSpec { name: "Tiny_1M".into(), source: ModelSource::Bundled(Bundled {}) };
     let cell = Cell { model, quantization, evaluations: Vec::new(), precision: Default::default() };
@@ -87,6 +94,7 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
             blocks: (0..6).map(block).collect(),
         }),
         packed: None,
+        storage: Some(storage("BF16", 16.0, None)),
         cost: Cost {
             quantize_seconds: 1.5,
             shared_capture_seconds: 0.5,
@@ -129,7 +137,7 @@ fn failed(mut record: Record) -> Record {
 }
 
 /// Full precision, RTN and AWQ at 4 and 3 bit, one 2-bit failure.
-fn records() -> Vec<Record> {
+pub(super) fn records() -> Vec<Record> {
     vec![
         record(Some((AWQ, grid(3, 64))), 0.12),
         record(None, 0.0),
@@ -140,7 +148,7 @@ fn records() -> Vec<Record> {
     ]
 }
 
-fn references() -> Vec<ReferenceValue> {
+pub(super) fn references() -> Vec<ReferenceValue> {
     let reference = |method: &str, grid: Option<&str>, perplexity| ReferenceValue {
         model: "Tiny_1M".into(),
         method: method.into(),
@@ -160,7 +168,7 @@ fn references() -> Vec<ReferenceValue> {
 }
 
 /// The experiment that asked for the cells of `records`.
-fn plan(records: &[Record], references: Vec<ReferenceValue>) -> Plan {
+pub(super) fn plan(records: &[Record], references: Vec<ReferenceValue>) -> Plan {
     let mut cells: Vec<Cell> = Vec::new();
     for record in records {
         if !cells.contains(&record.cell) {
@@ -288,8 +296,9 @@ fn terminal_snapshot() {
     ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━
     LIMITED RUN: first 12 of 1,292 windows. Tiny_1M on wikitext2-test: perplexity per token, protocol gptq
     (non-overlapping windows of 256 tokens, all but the first token of each scored); 12 windows, 3,060 tokens
-    scored. ± is the standard error over windows; brackets are 95% intervals, paired over windows (bootstrap).
-    Bits per weight count scales and zero points. Commit 0123456 (dirty). *: lowest perplexity on its grid.
+    scored. ± is the standard error over windows; brackets are 95% intervals, paired over windows (bootstrap). The
+    base model is stored in BF16. Bits per weight count scales and zero points. Commit 0123456 (dirty). *: lowest
+    perplexity on its grid.
     Paper: A paper, table 4.
     Published but not measured here: Tiny_1M QuIP W2 g64.
 
@@ -313,7 +322,7 @@ fn markdown_snapshot() {
     | RTN | W3 g64 | 3.30 | 16.501 ± 0.861 | +4.336 [3.691, 4.966] | - |
     | AWQ | W3 g64 | 3.30 | **13.742 ± 0.703** | +1.578 [1.350, 1.797] | -2.758 [-3.167, -2.341] |
 
-    LIMITED RUN: first 12 of 1,292 windows. Tiny\_1M on wikitext2-test: perplexity per token, protocol gptq (non-overlapping windows of 256 tokens, all but the first token of each scored); 12 windows, 3,060 tokens scored. ± is the standard error over windows; brackets are 95% intervals, paired over windows (bootstrap). Bits per weight count scales and zero points. Commit 0123456 (dirty). Bold: lowest perplexity on its grid.
+    LIMITED RUN: first 12 of 1,292 windows. Tiny\_1M on wikitext2-test: perplexity per token, protocol gptq (non-overlapping windows of 256 tokens, all but the first token of each scored); 12 windows, 3,060 tokens scored. ± is the standard error over windows; brackets are 95% intervals, paired over windows (bootstrap). The base model is stored in BF16. Bits per weight count scales and zero points. Commit 0123456 (dirty). Bold: lowest perplexity on its grid.
 
     ## Failed cells
 
@@ -330,7 +339,7 @@ fn latex_snapshot() {
     % Does AWQ beat RTN at 3 bit?
     \begin{table}[t]
     \centering
-    \caption{LIMITED RUN: first 12 of 1,292 windows. Tiny\_1M on wikitext2-test: perplexity per token, protocol gptq (non-overlapping windows of 256 tokens, all but the first token of each scored); 12 windows, 3,060 tokens scored. $\pm$ is the standard error over windows; brackets are 95\% intervals, paired over windows (bootstrap). Bits per weight count scales and zero points. Commit 0123456 (dirty). Bold: lowest perplexity on its grid. Paper: A paper, table 4. Published but not measured here: Tiny\_1M QuIP W2 g64.}
+    \caption{LIMITED RUN: first 12 of 1,292 windows. Tiny\_1M on wikitext2-test: perplexity per token, protocol gptq (non-overlapping windows of 256 tokens, all but the first token of each scored); 12 windows, 3,060 tokens scored. $\pm$ is the standard error over windows; brackets are 95\% intervals, paired over windows (bootstrap). The base model is stored in BF16. Bits per weight count scales and zero points. Commit 0123456 (dirty). Bold: lowest perplexity on its grid. Paper: A paper, table 4. Published but not measured here: Tiny\_1M QuIP W2 g64.}
     \label{tab:tiny-1m-wikitext2-test-gptq-256}
     \begin{tabular}{llrrrrrr}
       \toprule

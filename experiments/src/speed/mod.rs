@@ -4,7 +4,8 @@
 //! SpeedSpec --asked.rs--> Comparison --kernels.rs, gpu.rs, decode.rs--> SpeedRecord --> speed.jsonl --rows.rs--> tables, figures
 //! ```
 //!
-//! A comparison is finished or not: what a kill cuts short is measured again as a whole, for its forms took turns.
+//! A record is the answer where CPU, threads and commit are those of the run (`on_record.rs`). A comparison is finished or not:
+//! what a kill cuts short is measured again as a whole, for its forms took turns.
 
 pub mod asked;
 #[cfg(feature = "cuda")]
@@ -15,11 +16,12 @@ pub mod figures;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod gpu;
 pub mod kernels;
+mod on_record;
 pub mod record;
 pub mod rows;
 pub mod tables;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use anyhow::Context;
 use awq_core::arithmetic::FloatType;
@@ -57,7 +59,7 @@ struct Timed {
     assets: BTreeMap<String, String>,
 }
 
-/// Measures what is not yet on record in `file`, and appends each comparison when it is done.
+/// Measures what is not yet on record in `file`, or was measured on another CPU or by another commit, and appends each comparison when it is done.
 ///
 /// # Errors
 /// A model that cannot be had or opened, a weight that does not fit into memory, a device that fails, or a record that cannot
@@ -70,10 +72,9 @@ pub fn run(
     store: &AssetStore,
     progress: &Progress,
 ) -> anyhow::Result<()> {
-    let on_record: BTreeSet<String> = file.on_record().iter().map(|record| record.id.clone()).collect();
     let place = Place::of(options.device, options.precision);
-    let todo = comparisons(spec, models, options.threads, &place);
-    let todo: Vec<Comparison<'_>> = todo.into_iter().filter(|one| !on_record.contains(&one.id())).collect();
+    let all = comparisons(spec, models, options.threads, &place);
+    let todo = on_record::to_measure(all, file.on_record(), progress);
     if todo.is_empty() {
         return Ok(());
     }

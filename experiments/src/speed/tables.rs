@@ -1,5 +1,7 @@
 //! Speed as tables: one a weight and thread count, one for all models of a thread count.
 
+use itertools::Itertools as _;
+
 use super::rows::{DecodeRow, KernelRow};
 use crate::report::tables::{Align, Column, Table, TableRow, commits, missing, slug};
 
@@ -65,7 +67,7 @@ pub fn kernel_tables(rows: &[KernelRow]) -> Vec<Table> {
                 headings.join(", "),
                 range(rows.iter().map(|row| row.copy_gb_per_s)),
                 range(rows.iter().map(|row| row.read_gb_per_s)),
-                first.cpu,
+                cpus(rows.iter().map(|row| row.cpu.as_str())),
                 commits(rows.iter().map(|row| (row.commit.as_str(), row.dirty)))
             );
             let layout = [LAYOUT.as_slice(), &speedups].concat();
@@ -102,7 +104,7 @@ pub fn decode_tables(rows: &[DecodeRow]) -> Vec<Table> {
                 threads(first.threads),
                 first.n_repeats,
                 range(rows.iter().map(|row| row.copy_gb_per_s)),
-                first.cpu,
+                cpus(rows.iter().map(|row| row.cpu.as_str())),
                 commits(rows.iter().map(|row| (row.commit.as_str(), row.dirty)))
             );
             let slug = format!("speed decode {}", threads(first.threads));
@@ -131,6 +133,15 @@ fn table<R>(
         rows: rows.iter().enumerate().map(table_row).collect(),
         emphasis: None,
         notes: Vec::new(),
+    }
+}
+
+/// The processor, or all of them where rows come from several.
+fn cpus<'a>(of: impl Iterator<Item = &'a str>) -> String {
+    let cpus: Vec<&str> = of.unique().collect();
+    match cpus.as_slice() {
+        [one] => (*one).to_owned(),
+        several => format!("Rows of several processors: {}", several.join("; ")),
     }
 }
 

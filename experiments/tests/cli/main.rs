@@ -7,6 +7,7 @@ mod bad_data;
 mod bad_model;
 mod commands;
 mod decoding;
+mod draws;
 mod families;
 mod interruption;
 mod packing;

@@ -104,6 +104,41 @@ fn what_is_on_record_is_not_timed_again() {
     assert_eq!(workshop.read("out/speed-kernels.csv").lines().count(), 2 * 6 + 1);
 }
 
+/// A folder that was carried here, or a program that was built again.
+#[test]
+fn times_of_another_machine_or_commit_are_measured_again_and_say_why() {
+    let workshop = workshop("threads = [1]", KERNELS);
+    workshop.finish("out", &[]);
+    let here = workshop.read("out/speed.jsonl");
+    let elsewhere = |line: &str, key: &str, value: &str| {
+        let mut record: Value = serde_json::from_str(line).unwrap();
+        record["provenance"][key] = value.into();
+        record.to_string() + "\n"
+    };
+    let lines: Vec<&str> = here.split_inclusive('\n').collect();
+    let old =
+        [elsewhere(lines[0], "cpu", "Slow CPU"), elsewhere(lines[1], "commit", &"0".repeat(40)), lines[2..].concat()]
+            .concat();
+    workshop.write("out/speed.jsonl", &old);
+    // They are shown as what they are,
+    assert_eq!(workshop.run(&["report", "out"]).code, Some(0));
+    let table = workshop.read("out/table.md");
+    assert!(table.contains("Rows of several processors: Slow CPU; "), "{table}");
+    assert!(table.contains("Commits 0000000"), "{table}");
+    // and do not pass for times of this machine.
+    let again = workshop.finish("out", &[]);
+    for why in ["1 speed comparison on record, but measured otherwise (CPU Slow CPU -> ", "(commit 0000000 -> "] {
+        assert!(again.stderr.contains(why), "{why}: {}", again.stderr);
+    }
+    let now = workshop.read("out/speed.jsonl");
+    assert!(now.starts_with(&old), "records were changed");
+    assert_eq!(now.lines().count(), 4 + 2);
+    let table = workshop.read("out/table.md");
+    assert!(!table.contains("Slow CPU") && !table.contains("0000000"), "{table}");
+    workshop.finish("out", &[]);
+    assert_eq!(workshop.read("out/speed.jsonl"), now, "the newest records count");
+}
+
 #[test]
 fn quality_and_speed_stand_in_one_report() {
     let workshop = Workshop::new();

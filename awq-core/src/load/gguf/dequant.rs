@@ -108,6 +108,16 @@ impl GgmlType {
         self.row().4
     }
 
+    /// Elements that share a scale; `None` of floats.
+    pub(super) fn group_size(self) -> Option<usize> {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => None,
+            // A block of 256 has scales of its own for each 16 or 32.
+            Self::Q6K => Some(16),
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Q4K | Self::Q5K => Some(32),
+        }
+    }
+
     fn row(self) -> &'static (GgmlType, u32, &'static str, usize, usize) {
         // The table has a row for each variant (a test holds it), so the fallback is never taken.
         TYPES.iter().find(|row| row.0 == self).unwrap_or(&TYPES[0])

@@ -21,7 +21,7 @@ use super::config::ModelConfig;
 use super::error::nearest_names;
 use super::map::MappedFile;
 use super::rope::RopeScaling;
-use super::{Checkpoint, LoadError};
+use super::{Checkpoint, LoadError, StoredType};
 
 /// llama.cpp's divisors of the rotary frequencies: part of the configuration, not a weight.
 const ROPE_FREQS: &str = "rope_freqs.weight";
@@ -68,6 +68,7 @@ pub(super) fn open(file: &Path) -> Result<GgufFile, LoadError> {
     let mut header = Header::parse(map.bytes(), file)?;
     kind::check(file, &header.metadata)?;
     let family = family_of(&header, file)?;
+    check_n_blocks(file, &header, family)?;
     let tied_head = !header.tensors.contains_key("output.weight");
     let has_bias = |parts: &[&str]| parts.iter().any(|part| header.tensors.contains_key(&format!("blk.0.{part}.bias")));
     let attention_bias = has_bias(&["attn_q", "attn_k", "attn_v", "attn_output"]);
@@ -104,6 +105,19 @@ pub(super) fn open(file: &Path) -> Result<GgufFile, LoadError> {
         tensors.insert(name, Tensor { info, interleaved_heads });
     }
     Ok(GgufFile { header, config, checkpoint: GgufCheckpoint { map, tensors } })
+}
+
+/// A block has tensors: a header with more blocks than tensors is damaged, and would take memory for each.
+fn check_n_blocks(file: &Path, header: &Header, family: &Family) -> Result<(), LoadError> {
+    let key = format!("{}.block_count", family.gguf);
+    let n_tensors = header.tensors.len();
+    match header.metadata.get(&key) {
+        Some(Value::Int(n_blocks)) if usize::try_from(*n_blocks).is_ok_and(|n_blocks| n_blocks > n_tensors) => {
+            let problem = format!("{n_blocks} blocks, but the file has {n_tensors} tensors; download it again");
+            Err(LoadError::BadKey { file: file.to_owned(), key, problem })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn family_of(header: &Header, file: &Path) -> Result<&'static Family, LoadError> {
@@ -207,6 +221,15 @@ impl Checkpoint for GgufCheckpoint {
 
     fn is_readable(&self, name: &str) -> bool {
         self.tensors.get(name).is_some_and(|tensor| matches!(tensor.info.stored, Stored::Known(..)))
+    }
+
+    fn stored_type(&self, name: &str) -> Option<StoredType> {
+        let Stored::Known(ggml_type, _) = self.tensors.get(name)?.info.stored else { return None };
+        Some(StoredType {
+            name: format!("GGUF {ggml_type}"),
+            bits_per_weight: 8.0 * ggml_type.block_bytes() as f64 / ggml_type.block_len() as f64,
+            group_size: ggml_type.group_size(),
+        })
     }
 
     fn source(&self) -> &Path {

@@ -133,6 +133,33 @@ fn both_versions_and_other_alignments_read() {
 }
 
 #[test]
+fn the_header_says_how_each_tensor_is_stored() {
+    let writer = small_model("llama")
+        .tensor("blk.0.ffn_up.weight", &[2, 32], 3, vec![0; 2 * 20])
+        .tensor("blk.0.ffn_down.weight", &[1, 256], 14, vec![0; 210])
+        .tensor("blk.0.ffn_gate.weight", &[1, 256], 10, vec![0; 84]);
+    let checkpoint = opened(&writer).checkpoint;
+    let stored = |name: &str| checkpoint.stored_type(&format!("model.layers.0.{name}.weight"));
+    let of =
+        |name: &str, bits_per_weight, group_size| Some(StoredType { name: name.into(), bits_per_weight, group_size });
+    assert_eq!(stored("mlp.up_proj"), of("GGUF Q4_1", 5.0, Some(32)));
+    assert_eq!(stored("mlp.down_proj"), of("GGUF Q6_K", 6.5625, Some(16)));
+    assert_eq!(stored("self_attn.q_proj"), of("GGUF F32", 32.0, None));
+    assert_eq!(stored("mlp.gate_proj"), None, "a type that is not read has no size here");
+    assert_eq!(stored("mlp.no_proj"), None);
+}
+
+/// Memory for so many blocks would end the program before a missing tensor is found.
+#[test]
+fn more_blocks_than_tensors_are_refused() {
+    let mut bytes = small_model("llama").bytes();
+    let key = b"llama.block_count";
+    let at = bytes.windows(key.len()).position(|window| window == key).unwrap() + key.len() + 4;
+    bytes[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+    check_error(&bytes, "key \"llama.block_count\": 4294967295 blocks, but the file has 4 tensors; download it again");
+}
+
+#[test]
 fn rope_divisors_become_part_of_the_configuration() {
     let file = opened(&small_model("llama").f32_tensor("rope_freqs.weight", &[2], &[1.0, 8.0]));
     assert_eq!(file.config.rope_scaling, Some(RopeScaling::PerFrequency { divisors: vec![1.0, 8.0] }));

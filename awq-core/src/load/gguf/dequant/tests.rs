@@ -63,6 +63,29 @@ fn every_type_has_one_row_in_the_table() {
     assert_eq!(GgmlType::known(), "F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, BF16");
 }
 
+/// As llama.cpp's table of types has them: codes, scales and minima.
+#[test]
+fn bits_of_a_weight_count_scales_and_minima() {
+    let bits = |ggml_type: GgmlType| 8.0 * ggml_type.block_bytes() as f64 / ggml_type.block_len() as f64;
+    let expected = [
+        (GgmlType::F32, 32.0, None),
+        (GgmlType::F16, 16.0, None),
+        (GgmlType::Bf16, 16.0, None),
+        (GgmlType::Q4_0, 4.5, Some(32)),
+        (GgmlType::Q4_1, 5.0, Some(32)),
+        (GgmlType::Q5_0, 5.5, Some(32)),
+        (GgmlType::Q5_1, 6.0, Some(32)),
+        (GgmlType::Q8_0, 8.5, Some(32)),
+        (GgmlType::Q4K, 4.5, Some(32)),
+        (GgmlType::Q5K, 5.5, Some(32)),
+        (GgmlType::Q6K, 6.5625, Some(16)),
+    ];
+    assert_eq!(expected.len(), TYPES.len());
+    for (ggml_type, bits_per_weight, group_size) in expected {
+        assert_eq!((bits(ggml_type), ggml_type.group_size()), (bits_per_weight, group_size), "{ggml_type}");
+    }
+}
+
 #[test]
 fn plain_floats() {
     assert_eq!(dequantize(GgmlType::F32, &1.5_f32.to_le_bytes()), [1.5]);

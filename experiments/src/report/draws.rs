@@ -1,0 +1,199 @@
+//! The draws of a calibration as one row: the mean over draws, its interval, and how far the draws lie apart.
+//!
+//! The mean is taken of negative log-likelihoods, window by window, before anything else: the perplexity of several draws is
+//! `exp` of the mean over draws and windows, the geometric mean of the draws' own perplexities. Its interval is that of these
+//! mean windows, paired with another row's as if it were one cell. It tells what other windows would change; what another
+//! draw would change is the spread, from the lowest perplexity of a draw to the highest.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::frame;
+use super::row::Row;
+use super::tables::{decimals, missing, number};
+use crate::config::ReferenceValue;
+use crate::inputs::differences;
+use crate::plan::CellId;
+use crate::record::{Done, Measurement, Outcome, Record};
+
+/// What a report is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rows {
+    /// One a measurement of each cell, for programs.
+    pub cells: Vec<Row>,
+    /// One a measurement of all draws of a cell together, for tables and figures.
+    pub shown: Vec<Row>,
+}
+
+/// The rows of `newest` ([`frame::newest`]), in the order of [`frame::rows`].
+///
+/// # Errors
+/// A metric that has no column.
+pub fn rows(newest: &[&Record], references: &[ReferenceValue]) -> anyhow::Result<Rows> {
+    let mut cells = frame::rows(newest, references)?;
+    let groups = groups(newest);
+    if groups.iter().all(|group| group.len() == 1) {
+        return Ok(Rows { shown: cells.clone(), cells });
+    }
+    let merged: Vec<Record> = groups.iter().map(|group| mean_record(group)).collect();
+    let mut shown = frame::rows(&merged.iter().collect::<Vec<_>>(), references)?;
+    for row in &mut shown {
+        let is_first = |group: &&Vec<&Record>| group[0].cell_id.0 == row.cell_id;
+        let Some(group) = groups.iter().find(is_first).filter(|group| group.len() > 1) else { continue };
+        let ids: BTreeSet<&str> = group.iter().map(|record| record.cell_id.0.as_str()).collect();
+        let is_draw = |cell: &Row| ids.contains(cell.cell_id.as_str()) && cell.is_comparable(row);
+        let draws: Vec<Row> = cells.iter().filter(|cell| is_draw(cell)).cloned().collect();
+        let spread = Spread::of(&draws);
+        cells.iter_mut().filter(|cell| is_draw(cell)).for_each(|cell| spread.write(cell));
+        spread.write(row);
+        summarize(row, &draws);
+    }
+    Ok(Rows { cells, shown })
+}
+
+/// How far the draws of a cell lie apart.
+struct Spread {
+    n_draws: u64,
+    low: f64,
+    high: f64,
+}
+
+impl Spread {
+    fn of(draws: &[Row]) -> Self {
+        let perplexities = || draws.iter().map(|draw| draw.perplexity);
+        Self {
+            n_draws: draws.len() as u64,
+            low: perplexities().fold(f64::INFINITY, f64::min),
+            high: perplexities().fold(f64::NEG_INFINITY, f64::max),
+        }
+    }
+
+    fn write(&self, row: &mut Row) {
+        row.n_draws = Some(self.n_draws);
+        (row.draws_low, row.draws_high) = (Some(self.low), Some(self.high));
+    }
+}
+
+/// What a row of several draws says beside its perplexity: means, the worst overlap, every commit.
+fn summarize(row: &mut Row, draws: &[Row]) {
+    let mean = |value: fn(&Row) -> Option<f64>| {
+        let values: Vec<f64> = draws.iter().filter_map(value).collect();
+        (values.len() == draws.len()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+    };
+    row.draw = None;
+    row.codes_sha256 = None;
+    row.changed_steps = mean(|draw| draw.changed_steps);
+    row.step_ratio = mean(|draw| draw.step_ratio);
+    row.step_ratio_over_scale = mean(|draw| draw.step_ratio_over_scale);
+    row.calibration_overlap_tokens = draws.iter().filter_map(|draw| draw.calibration_overlap_tokens).max();
+    let commits: BTreeSet<&str> = draws.iter().map(|draw| draw.commit.as_str()).collect();
+    row.commit = Vec::from_iter(commits).join(Row::BETWEEN_COMMITS);
+    row.dirty = draws.iter().any(|draw| draw.dirty);
+}
+
+/// The finished records, those together that are draws of one cell and were scored on the same windows with the same files.
+fn groups<'a>(newest: &[&'a Record]) -> Vec<Vec<&'a Record>> {
+    let mut groups: Vec<Vec<&Record>> = Vec::new();
+    let mut of_first: BTreeMap<CellId, Vec<usize>> = BTreeMap::new();
+    for &record in newest.iter().filter(|record| measurements(record).is_some()) {
+        let known = of_first.entry(record.cell.first_draw_id()).or_default();
+        match known.iter().find(|&&index| may_be_averaged(groups[index][0], record)) {
+            Some(&index) => groups[index].push(record),
+            None => {
+                known.push(groups.len());
+                groups.push(vec![record]);
+            }
+        }
+    }
+    groups
+}
+
+fn measurements(record: &Record) -> Option<&[Measurement]> {
+    match &record.outcome {
+        Outcome::Done(done) => Some(&done.measurements),
+        Outcome::Failed(_) => None,
+    }
+}
+
+fn may_be_averaged(a: &Record, b: &Record) -> bool {
+    let same_windows = match (measurements(a), measurements(b)) {
+        (Some(a), Some(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| frame::same_windows(a, b)),
+        _ => false,
+    };
+    same_windows && differences(&a.provenance.assets, &b.provenance.assets).is_empty()
+}
+
+/// A record of the mean over draws, under the cell of the first.
+fn mean_record(draws: &[&Record]) -> Record {
+    let mut record = draws[0].clone();
+    if let (Outcome::Done(done), [_, _, ..]) = (&mut record.outcome, draws) {
+        for (index, measurement) in done.measurements.iter_mut().enumerate() {
+            let of_draws: Vec<&Measurement> = draws.iter().filter_map(|draw| measurements(draw)?.get(index)).collect();
+            average(measurement, &of_draws);
+        }
+        average_cost(done, draws);
+    }
+    record
+}
+
+fn average(measurement: &mut Measurement, draws: &[&Measurement]) {
+    let mean =
+        |value: &dyn Fn(&Measurement) -> f64| draws.iter().map(|draw| value(draw)).sum::<f64>() / draws.len() as f64;
+    measurement.value = mean(&|draw| draw.value.ln()).exp();
+    measurement.nll_per_window =
+        (0..measurement.nll_per_window.len()).map(|window| mean(&|draw| draw.nll_per_window[window])).collect();
+    measurement.seconds = mean(&|draw| draw.seconds);
+    // The windows of the mean have an error of their own. One over tokens is not known of it: draws agree on what is hard, so
+    // that the mean of their errors is close, and never too small.
+    measurement.standard_error = match measurement.protocol.as_str() {
+        "llama-cpp" => draws
+            .iter()
+            .all(|draw| draw.standard_error.is_some())
+            .then(|| mean(&|draw| draw.standard_error.unwrap_or_default())),
+        _ => crate::stats::standard_error(&measurement.nll_per_window),
+    };
+}
+
+/// The mean cost of a draw.
+fn average_cost(done: &mut Done, draws: &[&Record]) {
+    let costs: Vec<_> = draws
+        .iter()
+        .filter_map(|draw| match &draw.outcome {
+            Outcome::Done(done) => Some(done.cost.clone()),
+            Outcome::Failed(_) => None,
+        })
+        .collect();
+    let n = costs.len() as f64;
+    done.cost.quantize_seconds = costs.iter().map(|cost| cost.quantize_seconds).sum::<f64>() / n;
+    done.cost.shared_capture_seconds = costs.iter().map(|cost| cost.shared_capture_seconds).sum::<f64>() / n;
+    done.cost.evaluate_seconds = costs.iter().map(|cost| cost.evaluate_seconds).sum::<f64>() / n;
+    done.cost.peak_resident_bytes = costs.iter().map(|cost| cost.peak_resident_bytes).max().unwrap_or_default();
+}
+
+/// Whether a row is the mean of several draws.
+fn is_mean(row: &Row) -> bool {
+    row.n_draws.is_some_and(|n_draws| n_draws > 1)
+}
+
+/// Whether a table of `rows` shows the mean of several draws.
+pub(super) fn any<'a>(rows: impl IntoIterator<Item = &'a Row>) -> bool {
+    rows.into_iter().any(is_mean)
+}
+
+/// The heading of [`spread`].
+pub(super) const HEADING: &str = "draws: low to high";
+
+/// `3: 68.412 to 72.204`: draws of a row, and their lowest and highest perplexity.
+pub(super) fn spread(row: &Row) -> String {
+    let (Some(n_draws), Some(low), Some(high)) = (row.n_draws, row.draws_low, row.draws_high) else { return missing() };
+    let decimals = decimals(high);
+    format!("{n_draws}: {} to {}", number(low, decimals), number(high, decimals))
+}
+
+/// What the numbers of several draws are, a sentence after a blank.
+pub(super) fn sentence<'a>(rows: impl IntoIterator<Item = &'a Row>) -> &'static str {
+    if !any(rows) {
+        return "";
+    }
+    " Where a calibration is drawn several times, the perplexity is that of the mean log-likelihood over draws, and its error \
+     and intervals are those of the mean, each window averaged over draws first; how far single draws lie apart is beside it."
+}
