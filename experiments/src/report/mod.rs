@@ -5,20 +5,26 @@
 //!              |----> rows shown, draws as their mean (draws.rs)
 //!                                                     |--> Document (tables.rs) --> table.md, table.tex, terminal
 //!                                                     |--> Pivot (pivot.rs) --> paper-table.md, .tex, .csv (paper_table.rs), matrix
-//!                                                     |--> Picture (figures.rs, lines.rs) --> figures/*.svg, *.png
+//!                                                     |--> Picture (bits.rs, blocks.rs, lines.rs) --> figures/*.svg, *.png
 //!                                                                                        report.html holds both
 //! ```
 
 pub mod axis;
 pub mod bars;
 mod base;
+pub mod bits;
+pub mod blocks;
 pub(crate) mod columns;
+pub mod dots;
 pub mod draws;
 pub mod figures;
 pub mod frame;
+pub mod header;
 pub mod html;
 pub mod latex;
+mod legend;
 pub mod lines;
+pub mod looks;
 pub mod markdown;
 pub mod matrix;
 pub mod paper_table;
@@ -26,6 +32,7 @@ pub mod picture;
 pub mod pivot;
 pub mod plots;
 pub mod row;
+mod series;
 pub mod tables;
 pub mod terminal;
 
@@ -35,8 +42,8 @@ use anyhow::Context;
 use polars::prelude::{CsvWriter, DataFrame, ParquetWriter, SerWriter};
 use tempfile::NamedTempFile;
 
-use self::html::Drawing;
-use self::matrix::Matrix;
+use self::html::{Drawing, Page};
+use self::matrix::{Kinds, Matrix};
 use self::picture::Picture;
 use self::pivot::Pivot;
 use self::row::Row;
@@ -44,6 +51,7 @@ use self::tables::{Document, Table};
 use crate::config::{FigureSpec, ReferenceValue};
 use crate::plan::{Cell, Plan};
 use crate::record::Record;
+use crate::runner::RESOLVED_CONFIG;
 use crate::speed;
 use crate::speed::record::SpeedRecord;
 use crate::speed::rows::{DecodeRow, KernelRow, decode_rows, kernel_rows};
@@ -88,9 +96,12 @@ pub fn write_report(
     let mut document = document(plan, &rows, &newest, &pivots);
     let (kernels, decoding) = (kernel_rows(speed), decode_rows(speed));
     document.tables.extend(speed_tables(&kernels, &decoding));
-    let mut pictures: Vec<Picture> = own_figures(plan, &rows, &pivots);
-    pictures.extend(figures::perplexity_figures(&rows).into_iter().map(Picture::Lines));
-    pictures.extend(figures::block_figures(&frame::block_curves(&newest)).into_iter().map(Picture::Lines));
+    let mut pictures: Vec<Picture> = own_figures(plan, &rows, &pivots, &newest);
+    // The experiment's own figure shows the same numbers along what it compares.
+    if pictures.is_empty() {
+        pictures.extend(bits::perplexity_figures(&rows));
+    }
+    pictures.extend(blocks::block_figures(&frame::block_curves(&newest)).into_iter().map(Picture::Lines));
     pictures.extend(speed::figures::decode_figures(&decoding).into_iter().map(Picture::Bars));
     pictures.extend(speed::figures::kernel_figures(&kernels).into_iter().map(Picture::Lines));
 
@@ -108,7 +119,10 @@ pub fn write_report(
     let page = Document { tables: paper_tables(&pivots).chain(document.tables.clone()).collect(), ..document.clone() };
     write_whole(&files.markdown, markdown::render(&document).as_bytes())?;
     write_whole(&files.latex, latex::render(&document).as_bytes())?;
-    write_whole(&files.html, html::render(&page, &drawings, &newest).as_bytes())?;
+    // Absent where a report is made of records alone.
+    let settings = std::fs::read_to_string(folder.join(RESOLVED_CONFIG)).unwrap_or_default();
+    let page = Page { document: &page, drawings: &drawings, cells: &cells, records: &newest, settings: &settings };
+    write_whole(&files.html, html::render(&page).as_bytes())?;
     if plan.cells().next().is_some() {
         write_frame(&mut data, &files.csv, &files.parquet)?;
     }
@@ -216,12 +230,14 @@ fn write_paper_tables(folder: &Path, plan: &Plan, pivots: &[Pivot<'_>]) -> anyho
 }
 
 /// The figure that the experiment asks for.
-fn own_figures(plan: &Plan, rows: &[Row], pivots: &[Pivot<'_>]) -> Vec<Picture> {
+fn own_figures(plan: &Plan, rows: &[Row], pivots: &[Pivot<'_>], newest: &[&Record]) -> Vec<Picture> {
     match &plan.figure {
         None => Vec::new(),
         Some(FigureSpec::Lines(lines)) => lines::line_figures(rows, lines.x).into_iter().map(Picture::Lines).collect(),
         Some(FigureSpec::Matrix(_)) => {
-            pivots.iter().map(|pivot| Picture::Matrix(Matrix::of(pivot, &paper_table::table(pivot).caption))).collect()
+            let kinds = Kinds::of(newest);
+            let matrix = |pivot| Matrix::of(pivot, &paper_table::table(pivot).caption, &kinds);
+            pivots.iter().map(|pivot| Picture::Matrix(matrix(pivot))).collect()
         }
     }
 }
