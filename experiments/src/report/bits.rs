@@ -144,7 +144,10 @@ impl About {
         let mut groups = Vec::new();
         for grid in &grids {
             let of_grid: Vec<&Measured<'_>> = measured.iter().filter(|one| one.row.grid == **grid).collect();
-            let range = Range::of(&of_grid, &self.levels, self.limit);
+            let mut range = Range::of(&of_grid, &self.levels, self.limit);
+            if range.scale == Scale::Linear && shown.slug == LOSS.slug {
+                range.values.push(0.0);
+            }
             beyond.extend(of_grid.iter().filter(|one| one.y > range.limit).map(|one| said(one, true)));
             any_log |= range.scale == Scale::Log;
             groups.push(dot_group(&of_grid, &range, &self.levels, shown));
@@ -244,7 +247,8 @@ fn dot_group(of_grid: &[&Measured<'_>], range: &Range, levels: &[Level], shown: 
     let all_alike = of_grid.iter().map(|one| bits(one)).all_equal();
     let dot = |one: &&Measured<'_>| Dot {
         label: if all_alike { one.name.clone() } else { format!("{}, {}", one.name, bits(one)) },
-        look: one.look,
+        // A row has its name beside it; its variant needs no look of its own.
+        look: Look::of_method(one.row.key(), 0, 1),
         value: one.y,
         bar: one.bar,
     };
@@ -280,6 +284,7 @@ fn panel(of_panel: &[&Measured<'_>], range: &Range, levels: &[Level], shown: &Sh
         series: names.into_iter().map(line).collect(),
         levels: levels.to_vec(),
         beyond: above.map(|one| said(one, !by_bits)).collect(),
+        below: Vec::new(),
     }
 }
 

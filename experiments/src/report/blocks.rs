@@ -10,6 +10,10 @@ use super::looks::{Look, looks};
 use super::series::{self, Named};
 use super::tables::slug;
 
+/// A line that lies below the lowest points of half of all lines by so much is named instead of drawn: the others would be
+/// pressed together.
+const FAR_BELOW: f64 = 100.0;
+
 /// Lines of one panel beyond which their names stand at their ends.
 const MAX_IN_LEGEND: usize = 6;
 
@@ -36,6 +40,7 @@ fn figure(model: &str, curves: &[&BlockCurve]) -> Figure {
         .map(|(curve, ((_, name), look))| Line { curve, name, look })
         .collect();
     let panels = panels(&lines);
+    let by_method = panels.len() > 1 && curves.iter().map(|curve| curve.grid.as_str()).all_equal();
     let n_columns = match panels.len() {
         n @ 1..=3 => n,
         4 => 2,
@@ -44,7 +49,9 @@ fn figure(model: &str, curves: &[&BlockCurve]) -> Figure {
     let crowded = panels.iter().map(|(_, lines)| lines.len()).max().unwrap_or(0) > MAX_IN_LEGEND;
     // Names at the ends of lines need the width of the figure.
     let (names, n_columns) = if crowded && panels.len() <= 2 { (Names::AtEnds, 1) } else { (Names::Above, n_columns) };
-    let values = || curves.iter().flat_map(|curve| &curve.relative_errors);
+    let limit = median(curves.iter().map(|curve| lowest(curve))) / FAR_BELOW;
+    let is_drawn = |curve: &BlockCurve| curve.relative_errors.iter().any(|&(_, y)| y >= limit);
+    let values = || curves.iter().filter(|curve| is_drawn(curve)).flat_map(|curve| &curve.relative_errors);
     let n_ticks = [7, 7, 4, 3][n_columns];
     let x = Axis::new("block index", Scale::Linear, values().map(|value| value.0 as f64)).with_whole_ticks(n_ticks);
     let y = Axis::new("relative output error (log scale)", Scale::Log, values().map(|value| value.1));
@@ -53,9 +60,10 @@ fn figure(model: &str, curves: &[&BlockCurve]) -> Figure {
         title,
         x: x.clone(),
         y: y.clone(),
-        series: lines.into_iter().map(series_of).collect(),
+        series: lines.iter().filter(|line| is_drawn(line.curve)).map(|line| series_of(line, by_method)).collect(),
         levels: Vec::new(),
         beyond: Vec::new(),
+        below: lines.iter().filter(|line| !is_drawn(line.curve)).map(|line| line.name.clone()).collect(),
     };
     let draw = curves.iter().find_map(|curve| curve.draw);
     let of_draw =
@@ -99,9 +107,23 @@ fn panels<'l, 'c>(lines: &'l [Line<'c>]) -> Vec<(String, Vec<&'l Line<'c>>)> {
     compared.into_iter().map(of_method).collect()
 }
 
-fn series_of(line: &Line<'_>) -> Series {
+/// The line as it is drawn; where a panel is of one method, the calibration is its name.
+fn series_of(line: &Line<'_>, by_method: bool) -> Series {
     let point = |&(block_idx, y): &(usize, f64)| Point { x: block_idx as f64, y, bar: None };
-    Series { name: line.name.clone(), look: line.look, points: line.curve.relative_errors.iter().map(point).collect() }
+    Series {
+        name: line.curve.calibration.clone().filter(|_| by_method).unwrap_or_else(|| line.name.clone()),
+        look: line.look,
+        points: line.curve.relative_errors.iter().map(point).collect(),
+    }
+}
+
+fn lowest(curve: &BlockCurve) -> f64 {
+    curve.relative_errors.iter().map(|&(_, y)| y).fold(f64::INFINITY, f64::min)
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let values: Vec<f64> = values.sorted_by(f64::total_cmp).collect();
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 #[cfg(test)]
@@ -143,7 +165,17 @@ mod tests {
         curves.extend(calibrations.iter().flat_map(|name| [1, 2].map(|method| curve(method, "W3 g64", Some(name)))));
         let figures = block_figures(&curves);
         assert_eq!(titles(&figures[0]), [("method 1", 5), ("method 2", 5)]);
-        assert_eq!(figures[0].panels[1].series[0].name, "method 0");
+        let names = figures[0].panels[1].series.iter().map(|series| series.name.as_str());
+        assert_eq!(names.collect::<Vec<_>>(), ["method 0", "1", "2", "4", "8"]);
+    }
+
+    #[test]
+    fn a_line_far_below_all_others_is_named_instead_of_drawn() {
+        let mut curves: Vec<BlockCurve> = (0..3).map(|method| curve(method, "W3 g64", None)).collect();
+        curves[1].relative_errors = vec![(0, 1e-7), (1, 2e-7)];
+        let panel = &block_figures(&curves)[0].panels[0];
+        assert_eq!((panel.series.len(), panel.below.as_slice()), (2, ["method 1".to_owned()].as_slice()));
+        assert!(panel.y.low > -2.0, "{:?}", panel.y);
     }
 
     #[test]

@@ -76,7 +76,9 @@ impl Dots {
         for group in &self.groups {
             top = group.draw(sheet, top, left, right);
         }
-        sheet.words(&self.label, ((left + right) / 2.0, top + LABEL_HEIGHT / 2.0), (HPos::Center, VPos::Center));
+        // Below the plot, or as far to the left as it needs.
+        let middle = ((left + right) / 2.0).min(f64::from(WIDTH) - EDGE - width_of(&self.label) / 2.0);
+        sheet.words(&self.label, (middle, top + LABEL_HEIGHT / 2.0), (HPos::Center, VPos::Center));
         top + LABEL_HEIGHT + 4.0
     }
 }

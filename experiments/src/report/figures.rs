@@ -53,6 +53,8 @@ pub struct Panel {
     pub levels: Vec<Level>,
     /// What lies above the vertical axis, in words: `GPTQ per-channel 850`.
     pub beyond: Vec<String>,
+    /// Lines that lie below it as a whole.
+    pub below: Vec<String>,
 }
 
 /// Points joined by a line.

@@ -36,7 +36,9 @@ impl Header {
     pub(super) fn of_rows(rows: &[Row]) -> Self {
         let Some(first) = rows.first() else { return Self::default() };
         let base = rows.iter().find(|row| row.grid.is_none()).map(|row| format!(", {}", base::level_name(row)));
-        let base = base.filter(|name| name != ", full precision").unwrap_or_default();
+        // What is not known is said in captions.
+        let is_known = rows.iter().any(|row| row.base_bits_per_weight.is_some());
+        let base = base.filter(|name| is_known && name != ", full precision").unwrap_or_default();
         let windows = if first.limited {
             format!("windows of {} tokens", grouped(first.seq_len))
         } else {

@@ -18,8 +18,6 @@ const GAP: f64 = 12.0;
 pub(super) enum Sample {
     /// A line with marks.
     Line(Look),
-    /// Marks without a line.
-    Mark(Look),
     /// A level.
     Level(Level),
 }
@@ -47,7 +45,6 @@ pub(super) fn draw(sheet: &mut Sheet, entries: Vec<(Sample, String)>, top: f64) 
                 look.draw_line(sheet, &ends);
                 look.draw_mark(sheet, middle);
             }
-            Sample::Mark(look) => look.draw_mark(sheet, middle),
             Sample::Level(level) => level.draw_line(sheet, &ends),
         }
         sheet.words(name, (left + SAMPLE_WIDTH + GAP, y), (HPos::Left, VPos::Center));
@@ -73,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_name_stands_once() {
-        let entry = |name: &str| (Sample::Mark(Look::of_kind(0, 0)), name.to_owned());
+        let entry = |name: &str| (Sample::Line(Look::of_kind(0, 0)), name.to_owned());
         let mut sheet = Sheet::default();
         let bottom = draw(&mut sheet, vec![entry("A"), entry("B"), entry("A")], 0.0);
         let words = sheet.shapes.iter().filter(|shape| matches!(shape, Shape::Words(_))).count();

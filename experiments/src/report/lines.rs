@@ -52,6 +52,7 @@ fn figure(rows: &[Row], x: LinesX) -> Option<Figure> {
         series,
         levels,
         beyond: Vec::new(),
+        below: Vec::new(),
     };
     Some(Figure {
         slug: format!("{word}-{}", slug(&first.setting())),

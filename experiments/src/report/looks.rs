@@ -79,7 +79,7 @@ impl Look {
     pub(crate) fn of_kind(index: usize, variant: usize) -> Self {
         let (_, color, mark) = METHODS[index % 7];
         let dashes = [SOLID, LONG, SHORT][variant % 3];
-        Self { color, mark, filled: variant % 2 == 0, dashes }
+        Self { color, mark, filled: variant.is_multiple_of(2), dashes }
     }
 
     fn variant(self, variant: usize, n_variants: usize) -> Self {
@@ -89,12 +89,12 @@ impl Look {
             if share < 0.5 {
                 mixed(self.color, RGBColor(0, 0, 0), 0.9 * (0.5 - share))
             } else {
-                mixed(self.color, WHITE, 1.1 * (share - 0.5))
+                mixed(self.color, WHITE, 0.9 * (share - 0.5))
             }
         } else {
             self.color
         };
-        Self { color, dashes, filled: variant % 2 == 0, ..self }
+        Self { color, dashes, filled: variant.is_multiple_of(2), ..self }
     }
 
     /// Hollow and dashed: of published numbers beside our own.

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use plotters::style::RGBColor;
 
-use super::axis::rounded;
 use super::header::{Header, wrapped};
 use super::looks::mixed;
 use super::paper_table::setting;
@@ -201,7 +200,7 @@ fn header(pivot: &Pivot<'_>) -> Header {
     let grid = if grids.len() == 1 { format!(", {}", grids[0]) } else { String::new() };
     Header {
         text: format!(
-            "{}{grid}; perplexity, windows of {} tokens, {}; second line: above the calibration on the same text",
+            "{}{grid}; perplexity, windows of {} tokens, {}; second line: loss against calibration on the same text",
             models.join(", "),
             first.seq_len,
             first.arithmetic
@@ -218,17 +217,19 @@ impl MatrixCell {
         }
     }
 
-    /// `45.07 (45.07)`, the second number the published one; and `+1.2`, `same text`.
+    /// `45.07 (45.07)`, the second number the published one; and `+1.20`, `same text`.
     fn lines(&self) -> Vec<String> {
         let published = self.published.map_or_else(String::new, |published| format!(" ({published})"));
         let first = number(self.perplexity, decimals(self.perplexity)) + &published;
         match self.loss {
             Loss::Matched => vec![first, "same text".to_owned()],
-            Loss::AboveMatched(loss) if loss.is_finite() => {
-                let sign = if loss < 0.0 { "-" } else { "+" };
-                vec![first, format!("{sign}{}", rounded(loss.abs()))]
-            }
+            Loss::AboveMatched(loss) if loss.is_finite() => vec![first, signed(loss)],
             Loss::AboveMatched(_) | Loss::Unknown => vec![first],
         }
     }
+}
+
+/// `+9.90`, `-0.12`, `+33.1`.
+pub(super) fn signed(loss: f64) -> String {
+    if loss.abs() < 9.995 { format!("{loss:+.2}") } else { format!("{loss:+.1}") }
 }

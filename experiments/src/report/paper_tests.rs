@@ -321,7 +321,7 @@ fn a_matrix_shows_the_loss_against_the_calibration_on_the_same_text() {
         cells.iter().map(|cell| cell.loss).collect::<Vec<_>>(),
         [Loss::Unknown, Loss::Unknown, Loss::Matched, Loss::AboveMatched(difference)]
     );
-    let said = format!("{}{}", if difference < 0.0 { "-" } else { "+" }, axis::rounded(difference.abs()));
+    let said = matrix::signed(difference);
     let svg = Picture::Matrix(matrix).svg().unwrap();
     for text in ["AWQ, few", "wikitext2-test", "16.501 (15.5)", "same text", said.as_str()] {
         assert!(svg.contains(&format!("aria-label=\"{text}\"")), "{text} is not drawn");

@@ -4,7 +4,9 @@ use plotters::style::RGBColor;
 
 use super::axis::Axis;
 use super::figures::{Figure, Names, Panel, Series};
+use super::header::wrapped;
 use super::legend::{self, Sample};
+use super::looks::mixed;
 use super::picture::WIDTH;
 use super::picture::sheet::{BLACK, HPos, Sheet, Spot, VPos};
 use super::picture::typeface::width_of;
@@ -26,15 +28,14 @@ const PLOT_HEIGHTS: [f64; 3] = [540.0, 400.0, 300.0];
 
 const GRID: RGBColor = RGBColor(222, 222, 222);
 
-/// Lines of more points have marks at some of them only.
-const MAX_MARKS: usize = 8;
-
-/// Things named inside a panel; a caption may name more.
-const MAX_NAMED: usize = 5;
+/// Lines of many points have marks at some of them only, no nearer to each other on average.
+const MARK_DISTANCE: f64 = 70.0;
 
 /// Draws the figure below `top` and returns where it ends.
 pub(super) fn draw(figure: &Figure, sheet: &mut Sheet, top: f64) -> f64 {
-    let top = legend::draw(sheet, entries(figure), top) + 8.0;
+    let [series, levels] = entries(figure);
+    let top = legend::draw(sheet, series, top);
+    let top = legend::draw(sheet, levels, top) + 8.0;
     let layout = Layout::of(figure, top);
     for (index, panel) in figure.panels.iter().enumerate() {
         layout.frame(index).draw(panel, sheet);
@@ -48,12 +49,14 @@ pub(super) fn draw(figure: &Figure, sheet: &mut Sheet, top: f64) -> f64 {
     bottom + AXIS_LABEL
 }
 
-fn entries(figure: &Figure) -> Vec<(Sample, String)> {
+/// Entries of the legend: of lines, and of levels.
+fn entries(figure: &Figure) -> [Vec<(Sample, String)>; 2] {
     let series = figure.panels.iter().flat_map(|panel| &panel.series);
     let series = series.filter(|_| figure.names == Names::Above);
     let series = series.map(|series| (Sample::Line(series.look), series.name.clone()));
     let levels = figure.panels.iter().flat_map(|panel| &panel.levels);
-    series.chain(levels.map(|level| (Sample::Level(level.clone()), level.name.clone()))).collect()
+    let levels = levels.map(|level| (Sample::Level(level.clone()), level.name.clone()));
+    [series.collect(), levels.collect()]
 }
 
 /// Where panels lie.
@@ -91,6 +94,17 @@ impl<'a> Layout<'a> {
         Self { figure, top, y_ticks, names, plot_width: (room - EDGE) / columns, plot_height }
     }
 
+    /// Words above the plot of a panel, where panels are as wide as the figure.
+    fn beyond_height(&self, panel: &Panel) -> f64 {
+        LINE_HEIGHT * beyond_lines(panel, self.plot_width).len() as f64
+    }
+
+    /// Where a row of panels begins.
+    fn top_of(&self, row: usize) -> f64 {
+        let panels = self.figure.panels.iter().take(row * self.figure.n_columns).step_by(self.figure.n_columns);
+        self.top + row as f64 * self.row_height() + panels.map(|panel| self.beyond_height(panel)).sum::<f64>()
+    }
+
     fn row_height(&self) -> f64 {
         let x_ticks = if self.figure.shares_axes { 0.0 } else { X_TICKS_HEIGHT };
         self.title_height() + self.plot_height + x_ticks + if self.figure.shares_axes { 8.0 } else { 4.0 }
@@ -112,14 +126,14 @@ impl<'a> Layout<'a> {
 
     /// Where the panels end, with the labels of their ticks.
     fn bottom(&self) -> f64 {
-        let n_rows = self.figure.panels.len().div_ceil(self.figure.n_columns) as f64;
-        let shared = if self.figure.shares_axes { X_TICKS_HEIGHT } else { 0.0 };
-        self.top + n_rows * self.row_height() + shared
+        let n_rows = self.figure.panels.len().div_ceil(self.figure.n_columns);
+        self.top_of(n_rows) + if self.figure.shares_axes { X_TICKS_HEIGHT } else { 0.0 }
     }
 
     fn frame(&self, index: usize) -> Frame {
         let (row, column) = (index / self.figure.n_columns, index % self.figure.n_columns);
-        let top = self.top + row as f64 * self.row_height() + self.title_height();
+        let beyond = self.figure.panels.get(index).map_or(0.0, |panel| self.beyond_height(panel));
+        let top = self.top_of(row) + self.title_height() + beyond;
         let left = self.left_of(column);
         let is_lowest = index + self.figure.n_columns >= self.figure.panels.len();
         Frame {
@@ -179,7 +193,8 @@ impl Frame {
             sheet.line(&[(self.left, y), (self.right, y)], None, GRID, 1.5);
         }
         if !panel.title.is_empty() {
-            let middle = ((self.left + self.right) / 2.0, self.top - TITLE_HEIGHT / 2.0);
+            let beyond = LINE_HEIGHT * beyond_lines(panel, self.right - self.left).len() as f64;
+            let middle = ((self.left + self.right) / 2.0, self.top - beyond - TITLE_HEIGHT / 2.0);
             sheet.words(&panel.title, middle, (HPos::Center, VPos::Center));
         }
         sheet.line(&[(self.left, self.top), (self.left, self.bottom), (self.right, self.bottom)], None, BLACK, 2.0);
@@ -226,7 +241,8 @@ impl Frame {
     /// The points of a series; those above the plot are arrows at its edge.
     fn draw_points(&self, panel: &Panel, series: &Series, index: usize, sheet: &mut Sheet) {
         let color = series.look.color;
-        let every = series.points.len().div_ceil(MAX_MARKS).max(1);
+        let max_marks = ((self.right - self.left) / MARK_DISTANCE).max(1.0) as usize;
+        let every = series.points.len().div_ceil(max_marks).max(1);
         for (nth, point) in series.points.iter().enumerate() {
             let position = panel.y.position(point.y);
             let x = self.x(&panel.x, panel.x.position(point.x));
@@ -246,7 +262,7 @@ impl Frame {
                 }
             }
             // Series begin at points of their own, so that marks do not cover each other.
-            if (nth + every - index % every) % every == 0 {
+            if (nth + every - index % every).is_multiple_of(every) {
                 series.look.draw_mark(sheet, (x, self.y(&panel.y, position)));
             }
         }
@@ -266,30 +282,31 @@ impl Frame {
         for ((series, end), y) in ends.into_iter().zip(places) {
             let begin = self.right + 36.0;
             sheet.line(&[end, (self.right + 6.0, end.1), (begin - 6.0, y)], None, series.look.color, 1.5);
-            sheet.colored_words(&series.name, (begin, y), (HPos::Left, VPos::Center), series.look.color);
+            let color = mixed(series.look.color, BLACK, 0.35);
+            sheet.colored_words(&series.name, (begin, y), (HPos::Left, VPos::Center), color);
         }
     }
 
-    /// What lies above the plot, in words at its upper right.
+    /// What lies above the plot, in words above it; what lies below, at its lower edge.
     fn draw_beyond(&self, panel: &Panel, sheet: &mut Sheet) {
-        let mut lines: Vec<String> = panel.beyond.iter().take(MAX_NAMED).cloned().collect();
-        if panel.beyond.len() > MAX_NAMED {
-            lines.push(format!("and {} more", panel.beyond.len() - MAX_NAMED));
+        let lines = beyond_lines(panel, self.right - self.left);
+        for (index, line) in lines.iter().rev().enumerate() {
+            let y = self.top - LINE_HEIGHT * (index as f64 + 0.5) - 4.0;
+            sheet.words(line, (self.left, y), (HPos::Left, VPos::Center));
         }
-        if let Some(first) = lines.first_mut() {
-            *first = format!("above: {first}");
-        }
-        let widest = lines.iter().map(|line| width_of(line)).fold(0.0, f64::max);
-        let bottom = self.top + 6.0 + LINE_HEIGHT * lines.len() as f64;
-        if !lines.is_empty() {
-            let white = super::picture::sheet::WHITE;
-            sheet.rectangle((self.right - widest - 10.0, self.top + 8.0), (self.right, bottom), white);
-        }
-        for (index, line) in lines.iter().enumerate() {
-            let y = self.top + 6.0 + LINE_HEIGHT * (index as f64 + 0.5);
-            sheet.words(line, (self.right - 4.0, y), (HPos::Right, VPos::Center));
+        if !panel.below.is_empty() {
+            let at = (self.left + 12.0, self.bottom - LINE_HEIGHT / 2.0);
+            sheet.words(&format!("below: {}", panel.below.join(", ")), at, (HPos::Left, VPos::Center));
         }
     }
+}
+
+/// What lies above a plot, in lines of some width.
+fn beyond_lines(panel: &Panel, width: f64) -> Vec<String> {
+    if panel.beyond.is_empty() {
+        return Vec::new();
+    }
+    wrapped(&format!("Off the scale: {}.", panel.beyond.join("; ")), width)
 }
 
 /// The part of a piece of a line that lies inside of an axis, from its first end to its second.
@@ -329,8 +346,8 @@ fn apart(wanted: &[f64], distance: f64, top: f64, bottom: f64) -> Vec<f64> {
         let limit = bottom - distance * (places.len() - 1 - index) as f64;
         places[index] = places[index].min(limit);
     }
-    for index in 0..places.len() {
-        places[index] = places[index].max(top + distance * index as f64);
+    for (index, place) in places.iter_mut().enumerate() {
+        *place = place.max(top + distance * index as f64);
     }
     places
 }

@@ -156,6 +156,7 @@ fn panels(
             series: forms.map(|form| line(here().filter(|row| row.form == form).collect())).collect(),
             levels: levels.to_vec(),
             beyond: Vec::new(),
+            below: Vec::new(),
         }
     };
     rows.iter().map(|row| (&row.shape, row.n_out, row.n_in)).unique().map(panel).collect()

@@ -8,7 +8,7 @@ use plotters::prelude::{BitMapBackend, DrawingBackend as _};
 use plotters::style::{Color as _, RGBColor};
 
 use super::WIDTH;
-use super::sheet::{Shape, Sheet, Spot, Words};
+use super::sheet::{Shape, Sheet, Spot, Words, dashed};
 use super::typeface::{FONT_SIZE, Typeface, typeface};
 
 /// Pixels of the file for one of a figure's own: 600 a square inch where a figure is 85 mm wide.
@@ -65,7 +65,10 @@ type Drawn = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 impl Pixels<'_> {
     fn shape(&mut self, shape: &Shape, typeface: &Typeface) -> Drawn {
         match shape {
-            Shape::Line { path, color, width } => self.line(path, *color, *width),
+            Shape::Line { path, dashes: None, color, width } => self.line(path, *color, *width),
+            Shape::Line { path, dashes: Some(dashes), color, width } => {
+                dashed(path, *dashes).iter().try_for_each(|dash| self.line(dash, *color, *width))
+            }
             Shape::Area { corners, color } => self.area(corners, *color),
             Shape::Words(words) => self.words(words, typeface),
         }

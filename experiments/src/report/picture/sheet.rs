@@ -24,14 +24,13 @@ pub(crate) enum HPos {
 pub(crate) enum VPos {
     Top,
     Center,
-    Bottom,
 }
 
 /// Something drawn; later ones lie above earlier ones.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Shape {
     /// A line through its corners, with round ends.
-    Line { path: Vec<Spot>, color: RGBColor, width: f64 },
+    Line { path: Vec<Spot>, dashes: Dashes, color: RGBColor, width: f64 },
     /// A filled area.
     Area { corners: Vec<Spot>, color: RGBColor },
     /// A line of words.
@@ -43,7 +42,7 @@ pub(crate) enum Shape {
 pub(crate) struct Words {
     /// The words.
     pub(crate) text: String,
-    /// Where the point named by `anchor` lies. Words are as high as their capitals: `Bottom` is the line that they stand on.
+    /// Where the point named by `anchor` lies. Words are as high as their capitals.
     pub(crate) at: Spot,
     /// Which point of the words lies there.
     pub(crate) anchor: (HPos, VPos),
@@ -61,31 +60,9 @@ pub(crate) struct Sheet {
 }
 
 impl Sheet {
-    /// A line through `path`, broken into dashes.
+    /// A line through `path`.
     pub(crate) fn line(&mut self, path: &[Spot], dashes: Dashes, color: RGBColor, width: f64) {
-        let Some((dash, gap)) = dashes else {
-            self.shapes.push(Shape::Line { path: path.to_vec(), color, width });
-            return;
-        };
-        // Dashes go on around corners, so that short pieces of a line are dashed too.
-        let mut along = 0.0;
-        for ends in path.windows(2) {
-            let ((x0, y0), (x1, y1)) = (ends[0], ends[1]);
-            let length = (x1 - x0).hypot(y1 - y0);
-            let at = |distance: f64| {
-                let share = (distance / length).clamp(0.0, 1.0);
-                (x0 + share * (x1 - x0), y0 + share * (y1 - y0))
-            };
-            let mut start = -(along % (dash + gap));
-            while start < length {
-                let (from, to) = (start.max(0.0), (start + dash).min(length));
-                if from < to {
-                    self.shapes.push(Shape::Line { path: vec![at(from), at(to)], color, width });
-                }
-                start += dash + gap;
-            }
-            along += length;
-        }
+        self.shapes.push(Shape::Line { path: path.to_vec(), dashes, color, width });
     }
 
     /// A filled area.
@@ -115,23 +92,34 @@ impl Sheet {
     }
 }
 
+/// The dashes of a line. They go on around corners, so that short pieces of a line are dashed too.
+pub(super) fn dashed(path: &[Spot], (dash, gap): (f64, f64)) -> Vec<[Spot; 2]> {
+    let mut dashes = Vec::new();
+    let mut along = 0.0;
+    for ends in path.windows(2) {
+        let ((x0, y0), (x1, y1)) = (ends[0], ends[1]);
+        let length = (x1 - x0).hypot(y1 - y0);
+        let at = |distance: f64| (x0 + distance / length * (x1 - x0), y0 + distance / length * (y1 - y0));
+        let mut start = -(along % (dash + gap));
+        while start < length {
+            let (from, to) = (start.max(0.0), (start + dash).min(length));
+            if from < to {
+                dashes.push([at(from), at(to)]);
+            }
+            start += dash + gap;
+        }
+        along += length;
+    }
+    dashes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn dashes_go_on_around_corners() {
-        let mut sheet = Sheet::default();
-        sheet.line(&[(0.0, 0.0), (5.0, 0.0), (5.0, 5.0)], Some((4.0, 2.0)), BLACK, 1.0);
-        let paths: Vec<Vec<Spot>> = sheet
-            .shapes
-            .into_iter()
-            .map(|shape| match shape {
-                Shape::Line { path, .. } => path,
-                other => panic!("{other:?}"),
-            })
-            .collect();
-        let expected = [vec![(0.0, 0.0), (4.0, 0.0)], vec![(5.0, 1.0), (5.0, 5.0)]];
-        assert_eq!(paths, expected);
+        let dashes = dashed(&[(0.0, 0.0), (5.0, 0.0), (5.0, 5.0)], (4.0, 2.0));
+        assert_eq!(dashes, [[(0.0, 0.0), (4.0, 0.0)], [(5.0, 1.0), (5.0, 5.0)]]);
     }
 }

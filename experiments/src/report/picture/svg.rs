@@ -40,12 +40,17 @@ impl Writer {
 
     fn shape(&mut self, shape: &Shape) -> String {
         match shape {
-            Shape::Line { path, color, width } => format!(
-                "<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"{}\"/>\n",
-                points(path),
-                hex(*color),
-                number(*width)
-            ),
+            Shape::Line { path, dashes, color, width } => {
+                let dashes =
+                    dashes.map(|(dash, gap)| format!(" stroke-dasharray=\"{} {}\"", number(dash), number(gap)));
+                format!(
+                    "<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"{}\"{}/>\n",
+                    points(path),
+                    hex(*color),
+                    number(*width),
+                    dashes.unwrap_or_default()
+                )
+            }
             Shape::Area { corners, color } => {
                 format!("<polygon points=\"{}\" fill=\"{}\"/>\n", points(corners), hex(*color))
             }

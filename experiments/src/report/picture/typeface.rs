@@ -78,7 +78,6 @@ impl Typeface {
         let below = match words.anchor.1 {
             VPos::Top => 1.0,
             VPos::Center => 0.5,
-            VPos::Bottom => 0.0,
         };
         (left, below * CAPITALS * FONT_SIZE)
     }
