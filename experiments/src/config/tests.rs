@@ -205,3 +205,17 @@ fn rounded_products_go_with_f32_tensors_only() {
          remove one of the two"
     );
 }
+
+#[test]
+fn a_baseline_is_one_of_the_methods() {
+    let baseline = |label: &str| format!("[report]\nbaseline = \"{label}\"\n");
+    let plan = |label: &str| {
+        read(&[RTN, GPTQ, &one("full_precision"), &baseline(label)]).map(|spec| Plan::new(&spec).baseline)
+    };
+    assert_eq!(plan("GPTQ").unwrap(), "GPTQ");
+    assert_eq!(Plan::new(&read(&[RTN]).unwrap()).baseline, "RTN");
+    assert_eq!(
+        plan("GPQT").unwrap_err(),
+        "FILE: not a valid experiment: key `report.baseline`: no method of this experiment is labelled `GPQT`; use one of: GPTQ, RTN"
+    );
+}

@@ -23,6 +23,7 @@ pub mod picture;
 pub mod pivot;
 pub mod plots;
 pub mod row;
+pub mod standing;
 pub mod tables;
 pub mod terminal;
 
@@ -37,6 +38,7 @@ use self::matrix::Matrix;
 use self::picture::Picture;
 use self::pivot::Pivot;
 use self::row::Row;
+use self::standing::Standings;
 use self::tables::{Document, Table};
 use crate::config::{FigureSpec, ReferenceValue};
 use crate::plan::{Cell, Plan};
@@ -79,8 +81,8 @@ pub fn write_report(
 ) -> anyhow::Result<ReportFiles> {
     let asked = asked(plan, records);
     let newest = frame::newest(&asked);
-    let mut data =
-        Row::to_frame(&frame::rows(&newest, &plan.references)?).context("cannot build the frame of the records")?;
+    let mut data = Row::to_frame(&frame::rows(&newest, &plan.references, &plan.baseline)?)
+        .context("cannot build the frame of the records")?;
     let rows = Row::from_frame(&data).context("cannot read the frame of the records")?;
     let pivots = pivots(plan, &rows, &newest);
     let mut document = document(plan, &rows, &newest, &pivots);
@@ -151,7 +153,7 @@ fn speed_tables(kernels: &[KernelRow], decoding: &[DecodeRow]) -> impl Iterator<
 pub fn terminal_table(plan: &Plan, records: &[Record], speed: &[SpeedRecord]) -> anyhow::Result<String> {
     let asked = asked(plan, records);
     let newest = frame::newest(&asked);
-    let rows = frame::rows(&newest, &plan.references)?;
+    let rows = frame::rows(&newest, &plan.references, &plan.baseline)?;
     let pivots = pivots(plan, &rows, &newest);
     let mut document = document(plan, &rows, &newest, &pivots);
     document.tables.extend(paper_tables(&pivots));
@@ -171,7 +173,7 @@ fn asked(plan: &Plan, records: &[Record]) -> Vec<Record> {
 }
 
 fn document(plan: &Plan, rows: &[Row], newest: &[&Record], pivots: &[Pivot<'_>]) -> Document {
-    let mut document = Document::new(&plan.question, rows, &frame::failures(newest));
+    let mut document = Document::new(&plan.question, rows, &frame::failures(newest), &Standings::new(newest));
     if let Some(table) = document.tables.last_mut() {
         // A table laid out as the published one has a place for them, measured or not.
         let has_place = |reference: &ReferenceValue| {
@@ -187,7 +189,7 @@ fn document(plan: &Plan, rows: &[Row], newest: &[&Record], pivots: &[Pivot<'_>])
 /// The tables that the experiment lays out itself.
 fn pivots<'a>(plan: &'a Plan, rows: &'a [Row], newest: &[&Record]) -> Vec<Pivot<'a>> {
     let Some(spec) = &plan.table else { return Vec::new() };
-    Pivot::all(spec, plan, rows, &frame::texts(newest))
+    Pivot::all(spec, plan, rows, &frame::texts(newest), &Standings::new(newest))
 }
 
 fn paper_tables(pivots: &[Pivot<'_>]) -> impl Iterator<Item = Table> {
@@ -274,3 +276,5 @@ fn replace(temporary: NamedTempFile, path: &Path) -> anyhow::Result<()> {
 mod paper_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod uncertainty_tests;

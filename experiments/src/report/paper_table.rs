@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::pivot::{Pivot, Place};
 use super::row::Row;
 use super::tables::{
-    Align, Column, Table, TableRow, arithmetic, commits, decimals, grouped, missing, number, protocol, slug,
+    Align, Column, Table, TableRow, arithmetic, commits, decimals, grouped, missing, number, protocol, resampling, slug,
 };
 use crate::config::{TableAxis, TableValue};
 
@@ -32,8 +32,8 @@ pub fn table(pivot: &Pivot<'_>) -> Table {
                 cells.push(value.heading().to_owned());
             }
             cells.extend(places().map(|place| cell(&place, value, &notes)));
-            let is_best = |place: &Place<'_>| place.is_best && value == TableValue::Perplexity;
-            let emphasized = places().enumerate().filter(|(_, place)| is_best(place));
+            let stands_out = |place: &Place<'_>| place.is_among_best && value == TableValue::Perplexity;
+            let emphasized = places().enumerate().filter(|(_, place)| stands_out(place));
             rows.push(TableRow {
                 cells,
                 emphasized: emphasized.map(|(column_idx, _)| n_headings + column_idx).collect(),
@@ -41,8 +41,10 @@ pub fn table(pivot: &Pivot<'_>) -> Table {
             });
         }
     }
-    let has_best = rows.iter().any(|row| !row.emphasized.is_empty());
-    let emphasis = has_best.then_some("the best method on its model, grid, text and calibration");
+    let stands_out = rows.iter().any(|row| !row.emphasized.is_empty());
+    let emphasis = stands_out.then_some(
+        "not worse than the best method on its model, grid, text and calibration, beyond the paired 95% interval",
+    );
     Table {
         slug: format!("paper-{}", slug(&setting(pivot))),
         caption: caption(pivot),
@@ -116,11 +118,7 @@ fn shown_difference(difference: f64, ours: f64, value: TableValue) -> String {
 }
 
 fn caption(pivot: &Pivot<'_>) -> String {
-    let mut text = String::new();
-    if let Some(row) = pivot.measured.iter().find(|row| row.limited) {
-        let windows = (grouped(row.n_windows), grouped(row.n_windows_total));
-        text += &format!("LIMITED RUN: first {} of {} windows. ", windows.0, windows.1);
-    }
+    let mut text = limits(&pivot.measured);
     text += pivot.spec.title.trim_end_matches('.');
     let Some(first) = pivot.measured.first() else { return text + ". Nothing is measured yet." };
     let shown = [TableAxis::Model, TableAxis::Grid]
@@ -138,8 +136,39 @@ fn caption(pivot: &Pivot<'_>) -> String {
     if pivot.published().next().is_some() {
         text += " In parentheses: the published number, and ours minus it.";
     }
-    text += &format!(" Intervals are in table.csv. {}.", commits(pivot.measured.iter().map(|row| row.version())));
+    let method = if pivot.measured.iter().any(|row| row.block_len.is_some()) {
+        format!(" Intervals are in table.csv: {}.", resampling(&pivot.measured))
+    } else {
+        String::new()
+    };
+    text += &format!("{method} {}.", commits(pivot.measured.iter().map(|row| row.version())));
     text
+}
+
+/// `LIMITED RUN: first 20 of 595 windows of wikitext2-test, of 2,083 of sotu-test. `: the texts of which not all was scored.
+fn limits(measured: &[&Row]) -> String {
+    let mut parts: Vec<(u64, u64, &str)> = Vec::new();
+    for row in measured.iter().filter(|row| row.limited) {
+        let part = (row.n_windows, row.n_windows_total, row.dataset.as_str());
+        if !parts.contains(&part) {
+            parts.push(part);
+        }
+    }
+    let mut text = String::new();
+    let mut said = None;
+    for (n, total, dataset) in &parts {
+        text += match said {
+            None => "LIMITED RUN: ",
+            Some(_) => ", ",
+        };
+        if said != Some(n) {
+            text += &format!("first {} ", grouped(*n));
+        }
+        let word = if said.is_none() { "windows " } else { "" };
+        text += &format!("of {} {word}of {dataset}", grouped(*total));
+        said = Some(n);
+    }
+    if text.is_empty() { text } else { text + ". " }
 }
 
 /// The one model or grid of a table.

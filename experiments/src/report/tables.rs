@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use super::frame::Failure;
 use super::row::Row;
+use super::standing::Standings;
 
 /// What a report's pages show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,10 +67,10 @@ pub struct TableRow {
 
 impl Document {
     /// Tables of `rows` (sorted as [`super::frame::rows`] sorts them) with the failed cells below.
-    pub fn new(question: &str, rows: &[Row], failures: &[Failure]) -> Self {
+    pub fn new(question: &str, rows: &[Row], failures: &[Failure], standings: &Standings<'_>) -> Self {
         Self {
             question: question.to_owned(),
-            tables: rows.chunk_by(Row::is_comparable).map(Table::new).collect(),
+            tables: rows.chunk_by(Row::is_comparable).map(|rows| Table::new(rows, standings)).collect(),
             failures: failures.iter().map(|f| format!("{}: {} failed: {}", f.label, f.stage, f.error)).collect(),
         }
     }
@@ -77,18 +78,18 @@ impl Document {
 
 /// A column of the table and the text of its cells.
 struct Layout {
-    heading: &'static str,
+    heading: String,
     align: Align,
     cell: fn(&Row) -> String,
 }
 
 impl Layout {
-    const fn left(heading: &'static str, cell: fn(&Row) -> String) -> Self {
-        Self { heading, align: Align::Left, cell }
+    fn left(heading: &str, cell: fn(&Row) -> String) -> Self {
+        Self { heading: heading.to_owned(), align: Align::Left, cell }
     }
 
-    const fn right(heading: &'static str, cell: fn(&Row) -> String) -> Self {
-        Self { heading, align: Align::Right, cell }
+    fn right(heading: &str, cell: fn(&Row) -> String) -> Self {
+        Self { heading: heading.to_owned(), align: Align::Right, cell }
     }
 }
 
@@ -103,20 +104,22 @@ impl Table {
     }
 
     /// `rows` must not be empty and must be comparable.
-    fn new(rows: &[Row]) -> Self {
+    fn new(rows: &[Row], standings: &Standings<'_>) -> Self {
         let first = &rows[0];
         let mut layout = vec![
             Layout::left("method", |row| row.method.clone()),
             Layout::left("grid", |row| row.grid.clone().unwrap_or_else(|| "-".to_owned())),
             Layout::right("bits/w", |row| format!("{:.2}", row.bits_per_weight)),
             Layout::right(VALUE, |row| value_and_error(row.perplexity, row.standard_error)),
-            Layout::right("Δ to FP [95% CI]", |row| {
-                difference(row.delta_fp, row.delta_fp_ci_low, row.delta_fp_ci_high)
-            }),
-            Layout::right("Δ to RTN [95% CI]", |row| {
-                difference(row.delta_rtn, row.delta_rtn_ci_low, row.delta_rtn_ci_high)
+            Layout::right("ln ratio to FP [95% CI]", |row| {
+                log_ratio(row.log_ratio_fp, row.log_ratio_fp_ci_low, row.log_ratio_fp_ci_high)
             }),
         ];
+        if let Some(baseline) = baseline(rows) {
+            layout.push(Layout::right(&format!("ln ratio to {baseline} [95% CI]"), |row| {
+                log_ratio(row.log_ratio_baseline, row.log_ratio_baseline_ci_low, row.log_ratio_baseline_ci_high)
+            }));
+        }
         let mut settings = Vec::new();
         if differ(rows, |row| row.calibration.as_deref()) {
             settings.push(Layout::left("calibration", |row| row.calibration.clone().unwrap_or_else(missing)));
@@ -128,7 +131,7 @@ impl Table {
         layout.splice(2..2, settings);
         if rows.iter().any(|row| row.reference.is_some()) {
             layout.push(Layout::right("paper", |row| row.reference.map_or_else(missing, |x| number(x, decimals(x)))));
-            layout.push(Layout::right("ours - paper", |row| difference(row.reference_difference, None, None)));
+            layout.push(Layout::right("ours - paper", |row| difference(row.reference_difference)));
         }
         let previous = std::iter::once(None).chain(rows.iter().map(Some));
         let table_row = |(row, previous): (&Row, Option<&Row>)| TableRow {
@@ -141,7 +144,7 @@ impl Table {
                 .collect(),
             emphasized: layout
                 .iter()
-                .position(|column| column.heading == VALUE && is_best(row, rows))
+                .position(|column| column.heading == VALUE && standings.is_among_best(row, &on_grid(row, rows)))
                 .into_iter()
                 .collect(),
             starts_section: previous.is_some_and(|previous| previous.grid != row.grid),
@@ -151,10 +154,10 @@ impl Table {
             caption: caption(rows),
             columns: layout
                 .iter()
-                .map(|layout| Column { heading: layout.heading.to_owned(), align: layout.align })
+                .map(|layout| Column { heading: layout.heading.clone(), align: layout.align })
                 .collect(),
             rows: rows.iter().zip(previous).map(table_row).collect(),
-            emphasis: Some("lowest perplexity on its grid"),
+            emphasis: Some("not worse than the best on its grid, beyond the paired 95% interval"),
             notes: notes(rows),
         }
     }
@@ -181,9 +184,14 @@ fn differ<'a>(rows: &'a [Row], setting: impl Fn(&'a Row) -> Option<&'a str>) -> 
     rows.iter().filter_map(setting).collect::<BTreeSet<_>>().len() > 1
 }
 
-fn is_best(row: &Row, rows: &[Row]) -> bool {
-    let mut rivals = rows.iter().filter(|other| other.grid == row.grid && other.cell_id != row.cell_id).peekable();
-    row.grid.is_some() && rivals.peek().is_some() && rivals.all(|rival| row.perplexity < rival.perplexity)
+/// The method that rows are compared with, where one of them is.
+fn baseline(rows: &[Row]) -> Option<&str> {
+    rows.iter().find_map(|row| row.baseline.as_deref())
+}
+
+/// The rows on the grid of a row, itself among them.
+fn on_grid<'a>(row: &Row, rows: &'a [Row]) -> Vec<&'a Row> {
+    rows.iter().filter(|other| other.grid == row.grid).collect()
 }
 
 fn caption(rows: &[Row]) -> String {
@@ -194,19 +202,56 @@ fn caption(rows: &[Row]) -> String {
     };
     let (protocol, arithmetic) = (protocol(row), arithmetic(row));
     let floor = row.floor.map_or_else(String::new, |floor| {
-        format!(" No model can be below {}, the text's own entropy.", number(floor, decimals(floor)))
+        let floor = number(floor, decimals(floor));
+        format!(" The process that wrote the text has a perplexity of {floor}: no model is expected to be lower.")
     });
     format!(
         "{limited}{} on {}: perplexity per token, protocol {} ({protocol}); {} windows, {} tokens scored. \
-         ± is the standard error over windows; brackets are 95% intervals, paired over windows (bootstrap).{arithmetic}{floor} \
+         {}{arithmetic}{floor} \
          Bits per weight count scales and zero points. {}.",
         row.model,
         row.dataset,
         row.protocol,
         grouped(row.n_windows),
         grouped(row.n_tokens),
+        uncertainty(rows),
         commits(rows.iter().map(Row::version)),
     )
+}
+
+/// What `±`, brackets and ratios are, in words.
+fn uncertainty(rows: &[Row]) -> String {
+    let to = baseline(rows).map_or_else(String::new, |baseline| format!(" or {baseline}"));
+    let ratio = format!(
+        "An ln ratio is ln of the perplexity over that of full precision (FP){to}, in nats per token: 0.01 is about 1%."
+    );
+    let over_tokens = rows[0].protocol == "llama-cpp";
+    let error = match (over_tokens, rows[0].block_len) {
+        (true, _) => "± is the standard error over tokens taken as independent, as llama.cpp prints it. ",
+        (false, Some(_)) => "± is the standard error. ",
+        (false, None) => "",
+    };
+    let rows: Vec<&Row> = rows.iter().collect();
+    let intervals = match rows[0].block_len {
+        Some(_) => format!("Brackets are 95% intervals, ratios paired over windows: {}. ", resampling(&rows)),
+        None => "A single window has no interval. ".to_owned(),
+    };
+    format!("{error}{intervals}{ratio}")
+}
+
+/// How intervals were made: `stationary bootstrap of 148 windows in blocks of 1.0 to 5.3 on average, as they depend on each
+/// other`. `rows` have intervals.
+pub(super) fn resampling(rows: &[&Row]) -> String {
+    let range = |values: Vec<f64>, decimals: usize| {
+        let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let high = values.iter().copied().fold(0.0, f64::max);
+        let [low, high] = [low, high].map(|value| format!("{value:.decimals$}"));
+        if low == high { low } else { format!("{low} to {high}") }
+    };
+    let block_lens = |row: &&Row| [row.block_len, row.log_ratio_fp_block_len, row.log_ratio_baseline_block_len];
+    let blocks = range(rows.iter().flat_map(block_lens).flatten().collect(), 1);
+    let windows = range(rows.iter().map(|row| row.n_windows as f64).collect(), 0);
+    format!("stationary bootstrap of {windows} windows in blocks of {blocks} on average (length by Politis and White)")
 }
 
 /// What the protocol of a row does, in words.
@@ -264,16 +309,21 @@ fn value_and_error(value: f64, error: Option<f64>) -> String {
     number(value, decimals) + &error
 }
 
-/// `+0.412 [0.352, 0.480]`.
-fn difference(point: Option<f64>, low: Option<f64>, high: Option<f64>) -> String {
+/// `+0.412`.
+fn difference(point: Option<f64>) -> String {
     let Some(point) = point else { return missing() };
-    let decimals = decimals([Some(point), low, high].into_iter().flatten().fold(0.0, |max, x| f64::max(max, x.abs())));
     let sign = if point >= 0.0 { "+" } else { "" };
-    let interval = match (low, high) {
-        (Some(low), Some(high)) => format!(" [{}, {}]", number(low, decimals), number(high, decimals)),
-        _ => String::new(),
-    };
-    format!("{sign}{}{interval}", number(point, decimals))
+    format!("{sign}{}", number(point, decimals(point)))
+}
+
+/// `+0.0508 [0.0437, 0.0577]`; from 1 on three decimals.
+fn log_ratio(point: Option<f64>, low: Option<f64>, high: Option<f64>) -> String {
+    let Some(point) = point else { return missing() };
+    let largest = [Some(point), low, high].into_iter().flatten().fold(0.0, |max, x| f64::max(max, x.abs()));
+    let decimals = if largest < 1.0 { 4 } else { 3 };
+    let interval =
+        low.zip(high).map_or_else(String::new, |(low, high)| format!(" [{low:.decimals$}, {high:.decimals$}]"));
+    format!("{point:+.decimals$}{interval}")
 }
 
 /// Decimals that keep about five digits; `None` where only powers of ten are readable.
@@ -322,11 +372,13 @@ mod tests {
     }
 
     #[test]
-    fn differences_carry_sign_and_interval() {
-        assert_eq!(difference(Some(0.4123), Some(0.3521), Some(0.48)), "+0.412 [0.352, 0.480]");
-        assert_eq!(difference(Some(-0.01), Some(-0.02), Some(0.001)), "-0.010 [-0.020, 0.001]");
-        assert_eq!(difference(Some(99.0), Some(90.0), Some(120.0)), "+99.00 [90.00, 120.00]");
-        assert_eq!(difference(None, None, None), "-");
+    fn differences_and_ratios_carry_their_sign() {
+        assert_eq!([difference(Some(0.4123)), difference(Some(-99.5)), difference(None)], ["+0.412", "-99.500", "-"]);
+        assert_eq!(log_ratio(Some(0.05084), Some(0.04366), Some(0.0577)), "+0.0508 [0.0437, 0.0577]");
+        assert_eq!(log_ratio(Some(-0.001), Some(-0.0021), Some(0.0002)), "-0.0010 [-0.0021, 0.0002]");
+        assert_eq!(log_ratio(Some(0.99), Some(0.9), Some(1.1)), "+0.990 [0.900, 1.100]");
+        assert_eq!(log_ratio(Some(0.05), None, None), "+0.0500");
+        assert_eq!(log_ratio(None, None, None), "-");
     }
 
     #[test]
