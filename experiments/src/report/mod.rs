@@ -10,6 +10,7 @@
 
 pub mod axis;
 pub mod bars;
+pub mod caption;
 pub(crate) mod columns;
 pub mod figures;
 pub mod frame;

@@ -3,11 +3,10 @@
 
 use std::collections::BTreeSet;
 
+use super::caption::{arithmetic, commits, limits, protocol, resampling};
 use super::pivot::{Pivot, Place};
 use super::row::Row;
-use super::tables::{
-    Align, Column, Table, TableRow, arithmetic, commits, decimals, grouped, missing, number, protocol, resampling, slug,
-};
+use super::tables::{Align, Column, Table, TableRow, decimals, missing, number, slug};
 use crate::config::{TableAxis, TableValue};
 
 /// The table of text cells that every format renders.
@@ -143,32 +142,6 @@ fn caption(pivot: &Pivot<'_>) -> String {
     };
     text += &format!("{method} {}.", commits(pivot.measured.iter().map(|row| row.version())));
     text
-}
-
-/// `LIMITED RUN: first 20 of 595 windows of wikitext2-test, of 2,083 of sotu-test. `: the texts of which not all was scored.
-fn limits(measured: &[&Row]) -> String {
-    let mut parts: Vec<(u64, u64, &str)> = Vec::new();
-    for row in measured.iter().filter(|row| row.limited) {
-        let part = (row.n_windows, row.n_windows_total, row.dataset.as_str());
-        if !parts.contains(&part) {
-            parts.push(part);
-        }
-    }
-    let mut text = String::new();
-    let mut said = None;
-    for (n, total, dataset) in &parts {
-        text += match said {
-            None => "LIMITED RUN: ",
-            Some(_) => ", ",
-        };
-        if said != Some(n) {
-            text += &format!("first {} ", grouped(*n));
-        }
-        let word = if said.is_none() { "windows " } else { "" };
-        text += &format!("of {} {word}of {dataset}", grouped(*total));
-        said = Some(n);
-    }
-    if text.is_empty() { text } else { text + ". " }
 }
 
 /// The one model or grid of a table.

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use super::caption::{baseline, of_rows};
 use super::frame::Failure;
 use super::row::Row;
 use super::standing::Standings;
@@ -151,7 +152,7 @@ impl Table {
         };
         Self {
             slug: slug(&first.setting()),
-            caption: caption(rows),
+            caption: of_rows(rows),
             columns: layout
                 .iter()
                 .map(|layout| Column { heading: layout.heading.clone(), align: layout.align })
@@ -184,103 +185,9 @@ fn differ<'a>(rows: &'a [Row], setting: impl Fn(&'a Row) -> Option<&'a str>) -> 
     rows.iter().filter_map(setting).collect::<BTreeSet<_>>().len() > 1
 }
 
-/// The method that rows are compared with, where one of them is.
-fn baseline(rows: &[Row]) -> Option<&str> {
-    rows.iter().find_map(|row| row.baseline.as_deref())
-}
-
 /// The rows on the grid of a row, itself among them.
 fn on_grid<'a>(row: &Row, rows: &'a [Row]) -> Vec<&'a Row> {
     rows.iter().filter(|other| other.grid == row.grid).collect()
-}
-
-fn caption(rows: &[Row]) -> String {
-    let row = &rows[0];
-    let limited = match row.limited {
-        true => format!("LIMITED RUN: first {} of {} windows. ", grouped(row.n_windows), grouped(row.n_windows_total)),
-        false => String::new(),
-    };
-    let (protocol, arithmetic) = (protocol(row), arithmetic(row));
-    let floor = row.floor.map_or_else(String::new, |floor| {
-        let floor = number(floor, decimals(floor));
-        format!(" The process that wrote the text has a perplexity of {floor}: no model is expected to be lower.")
-    });
-    format!(
-        "{limited}{} on {}: perplexity per token, protocol {} ({protocol}); {} windows, {} tokens scored. \
-         {}{arithmetic}{floor} \
-         Bits per weight count scales and zero points. {}.",
-        row.model,
-        row.dataset,
-        row.protocol,
-        grouped(row.n_windows),
-        grouped(row.n_tokens),
-        uncertainty(rows),
-        commits(rows.iter().map(Row::version)),
-    )
-}
-
-/// What `±`, brackets and ratios are, in words.
-fn uncertainty(rows: &[Row]) -> String {
-    let to = baseline(rows).map_or_else(String::new, |baseline| format!(" or {baseline}"));
-    let ratio = format!(
-        "An ln ratio is ln of the perplexity over that of full precision (FP){to}, in nats per token: 0.01 is about 1%."
-    );
-    let over_tokens = rows[0].protocol == "llama-cpp";
-    let error = match (over_tokens, rows[0].block_len) {
-        (true, _) => "± is the standard error over tokens taken as independent, as llama.cpp prints it. ",
-        (false, Some(_)) => "± is the standard error. ",
-        (false, None) => "",
-    };
-    let rows: Vec<&Row> = rows.iter().collect();
-    let intervals = match rows[0].block_len {
-        Some(_) => format!("Brackets are 95% intervals, ratios paired over windows: {}. ", resampling(&rows)),
-        None => "A single window has no interval. ".to_owned(),
-    };
-    format!("{error}{intervals}{ratio}")
-}
-
-/// How intervals were made: `stationary bootstrap of 148 windows in blocks of 1.0 to 5.3 on average, as they depend on each
-/// other`. `rows` have intervals.
-pub(super) fn resampling(rows: &[&Row]) -> String {
-    let range = |values: Vec<f64>, decimals: usize| {
-        let low = values.iter().copied().fold(f64::INFINITY, f64::min);
-        let high = values.iter().copied().fold(0.0, f64::max);
-        let [low, high] = [low, high].map(|value| format!("{value:.decimals$}"));
-        if low == high { low } else { format!("{low} to {high}") }
-    };
-    let block_lens = |row: &&Row| [row.block_len, row.log_ratio_fp_block_len, row.log_ratio_baseline_block_len];
-    let blocks = range(rows.iter().flat_map(block_lens).flatten().collect(), 1);
-    let windows = range(rows.iter().map(|row| row.n_windows as f64).collect(), 0);
-    format!("stationary bootstrap of {windows} windows in blocks of {blocks} on average (length by Politis and White)")
-}
-
-/// What the protocol of a row does, in words.
-pub(super) fn protocol(row: &Row) -> String {
-    match row.protocol.as_str() {
-        "gptq" => format!("non-overlapping windows of {} tokens, all but the first token of each scored", row.seq_len),
-        "llama-cpp" => format!("chunks of {} tokens, the second half of each scored", row.seq_len),
-        _ => format!("windows of {} tokens", row.seq_len),
-    }
-}
-
-/// How matrix products were computed, where it is not f32; a sentence after a blank.
-pub(super) fn arithmetic(row: &Row) -> String {
-    match row.arithmetic.as_str() {
-        "f32" => String::new(),
-        "f16-tensors" => " Weights and activations in f16, sums, norms and softmax in f32.".to_owned(),
-        "bf16-tensors" => " Weights and activations in bf16, sums, norms and softmax in f32.".to_owned(),
-        other => format!(" Matrix products of the scoring pass in {other}, sums in f32."),
-    }
-}
-
-/// `Commit 9840d36 (dirty)`, or all of them where numbers come from several: of pairs of a commit and whether it was dirty.
-pub(crate) fn commits<'a>(of: impl IntoIterator<Item = (&'a str, bool)>) -> String {
-    let short = |(commit, dirty): (&str, bool)| {
-        commit.chars().take(7).collect::<String>() + if dirty { " (dirty)" } else { "" }
-    };
-    let commits: BTreeSet<String> = of.into_iter().map(short).collect();
-    let word = if commits.len() == 1 { "Commit" } else { "Commits" };
-    format!("{word} {}", commits.into_iter().collect::<Vec<_>>().join(", "))
 }
 
 fn notes(rows: &[Row]) -> Vec<String> {
@@ -320,9 +227,13 @@ fn difference(point: Option<f64>) -> String {
 fn log_ratio(point: Option<f64>, low: Option<f64>, high: Option<f64>) -> String {
     let Some(point) = point else { return missing() };
     let largest = [Some(point), low, high].into_iter().flatten().fold(0.0, |max, x| f64::max(max, x.abs()));
-    let decimals = if largest < 1.0 { 4 } else { 3 };
-    let interval =
-        low.zip(high).map_or_else(String::new, |(low, high)| format!(" [{low:.decimals$}, {high:.decimals$}]"));
+    let decimals = if largest < 1.0 { 4_usize } else { 3 };
+    // What rounds to nothing has no sign: not -0.0000.
+    let smallest = 0.5 * 10f64.powi(-(decimals as i32));
+    let shown = |value: f64| if value.abs() < smallest { 0.0 } else { value };
+    let bounds = low.zip(high).map(|(low, high)| (shown(low), shown(high)));
+    let interval = bounds.map_or_else(String::new, |(low, high)| format!(" [{low:.decimals$}, {high:.decimals$}]"));
+    let point = shown(point);
     format!("{point:+.decimals$}{interval}")
 }
 
@@ -377,6 +288,7 @@ mod tests {
         assert_eq!(log_ratio(Some(0.05084), Some(0.04366), Some(0.0577)), "+0.0508 [0.0437, 0.0577]");
         assert_eq!(log_ratio(Some(-0.001), Some(-0.0021), Some(0.0002)), "-0.0010 [-0.0021, 0.0002]");
         assert_eq!(log_ratio(Some(0.99), Some(0.9), Some(1.1)), "+0.990 [0.900, 1.100]");
+        assert_eq!(log_ratio(Some(-0.00003), Some(-0.00042), Some(-0.00001)), "+0.0000 [-0.0004, 0.0000]");
         assert_eq!(log_ratio(Some(0.05), None, None), "+0.0500");
         assert_eq!(log_ratio(None, None, None), "-");
     }

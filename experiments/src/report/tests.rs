@@ -293,12 +293,13 @@ fn terminal_snapshot() {
     RTN     W3 g64     3.30  16.501 ± 0.861    +0.3049 [0.2783, 0.3314]                           -       -             -
     AWQ     W3 g64     3.30  13.742 ± 0.703 *  +0.1219 [0.1113, 0.1326]  -0.1829 [-0.1988, -0.1670]  14.500        -0.758
     ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━
-    LIMITED RUN: first 12 of 1,292 windows. Tiny_1M on wikitext2-test: perplexity per token, protocol gptq
-    (non-overlapping windows of 256 tokens, all but the first token of each scored); 12 windows, 3,060 tokens
-    scored. ± is the standard error. Brackets are 95% intervals, ratios paired over windows: stationary bootstrap
-    of 12 windows in blocks of 1.0 on average (length by Politis and White). An ln ratio is ln of the perplexity
-    over that of full precision (FP) or RTN, in nats per token: 0.01 is about 1%. Bits per weight count scales and
-    zero points. Commit 0123456 (dirty). *: not worse than the best on its grid, beyond the paired 95% interval.
+    LIMITED RUN: first 12 of 1,292 windows of wikitext2-test. Tiny_1M on wikitext2-test: perplexity per token,
+    protocol gptq (non-overlapping windows of 256 tokens, all but the first token of each scored); 12 windows,
+    3,060 tokens scored. ± is the standard error. Brackets are 95% intervals, ratios paired over windows:
+    stationary bootstrap of 12 windows in blocks of 1.0 on average (length by Politis and White). An ln ratio is
+    ln of the perplexity over that of full precision (FP) or RTN, in nats per token: 0.01 is about 1%. Bits per
+    weight count scales and zero points. Commit 0123456 (dirty). *: not worse than the best on its grid, beyond
+    the paired 95% interval.
     Paper: A paper, table 4.
     Published but not measured here: Tiny_1M QuIP W2 g64.
 
@@ -322,7 +323,7 @@ fn markdown_snapshot() {
     | RTN | W3 g64 | 3.30 | 16.501 ± 0.861 | +0.3049 [0.2783, 0.3314] | - |
     | AWQ | W3 g64 | 3.30 | **13.742 ± 0.703** | +0.1219 [0.1113, 0.1326] | -0.1829 [-0.1988, -0.1670] |
 
-    LIMITED RUN: first 12 of 1,292 windows. Tiny\_1M on wikitext2-test: perplexity per token, protocol gptq (non-overlapping windows of 256 tokens, all but the first token of each scored); 12 windows, 3,060 tokens scored. ± is the standard error. Brackets are 95% intervals, ratios paired over windows: stationary bootstrap of 12 windows in blocks of 1.0 on average (length by Politis and White). An ln ratio is ln of the perplexity over that of full precision (FP) or RTN, in nats per token: 0.01 is about 1%. Bits per weight count scales and zero points. Commit 0123456 (dirty). Bold: not worse than the best on its grid, beyond the paired 95% interval.
+    LIMITED RUN: first 12 of 1,292 windows of wikitext2-test. Tiny\_1M on wikitext2-test: perplexity per token, protocol gptq (non-overlapping windows of 256 tokens, all but the first token of each scored); 12 windows, 3,060 tokens scored. ± is the standard error. Brackets are 95% intervals, ratios paired over windows: stationary bootstrap of 12 windows in blocks of 1.0 on average (length by Politis and White). An ln ratio is ln of the perplexity over that of full precision (FP) or RTN, in nats per token: 0.01 is about 1%. Bits per weight count scales and zero points. Commit 0123456 (dirty). Bold: not worse than the best on its grid, beyond the paired 95% interval.
 
     ## Failed cells
 
@@ -339,7 +340,7 @@ fn latex_snapshot() {
     % Does AWQ beat RTN at 3 bit?
     \begin{table}[t]
     \centering
-    \caption{LIMITED RUN: first 12 of 1,292 windows. Tiny\_1M on wikitext2-test: perplexity per token, protocol gptq (non-overlapping windows of 256 tokens, all but the first token of each scored); 12 windows, 3,060 tokens scored. $\pm$ is the standard error. Brackets are 95\% intervals, ratios paired over windows: stationary bootstrap of 12 windows in blocks of 1.0 on average (length by Politis and White). An ln ratio is ln of the perplexity over that of full precision (FP) or RTN, in nats per token: 0.01 is about 1\%. Bits per weight count scales and zero points. Commit 0123456 (dirty). Bold: not worse than the best on its grid, beyond the paired 95\% interval. Paper: A paper, table 4. Published but not measured here: Tiny\_1M QuIP W2 g64.}
+    \caption{LIMITED RUN: first 12 of 1,292 windows of wikitext2-test. Tiny\_1M on wikitext2-test: perplexity per token, protocol gptq (non-overlapping windows of 256 tokens, all but the first token of each scored); 12 windows, 3,060 tokens scored. $\pm$ is the standard error. Brackets are 95\% intervals, ratios paired over windows: stationary bootstrap of 12 windows in blocks of 1.0 on average (length by Politis and White). An ln ratio is ln of the perplexity over that of full precision (FP) or RTN, in nats per token: 0.01 is about 1\%. Bits per weight count scales and zero points. Commit 0123456 (dirty). Bold: not worse than the best on its grid, beyond the paired 95\% interval. Paper: A paper, table 4. Published but not measured here: Tiny\_1M QuIP W2 g64.}
     \label{tab:tiny-1m-wikitext2-test-gptq-256}
     \begin{tabular}{llrrrrrr}
       \toprule

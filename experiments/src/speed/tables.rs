@@ -1,7 +1,8 @@
 //! Speed as tables: one a weight and thread count, one for all models of a thread count.
 
 use super::rows::{DecodeRow, KernelRow};
-use crate::report::tables::{Align, Column, Table, TableRow, commits, missing, slug};
+use crate::report::caption::commits;
+use crate::report::tables::{Align, Column, Table, TableRow, missing, slug};
 
 /// A column and the text of its cells.
 type Layout<R> = (&'static str, Align, fn(&R) -> String);
