@@ -120,7 +120,8 @@ pub struct Measurement {
     pub arithmetic: Arithmetic,
     /// The value.
     pub value: f64,
-    /// Standard error of the value, from the spread over windows.
+    /// Standard error of the value as other programs print it: over windows taken as independent (`gptq`), over tokens taken as
+    /// independent (`llama-cpp`). Reports show the latter; in place of the former one that knows how windows depend on each other.
     pub standard_error: Option<f64>,
     /// Windows scored.
     pub n_windows: usize,

@@ -362,7 +362,7 @@ impl ModelJob<'_, '_, '_> {
         bar.finish();
         let nll_per_window = scores.window_means();
         let (protocol, standard_error) = match prepared.spec.protocol {
-            ProtocolSpec::Gptq(_) => ("gptq", crate::stats::standard_error(&nll_per_window)),
+            ProtocolSpec::Gptq(_) => ("gptq", scores.window_standard_error()),
             ProtocolSpec::LlamaCpp(_) => ("llama-cpp", Some(scores.token_standard_error())),
         };
         Ok(Measurement {

@@ -16,6 +16,7 @@ impl ExperimentSpec {
             "key `question` is empty; say in one sentence what the experiment asks"
         );
         self.check_speed()?;
+        self.check_baseline()?;
         if self.measures_quality() {
             self.check_quality()?;
         }
@@ -74,6 +75,19 @@ impl ExperimentSpec {
             reference.check().map_err(|problem| anyhow::anyhow!("reference[{index}] ({label}): {problem}"))?;
         }
         self.check_layout(&plan)
+    }
+
+    /// A baseline that there is.
+    fn check_baseline(&self) -> anyhow::Result<()> {
+        let Some(report) = &self.report else { return Ok(()) };
+        let labels: BTreeSet<String> = self.methods.iter().map(|entry| entry.method.label()).collect();
+        ensure!(
+            labels.contains(&report.baseline),
+            "key `report.baseline`: no method of this experiment is labelled `{}`; use one of: {}",
+            report.baseline,
+            labels.into_iter().collect::<Vec<_>>().join(", ")
+        );
+        Ok(())
     }
 
     fn check_speed(&self) -> anyhow::Result<()> {

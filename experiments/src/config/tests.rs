@@ -275,3 +275,17 @@ fn draws_that_could_not_differ_are_refused() {
     let error = read(&[&overlapping, AWQ]).unwrap_err();
     assert!(error.contains("is asked for twice"), "{error}");
 }
+
+#[test]
+fn a_baseline_is_one_of_the_methods() {
+    let baseline = |label: &str| format!("[report]\nbaseline = \"{label}\"\n");
+    let plan = |label: &str| {
+        read(&[RTN, GPTQ, &one("full_precision"), &baseline(label)]).map(|spec| Plan::new(&spec).baseline)
+    };
+    assert_eq!(plan("GPTQ").unwrap(), "GPTQ");
+    assert_eq!(Plan::new(&read(&[RTN]).unwrap()).baseline, "RTN");
+    assert_eq!(
+        plan("GPQT").unwrap_err(),
+        "FILE: not a valid experiment: key `report.baseline`: no method of this experiment is labelled `GPQT`; use one of: GPTQ, RTN"
+    );
+}

@@ -12,6 +12,7 @@
 pub mod axis;
 pub mod bars;
 mod base;
+pub mod caption;
 pub(crate) mod columns;
 pub mod draws;
 pub mod figures;
@@ -26,6 +27,7 @@ pub mod picture;
 pub mod pivot;
 pub mod plots;
 pub mod row;
+pub mod standing;
 pub mod tables;
 pub mod terminal;
 
@@ -40,6 +42,7 @@ use self::matrix::Matrix;
 use self::picture::Picture;
 use self::pivot::Pivot;
 use self::row::Row;
+use self::standing::Standings;
 use self::tables::{Document, Table};
 use crate::config::{FigureSpec, ReferenceValue};
 use crate::plan::{Cell, Plan};
@@ -82,10 +85,11 @@ pub fn write_report(
 ) -> anyhow::Result<ReportFiles> {
     let asked = asked(plan, records);
     let newest = frame::newest(&asked);
-    let draws::Rows { cells, shown: rows } = draws::rows(&newest, &plan.references)?;
+    let draws::Rows { cells, shown: rows, records: means } = draws::rows(&newest, &plan.references, &plan.baseline)?;
+    let means: Vec<&Record> = means.iter().map(|record| &**record).collect();
     let mut data = Row::to_frame(&cells).context("cannot build the frame of the records")?;
-    let pivots = pivots(plan, &rows, &newest);
-    let mut document = document(plan, &rows, &newest, &pivots);
+    let pivots = pivots(plan, &rows, &means);
+    let mut document = document(plan, &rows, &means, &pivots);
     let (kernels, decoding) = (kernel_rows(speed), decode_rows(speed));
     document.tables.extend(speed_tables(&kernels, &decoding));
     let mut pictures: Vec<Picture> = own_figures(plan, &rows, &pivots);
@@ -153,9 +157,10 @@ fn speed_tables(kernels: &[KernelRow], decoding: &[DecodeRow]) -> impl Iterator<
 pub fn terminal_table(plan: &Plan, records: &[Record], speed: &[SpeedRecord]) -> anyhow::Result<String> {
     let asked = asked(plan, records);
     let newest = frame::newest(&asked);
-    let rows = draws::rows(&newest, &plan.references)?.shown;
-    let pivots = pivots(plan, &rows, &newest);
-    let mut document = document(plan, &rows, &newest, &pivots);
+    let draws::Rows { shown: rows, records: means, .. } = draws::rows(&newest, &plan.references, &plan.baseline)?;
+    let means: Vec<&Record> = means.iter().map(|record| &**record).collect();
+    let pivots = pivots(plan, &rows, &means);
+    let mut document = document(plan, &rows, &means, &pivots);
     document.tables.extend(paper_tables(&pivots));
     document.tables.extend(speed_tables(&kernel_rows(speed), &decode_rows(speed)));
     Ok(terminal::render(&document))
@@ -172,8 +177,8 @@ fn asked(plan: &Plan, records: &[Record]) -> Vec<Record> {
     plan.cells().flat_map(of_cell).collect()
 }
 
-fn document(plan: &Plan, rows: &[Row], newest: &[&Record], pivots: &[Pivot<'_>]) -> Document {
-    let mut document = Document::new(&plan.question, rows, &frame::failures(newest));
+fn document(plan: &Plan, rows: &[Row], records: &[&Record], pivots: &[Pivot<'_>]) -> Document {
+    let mut document = Document::new(&plan.question, rows, &frame::failures(records), &Standings::new(records));
     if let Some(table) = document.tables.last_mut() {
         // A table laid out as the published one has a place for them, measured or not.
         let has_place = |reference: &ReferenceValue| {
@@ -187,9 +192,9 @@ fn document(plan: &Plan, rows: &[Row], newest: &[&Record], pivots: &[Pivot<'_>])
 }
 
 /// The tables that the experiment lays out itself.
-fn pivots<'a>(plan: &'a Plan, rows: &'a [Row], newest: &[&Record]) -> Vec<Pivot<'a>> {
+fn pivots<'a>(plan: &'a Plan, rows: &'a [Row], records: &[&Record]) -> Vec<Pivot<'a>> {
     let Some(spec) = &plan.table else { return Vec::new() };
-    Pivot::all(spec, plan, rows, &frame::texts(newest))
+    Pivot::all(spec, plan, rows, &frame::texts(records), &Standings::new(records))
 }
 
 fn paper_tables(pivots: &[Pivot<'_>]) -> impl Iterator<Item = Table> {
@@ -278,3 +283,5 @@ mod draws_tests;
 mod paper_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod uncertainty_tests;

@@ -3,7 +3,8 @@
 use itertools::Itertools as _;
 
 use super::rows::{DecodeRow, KernelRow};
-use crate::report::tables::{Align, Column, Table, TableRow, commits, missing, slug};
+use crate::report::caption::commits;
+use crate::report::tables::{Align, Column, Table, TableRow, missing, slug};
 
 /// A column and the text of its cells.
 type Layout<R> = (&'static str, Align, fn(&R) -> String);

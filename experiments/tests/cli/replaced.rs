@@ -78,7 +78,7 @@ fn rows_of_two_models_are_not_paired() {
     };
     let awq = table.lines().find(|line| line.contains("AWQ")).unwrap();
     assert_eq!(column(awq, "delta_fp"), "", "a difference between two models");
-    assert_ne!(column(awq, "delta_rtn"), "", "both are of the new model");
+    assert_ne!(column(awq, "delta_baseline"), "", "both are of the new model");
 }
 
 #[test]
