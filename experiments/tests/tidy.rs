@@ -1,16 +1,15 @@
 //! What documents claim about the repository is true, and what is committed under `results` follows from its records.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "tidy/readme.rs"]
+mod readme;
 #[path = "tidy/sums.rs"]
 mod sums;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-use experiments::config::ExperimentSpec;
-use experiments::registry::MethodSpec;
 
 /// Lines that a source file may have, tests included.
 const MAX_LINES: usize = 500;
@@ -82,43 +81,6 @@ fn every_path_named_in_the_architecture_exists() {
 #[test]
 fn every_path_named_in_contributing_exists() {
     check_paths("CONTRIBUTING.md");
-}
-
-#[test]
-fn every_method_is_in_the_list_of_the_readme() {
-    let readme = read("README.md");
-    for key in MethodSpec::KEYS {
-        let row = format!("| `{key}` |");
-        assert!(readme.contains(&row), "README.md: the table of methods has no row that begins with {row}");
-    }
-}
-
-#[test]
-fn the_experiment_in_the_readme_is_a_valid_file() {
-    let readme = read("README.md");
-    let blocks: Vec<&str> = readme.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert!(!blocks.is_empty(), "README.md shows no experiment");
-    for block in blocks {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), block).unwrap();
-        ExperimentSpec::read(file.path()).unwrap_or_else(|error| panic!("{error:#}"));
-    }
-}
-
-#[test]
-fn every_option_in_the_readme_exists() {
-    let help: String = ["run", "quantize", "generate", "chat"]
-        .map(|command| experiments(&[command.as_ref(), "--help".as_ref()]))
-        .join("\n");
-    let of_cargo = ["--release", "--workspace", "--features", "--"];
-    let readme = read("README.md");
-    let words = readme.split(|c: char| !c.is_ascii_lowercase() && c != '-');
-    let options: BTreeSet<&str> =
-        words.filter(|word| word.starts_with("--") && !word.starts_with("---") && !of_cargo.contains(word)).collect();
-    assert!(options.contains("--out"), "README.md names no option: is the rule of this test still right?");
-    let unknown: Vec<_> =
-        options.into_iter().filter(|option| !help.split_whitespace().any(|word| word == *option)).collect();
-    assert!(unknown.is_empty(), "README.md names options that do not exist: {unknown:?}");
 }
 
 #[test]
