@@ -1,6 +1,8 @@
 //! What documents claim about the repository is true, and what is committed under `results` follows from its records.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "tidy/claims.rs"]
+mod claims;
 #[path = "tidy/readme.rs"]
 mod readme;
 #[path = "tidy/sums.rs"]
