@@ -24,7 +24,7 @@ use crate::eval::perplexity::{Windows, score};
 use crate::inputs;
 use crate::plan::{Cell, CellId, ModelPlan, Plan, passes};
 use crate::progress::Progress;
-use crate::provenance::{Provenance, peak_resident_bytes, tree};
+use crate::provenance::{Provenance, peak_resident_bytes};
 use crate::record::{
     Cost, Done, Failed, Measurement, Outcome, Quantization, Record, RecordFile, SCHEMA_VERSION, Stage,
 };
@@ -61,7 +61,6 @@ pub fn run(
     store: &AssetStore,
     progress: &Progress,
 ) -> anyhow::Result<Summary> {
-    tree();
     if file.n_cut_bytes() > 0 {
         progress.note(&format!(
             "{}: the last record was cut short and is dropped; its cell runs again",

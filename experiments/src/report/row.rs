@@ -99,17 +99,17 @@ columns! {
         cell_id: String,
         /// Commit that measured it.
         commit: String,
-        /// Whether that tree had uncommitted changes.
-        dirty: bool,
+        /// Whether sources of the program differed from that commit; null where it is not known.
+        dirty: Option<bool>,
         /// Backend and device.
         device: String,
     }
 }
 
 impl Row {
-    /// The commit of the program, and whether files of the checkout had been changed.
+    /// The commit of the program, and whether its sources are known to have differed from it.
     pub(crate) fn version(&self) -> (&str, bool) {
-        (&self.commit, self.dirty)
+        (&self.commit, self.dirty == Some(true))
     }
 
     /// Whether the numbers of both rows may be compared: one model, text, protocol and arithmetic, and the same windows.

@@ -9,7 +9,7 @@
 pub mod asked;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code, reason = "a call of cuBLAS takes pointers; `queue` says why they are right")]
-mod cublas;
+pub(crate) mod cublas;
 pub mod decode;
 pub mod figures;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
