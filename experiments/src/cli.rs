@@ -12,7 +12,7 @@ use crate::assets::{AssetSettings, AssetStore};
 use crate::config::ExperimentSpec;
 use crate::plan::Plan;
 use crate::progress::{Progress, Style};
-use crate::record::RecordFile;
+use crate::record::{RecordFile, StoredRecord};
 use crate::runner::{RunOptions, Summary, default_out};
 use crate::speed::SpeedOptions;
 use crate::speed::asked::{Place, asked, describe};
@@ -156,7 +156,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Report { folder }) => {
-            write_report(&folder)?;
+            write_report(&folder, &Progress::new(Style::detect(false)))?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Verify { folder, machine }) => verify_experiment(&folder, &machine),
@@ -196,14 +196,19 @@ fn run_experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let store = args.machine.store()?;
     let records = runner::claim_folder(&out, &spec)?;
     let summary = runner::run(&plan, &RunOptions { device: device.clone(), threads }, records, &store, &progress)?;
-    if let Some(speed) = &spec.speed {
+    let timed = spec.speed.as_ref().map(|speed| {
         let options = SpeedOptions { device: &device, precision: spec.run.precision, threads };
-        speed::run(speed, &spec.models, &options, RecordFile::open(&out)?, &store, &progress)?;
-    }
-    // A report that fails must hide neither the summary nor that cells failed.
-    let report = write_report(&out);
+        speed::run(speed, &spec.models, &options, RecordFile::open(&out)?, &store, &progress)
+    });
+    // Neither what cannot be timed nor a report that fails may hide the summary, or that cells failed.
+    let report = write_report(&out, &progress);
     let code = finish(&summary, &progress);
+    let n_not_timed = timed.transpose().with_context(|| format!("{}: [speed]", out.display()))?.unwrap_or(0);
     report.with_context(|| format!("{}: the records are kept, the report is not whole", out.display()))?;
+    if n_not_timed > 0 {
+        progress.note(&format!("{n_not_timed} comparisons of [speed] failed"));
+        return Ok(ExitCode::FAILURE);
+    }
     Ok(code)
 }
 
@@ -228,14 +233,19 @@ fn experiment_of(folder: &Path) -> anyhow::Result<ExperimentSpec> {
 }
 
 /// Writes the report of a folder and prints its table.
-fn write_report(folder: &Path) -> anyhow::Result<()> {
+fn write_report(folder: &Path, progress: &Progress) -> anyhow::Result<()> {
     let spec = experiment_of(folder)?;
     let plan = Plan::new(&spec);
-    let records = record::read_records(folder)?;
+    let (records, mut notes): (Vec<StoredRecord>, _) = record::read_records(folder)?;
     let speed = match &spec.speed {
-        Some(speed) => asked(speed, &spec.models, &record::read_records(folder)?),
+        Some(speed) => {
+            let (lines, of_speed) = record::read_records(folder)?;
+            notes.extend(of_speed);
+            asked(speed, &spec.models, &lines)
+        }
         None => Vec::new(),
     };
+    notes.iter().for_each(|note| progress.note(note));
     report::write_report(folder, &plan, &records, &speed)?;
     print(&report::terminal_table(&plan, &records, &speed)?);
     Ok(())
@@ -243,7 +253,8 @@ fn write_report(folder: &Path) -> anyhow::Result<()> {
 
 fn verify_experiment(folder: &Path, machine: &MachineArgs) -> anyhow::Result<ExitCode> {
     let spec = experiment_of(folder)?;
-    let records = record::read_records(folder)?;
+    let (records, notes) = record::read_records(folder)?;
+    notes.iter().for_each(|note| machine.progress().note(note));
     let plan = Plan::new(&spec);
     let finished = verify::finished(&plan, &records);
     let Some(first) = finished.first() else {

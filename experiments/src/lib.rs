@@ -13,6 +13,7 @@ pub mod data;
 pub mod device;
 mod encoding;
 pub mod eval;
+mod files;
 pub mod generate;
 mod inputs;
 pub mod plan;

@@ -15,18 +15,20 @@ use awq_core::driver::{Calibration, Job, QuantizedModel, quantize_model};
 use awq_core::load::{OpenedModel, open_model};
 use awq_core::model::{Decoder, open_decoder, wiring_of};
 
-use crate::assets::{AssetStore, sha256_of};
+use crate::assets::AssetStore;
 use crate::config::{CalibrationSpec, EvaluationSpec, ModelSpec, PerplexitySpec, ProtocolSpec};
+use crate::data::Texts;
 use crate::data::calibration::{CalibrationSet, calibration_set, overlap_tokens};
-use crate::data::{self, Text};
 use crate::device::{DeviceJob, run_on};
 use crate::eval::perplexity::{Windows, score};
+use crate::files::{folder_of, sync_folder, write_durably};
 use crate::inputs;
 use crate::plan::{Cell, CellId, ModelPlan, Plan, passes};
 use crate::progress::Progress;
 use crate::provenance::{Provenance, peak_resident_bytes};
 use crate::record::{
-    Cost, Done, Failed, Measurement, Outcome, Quantization, Record, RecordFile, SCHEMA_VERSION, Stage,
+    Cost, Done, Failed, Labels, Measurement, Outcome, Quantization, Record, RecordFile, SCHEMA_VERSION, Stage,
+    StoredRecord,
 };
 
 /// What an experiment runs on.
@@ -57,17 +59,13 @@ pub struct Summary {
 pub fn run(
     plan: &Plan,
     options: &RunOptions,
-    mut file: RecordFile,
+    mut file: RecordFile<StoredRecord>,
     store: &AssetStore,
     progress: &Progress,
 ) -> anyhow::Result<Summary> {
-    if file.n_cut_bytes() > 0 {
-        progress.note(&format!(
-            "{}: the last record was cut short and is dropped; its cell runs again",
-            file.path().display()
-        ));
-    }
-    let finished: BTreeSet<CellId> = inputs::finished(plan, file.on_record(), store, progress);
+    file.notes().iter().for_each(|note| progress.note(note));
+    let mut texts = Texts::new(store);
+    let finished: BTreeSet<CellId> = inputs::finished(plan, file.on_record(), store, &mut texts, progress);
     let mut summary =
         Summary { resumed: plan.cells().filter(|cell| finished.contains(&cell.id())).count(), ..Summary::default() };
     if summary.resumed > 0 {
@@ -78,7 +76,6 @@ pub fn run(
             file.path().display()
         ));
     }
-    let mut texts = Texts { store, loaded: BTreeMap::new() };
     for model in &plan.models {
         let cells: Vec<&Cell> = model.cells.iter().filter(|cell| !finished.contains(&cell.id())).collect();
         if cells.is_empty() {
@@ -94,7 +91,8 @@ pub fn run(
                 }
             }
             let provenance = Provenance::collect(&options.device, options.threads, assets.clone());
-            file.append(&Record { schema: SCHEMA_VERSION, cell_id: cell.id(), cell: cell.clone(), outcome, provenance })
+            let (cell_id, labels) = (cell.id(), Some(Labels::from(cell)));
+            file.append(&Record { schema: SCHEMA_VERSION, cell_id, labels, cell: cell.clone(), outcome, provenance })
         };
         run_model(model, &cells, options, store, &mut texts, progress, &mut sink)?;
     }
@@ -130,7 +128,7 @@ fn run_model(
     let opened = locate_and_open(&plan.model, store, progress);
     let (opened, assets) = match opened {
         Ok(opened) => opened,
-        Err(error) => return fail_all(cells, Stage::Quantize, &error, &BTreeMap::new(), sink),
+        Err(error) => return fail_all(cells, Stage::Load, &error, &BTreeMap::new(), sink),
     };
     // One experiment has one precision.
     let precision = cells.first().map_or(FloatType::F32, |cell| cell.precision);
@@ -180,7 +178,7 @@ impl DeviceJob for ModelJob<'_, '_, '_> {
         let opened = open_decoder::<B>(self.opened.config.clone(), self.opened.checkpoint.clone(), &device);
         let decoder = match opened.context("the model cannot be opened") {
             Ok(decoder) => decoder,
-            Err(error) => return fail_all(self.cells, Stage::Quantize, &error, &self.assets, self.sink),
+            Err(error) => return fail_all(self.cells, Stage::Load, &error, &self.assets, self.sink),
         };
         // What is evaluated is prepared first: a text that is missing or too short is found before any long work.
         let mut evaluations = BTreeMap::new();
@@ -222,14 +220,7 @@ impl ModelJob<'_, '_, '_> {
         let EvaluationSpec::Perplexity(spec) = evaluation;
         let tokenizer = &self.opened.tokenizer;
         let text = self.texts.get(&spec.dataset)?;
-        let (whole, text_sha256) = match &spec.protocol {
-            ProtocolSpec::Gptq(_) => (text.joined(), text.sha256.clone()),
-            ProtocolSpec::LlamaCpp(_) => {
-                let file = text.as_file();
-                let sha256 = sha256_of(file.as_bytes());
-                (file, sha256)
-            }
-        };
+        let (whole, text_sha256) = (text.scored(&spec.protocol), text.scored_sha256(&spec.protocol));
         let windows = Windows::cut(&whole, tokenizer, &spec.protocol, spec.max_windows.map(std::num::NonZero::get))
             .and_then(|windows| windows.check_fits(&self.opened.config).map(|()| windows))
             .with_context(|| format!("data set {}", text.name))?;
@@ -250,7 +241,7 @@ impl ModelJob<'_, '_, '_> {
         evaluations: &BTreeMap<EvaluationSpec, Prepared>,
     ) -> anyhow::Result<()> {
         let calibration = cells.first().and_then(|cell| cell.quantization.as_ref()?.calibration.as_ref());
-        let set = match calibration.map(|spec| self.calibration_set(spec)).transpose() {
+        let set = match calibration.map(|spec| self.calibrated(spec)).transpose() {
             Ok(set) => set,
             Err(error) => return fail_all(cells, Stage::Quantize, &error, &self.assets, self.sink),
         };
@@ -259,7 +250,7 @@ impl ModelJob<'_, '_, '_> {
             .filter_map(|cell| cell.quantization.as_ref())
             .map(|quantization| Job { method: quantization.method.method::<B>(), grid: quantization.grid })
             .collect();
-        let sequences = set.as_ref().map(|set| set.ids.as_slice());
+        let sequences = set.as_ref().map(|calibrated| calibrated.set.ids.as_slice());
         let calibration = calibration
             .zip(sequences)
             .map(|(spec, sequences)| Calibration { sequences, propagation: spec.propagation });
@@ -285,11 +276,11 @@ impl ModelJob<'_, '_, '_> {
         Ok(())
     }
 
-    fn calibration_set(&mut self, spec: &CalibrationSpec) -> anyhow::Result<CalibrationSet> {
+    fn calibrated(&mut self, spec: &CalibrationSpec) -> anyhow::Result<Calibrated> {
         let text = self.texts.get(&spec.dataset)?;
         let set = calibration_set(&self.opened, spec, text)?;
         self.assets.insert(text.name.clone(), text.sha256.clone());
-        Ok(set)
+        Ok(Calibrated { set, text_sha256: text.sha256.clone() })
     }
 
     fn evaluate<B: QuantBackend>(
@@ -300,7 +291,7 @@ impl ModelJob<'_, '_, '_> {
         quantized: Option<&Quantized<'_>>,
     ) -> Outcome {
         let start = Instant::now();
-        let calibration = quantized.and_then(|quantized| quantized.calibration);
+        let calibration = quantized.and_then(|quantized| quantized.calibration).map(|calibrated| &calibrated.set);
         let measure = |evaluation| self.measure(decoder, cell, &evaluations[evaluation], calibration);
         let measurements: anyhow::Result<Vec<Measurement>> = guarded(|| cell.evaluations.iter().map(measure).collect());
         match measurements {
@@ -361,7 +352,7 @@ impl ModelJob<'_, '_, '_> {
 }
 
 /// What `compute` says; a panic in it (a bug, a device out of memory) is an error, so that it costs a pass and not the sweep.
-fn guarded<T>(compute: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+pub(crate) fn guarded<T>(compute: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     // What a panic leaves half done is dropped with the error: nothing that is used afterwards is shared with `compute`.
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(compute)).unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
@@ -369,10 +360,16 @@ fn guarded<T>(compute: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> 
     })
 }
 
+/// Calibration sequences and where they are from.
+struct Calibrated {
+    set: CalibrationSet,
+    text_sha256: String,
+}
+
 /// A quantized model and what it was made with.
 struct Quantized<'a> {
     model: &'a QuantizedModel,
-    calibration: Option<&'a CalibrationSet>,
+    calibration: Option<&'a Calibrated>,
     shared_seconds: f64,
 }
 
@@ -384,28 +381,14 @@ impl Quantized<'_> {
             overlap_tokens(&set.ids, &windows)
         };
         Quantization {
+            method_version: cell.quantization.as_ref().map(|quantization| quantization.method.version()),
+            calibration_text_sha256: self.calibration.map(|calibrated| calibrated.text_sha256.clone()),
             bits_per_weight: self.model.bits_per_weight(),
             codes_sha256: self.model.codes_sha256(),
-            n_calibration_sequences: self.calibration.map_or(0, |set| set.ids.len()),
-            calibration_overlap_tokens: self.calibration.map_or(0, overlap),
+            n_calibration_sequences: self.calibration.map_or(0, |calibrated| calibrated.set.ids.len()),
+            calibration_overlap_tokens: self.calibration.map_or(0, |calibrated| overlap(&calibrated.set)),
             blocks: self.model.logs.clone(),
         }
-    }
-}
-
-/// Texts by their specification, loaded once.
-struct Texts<'a> {
-    store: &'a AssetStore,
-    loaded: BTreeMap<crate::config::DatasetSpec, Text>,
-}
-
-impl Texts<'_> {
-    fn get(&mut self, spec: &crate::config::DatasetSpec) -> anyhow::Result<&Text> {
-        if !self.loaded.contains_key(spec) {
-            let text = data::load(spec, self.store)?;
-            self.loaded.insert(spec.clone(), text);
-        }
-        Ok(&self.loaded[spec])
     }
 }
 
@@ -421,18 +404,13 @@ pub const RESOLVED_CONFIG: &str = "experiment.toml";
 ///
 /// # Errors
 /// A folder that cannot be created or written, or that another run writes to: found before any work.
-pub fn claim_folder(out: &Path, spec: &crate::config::ExperimentSpec) -> anyhow::Result<RecordFile> {
+pub fn claim_folder(out: &Path, spec: &crate::config::ExperimentSpec) -> anyhow::Result<RecordFile<StoredRecord>> {
     let place = || format!("{}: cannot write the output folder; choose another with --out", out.display());
     std::fs::create_dir_all(out).with_context(place)?;
+    sync_folder(folder_of(out)).with_context(place)?;
     let records = RecordFile::open(out)?;
     let text = toml::to_string(spec).context("the experiment cannot be written as TOML")?;
-    let mut builder = tempfile::Builder::new();
-    // As open to others as the umask lets an ordinary file be; a temporary file is private otherwise.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.prefix(".experiment-").tempfile_in(out).with_context(place)?;
-    std::io::Write::write_all(&mut file, text.as_bytes()).with_context(place)?;
-    file.persist(out.join(RESOLVED_CONFIG)).map_err(|error| error.error).with_context(place)?;
+    write_durably(&out.join(RESOLVED_CONFIG), text.as_bytes()).with_context(place)?;
     Ok(records)
 }
 

@@ -39,10 +39,11 @@ use self::pivot::Pivot;
 use self::row::Row;
 use self::tables::{Document, Table};
 use crate::config::{FigureSpec, ReferenceValue};
+use crate::files::{folder_of, temporary_in};
 use crate::plan::{Cell, Plan};
 use crate::record::Record;
 use crate::speed;
-use crate::speed::record::SpeedRecord;
+use crate::speed::record::{SpeedLine, told_apart};
 use crate::speed::rows::{DecodeRow, KernelRow, decode_rows, kernel_rows};
 
 /// Where a report was written.
@@ -71,11 +72,11 @@ pub struct ReportFiles {
 ///
 /// # Errors
 /// A metric that tables do not know, or a file that cannot be written.
-pub fn write_report(
+pub fn write_report<C>(
     folder: &Path,
     plan: &Plan,
-    records: &[Record],
-    speed: &[SpeedRecord],
+    records: &[Record<C>],
+    speed: &[SpeedLine],
 ) -> anyhow::Result<ReportFiles> {
     let asked = asked(plan, records);
     let newest = frame::newest(&asked);
@@ -84,7 +85,9 @@ pub fn write_report(
     let rows = Row::from_frame(&data).context("cannot read the frame of the records")?;
     let pivots = pivots(plan, &rows, &newest);
     let mut document = document(plan, &rows, &newest, &pivots);
-    let (kernels, decoding) = (kernel_rows(speed), decode_rows(speed));
+    let (timed, not_timed) = told_apart(speed);
+    let (kernels, decoding) = (kernel_rows(&timed), decode_rows(&timed));
+    document.failures.extend(not_timed);
     document.tables.extend(speed_tables(&kernels, &decoding));
     let mut pictures: Vec<Picture> = own_figures(plan, &rows, &pivots);
     pictures.extend(figures::perplexity_figures(&rows).into_iter().map(Picture::Lines));
@@ -148,24 +151,26 @@ fn speed_tables(kernels: &[KernelRow], decoding: &[DecodeRow]) -> impl Iterator<
 ///
 /// # Errors
 /// A metric that tables do not know.
-pub fn terminal_table(plan: &Plan, records: &[Record], speed: &[SpeedRecord]) -> anyhow::Result<String> {
+pub fn terminal_table<C>(plan: &Plan, records: &[Record<C>], speed: &[SpeedLine]) -> anyhow::Result<String> {
     let asked = asked(plan, records);
     let newest = frame::newest(&asked);
     let rows = frame::rows(&newest, &plan.references)?;
     let pivots = pivots(plan, &rows, &newest);
     let mut document = document(plan, &rows, &newest, &pivots);
     document.tables.extend(paper_tables(&pivots));
-    document.tables.extend(speed_tables(&kernel_rows(speed), &decode_rows(speed)));
+    let (timed, not_timed) = told_apart(speed);
+    document.failures.extend(not_timed);
+    document.tables.extend(speed_tables(&kernel_rows(&timed), &decode_rows(&timed)));
     Ok(terminal::render(&document))
 }
 
 /// The records of the cells that `plan` asks for, in its order and with its names for calibrations. A folder may hold
 /// records of an earlier version of the question; those are not shown.
-fn asked(plan: &Plan, records: &[Record]) -> Vec<Record> {
+fn asked<C>(plan: &Plan, records: &[Record<C>]) -> Vec<Record> {
     let of_cell = |cell: &Cell| {
         let id = cell.id();
         let records = records.iter().filter(move |record| record.cell_id == id);
-        records.map(|record| Record { cell: cell.clone(), ..record.clone() }).collect::<Vec<_>>()
+        records.map(|record| record.of_cell(cell)).collect::<Vec<_>>()
     };
     plan.cells().flat_map(of_cell).collect()
 }
@@ -255,13 +260,8 @@ fn write_whole(path: &Path, content: &[u8]) -> anyhow::Result<()> {
 
 /// A temporary file in the folder of `path`: a rename is whole only within one file system.
 fn temporary_beside(path: &Path, suffix: &str) -> anyhow::Result<NamedTempFile> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".report-").suffix(suffix);
-    // As open to others as the umask lets an ordinary file be; a temporary file is private otherwise.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder).with_context(|| {
+    let folder = folder_of(path);
+    temporary_in(folder, ".report-", suffix).with_context(|| {
         format!("{}: cannot write into this folder; choose a writable one with --out", folder.display())
     })
 }

@@ -80,6 +80,8 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
     let done = Done {
         measurements: vec![measurement],
         quantization: bits_per_weight.map(|bits_per_weight| Quantization {
+            method_version: None,
+            calibration_text_sha256: None,
             bits_per_weight,
             codes_sha256: "c".repeat(64),
             n_calibration_sequences: 16,
@@ -97,6 +99,7 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
     Record {
         schema: SCHEMA_VERSION,
         cell_id: cell.id(),
+        labels: None,
         cell,
         outcome: Outcome::Done(Box::new(done)),
         provenance: Provenance {

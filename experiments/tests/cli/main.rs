@@ -10,6 +10,7 @@ mod decoding;
 mod families;
 mod interruption;
 mod packing;
+mod records;
 mod replaced;
 mod speed;
 mod support;
