@@ -9,6 +9,7 @@ use awq_core::arithmetic::FloatType;
 use clap::{Args, Parser, Subcommand};
 
 use crate::assets::{AssetSettings, AssetStore};
+use crate::codes::CodeStore;
 use crate::config::ExperimentSpec;
 use crate::plan::Plan;
 use crate::progress::{Progress, Style};
@@ -86,7 +87,7 @@ pub struct RunArgs {
     /// The experiment's TOML file, e.g. configs/quickstart.toml.
     #[arg(required = true)]
     config: Option<PathBuf>,
-    /// Folder for records, tables and figures [default: results/ and the name of the file].
+    /// Folder for records, tables and figures [default: results/ and the name of the file; of a smoke run, with -first-N].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Score at most this many windows of each text: for a smoke run. Every table then says so.
@@ -184,7 +185,7 @@ fn run_experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let device = args.machine.device.clone().unwrap_or_else(|| spec.run.device.clone());
     device::check(&device, spec.run.precision)?;
     let threads = device::set_threads(args.machine.threads.or(spec.run.threads).map(std::num::NonZero::get));
-    let out = args.out.clone().unwrap_or_else(|| default_out(config));
+    let out = args.out.clone().unwrap_or_else(|| default_out(config, args.max_windows));
     let progress = args.machine.progress();
     let plan = Plan::new(&spec);
     progress.note(&format!(
@@ -194,8 +195,10 @@ fn run_experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
         out.display()
     ));
     let store = args.machine.store()?;
-    let records = runner::claim_folder(&out, &spec)?;
-    let summary = runner::run(&plan, &RunOptions { device: device.clone(), threads }, records, &store, &progress)?;
+    let codes = CodeStore::from_env(store.cache())?;
+    let records = runner::claim_folder(&out, &spec, args.max_windows)?;
+    let options = RunOptions { device: device.clone(), threads, codes };
+    let summary = runner::run(&plan, &options, records, &store, &progress)?;
     let timed = spec.speed.as_ref().map(|speed| {
         let options = SpeedOptions { device: &device, precision: spec.run.precision, threads };
         speed::run(speed, &spec.models, &options, RecordFile::open(&out)?, &store, &progress)
@@ -264,7 +267,8 @@ fn verify_experiment(folder: &Path, machine: &MachineArgs) -> anyhow::Result<Exi
     let device = machine.device.clone().unwrap_or_else(|| first.record.provenance.device.clone());
     device::check(&device, spec.run.precision)?;
     let threads = device::set_threads(machine.threads.or(spec.run.threads).map(std::num::NonZero::get));
-    let options = RunOptions { device, threads };
+    // What was quantized before would be compared with itself.
+    let options = RunOptions { device, threads, codes: None };
     let verdicts = verify::verify(&plan, &finished, &options, &machine.store()?, &machine.progress())?;
     print(&verify::table(&verdicts));
     let all_same = verdicts.iter().all(|verdict| verdict.same());

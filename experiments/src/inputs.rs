@@ -40,6 +40,12 @@ pub(crate) fn differences(then: &Files, now: &Files) -> Vec<String> {
     compared.filter_map(difference).collect()
 }
 
+/// Those of a model's files that decide a number, from all that it has.
+pub(crate) fn deciding(files: &Files) -> impl Iterator<Item = (&str, &str)> {
+    let decides = |(name, _): &(&String, &String)| !OF_DECODING_ONLY.contains(&name.as_str());
+    files.iter().filter(decides).map(|(name, sha256)| (name.as_str(), sha256.as_str()))
+}
+
 fn is_of_model(name: &str) -> bool {
     let is_weights =
         |extension: &str| name.rsplit_once('.').is_some_and(|(_, end)| end.eq_ignore_ascii_case(extension));

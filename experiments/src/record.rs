@@ -239,10 +239,13 @@ pub struct Quantization {
 /// What a cell cost.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
-    /// Wall time of this cell's own quantization work.
+    /// Wall time of this cell's own quantization work, when it was done.
     pub quantize_seconds: f64,
-    /// Wall time of capturing activations, shared by all cells of one pass.
+    /// Wall time of capturing activations, shared by all cells of one pass, when that was done.
     pub shared_capture_seconds: f64,
+    /// Whether the codes are from the code store: quantization then took its time in an earlier run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub codes_from_store: bool,
     /// Wall time of the measurements.
     pub evaluate_seconds: f64,
     /// Largest resident memory of the process so far, in bytes; 0 where the system does not tell.

@@ -1,24 +1,25 @@
 //! Plan to records: runs what is not yet on record, cell by cell, and appends each result at once.
 //!
-//! Cells of one model that share calibration are quantized together, a limited number in one pass over its blocks. A cell
+//! Cells of one model that share calibration are quantized together, a limited number in one pass over its blocks (`pass.rs`). A cell
 //! that fails becomes a record and the sweep goes on; an experiment that was interrupted resumes at the first cell without a
 //! finished record. A cell whose model was replaced since runs again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
-use awq_core::driver::{Calibration, Job, QuantizedModel, quantize_model};
 use awq_core::load::{OpenedModel, open_model};
 use awq_core::model::{Decoder, open_decoder, wiring_of};
 
 use crate::assets::AssetStore;
-use crate::config::{CalibrationSpec, EvaluationSpec, ModelSpec, PerplexitySpec, ProtocolSpec};
+use crate::codes::CodeStore;
+use crate::config::{EvaluationSpec, ExperimentSpec, ModelSpec, PerplexitySpec, ProtocolSpec};
 use crate::data::Texts;
-use crate::data::calibration::{CalibrationSet, calibration_set, overlap_tokens};
+use crate::data::calibration::{CalibrationSet, overlap_tokens};
 use crate::device::{DeviceJob, run_on};
 use crate::eval::perplexity::{Windows, score};
 use crate::files::{folder_of, sync_folder, write_durably};
@@ -27,9 +28,12 @@ use crate::plan::{Cell, CellId, ModelPlan, Plan, passes};
 use crate::progress::Progress;
 use crate::provenance::{Provenance, peak_resident_bytes};
 use crate::record::{
-    Cost, Done, Failed, Labels, Measurement, Outcome, Quantization, Record, RecordFile, SCHEMA_VERSION, Stage,
-    StoredRecord,
+    Cost, Done, Failed, Labels, Measurement, Outcome, Record, RecordFile, SCHEMA_VERSION, Stage, StoredRecord,
 };
+
+mod pass;
+
+use self::pass::Quantized;
 
 /// What an experiment runs on.
 #[derive(Debug)]
@@ -38,6 +42,8 @@ pub struct RunOptions {
     pub device: String,
     /// CPU threads in use.
     pub threads: usize,
+    /// Codes of earlier runs; `None` quantizes whatever was quantized before.
+    pub codes: Option<CodeStore>,
 }
 
 /// How an experiment ended.
@@ -132,7 +138,9 @@ fn run_model(
     };
     // One experiment has one precision.
     let precision = cells.first().map_or(FloatType::F32, |cell| cell.precision);
-    run_on(&options.device, precision, ModelJob { opened, assets, cells, texts, progress, sink })
+    let model_files = assets.clone();
+    let job = ModelJob { opened, model_files, assets, cells, options, precision, texts, progress, sink };
+    run_on(&options.device, precision, job)
 }
 
 fn locate_and_open(
@@ -164,8 +172,13 @@ fn failed(stage: Stage, error: &anyhow::Error) -> Outcome {
 /// The cells of one opened model, on a backend.
 struct ModelJob<'a, 'b, 'c> {
     opened: OpenedModel,
+    /// sha256 of the model's files.
+    model_files: BTreeMap<String, String>,
+    /// Those, and of the texts.
     assets: BTreeMap<String, String>,
     cells: &'a [&'a Cell],
+    options: &'a RunOptions,
+    precision: FloatType,
     texts: &'a mut Texts<'b>,
     progress: &'a Progress,
     sink: &'a mut Sink<'c>,
@@ -233,56 +246,6 @@ impl ModelJob<'_, '_, '_> {
         Ok(Prepared { spec: spec.clone(), windows, text_name: text.name.clone(), text_sha256, floor })
     }
 
-    fn run_pass<B: QuantBackend>(
-        &mut self,
-        decoder: &dyn Decoder<B>,
-        name: &str,
-        cells: &[&Cell],
-        evaluations: &BTreeMap<EvaluationSpec, Prepared>,
-    ) -> anyhow::Result<()> {
-        let calibration = cells.first().and_then(|cell| cell.quantization.as_ref()?.calibration.as_ref());
-        let set = match calibration.map(|spec| self.calibrated(spec)).transpose() {
-            Ok(set) => set,
-            Err(error) => return fail_all(cells, Stage::Quantize, &error, &self.assets, self.sink),
-        };
-        let jobs: Vec<Job<'_, B>> = cells
-            .iter()
-            .filter_map(|cell| cell.quantization.as_ref())
-            .map(|quantization| Job { method: quantization.method.method::<B>(), grid: quantization.grid })
-            .collect();
-        let sequences = set.as_ref().map(|calibrated| calibrated.set.ids.as_slice());
-        let calibration = calibration
-            .zip(sequences)
-            .map(|(spec, sequences)| Calibration { sequences, propagation: spec.propagation });
-        let n_blocks = decoder.config().n_blocks;
-        let bar = self.progress.bar(&format!("{name}quantize {} cell(s), blocks", jobs.len()), n_blocks as u64);
-        let pass = guarded(|| Ok(quantize_model(decoder, calibration, &jobs, &mut |_| bar.advance(1))?));
-        bar.finish();
-        let pass = match pass {
-            Ok(pass) => pass,
-            Err(error) => return fail_all(cells, Stage::Quantize, &error, &self.assets, self.sink),
-        };
-        for (cell, model) in cells.iter().zip(pass.models) {
-            let outcome = match model {
-                Ok(model) => {
-                    let base =
-                        Quantized { model: &model, calibration: set.as_ref(), shared_seconds: pass.shared_seconds };
-                    self.evaluate(&model.decoder(decoder), cell, evaluations, Some(&base))
-                }
-                Err(error) => failed(Stage::Quantize, &error.into()),
-            };
-            (self.sink)(cell, outcome, &self.assets)?;
-        }
-        Ok(())
-    }
-
-    fn calibrated(&mut self, spec: &CalibrationSpec) -> anyhow::Result<Calibrated> {
-        let text = self.texts.get(&spec.dataset)?;
-        let set = calibration_set(&self.opened, spec, text)?;
-        self.assets.insert(text.name.clone(), text.sha256.clone());
-        Ok(Calibrated { set, text_sha256: text.sha256.clone() })
-    }
-
     fn evaluate<B: QuantBackend>(
         &self,
         decoder: &dyn Decoder<B>,
@@ -300,8 +263,9 @@ impl ModelJob<'_, '_, '_> {
                 quantization: quantized.map(|quantized| quantized.describe(cell, evaluations)),
                 packed: self.opened.packed.as_ref().map(Into::into),
                 cost: Cost {
-                    quantize_seconds: quantized.map_or(0.0, |q| q.model.logs.iter().map(|log| log.seconds).sum()),
-                    shared_capture_seconds: quantized.map_or(0.0, |q| q.shared_seconds),
+                    quantize_seconds: quantized.map_or(0.0, |q| q.codes.model.logs.iter().map(|log| log.seconds).sum()),
+                    shared_capture_seconds: quantized.map_or(0.0, |q| q.codes.shared_seconds),
+                    codes_from_store: quantized.is_some_and(|q| q.from_store),
                     evaluate_seconds: start.elapsed().as_secs_f64(),
                     peak_resident_bytes: peak_resident_bytes(),
                 },
@@ -360,58 +324,57 @@ pub(crate) fn guarded<T>(compute: impl FnOnce() -> anyhow::Result<T>) -> anyhow:
     })
 }
 
-/// Calibration sequences and where they are from.
-struct Calibrated {
-    set: CalibrationSet,
-    text_sha256: String,
-}
-
-/// A quantized model and what it was made with.
-struct Quantized<'a> {
-    model: &'a QuantizedModel,
-    calibration: Option<&'a Calibrated>,
-    shared_seconds: f64,
-}
-
-impl Quantized<'_> {
-    fn describe(&self, cell: &Cell, evaluations: &BTreeMap<EvaluationSpec, Prepared>) -> Quantization {
-        let overlap = |set: &CalibrationSet| {
-            let windows: Vec<&[u32]> =
-                cell.evaluations.iter().flat_map(|evaluation| evaluations[evaluation].windows.slices()).collect();
-            overlap_tokens(&set.ids, &windows)
-        };
-        Quantization {
-            method_version: cell.quantization.as_ref().map(|quantization| quantization.method.version()),
-            calibration_text_sha256: self.calibration.map(|calibrated| calibrated.text_sha256.clone()),
-            bits_per_weight: self.model.bits_per_weight(),
-            codes_sha256: self.model.codes_sha256(),
-            n_calibration_sequences: self.calibration.map_or(0, |calibrated| calibrated.set.ids.len()),
-            calibration_overlap_tokens: self.calibration.map_or(0, |calibrated| overlap(&calibrated.set)),
-            blocks: self.model.logs.clone(),
-        }
-    }
-}
-
-/// The default output folder of a configuration: `results/` and the file's stem.
-pub fn default_out(config: &Path) -> PathBuf {
-    Path::new("results").join(config.file_stem().unwrap_or_else(|| "experiment".as_ref()))
+/// The default output folder of a configuration: `results/` and the file's stem, of a run of the first windows alone with
+/// `-first-N`, for it must not take the place of the whole run.
+pub fn default_out(config: &Path, max_windows: Option<NonZeroUsize>) -> PathBuf {
+    let stem = config.file_stem().unwrap_or_else(|| "experiment".as_ref()).to_string_lossy();
+    let first = max_windows.map_or_else(String::new, |n| format!("-first-{n}"));
+    Path::new("results").join(format!("{stem}{first}"))
 }
 
 /// Name of the copy of the experiment that stands beside its records.
 pub const RESOLVED_CONFIG: &str = "experiment.toml";
 
-/// Creates the output folder, opens its records and writes the experiment, as parsed and limited, beside them.
+/// Creates the output folder, opens its records and writes the experiment, as parsed and limited, beside them. `max_windows` is
+/// what the command limits it to.
 ///
 /// # Errors
-/// A folder that cannot be created or written, or that another run writes to: found before any work.
-pub fn claim_folder(out: &Path, spec: &crate::config::ExperimentSpec) -> anyhow::Result<RecordFile<StoredRecord>> {
+/// A folder that cannot be created or written, that another run writes to, or that shows a run of other windows than a smoke
+/// run has: found before any work.
+pub fn claim_folder(
+    out: &Path,
+    spec: &ExperimentSpec,
+    max_windows: Option<NonZeroUsize>,
+) -> anyhow::Result<RecordFile<StoredRecord>> {
     let place = || format!("{}: cannot write the output folder; choose another with --out", out.display());
     std::fs::create_dir_all(out).with_context(place)?;
     sync_folder(folder_of(out)).with_context(place)?;
     let records = RecordFile::open(out)?;
+    if let Some(limit) = max_windows {
+        check_limits(out, spec, limit)?;
+    }
     let text = toml::to_string(spec).context("the experiment cannot be written as TOML")?;
     write_durably(&out.join(RESOLVED_CONFIG), text.as_bytes()).with_context(place)?;
     Ok(records)
+}
+
+/// Checks that a smoke run does not take the place of what a folder shows.
+fn check_limits(out: &Path, spec: &ExperimentSpec, limit: NonZeroUsize) -> anyhow::Result<()> {
+    let path = out.join(RESOLVED_CONFIG);
+    // An experiment that cannot be read is not shown either.
+    let Some(shown) = path.exists().then(|| ExperimentSpec::read(&path).ok()).flatten() else { return Ok(()) };
+    if shown.limits() != spec.limits() {
+        let of = match shown.limits().iter().flatten().max() {
+            Some(n) => format!("the first {n} windows"),
+            None => "all windows".to_owned(),
+        };
+        bail!(
+            "{}: holds a run of {of}, which one of the first {limit} would take the place of; choose another folder with --out, or \
+             leave it out",
+            out.display()
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

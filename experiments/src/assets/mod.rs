@@ -116,6 +116,11 @@ impl AssetStore {
         })
     }
 
+    /// The folder for what registries and the executable provide.
+    pub(crate) fn cache(&self) -> &Path {
+        &self.cache
+    }
+
     /// The files of a model, downloaded if need be.
     ///
     /// # Errors

@@ -229,7 +229,7 @@ fn own_figures(plan: &Plan, rows: &[Row], pivots: &[Pivot<'_>]) -> Vec<Picture> 
     }
 }
 
-/// Writes each figure in both formats and returns what the page shows.
+/// Writes each figure in both formats and returns what the page shows. The folder holds no other pictures then.
 fn write_figures(folder: &Path, pictures: &[Picture]) -> anyhow::Result<(Vec<Drawing>, Vec<PathBuf>)> {
     std::fs::create_dir_all(folder).with_context(|| {
         format!("{}: cannot create the folder; choose a writable folder with --out", folder.display())
@@ -247,7 +247,21 @@ fn write_figures(folder: &Path, pictures: &[Picture]) -> anyhow::Result<(Vec<Dra
         drawings.push(Drawing { svg, caption: picture.caption().to_owned() });
         paths.extend([svg_path, png_path]);
     }
+    sweep(folder, &paths)?;
     Ok((drawings, paths))
+}
+
+/// Removes pictures of earlier reports, of what is no longer asked: beside those of this one they would pass for its own.
+fn sweep(folder: &Path, kept: &[PathBuf]) -> anyhow::Result<()> {
+    let problem = || format!("{}: cannot remove figures of an earlier report", folder.display());
+    for entry in std::fs::read_dir(folder).with_context(problem)? {
+        let path = entry.with_context(problem)?.path();
+        let is_picture = path.extension().is_some_and(|extension| extension == "svg" || extension == "png");
+        if is_picture && !kept.contains(&path) {
+            std::fs::remove_file(&path).with_context(problem)?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes `path` so that a reader sees the old content or the new, never a part.

@@ -92,6 +92,7 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
         cost: Cost {
             quantize_seconds: 1.5,
             shared_capture_seconds: 0.5,
+            codes_from_store: false,
             evaluate_seconds: 4.0,
             peak_resident_bytes: 1 << 28,
         },
