@@ -47,7 +47,7 @@ pub struct QuantizationCell {
     /// measured on it. `None` where the experiment has none.
     pub calibration: Option<CalibrationSpec>,
     /// What this experiment calls the calibration, where it compares several and the method looks at activations. A
-    /// label: neither in the cell's id nor in its record.
+    /// label: no part of the cell's id.
     #[serde(skip)]
     pub calibration_name: Option<String>,
     /// Which draw of its calibration the cell is, where the method looks at activations. A label: the seed is what counts.

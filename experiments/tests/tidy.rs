@@ -13,6 +13,10 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use experiments::config::ExperimentSpec;
+use experiments::plan::Plan;
+use experiments::record::{FIRST_VERSION, Outcome, StoredRecord, read_records};
+
 /// Lines that a source file may have, tests included.
 const MAX_LINES: usize = 500;
 
@@ -116,6 +120,40 @@ fn committed_results() -> Vec<PathBuf> {
 /// Whether git holds such a file of a report: what says the same as another one, page, pixels or columns, it does not.
 fn is_tracked(path: &Path) -> bool {
     path.extension().is_none_or(|extension| !["png", "html", "parquet"].map(OsStr::new).contains(&extension))
+}
+
+/// A program of today finds every committed cell under the id that it has today, with the version that its method has.
+#[test]
+fn committed_records_are_taken_up_again() {
+    for committed in committed_results() {
+        let (records, notes): (Vec<StoredRecord>, _) = read_records(&committed).unwrap();
+        assert_eq!(notes, [""; 0], "{}", committed.display());
+        let newest: BTreeMap<_, _> = records.iter().map(|record| (&record.cell_id, record)).collect();
+        for cell in Plan::new(&ExperimentSpec::read(&committed.join("experiment.toml")).unwrap()).cells() {
+            let place = format!("{}: {} ({})", committed.display(), cell.label(), cell.id().0);
+            let record = newest.get(&cell.id()).unwrap_or_else(|| panic!("{place} is not on record"));
+            let Outcome::Done(done) = &record.outcome else { panic!("{place} failed") };
+            let then = done.quantization.as_ref().map(|then| then.method_version.unwrap_or(FIRST_VERSION));
+            assert_eq!(
+                then,
+                cell.quantization.as_ref().map(|now| now.method.version()),
+                "{place}: version of the method"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_committed_quickstart_needs_no_run() {
+    let again = tempfile::tempdir().unwrap();
+    let committed = root().join("results/reference/quickstart");
+    let copy = |name: &str| std::fs::copy(committed.join(name), again.path().join(name)).unwrap();
+    let n_bytes = copy("records.jsonl");
+    copy("experiment.toml");
+    let config = again.path().join("experiment.toml");
+    experiments(&[config.as_os_str(), "--out".as_ref(), again.path().as_os_str()]);
+    let now = std::fs::metadata(again.path().join("records.jsonl")).unwrap().len();
+    assert_eq!(now, n_bytes, "cells ran again");
 }
 
 #[test]

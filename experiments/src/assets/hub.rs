@@ -281,6 +281,12 @@ impl Hub {
         Some(cached.pointer_path(commit.trim())).filter(|folder| folder.is_dir())
     }
 
+    /// Whether every file of a model is in the cache.
+    pub(crate) fn is_cached(&self, model: &HubModel) -> bool {
+        let repo = Repo::with_revision(model.repo.clone(), RepoType::Model, model.revision.clone());
+        self.cached_folder(&repo).is_some_and(|folder| folder::complete(&folder).is_ok())
+    }
+
     fn cached(&self, repo: &Repo, name: &str) -> Option<PathBuf> {
         self.cached_folder(repo).map(|folder| folder.join(name)).filter(|path| path.is_file())
     }

@@ -27,7 +27,7 @@ pub use self::progress::Progress;
 use self::registry::Clients;
 use self::search::AssetFolders;
 pub use self::settings::AssetSettings;
-use crate::config::sources::{ModelSource, ModelSpec, RegistryClient, RegistryFile};
+use crate::config::sources::{HubModel, ModelSource, ModelSpec, RegistryClient, RegistryFile};
 
 /// Half-made downloads older than this belong to no running program.
 const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
@@ -116,6 +116,11 @@ impl AssetStore {
         })
     }
 
+    /// The folder for what registries and the executable provide.
+    pub(crate) fn cache(&self) -> &Path {
+        &self.cache
+    }
+
     /// The files of a model, downloaded if need be.
     ///
     /// # Errors
@@ -131,6 +136,11 @@ impl AssetStore {
             ModelSource::Bundled(_) => self.bundled_model(),
         }
         .with_context(|| format!("model {}", model.name))
+    }
+
+    /// Whether a hub's model is on this machine, so that [`Self::model`] downloads nothing.
+    pub(crate) fn is_at_hand(&self, model: &HubModel) -> bool {
+        self.hub.is_cached(model)
     }
 
     /// The data file `asset` (a name for messages) from the first of `sources` that has it. Asset folders are searched

@@ -158,6 +158,12 @@ impl ExperimentSpec {
         self.check_precision()
     }
 
+    /// Windows to which each evaluation is limited, in their order.
+    pub fn limits(&self) -> Vec<Option<std::num::NonZeroUsize>> {
+        let limit = |EvaluationSpec::Perplexity(perplexity): &EvaluationSpec| perplexity.max_windows;
+        self.evaluations.iter().map(limit).collect()
+    }
+
     /// Limits every evaluation to `max` windows, for a smoke run.
     pub fn limit_windows(&mut self, max: Option<std::num::NonZeroUsize>) {
         let Some(max) = max else { return };

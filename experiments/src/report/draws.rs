@@ -93,7 +93,7 @@ fn summarize(row: &mut Row, draws: &[Row]) {
     row.calibration_overlap_tokens = draws.iter().filter_map(|draw| draw.calibration_overlap_tokens).max();
     let commits: BTreeSet<&str> = draws.iter().map(|draw| draw.commit.as_str()).collect();
     row.commit = Vec::from_iter(commits).join(Row::BETWEEN_COMMITS);
-    row.dirty = draws.iter().any(|draw| draw.dirty);
+    row.dirty = draws.iter().map(|draw| draw.dirty).max().flatten();
 }
 
 /// The finished records, those together that are draws of one cell and were scored on the same windows with the same files.

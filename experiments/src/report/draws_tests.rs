@@ -167,7 +167,7 @@ fn only_draws_of_one_model_on_the_same_windows_are_averaged() {
 fn a_mean_names_every_commit_and_the_worst_overlap() {
     let mut records = records();
     records[3].provenance.commit = "fedcba9876543210".into();
-    records[4].provenance.dirty = false;
+    records[4].provenance.dirty = Some(false);
     for (record, tokens) in records[2..].iter_mut().zip([7, 40, 0]) {
         done(record).measurements[0].calibration_overlap_tokens = Some(tokens);
     }

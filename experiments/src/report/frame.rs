@@ -13,7 +13,7 @@ use super::row::Row;
 use crate::config::ReferenceValue;
 use crate::inputs::differences;
 use crate::plan::Cell;
-use crate::record::{Done, Measurement, Outcome, PackedOrigin, Quantization, Record, Stage};
+use crate::record::{Done, Measurement, Outcome, PackedOrigin, Quantization, Record};
 use crate::registry::MethodSpec;
 use crate::stats::{self, Bootstrap, Paired};
 
@@ -28,7 +28,7 @@ const METRIC: &str = "token_perplexity";
 pub struct Failure {
     /// Model, method and grid.
     pub label: String,
-    /// `quantize` or `evaluate`.
+    /// `load`, `quantize` or `evaluate`.
     pub stage: &'static str,
     /// The error chain, outermost first.
     pub error: String,
@@ -117,14 +117,9 @@ pub fn rows(records: &[&Record], references: &[ReferenceValue], baseline: &str) 
 pub fn failures(records: &[&Record]) -> Vec<Failure> {
     let failure = |record: &&Record| match &record.outcome {
         Outcome::Done(_) => None,
-        Outcome::Failed(failed) => Some(Failure {
-            label: record.cell.label(),
-            stage: match failed.stage {
-                Stage::Quantize => "quantize",
-                Stage::Evaluate => "evaluate",
-            },
-            error: failed.error.clone(),
-        }),
+        Outcome::Failed(failed) => {
+            Some(Failure { label: record.cell.label(), stage: failed.stage.name(), error: failed.error.clone() })
+        }
     };
     records.iter().filter_map(failure).collect()
 }

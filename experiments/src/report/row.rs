@@ -135,8 +135,8 @@ columns! {
         cell_id: String,
         /// Commit that measured it.
         commit: String,
-        /// Whether that tree had uncommitted changes.
-        dirty: bool,
+        /// Whether sources of the program differed from that commit; null where it is not known.
+        dirty: Option<bool>,
         /// Backend and device.
         device: String,
     }
@@ -146,10 +146,10 @@ impl Row {
     /// Stands between the commits of a row that several made.
     pub(super) const BETWEEN_COMMITS: &str = ", ";
 
-    /// The commit of the program, and whether files of the checkout had been changed; all of them where the row is a mean of
-    /// draws.
+    /// The commit of the program, and whether its sources are known to have differed from it; all of them where the row is a
+    /// mean of draws.
     pub(crate) fn versions(&self) -> impl Iterator<Item = (&str, bool)> {
-        self.commit.split(Self::BETWEEN_COMMITS).map(|commit| (commit, self.dirty))
+        self.commit.split(Self::BETWEEN_COMMITS).map(|commit| (commit, self.dirty == Some(true)))
     }
 
     /// Whether the numbers of both rows may be compared: one model, text, protocol and arithmetic, and the same windows.

@@ -87,6 +87,8 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
     let done = Done {
         measurements: vec![measurement],
         quantization: bits_per_weight.map(|bits_per_weight| Quantization {
+            method_version: None,
+            calibration_text_sha256: None,
             bits_per_weight,
             codes_sha256: "c".repeat(64),
             n_calibration_sequences: 16,
@@ -98,6 +100,7 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
         cost: Cost {
             quantize_seconds: 1.5,
             shared_capture_seconds: 0.5,
+            codes_from_store: false,
             evaluate_seconds: 4.0,
             peak_resident_bytes: 1 << 28,
         },
@@ -105,17 +108,22 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
     Record {
         schema: SCHEMA_VERSION,
         cell_id: cell.id(),
+        labels: None,
         cell,
         outcome: Outcome::Done(Box::new(done)),
         provenance: Provenance {
             commit: "0123456789abcdef".into(),
-            dirty: true,
+            dirty: Some(true),
             lock_sha256: "l".repeat(64),
             version: "0.1.0".into(),
             profile: "release".into(),
+            build: None,
             device: "flex".into(),
+            gpu: None,
             threads: 2,
             cpu: "A <fast> CPU".into(),
+            memory_bytes: None,
+            command: Vec::new(),
             platform: "linux x86_64".into(),
             unix_time: 0,
             assets: BTreeMap::from([("model".to_owned(), "a".repeat(64))]),
