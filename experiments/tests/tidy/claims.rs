@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 
 use experiments::config::ExperimentSpec;
 use experiments::plan::{Cell, Plan};
-use experiments::record::{Outcome, Record, read_records};
+use experiments::record::{Outcome, StoredRecord, read_records};
 use experiments::report::frame::BOOTSTRAP;
 use experiments::stats::{self, Interval};
 
@@ -34,7 +34,7 @@ impl Folder {
     fn open(name: &str) -> Self {
         let folder = root().join("results/reference").join(name);
         let spec = ExperimentSpec::read(&folder.join("experiment.toml")).unwrap();
-        let records: Vec<Record> = read_records(&folder).unwrap();
+        let (records, _): (Vec<StoredRecord>, _) = read_records(&folder).unwrap();
         let mut draws: BTreeMap<String, Vec<Vec<f64>>> = BTreeMap::new();
         for cell in Plan::new(&spec).cells() {
             let newest = records.iter().rev().find(|record| record.cell_id == cell.id());
