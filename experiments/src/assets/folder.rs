@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::hashing::{Hashes, sha256_of};
 use super::{LocatedModel, Partial};
+use crate::config::names::is_inside;
 
 /// The list of a sharded checkpoint's files.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
@@ -113,7 +114,7 @@ pub(crate) fn shards(index: &Path) -> anyhow::Result<BTreeSet<String>> {
     ensure!(!shards.is_empty(), "{}: key `weight_map` is empty; download it again", index.display());
     for shard in &shards {
         ensure!(
-            Path::new(shard).file_name().is_some_and(|name| name == shard.as_str()),
+            is_inside(shard) && !shard.contains('/'),
             "{}: key `weight_map` names the shard `{shard}`; expected a plain file name",
             index.display()
         );

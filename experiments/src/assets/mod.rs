@@ -192,6 +192,7 @@ impl AssetStore {
 
     /// A registry's file: from an asset folder (itself or its archive), the cache, or the package client.
     fn registry_file(&self, file: &RegistryFile) -> anyhow::Result<PathBuf> {
+        file.check()?;
         for sha256 in [&file.sha256, &file.archive_sha256] {
             ensure!(
                 is_sha256(sha256),
