@@ -14,8 +14,9 @@ use super::progress::Progress;
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 20;
-/// Hashes of files from this size on are kept between runs: hashing a model of 140 GB takes minutes.
-const KEPT_FROM_BYTES: u64 = 64 << 20;
+/// Hashes of files from this size on are kept between runs: hashing a model of 140 GB takes minutes, and so does a folder of
+/// `--assets` with many smaller files.
+const KEPT_FROM_BYTES: u64 = 4 << 20;
 /// A file that changed so shortly before it was hashed could change again within one tick of the file system's clock.
 const SETTLED: Duration = Duration::from_secs(2);
 
