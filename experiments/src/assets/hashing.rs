@@ -73,6 +73,14 @@ impl Hashes {
         Ok(hash)
     }
 
+    /// Takes note of the sha256 of a file that was hashed while it was written.
+    pub(crate) fn learn(&self, path: &Path, sha256: &str) {
+        let Ok(metadata) = path.metadata() else { return };
+        let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+        let seen = (path.to_owned(), metadata.len(), modified);
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(seen, sha256.to_owned());
+    }
+
     /// sha256 of the contents of a folder's files, one after the other in name order. Folders inside are left out.
     ///
     /// # Errors

@@ -29,6 +29,13 @@ impl Progress {
         }
     }
 
+    /// Says something that is no error.
+    pub(crate) fn note(self, line: &str) {
+        if self != Self::Quiet {
+            say(line);
+        }
+    }
+
     /// Begins to show a transfer of `bytes` bytes, or of an unknown number.
     pub(crate) fn transfer(self, label: &str, bytes: Option<u64>) -> Transfer {
         if self == Self::Lines {

@@ -188,8 +188,11 @@ pub(crate) fn take_out(
         wanted.file,
         wanted.sha256
     );
-    partial.finish(&cached(wanted, cache).0)?;
-    Ok(cached(wanted, cache).1)
+    let (folder, path) = cached(wanted, cache);
+    let is_right =
+        |folder: &Path| hashes.of_path(&folder.join(base_name(wanted))).is_ok_and(|sha256| sha256 == wanted.sha256);
+    partial.finish(&folder, is_right)?;
+    Ok(path)
 }
 
 /// Where `wanted` lies in the cache once taken out: its own folder, and the file or folder in it.
