@@ -329,3 +329,44 @@ fn joined(from: &Uri, location: &str) -> Option<Uri> {
     let path = if location.starts_with('/') { location.to_owned() } else { format!("{folder}/{location}") };
     format!("{scheme}://{authority}{path}").parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port() {
+        let origin = |url: &str| Origin::of(&url.parse().unwrap()).unwrap();
+        assert_eq!(origin("https://Hub.example/a"), origin("https://hub.example:443/b?c"));
+        for other in
+            ["http://hub.example", "https://hub.example:8443", "https://hub.example.evil", "https://cdn.hub.example"]
+        {
+            assert_ne!(origin(other), origin("https://hub.example"));
+        }
+        assert_eq!(origin("https://hub.example@evil.example/").host, "evil.example");
+        assert_eq!(Origin::of(&"ftp://hub.example/".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn locations_are_joined_to_where_they_were_said() {
+        let joined = |location: &str| joined(&"https://h:1/a/b?c".parse().unwrap(), location).unwrap().to_string();
+        assert_eq!(joined("https://other/x?y=z"), "https://other/x?y=z");
+        assert_eq!(joined("//other/x"), "https://other/x");
+        assert_eq!(joined("/x?y"), "https://h:1/x?y");
+        assert_eq!(joined("x"), "https://h:1/a/x");
+    }
+
+    #[test]
+    fn no_redirect_leads_from_https_to_http() {
+        let client = Client::new("https://hub.example".into(), None, Patience::default(), Progress::Quiet).unwrap();
+        let from = "https://hub.example/a".parse().unwrap();
+        let redirect = |location: &str| {
+            let body = Body::builder().data("");
+            client.redirect(&from, &Response::builder().status(302).header(LOCATION, location).body(body).unwrap())
+        };
+        assert_eq!(redirect("https://cdn.example/a").unwrap(), Some("https://cdn.example/a".parse().unwrap()));
+        let Failure::Final(error) = redirect("http://hub.example/a").unwrap_err() else { panic!("is tried again") };
+        assert_eq!(error.to_string(), "the server redirects from https to http (hub.example); check HF_ENDPOINT");
+    }
+}
