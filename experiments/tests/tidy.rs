@@ -90,6 +90,11 @@ fn every_path_named_in_contributing_exists() {
 }
 
 #[test]
+fn every_path_named_in_security_exists() {
+    check_paths("SECURITY.md");
+}
+
+#[test]
 fn every_source_file_is_short() {
     let mut long = Vec::new();
     for package in ["awq-core", "baselines", "experiments"] {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, bail, ensure};
 use awq_core::arithmetic::FloatType;
 
-use super::{EvaluationSpec, ExperimentSpec, FigureSpec, ProtocolSpec, TableAxis};
+use super::{EvaluationSpec, ExperimentSpec, FigureSpec, ModelSource, ProtocolSpec, TableAxis};
 use crate::plan::{Cell, Plan};
 
 impl ExperimentSpec {
@@ -15,6 +15,7 @@ impl ExperimentSpec {
             !self.question.trim().is_empty(),
             "key `question` is empty; say in one sentence what the experiment asks"
         );
+        self.check_packages()?;
         self.check_speed()?;
         self.check_baseline()?;
         if self.measures_quality() {
@@ -87,6 +88,15 @@ impl ExperimentSpec {
             report.baseline,
             labels.into_iter().collect::<Vec<_>>().join(", ")
         );
+        Ok(())
+    }
+
+    fn check_packages(&self) -> anyhow::Result<()> {
+        for model in &self.models {
+            if let ModelSource::Registry(file) = &model.source {
+                file.check().with_context(|| format!("model `{}`", model.name))?;
+            }
+        }
         Ok(())
     }
 

@@ -206,6 +206,48 @@ fn rounded_products_go_with_f32_tensors_only() {
     );
 }
 
+/// A model out of a package, with one key other than it should be.
+fn packaged(key: &str, value: &str) -> Result<ExperimentSpec, String> {
+    let keys = [
+        ("client", "pip"),
+        ("package", "small-model"),
+        ("version", "1.2"),
+        ("archive_sha256", &"0".repeat(64)),
+        ("file", "pkg/m.gguf"),
+        ("sha256", &"1".repeat(64)),
+    ];
+    let lines = keys.map(|(own, good)| format!("{own} = '{}'\n", if own == key { value } else { good }));
+    read(&[RTN, "[[models]]\nname = \"packaged\"\n[models.source.registry]\n", &lines.concat()])
+}
+
+#[test]
+fn a_packaged_model_is_a_release_of_a_registry_and_stays_in_the_cache() {
+    assert!(packaged("client", "npm").is_ok());
+    let refused = [
+        ("package", "--index-url=elsewhere"),
+        ("package", "small-model @ elsewhere"),
+        ("package", "./small-model"),
+        ("version", "1.2.zip"),
+        ("version", "1.2 --pre"),
+        ("file", "../m.gguf"),
+        ("file", "/m.gguf"),
+        ("sha256", "../0"),
+        ("archive_sha256", ""),
+    ];
+    for (key, value) in refused {
+        let error = packaged(key, value).unwrap_err();
+        assert!(
+            error.contains(&format!(".registry.{key}`")) && error.contains(&format!("`{value}` is no ")),
+            "{error}"
+        );
+    }
+    assert_eq!(
+        packaged("package", "@scope/small-model").unwrap_err(),
+        "FILE: not a valid experiment: model `packaged`: PyPI has no package `@scope/small-model`: names with a scope are npm's; \
+         correct the key `package` or `client`"
+    );
+}
+
 const DRAWS: &str = "draws = 3\n";
 
 #[test]
