@@ -131,7 +131,8 @@ impl CodeStore {
         let n_bytes = bytes_in(partial.path());
         if n_bytes <= self.limit_bytes {
             self.make_room(n_bytes);
-            partial.finish(&self.folder().join(&id.0))?;
+            let is_right = |kept: &Path| hash_of_tensors(kept).is_ok_and(|sha256| sha256 == log.tensors_sha256);
+            partial.finish(&self.folder().join(&id.0), is_right)?;
         }
         Ok(())
     }

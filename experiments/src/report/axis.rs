@@ -20,15 +20,20 @@ pub struct Axis {
     pub low: f64,
     /// Position of the upper end.
     pub high: f64,
-    /// Positions of the ticks.
+    /// Positions of the ticks that have labels.
     pub ticks: Vec<f64>,
+    /// Positions of smaller ticks without labels, on a logarithmic axis.
+    pub minor_ticks: Vec<f64>,
 }
 
 /// Free space beyond the outermost values, as a share of their span.
 const MARGIN: f64 = 0.06;
 
-/// Ticks to aim at.
-const N_TICKS: f64 = 8.0;
+/// Ticks to aim at, unless the axis is told otherwise.
+const N_TICKS: usize = 7;
+
+/// Values in which a logarithmic axis is labelled in plain digits; with a tick beyond, all its labels are powers of ten.
+const PLAIN: std::ops::Range<f64> = 0.001 - 1e-12..99_999.0;
 
 impl Axis {
     /// An axis that holds all `values` (positive ones on a logarithmic scale), with some space around them.
@@ -39,16 +44,22 @@ impl Axis {
         // A single value still needs an axis of some length.
         let margin = if max > min { MARGIN * (max - min) } else { 0.05 * min.abs().max(1.0) };
         let (low, high) = (min - margin, max + margin);
-        let ticks = match scale {
-            Scale::Linear => linear_ticks(low, high),
-            Scale::Log => log_ticks(low, high),
-        };
-        Self { label: label.to_owned(), scale, low, high, ticks }
+        let axis = Self { label: label.to_owned(), scale, low, high, ticks: Vec::new(), minor_ticks: Vec::new() };
+        axis.with_ticks(N_TICKS)
     }
 
-    /// The same axis with ticks at whole numbers only, for indices.
-    pub fn with_whole_ticks(mut self) -> Self {
-        let step = nice_step((self.high - self.low) / N_TICKS).max(1.0);
+    /// The same axis with some `n` ticks, at most: as many as its length has room for.
+    pub fn with_ticks(mut self, n: usize) -> Self {
+        (self.ticks, self.minor_ticks) = match self.scale {
+            Scale::Linear => (linear_ticks(self.low, self.high, n), Vec::new()),
+            Scale::Log => log_ticks(self.low, self.high, n),
+        };
+        self
+    }
+
+    /// The same axis with some `n` ticks at whole numbers only, for indices.
+    pub fn with_whole_ticks(mut self, n: usize) -> Self {
+        let step = nice_step((self.high - self.low) / n as f64).max(1.0);
         self.ticks = multiples(step, self.low, self.high);
         self
     }
@@ -58,8 +69,8 @@ impl Axis {
         let mut ticks: Vec<f64> = values.map(|value| self.position(value)).collect();
         ticks.sort_by(f64::total_cmp);
         ticks.dedup();
-        if ticks.len() as f64 <= N_TICKS {
-            self.ticks = ticks;
+        if ticks.len() <= N_TICKS {
+            (self.ticks, self.minor_ticks) = (ticks, Vec::new());
         }
         self
     }
@@ -69,19 +80,26 @@ impl Axis {
         to_position(self.scale, value)
     }
 
-    /// Label of the tick at a position.
+    /// Label of the tick at a position; all of an axis have one form.
     pub fn tick_label(&self, position: f64) -> String {
         match self.scale {
             Scale::Linear => {
-                if position.abs() > 99_999.0 {
+                if self.ticks.iter().any(|tick| tick.abs() > PLAIN.end) {
                     let sign = if position < 0.0 { "-" } else { "" };
-                    return format!("{sign}{}", log_label(position.abs().log10()));
+                    return if position == 0.0 { "0".to_owned() } else { format!("{sign}{}", power(position.abs())) };
                 }
                 let step = self.ticks.get(..2).map_or(0.1, |pair| pair[1] - pair[0]);
                 let decimals = (0..6).find(|&decimals| is_whole(step * 10f64.powi(decimals))).unwrap_or(6);
                 format!("{position:.*}", decimals as usize)
             }
-            Scale::Log => log_label(position),
+            Scale::Log => {
+                let value = 10f64.powf(position);
+                if self.ticks.iter().all(|tick| PLAIN.contains(&10f64.powf(*tick))) {
+                    plain(value)
+                } else {
+                    power(value)
+                }
+            }
         }
     }
 }
@@ -113,40 +131,55 @@ fn multiples(step: f64, low: f64, high: f64) -> Vec<f64> {
     (first..=last).map(|index| index as f64 * step).collect()
 }
 
-fn linear_ticks(low: f64, high: f64) -> Vec<f64> {
-    multiples(nice_step((high - low) / N_TICKS), low, high)
+fn linear_ticks(low: f64, high: f64, n: usize) -> Vec<f64> {
+    multiples(nice_step((high - low) / n as f64), low, high)
 }
 
-/// Decades where there are enough of them, else 1-2-5 steps, else finer ones.
-fn log_ticks(low: f64, high: f64) -> Vec<f64> {
-    const FACTORS: [&[f64]; 3] = [&[1.0], &[1.0, 2.0, 5.0], &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0]];
-    let ticks = |factors: &[f64]| -> Vec<f64> {
+/// Ticks at decades, or at every second, third, ... where these are more than `n`; where they are few, at 1-2-5 steps or
+/// finer ones. Smaller ticks are at the whole multiples of decades, or at decades.
+fn log_ticks(low: f64, high: f64, n: usize) -> (Vec<f64>, Vec<f64>) {
+    const WHOLE: &[f64] = &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0];
+    const FACTORS: [&[f64]; 4] = [&[1.0], &[1.0, 3.0], &[1.0, 2.0, 5.0], &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0]];
+    let at = |factors: &[f64]| -> Vec<f64> {
         let decades = low.floor() as i32..=high.floor() as i32;
         let all = decades.flat_map(|decade| factors.iter().map(move |factor| f64::from(decade) + factor.log10()));
         all.filter(|tick| (low..=high).contains(tick)).collect()
     };
-    let sparse = FACTORS.into_iter().map(ticks).find(|ticks| ticks.len() >= 4);
-    // Less than half a decade: the linear ticks of the values.
-    let fine = || linear_ticks(10f64.powf(low), 10f64.powf(high)).into_iter().map(f64::log10).collect();
-    sparse.unwrap_or_else(fine)
+    let decades = at(FACTORS[0]);
+    if decades.len() > n {
+        let step = decades.len().div_ceil(n) as f64;
+        return (multiples(step, low, high), decades);
+    }
+    let enough = |ticks: &Vec<f64>| ticks.len() >= n.div_ceil(2).max(2) && ticks.len() <= n + 1;
+    match FACTORS.into_iter().map(at).find(enough) {
+        Some(ticks) => (ticks, at(WHOLE)),
+        // Less than half a decade: the linear ticks of the values.
+        None => (linear_ticks(10f64.powf(low), 10f64.powf(high), n).into_iter().map(f64::log10).collect(), Vec::new()),
+    }
 }
 
-/// `0.02`, `50`, `3000`; `2·10⁻⁵` beyond.
-fn log_label(position: f64) -> String {
-    let value = 10f64.powf(position);
-    if (0.001 - 1e-12..99_999.0).contains(&value) {
-        let decimals = (2.0 - position.floor()).clamp(0.0, 5.0) as usize;
-        let text = format!("{value:.decimals$}");
-        return if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text };
-    }
-    let exponent = (position + 1e-9).floor();
-    let factor = 10f64.powf(position - exponent);
+/// `0.02`, `50`, `3000`.
+fn plain(value: f64) -> String {
+    let decimals = (2.0 - (value.log10() + 1e-9).floor()).clamp(0.0, 5.0) as usize;
+    let text = format!("{value:.decimals$}");
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
+/// `2·10⁻⁵`, `10⁶`.
+fn power(value: f64) -> String {
+    let exponent = (value.log10() + 1e-9).floor();
+    let factor = value / 10f64.powf(exponent);
     let power = format!("10{}", superscript(exponent as i32));
     if (factor - 1.0).abs() < 1e-6 {
         return power;
     }
     let factor = format!("{factor:.1}");
     format!("{}·{power}", factor.trim_end_matches(".0"))
+}
+
+/// A number in a picture, to three digits: `35.9`, `1230`, `1.2·10⁶`.
+pub(super) fn rounded(value: f64) -> String {
+    if PLAIN.contains(&value) { plain(value) } else { power(value) }
 }
 
 fn superscript(exponent: i32) -> String {
@@ -175,19 +208,42 @@ mod tests {
         check(Scale::Linear, &[2.2, 4.5], &["2.5", "3.0", "3.5", "4.0", "4.5"]);
         check(Scale::Linear, &[17.01, 17.06], &["17.01", "17.02", "17.03", "17.04", "17.05", "17.06"]);
         check(Scale::Linear, &[3.0], &["2.85", "2.90", "2.95", "3.00", "3.05", "3.10"]);
+        check(Scale::Linear, &[0.0, 400_000.0], &["0", "10⁵", "2·10⁵", "3·10⁵", "4·10⁵"]);
     }
 
     #[test]
-    fn log_ticks_follow_the_span() {
-        check(Scale::Log, &[5.0, 3e6], &["10", "100", "1000", "10000", "10⁵", "10⁶"]);
-        check(Scale::Log, &[12.0, 300.0], &["10", "20", "50", "100", "200"]);
-        check(Scale::Log, &[1e-5, 0.3], &["10⁻⁵", "10⁻⁴", "0.001", "0.01", "0.1"]);
+    fn log_ticks_follow_the_span_in_one_form() {
+        check(Scale::Log, &[5.0, 3e6], &["10¹", "10²", "10³", "10⁴", "10⁵", "10⁶"]);
+        check(Scale::Log, &[12.0, 300.0], &["20", "50", "100", "200"]);
+        check(Scale::Log, &[1e-5, 0.3], &["10⁻⁵", "10⁻⁴", "10⁻³", "10⁻²", "10⁻¹"]);
+        check(Scale::Log, &[1e-12, 10.0], &["10⁻¹²", "10⁻¹⁰", "10⁻⁸", "10⁻⁶", "10⁻⁴", "10⁻²", "10⁰"]);
         check(Scale::Log, &[5.0, 6.0], &["5", "5.2", "5.4", "5.6", "5.8", "6"]);
     }
 
     #[test]
+    fn smaller_ticks_lie_between_the_labelled_ones() {
+        let axis = |values: [f64; 2]| Axis::new("x", Scale::Log, values.into_iter());
+        let decades = axis([1.0, 1e5]);
+        assert!(decades.minor_ticks.len() > 5 * decades.ticks.len());
+        let many = axis([1e-12, 10.0]);
+        assert_eq!(many.minor_ticks.len(), 14, "decades");
+        for axis in [decades, many] {
+            assert!(axis.minor_ticks.iter().all(|tick| axis.low <= *tick && *tick <= axis.high));
+        }
+        assert!(Axis::new("x", Scale::Linear, [1.0, 9.0].into_iter()).minor_ticks.is_empty());
+    }
+
+    #[test]
+    fn fewer_ticks_where_there_is_little_room() {
+        for values in [[1e-5, 0.3], [12.0, 300.0], [5.0, 6.0], [1e-12, 10.0]] {
+            let axis = Axis::new("x", Scale::Log, values.into_iter()).with_ticks(3);
+            assert!((1..=4).contains(&axis.ticks.len()), "{values:?}: {:?}", labels(&axis));
+        }
+    }
+
+    #[test]
     fn indices_have_whole_ticks() {
-        let axis = Axis::new("block", Scale::Linear, [0.0, 4.0].into_iter()).with_whole_ticks();
+        let axis = Axis::new("block", Scale::Linear, [0.0, 4.0].into_iter()).with_whole_ticks(8);
         assert_eq!(labels(&axis), ["0", "1", "2", "3", "4"]);
     }
 
@@ -195,5 +251,10 @@ mod tests {
     fn nothing_to_draw_still_makes_an_axis() {
         let axis = Axis::new("x", Scale::Log, [f64::NAN, 0.0, -1.0].into_iter());
         assert!(axis.low < axis.high);
+    }
+
+    #[test]
+    fn numbers_in_pictures_are_short() {
+        assert_eq!([35.881, 1234.6, 3.0, 0.51234, 1_234_567.0].map(rounded), ["35.9", "1235", "3", "0.512", "1.2·10⁶"]);
     }
 }

@@ -1,17 +1,17 @@
 //! Horizontal bars in groups: one number of several forms of several things, with its spread.
 
-use plotters::coord::Shift;
-use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
-
-use super::picture::{FONT, FONT_SIZE, PALETTE, WIDTH, text_width};
+use super::header::Header;
+use super::looks::Look;
+use super::picture::WIDTH;
+use super::picture::sheet::{BLACK, HPos, Sheet, VPos};
+use super::picture::typeface::width_of;
 
 /// Geometry, in a figure's own pixels.
-const HEADING_HEIGHT: u32 = 62;
-const ROW_HEIGHT: u32 = 54;
-const BAR_HEIGHT: u32 = 38;
-const EDGE: u32 = 16;
-const GAP: u32 = 14;
+const HEADING_HEIGHT: f64 = 62.0;
+const ROW_HEIGHT: f64 = 54.0;
+const BAR_HEIGHT: f64 = 38.0;
+const EDGE: f64 = 16.0;
+const GAP: f64 = 14.0;
 
 /// A figure of bars.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +20,8 @@ pub struct Bars {
     pub slug: String,
     /// What it shows, in words.
     pub caption: String,
+    /// What stands above the bars.
+    pub header: Header,
     /// Bars that belong together.
     pub groups: Vec<BarGroup>,
 }
@@ -38,6 +40,8 @@ pub struct BarGroup {
 pub struct Bar {
     /// What it is the number of.
     pub label: String,
+    /// Its colour.
+    pub look: Look,
     /// How long the bar is.
     pub value: f64,
     /// Ends of its whisker.
@@ -47,51 +51,34 @@ pub struct Bar {
 }
 
 impl Bars {
-    /// Height in its own pixels.
-    pub(super) fn height(&self) -> u32 {
-        let of_group = |group: &BarGroup| HEADING_HEIGHT + ROW_HEIGHT * group.bars.len() as u32;
-        self.groups.iter().map(of_group).sum::<u32>() + EDGE
-    }
-
-    /// Draws the bars.
-    pub(super) fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, scale: u32) -> anyhow::Result<()>
-    where
-        DB::ErrorType: 'static,
-    {
+    /// Draws the bars below `top` and returns where they end.
+    pub(super) fn draw(&self, sheet: &mut Sheet, top: f64) -> f64 {
         let bars = || self.groups.iter().flat_map(|group| &group.bars);
-        let widest = |text: fn(&Bar) -> &str| -> anyhow::Result<u32> {
-            bars().try_fold(0, |width, bar| Ok(width.max(text_width(text(bar))?)))
-        };
+        let widest = |text: fn(&Bar) -> &str| bars().map(|bar| width_of(text(bar))).fold(0.0, f64::max);
         // What the words leave.
-        let left = EDGE + widest(|bar| &bar.label)? + GAP;
-        let length = WIDTH.saturating_sub(left + GAP + widest(|bar| &bar.text)? + EDGE).max(1);
+        let left = EDGE + widest(|bar| &bar.label) + GAP;
+        let length = (f64::from(WIDTH) - left - GAP - widest(|bar| &bar.text) - EDGE).max(1.0);
         let longest = bars().map(|bar| bar.value.max(bar.spread.1)).fold(f64::MIN_POSITIVE, f64::max);
-        let pixel = |value: u32| (value * scale) as i32;
-        let end = |value: f64| pixel(left) + (value / longest * f64::from(length * scale)).round() as i32;
-        let style = TextStyle::from((FONT, FONT_SIZE * scale).into_font()).pos(Pos::new(HPos::Left, VPos::Center));
-        let mut top = 0;
+        let end = |value: f64| left + value / longest * length;
+        let middle_left = (HPos::Left, VPos::Center);
+        let mut top = top;
         for group in &self.groups {
-            // The centre of a line of text lies above that of its lower-case letters.
-            let middle = pixel(top + HEADING_HEIGHT / 2 + 6);
-            root.draw(&Text::new(group.heading.clone(), (pixel(EDGE), middle), style.clone()))?;
+            sheet.words(&group.heading, (EDGE, top + HEADING_HEIGHT / 2.0 + 6.0), middle_left);
             top += HEADING_HEIGHT;
-            for (index, bar) in group.bars.iter().enumerate() {
-                let middle = pixel(top + ROW_HEIGHT / 2);
-                let half = pixel(BAR_HEIGHT / 2);
-                root.draw(&Text::new(bar.label.clone(), (pixel(EDGE), middle + pixel(3)), style.clone()))?;
-                let corners = [(pixel(left), middle - half), (end(bar.value), middle + half)];
-                root.draw(&Rectangle::new(corners, PALETTE[index % PALETTE.len()].filled()))?;
-                let whisker = BLACK.stroke_width(2 * scale);
+            for bar in &group.bars {
+                let middle = top + ROW_HEIGHT / 2.0;
+                let half = BAR_HEIGHT / 2.0;
+                sheet.words(&bar.label, (EDGE, middle), middle_left);
+                sheet.rectangle((left, middle - half), (end(bar.value), middle + half), bar.look.color);
                 let (low, high) = (end(bar.spread.0), end(bar.spread.1));
-                root.draw(&PathElement::new(vec![(low, middle), (high, middle)], whisker))?;
+                sheet.line(&[(low, middle), (high, middle)], None, BLACK, 2.0);
                 for x in [low, high] {
-                    root.draw(&PathElement::new(vec![(x, middle - half / 2), (x, middle + half / 2)], whisker))?;
+                    sheet.line(&[(x, middle - half / 2.0), (x, middle + half / 2.0)], None, BLACK, 2.0);
                 }
-                let behind = end(bar.value.max(bar.spread.1)) + pixel(GAP);
-                root.draw(&Text::new(bar.text.clone(), (behind, middle + pixel(3)), style.clone()))?;
+                sheet.words(&bar.text, (end(bar.value.max(bar.spread.1)) + GAP, middle), middle_left);
                 top += ROW_HEIGHT;
             }
         }
-        Ok(())
+        top + EDGE
     }
 }

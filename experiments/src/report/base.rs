@@ -205,7 +205,7 @@ mod tests {
             &records,
             &[
                 ("table.md", &["| base (GGUF Q4\\_1) | - | 5.00 | 12.165", "ln ratio to base", &latex]),
-                ("table.tex", &["base (GGUF Q4\\_1) & - & 5.00 &", "$\\Delta$ to base", &latex]),
+                ("table.tex", &["base (GGUF Q4\\_1) & - & 5.00 &", "ln ratio to base", &latex]),
                 ("report.html", &["<td>base (GGUF Q4_1)</td><td>-</td><td class=\"r\">5.00</td>", said]),
                 ("terminal", &["base (GGUF Q4_1) - 5.00", said]),
                 ("table.csv", &["Tiny_1M,base (GGUF Q4_1),", "GGUF Q4_1 in groups of 32,5.0"]),

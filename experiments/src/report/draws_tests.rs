@@ -194,9 +194,11 @@ fn an_error_over_tokens_stays_one() {
 fn figures_draw_the_mean_and_the_blocks_of_the_first_draw() {
     let records = records();
     let shown = rows(&records).shown;
-    let perplexity = &figures::perplexity_figures(&shown)[0];
-    assert!(perplexity.series.iter().all(|series| series.points.len() == 1), "{perplexity:?}");
+    let Picture::Dots(perplexity) = &bits::perplexity_figures(&shown)[0] else { panic!("one grid") };
+    let labels: Vec<&str> = perplexity.groups[0].dots.iter().map(|dot| dot.label.as_str()).collect();
+    assert_eq!(labels, ["RTN", "AWQ"]);
     let curves = frame::block_curves(&frame::newest(&records));
-    let settings: Vec<String> = curves.iter().map(frame::BlockCurve::setting).collect();
-    assert_eq!(settings, ["W3 g64", "W3 g64, draw 0"]);
+    let settings: Vec<_> = curves.iter().map(|curve| (curve.grid.as_str(), curve.draw)).collect();
+    assert_eq!(settings, [("W3 g64", None), ("W3 g64", Some(0))]);
+    assert!(blocks::block_figures(&curves)[0].caption.contains("draw 0 is shown"));
 }

@@ -41,23 +41,18 @@ pub struct BlockCurve {
     pub model: String,
     /// Method label.
     pub method: String,
+    /// Registry name of the method.
+    pub method_key: String,
     /// Grid label.
     pub grid: String,
     /// Name of the calibration, where the experiment compares several.
     pub calibration: Option<String>,
+    /// As in [`Row`].
+    pub propagation: Option<String>,
     /// Draw of the calibration, where there are several: the first, the others are alike.
     pub draw: Option<u16>,
     /// Block index, and the squared output error over the squared output.
     pub relative_errors: Vec<(usize, f64)>,
-}
-
-impl BlockCurve {
-    /// Grid and calibration: `W3 g128`, `W3 g128, 16 sequences`.
-    pub fn setting(&self) -> String {
-        let calibration = self.calibration.as_ref().map_or_else(String::new, |name| format!(", {name}"));
-        let draw = self.draw.map_or_else(String::new, |draw| format!(", draw {draw}"));
-        format!("{}{calibration}{draw}", self.grid)
-    }
 }
 
 /// The newest record of each cell, in the order in which cells first appear.
@@ -142,8 +137,10 @@ pub fn block_curves(records: &[&Record]) -> Vec<BlockCurve> {
         let curve = BlockCurve {
             model: record.cell.model.name.clone(),
             method: record.cell.method_label(),
+            method_key: method_key(&record.cell).unwrap_or_default(),
             grid: record.cell.grid_label(),
             calibration: record.cell.quantization.as_ref().and_then(|q| q.calibration_name.clone()),
+            propagation: propagation_of(&record.cell),
             draw: draw.map(|draw| draw.index),
             relative_errors,
         };
@@ -201,6 +198,15 @@ fn fixed_scale(cell: &Cell) -> Option<f64> {
         MethodSpec::FixedScale(method) => Some(method.scale),
         _ => None,
     }
+}
+
+fn method_key(cell: &Cell) -> Option<String> {
+    cell.quantization.as_ref().map(|quantization| quantization.method.key().to_owned())
+}
+
+fn propagation_of(cell: &Cell) -> Option<String> {
+    let propagation = cell.quantization.as_ref().and_then(|quantization| quantization.propagation());
+    propagation.map(|propagation| propagation_name(propagation).to_owned())
 }
 
 /// The word of the configuration.
@@ -291,6 +297,7 @@ fn row(
     let steps = quantization.and_then(step_change);
     let row = Row {
         model: record.cell.model.name.clone(),
+        method_key: method_key(&record.cell),
         bits: grid.map(|grid| u64::from(grid.bits.get())),
         granularity: grid.map(|grid| grid.granularity.label()),
         bits_per_weight: cell.bits_per_weight(),
@@ -349,7 +356,7 @@ fn row(
         n_draws: None,
         draws_low: None,
         draws_high: None,
-        propagation: planned.and_then(|q| q.propagation()).map(|propagation| propagation_name(propagation).to_owned()),
+        propagation: propagation_of(&record.cell),
         changed_steps: steps.map(|(changed, _)| changed),
         step_ratio: steps.map(|(_, ratio)| ratio),
         step_ratio_over_scale: steps.zip(fixed_scale(&record.cell)).map(|((_, ratio), scale)| ratio / scale),

@@ -2,14 +2,38 @@
 
 use std::collections::BTreeSet;
 
+use super::row::Row;
 use super::tables::{Align, Document, Table};
 use crate::record::Record;
 
+/// A table is as wide as it needs, beyond the column of text up to the window; there it scrolls, which a bar and shadows at
+/// its edges show.
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#111;background:#fff}\
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;border-top:2px solid;border-bottom:2px solid;white-space:nowrap}\
-.wide{overflow-x:auto}th,td{padding:.15rem .8rem;text-align:left}.r{text-align:right}thead{border-bottom:1px solid}\
+.wide{overflow-x:auto;width:max-content;max-width:calc(100vw - 3rem);margin-bottom:.5rem;padding-bottom:.2rem;\
+background:linear-gradient(to right,#fff 30%,rgba(255,255,255,0)),linear-gradient(to left,#fff 30%,rgba(255,255,255,0)) 100% 0,\
+linear-gradient(to right,rgba(0,0,0,.3),rgba(0,0,0,0)),linear-gradient(to left,rgba(0,0,0,.3),rgba(0,0,0,0)) 100% 0;\
+background-repeat:no-repeat;background-size:2.5rem 100%,2.5rem 100%,.8rem 100%,.8rem 100%;\
+background-attachment:local,local,scroll,scroll;scrollbar-width:auto;scrollbar-color:#777 #ddd}\
+th,td{padding:.15rem .6rem;text-align:left}.r{text-align:right}thead{border-bottom:1px solid}\
 .s{border-top:1px solid #999}p.note,figcaption{color:#333;font-size:.9rem}figure{margin:2rem 0}svg{max-width:44rem;width:100%;height:auto}\
+pre{overflow-x:auto;background:#f4f4f4;padding:.8rem;font-size:.85rem}summary{cursor:pointer;margin:.8rem 0}\
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem;font-size:.85rem}dd{margin:0;overflow-wrap:anywhere}";
+
+/// What the page is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Page<'a> {
+    /// Tables and failures.
+    pub document: &'a Document,
+    /// Figures.
+    pub drawings: &'a [Drawing],
+    /// A row a measurement of each cell, for their times.
+    pub cells: &'a [Row],
+    /// The records behind all, for their provenance.
+    pub records: &'a [&'a Record],
+    /// The experiment with all its settings, as TOML; empty where it is not known.
+    pub settings: &'a str,
+}
 
 /// A drawn figure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +45,8 @@ pub struct Drawing {
 }
 
 /// The whole page.
-pub fn render(document: &Document, drawings: &[Drawing], records: &[&Record]) -> String {
+pub fn render(page: &Page<'_>) -> String {
+    let Page { document, drawings, cells, records, settings } = *page;
     let question = escape(&document.question);
     let mut page = format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
@@ -39,7 +64,51 @@ pub fn render(document: &Document, drawings: &[Drawing], records: &[&Record]) ->
             escape(&drawing.caption)
         );
     }
-    page + &provenance(records) + "</body>\n</html>\n"
+    page + &times(cells) + &self::settings(settings) + &provenance(records) + "</body>\n</html>\n"
+}
+
+/// Wall times and memory of each cell.
+fn times(cells: &[Row]) -> String {
+    if cells.is_empty() {
+        return String::new();
+    }
+    let left = ["method", "grid", "calibration", "text"].map(|heading| format!("<th>{heading}</th>"));
+    let right = ["quantize s", "capture s", "evaluate s", "tokens/s", "peak GiB"];
+    let right = right.map(|heading| format!("<th class=\"r\">{heading}</th>"));
+    let row = |row: &Row| {
+        let draw = row.draw.map(|draw| format!("draw {draw}"));
+        let calibration = row.calibration.iter().cloned().chain(draw).collect::<Vec<_>>().join(", ");
+        let nothing = String::new();
+        let words = [&row.method, row.grid.as_ref().unwrap_or(&nothing), &calibration, &row.dataset];
+        let words = words.map(|word| format!("<td>{}</td>", escape(word)));
+        let optional =
+            |value: Option<f64>, decimals: usize| value.map_or("-".to_owned(), |value| format!("{value:.decimals$}"));
+        let numbers = [
+            optional(Some(row.quantize_seconds), 1),
+            optional(Some(row.shared_capture_seconds), 1),
+            optional(Some(row.evaluate_seconds), 1),
+            optional(row.tokens_per_second, 0),
+            optional(row.peak_bytes.map(|bytes| bytes as f64 / f64::from(1 << 30)), 2),
+        ];
+        let numbers = numbers.map(|number| format!("<td class=\"r\">{number}</td>"));
+        format!("<tr>{}{}</tr>\n", words.concat(), numbers.concat())
+    };
+    format!(
+        "<details>\n<summary>Times and memory of each cell</summary>\n<div class=\"wide\"><table>\n<thead><tr>{}{}</tr></thead>\n<tbody>\n\
+         {}</tbody>\n</table></div>\n<p class=\"note\">Capture: of activations, shared by all cells of one pass. Peak: largest memory \
+         of the process until the cell ended.</p>\n</details>\n",
+        left.concat(),
+        right.concat(),
+        cells.iter().map(row).collect::<String>()
+    )
+}
+
+/// The experiment as it was run.
+fn settings(toml: &str) -> String {
+    if toml.is_empty() {
+        return String::new();
+    }
+    format!("<details>\n<summary>Settings (experiment.toml)</summary>\n<pre>{}</pre>\n</details>\n", escape(toml))
 }
 
 fn render_table(table: &Table) -> String {

@@ -1,12 +1,15 @@
-//! Perplexity against a number of the calibration, a line a method: how much calibration a method needs. Pure;
-//! [`super::plots`] draws.
+//! Perplexity against a number of the calibration, a line a method: how much calibration a method needs. What needs none is
+//! a level. Pure; [`super::plots`] draws.
 
 use itertools::Itertools as _;
 
 use super::axis::{Axis, Scale};
 use super::base;
-use super::figures::{Figure, LOG_SPAN, Point, Series};
+use super::figures::{Figure, Level, Names, Panel, Point, Series, scale_of};
+use super::header::{Header, limited};
+use super::looks::{Look, looks};
 use super::row::Row;
+use super::series::{self, Named};
 use super::tables::slug;
 use crate::config::LinesX;
 
@@ -29,53 +32,84 @@ fn figure(rows: &[Row], x: LinesX) -> Option<Figure> {
         .filter(|row| row.propagation.is_some() && row.perplexity.is_finite())
         .filter_map(|row| Some((row, x_of(row)? as f64)))
         .collect();
-    let lines: Vec<(&str, &str)> = shown.iter().map(|(row, _)| line_of(row)).unique().collect();
-    let methods: Vec<&str> = lines.iter().map(|line| line.0).unique().collect();
-    let grids: Vec<&str> = lines.iter().map(|line| line.1).unique().collect();
-    let mut series = Vec::new();
-    for &(method, grid) in &lines {
-        let of_line = || shown.iter().filter(|(row, _)| line_of(row) == (method, grid));
-        let index = |names: &[&str], name| names.iter().position(|known| *known == name).unwrap_or(0);
-        let line = |name: String, grid_style: usize, points: Vec<Point>| Series {
-            name,
-            method: index(&methods, method),
-            grid: grid_style,
-            points: sorted(points),
-        };
-        let name = if grids.len() > 1 { format!("{method} {grid}") } else { method.to_owned() };
-        // Even styles are filled marks; a published line has the hollow ones of the same method.
-        let style = 2 * index(&grids, grid);
-        let published =
-            of_line().filter_map(|(row, x)| Some(Point { x: *x, y: row.reference?, bar: None })).collect::<Vec<_>>();
-        series.push(line(name.clone(), style, of_line().map(|(row, x)| point(row, *x)).collect()));
-        if !published.is_empty() {
-            series.push(line(format!("{name}, published"), style + 1, published));
-        }
-    }
+    let series = series(&shown);
     let points = || series.iter().flat_map(|series| &series.points);
     let (low, high) = span(points().map(|point| point.x))?;
+    let levels = levels(rows);
     let bars = points().filter_map(|point| point.bar).flat_map(|(low, high)| [low, high]);
-    let values: Vec<f64> = points().map(|point| point.y).chain(bars).collect();
-    let (min, max) = span(values.iter().copied())?;
-    let (y_scale, unit) = if max > LOG_SPAN * min { (Scale::Log, " (log scale)") } else { (Scale::Linear, "") };
+    let levelled = levels.iter().map(|level| level.value);
+    let values: Vec<f64> = points().map(|point| point.y).chain(bars).chain(levelled).collect();
+    let (y_scale, unit) = scale_of(values.iter().copied());
     let x_scale = if high > LOG_X_SPAN * low { Scale::Log } else { Scale::Linear };
     let (word, label) = match x {
         LinesX::CalibrationSequences => ("calibration-sequences", "calibration sequences"),
         LinesX::CalibrationSeqLen => ("calibration-seq-len", "tokens of a calibration sequence"),
     };
-    Some(Figure {
-        slug: format!("{word}-{}", slug(&first.setting())),
-        caption: caption(rows, label),
+    let panel = Panel {
+        title: String::new(),
         x: Axis::new(label, x_scale, points().map(|point| point.x)).with_ticks_at(points().map(|point| point.x)),
         y: Axis::new(&format!("perplexity per token{unit}"), y_scale, values.into_iter()),
         series,
-        levels: Vec::new(),
+        levels,
+        beyond: Vec::new(),
+        below: Vec::new(),
+    };
+    Some(Figure {
+        slug: format!("{word}-{}", slug(&first.setting())),
+        caption: caption(rows, label),
+        header: Header::of_rows(rows),
+        panels: vec![panel],
+        n_columns: 1,
+        shares_axes: true,
+        names: Names::Above,
     })
 }
 
-/// Method and grid, whose points are joined.
-fn line_of(row: &Row) -> (&str, &str) {
-    (&row.method, row.grid.as_deref().unwrap_or_default())
+/// A line a method, and one of its published numbers.
+fn series(shown: &[(&Row, f64)]) -> Vec<Series> {
+    let names = line_names(&shown.iter().map(|(row, _)| *row).collect::<Vec<_>>());
+    let looks = looks(&names);
+    let mut series = Vec::new();
+    for (name, look) in names.iter().map(|(_, name)| name).zip(looks).unique_by(|(name, _)| *name) {
+        let of_line = || shown.iter().zip(&names).filter(|(_, (_, other))| other == name).map(|(shown, _)| shown);
+        let published = |(row, x): &(&Row, f64)| Some(Point { x: *x, y: row.reference?, bar: None });
+        let published: Vec<Point> = of_line().filter_map(published).collect();
+        series.push(line(name.clone(), look, of_line().map(|(row, x)| point(row, *x)).collect()));
+        if !published.is_empty() {
+            series.push(line(format!("{name}, published"), look.published(), published));
+        }
+    }
+    series
+}
+
+/// Registry name, and method with what differs; with the grid where there are several. The calibration is the axis.
+fn line_names(rows: &[&Row]) -> Vec<(String, String)> {
+    let without_calibration: Vec<Row> = rows.iter().map(|row| Row { calibration: None, ..(*row).clone() }).collect();
+    let all: Vec<&dyn Named> = without_calibration.iter().map(|row| row as &dyn Named).collect();
+    let one_grid = all.iter().map(|one| one.grid()).all_equal();
+    let name = |one: &&dyn Named| {
+        let name = series::name(*one, &all);
+        (one.key().to_owned(), if one_grid { name } else { format!("{name} {}", one.grid()) })
+    };
+    all.iter().map(name).collect()
+}
+
+fn line(name: String, look: Look, mut points: Vec<Point>) -> Series {
+    points.sort_by(|a, b| a.x.total_cmp(&b.x));
+    Series { name, look, points }
+}
+
+/// The base model and what looks at no activations, such as round to nearest: the same at every calibration.
+fn levels(rows: &[Row]) -> Vec<Level> {
+    let without = rows.iter().filter(|row| row.propagation.is_none() && row.perplexity.is_finite());
+    let level = |row: &Row| match &row.grid {
+        None => Level::base(format!("{} ({:.2})", base::level_name(row), row.perplexity), row.perplexity),
+        Some(grid) => {
+            let look = Look::of_method(row.key(), 0, 1);
+            Level::of_method(format!("{} {grid} ({:.2})", row.method, row.perplexity), row.perplexity, look)
+        }
+    };
+    without.map(level).collect()
 }
 
 /// A row as a point; its bar is the interval of the difference to the base model, which is paired over windows.
@@ -83,11 +117,6 @@ fn point(row: &Row, x: f64) -> Point {
     let bar = row.delta_fp.zip(row.delta_fp_ci_low).zip(row.delta_fp_ci_high);
     let bar = bar.map(|((delta, low), high)| (row.perplexity - delta + low, row.perplexity - delta + high));
     Point { x, y: row.perplexity, bar }
-}
-
-fn sorted(mut points: Vec<Point>) -> Vec<Point> {
-    points.sort_by(|a, b| a.x.total_cmp(&b.x));
-    points
 }
 
 /// Lowest and highest; `None` of nothing.
@@ -100,25 +129,14 @@ fn span(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
 
 fn caption(rows: &[Row], label: &str) -> String {
     let first = &rows[0];
-    let limited = match first.limited {
-        true => format!(" LIMITED RUN: first {} of {} windows.", first.n_windows, first.n_windows_total),
-        false => String::new(),
-    };
-    let without = rows.iter().filter(|row| row.propagation.is_none());
-    let levels: Vec<String> = without
-        .map(|row| {
-            format!(" {} {}: {:.3}.", row.method, row.grid.as_deref().unwrap_or_default(), row.perplexity)
-                .replace(" :", ":")
-        })
-        .collect();
     format!(
         "{} on {} (protocol {}, {} tokens a window): perplexity against {label}. Bars: 95% interval of the difference to the \
-         base model, paired over windows.{}{limited}{}",
+         base model, paired over windows.{}{}",
         first.model,
         first.dataset,
         first.protocol,
         first.seq_len,
-        levels.concat(),
+        limited(first).map(|said| format!(" {said}.")).unwrap_or_default(),
         base::sentence(rows)
     )
 }

@@ -1,20 +1,28 @@
-//! A [`Pivot`] as a coloured matrix: the stronger the colour, the further a perplexity lies above the lowest of its column.
+//! A [`Pivot`] as a coloured matrix: how much worse a model is that was calibrated on another text than the one it is scored
+//! on. The stronger the colour, the more is lost to the calibration on the text itself.
 
-use plotters::coord::Shift;
-use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use std::collections::BTreeMap;
 
+use plotters::style::RGBColor;
+
+use super::header::{Header, wrapped};
+use super::looks::mixed;
 use super::paper_table::setting;
-use super::picture::{FONT, FONT_SIZE, WIDTH};
+use super::picture::WIDTH;
+use super::picture::sheet::{BLACK, HPos, Sheet, VPos, WHITE};
 use super::pivot::Pivot;
+use super::row::Row;
 use super::tables::{decimals, number, slug};
-use crate::config::TableValue;
+use crate::config::{DatasetSpec, EvaluationSpec, TableValue};
+use crate::record::{Outcome, Record};
 
 /// Geometry, in a figure's own pixels.
-const HEADING_WIDTH: u32 = 330;
-const HEADING_HEIGHT: u32 = 64;
-const CELL_HEIGHT: u32 = 104;
-const LINE_HEIGHT: i32 = 38;
+const EDGE: f64 = 16.0;
+const HEADING_WIDTH: f64 = 330.0;
+const HEADING_HEIGHT: f64 = 64.0;
+const CELL_HEIGHT: f64 = 108.0;
+const LINE_HEIGHT: f64 = 42.0;
+const CELL_GAP: f64 = 6.0;
 
 /// Colour of the worst cell; others are mixed with white.
 const WORST: RGBColor = RGBColor(213, 94, 0);
@@ -28,6 +36,8 @@ pub struct Matrix {
     pub slug: String,
     /// What it shows, in words.
     pub caption: String,
+    /// What stands above it.
+    pub header: Header,
     /// Headings of the columns.
     pub columns: Vec<String>,
     /// Heading and cells of each row; `None` where nobody measured.
@@ -41,98 +51,185 @@ pub struct MatrixCell {
     pub perplexity: f64,
     /// The published one.
     pub published: Option<f64>,
-    /// Perplexity over the lowest of a quantized model in its column, minus 1.
-    pub excess: f64,
-    /// Whether the model is quantized; full precision has no colour.
-    pub is_quantized: bool,
+    /// What it is held against.
+    pub loss: Loss,
+}
+
+/// How a cell stands to the calibration on the text that is scored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Loss {
+    /// The calibration is on the text that is scored.
+    Matched,
+    /// Perplexity above that of the same method calibrated on the text that is scored.
+    AboveMatched(f64),
+    /// There is nothing to hold it against.
+    Unknown,
+}
+
+/// Which kind of text each scored text, and each named calibration, is of.
+#[derive(Clone, Debug, Default)]
+pub struct Kinds {
+    texts: BTreeMap<String, String>,
+    calibrations: BTreeMap<String, String>,
+}
+
+/// What a text is, whatever part of it.
+fn kind(dataset: &DatasetSpec) -> String {
+    match dataset {
+        DatasetSpec::Wikitext2(_) => "wikitext2".to_owned(),
+        DatasetSpec::PileVal(_) => "pile".to_owned(),
+        DatasetSpec::PileSubset(text) => format!("pile {:?}", text.kind),
+        DatasetSpec::Sotu(_) => "sotu".to_owned(),
+        DatasetSpec::TextFile(file) => format!("file {}", file.name),
+        DatasetSpec::Bundled(text) => format!("bundled {:?}", text.topic),
+    }
+}
+
+impl Kinds {
+    /// Of the records of a report.
+    pub fn of(records: &[&Record]) -> Self {
+        let mut kinds = Self::default();
+        for record in records {
+            if let Outcome::Done(done) = &record.outcome {
+                for (EvaluationSpec::Perplexity(asked), measured) in
+                    record.cell.evaluations.iter().zip(&done.measurements)
+                {
+                    kinds.texts.insert(measured.dataset.clone(), kind(&asked.dataset));
+                }
+            }
+            let quantization = record.cell.quantization.as_ref();
+            let named = quantization.and_then(|q| q.calibration_name.clone().zip(q.calibration.as_ref()));
+            if let Some((name, calibration)) = named {
+                kinds.calibrations.insert(name, kind(&calibration.dataset));
+            }
+        }
+        kinds
+    }
+
+    fn is_matched(&self, row: &Row) -> bool {
+        let of_calibration = row.calibration.as_ref().and_then(|name| self.calibrations.get(name));
+        of_calibration.is_some() && of_calibration == self.texts.get(&row.dataset)
+    }
 }
 
 impl Matrix {
     /// The perplexities of a table.
-    pub fn of(pivot: &Pivot<'_>, caption: &str) -> Self {
-        let ours = |row: usize, column: usize| pivot.place(row, column).value(TableValue::Perplexity);
-        let is_quantized =
-            |row: usize, column: usize| pivot.place(row, column).ours.is_some_and(|measured| measured.grid.is_some());
-        let lowest = |column: usize| {
-            let quantized = (0..pivot.rows.len()).filter(|&row| is_quantized(row, column));
-            quantized.filter_map(|row| ours(row, column)).fold(f64::INFINITY, f64::min)
+    pub fn of(pivot: &Pivot<'_>, caption: &str, kinds: &Kinds) -> Self {
+        let loss = |row: &Row| {
+            let is_twin = |other: &&&Row| {
+                let setting =
+                    |row: &Row| (row.model.clone(), row.method.clone(), row.grid.clone(), row.dataset.clone());
+                row.calibration.is_some() && setting(other) == setting(row) && kinds.is_matched(other)
+            };
+            match pivot.measured.iter().find(is_twin) {
+                Some(twin) if twin.calibration == row.calibration => Loss::Matched,
+                Some(twin) => Loss::AboveMatched(row.perplexity - twin.perplexity),
+                None => Loss::Unknown,
+            }
         };
         let cell = |row: usize, column: usize| {
-            let perplexity = ours(row, column)?;
-            let published = pivot.place(row, column).published(TableValue::Perplexity);
-            let excess = perplexity / lowest(column) - 1.0;
-            Some(MatrixCell { perplexity, published, excess, is_quantized: is_quantized(row, column) })
+            let place = pivot.place(row, column);
+            let published = place.published(TableValue::Perplexity);
+            place.ours.map(|ours| MatrixCell { perplexity: ours.perplexity, published, loss: loss(ours) })
         };
         let cells = |row: usize| (0..pivot.columns.len()).map(|column| cell(row, column)).collect();
+        let words = |words: &[String]| words.iter().filter(|word| *word != "-").cloned().collect::<Vec<_>>().join(", ");
         Self {
             slug: format!("matrix-{}", slug(&setting(pivot))),
             caption: format!(
-                "{caption} Colour: how far a number lies above the lowest of a quantized model in its column."
+                "{caption} Rows: method and calibration; columns: text that is scored. Second line and colour: perplexity above \
+                 that of the same method calibrated on the text that is scored."
             ),
-            columns: pivot.columns.iter().map(|words| words.join(" / ")).collect(),
-            rows: pivot.rows.iter().enumerate().map(|(row, words)| (words.join(" / "), cells(row))).collect(),
+            header: header(pivot),
+            columns: pivot.columns.iter().map(|heading| words(heading)).collect(),
+            rows: pivot.rows.iter().enumerate().map(|(row, heading)| (words(heading), cells(row))).collect(),
         }
     }
 
-    /// Height in its own pixels.
-    pub(super) fn height(&self) -> u32 {
-        HEADING_HEIGHT + CELL_HEIGHT * self.rows.len() as u32 + 16
-    }
-
-    /// Draws the matrix.
-    pub(super) fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, scale: u32) -> anyhow::Result<()>
-    where
-        DB::ErrorType: 'static,
-    {
-        let font = || (FONT, FONT_SIZE * scale).into_font();
-        let centered = TextStyle::from(font()).pos(Pos::new(HPos::Center, VPos::Center));
-        let left = TextStyle::from(font()).pos(Pos::new(HPos::Left, VPos::Center));
-        let pixel = |value: u32| (value * scale) as i32;
-        let cell_width = (WIDTH - HEADING_WIDTH - 16) / self.columns.len().max(1) as u32;
-        let column_left = |column: usize| pixel(HEADING_WIDTH + cell_width * column as u32);
+    /// Draws the matrix below `top` and returns where it ends.
+    pub(super) fn draw(&self, sheet: &mut Sheet, top: f64) -> f64 {
+        let centered = (HPos::Center, VPos::Center);
+        let cell_width = (f64::from(WIDTH) - HEADING_WIDTH - EDGE) / self.columns.len().max(1) as f64;
+        let left = |column: usize| HEADING_WIDTH + cell_width * column as f64;
         for (column, heading) in self.columns.iter().enumerate() {
-            let center = (column_left(column) + pixel(cell_width / 2), pixel(HEADING_HEIGHT / 2));
-            root.draw(&Text::new(heading.clone(), center, centered.clone()))?;
+            let at = (left(column) + (cell_width - CELL_GAP) / 2.0, top + HEADING_HEIGHT / 2.0);
+            sheet.words(heading, at, centered);
         }
         let cells = self.rows.iter().flat_map(|(_, cells)| cells).flatten();
-        let worst = cells.filter(|cell| cell.is_quantized).map(|cell| cell.excess).fold(0.0, f64::max);
+        let worst = cells.map(MatrixCell::relative_loss).fold(0.0, f64::max);
         for (row, (heading, cells)) in self.rows.iter().enumerate() {
-            let top = pixel(HEADING_HEIGHT + CELL_HEIGHT * row as u32);
-            let middle = top + pixel(CELL_HEIGHT / 2);
-            root.draw(&Text::new(heading.clone(), (pixel(16), middle), left.clone()))?;
+            let top = top + HEADING_HEIGHT + CELL_HEIGHT * row as f64;
+            let middle = top + (CELL_HEIGHT - CELL_GAP) / 2.0;
+            draw_lines(sheet, &wrapped(heading, HEADING_WIDTH - 2.0 * EDGE), (EDGE, middle), HPos::Left);
             for (column, cell) in cells.iter().enumerate() {
                 let Some(cell) = cell else { continue };
-                let corner = (column_left(column), top);
-                let opposite = (corner.0 + pixel(cell_width - 6), top + pixel(CELL_HEIGHT - 6));
-                let share = if cell.is_quantized && worst > 0.0 {
-                    DEEPEST * (cell.excess / worst).clamp(0.0, 1.0)
-                } else {
-                    0.0
-                };
-                root.draw(&Rectangle::new([corner, opposite], mixed_with_white(share).filled()))?;
-                root.draw(&Rectangle::new([corner, opposite], BLACK.mix(0.4).stroke_width(scale)))?;
-                let center = ((corner.0 + opposite.0) / 2, (corner.1 + opposite.1) / 2);
-                let half_line = LINE_HEIGHT / 2 * scale as i32;
-                root.draw(&Text::new(first_line(cell), (center.0, center.1 - half_line), centered.clone()))?;
-                root.draw(&Text::new(second_line(cell), (center.0, center.1 + half_line), centered.clone()))?;
+                let (right, bottom) = (left(column) + cell_width - CELL_GAP, top + CELL_HEIGHT - CELL_GAP);
+                let share = if worst > 0.0 { DEEPEST * (cell.relative_loss() / worst).clamp(0.0, 1.0) } else { 0.0 };
+                sheet.rectangle((left(column), top), (right, bottom), mixed(WHITE, WORST, share));
+                let edge =
+                    [(left(column), top), (right, top), (right, bottom), (left(column), bottom), (left(column), top)];
+                sheet.line(&edge, None, mixed(WHITE, BLACK, 0.4), 1.5);
+                draw_lines(sheet, &cell.lines(), ((left(column) + right) / 2.0, middle), HPos::Center);
             }
         }
-        Ok(())
+        top + HEADING_HEIGHT + CELL_HEIGHT * self.rows.len() as f64 + EDGE
     }
 }
 
-/// `45.070`, `45.070 (45.07)` with the published number.
-fn first_line(cell: &MatrixCell) -> String {
-    let published = cell.published.map_or_else(String::new, |published| format!(" ({published})"));
-    number(cell.perplexity, decimals(cell.perplexity)) + &published
+/// Lines of words around a middle.
+fn draw_lines(sheet: &mut Sheet, lines: &[String], (x, middle): (f64, f64), anchor: HPos) {
+    for (index, line) in lines.iter().enumerate() {
+        let y = middle + LINE_HEIGHT * (index as f64 - (lines.len() as f64 - 1.0) / 2.0);
+        sheet.words(line, (x, y), (anchor, VPos::Center));
+    }
 }
 
-/// `+1.1%`: above the lowest of the column.
-fn second_line(cell: &MatrixCell) -> String {
-    if cell.excess.is_finite() { format!("{:+.1}%", 100.0 * cell.excess) } else { String::new() }
+fn header(pivot: &Pivot<'_>) -> Header {
+    let Some(first) = pivot.measured.first() else { return Header::default() };
+    let mut limits: Vec<String> = Vec::new();
+    for row in pivot.measured.iter().filter(|row| row.limited) {
+        let said = format!("{}: first {} of {} windows", row.dataset, row.n_windows, row.n_windows_total);
+        if !limits.contains(&said) {
+            limits.push(said);
+        }
+    }
+    let mut models: Vec<&str> = pivot.measured.iter().map(|row| row.model.as_str()).collect();
+    models.dedup();
+    let mut grids: Vec<&str> = pivot.measured.iter().filter_map(|row| row.grid.as_deref()).collect();
+    grids.dedup();
+    let grid = if grids.len() == 1 { format!(", {}", grids[0]) } else { String::new() };
+    Header {
+        text: format!(
+            "{}{grid}; perplexity, windows of {} tokens, {}; second line: loss against calibration on the same text",
+            models.join(", "),
+            first.seq_len,
+            first.arithmetic
+        ),
+        warning: (!limits.is_empty()).then(|| format!("LIMITED RUN: {}", limits.join("; "))),
+    }
 }
 
-fn mixed_with_white(share: f64) -> RGBColor {
-    let mix = |channel: u8| (255.0 + share * (f64::from(channel) - 255.0)).round() as u8;
-    RGBColor(mix(WORST.0), mix(WORST.1), mix(WORST.2))
+impl MatrixCell {
+    fn relative_loss(&self) -> f64 {
+        match self.loss {
+            Loss::AboveMatched(loss) => loss / (self.perplexity - loss),
+            Loss::Matched | Loss::Unknown => 0.0,
+        }
+    }
+
+    /// `45.07 (45.07)`, the second number the published one; and `+1.20`, `same text`.
+    fn lines(&self) -> Vec<String> {
+        let published = self.published.map_or_else(String::new, |published| format!(" ({published})"));
+        let first = number(self.perplexity, decimals(self.perplexity)) + &published;
+        match self.loss {
+            Loss::Matched => vec![first, "same text".to_owned()],
+            Loss::AboveMatched(loss) if loss.is_finite() => vec![first, signed(loss)],
+            Loss::AboveMatched(_) | Loss::Unknown => vec![first],
+        }
+    }
+}
+
+/// `+9.90`, `-0.12`, `+33.1`.
+pub(super) fn signed(loss: f64) -> String {
+    if loss.abs() < 9.995 { format!("{loss:+.2}") } else { format!("{loss:+.1}") }
 }

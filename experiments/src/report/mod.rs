@@ -5,21 +5,27 @@
 //!              |----> rows shown, draws as their mean (draws.rs)
 //!                                                     |--> Document (tables.rs) --> table.md, table.tex, terminal
 //!                                                     |--> Pivot (pivot.rs) --> paper-table.md, .tex, .csv (paper_table.rs), matrix
-//!                                                     |--> Picture (figures.rs, lines.rs) --> figures/*.svg, *.png
+//!                                                     |--> Picture (bits.rs, blocks.rs, lines.rs) --> figures/*.svg, *.png
 //!                                                                                        report.html holds both
 //! ```
 
 pub mod axis;
 pub mod bars;
 mod base;
+pub mod bits;
+pub mod blocks;
 pub mod caption;
 pub(crate) mod columns;
+pub mod dots;
 pub mod draws;
 pub mod figures;
 pub mod frame;
+pub mod header;
 pub mod html;
 pub mod latex;
+mod legend;
 pub mod lines;
+pub mod looks;
 pub mod markdown;
 pub mod matrix;
 pub mod paper_table;
@@ -27,6 +33,7 @@ pub mod picture;
 pub mod pivot;
 pub mod plots;
 pub mod row;
+mod series;
 pub mod standing;
 pub mod tables;
 pub mod terminal;
@@ -37,8 +44,8 @@ use anyhow::Context;
 use polars::prelude::{CsvWriter, DataFrame, ParquetWriter, SerWriter};
 use tempfile::NamedTempFile;
 
-use self::html::Drawing;
-use self::matrix::Matrix;
+use self::html::{Drawing, Page};
+use self::matrix::{Kinds, Matrix};
 use self::picture::Picture;
 use self::pivot::Pivot;
 use self::row::Row;
@@ -48,6 +55,7 @@ use crate::config::{FigureSpec, ReferenceValue};
 use crate::files::{folder_of, temporary_in};
 use crate::plan::{Cell, Plan};
 use crate::record::Record;
+use crate::runner::RESOLVED_CONFIG;
 use crate::speed;
 use crate::speed::record::{SpeedLine, told_apart};
 use crate::speed::rows::{DecodeRow, KernelRow, decode_rows, kernel_rows};
@@ -95,9 +103,12 @@ pub fn write_report<C>(
     let (kernels, decoding) = (kernel_rows(&timed), decode_rows(&timed));
     document.failures.extend(not_timed);
     document.tables.extend(speed_tables(&kernels, &decoding));
-    let mut pictures: Vec<Picture> = own_figures(plan, &rows, &pivots);
-    pictures.extend(figures::perplexity_figures(&rows).into_iter().map(Picture::Lines));
-    pictures.extend(figures::block_figures(&frame::block_curves(&newest)).into_iter().map(Picture::Lines));
+    let mut pictures: Vec<Picture> = own_figures(plan, &rows, &pivots, &newest);
+    // The experiment's own figure shows the same numbers along what it compares.
+    if pictures.is_empty() {
+        pictures.extend(bits::perplexity_figures(&rows));
+    }
+    pictures.extend(blocks::block_figures(&frame::block_curves(&newest)).into_iter().map(Picture::Lines));
     pictures.extend(speed::figures::decode_figures(&decoding).into_iter().map(Picture::Bars));
     pictures.extend(speed::figures::kernel_figures(&kernels).into_iter().map(Picture::Lines));
 
@@ -115,7 +126,10 @@ pub fn write_report<C>(
     let page = Document { tables: paper_tables(&pivots).chain(document.tables.clone()).collect(), ..document.clone() };
     write_whole(&files.markdown, markdown::render(&document).as_bytes())?;
     write_whole(&files.latex, latex::render(&document).as_bytes())?;
-    write_whole(&files.html, html::render(&page, &drawings, &newest).as_bytes())?;
+    // Absent where a report is made of records alone.
+    let settings = std::fs::read_to_string(folder.join(RESOLVED_CONFIG)).unwrap_or_default();
+    let page = Page { document: &page, drawings: &drawings, cells: &cells, records: &newest, settings: &settings };
+    write_whole(&files.html, html::render(&page).as_bytes())?;
     if plan.cells().next().is_some() {
         write_frame(&mut data, &files.csv, &files.parquet)?;
     }
@@ -226,12 +240,14 @@ fn write_paper_tables(folder: &Path, plan: &Plan, pivots: &[Pivot<'_>]) -> anyho
 }
 
 /// The figure that the experiment asks for.
-fn own_figures(plan: &Plan, rows: &[Row], pivots: &[Pivot<'_>]) -> Vec<Picture> {
+fn own_figures(plan: &Plan, rows: &[Row], pivots: &[Pivot<'_>], newest: &[&Record]) -> Vec<Picture> {
     match &plan.figure {
         None => Vec::new(),
         Some(FigureSpec::Lines(lines)) => lines::line_figures(rows, lines.x).into_iter().map(Picture::Lines).collect(),
         Some(FigureSpec::Matrix(_)) => {
-            pivots.iter().map(|pivot| Picture::Matrix(Matrix::of(pivot, &paper_table::table(pivot).caption))).collect()
+            let kinds = Kinds::of(newest);
+            let matrix = |pivot| Matrix::of(pivot, &paper_table::table(pivot).caption, &kinds);
+            pivots.iter().map(|pivot| Picture::Matrix(matrix(pivot))).collect()
         }
     }
 }

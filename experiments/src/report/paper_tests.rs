@@ -10,10 +10,11 @@ use awq_core::log::{LinearLog, StepChange};
 use super::tests::{AWQ, QUESTION, RTN, done, grid, record};
 use super::*;
 use crate::config::{
-    BundledSplit, BundledText, CalibrationSpec, DatasetSpec, LinesX, RandomCrops, SamplingSpec, TableAxis, TableSpec,
-    TableValue,
+    BundledSplit, BundledText, CalibrationSpec, DatasetSpec, EvaluationSpec, GptqProtocol, LinesX, PerplexitySpec,
+    ProtocolSpec, RandomCrops, SamplingSpec, Sotu, SotuSplit, TableAxis, TableSpec, TableValue,
 };
 use crate::plan::ModelPlan;
+use crate::report::matrix::Loss;
 
 const SCALED: &str = r#"{"fixed_scale": {"fraction": 0.01, "scale": 2.0}}"#;
 
@@ -264,41 +265,66 @@ fn calibration_lines_have_a_point_a_calibration_and_hollow_published_ones() {
     let plan = plan(&records, vec![published], layout);
     let figures = lines::line_figures(&rows(&plan, &records), LinesX::CalibrationSequences);
     assert_eq!(figures.len(), 1);
-    let series: Vec<_> = figures[0].series.iter().map(|series| (series.name.as_str(), series.points.len())).collect();
+    let panel = &figures[0].panels[0];
+    let series: Vec<_> = panel.series.iter().map(|series| (series.name.as_str(), series.points.len())).collect();
     assert_eq!(series, [("AWQ", 2), ("AWQ, published", 1)]);
-    let ours = &figures[0].series[0];
+    let ours = &panel.series[0];
     assert_eq!(ours.points.iter().map(|point| point.x).collect::<Vec<_>>(), [2.0, 32.0]);
     assert!(ours.points.iter().all(|point| point.bar.is_some_and(|(low, high)| low < point.y && point.y < high)));
-    assert_eq!((figures[0].series[1].grid % 2, ours.grid % 2), (1, 0), "hollow and filled");
-    let x = &figures[0].x;
+    assert_eq!((panel.series[1].look.filled, ours.look.filled), (false, true), "hollow and filled");
+    assert_eq!(panel.series[1].look.color, ours.look.color);
+    let x = &panel.x;
     assert_eq!(x.ticks.iter().map(|&tick| x.tick_label(tick)).collect::<Vec<_>>(), ["2", "32"]);
-    assert!(figures[0].caption.contains("FP: 12.165. RTN W3 g64: 16.501."), "{}", figures[0].caption);
+    let levels: Vec<(&str, bool)> =
+        panel.levels.iter().map(|level| (level.name.as_str(), level.value < panel.series[0].points[0].y)).collect();
+    assert_eq!(levels, [("full precision (12.16)", true), ("RTN W3 g64 (16.50)", false)]);
     let svg = Picture::Lines(figures[0].clone()).svg().unwrap();
     let corners =
         svg.split("points=\"").skip(1).filter_map(|rest| rest.split('"').next()).flat_map(str::split_whitespace);
     let xs: Vec<f64> = corners.filter_map(|corner| corner.split(',').next()?.parse().ok()).collect();
     assert!(xs.len() > 10 && xs.iter().all(|x| (0.0..=1000.0).contains(x)), "something is drawn outside: {xs:?}");
     let same_length = lines::line_figures(&rows(&plan, &records), LinesX::CalibrationSeqLen);
-    assert!(same_length[0].series[0].points.iter().all(|point| point.x == 64.0));
+    assert!(same_length[0].panels[0].series[0].points.iter().all(|point| point.x == 64.0));
 }
 
 #[test]
-fn a_matrix_is_coloured_by_what_lies_above_the_lowest_of_a_column() {
-    let records = robustness();
+fn a_matrix_shows_the_loss_against_the_calibration_on_the_same_text() {
+    let mut records = robustness();
+    let evaluation = EvaluationSpec::Perplexity(PerplexitySpec {
+        dataset: DatasetSpec::Sotu(Sotu { split: SotuSplit::Test }),
+        protocol: ProtocolSpec::Gptq(GptqProtocol { seq_len: 256.try_into().unwrap() }),
+        max_windows: None,
+        arithmetic: Default::default(),
+    });
+    for record in &mut records {
+        record.cell.evaluations = vec![evaluation.clone()];
+        let quantization = record.cell.quantization.as_mut();
+        let calibration = quantization.and_then(|q| q.calibration_name.clone().zip(q.calibration.as_mut()));
+        if let Some((name, calibration)) = calibration {
+            // The other stays on another text.
+            if name == "few" {
+                calibration.dataset = DatasetSpec::Sotu(Sotu { split: SotuSplit::Calibration });
+            }
+        }
+        record.cell_id = record.cell.id();
+    }
     let layout = table(&[TableAxis::Method, TableAxis::Calibration], &[TableAxis::Dataset], &[TableValue::Perplexity]);
     let plan = plan(&records, vec![reference("Tiny_1M", "RTN", Some("W3 g64"), 15.5)], layout);
     let rows = rows(&plan, &records);
-    let pivots = pivots(&plan, &rows, &frame::newest(&records));
-    let matrix = Matrix::of(&pivots[0], "Caption.");
+    let newest = frame::newest(&records);
+    let pivots = pivots(&plan, &rows, &newest);
+    let matrix = Matrix::of(&pivots[0], "Caption.", &matrix::Kinds::of(&newest));
     let headings: Vec<&str> = matrix.rows.iter().map(|(heading, _)| heading.as_str()).collect();
-    assert_eq!(headings, ["FP / -", "RTN / -", "AWQ / few", "AWQ / many"]);
-    let excess: Vec<f64> = matrix.rows.iter().map(|(_, cells)| cells[0].as_ref().unwrap().excess).collect();
-    let is_quantized: Vec<bool> =
-        matrix.rows.iter().map(|(_, cells)| cells[0].as_ref().unwrap().is_quantized).collect();
-    assert_eq!(is_quantized, [false, true, true, true], "full precision has no colour");
-    assert!(excess[0] < 0.0 && excess[1] > excess[2] && excess[2] > 0.0 && excess[3] == 0.0, "{excess:?}");
+    assert_eq!(headings, ["FP", "RTN", "AWQ, few", "AWQ, many"]);
+    let cells: Vec<&matrix::MatrixCell> = matrix.rows.iter().map(|(_, cells)| cells[0].as_ref().unwrap()).collect();
+    let difference = cells[3].perplexity - cells[2].perplexity;
+    assert_eq!(
+        cells.iter().map(|cell| cell.loss).collect::<Vec<_>>(),
+        [Loss::Unknown, Loss::Unknown, Loss::Matched, Loss::AboveMatched(difference)]
+    );
+    let said = matrix::signed(difference);
     let svg = Picture::Matrix(matrix).svg().unwrap();
-    for text in ["AWQ / few", "wikitext2-test", "16.501 (15.5)", "+0.0%"] {
-        assert!(svg.contains(text), "{text} is not drawn");
+    for text in ["AWQ, few", "wikitext2-test", "16.501 (15.5)", "same text", said.as_str()] {
+        assert!(svg.contains(&format!("aria-label=\"{text}\"")), "{text} is not drawn");
     }
 }

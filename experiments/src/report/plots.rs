@@ -1,309 +1,376 @@
-//! Draws a [`Figure`]: its legend, its axes and its lines.
+//! Draws a [`Figure`]: its legend, and each panel with its axes, levels and lines.
 
-use std::ops::Range;
-
-use plotters::coord::Shift;
-use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
-use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::RGBColor;
 
 use super::axis::Axis;
-use super::figures::{Figure, Point, Series};
-use super::picture::{FONT, FONT_SIZE, PALETTE, WIDTH, text_width};
+use super::figures::{Figure, Names, Panel, Series};
+use super::header::wrapped;
+use super::legend::{self, Sample};
+use super::looks::mixed;
+use super::picture::WIDTH;
+use super::picture::sheet::{BLACK, HPos, Sheet, Spot, VPos};
+use super::picture::typeface::width_of;
 
-/// Below the legend, in the figure's own pixels.
-const PLOT_HEIGHT: u32 = 640;
+/// Geometry, in a figure's own pixels.
+const EDGE: f64 = 16.0;
+const AXIS_LABEL: f64 = 50.0;
+const TICK: f64 = 9.0;
+const MINOR_TICK: f64 = 5.0;
+const TICK_GAP: f64 = 8.0;
+const X_TICKS_HEIGHT: f64 = 52.0;
+const TITLE_HEIGHT: f64 = 46.0;
+const LINE_HEIGHT: f64 = 42.0;
+/// Between panels.
+const GAP: f64 = 22.0;
 
-/// Dash and gap in pixels; `None` is a solid line.
-type Dashes = Option<(u32, u32)>;
+/// Height of a panel's plot where there is one row of panels, two, or more.
+const PLOT_HEIGHTS: [f64; 3] = [540.0, 400.0, 300.0];
 
-/// Of the first, second, ... level.
-const LEVEL_DASHES: [Dashes; 2] = [Some((14, 8)), Some((4, 6))];
+const GRID: RGBColor = RGBColor(222, 222, 222);
 
-/// Of the first, second, ... pair of grids.
-const LINE_DASHES: [Dashes; 3] = [None, Some((16, 8)), Some((6, 6))];
+/// Lines of many points have marks at some of them only, no nearer to each other on average.
+const MARK_DISTANCE: f64 = 70.0;
 
-/// Distance of neighbouring error bars at one place, in pixels.
-const BAR_SHIFT: f64 = 7.0;
-
-type Pixel = (i32, i32);
-
-/// Height of the figure in its own pixels.
-///
-/// # Errors
-/// If text cannot be measured.
-pub(super) fn height(figure: &Figure) -> anyhow::Result<u32> {
-    Ok(Legend::of(figure)?.height() + PLOT_HEIGHT)
-}
-
-/// Draws the figure.
-pub(super) fn draw<DB: DrawingBackend>(figure: &Figure, root: &DrawingArea<DB, Shift>, scale: u32) -> anyhow::Result<()>
-where
-    DB::ErrorType: 'static,
-{
-    let legend = Legend::of(figure)?;
-    let (top, bottom) = root.split_vertically(legend.height() * scale);
-    legend.draw(&top, scale)?;
-    let font = || (FONT, FONT_SIZE * scale).into_font();
-    let mut chart = ChartBuilder::on(&bottom)
-        .margin_top(12 * scale)
-        .margin_right(36 * scale)
-        .margin_left(20 * scale)
-        .margin_bottom(8 * scale)
-        .x_label_area_size(84 * scale)
-        .y_label_area_size(130 * scale)
-        .build_cartesian_2d(figure.x.clone(), figure.y.clone())?;
-    chart
-        .configure_mesh()
-        .disable_x_mesh()
-        .bold_line_style(BLACK.mix(0.14).stroke_width(scale))
-        .light_line_style(TRANSPARENT)
-        .axis_style(BLACK.stroke_width(2 * scale))
-        .set_all_tick_mark_size(8 * scale)
-        .label_style(font())
-        .x_desc(&figure.x.label)
-        .y_desc(&figure.y.label)
-        .axis_desc_style(font())
-        .draw()?;
-    let area = chart.plotting_area();
-    for (index, level) in figure.levels.iter().enumerate() {
-        let corners = level.corners(&figure.x, &figure.y);
-        let path: Vec<Pixel> = corners.iter().map(|corner| area.map_coordinate(corner)).collect();
-        draw_line(root, &path, level_dashes(index), BLACK.stroke_width(3 * scale), scale)?;
+/// Draws the figure below `top` and returns where it ends.
+pub(super) fn draw(figure: &Figure, sheet: &mut Sheet, top: f64) -> f64 {
+    let [series, levels] = entries(figure);
+    let top = legend::draw(sheet, series, top);
+    let top = legend::draw(sheet, levels, top) + 8.0;
+    let layout = Layout::of(figure, top);
+    for (index, panel) in figure.panels.iter().enumerate() {
+        layout.frame(index).draw(panel, sheet);
     }
-    (0..figure.series.len()).try_for_each(|index| draw_series(root, area, figure, index, scale))?;
-    Ok(())
-}
-
-type PlotArea<DB> = DrawingArea<DB, Cartesian2d<Axis, Axis>>;
-
-/// Positions of our own axes, with the ticks and labels that they choose.
-impl Ranged for Axis {
-    type FormatOption = NoDefaultFormatting;
-    type ValueType = f64;
-
-    fn map(&self, position: &f64, (start, end): (i32, i32)) -> i32 {
-        let share = (position - self.low) / (self.high - self.low);
-        start + (share * f64::from(end - start)).round() as i32
+    let left = layout.left_of(0);
+    let (middle, bottom) = ((left + layout.right()) / 2.0, layout.bottom());
+    if let Some(panel) = figure.panels.first() {
+        sheet.words(&panel.x.label, (middle, bottom + AXIS_LABEL / 2.0), (HPos::Center, VPos::Center));
+        sheet.upward_words(&panel.y.label, (EDGE + AXIS_LABEL / 2.0 - 8.0, (top + bottom - X_TICKS_HEIGHT) / 2.0));
     }
-
-    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
-        self.ticks.clone()
-    }
-
-    fn range(&self) -> Range<f64> {
-        self.low..self.high
-    }
+    bottom + AXIS_LABEL
 }
 
-impl ValueFormatter<f64> for Axis {
-    fn format_ext(&self, position: &f64) -> String {
-        self.tick_label(*position)
-    }
+/// Entries of the legend: of lines, and of levels.
+fn entries(figure: &Figure) -> [Vec<(Sample, String)>; 2] {
+    let series = figure.panels.iter().flat_map(|panel| &panel.series);
+    let series = series.filter(|_| figure.names == Names::Above);
+    let series = series.map(|series| (Sample::Line(series.look), series.name.clone()));
+    let levels = figure.panels.iter().flat_map(|panel| &panel.levels);
+    let levels = levels.map(|level| (Sample::Level(level.clone()), level.name.clone()));
+    [series.collect(), levels.collect()]
 }
 
-fn draw_series<DB: DrawingBackend>(
-    root: &DrawingArea<DB, Shift>,
-    area: &PlotArea<DB>,
-    figure: &Figure,
-    index: usize,
-    scale: u32,
-) -> anyhow::Result<()>
-where
-    DB::ErrorType: 'static,
-{
-    let series = &figure.series[index];
-    let mark = Mark::of(series);
-    // Bars of methods at the same place stand side by side.
-    let shift = (index as f64 - (figure.series.len() as f64 - 1.0) / 2.0) * BAR_SHIFT * f64::from(scale);
-    let pixel = |point: &Point, y: f64| {
-        let (x, y) = area.map_coordinate(&(figure.x.position(point.x), figure.y.position(y)));
-        (if point.bar.is_some() { x + shift.round() as i32 } else { x }, y)
-    };
-    let path: Vec<Pixel> = series.points.iter().map(|point| pixel(point, point.y)).collect();
-    draw_line(root, &path, mark.dashes, mark.color.stroke_width(3 * scale), scale)?;
-    for point in &series.points {
-        let Some((low, high)) = point.bar else { continue };
-        let (top, bottom) = (pixel(point, high), pixel(point, low));
-        let cap = 7 * scale as i32;
-        let style = mark.color.stroke_width(2 * scale);
-        root.draw(&PathElement::new(vec![top, bottom], style))?;
-        for (x, y) in [top, bottom] {
-            root.draw(&PathElement::new(vec![(x - cap, y), (x + cap, y)], style))?;
-        }
-    }
-    path.into_iter().try_for_each(|center| mark.draw(root, center, scale))
+/// Where panels lie.
+struct Layout<'a> {
+    figure: &'a Figure,
+    top: f64,
+    /// Room for the labels of vertical ticks.
+    y_ticks: f64,
+    /// Room for names at the ends of lines.
+    names: f64,
+    plot_width: f64,
+    plot_height: f64,
 }
 
-/// How a series looks; methods differ without colour too.
-#[derive(Clone, Copy)]
-struct Mark {
-    color: RGBColor,
-    /// Corners on a circle, and the angle of the first in turns from the right, clockwise.
-    corners: u32,
-    turn: f64,
-    hollow: bool,
-    dashes: Dashes,
-}
-
-impl Mark {
-    fn of(series: &Series) -> Self {
-        // Colours begin again after the last, with other shapes.
-        let shape = series.method + series.method / PALETTE.len();
-        let (corners, turn) = [(32, 0.0), (4, 0.125), (3, 0.75), (4, 0.0), (3, 0.25), (5, 0.75)][shape % 6];
-        Self {
-            color: PALETTE[series.method % PALETTE.len()],
-            corners,
-            turn,
-            hollow: series.grid % 2 == 1,
-            dashes: LINE_DASHES[series.grid / 2 % LINE_DASHES.len()],
-        }
-    }
-
-    fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, (x, y): Pixel, scale: u32) -> anyhow::Result<()>
-    where
-        DB::ErrorType: 'static,
-    {
-        let polygon = |radius: f64| -> Vec<Pixel> {
-            let corner = |index: u32| {
-                let angle = std::f64::consts::TAU * (self.turn + f64::from(index) / f64::from(self.corners));
-                (x + (radius * angle.cos()).round() as i32, y + (radius * angle.sin()).round() as i32)
-            };
-            (0..self.corners).map(corner).collect()
-        };
-        // Shapes with few corners need a larger circle to look as large.
-        let (radius, border) = match self.corners {
-            3 => (13.0, 6.5),
-            4 | 5 => (12.0, 4.2),
-            _ => (9.5, 3.2),
-        };
-        root.draw(&Polygon::new(polygon(radius * f64::from(scale)), self.color.filled()))?;
-        if self.hollow {
-            root.draw(&Polygon::new(polygon((radius - border) * f64::from(scale)), WHITE.filled()))?;
-        }
-        Ok(())
-    }
-}
-
-/// Draws `path`, broken into dashes.
-fn draw_line<DB: DrawingBackend>(
-    root: &DrawingArea<DB, Shift>,
-    path: &[Pixel],
-    dashes: Dashes,
-    style: ShapeStyle,
-    scale: u32,
-) -> anyhow::Result<()>
-where
-    DB::ErrorType: 'static,
-{
-    let Some((dash, gap)) = dashes else {
-        root.draw(&PathElement::new(path.to_vec(), style))?;
-        return Ok(());
-    };
-    let (dash, period) = (f64::from(dash * scale), f64::from((dash + gap) * scale));
-    for ends in path.windows(2) {
-        let ((x0, y0), (x1, y1)) = (ends[0], ends[1]);
-        let (dx, dy) = (f64::from(x1 - x0), f64::from(y1 - y0));
-        let length = dx.hypot(dy);
-        let at = |distance: f64| {
-            let share = (distance / length).min(1.0);
-            (x0 + (share * dx).round() as i32, y0 + (share * dy).round() as i32)
-        };
-        for index in 0..(length / period).ceil() as u32 {
-            let start = f64::from(index) * period;
-            root.draw(&PathElement::new(vec![at(start), at(start + dash)], style))?;
-        }
-    }
-    Ok(())
-}
-
-/// Names with their marks, in rows above the plot, where they cover nothing.
-struct Legend {
-    rows: Vec<Vec<Entry>>,
-}
-
-struct Entry {
-    left: u32,
-    sample: Sample,
-    name: String,
-}
-
-enum Sample {
-    Series(Mark),
-    Level(Dashes),
-}
-
-impl Legend {
-    const LEFT: u32 = 60;
-    const TOP: u32 = 12;
-    const ROW_HEIGHT: u32 = 42;
-    const SAMPLE_WIDTH: u32 = 64;
-    /// Between a sample and its name; columns are twice as far apart.
-    const GAP: u32 = 14;
-
-    /// # Errors
-    /// If text cannot be measured.
-    fn of(figure: &Figure) -> anyhow::Result<Self> {
-        let series = figure.series.iter().map(|series| (Sample::Series(Mark::of(series)), &series.name));
-        let levels =
-            figure.levels.iter().enumerate().map(|(index, level)| (Sample::Level(level_dashes(index)), &level.name));
-        let entries: Vec<_> = series.chain(levels).collect();
-        let width = |name: &str| -> anyhow::Result<u32> {
-            Ok(Self::SAMPLE_WIDTH + Self::GAP + text_width(name)? + 2 * Self::GAP)
-        };
-        let widths: Vec<u32> = entries.iter().map(|(_, name)| width(name)).collect::<anyhow::Result<_>>()?;
-        // As many columns as fit, each as wide as its widest entry.
-        let columns = |n: usize| -> Vec<u32> {
-            (0..n).map(|column| widths.iter().skip(column).step_by(n).copied().max().unwrap_or(0)).collect()
-        };
-        let fits = |n: &usize| columns(*n).iter().sum::<u32>() <= WIDTH - Self::LEFT;
-        let most = (1..=entries.len().max(1)).rev().find(fits).unwrap_or(1);
-        // Fewer columns where they make no more rows.
-        let columns = columns(entries.len().div_ceil(entries.len().div_ceil(most).max(1)).max(1));
-        let mut rows: Vec<Vec<Entry>> = Vec::new();
-        for (index, (sample, name)) in entries.into_iter().enumerate() {
-            let column = index % columns.len();
-            if column == 0 {
-                rows.push(Vec::new());
+impl<'a> Layout<'a> {
+    fn of(figure: &'a Figure, top: f64) -> Self {
+        let tick_widths = figure
+            .panels
+            .iter()
+            .flat_map(|panel| panel.y.ticks.iter().map(|&tick| width_of(&panel.y.tick_label(tick))));
+        let y_ticks = tick_widths.fold(0.0, f64::max) + TICK + TICK_GAP;
+        let names = match figure.names {
+            Names::Above => 0.0,
+            Names::AtEnds => {
+                let series = figure.panels.iter().flat_map(|panel| &panel.series);
+                series.map(|series| width_of(&series.name)).fold(0.0, f64::max) + 56.0
             }
-            let left = Self::LEFT + columns[..column].iter().sum::<u32>();
-            if let Some(row) = rows.last_mut() {
-                row.push(Entry { left, sample, name: name.clone() });
+        };
+        let columns = figure.n_columns as f64;
+        let with_ticks = if figure.shares_axes { 1.0 } else { columns };
+        let room = f64::from(WIDTH) - 2.0 * EDGE - AXIS_LABEL - y_ticks * with_ticks - GAP * (columns - 1.0) - names;
+        let n_rows = figure.panels.len().div_ceil(figure.n_columns.max(1));
+        let plot_height = PLOT_HEIGHTS[n_rows.clamp(1, PLOT_HEIGHTS.len()) - 1];
+        // The last label of a horizontal axis sticks out by half.
+        Self { figure, top, y_ticks, names, plot_width: (room - EDGE) / columns, plot_height }
+    }
+
+    /// Words above the plot of a panel, where panels are as wide as the figure.
+    fn beyond_height(&self, panel: &Panel) -> f64 {
+        LINE_HEIGHT * beyond_lines(panel, self.plot_width).len() as f64
+    }
+
+    /// Where a row of panels begins.
+    fn top_of(&self, row: usize) -> f64 {
+        let panels = self.figure.panels.iter().take(row * self.figure.n_columns).step_by(self.figure.n_columns);
+        self.top + row as f64 * self.row_height() + panels.map(|panel| self.beyond_height(panel)).sum::<f64>()
+    }
+
+    fn row_height(&self) -> f64 {
+        let x_ticks = if self.figure.shares_axes { 0.0 } else { X_TICKS_HEIGHT };
+        self.title_height() + self.plot_height + x_ticks + if self.figure.shares_axes { 8.0 } else { 4.0 }
+    }
+
+    fn title_height(&self) -> f64 {
+        if self.figure.panels.iter().all(|panel| panel.title.is_empty()) { 0.0 } else { TITLE_HEIGHT }
+    }
+
+    fn left_of(&self, column: usize) -> f64 {
+        let column = column as f64;
+        let ticks = if self.figure.shares_axes { self.y_ticks } else { self.y_ticks * (column + 1.0) };
+        EDGE + AXIS_LABEL + ticks + column * (self.plot_width + GAP)
+    }
+
+    fn right(&self) -> f64 {
+        self.left_of(self.figure.n_columns - 1) + self.plot_width
+    }
+
+    /// Where the panels end, with the labels of their ticks.
+    fn bottom(&self) -> f64 {
+        let n_rows = self.figure.panels.len().div_ceil(self.figure.n_columns);
+        self.top_of(n_rows) + if self.figure.shares_axes { X_TICKS_HEIGHT } else { 0.0 }
+    }
+
+    fn frame(&self, index: usize) -> Frame {
+        let (row, column) = (index / self.figure.n_columns, index % self.figure.n_columns);
+        let beyond = self.figure.panels.get(index).map_or(0.0, |panel| self.beyond_height(panel));
+        let top = self.top_of(row) + self.title_height() + beyond;
+        let left = self.left_of(column);
+        let is_lowest = index + self.figure.n_columns >= self.figure.panels.len();
+        Frame {
+            left,
+            right: left + self.plot_width,
+            top,
+            bottom: top + self.plot_height,
+            names: self.names > 0.0,
+            y_labels: !self.figure.shares_axes || column == 0,
+            x_labels: !self.figure.shares_axes || is_lowest,
+        }
+    }
+}
+
+/// Where the plot of a panel lies, and what is written at its edges.
+struct Frame {
+    left: f64,
+    right: f64,
+    top: f64,
+    bottom: f64,
+    names: bool,
+    y_labels: bool,
+    x_labels: bool,
+}
+
+impl Frame {
+    fn draw(&self, panel: &Panel, sheet: &mut Sheet) {
+        self.draw_axes(panel, sheet);
+        for level in &panel.levels {
+            let path: Vec<Spot> =
+                level.corners(&panel.x, &panel.y).into_iter().map(|at| self.spot(panel, at)).collect();
+            level.draw_line(sheet, &path);
+        }
+        panel.series.iter().for_each(|series| self.draw_line(panel, series, sheet));
+        panel.series.iter().enumerate().for_each(|(index, series)| self.draw_points(panel, series, index, sheet));
+        if self.names {
+            self.draw_names(panel, sheet);
+        }
+        self.draw_beyond(panel, sheet);
+    }
+
+    fn spot(&self, panel: &Panel, (x, y): (f64, f64)) -> Spot {
+        (self.x(&panel.x, x), self.y(&panel.y, y))
+    }
+
+    fn x(&self, axis: &Axis, position: f64) -> f64 {
+        self.left + (position - axis.low) / (axis.high - axis.low) * (self.right - self.left)
+    }
+
+    fn y(&self, axis: &Axis, position: f64) -> f64 {
+        self.bottom - (position - axis.low) / (axis.high - axis.low) * (self.bottom - self.top)
+    }
+
+    fn draw_axes(&self, panel: &Panel, sheet: &mut Sheet) {
+        for &tick in &panel.y.ticks {
+            let y = self.y(&panel.y, tick);
+            sheet.line(&[(self.left, y), (self.right, y)], None, GRID, 1.5);
+        }
+        if !panel.title.is_empty() {
+            let beyond = LINE_HEIGHT * beyond_lines(panel, self.right - self.left).len() as f64;
+            let middle = ((self.left + self.right) / 2.0, self.top - beyond - TITLE_HEIGHT / 2.0);
+            sheet.words(&panel.title, middle, (HPos::Center, VPos::Center));
+        }
+        sheet.line(&[(self.left, self.top), (self.left, self.bottom), (self.right, self.bottom)], None, BLACK, 2.0);
+        let minor = |ticks: &[f64], length: f64| ticks.iter().map(move |&tick| (tick, length)).collect::<Vec<_>>();
+        let both = |axis: &Axis| [minor(&axis.minor_ticks, MINOR_TICK), minor(&axis.ticks, TICK)].concat();
+        for (tick, length) in both(&panel.x) {
+            let x = self.x(&panel.x, tick);
+            sheet.line(&[(x, self.bottom), (x, self.bottom + length)], None, BLACK, 2.0);
+        }
+        for (tick, length) in both(&panel.y) {
+            let y = self.y(&panel.y, tick);
+            sheet.line(&[(self.left - length, y), (self.left, y)], None, BLACK, 2.0);
+        }
+        if self.x_labels {
+            for &tick in &panel.x.ticks {
+                let at = (self.x(&panel.x, tick), self.bottom + TICK + TICK_GAP);
+                sheet.words(&panel.x.tick_label(tick), at, (HPos::Center, VPos::Top));
             }
         }
-        Ok(Self { rows })
+        if self.y_labels {
+            for &tick in &panel.y.ticks {
+                let at = (self.left - TICK - TICK_GAP, self.y(&panel.y, tick));
+                sheet.words(&panel.y.tick_label(tick), at, (HPos::Right, VPos::Center));
+            }
+        }
     }
 
-    fn height(&self) -> u32 {
-        Self::TOP + Self::ROW_HEIGHT * self.rows.len() as u32
+    /// The line of a series, cut off where it leaves the plot.
+    fn draw_line(&self, panel: &Panel, series: &Series, sheet: &mut Sheet) {
+        let at = |point: &super::figures::Point| (panel.x.position(point.x), panel.y.position(point.y));
+        let mut path: Vec<Spot> = Vec::new();
+        for ends in series.points.windows(2) {
+            let Some((from, to)) = inside(at(&ends[0]), at(&ends[1]), &panel.y) else { continue };
+            let (from, to) = (self.spot(panel, from), self.spot(panel, to));
+            if path.last() != Some(&from) {
+                series.look.draw_line(sheet, &path);
+                path = vec![from];
+            }
+            path.push(to);
+        }
+        series.look.draw_line(sheet, &path);
     }
 
-    fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>, scale: u32) -> anyhow::Result<()>
-    where
-        DB::ErrorType: 'static,
-    {
-        let style = TextStyle::from((FONT, FONT_SIZE * scale).into_font()).pos(Pos::new(HPos::Left, VPos::Center));
-        let rows = (Self::TOP..).step_by(Self::ROW_HEIGHT as usize).zip(&self.rows);
-        for (top, entry) in rows.flat_map(|(top, row)| row.iter().map(move |entry| (top, entry))) {
-            let y = ((top + Self::ROW_HEIGHT / 2) * scale) as i32;
-            let (left, right) = ((entry.left * scale) as i32, ((entry.left + Self::SAMPLE_WIDTH) * scale) as i32);
-            match &entry.sample {
-                Sample::Series(mark) => {
-                    draw_line(area, &[(left, y), (right, y)], mark.dashes, mark.color.stroke_width(3 * scale), scale)?;
-                    mark.draw(area, ((left + right) / 2, y), scale)?;
-                }
-                Sample::Level(dashes) => {
-                    draw_line(area, &[(left, y), (right, y)], *dashes, BLACK.stroke_width(3 * scale), scale)?;
+    /// The points of a series; those above the plot are arrows at its edge.
+    fn draw_points(&self, panel: &Panel, series: &Series, index: usize, sheet: &mut Sheet) {
+        let color = series.look.color;
+        let max_marks = ((self.right - self.left) / MARK_DISTANCE).max(1.0) as usize;
+        let every = series.points.len().div_ceil(max_marks).max(1);
+        for (nth, point) in series.points.iter().enumerate() {
+            let position = panel.y.position(point.y);
+            let x = self.x(&panel.x, panel.x.position(point.x));
+            if position > panel.y.high {
+                sheet.area(vec![(x - 10.0, self.top + 14.0), (x + 10.0, self.top + 14.0), (x, self.top - 6.0)], color);
+                continue;
+            }
+            if let Some((low, high)) = point.bar {
+                let place = |value: f64| {
+                    let position =
+                        if value > 0.0 || panel.y.position(1.0) == 1.0 { panel.y.position(value) } else { panel.y.low };
+                    self.y(&panel.y, position.clamp(panel.y.low, panel.y.high))
+                };
+                sheet.line(&[(x, place(high)), (x, place(low))], None, color, 2.0);
+                for y in [place(high), place(low)] {
+                    sheet.line(&[(x - 6.0, y), (x + 6.0, y)], None, color, 2.0);
                 }
             }
-            let text_left = right + (Self::GAP * scale) as i32;
-            // The centre of a line of text lies above that of its lower-case letters.
-            area.draw(&Text::new(entry.name.clone(), (text_left, y + 3 * scale as i32), style.clone()))?;
+            // Series begin at points of their own, so that marks do not cover each other.
+            if (nth + every - index % every).is_multiple_of(every) {
+                series.look.draw_mark(sheet, (x, self.y(&panel.y, position)));
+            }
         }
-        Ok(())
+    }
+
+    /// Names at the right ends of lines, moved apart where they would touch.
+    fn draw_names(&self, panel: &Panel, sheet: &mut Sheet) {
+        let ends = panel.series.iter().filter_map(|series| {
+            let last = series.points.last()?;
+            let y = panel.y.position(last.y).clamp(panel.y.low, panel.y.high);
+            Some((series, self.spot(panel, (panel.x.position(last.x), y))))
+        });
+        let mut ends: Vec<(&Series, Spot)> = ends.collect();
+        ends.sort_by(|a, b| a.1.1.total_cmp(&b.1.1));
+        let places =
+            apart(&ends.iter().map(|end| end.1.1).collect::<Vec<_>>(), LINE_HEIGHT - 4.0, self.top, self.bottom);
+        for ((series, end), y) in ends.into_iter().zip(places) {
+            let begin = self.right + 36.0;
+            sheet.line(&[end, (self.right + 6.0, end.1), (begin - 6.0, y)], None, series.look.color, 1.5);
+            let color = mixed(series.look.color, BLACK, 0.35);
+            sheet.colored_words(&series.name, (begin, y), (HPos::Left, VPos::Center), color);
+        }
+    }
+
+    /// What lies above the plot, in words above it; what lies below, at its lower edge.
+    fn draw_beyond(&self, panel: &Panel, sheet: &mut Sheet) {
+        let lines = beyond_lines(panel, self.right - self.left);
+        for (index, line) in lines.iter().rev().enumerate() {
+            let y = self.top - LINE_HEIGHT * (index as f64 + 0.5) - 4.0;
+            sheet.words(line, (self.left, y), (HPos::Left, VPos::Center));
+        }
+        if !panel.below.is_empty() {
+            let at = (self.left + 12.0, self.bottom - LINE_HEIGHT / 2.0);
+            sheet.words(&format!("below: {}", panel.below.join(", ")), at, (HPos::Left, VPos::Center));
+        }
     }
 }
 
-fn level_dashes(index: usize) -> Dashes {
-    LEVEL_DASHES[index % LEVEL_DASHES.len()]
+/// What lies above a plot, in lines of some width.
+fn beyond_lines(panel: &Panel, width: f64) -> Vec<String> {
+    if panel.beyond.is_empty() {
+        return Vec::new();
+    }
+    wrapped(&format!("Off the scale: {}.", panel.beyond.join("; ")), width)
+}
+
+/// The part of a piece of a line that lies inside of an axis, from its first end to its second.
+fn inside(from: Spot, to: Spot, axis: &Axis) -> Option<(Spot, Spot)> {
+    let cut = |(x0, y0): Spot, (x1, y1): Spot, edge: f64| (x0 + (x1 - x0) * (edge - y0) / (y1 - y0), edge);
+    let limited = |end: Spot, other: Spot| match end.1 {
+        y if y > axis.high => (other.1 <= axis.high).then(|| cut(end, other, axis.high)),
+        y if y < axis.low => (other.1 >= axis.low).then(|| cut(end, other, axis.low)),
+        _ => Some(end),
+    };
+    limited(from, to).zip(limited(to, from))
+}
+
+/// Places at least `distance` apart, each as near to its own of `wanted` (ascending) as its neighbours let it, between `top`
+/// and `bottom` where there is room.
+fn apart(wanted: &[f64], distance: f64, top: f64, bottom: f64) -> Vec<f64> {
+    // Neighbours that touch become one group around its mean; groups that touch become one.
+    let mut groups: Vec<(f64, usize)> = Vec::new();
+    for &place in wanted {
+        groups.push((place, 1));
+        while let [.., (a, n_a), (b, n_b)] = groups.as_slice() {
+            if b - a >= distance * (*n_a + *n_b) as f64 / 2.0 {
+                break;
+            }
+            let n = n_a + n_b;
+            let mean = (a * *n_a as f64 + b * *n_b as f64) / n as f64;
+            groups.truncate(groups.len() - 2);
+            groups.push((mean, n));
+        }
+    }
+    let members = |(center, n): (f64, usize)| {
+        let first = center - distance * (n as f64 - 1.0) / 2.0;
+        (0..n).map(move |index| first + distance * index as f64)
+    };
+    let mut places: Vec<f64> = groups.into_iter().flat_map(members).collect();
+    for index in (0..places.len()).rev() {
+        let limit = bottom - distance * (places.len() - 1 - index) as f64;
+        places[index] = places[index].min(limit);
+    }
+    for (index, place) in places.iter_mut().enumerate() {
+        *place = place.max(top + distance * index as f64);
+    }
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::axis::Scale;
+
+    #[test]
+    fn names_do_not_touch() {
+        assert_eq!(apart(&[0.0, 100.0], 40.0, 0.0, 200.0), [0.0, 100.0]);
+        assert_eq!(apart(&[99.0, 101.0], 40.0, 0.0, 200.0), [80.0, 120.0]);
+        let crowded = apart(&[5.0, 6.0, 7.0, 190.0, 195.0], 40.0, 0.0, 200.0);
+        assert!(crowded.windows(2).all(|pair| pair[1] - pair[0] >= 40.0 - 1e-9), "{crowded:?}");
+        assert!(crowded[0] >= 0.0 && crowded[4] <= 200.0, "{crowded:?}");
+    }
+
+    #[test]
+    fn lines_end_at_the_edge() {
+        let axis = Axis { low: 0.0, high: 10.0, ..Axis::new("", Scale::Linear, std::iter::empty()) };
+        assert_eq!(inside((0.0, 5.0), (1.0, 15.0), &axis), Some(((0.0, 5.0), (0.5, 10.0))));
+        assert_eq!(inside((0.0, 12.0), (1.0, 15.0), &axis), None);
+        assert_eq!(inside((0.0, -10.0), (1.0, 20.0), &axis).map(|ends| (ends.0.1, ends.1.1)), Some((0.0, 10.0)));
+    }
 }

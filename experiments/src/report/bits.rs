@@ -1,0 +1,299 @@
+//! Perplexity, and how much of it is lost to the base model: a dot a method where there are one or two grids, else a line a
+//! method against bits per weight. Pure.
+
+use itertools::Itertools as _;
+
+use super::axis::{Axis, Scale, rounded};
+use super::base;
+use super::dots::{Dot, DotGroup, Dots};
+use super::figures::{Figure, Level, Names, Panel, Point, Series, scale_of};
+use super::header::{Header, limited};
+use super::looks::{Look, looks};
+use super::picture::Picture;
+use super::row::Row;
+use super::series::{self, Named};
+use super::tables::slug;
+
+/// What lies above so many times the base model's perplexity is of no use to anybody, and would press all else together.
+const USEFUL: f64 = 10.0;
+
+/// Grids beyond which lines tell more than dots.
+const MAX_DOT_GRIDS: usize = 2;
+
+/// Two figures for each setting whose numbers may be compared and that holds quantized rows: perplexity, and perplexity
+/// above the base model.
+pub fn perplexity_figures(rows: &[Row]) -> Vec<Picture> {
+    let figures = |rows: &[Row]| [PERPLEXITY, LOSS].map(|shown| picture(rows, &shown));
+    rows.chunk_by(Row::is_comparable).flat_map(figures).flatten().collect()
+}
+
+/// A value and its interval.
+type Value = (f64, Option<(f64, f64)>);
+
+/// What a figure shows of each row.
+struct Shown {
+    slug: &'static str,
+    label: &'static str,
+    caption: &'static str,
+    value: fn(&Row) -> Option<Value>,
+    /// The level of the base model at this perplexity.
+    base: fn(f64) -> f64,
+}
+
+const PERPLEXITY: Shown = Shown {
+    slug: "perplexity",
+    label: "perplexity per token",
+    caption: "perplexity. Bars: 95% interval over windows, not paired; the loss to the base model has the narrower paired \
+              ones.",
+    value: |row| Some((row.perplexity, row.ci_low.zip(row.ci_high))),
+    base: |perplexity| perplexity,
+};
+
+const LOSS: Shown = Shown {
+    slug: "perplexity-loss",
+    label: "perplexity above the base model",
+    caption: "perplexity above that of the base model. Bars: 95% interval of the difference, paired over windows.",
+    value: |row| Some((row.delta_fp?, row.delta_fp_ci_low.zip(row.delta_fp_ci_high))),
+    base: |_| 0.0,
+};
+
+/// A quantized row with what is drawn of it.
+struct Measured<'a> {
+    row: &'a Row,
+    name: String,
+    look: Look,
+    y: f64,
+    bar: Option<(f64, f64)>,
+}
+
+impl Measured<'_> {
+    fn ends(&self) -> impl Iterator<Item = f64> {
+        [self.y].into_iter().chain(self.bar.into_iter().flat_map(|(low, high)| [low, high]))
+    }
+}
+
+fn picture(rows: &[Row], shown: &Shown) -> Option<Picture> {
+    let first = rows.first()?;
+    let measured = measured(rows, shown);
+    if measured.is_empty() {
+        return None;
+    }
+    let base = rows.iter().find(|row| row.grid.is_none());
+    let limit = base.map(|row| (shown.base)(row.perplexity) + (USEFUL - 1.0) * row.perplexity);
+    let limit = limit.unwrap_or(f64::INFINITY);
+    let n_grids = measured.iter().map(|one| one.row.grid.as_ref()).unique().count();
+    let limited_slug = if first.limited { format!("-first-{}", first.n_windows) } else { String::new() };
+    let about = About {
+        slug: format!("{}-{}{limited_slug}", shown.slug, slug(&first.setting())),
+        header: Header::of_rows(rows),
+        caption: format!(
+            "{} on {} (protocol {}, {} tokens a window): {}",
+            first.model, first.dataset, first.protocol, first.seq_len, shown.caption
+        ),
+        end: format!("{}{}", limited(first).map(|said| format!(" {said}.")).unwrap_or_default(), base::sentence(rows)),
+        levels: levels(rows, shown),
+        limit,
+    };
+    Some(if n_grids <= MAX_DOT_GRIDS {
+        Picture::Dots(about.dots(&measured, shown))
+    } else {
+        Picture::Lines(about.lines(&measured, shown))
+    })
+}
+
+fn measured<'a>(rows: &'a [Row], shown: &Shown) -> Vec<Measured<'a>> {
+    let quantized = rows.iter().filter(|row| row.grid.is_some() && row.bits_per_weight.is_some());
+    let values = quantized.filter_map(|row| Some((row, (shown.value)(row).filter(|(y, _)| y.is_finite())?)));
+    let values: Vec<(&Row, Value)> = values.collect();
+    let all: Vec<&dyn Named> = values.iter().map(|(row, _)| *row as &dyn Named).collect();
+    let names: Vec<(String, String)> = all.iter().map(|one| (one.key().to_owned(), series::name(*one, &all))).collect();
+    let looks = looks(&names);
+    let one = |((row, (y, bar)), ((_, name), look))| Measured { row, name, look, y, bar };
+    values.into_iter().zip(names.into_iter().zip(looks)).map(one).collect()
+}
+
+/// The base model, and the floor where it is known; a loss is above the base model anyway.
+fn levels(rows: &[Row], shown: &Shown) -> Vec<Level> {
+    if shown.slug != PERPLEXITY.slug {
+        return Vec::new();
+    }
+    let named = |name: &str, value: f64| format!("{name} ({value:.2})");
+    let base = rows.iter().find(|row| row.grid.is_none());
+    let base = base.map(|row| Level::base(named(&base::level_name(row), row.perplexity), row.perplexity));
+    let floor = rows.first().and_then(|row| row.floor);
+    let floor = floor.map(|floor| Level::second(named("entropy floor", floor), floor));
+    base.into_iter().chain(floor).collect()
+}
+
+/// What the dots and the lines of a setting have in common.
+struct About {
+    slug: String,
+    header: Header,
+    caption: String,
+    end: String,
+    levels: Vec<Level>,
+    /// The highest value of use.
+    limit: f64,
+}
+
+impl About {
+    fn dots(self, measured: &[Measured<'_>], shown: &Shown) -> Dots {
+        let grids: Vec<&Option<String>> = measured.iter().map(|one| &one.row.grid).unique().collect();
+        let mut beyond = Vec::new();
+        let mut any_log = false;
+        let mut groups = Vec::new();
+        for grid in &grids {
+            let of_grid: Vec<&Measured<'_>> = measured.iter().filter(|one| one.row.grid == **grid).collect();
+            let mut range = Range::of(&of_grid, &self.levels, self.limit);
+            if range.scale == Scale::Linear && shown.slug == LOSS.slug {
+                range.values.push(0.0);
+            }
+            beyond.extend(of_grid.iter().filter(|one| one.y > range.limit).map(|one| said(one, true)));
+            any_log |= range.scale == Scale::Log;
+            groups.push(dot_group(&of_grid, &range, &self.levels, shown));
+        }
+        let own = if grids.len() > 1 { " Each grid has a scale of its own." } else { "" };
+        Dots {
+            slug: self.slug,
+            header: self.header,
+            caption: format!("{}{own}{}{}", self.caption, off_the_scale(&beyond), self.end),
+            label: format!("{}{}", shown.label, if any_log { " (log scale)" } else { "" }),
+            groups,
+        }
+    }
+
+    fn lines(self, measured: &[Measured<'_>], shown: &Shown) -> Figure {
+        // Where few bits lose very much, each width has a panel: what matters at many bits would be pressed together.
+        let bits: Vec<Option<u64>> = measured.iter().map(|one| one.row.bits).unique().collect();
+        let heights = || measured.iter().map(|one| one.y).filter(|y| *y > 0.0);
+        let (low, high) = heights().fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), y| (low.min(y), high.max(y)));
+        let panels: Vec<Vec<&Measured<'_>>> = if high > USEFUL * low {
+            bits.iter().map(|bits| measured.iter().filter(|one| one.row.bits == *bits).collect()).collect()
+        } else {
+            vec![measured.iter().collect()]
+        };
+        let by_bits = panels.len() > 1;
+        let (mut beyond, mut n_hidden) = (Vec::new(), 0);
+        let mut drawn = Vec::new();
+        for of_panel in panels {
+            let range = Range::of(&of_panel, &self.levels, self.limit);
+            let (visible, hidden): (Vec<_>, Vec<_>) =
+                of_panel.into_iter().partition(|one| range.scale == Scale::Linear || one.y > 0.0);
+            n_hidden += hidden.len();
+            beyond.extend(visible.iter().filter(|one| one.y > range.limit).map(|one| said(one, true)));
+            drawn.push(panel(&visible, &range, &self.levels, shown, by_bits));
+        }
+        let hidden = if n_hidden > 0 { format!(" Not shown: {n_hidden} at zero or below.") } else { String::new() };
+        let own = if by_bits { " Each width of a code has scales of its own." } else { "" };
+        Figure {
+            slug: self.slug,
+            header: self.header,
+            caption: format!(
+                "{} Against stored bits per weight.{own}{hidden}{}{}",
+                self.caption,
+                off_the_scale(&beyond),
+                self.end
+            ),
+            panels: drawn,
+            n_columns: 1,
+            shares_axes: false,
+            names: Names::Above,
+        }
+    }
+}
+
+/// What an axis shows.
+struct Range {
+    scale: Scale,
+    word: &'static str,
+    values: Vec<f64>,
+    /// What lies above is named instead of drawn.
+    limit: f64,
+}
+
+impl Range {
+    /// Up to `limit`, unless half of all lies above it.
+    fn of(measured: &[&Measured<'_>], levels: &[Level], limit: f64) -> Self {
+        let n_above = measured.iter().filter(|one| one.y > limit).count();
+        let limit = if 2 * n_above >= measured.len() { f64::INFINITY } else { limit };
+        let below = || measured.iter().filter(|one| one.y <= limit);
+        let is_levelled = |value: &f64| *value <= limit;
+        let levels = levels.iter().map(|level| level.value).filter(is_levelled);
+        let ends = below().flat_map(|one| one.ends()).map(|end| end.min(limit));
+        let values: Vec<f64> = ends.chain(levels).collect();
+        let centers: Vec<f64> = below().map(|one| one.y).collect();
+        let (mut scale, mut word) = scale_of(values.iter().copied());
+        // A difference that is nothing or less has no logarithm, yet values over many decades need it.
+        let positive = || centers.iter().copied().filter(|y| *y > 0.0);
+        let (low, high) = positive().fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), y| (low.min(y), high.max(y)));
+        if scale == Scale::Linear && high > 1e4 * low {
+            (scale, word) = (Scale::Log, " (log scale)");
+        }
+        let values = match scale {
+            Scale::Linear => values,
+            Scale::Log => values.into_iter().filter(|value| *value >= 0.5 * low).collect(),
+        };
+        Self { scale, word, values, limit }
+    }
+
+    fn axis(&self, label: &str, n_ticks: usize) -> Axis {
+        Axis::new(&format!("{label}{}", self.word), self.scale, self.values.iter().copied()).with_ticks(n_ticks)
+    }
+}
+
+fn dot_group(of_grid: &[&Measured<'_>], range: &Range, levels: &[Level], shown: &Shown) -> DotGroup {
+    let bits = |one: &Measured<'_>| format!("{:.2} bits", one.row.bits_per_weight.unwrap_or_default());
+    let grid = of_grid.first().and_then(|one| one.row.grid.clone()).unwrap_or_default();
+    let all_alike = of_grid.iter().map(|one| bits(one)).all_equal();
+    let dot = |one: &&Measured<'_>| Dot {
+        label: if all_alike { one.name.clone() } else { format!("{}, {}", one.name, bits(one)) },
+        // A row has its name beside it; its variant needs no look of its own.
+        look: Look::of_method(one.row.key(), 0, 1),
+        value: one.y,
+        bar: one.bar,
+    };
+    // A method against which others are held stands as a line in all rows.
+    let rtn = of_grid.iter().find(|one| one.row.key() == "rtn" && one.y <= range.limit && of_grid.len() > 1);
+    let rtn = rtn.map(|one| Level::of_method("RTN", one.y, one.look));
+    let heading = if all_alike { of_grid.first().map(|one| format!("{grid}, {} a weight", bits(one))) } else { None };
+    DotGroup {
+        heading: heading.unwrap_or(grid),
+        axis: range.axis(shown.label, 6),
+        dots: of_grid.iter().map(dot).collect(),
+        levels: levels.iter().cloned().chain(rtn).collect(),
+    }
+}
+
+fn panel(of_panel: &[&Measured<'_>], range: &Range, levels: &[Level], shown: &Shown, by_bits: bool) -> Panel {
+    let names: Vec<&String> = of_panel.iter().map(|one| &one.name).unique().collect();
+    let line = |name: &String| {
+        let of_line: Vec<&&Measured<'_>> = of_panel.iter().filter(|one| one.name == *name).collect();
+        let point =
+            |one: &&&Measured<'_>| Point { x: one.row.bits_per_weight.unwrap_or_default(), y: one.y, bar: one.bar };
+        let mut points: Vec<Point> = of_line.iter().map(point).collect();
+        points.sort_by(|a, b| a.x.total_cmp(&b.x));
+        Series { name: name.clone(), look: of_line[0].look, points }
+    };
+    let bits = of_panel.first().and_then(|one| one.row.bits);
+    let xs = of_panel.iter().map(|one| one.row.bits_per_weight.unwrap_or_default());
+    let above = of_panel.iter().filter(|one| one.y > range.limit);
+    Panel {
+        title: bits.filter(|_| by_bits).map(|bits| format!("codes of {bits} bits")).unwrap_or_default(),
+        x: Axis::new("stored bits per weight", Scale::Linear, xs),
+        y: range.axis(shown.label, if by_bits { 4 } else { 7 }),
+        series: names.into_iter().map(line).collect(),
+        levels: levels.to_vec(),
+        beyond: above.map(|one| said(one, !by_bits)).collect(),
+        below: Vec::new(),
+    }
+}
+
+/// `GPTQ W3 per-channel 850`, where a figure says the bits `GPTQ per-channel 850`.
+fn said(one: &Measured<'_>, with_bits: bool) -> String {
+    let place = if with_bits { one.row.grid.clone() } else { one.row.granularity.clone() };
+    format!("{} {} {}", one.name, place.unwrap_or_default(), rounded(one.y))
+}
+
+fn off_the_scale(beyond: &[String]) -> String {
+    if beyond.is_empty() { String::new() } else { format!(" Above the scale: {}.", beyond.join(", ")) }
+}
