@@ -125,29 +125,3 @@ methods! {
     /// Round to nearest with salient input channels scaled by one factor.
     FixedScale(FixedScale) = "fixed_scale", version 1;
 }
-
-#[cfg(test)]
-mod tests {
-    use insta::assert_snapshot;
-
-    /// A line of this list changes only with the numbers of a method, and then with a line of the changelog.
-    #[test]
-    fn every_method_has_a_version() {
-        let registry = include_str!("registry.rs");
-        let (_, lines) = registry.split_once("methods! {").unwrap_or_default();
-        let lines = lines.lines().take_while(|line| *line != "}").filter_map(|line| line.split_once(" = "));
-        let versions: Vec<&str> = lines.map(|(_, version)| version.trim_end_matches(';')).collect();
-        assert_eq!(versions.len(), super::MethodSpec::KEYS.len());
-        assert_snapshot!(versions.join("\n"), @r#"
-        "rtn", version 1
-        "awq", version 1
-        "gptq", version 1
-        "gptaq", version 2
-        "awq_gptq", version 1
-        "quip", version 1
-        "hqq", version 1
-        "keep_salient", version 1
-        "fixed_scale", version 1
-        "#);
-    }
-}

@@ -7,7 +7,7 @@ use std::time::Duration;
 use awq_core::arithmetic::FloatType;
 use awq_core::driver::{Calibration, Job, Propagation, quantize_model};
 use awq_core::grid::{Bits, Granularity, Grid};
-use awq_core::load::MemoryCheckpoint;
+use awq_core::load::{ModelConfig, SafetensorsCheckpoint};
 use awq_core::model::tiny::{self, TinySpec};
 use awq_core::model::{open_decoder, wiring_of};
 
@@ -36,7 +36,7 @@ fn methods() -> Vec<MethodSpec> {
 
 /// A tiny model, and what a pass makes of it.
 struct Made {
-    checkpoint: Arc<MemoryCheckpoint>,
+    checkpoint: Arc<dyn Checkpoint>,
     wiring: Wiring,
     codes: Vec<(MethodSpec, StoredCodes)>,
 }
@@ -45,9 +45,19 @@ fn grid() -> Grid {
     Grid::awq(Bits::new(4).unwrap(), Granularity::PerGroup(NonZeroU16::new(32).unwrap()))
 }
 
-fn made(spec: &TinySpec) -> Made {
-    let checkpoint: Arc<MemoryCheckpoint> = Arc::new(tiny::checkpoint(spec, 3));
-    let config = spec.config();
+fn llama() -> Made {
+    let spec = TinySpec::MHA;
+    made(spec.config(), Arc::new(tiny::checkpoint(&spec, 3)))
+}
+
+/// Its norms have biases.
+fn opt() -> Made {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../awq-core/tests/fixtures/opt-tiny");
+    let config = ModelConfig::from_hugging_face(&folder.join("config.json")).unwrap();
+    made(config, Arc::new(SafetensorsCheckpoint::open_folder(&folder).unwrap()))
+}
+
+fn made(config: ModelConfig, checkpoint: Arc<dyn Checkpoint>) -> Made {
     let wiring = wiring_of(&config, checkpoint.as_ref()).unwrap();
     let decoder = open_decoder::<Backend>(config, checkpoint.clone(), &Default::default()).unwrap();
     let sequences: Vec<Vec<u32>> = (0..4).map(|row| (0..16).map(|i| (row * 7 + i * 3) % 16).collect()).collect();
@@ -72,14 +82,13 @@ fn question<'a>(files: &'a BTreeMap<String, String>, method: &'a MethodSpec, gri
 
 #[test]
 fn codes_are_kept_bit_for_bit() {
-    let (files, grid, cache) = (files(), grid(), tempfile::tempdir().unwrap());
+    let (grid, cache) = (grid(), tempfile::tempdir().unwrap());
     let store = CodeStore::new(cache.path(), 1 << 30);
-    for spec in [TinySpec::MHA, TinySpec::GQA] {
-        let made = made(&spec);
+    for (made, model) in [(llama(), "1"), (opt(), "2")] {
+        let files = BTreeMap::from([("model.safetensors".to_owned(), model.repeat(64))]);
         for (method, codes) in &made.codes {
             let question = question(&files, method, &grid);
             let id = question.id().unwrap();
-            let _ = fs::remove_dir_all(cache.path().join("codes").join(&id.0));
             assert!(store.load(&id, &made.wiring).is_none(), "{}", method.label());
             store.save(&question, codes, &made.wiring, made.checkpoint.clone()).unwrap();
             let kept = store.load(&id, &made.wiring).unwrap();
@@ -133,7 +142,7 @@ fn sequences_are_told_apart_by_tokens_and_bounds() {
 fn damaged_codes_are_removed() {
     let (files, grid, cache) = (files(), grid(), tempfile::tempdir().unwrap());
     let store = CodeStore::new(cache.path(), 1 << 30);
-    let made = made(&TinySpec::MHA);
+    let made = llama();
     let (method, codes) = &made.codes[0];
     let question = question(&files, method, &grid);
     let id = question.id().unwrap();
@@ -156,7 +165,7 @@ fn damaged_codes_are_removed() {
 #[test]
 fn those_not_used_for_longest_are_dropped_first() {
     let (grid, cache) = (grid(), tempfile::tempdir().unwrap());
-    let made = made(&TinySpec::MHA);
+    let made = llama();
     let (method, codes) = &made.codes[0];
     let models: Vec<_> =
         ["1", "2", "3", "4"].map(|digit| BTreeMap::from([("m.gguf".to_owned(), digit.repeat(64))])).into();
