@@ -29,6 +29,8 @@ use crate::model::{
 use crate::pack::PackedWeight;
 use crate::scale_range::checked_edit;
 
+mod stored;
+
 /// What the blocks after the first see during calibration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -59,8 +61,8 @@ pub struct Job<'a, B: QuantBackend> {
     pub grid: Grid,
 }
 
-/// A quantized model at its stored size: an edit of the checkpoint that it was made from.
-#[derive(Clone, Debug)]
+/// A quantized model at its stored size: an edit of the checkpoint that it was made from. Copies share the codes.
+#[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedModel {
     blocks: Vec<StoredBlock>,
     /// What happened in each block.
@@ -68,9 +70,10 @@ pub struct QuantizedModel {
 }
 
 /// The changed parts of one block in host memory.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct StoredBlock {
-    weights: BTreeMap<LinearName, PackedWeight>,
+    /// Shared, for a copy of a model is not to hold its codes twice.
+    weights: BTreeMap<LinearName, Arc<PackedWeight>>,
     /// Biases and norms, changed where a scale was folded in.
     biases: BTreeMap<LinearName, Vec<f32>>,
     norms: BTreeMap<NormName, (Vec<f32>, Option<Vec<f32>>)>,
@@ -264,7 +267,7 @@ fn with_output_error<B: QuantBackend>(log: BlockLog, expected: &[Tensor<B, 3>], 
 
 struct Applied<B: QuantBackend> {
     block: Box<dyn Block<B>>,
-    weights: BTreeMap<LinearName, PackedWeight>,
+    weights: BTreeMap<LinearName, Arc<PackedWeight>>,
     log: BlockLog,
 }
 
@@ -280,7 +283,7 @@ fn apply<B: QuantBackend>(block: &dyn Block<B>, edit: BlockEdit<B>) -> Applied<B
         let weight = B::dequantize_weight(&quantized, &linear.weight.device());
         assert_eq!(weight.dims(), linear.weight.dims(), "{name}: a method must keep the shape of a weight");
         params.linears.insert(name, Linear { weight, bias: linear.bias });
-        weights.insert(name, PackedWeight::new(quantized));
+        weights.insert(name, Arc::new(PackedWeight::new(quantized)));
     }
     // Folded weights are stored where they are quantized alone: one left out would be read unscaled again.
     let is_stored = |facts: &LinearFacts| weights.contains_key(&facts.name);
@@ -292,7 +295,7 @@ fn apply<B: QuantBackend>(block: &dyn Block<B>, edit: BlockEdit<B>) -> Applied<B
 }
 
 impl StoredBlock {
-    fn new<B: QuantBackend>(weights: BTreeMap<LinearName, PackedWeight>, params: &BlockParams<B>) -> Self {
+    fn new<B: QuantBackend>(weights: BTreeMap<LinearName, Arc<PackedWeight>>, params: &BlockParams<B>) -> Self {
         let bias = |(name, linear): (&LinearName, &Linear<B>)| linear.bias.clone().map(|bias| (*name, float_vec(bias)));
         let norm = |(name, norm): (&NormName, &Norm<B>)| {
             (*name, (float_vec(norm.weight.clone()), norm.bias.clone().map(float_vec)))
@@ -347,7 +350,7 @@ impl QuantizedModel {
         bits as f64 / weights.max(1) as f64
     }
 
-    /// The model as a checkpoint, over the one that it was made from. Packed weights are moved, not copied.
+    /// The model as a checkpoint, over the one that it was made from. Packed weights are shared, not copied.
     pub fn into_checkpoint(self, wiring: &Wiring, base: Arc<dyn Checkpoint>) -> QuantizedCheckpoint {
         let mut checkpoint = QuantizedCheckpoint::new(base);
         for (block_idx, block) in self.blocks.into_iter().enumerate() {

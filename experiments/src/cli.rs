@@ -9,10 +9,11 @@ use awq_core::arithmetic::FloatType;
 use clap::{Args, Parser, Subcommand};
 
 use crate::assets::{AssetSettings, AssetStore};
+use crate::codes::CodeStore;
 use crate::config::ExperimentSpec;
 use crate::plan::Plan;
 use crate::progress::{Progress, Style};
-use crate::record::RecordFile;
+use crate::record::{RecordFile, StoredRecord};
 use crate::runner::{RunOptions, Summary, default_out};
 use crate::speed::SpeedOptions;
 use crate::speed::asked::{Place, asked, describe};
@@ -87,7 +88,7 @@ pub struct RunArgs {
     /// The experiment's TOML file, e.g. configs/quickstart.toml.
     #[arg(required = true)]
     config: Option<PathBuf>,
-    /// Folder for records, tables and figures [default: results/ and the name of the file].
+    /// Folder for records, tables and figures [default: results/ and the name of the file; of a smoke run, with -first-N].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Score at most this many windows of each text: for a smoke run. Every table then says so.
@@ -157,7 +158,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Report { folder }) => {
-            write_report(&folder)?;
+            write_report(&folder, &Progress::new(Style::detect(false)))?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Verify { folder, machine }) => verify_experiment(&folder, &machine),
@@ -186,7 +187,7 @@ fn run_experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let device = args.machine.device.clone().unwrap_or_else(|| spec.run.device.clone());
     device::check(&device, spec.run.precision)?;
     let threads = device::set_threads(args.machine.threads.or(spec.run.threads).map(std::num::NonZero::get));
-    let out = args.out.clone().unwrap_or_else(|| default_out(config));
+    let out = args.out.clone().unwrap_or_else(|| default_out(config, args.max_windows));
     let progress = args.machine.progress();
     let plan = Plan::new(&spec);
     progress.note(&format!(
@@ -196,16 +197,23 @@ fn run_experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
         out.display()
     ));
     let store = args.machine.store()?;
-    let records = runner::claim_folder(&out, &spec)?;
-    let summary = runner::run(&plan, &RunOptions { device: device.clone(), threads }, records, &store, &progress)?;
-    if let Some(speed) = &spec.speed {
+    let codes = CodeStore::from_env(store.cache())?;
+    let records = runner::claim_folder(&out, &spec, args.max_windows)?;
+    let options = RunOptions { device: device.clone(), threads, codes };
+    let summary = runner::run(&plan, &options, records, &store, &progress)?;
+    let timed = spec.speed.as_ref().map(|speed| {
         let options = SpeedOptions { device: &device, precision: spec.run.precision, threads };
-        speed::run(speed, &spec.models, &options, RecordFile::open(&out)?, &store, &progress)?;
-    }
-    // A report that fails must hide neither the summary nor that cells failed.
-    let report = write_report(&out);
+        speed::run(speed, &spec.models, &options, RecordFile::open(&out)?, &store, &progress)
+    });
+    // Neither what cannot be timed nor a report that fails may hide the summary, or that cells failed.
+    let report = write_report(&out, &progress);
     let code = finish(&summary, &progress);
+    let n_not_timed = timed.transpose().with_context(|| format!("{}: [speed]", out.display()))?.unwrap_or(0);
     report.with_context(|| format!("{}: the records are kept, the report is not whole", out.display()))?;
+    if n_not_timed > 0 {
+        progress.note(&format!("{n_not_timed} comparisons of [speed] failed"));
+        return Ok(ExitCode::FAILURE);
+    }
     Ok(code)
 }
 
@@ -230,14 +238,19 @@ fn experiment_of(folder: &Path) -> anyhow::Result<ExperimentSpec> {
 }
 
 /// Writes the report of a folder and prints its table.
-fn write_report(folder: &Path) -> anyhow::Result<()> {
+fn write_report(folder: &Path, progress: &Progress) -> anyhow::Result<()> {
     let spec = experiment_of(folder)?;
     let plan = Plan::new(&spec);
-    let records = record::read_records(folder)?;
+    let (records, mut notes): (Vec<StoredRecord>, _) = record::read_records(folder)?;
     let speed = match &spec.speed {
-        Some(speed) => asked(speed, &spec.models, &record::read_records(folder)?),
+        Some(speed) => {
+            let (lines, of_speed) = record::read_records(folder)?;
+            notes.extend(of_speed);
+            asked(speed, &spec.models, &lines)
+        }
         None => Vec::new(),
     };
+    notes.iter().for_each(|note| progress.note(note));
     report::write_report(folder, &plan, &records, &speed)?;
     print(&report::terminal_table(&plan, &records, &speed)?);
     Ok(())
@@ -245,7 +258,8 @@ fn write_report(folder: &Path) -> anyhow::Result<()> {
 
 fn verify_experiment(folder: &Path, machine: &MachineArgs) -> anyhow::Result<ExitCode> {
     let spec = experiment_of(folder)?;
-    let records = record::read_records(folder)?;
+    let (records, notes) = record::read_records(folder)?;
+    notes.iter().for_each(|note| machine.progress().note(note));
     let plan = Plan::new(&spec);
     let finished = verify::finished(&plan, &records);
     let Some(first) = finished.first() else {
@@ -255,7 +269,8 @@ fn verify_experiment(folder: &Path, machine: &MachineArgs) -> anyhow::Result<Exi
     let device = machine.device.clone().unwrap_or_else(|| first.record.provenance.device.clone());
     device::check(&device, spec.run.precision)?;
     let threads = device::set_threads(machine.threads.or(spec.run.threads).map(std::num::NonZero::get));
-    let options = RunOptions { device, threads };
+    // What was quantized before would be compared with itself.
+    let options = RunOptions { device, threads, codes: None };
     let verdicts = verify::verify(&plan, &finished, &options, &machine.store()?, &machine.progress())?;
     print(&verify::table(&verdicts));
     let all_same = verdicts.iter().all(|verdict| verdict.same());

@@ -10,6 +10,18 @@ mod gpu;
 #[cfg(feature = "cuda")]
 pub(crate) use gpu::has_cublas;
 
+/// What the driver calls a GPU, where it tells.
+#[cfg(feature = "cuda")]
+pub(crate) fn gpu_name(device: &str) -> Option<String> {
+    crate::speed::cublas::index(device).and_then(crate::speed::cublas::device_name)
+}
+
+/// Only CUDA's driver tells.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn gpu_name(_device: &str) -> Option<String> {
+    None
+}
+
 /// Work that is generic over the backend.
 pub trait DeviceJob {
     /// What comes out.

@@ -1,12 +1,14 @@
-//! What a record was made of, and whether the same files are still there: a model may be replaced in its folder.
+//! What a record was made of, and whether that is still what it was: a model may be replaced in its folder, the revision of a
+//! hub's model may move, and a later program may make a text or a method's numbers otherwise.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::assets::AssetStore;
-use crate::config::{ModelSource, ModelSpec};
-use crate::plan::{CellId, Plan};
+use crate::config::{DatasetSpec, EvaluationSpec, ModelSource, ModelSpec};
+use crate::data::{Text, Texts};
+use crate::plan::{Cell, CellId, Plan};
 use crate::progress::Progress;
-use crate::record::{Outcome, Record};
+use crate::record::{Done, FIRST_VERSION, Outcome, StoredRecord};
 
 /// sha256 of files, by name.
 type Files = BTreeMap<String, String>;
@@ -38,6 +40,12 @@ pub(crate) fn differences(then: &Files, now: &Files) -> Vec<String> {
     compared.filter_map(difference).collect()
 }
 
+/// Those of a model's files that decide a number, from all that it has.
+pub(crate) fn deciding(files: &Files) -> impl Iterator<Item = (&str, &str)> {
+    let decides = |(name, _): &(&String, &String)| !OF_DECODING_ONLY.contains(&name.as_str());
+    files.iter().filter(decides).map(|(name, sha256)| (name.as_str(), sha256.as_str()))
+}
+
 fn is_of_model(name: &str) -> bool {
     let is_weights =
         |extension: &str| name.rsplit_once('.').is_some_and(|(_, end)| end.eq_ignore_ascii_case(extension));
@@ -48,34 +56,99 @@ fn shown(sha256: &str) -> String {
     format!("{}..", sha256.get(..SHOWN_DIGITS).unwrap_or(sha256))
 }
 
-/// The cells of `plan` that need not run: the newest record of each is finished, and its model's files are what they were.
-/// Each model that was changed is noted, with what changed.
-pub(crate) fn finished(plan: &Plan, records: &[Record], store: &AssetStore, progress: &Progress) -> BTreeSet<CellId> {
-    let newest: BTreeMap<&CellId, &Record> = records.iter().map(|record| (&record.cell_id, record)).collect();
+/// The cells of `plan` that need not run: the newest record of each is finished, and its model's files, its texts and its
+/// method's version are what they were. Each change is noted.
+///
+/// Only what is on this machine is looked at, so that a finished experiment needs no download to be shown again; a text is read
+/// where another cell of the model needs it in any case.
+pub(crate) fn finished(
+    plan: &Plan,
+    records: &[StoredRecord],
+    store: &AssetStore,
+    texts: &mut Texts<'_>,
+    progress: &Progress,
+) -> BTreeSet<CellId> {
+    let newest: BTreeMap<&CellId, &StoredRecord> = records.iter().map(|record| (&record.cell_id, record)).collect();
     let mut finished = BTreeSet::new();
     for model in &plan.models {
-        let ids: Vec<CellId> = model.cells.iter().map(crate::plan::Cell::id).collect();
-        let done = |id: &CellId| newest.get(id).filter(|record| matches!(record.outcome, Outcome::Done(_))).copied();
-        let on_record: Vec<&Record> = ids.iter().filter_map(done).collect();
-        if on_record.is_empty() {
-            continue;
-        }
-        let files = files_now(&model.model, on_record.len() == ids.len(), store);
-        let mut noted = BTreeSet::new();
-        for record in on_record {
-            let changes = files.as_ref().map_or_else(Vec::new, |now| changes_of_model(&record.provenance.assets, now));
-            if changes.is_empty() {
-                finished.insert(record.cell_id.clone());
-            } else if noted.insert(changes.clone()) {
-                progress.note(&format!(
-                    "model {} changed since cells of it were recorded ({}): they run again",
-                    model.model.name,
-                    changes.join(", ")
-                ));
+        let on_record: Vec<OnRecord<'_>> =
+            model.cells.iter().filter_map(|cell| OnRecord::of(cell, *newest.get(&cell.id())?)).collect();
+        let all = on_record.len() == model.cells.len();
+        let files = if on_record.is_empty() { None } else { files_now(&model.model, all, store) };
+        let mut again: BTreeMap<String, usize> = BTreeMap::new();
+        for one in on_record {
+            let changes =
+                files.as_ref().map_or_else(Vec::new, |now| changes_of_model(&one.record.provenance.assets, now));
+            let mut reasons = Vec::new();
+            if !changes.is_empty() {
+                reasons.push(format!("the model changed since ({})", changes.join(", ")));
             }
+            reasons.extend(one.other_version());
+            reasons.extend(one.other_texts(all, texts));
+            if reasons.is_empty() {
+                finished.insert(one.record.cell_id.clone());
+            } else {
+                *again.entry(reasons.join("; ")).or_default() += 1;
+            }
+        }
+        for (reasons, n_cells) in again {
+            progress.note(&format!("{}: {n_cells} cell(s) on record run again: {reasons}", model.model.name));
         }
     }
     finished
+}
+
+/// A cell with its finished record.
+struct OnRecord<'a> {
+    cell: &'a Cell,
+    record: &'a StoredRecord,
+    done: &'a Done,
+}
+
+impl<'a> OnRecord<'a> {
+    fn of(cell: &'a Cell, record: &'a StoredRecord) -> Option<Self> {
+        match &record.outcome {
+            Outcome::Done(done) => Some(Self { cell, record, done }),
+            Outcome::Failed(_) => None,
+        }
+    }
+
+    /// What is said where the method's code has another version now.
+    fn other_version(&self) -> Option<String> {
+        let (method, then) = (&self.cell.quantization.as_ref()?.method, self.done.quantization.as_ref()?);
+        let (then, now) = (then.method_version.unwrap_or(FIRST_VERSION), method.version());
+        (then != now).then(|| format!("method `{}` has version {now}, then {then}", method.key()))
+    }
+
+    /// What is said of each text that is known to be another. Those of calibration are compared where the record names them.
+    fn other_texts(&self, all_on_record: bool, texts: &mut Texts<'_>) -> Vec<String> {
+        let mut others = Vec::new();
+        let mut compare = |name: &str, then: &str, now: &str| {
+            if then != now {
+                others.push(format!("text {name} sha256 {} -> {}", shown(then), shown(now)));
+            }
+        };
+        for (evaluation, measured) in self.cell.evaluations.iter().zip(&self.done.measurements) {
+            let EvaluationSpec::Perplexity(spec) = evaluation;
+            if let Some(text) = text_now(&spec.dataset, all_on_record, texts) {
+                compare(&text.name, &measured.text_sha256, &text.scored_sha256(&spec.protocol));
+            }
+        }
+        let calibration = self.cell.quantization.as_ref().and_then(|quantization| quantization.calibration.as_ref());
+        let then = self.done.quantization.as_ref().and_then(|then| then.calibration_text_sha256.as_ref());
+        let text = calibration.and_then(|spec| text_now(&spec.dataset, all_on_record, texts));
+        if let Some((text, then)) = text.zip(then) {
+            compare(&text.name, then, &text.sha256);
+        }
+        others
+    }
+}
+
+/// A text as it is, where looking costs little: the program makes the bundled ones, and others are needed by other cells.
+fn text_now<'a>(spec: &DatasetSpec, all_on_record: bool, texts: &'a mut Texts<'_>) -> Option<&'a Text> {
+    let is_made = matches!(spec, DatasetSpec::Bundled(_));
+    // One that cannot be had is an error of the cells that need it.
+    if is_made || !all_on_record { texts.get(spec).ok() } else { None }
 }
 
 /// As [`differences`] where `now` holds the files of a model alone; what `then` holds beside them are texts.
@@ -91,8 +164,8 @@ fn files_now(model: &ModelSpec, all_on_record: bool, store: &AssetStore) -> Opti
     let can_change = match &model.source {
         ModelSource::Path(model) => model.path.exists(),
         ModelSource::Bundled(_) => true,
-        // A tag or a branch may move. It is asked for only where the model is needed in any case.
-        ModelSource::Hub(model) => !all_on_record && !is_commit(&model.revision),
+        // A tag or a branch may move. It is downloaded only where the model is needed in any case.
+        ModelSource::Hub(hub) => !is_commit(&hub.revision) && (!all_on_record || store.is_at_hand(hub)),
         ModelSource::Registry(_) => false,
     };
     if !can_change {

@@ -8,11 +8,13 @@
 pub mod assets;
 pub mod bundled;
 pub mod cli;
+pub mod codes;
 pub mod config;
 pub mod data;
 pub mod device;
 mod encoding;
 pub mod eval;
+mod files;
 pub mod generate;
 mod inputs;
 pub mod plan;

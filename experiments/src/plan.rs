@@ -47,7 +47,7 @@ pub struct QuantizationCell {
     /// measured on it. `None` where the experiment has none.
     pub calibration: Option<CalibrationSpec>,
     /// What this experiment calls the calibration, where it compares several and the method looks at activations. A
-    /// label: neither in the cell's id nor in its record.
+    /// label: no part of the cell's id.
     #[serde(skip)]
     pub calibration_name: Option<String>,
     /// Which draw of its calibration the cell is, where the method looks at activations. A label: the seed is what counts.
@@ -160,6 +160,9 @@ pub struct ModelPlan {
     pub cells: Vec<Cell>,
 }
 
+/// What tables compare with, where the experiment does not say.
+const BASELINE: &str = "RTN";
+
 /// An experiment as a list of cells.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -169,6 +172,8 @@ pub struct Plan {
     pub models: Vec<ModelPlan>,
     /// Published numbers to print beside ours.
     pub references: Vec<ReferenceValue>,
+    /// Label of the method that tables compare the others with.
+    pub baseline: String,
     /// A table laid out as a published one.
     pub table: Option<TableSpec>,
     /// A figure beside those that every run gets.
@@ -206,6 +211,7 @@ impl Plan {
             // Models that are only timed have no cells.
             models: spec.models.iter().filter(|_| !spec.evaluations.is_empty()).map(model_plan).collect(),
             references: spec.references.clone(),
+            baseline: spec.report.as_ref().map_or_else(|| BASELINE.to_owned(), |report| report.baseline.clone()),
             table: spec.table.clone(),
             figure: spec.figure.clone(),
         }

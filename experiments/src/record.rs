@@ -1,20 +1,23 @@
 //! [`Record`]: what one finished (or failed) cell leaves behind, one JSON object a line in `records.jsonl`.
 //!
-//! The file is only ever appended to, each record with one write and a sync, so that a kill
+//! Records are only ever appended (`record/file.rs`), each with one write and a sync, so that a kill
 //! loses no record: only the cell being measured, or the cells being quantized in one pass. Everything a table or figure
 //! needs is in here: making a report opens no model.
+//!
+//! A record is read for as long as its schema is. Its cell is kept as it was written and not read again: what was asked is known
+//! by its hash, and shown by the plan of whoever asks. A key that an experiment's file gets or loses makes no record unreadable.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
-
-use anyhow::{Context, bail, ensure};
 use awq_core::arithmetic::Arithmetic;
 use awq_core::driver::BlockLog;
 use awq_core::load::packed::PackedHeader;
 use awq_core::model::Storage;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+pub use self::file::{BadLine, Line, RecordFile, read_records};
+
+mod file;
+mod hold;
 
 use crate::plan::{Cell, CellId};
 use crate::provenance::Provenance;
@@ -22,19 +25,76 @@ use crate::provenance::Provenance;
 /// Version of the record's layout; raised when a field changes meaning.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// One cell's outcome.
+/// One cell's outcome: `C` is the cell as it was asked, or as its JSON was found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub struct Record<C = Cell> {
     /// [`SCHEMA_VERSION`] when it was written.
     pub schema: u32,
     /// Content hash of `cell`.
     pub cell_id: CellId,
+    /// What the cell is called; absent from records of before there were labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Labels>,
     /// What was asked, as planned.
-    pub cell: Cell,
+    pub cell: C,
     /// What came out.
     pub outcome: Outcome,
     /// With what it was made.
     pub provenance: Provenance,
+}
+
+/// A record as it lies in the file.
+pub type StoredRecord = Record<Json>;
+
+impl Line for StoredRecord {
+    type Written = Record;
+
+    const FILE: &'static str = "records.jsonl";
+
+    fn schema(&self) -> u32 {
+        self.schema
+    }
+}
+
+impl<C> Record<C> {
+    /// The record as one of `cell`, whose hash it has.
+    pub fn of_cell(&self, cell: &Cell) -> Record {
+        Record {
+            schema: self.schema,
+            cell_id: self.cell_id.clone(),
+            labels: self.labels.clone(),
+            cell: cell.clone(),
+            outcome: self.outcome.clone(),
+            provenance: self.provenance.clone(),
+        }
+    }
+}
+
+/// What a cell is called in tables: for readers of the file who do not want to know what its cell means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Labels {
+    /// Name of the model.
+    pub model: String,
+    /// `FP`, or the method's label: `RTN`, `AWQ`.
+    pub method: String,
+    /// `W4 g128`; absent for full precision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grid: Option<String>,
+    /// Name of the calibration, where the experiment compares several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<String>,
+}
+
+impl From<&Cell> for Labels {
+    fn from(cell: &Cell) -> Self {
+        let quantization = cell.quantization.as_ref();
+        Self {
+            model: cell.model.name.clone(),
+            method: cell.method_label(),
+            grid: quantization.map(|_| cell.grid_label()),
+            calibration: quantization.and_then(|quantization| quantization.calibration_name.clone()),
+        }
+    }
 }
 
 /// What came of a cell.
@@ -88,7 +148,7 @@ impl From<&PackedHeader> for PackedOrigin {
 /// A failed cell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Failed {
-    /// `quantize` or `evaluate`.
+    /// Where.
     pub stage: Stage,
     /// The error chain, outermost first.
     pub error: String,
@@ -98,10 +158,23 @@ pub struct Failed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
+    /// While finding, downloading or opening the model. Records of before there was this stage have `quantize`.
+    Load,
     /// While capturing or quantizing.
     Quantize,
     /// While measuring.
     Evaluate,
+}
+
+impl Stage {
+    /// The word of the record.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Load => "load",
+            Self::Quantize => "quantize",
+            Self::Evaluate => "evaluate",
+        }
+    }
 }
 
 /// One measured quantity.
@@ -120,7 +193,8 @@ pub struct Measurement {
     pub arithmetic: Arithmetic,
     /// The value.
     pub value: f64,
-    /// Standard error of the value, from the spread over windows.
+    /// Standard error of the value as other programs print it: over windows taken as independent (`gptq`), over tokens taken as
+    /// independent (`llama-cpp`). Reports show the latter; in place of the former one that knows how windows depend on each other.
     pub standard_error: Option<f64>,
     /// Windows scored.
     pub n_windows: usize,
@@ -143,9 +217,18 @@ pub struct Measurement {
     pub seconds: f64,
 }
 
+/// Version of every method when records did not name one.
+pub const FIRST_VERSION: u32 = 1;
+
 /// What a method did to a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Quantization {
+    /// [`crate::registry::MethodSpec::version`]; absent from records of before there were versions: [`FIRST_VERSION`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method_version: Option<u32>,
+    /// sha256 of the text that calibration sequences were taken from; absent without calibration and from older records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration_text_sha256: Option<String>,
     /// Stored bits per quantized weight, scales and zero points counted.
     pub bits_per_weight: f64,
     /// sha256 over all codes, scales and zero points in block and linear order.
@@ -161,142 +244,15 @@ pub struct Quantization {
 /// What a cell cost.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
-    /// Wall time of this cell's own quantization work.
+    /// Wall time of this cell's own quantization work, when it was done.
     pub quantize_seconds: f64,
-    /// Wall time of capturing activations, shared by all cells of one pass.
+    /// Wall time of capturing activations, shared by all cells of one pass, when that was done.
     pub shared_capture_seconds: f64,
+    /// Whether the codes are from the code store: quantization then took its time in an earlier run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub codes_from_store: bool,
     /// Wall time of the measurements.
     pub evaluate_seconds: f64,
     /// Largest resident memory of the process so far, in bytes; 0 where the system does not tell.
     pub peak_resident_bytes: u64,
-}
-
-/// A kind of record, with a file of its own.
-pub trait Line: Serialize + DeserializeOwned {
-    /// Name of the file.
-    const FILE: &'static str;
-
-    /// Layout of the record, see [`SCHEMA_VERSION`].
-    fn schema(&self) -> u32;
-}
-
-impl Line for Record {
-    const FILE: &'static str = "records.jsonl";
-
-    fn schema(&self) -> u32 {
-        self.schema
-    }
-}
-
-/// The append-only file of records, held by one run at a time.
-#[derive(Debug)]
-pub struct RecordFile<R = Record> {
-    path: PathBuf,
-    file: File,
-    on_record: Vec<R>,
-    n_cut_bytes: usize,
-}
-
-impl<R: Line> RecordFile<R> {
-    /// Opens the file of these records in `folder` for appending and reads what it already holds.
-    ///
-    /// A last line that a kill or a full disk cut short is cut off; every whole line is kept.
-    ///
-    /// # Errors
-    /// If the file cannot be opened for writing, another run is writing to it, or a line that is whole is not a record of
-    /// this schema.
-    pub fn open(folder: &Path) -> anyhow::Result<Self> {
-        let path = folder.join(R::FILE);
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(&path).with_context(|| {
-            format!("{}: cannot open for appending; choose a writable folder with --out", path.display())
-        })?;
-        // The system releases the lock when the program ends, however it ends. File systems without locks are not refused.
-        if let Err(TryLockError::WouldBlock) = file.try_lock() {
-            bail!(
-                "{}: another run is writing to it; wait for its end or choose another folder with --out",
-                path.display()
-            );
-        }
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).with_context(|| format!("{}: cannot read", path.display()))?;
-        let whole = whole_lines(&bytes);
-        let on_record = parse_records(&path, whole)?;
-        let n_cut_bytes = bytes.len() - whole.len();
-        if n_cut_bytes > 0 {
-            file.set_len(whole.len() as u64)
-                .with_context(|| format!("{}: cannot cut off the incomplete record", path.display()))?;
-        }
-        Ok(Self { path, file, on_record, n_cut_bytes })
-    }
-
-    /// The records that were in the file when it was opened.
-    pub fn on_record(&self) -> &[R] {
-        &self.on_record
-    }
-
-    /// Bytes of an incomplete last record that were cut off when the file was opened.
-    pub fn n_cut_bytes(&self) -> usize {
-        self.n_cut_bytes
-    }
-
-    /// Where the file is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Appends one record and forces it to the disk.
-    ///
-    /// # Errors
-    /// If it cannot be written whole (a full disk): the file is then cut back to the records that it held before.
-    pub fn append(&mut self, record: &R) -> anyhow::Result<()> {
-        let mut line = serde_json::to_string(record).context("a record cannot be written as JSON")?;
-        line.push('\n');
-        let before =
-            self.file.seek(SeekFrom::End(0)).with_context(|| format!("{}: cannot seek", self.path.display()))?;
-        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
-        if let Err(error) = written {
-            // Leave whole lines only; if even this fails, the next `open` drops the cut line.
-            let _ = self.file.set_len(before);
-            return Err(error).with_context(|| {
-                format!(
-                    "{}: cannot append a record (is the disk full?); free space and run again to resume",
-                    self.path.display()
-                )
-            });
-        }
-        Ok(())
-    }
-}
-
-/// Reads all records of a finished or interrupted experiment, without opening the file for writing.
-///
-/// # Errors
-/// If the file is missing or a whole line is not a record.
-pub fn read_records<R: Line>(folder: &Path) -> anyhow::Result<Vec<R>> {
-    let path = folder.join(R::FILE);
-    let bytes =
-        std::fs::read(&path).with_context(|| format!("{}: cannot read; run the experiment first", path.display()))?;
-    parse_records(&path, whole_lines(&bytes))
-}
-
-/// Everything up to the last line feed. Bytes, not text: what follows may end in the middle of a character.
-fn whole_lines(bytes: &[u8]) -> &[u8] {
-    let end = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
-    &bytes[..end]
-}
-
-fn parse_records<R: Line>(path: &Path, lines: &[u8]) -> anyhow::Result<Vec<R>> {
-    let parse = |(index, line): (usize, &[u8])| -> anyhow::Result<R> {
-        let place = || format!("{}:{}: not a record; move the file away to start anew", path.display(), index + 1);
-        let record: R = serde_json::from_slice(line).with_context(place)?;
-        ensure!(
-            record.schema() == SCHEMA_VERSION,
-            "{}:{}: record schema {}, this program reads {SCHEMA_VERSION}; move the file away to start anew",
-            path.display(),
-            index + 1,
-            record.schema()
-        );
-        Ok(record)
-    };
-    lines.split_inclusive(|&byte| byte == b'\n').enumerate().map(parse).collect()
 }

@@ -1,4 +1,5 @@
-//! The methods, one line each. A registry name is the TOML key and the first word of the label in tables.
+//! The methods, one line each. A registry name is the TOML key and the first word of the label in tables. A method whose code comes
+//! to give other numbers gets the next version.
 
 use awq_core::awq::{Awq, FixedScale, KeepSalient};
 use awq_core::backend::QuantBackend;
@@ -17,7 +18,7 @@ use crate::config::MethodEntry;
 
 /// Makes the enum, its names and its dispatch from one line per method.
 macro_rules! methods {
-    ($($(#[doc = $doc:literal])* $variant:ident($config:ty) = $key:literal;)*) => {
+    ($($(#[doc = $doc:literal])* $variant:ident($config:ty) = $key:literal, version $version:literal;)*) => {
         /// A quantization method with its settings. The struct that is parsed is the method itself.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
         pub enum MethodSpec {
@@ -31,6 +32,12 @@ macro_rules! methods {
             /// The TOML key.
             pub fn key(&self) -> &'static str {
                 match self { $(Self::$variant(_) => $key,)* }
+            }
+
+            /// Version of the method's code, part of every record. It is raised by whoever makes unchanged settings give other
+            /// codes; cells on record with another version run again.
+            pub fn version(&self) -> u32 {
+                match self { $(Self::$variant(_) => $version,)* }
             }
 
             /// What the method says of itself.
@@ -100,21 +107,21 @@ macro_rules! methods {
 
 methods! {
     /// Round to nearest.
-    Rtn(Rtn) = "rtn";
+    Rtn(Rtn) = "rtn", version 1;
     /// Activation-aware Weight Quantization.
-    Awq(Awq) = "awq";
+    Awq(Awq) = "awq", version 1;
     /// GPTQ: columns make up for the rounding errors of earlier columns.
-    Gptq(Gptq) = "gptq";
+    Gptq(Gptq) = "gptq", version 1;
     /// GPTAQ: GPTQ that also makes up for inputs that have drifted from full precision.
-    Gptaq(Gptaq) = "gptaq";
+    Gptaq(Gptaq) = "gptaq", version 2;
     /// AWQ with GPTQ as its rounding step.
-    AwqGptq(AwqGptq) = "awq_gptq";
+    AwqGptq(AwqGptq) = "awq_gptq", version 1;
     /// QuIP: rotated weights, rounded with linear feedback.
-    Quip(Quip) = "quip";
+    Quip(Quip) = "quip", version 1;
     /// HQQ: zero points fitted to the weights alone.
-    Hqq(Hqq) = "hqq";
+    Hqq(Hqq) = "hqq", version 1;
     /// Round to nearest with salient input channels in full precision.
-    KeepSalient(KeepSalient) = "keep_salient";
+    KeepSalient(KeepSalient) = "keep_salient", version 1;
     /// Round to nearest with salient input channels scaled by one factor.
-    FixedScale(FixedScale) = "fixed_scale";
+    FixedScale(FixedScale) = "fixed_scale", version 1;
 }

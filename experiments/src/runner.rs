@@ -1,33 +1,39 @@
 //! Plan to records: runs what is not yet on record, cell by cell, and appends each result at once.
 //!
-//! Cells of one model that share calibration are quantized together, a limited number in one pass over its blocks. A cell
+//! Cells of one model that share calibration are quantized together, a limited number in one pass over its blocks (`pass.rs`). A cell
 //! that fails becomes a record and the sweep goes on; an experiment that was interrupted resumes at the first cell without a
 //! finished record. A cell whose model was replaced since runs again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail};
 use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
-use awq_core::driver::{Calibration, Job, QuantizedModel, quantize_model};
 use awq_core::load::{OpenedModel, open_model};
 use awq_core::model::{Decoder, Storage, open_decoder, wiring_of};
 
-use crate::assets::{AssetStore, sha256_of};
-use crate::config::{CalibrationSpec, Draw, EvaluationSpec, ModelSpec, PerplexitySpec, ProtocolSpec};
-use crate::data::calibration::{CalibrationSet, calibration_set, overlap_tokens};
-use crate::data::{self, Text};
+use crate::assets::AssetStore;
+use crate::codes::CodeStore;
+use crate::config::{EvaluationSpec, ExperimentSpec, ModelSpec, PerplexitySpec, ProtocolSpec};
+use crate::data::Texts;
+use crate::data::calibration::{CalibrationSet, overlap_tokens};
 use crate::device::{DeviceJob, run_on};
 use crate::eval::perplexity::{Windows, score};
+use crate::files::{folder_of, sync_folder, write_durably};
 use crate::inputs;
 use crate::plan::{Cell, CellId, ModelPlan, Plan, passes};
 use crate::progress::Progress;
-use crate::provenance::{Provenance, peak_resident_bytes, tree};
+use crate::provenance::{Provenance, peak_resident_bytes};
 use crate::record::{
-    Cost, Done, Failed, Measurement, Outcome, Quantization, Record, RecordFile, SCHEMA_VERSION, Stage,
+    Cost, Done, Failed, Labels, Measurement, Outcome, Record, RecordFile, SCHEMA_VERSION, Stage, StoredRecord,
 };
+
+mod pass;
+
+use self::pass::Quantized;
 
 /// What an experiment runs on.
 #[derive(Debug)]
@@ -36,6 +42,8 @@ pub struct RunOptions {
     pub device: String,
     /// CPU threads in use.
     pub threads: usize,
+    /// Codes of earlier runs; `None` quantizes whatever was quantized before.
+    pub codes: Option<CodeStore>,
 }
 
 /// How an experiment ended.
@@ -57,18 +65,13 @@ pub struct Summary {
 pub fn run(
     plan: &Plan,
     options: &RunOptions,
-    mut file: RecordFile,
+    mut file: RecordFile<StoredRecord>,
     store: &AssetStore,
     progress: &Progress,
 ) -> anyhow::Result<Summary> {
-    tree();
-    if file.n_cut_bytes() > 0 {
-        progress.note(&format!(
-            "{}: the last record was cut short and is dropped; its cell runs again",
-            file.path().display()
-        ));
-    }
-    let finished: BTreeSet<CellId> = inputs::finished(plan, file.on_record(), store, progress);
+    file.notes().iter().for_each(|note| progress.note(note));
+    let mut texts = Texts::new(store);
+    let finished: BTreeSet<CellId> = inputs::finished(plan, file.on_record(), store, &mut texts, progress);
     let mut summary =
         Summary { resumed: plan.cells().filter(|cell| finished.contains(&cell.id())).count(), ..Summary::default() };
     if summary.resumed > 0 {
@@ -79,7 +82,6 @@ pub fn run(
             file.path().display()
         ));
     }
-    let mut texts = Texts { store, loaded: BTreeMap::new() };
     for model in &plan.models {
         let cells: Vec<&Cell> = model.cells.iter().filter(|cell| !finished.contains(&cell.id())).collect();
         if cells.is_empty() {
@@ -95,7 +97,8 @@ pub fn run(
                 }
             }
             let provenance = Provenance::collect(&options.device, options.threads, assets.clone());
-            file.append(&Record { schema: SCHEMA_VERSION, cell_id: cell.id(), cell: cell.clone(), outcome, provenance })
+            let (cell_id, labels) = (cell.id(), Some(Labels::from(cell)));
+            file.append(&Record { schema: SCHEMA_VERSION, cell_id, labels, cell: cell.clone(), outcome, provenance })
         };
         run_model(model, &cells, options, store, &mut texts, progress, &mut sink)?;
     }
@@ -131,11 +134,13 @@ fn run_model(
     let opened = locate_and_open(&plan.model, store, progress);
     let LocatedModel { opened, storage, assets } = match opened {
         Ok(located) => located,
-        Err(error) => return fail_all(cells, Stage::Quantize, &error, &BTreeMap::new(), sink),
+        Err(error) => return fail_all(cells, Stage::Load, &error, &BTreeMap::new(), sink),
     };
     // One experiment has one precision.
     let precision = cells.first().map_or(FloatType::F32, |cell| cell.precision);
-    run_on(&options.device, precision, ModelJob { opened, storage, assets, cells, texts, progress, sink })
+    let model_files = assets.clone();
+    let job = ModelJob { opened, storage, model_files, assets, cells, options, precision, texts, progress, sink };
+    run_on(&options.device, precision, job)
 }
 
 /// A model's headers, and the hashes of its files.
@@ -172,8 +177,13 @@ fn failed(stage: Stage, error: &anyhow::Error) -> Outcome {
 struct ModelJob<'a, 'b, 'c> {
     opened: OpenedModel,
     storage: Option<Storage>,
+    /// sha256 of the model's files.
+    model_files: BTreeMap<String, String>,
+    /// Those, and of the texts.
     assets: BTreeMap<String, String>,
     cells: &'a [&'a Cell],
+    options: &'a RunOptions,
+    precision: FloatType,
     texts: &'a mut Texts<'b>,
     progress: &'a Progress,
     sink: &'a mut Sink<'c>,
@@ -186,7 +196,7 @@ impl DeviceJob for ModelJob<'_, '_, '_> {
         let opened = open_decoder::<B>(self.opened.config.clone(), self.opened.checkpoint.clone(), &device);
         let decoder = match opened.context("the model cannot be opened") {
             Ok(decoder) => decoder,
-            Err(error) => return fail_all(self.cells, Stage::Quantize, &error, &self.assets, self.sink),
+            Err(error) => return fail_all(self.cells, Stage::Load, &error, &self.assets, self.sink),
         };
         // What is evaluated is prepared first: a text that is missing or too short is found before any long work.
         let mut evaluations = BTreeMap::new();
@@ -228,14 +238,7 @@ impl ModelJob<'_, '_, '_> {
         let EvaluationSpec::Perplexity(spec) = evaluation;
         let tokenizer = &self.opened.tokenizer;
         let text = self.texts.get(&spec.dataset)?;
-        let (whole, text_sha256) = match &spec.protocol {
-            ProtocolSpec::Gptq(_) => (text.joined(), text.sha256.clone()),
-            ProtocolSpec::LlamaCpp(_) => {
-                let file = text.as_file();
-                let sha256 = sha256_of(file.as_bytes());
-                (file, sha256)
-            }
-        };
+        let (whole, text_sha256) = (text.scored(&spec.protocol), text.scored_sha256(&spec.protocol));
         let windows = Windows::cut(&whole, tokenizer, &spec.protocol, spec.max_windows.map(std::num::NonZero::get))
             .and_then(|windows| windows.check_fits(&self.opened.config).map(|()| windows))
             .with_context(|| format!("data set {}", text.name))?;
@@ -248,75 +251,6 @@ impl ModelJob<'_, '_, '_> {
         Ok(Prepared { spec: spec.clone(), windows, text_name: text.name.clone(), text_sha256, floor })
     }
 
-    fn run_pass<B: QuantBackend>(
-        &mut self,
-        decoder: &dyn Decoder<B>,
-        name: &str,
-        cells: &[&Cell],
-        evaluations: &BTreeMap<EvaluationSpec, Prepared>,
-    ) -> anyhow::Result<()> {
-        let calibration = cells.first().and_then(|cell| cell.quantization.as_ref()?.calibration.as_ref());
-        let draw = cells.first().and_then(|cell| cell.quantization.as_ref()?.draw);
-        let set = match calibration.map(|spec| self.drawn_set(spec, draw)).transpose() {
-            Ok(set) => set,
-            Err(error) => return fail_all(cells, Stage::Quantize, &error, &self.assets, self.sink),
-        };
-        let jobs: Vec<Job<'_, B>> = cells
-            .iter()
-            .filter_map(|cell| cell.quantization.as_ref())
-            .map(|quantization| Job { method: quantization.method.method::<B>(), grid: quantization.grid })
-            .collect();
-        let sequences = set.as_ref().map(|set| set.ids.as_slice());
-        let calibration = calibration
-            .zip(sequences)
-            .map(|(spec, sequences)| Calibration { sequences, propagation: spec.propagation });
-        let n_blocks = decoder.config().n_blocks;
-        let bar = self.progress.bar(&format!("{name}quantize {} cell(s), blocks", jobs.len()), n_blocks as u64);
-        let pass = guarded(|| Ok(quantize_model(decoder, calibration, &jobs, &mut |_| bar.advance(1))?));
-        bar.finish();
-        let pass = match pass {
-            Ok(pass) => pass,
-            Err(error) => return fail_all(cells, Stage::Quantize, &error, &self.assets, self.sink),
-        };
-        for (cell, model) in cells.iter().zip(pass.models) {
-            let outcome = match model {
-                Ok(model) => {
-                    let base =
-                        Quantized { model: &model, calibration: set.as_ref(), shared_seconds: pass.shared_seconds };
-                    self.evaluate(&model.decoder(decoder), cell, evaluations, Some(&base))
-                }
-                Err(error) => failed(Stage::Quantize, &error.into()),
-            };
-            (self.sink)(cell, outcome, &self.assets)?;
-        }
-        Ok(())
-    }
-
-    /// A draw that is no other than the first is an error: the spread of the two would be nothing, and say nothing.
-    fn drawn_set(&mut self, spec: &CalibrationSpec, draw: Option<Draw>) -> anyhow::Result<CalibrationSet> {
-        let set = self.calibration_set(spec)?;
-        if let Some(draw) = draw.filter(|draw| draw.index > 0) {
-            let sorted = |mut set: CalibrationSet| {
-                set.ids.sort();
-                set.ids
-            };
-            ensure!(
-                sorted(set.clone()) != sorted(self.calibration_set(&draw.first(spec))?),
-                "draw {} of the calibration takes the same sequences as draw 0: the text has no others; remove `draws` or \
-                 calibrate on a longer text",
-                draw.index
-            );
-        }
-        Ok(set)
-    }
-
-    fn calibration_set(&mut self, spec: &CalibrationSpec) -> anyhow::Result<CalibrationSet> {
-        let text = self.texts.get(&spec.dataset)?;
-        let set = calibration_set(&self.opened, spec, text)?;
-        self.assets.insert(text.name.clone(), text.sha256.clone());
-        Ok(set)
-    }
-
     fn evaluate<B: QuantBackend>(
         &self,
         decoder: &dyn Decoder<B>,
@@ -325,7 +259,7 @@ impl ModelJob<'_, '_, '_> {
         quantized: Option<&Quantized<'_>>,
     ) -> Outcome {
         let start = Instant::now();
-        let calibration = quantized.and_then(|quantized| quantized.calibration);
+        let calibration = quantized.and_then(|quantized| quantized.calibration).map(|calibrated| &calibrated.set);
         let measure = |evaluation| self.measure(decoder, cell, &evaluations[evaluation], calibration);
         let measurements: anyhow::Result<Vec<Measurement>> = guarded(|| cell.evaluations.iter().map(measure).collect());
         match measurements {
@@ -335,8 +269,9 @@ impl ModelJob<'_, '_, '_> {
                 packed: self.opened.packed.as_ref().map(Into::into),
                 storage: self.storage.clone(),
                 cost: Cost {
-                    quantize_seconds: quantized.map_or(0.0, |q| q.model.logs.iter().map(|log| log.seconds).sum()),
-                    shared_capture_seconds: quantized.map_or(0.0, |q| q.shared_seconds),
+                    quantize_seconds: quantized.map_or(0.0, |q| q.codes.model.logs.iter().map(|log| log.seconds).sum()),
+                    shared_capture_seconds: quantized.map_or(0.0, |q| q.codes.shared_seconds),
+                    codes_from_store: quantized.is_some_and(|q| q.from_store),
                     evaluate_seconds: start.elapsed().as_secs_f64(),
                     peak_resident_bytes: peak_resident_bytes(),
                 },
@@ -362,7 +297,7 @@ impl ModelJob<'_, '_, '_> {
         bar.finish();
         let nll_per_window = scores.window_means();
         let (protocol, standard_error) = match prepared.spec.protocol {
-            ProtocolSpec::Gptq(_) => ("gptq", crate::stats::standard_error(&nll_per_window)),
+            ProtocolSpec::Gptq(_) => ("gptq", scores.window_standard_error()),
             ProtocolSpec::LlamaCpp(_) => ("llama-cpp", Some(scores.token_standard_error())),
         };
         Ok(Measurement {
@@ -387,7 +322,7 @@ impl ModelJob<'_, '_, '_> {
 }
 
 /// What `compute` says; a panic in it (a bug, a device out of memory) is an error, so that it costs a pass and not the sweep.
-fn guarded<T>(compute: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+pub(crate) fn guarded<T>(compute: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     // What a panic leaves half done is dropped with the error: nothing that is used afterwards is shared with `compute`.
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(compute)).unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
@@ -395,71 +330,57 @@ fn guarded<T>(compute: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> 
     })
 }
 
-/// A quantized model and what it was made with.
-struct Quantized<'a> {
-    model: &'a QuantizedModel,
-    calibration: Option<&'a CalibrationSet>,
-    shared_seconds: f64,
-}
-
-impl Quantized<'_> {
-    fn describe(&self, cell: &Cell, evaluations: &BTreeMap<EvaluationSpec, Prepared>) -> Quantization {
-        let overlap = |set: &CalibrationSet| {
-            let windows: Vec<&[u32]> =
-                cell.evaluations.iter().flat_map(|evaluation| evaluations[evaluation].windows.slices()).collect();
-            overlap_tokens(&set.ids, &windows)
-        };
-        Quantization {
-            bits_per_weight: self.model.bits_per_weight(),
-            codes_sha256: self.model.codes_sha256(),
-            n_calibration_sequences: self.calibration.map_or(0, |set| set.ids.len()),
-            calibration_overlap_tokens: self.calibration.map_or(0, overlap),
-            blocks: self.model.logs.clone(),
-        }
-    }
-}
-
-/// Texts by their specification, loaded once.
-struct Texts<'a> {
-    store: &'a AssetStore,
-    loaded: BTreeMap<crate::config::DatasetSpec, Text>,
-}
-
-impl Texts<'_> {
-    fn get(&mut self, spec: &crate::config::DatasetSpec) -> anyhow::Result<&Text> {
-        if !self.loaded.contains_key(spec) {
-            let text = data::load(spec, self.store)?;
-            self.loaded.insert(spec.clone(), text);
-        }
-        Ok(&self.loaded[spec])
-    }
-}
-
-/// The default output folder of a configuration: `results/` and the file's stem.
-pub fn default_out(config: &Path) -> PathBuf {
-    Path::new("results").join(config.file_stem().unwrap_or_else(|| "experiment".as_ref()))
+/// The default output folder of a configuration: `results/` and the file's stem, of a run of the first windows alone with
+/// `-first-N`, for it must not take the place of the whole run.
+pub fn default_out(config: &Path, max_windows: Option<NonZeroUsize>) -> PathBuf {
+    let stem = config.file_stem().unwrap_or_else(|| "experiment".as_ref()).to_string_lossy();
+    let first = max_windows.map_or_else(String::new, |n| format!("-first-{n}"));
+    Path::new("results").join(format!("{stem}{first}"))
 }
 
 /// Name of the copy of the experiment that stands beside its records.
 pub const RESOLVED_CONFIG: &str = "experiment.toml";
 
-/// Creates the output folder, opens its records and writes the experiment, as parsed and limited, beside them.
+/// Creates the output folder, opens its records and writes the experiment, as parsed and limited, beside them. `max_windows` is
+/// what the command limits it to.
 ///
 /// # Errors
-/// A folder that cannot be created or written, or that another run writes to: found before any work.
-pub fn claim_folder(out: &Path, spec: &crate::config::ExperimentSpec) -> anyhow::Result<RecordFile> {
+/// A folder that cannot be created or written, that another run writes to, or that shows a run of other windows than a smoke
+/// run has: found before any work.
+pub fn claim_folder(
+    out: &Path,
+    spec: &ExperimentSpec,
+    max_windows: Option<NonZeroUsize>,
+) -> anyhow::Result<RecordFile<StoredRecord>> {
     let place = || format!("{}: cannot write the output folder; choose another with --out", out.display());
     std::fs::create_dir_all(out).with_context(place)?;
+    sync_folder(folder_of(out)).with_context(place)?;
     let records = RecordFile::open(out)?;
+    if let Some(limit) = max_windows {
+        check_limits(out, spec, limit)?;
+    }
     let text = toml::to_string(spec).context("the experiment cannot be written as TOML")?;
-    let mut builder = tempfile::Builder::new();
-    // As open to others as the umask lets an ordinary file be; a temporary file is private otherwise.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.prefix(".experiment-").tempfile_in(out).with_context(place)?;
-    std::io::Write::write_all(&mut file, text.as_bytes()).with_context(place)?;
-    file.persist(out.join(RESOLVED_CONFIG)).map_err(|error| error.error).with_context(place)?;
+    write_durably(&out.join(RESOLVED_CONFIG), text.as_bytes()).with_context(place)?;
     Ok(records)
+}
+
+/// Checks that a smoke run does not take the place of what a folder shows.
+fn check_limits(out: &Path, spec: &ExperimentSpec, limit: NonZeroUsize) -> anyhow::Result<()> {
+    let path = out.join(RESOLVED_CONFIG);
+    // An experiment that cannot be read is not shown either.
+    let Some(shown) = path.exists().then(|| ExperimentSpec::read(&path).ok()).flatten() else { return Ok(()) };
+    if shown.limits() != spec.limits() {
+        let of = match shown.limits().iter().flatten().max() {
+            Some(n) => format!("the first {n} windows"),
+            None => "all windows".to_owned(),
+        };
+        bail!(
+            "{}: holds a run of {of}, which one of the first {limit} would take the place of; choose another folder with --out, or \
+             leave it out",
+            out.display()
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

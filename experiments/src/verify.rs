@@ -8,7 +8,7 @@ use crate::assets::AssetStore;
 use crate::inputs::differences;
 use crate::plan::{Cell, ModelPlan, Plan};
 use crate::progress::Progress;
-use crate::record::{Done, Measurement, Outcome, Record, RecordFile, read_records};
+use crate::record::{Done, Measurement, Outcome, RecordFile, StoredRecord, read_records};
 use crate::runner::{RunOptions, run};
 
 /// A cell of the plan with its newest finished record.
@@ -17,7 +17,7 @@ pub struct Finished<'a> {
     /// The cell, with the names that the plan gives it.
     pub cell: &'a Cell,
     /// The record.
-    pub record: &'a Record,
+    pub record: &'a StoredRecord,
     /// What it holds.
     pub done: &'a Done,
 }
@@ -57,7 +57,7 @@ impl Verdict {
 }
 
 /// The cells of `plan` that `records` holds finished, in the plan's order.
-pub fn finished<'a>(plan: &'a Plan, records: &'a [Record]) -> Vec<Finished<'a>> {
+pub fn finished<'a>(plan: &'a Plan, records: &'a [StoredRecord]) -> Vec<Finished<'a>> {
     let of_cell = |cell: &'a Cell| {
         let id = cell.id();
         records.iter().rev().find_map(|record| match &record.outcome {
@@ -87,7 +87,7 @@ pub fn verify(
     let again = Plan { models: models.collect(), ..plan.clone() };
     let folder = tempfile::tempdir().context("cannot create a temporary folder to verify in")?;
     run(&again, options, RecordFile::open(folder.path())?, store, progress)?;
-    let now: Vec<Record> = read_records(folder.path())?;
+    let (now, _): (Vec<StoredRecord>, _) = read_records(folder.path())?;
     let verdict = |then: &Finished<'_>| {
         let record = now.iter().find(|record| record.cell_id == then.record.cell_id);
         let again = match record.map(|record| &record.outcome) {

@@ -1,16 +1,21 @@
 //! What documents claim about the repository is true, and what is committed under `results` follows from its records.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "tidy/claims.rs"]
+mod claims;
+#[path = "tidy/readme.rs"]
+mod readme;
 #[path = "tidy/sums.rs"]
 mod sums;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use experiments::config::ExperimentSpec;
-use experiments::registry::MethodSpec;
+use experiments::plan::Plan;
+use experiments::record::{FIRST_VERSION, Outcome, StoredRecord, read_records};
 
 /// Lines that a source file may have, tests included.
 const MAX_LINES: usize = 500;
@@ -85,40 +90,8 @@ fn every_path_named_in_contributing_exists() {
 }
 
 #[test]
-fn every_method_is_in_the_list_of_the_readme() {
-    let readme = read("README.md");
-    for key in MethodSpec::KEYS {
-        let row = format!("| `{key}` |");
-        assert!(readme.contains(&row), "README.md: the table of methods has no row that begins with {row}");
-    }
-}
-
-#[test]
-fn the_experiment_in_the_readme_is_a_valid_file() {
-    let readme = read("README.md");
-    let blocks: Vec<&str> = readme.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert!(!blocks.is_empty(), "README.md shows no experiment");
-    for block in blocks {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), block).unwrap();
-        ExperimentSpec::read(file.path()).unwrap_or_else(|error| panic!("{error:#}"));
-    }
-}
-
-#[test]
-fn every_option_in_the_readme_exists() {
-    let help: String = ["run", "quantize", "generate", "chat"]
-        .map(|command| experiments(&[command.as_ref(), "--help".as_ref()]))
-        .join("\n");
-    let of_cargo = ["--release", "--workspace", "--features", "--"];
-    let readme = read("README.md");
-    let words = readme.split(|c: char| !c.is_ascii_lowercase() && c != '-');
-    let options: BTreeSet<&str> =
-        words.filter(|word| word.starts_with("--") && !word.starts_with("---") && !of_cargo.contains(word)).collect();
-    assert!(options.contains("--out"), "README.md names no option: is the rule of this test still right?");
-    let unknown: Vec<_> =
-        options.into_iter().filter(|option| !help.split_whitespace().any(|word| word == *option)).collect();
-    assert!(unknown.is_empty(), "README.md names options that do not exist: {unknown:?}");
+fn every_path_named_in_security_exists() {
+    check_paths("SECURITY.md");
 }
 
 #[test]
@@ -149,6 +122,45 @@ fn committed_results() -> Vec<PathBuf> {
     records.map(|folder| root().join(folder)).collect()
 }
 
+/// Whether git holds such a file of a report: what says the same as another one, page, pixels or columns, it does not.
+fn is_tracked(path: &Path) -> bool {
+    path.extension().is_none_or(|extension| !["png", "html", "parquet"].map(OsStr::new).contains(&extension))
+}
+
+/// A program of today finds every committed cell under the id that it has today, with the version that its method has.
+#[test]
+fn committed_records_are_taken_up_again() {
+    for committed in committed_results() {
+        let (records, notes): (Vec<StoredRecord>, _) = read_records(&committed).unwrap();
+        assert_eq!(notes, [""; 0], "{}", committed.display());
+        let newest: BTreeMap<_, _> = records.iter().map(|record| (&record.cell_id, record)).collect();
+        for cell in Plan::new(&ExperimentSpec::read(&committed.join("experiment.toml")).unwrap()).cells() {
+            let place = format!("{}: {} ({})", committed.display(), cell.label(), cell.id().0);
+            let record = newest.get(&cell.id()).unwrap_or_else(|| panic!("{place} is not on record"));
+            let Outcome::Done(done) = &record.outcome else { panic!("{place} failed") };
+            let then = done.quantization.as_ref().map(|then| then.method_version.unwrap_or(FIRST_VERSION));
+            assert_eq!(
+                then,
+                cell.quantization.as_ref().map(|now| now.method.version()),
+                "{place}: version of the method"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_committed_quickstart_needs_no_run() {
+    let again = tempfile::tempdir().unwrap();
+    let committed = root().join("results/reference/quickstart");
+    let copy = |name: &str| std::fs::copy(committed.join(name), again.path().join(name)).unwrap();
+    let n_bytes = copy("records.jsonl");
+    copy("experiment.toml");
+    let config = again.path().join("experiment.toml");
+    experiments(&[config.as_os_str(), "--out".as_ref(), again.path().as_os_str()]);
+    let now = std::fs::metadata(again.path().join("records.jsonl")).unwrap().len();
+    assert_eq!(now, n_bytes, "cells ran again");
+}
+
 #[test]
 fn committed_tables_and_figures_follow_from_their_records() {
     for committed in committed_results() {
@@ -160,13 +172,11 @@ fn committed_tables_and_figures_follow_from_their_records() {
         }
         experiments(&["report".as_ref(), again.path().as_os_str()]);
         let (committed_files, new_files) = (files_below(&committed), files_below(again.path()));
-        for (path, content) in new_files {
+        for (path, content) in new_files.into_iter().filter(|(path, _)| is_tracked(path)) {
             let place = committed.join(&path);
             let stored = committed_files.get(&path).unwrap_or_else(|| panic!("{} is not committed", place.display()));
-            // Pictures are drawn from the same figures as the SVG files; their compression is not this project's.
-            let is_text = path.extension().is_none_or(|extension| extension != "png" && extension != "parquet");
             assert!(
-                !is_text || *stored == content,
+                *stored == content,
                 "{} does not follow from its records; run `experiments report` on its folder and commit what it writes",
                 place.display()
             );

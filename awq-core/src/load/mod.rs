@@ -159,11 +159,23 @@ pub fn open_model(path: &Path) -> Result<OpenedModel, LoadError> {
     Err(LoadError::UnknownFormat { path: path.to_owned() })
 }
 
+/// Checks from the `config.json` of `folder` alone that [`open_model`] knows such a model: the rest may not be there yet.
+///
+/// # Errors
+/// A family or a key that is not known, or a model that another tool quantized.
+pub fn check_config(folder: &Path) -> Result<(), LoadError> {
+    config_of(folder).map(drop)
+}
+
+fn config_of(folder: &Path) -> Result<ModelConfig, LoadError> {
+    let file = folder.join("config.json");
+    foreign::check_settings(folder, &file, &read_json(&file)?)?;
+    ModelConfig::from_hugging_face(&file)
+}
+
 fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
     check_folder(folder)?;
-    let config_file = folder.join("config.json");
-    foreign::check_settings(folder, &config_file, &read_json(&config_file)?)?;
-    let mut config = ModelConfig::from_hugging_face(&config_file)?;
+    let mut config = config_of(folder)?;
     let generation_file = folder.join("generation_config.json");
     if generation_file.exists() {
         let generation: Json = read_json(&generation_file)?;

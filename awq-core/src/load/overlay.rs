@@ -12,7 +12,7 @@ use crate::quantized::QuantizedWeight;
 pub struct QuantizedCheckpoint {
     base: Arc<dyn Checkpoint>,
     /// By name of the weight, `{linear}.weight`.
-    pub(crate) packed: BTreeMap<String, PackedWeight>,
+    pub(crate) packed: BTreeMap<String, Arc<PackedWeight>>,
     /// Vectors (norms, biases) into which scales were folded, by name.
     pub(crate) changed: BTreeMap<String, Vec<f32>>,
 }
@@ -20,6 +20,11 @@ pub struct QuantizedCheckpoint {
 impl QuantizedCheckpoint {
     pub(crate) fn new(base: Arc<dyn Checkpoint>) -> Self {
         Self { base, packed: BTreeMap::new(), changed: BTreeMap::new() }
+    }
+
+    /// Names of the tensors that are not those of the checkpoint below.
+    pub fn edited(&self) -> impl Iterator<Item = &str> {
+        self.packed.keys().chain(self.changed.keys()).map(String::as_str)
     }
 }
 
@@ -41,7 +46,7 @@ impl Checkpoint for QuantizedCheckpoint {
     }
 
     fn read_quantized(&self, name: &str) -> Result<Option<QuantizedWeight>, LoadError> {
-        Ok(self.packed.get(name).map(PackedWeight::unpack))
+        Ok(self.packed.get(name).map(|weight| weight.unpack()))
     }
 
     fn is_readable(&self, name: &str) -> bool {

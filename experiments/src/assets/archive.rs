@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 
 use super::cannot_write;
+use crate::config::names::is_inside;
 
 /// Writes the file `wanted` of an archive, or the files directly in the folder `wanted`, to `target`.
 ///
@@ -57,8 +58,8 @@ fn write_entry(name: &str, content: &mut impl Read, wanted: &str, target: &Path)
     let path = if name == wanted {
         target.to_owned()
     } else if let Some(inner) = name.strip_prefix(wanted).and_then(|rest| rest.strip_prefix('/')) {
-        // Only a plain name may become a path: this also refuses `..` and absolute names.
-        if Path::new(inner).file_name().is_none_or(|plain| plain != inner) {
+        // Only a plain name may become a path.
+        if inner.contains('/') || !is_inside(inner) {
             return Ok(false);
         }
         std::fs::create_dir_all(target).with_context(|| cannot_write(target))?;
@@ -104,11 +105,15 @@ pub(crate) mod tests {
         tar.into_inner().unwrap().finish().unwrap()
     }
 
-    const FILES: [(&str, &str); 5] = [
+    const FILES: [(&str, &str); 9] = [
         ("p/data/b.txt", "bee"),
         ("p/data/a.txt", "ay"),
         ("p/data/deep/c.txt", "sea"),
         ("p/data/../evil", "x"),
+        ("p/data/..", "x"),
+        ("p/data//evil", "x"),
+        ("p/data/..\\evil", "x"),
+        ("p/data/c:evil", "x"),
         ("p/data2/d", "dee"),
     ];
 
@@ -132,6 +137,28 @@ pub(crate) mod tests {
             assert_eq!(extracted(&archive, "p/data/b.txt"), Ok(vec![("out".into(), "bee".into())]));
             let folder = vec![("a.txt".into(), "ay".into()), ("b.txt".into(), "bee".into())];
             assert_eq!(extracted(&archive, "p/data"), Ok(folder));
+        }
+    }
+
+    #[test]
+    fn a_link_in_an_archive_is_not_followed() {
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("secret"), "secret").unwrap();
+        let gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        let mut tar = tar::Builder::new(gz);
+        let mut link = |name: &str, kind, to: &Path| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(0);
+            tar.append_link(&mut header, name, to).unwrap();
+        };
+        link("p/data/soft", tar::EntryType::Symlink, &outside.path().join("secret"));
+        link("p/data/hard", tar::EntryType::Link, &outside.path().join("secret"));
+        link("p/data/folder", tar::EntryType::Symlink, outside.path());
+        let archive = tar.into_inner().unwrap().finish().unwrap();
+        let nothing = "the archive holds no such file or folder; correct the key `file`";
+        for wanted in ["p/data", "p/data/soft", "p/data/hard", "p/data/folder/secret"] {
+            assert_eq!(extracted(&archive, wanted).unwrap_err(), nothing);
         }
     }
 

@@ -4,28 +4,34 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use awq_core::load::check_folder;
+use awq_core::load::{check_config, check_folder};
 use serde::Deserialize;
 
 use super::hashing::{Hashes, sha256_of};
 use super::{LocatedModel, Partial};
+use crate::config::names::is_inside;
 
+/// What says which kind of model it is.
+pub(crate) const CONFIG: &str = "config.json";
 /// The list of a sharded checkpoint's files.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// The only file of an unsharded checkpoint.
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 /// What every folder must hold beside the weights.
-pub(crate) const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
+pub(crate) const REQUIRED: [&str; 2] = [CONFIG, "tokenizer.json"];
 /// What is taken along if it exists.
 pub(crate) const OPTIONAL: [&str; 3] = ["generation_config.json", "quantization.json", "tokenizer_config.json"];
 
 /// A model at `path`, with the hash of each of its files.
 ///
 /// # Errors
-/// A path that does not exist, or a folder that lacks a file a model needs.
+/// A path that does not exist, a folder that lacks a file a model needs, or a model of an unknown kind.
 pub(crate) fn locate(path: &Path, hashes: &Hashes) -> anyhow::Result<LocatedModel> {
     let files = if path.is_dir() {
-        complete(path)?
+        let files = complete(path)?;
+        // Before the weights are hashed, which takes minutes.
+        check_config(path)?;
+        files
     } else {
         if let Ok(target) = std::fs::read_link(path) {
             ensure!(
@@ -113,7 +119,7 @@ pub(crate) fn shards(index: &Path) -> anyhow::Result<BTreeSet<String>> {
     ensure!(!shards.is_empty(), "{}: key `weight_map` is empty; download it again", index.display());
     for shard in &shards {
         ensure!(
-            Path::new(shard).file_name().is_some_and(|name| name == shard.as_str()),
+            is_inside(shard) && !shard.contains('/'),
             "{}: key `weight_map` names the shard `{shard}`; expected a plain file name",
             index.display()
         );
@@ -132,23 +138,30 @@ pub(crate) fn materialise(files: &[(&str, &[u8])], cache: &Path) -> anyhow::Resu
     let listing: String = hashes.iter().map(|(name, hash)| format!("{hash}  {name}\n")).collect();
     let path = cache.join("bundled").join(sha256_of(listing.as_bytes()));
     // Each file is read whole and compared: a few megabytes, against a cache that someone else may have touched.
-    let intact = files.iter().all(|(name, bytes)| std::fs::read(path.join(name)).is_ok_and(|found| found == *bytes));
-    if !intact {
+    let is_intact = |folder: &Path| {
+        files.iter().all(|(name, bytes)| std::fs::read(folder.join(name)).is_ok_and(|found| found == *bytes))
+    };
+    if !is_intact(&path) {
         let partial = Partial::new(cache)?;
         for (name, bytes) in files {
             let file = partial.path().join(name);
             std::fs::write(&file, bytes).with_context(|| format!("{}: cannot write", file.display()))?;
         }
-        partial.finish(&path)?;
+        partial.finish(&path, is_intact)?;
     }
     Ok(LocatedModel { path, hashes })
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::assets::progress::Progress;
+
+    /// The configuration of a model that can be read.
+    pub(crate) const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 40, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 128, "rope_theta": 10000.0, "tie_word_embeddings": true}"#;
 
     fn model_folder(files: &[(&str, &str)]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
@@ -170,7 +183,7 @@ mod tests {
     fn every_file_of_a_folder_is_hashed() {
         let index = r#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors", "c": "2.safetensors"}}"#;
         let folder = model_folder(&[
-            ("config.json", "{}"),
+            ("config.json", LLAMA),
             ("tokenizer.json", "{}"),
             ("tokenizer_config.json", "{}"),
             (INDEX, index),

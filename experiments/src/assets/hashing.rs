@@ -14,8 +14,9 @@ use super::progress::Progress;
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 20;
-/// Hashes of files from this size on are kept between runs: hashing a model of 140 GB takes minutes.
-const KEPT_FROM_BYTES: u64 = 64 << 20;
+/// Hashes of files from this size on are kept between runs: hashing a model of 140 GB takes minutes, and so does a folder of
+/// `--assets` with many smaller files.
+const KEPT_FROM_BYTES: u64 = 4 << 20;
 /// A file that changed so shortly before it was hashed could change again within one tick of the file system's clock.
 const SETTLED: Duration = Duration::from_secs(2);
 
@@ -70,6 +71,14 @@ impl Hashes {
         };
         self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(seen, hash.clone());
         Ok(hash)
+    }
+
+    /// Takes note of the sha256 of a file that was hashed while it was written.
+    pub(crate) fn learn(&self, path: &Path, sha256: &str) {
+        let Ok(metadata) = path.metadata() else { return };
+        let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+        let seen = (path.to_owned(), metadata.len(), modified);
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(seen, sha256.to_owned());
     }
 
     /// sha256 of the contents of a folder's files, one after the other in name order. Folders inside are left out.

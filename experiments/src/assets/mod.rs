@@ -21,13 +21,13 @@ use anyhow::{Context, bail, ensure};
 
 use self::hashing::{Hashes, is_sha256};
 pub(crate) use self::hashing::{files_in, hex, sha256_of};
-use self::hub::Hub;
-pub use self::hub::{HubFile, HubSettings};
+use self::hub::{Hub, Patience};
+pub use self::hub::{HubFile, HubSettings, Token};
 pub use self::progress::Progress;
 use self::registry::Clients;
 use self::search::AssetFolders;
 pub use self::settings::AssetSettings;
-use crate::config::sources::{ModelSource, ModelSpec, RegistryClient, RegistryFile};
+use crate::config::sources::{HubModel, ModelSource, ModelSpec, RegistryClient, RegistryFile};
 
 /// Half-made downloads older than this belong to no running program.
 const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
@@ -107,13 +107,18 @@ impl AssetStore {
         let AssetSettings { cache, folders, hub, offline, progress } = settings;
         Ok(Self {
             folders: AssetFolders::new(folders)?,
-            hub: Hub::new(hub, offline, progress)?,
+            hub: Hub::new(hub, offline, Patience::default(), progress)?,
             clients: Clients::default(),
             hashes: Hashes::kept_in(cache.join("hashes"), progress),
             cache,
             offline,
             progress,
         })
+    }
+
+    /// The folder for what registries and the executable provide.
+    pub(crate) fn cache(&self) -> &Path {
+        &self.cache
     }
 
     /// The files of a model, downloaded if need be.
@@ -131,6 +136,11 @@ impl AssetStore {
             ModelSource::Bundled(_) => self.bundled_model(),
         }
         .with_context(|| format!("model {}", model.name))
+    }
+
+    /// Whether a hub's model is on this machine, so that [`Self::model`] downloads nothing.
+    pub(crate) fn is_at_hand(&self, model: &HubModel) -> bool {
+        self.hub.is_cached(model)
     }
 
     /// The data file `asset` (a name for messages) from the first of `sources` that has it. Asset folders are searched
@@ -192,6 +202,7 @@ impl AssetStore {
 
     /// A registry's file: from an asset folder (itself or its archive), the cache, or the package client.
     fn registry_file(&self, file: &RegistryFile) -> anyhow::Result<PathBuf> {
+        file.check()?;
         for sha256 in [&file.sha256, &file.archive_sha256] {
             ensure!(
                 is_sha256(sha256),
@@ -201,13 +212,10 @@ impl AssetStore {
         if let Some(path) = self.folders.find(registry::base_name(file), &file.sha256, &self.hashes)? {
             return Ok(path);
         }
-        let (folder, path) = registry::cached(file, &self.cache);
-        if path.exists() {
-            if self.hashes.of_path(&path)? == file.sha256 {
-                return Ok(path);
-            }
-            std::fs::remove_dir_all(&folder)
-                .with_context(|| format!("{}: damaged and cannot be removed", folder.display()))?;
+        let (_, path) = registry::cached(file, &self.cache);
+        // What is damaged is replaced when there is something better.
+        if path.exists() && self.hashes.of_path(&path)? == file.sha256 {
+            return Ok(path);
         }
         let extension = match file.client {
             RegistryClient::Pip => "whl",
@@ -263,20 +271,30 @@ impl Partial {
         self.folder.path()
     }
 
-    /// Makes the filled folder appear at `target` in one step, in place of what is there.
-    pub(crate) fn finish(self, target: &Path) -> anyhow::Result<()> {
-        let place = || {
-            if let Some(parent) = target.parent() {
-                std::fs::create_dir_all(parent)?;
+    /// Makes the filled folder appear at `target` in one step. A folder that is there already stays if it is right, as another
+    /// process that was first may be reading it.
+    pub(crate) fn finish(self, target: &Path, is_right: impl Fn(&Path) -> bool) -> anyhow::Result<()> {
+        let placed = || -> std::io::Result<bool> {
+            std::fs::create_dir_all(target.parent().unwrap_or(target))?;
+            let Err(error) = std::fs::rename(self.folder.path(), target) else { return Ok(true) };
+            if !target.exists() {
+                return Err(error);
             }
-            if target.exists() {
-                std::fs::remove_dir_all(target)?;
+            if is_right(target) {
+                return Ok(false);
             }
-            std::fs::rename(self.folder.path(), target)
+            let aside = tempfile::tempdir_in(self.folder.path().parent().unwrap_or(target))?;
+            std::fs::rename(target, aside.path().join("wrong"))?;
+            match std::fs::rename(self.folder.path(), target) {
+                // Another process was quicker to replace it.
+                Err(_) if is_right(target) => Ok(false),
+                renamed => renamed.map(|()| true),
+            }
         };
-        place().with_context(|| cannot_write(target))?;
-        // Nothing is left at the old path; forgetting it keeps the drop from looking there.
-        let _ = self.folder.keep();
+        if placed().with_context(|| cannot_write(target))? {
+            // Nothing is left at the old path; forgetting it keeps the drop from looking there.
+            let _ = self.folder.keep();
+        }
         Ok(())
     }
 }

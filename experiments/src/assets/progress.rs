@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+/// Work on a local file of this size takes seconds, and a log that stands still is said why.
+const LONG_WORK_BYTES: u64 = 1 << 30;
+
 /// How progress is shown. Never changes what is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -26,6 +29,13 @@ impl Progress {
         }
     }
 
+    /// Says something that is no error.
+    pub(crate) fn note(self, line: &str) {
+        if self != Self::Quiet {
+            say(line);
+        }
+    }
+
     /// Begins to show a transfer of `bytes` bytes, or of an unknown number.
     pub(crate) fn transfer(self, label: &str, bytes: Option<u64>) -> Transfer {
         if self == Self::Lines {
@@ -37,8 +47,11 @@ impl Progress {
         self.bar(label, bytes)
     }
 
-    /// Begins to show work on a local file: a bar only, as a log gains nothing from it.
+    /// Begins to show work on a local file of `bytes` bytes: a bar, and a line in a log where it takes a while.
     pub(crate) fn local_work(self, label: &str, bytes: u64) -> Transfer {
+        if self == Self::Lines && bytes >= LONG_WORK_BYTES {
+            say(&format!("{label} ({bytes} bytes)"));
+        }
         self.bar(label, Some(bytes))
     }
 

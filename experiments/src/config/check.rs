@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, bail, ensure};
 use awq_core::arithmetic::FloatType;
 
-use super::{EvaluationSpec, ExperimentSpec, FigureSpec, ProtocolSpec, TableAxis};
+use super::{EvaluationSpec, ExperimentSpec, FigureSpec, ModelSource, ProtocolSpec, TableAxis};
 use crate::plan::{Cell, Plan};
 
 impl ExperimentSpec {
@@ -15,7 +15,9 @@ impl ExperimentSpec {
             !self.question.trim().is_empty(),
             "key `question` is empty; say in one sentence what the experiment asks"
         );
+        self.check_packages()?;
         self.check_speed()?;
+        self.check_baseline()?;
         if self.measures_quality() {
             self.check_quality()?;
         }
@@ -74,6 +76,28 @@ impl ExperimentSpec {
             reference.check().map_err(|problem| anyhow::anyhow!("reference[{index}] ({label}): {problem}"))?;
         }
         self.check_layout(&plan)
+    }
+
+    /// A baseline that there is.
+    fn check_baseline(&self) -> anyhow::Result<()> {
+        let Some(report) = &self.report else { return Ok(()) };
+        let labels: BTreeSet<String> = self.methods.iter().map(|entry| entry.method.label()).collect();
+        ensure!(
+            labels.contains(&report.baseline),
+            "key `report.baseline`: no method of this experiment is labelled `{}`; use one of: {}",
+            report.baseline,
+            labels.into_iter().collect::<Vec<_>>().join(", ")
+        );
+        Ok(())
+    }
+
+    fn check_packages(&self) -> anyhow::Result<()> {
+        for model in &self.models {
+            if let ModelSource::Registry(file) = &model.source {
+                file.check().with_context(|| format!("model `{}`", model.name))?;
+            }
+        }
+        Ok(())
     }
 
     fn check_speed(&self) -> anyhow::Result<()> {
@@ -142,6 +166,12 @@ impl ExperimentSpec {
     pub fn set_precision(&mut self, precision: FloatType) -> anyhow::Result<()> {
         self.run.precision = precision;
         self.check_precision()
+    }
+
+    /// Windows to which each evaluation is limited, in their order.
+    pub fn limits(&self) -> Vec<Option<std::num::NonZeroUsize>> {
+        let limit = |EvaluationSpec::Perplexity(perplexity): &EvaluationSpec| perplexity.max_windows;
+        self.evaluations.iter().map(limit).collect()
     }
 
     /// Limits every evaluation to `max` windows, for a smoke run.

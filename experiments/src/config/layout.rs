@@ -3,6 +3,15 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// The tables that every run gets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReportSpec {
+    /// Label of the method that the last column compares the others with, on the same grid and windows: `GPTQ`, `AWQ`. It must be
+    /// a method of the experiment.
+    pub baseline: String,
+}
+
 /// A table with the rows and columns of a published one. Published numbers stand beside ours, with the difference.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -65,6 +65,9 @@ pub struct ExperimentSpec {
     /// Published numbers to print beside ours.
     #[serde(default, rename = "reference", skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<ReferenceValue>,
+    /// What tables compare with. Absent: RTN.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<ReportSpec>,
     /// A table laid out as a published one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table: Option<TableSpec>,

@@ -75,7 +75,17 @@ fn is_plain(name: &str, more: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
 }
 
+/// Clients of registries take a name or a version with such an end for an archive on this machine, and open that.
+fn is_archive(name: &str) -> bool {
+    let ends = [".zip", ".whl", ".tar", ".tgz", ".tbz", ".txz", ".tlz", ".gz", ".bz2", ".xz", ".lz", ".lzma", ".egg"];
+    let lower = name.to_ascii_lowercase();
+    ends.iter().any(|end| lower.ends_with(end))
+}
+
 fn is_package(name: &str) -> bool {
+    if is_archive(name) {
+        return false;
+    }
     match name.strip_prefix('@') {
         Some(scoped) => {
             scoped.split_once('/').is_some_and(|(scope, name)| is_plain(scope, "._-") && is_plain(name, "._-"))
@@ -85,7 +95,7 @@ fn is_package(name: &str) -> bool {
 }
 
 fn is_version(version: &str) -> bool {
-    is_plain(version, ".+!-_")
+    is_plain(version, ".+!-_") && !is_archive(version)
 }
 
 fn is_repository(repository: &str) -> bool {
@@ -141,12 +151,15 @@ mod tests {
                 "name @ place",
                 "a==1",
                 "x:y",
+                "a.zip",
+                "a.tar.gz",
+                "@a/b.tgz",
             ],
         );
         check(
             is_version,
             &["1", "1.2.3", "2.0.0+cpu", "1!2.0", "1.0.0-rc.1", "1_2"],
-            &["", "-1", "1 2", "1,<2", "x:y", "a/b", "*", "^1"],
+            &["", "-1", "1 2", "1,<2", "x:y", "a/b", "*", "^1", "1.0.zip", "1.tgz", "1.0.TAR.GZ", "1.whl"],
         );
     }
 

@@ -73,6 +73,19 @@ pub struct RegistryFile {
     pub sha256: String,
 }
 
+impl RegistryFile {
+    /// # Errors
+    /// A name that its registry cannot have.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.client == RegistryClient::Npm || !self.package.starts_with('@'),
+            "PyPI has no package `{}`: names with a scope are npm's; correct the key `package` or `client`",
+            self.package
+        );
+        Ok(())
+    }
+}
+
 /// A package client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -206,6 +206,48 @@ fn rounded_products_go_with_f32_tensors_only() {
     );
 }
 
+/// A model out of a package, with one key other than it should be.
+fn packaged(key: &str, value: &str) -> Result<ExperimentSpec, String> {
+    let keys = [
+        ("client", "pip"),
+        ("package", "small-model"),
+        ("version", "1.2"),
+        ("archive_sha256", &"0".repeat(64)),
+        ("file", "pkg/m.gguf"),
+        ("sha256", &"1".repeat(64)),
+    ];
+    let lines = keys.map(|(own, good)| format!("{own} = '{}'\n", if own == key { value } else { good }));
+    read(&[RTN, "[[models]]\nname = \"packaged\"\n[models.source.registry]\n", &lines.concat()])
+}
+
+#[test]
+fn a_packaged_model_is_a_release_of_a_registry_and_stays_in_the_cache() {
+    assert!(packaged("client", "npm").is_ok());
+    let refused = [
+        ("package", "--index-url=elsewhere"),
+        ("package", "small-model @ elsewhere"),
+        ("package", "./small-model"),
+        ("version", "1.2.zip"),
+        ("version", "1.2 --pre"),
+        ("file", "../m.gguf"),
+        ("file", "/m.gguf"),
+        ("sha256", "../0"),
+        ("archive_sha256", ""),
+    ];
+    for (key, value) in refused {
+        let error = packaged(key, value).unwrap_err();
+        assert!(
+            error.contains(&format!(".registry.{key}`")) && error.contains(&format!("`{value}` is no ")),
+            "{error}"
+        );
+    }
+    assert_eq!(
+        packaged("package", "@scope/small-model").unwrap_err(),
+        "FILE: not a valid experiment: model `packaged`: PyPI has no package `@scope/small-model`: names with a scope are npm's; \
+         correct the key `package` or `client`"
+    );
+}
+
 const DRAWS: &str = "draws = 3\n";
 
 #[test]
@@ -274,4 +316,18 @@ fn draws_that_could_not_differ_are_refused() {
         .replace("name = \"many\"", "name = \"many\"\ndraws = 2");
     let error = read(&[&overlapping, AWQ]).unwrap_err();
     assert!(error.contains("is asked for twice"), "{error}");
+}
+
+#[test]
+fn a_baseline_is_one_of_the_methods() {
+    let baseline = |label: &str| format!("[report]\nbaseline = \"{label}\"\n");
+    let plan = |label: &str| {
+        read(&[RTN, GPTQ, &one("full_precision"), &baseline(label)]).map(|spec| Plan::new(&spec).baseline)
+    };
+    assert_eq!(plan("GPTQ").unwrap(), "GPTQ");
+    assert_eq!(Plan::new(&read(&[RTN]).unwrap()).baseline, "RTN");
+    assert_eq!(
+        plan("GPQT").unwrap_err(),
+        "FILE: not a valid experiment: key `report.baseline`: no method of this experiment is labelled `GPQT`; use one of: GPTQ, RTN"
+    );
 }

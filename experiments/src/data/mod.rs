@@ -8,11 +8,14 @@ mod sotu;
 mod text_file;
 mod wikitext2;
 
+use std::collections::BTreeMap;
+
 use anyhow::Context;
 use sha2::{Digest, Sha256};
 
-use crate::assets::{AssetStore, hex};
+use crate::assets::{AssetStore, hex, sha256_of};
 use crate::bundled::Split;
+use crate::config::ProtocolSpec;
 use crate::config::sources::{BundledSplit, DatasetSpec};
 
 /// A text as documents and how they are joined.
@@ -50,6 +53,22 @@ impl Text {
         self.documents.join(self.separator)
     }
 
+    /// The text as a protocol reads it.
+    pub(crate) fn scored(&self, protocol: &ProtocolSpec) -> String {
+        match protocol {
+            ProtocolSpec::Gptq(_) => self.joined(),
+            ProtocolSpec::LlamaCpp(_) => self.as_file(),
+        }
+    }
+
+    /// sha256 of that.
+    pub(crate) fn scored_sha256(&self, protocol: &ProtocolSpec) -> String {
+        match protocol {
+            ProtocolSpec::Gptq(_) => self.sha256.clone(),
+            ProtocolSpec::LlamaCpp(_) => sha256_of(self.as_file().as_bytes()),
+        }
+    }
+
     /// The text as its file has it, which programs that know no data sets (llama.cpp) read; else [`Self::joined`].
     pub fn as_file(&self) -> String {
         match self.blank_line {
@@ -80,6 +99,28 @@ pub fn load(spec: &DatasetSpec, store: &AssetStore) -> anyhow::Result<Text> {
                 (document.text, document.nats)
             }))
         }
+    }
+}
+
+/// Texts by their specification, loaded once.
+pub(crate) struct Texts<'a> {
+    store: &'a AssetStore,
+    loaded: BTreeMap<DatasetSpec, Text>,
+}
+
+impl<'a> Texts<'a> {
+    pub(crate) fn new(store: &'a AssetStore) -> Self {
+        Self { store, loaded: BTreeMap::new() }
+    }
+
+    /// # Errors
+    /// As [`load`].
+    pub(crate) fn get(&mut self, spec: &DatasetSpec) -> anyhow::Result<&Text> {
+        if !self.loaded.contains_key(spec) {
+            let text = load(spec, self.store)?;
+            self.loaded.insert(spec.clone(), text);
+        }
+        Ok(&self.loaded[spec])
     }
 }
 

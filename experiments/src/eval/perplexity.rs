@@ -129,6 +129,14 @@ impl Scores {
         (means.iter().sum::<f64>() / means.len() as f64).exp()
     }
 
+    /// Standard error of the perplexity when windows are taken as independent; `None` for a single window.
+    pub fn window_standard_error(&self) -> Option<f64> {
+        let means = self.window_means();
+        let (n, center) = (means.len() as f64, means.iter().sum::<f64>() / means.len() as f64);
+        let variance = means.iter().map(|nll| (nll - center).powi(2)).sum::<f64>() / (n - 1.0);
+        (means.len() > 1).then(|| center.exp() * (variance / n).sqrt())
+    }
+
     /// Standard error of the perplexity when tokens are taken as independent, as llama.cpp prints it.
     pub fn token_standard_error(&self) -> f64 {
         let n = self.n_tokens() as f64;

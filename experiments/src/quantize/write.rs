@@ -11,7 +11,7 @@ use std::path::Path;
 use anyhow::Context;
 use awq_core::grid::Grid;
 use awq_core::load::packed::{HEADER_FILE, PackedHeader, PackedLinear, PackedTransform};
-use awq_core::load::{Checkpoint, OpenedModel};
+use awq_core::load::{Checkpoint, OpenedModel, QuantizedCheckpoint};
 use awq_core::model::wiring_of;
 use awq_core::pack::PackLayout;
 use awq_core::quantized::{QuantizedWeight, ZeroPoints};
@@ -20,7 +20,7 @@ use half::{bf16, f16};
 use serde::Serialize;
 use serde_json::json;
 
-const WEIGHTS: &str = "model.safetensors";
+pub(crate) const WEIGHTS: &str = "model.safetensors";
 
 /// Bytes that [`write()`] needs at least while it writes: the tensors are in two files at its end. Codes and scales of the
 /// linears, 16 bits a value of everything else.
@@ -46,7 +46,7 @@ pub fn write(
     folder: &Path,
     opened: &OpenedModel,
     checkpoint: &dyn Checkpoint,
-    mut header: PackedHeader,
+    header: PackedHeader,
 ) -> anyhow::Result<()> {
     write_json(folder, "config.json", &opened.config.to_hugging_face())?;
     write_text(folder, "tokenizer.json", &opened.tokenizer.to_json()?)?;
@@ -60,11 +60,28 @@ pub fn write(
     let generation = json!({ "bos_token_id": opened.tokenizer.bos(), "eos_token_id": opened.config.eos_ids });
     write_json(folder, "generation_config.json", &generation)?;
     super::companions::copy(opened.tokenizer.file(), folder)?;
-    let partial = folder.join(format!("{WEIGHTS}.partial"));
-    let mut file = TensorFile::create(folder)?;
     // What a decoder reads, and no buffers. NaN may stand in rows that no text looks up.
     let wiring = wiring_of(&opened.config, checkpoint)?;
-    for name in wiring.tensors(&opened.config).into_keys() {
+    write_tensors(folder, wiring.tensors(&opened.config).into_keys(), checkpoint, header)
+}
+
+/// Writes only what a method changed into an empty folder: the linears, and vectors into which scales were folded.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_codes(folder: &Path, checkpoint: &QuantizedCheckpoint, header: PackedHeader) -> anyhow::Result<()> {
+    write_tensors(folder, checkpoint.edited().map(str::to_owned), checkpoint, header)
+}
+
+fn write_tensors(
+    folder: &Path,
+    names: impl Iterator<Item = String>,
+    checkpoint: &dyn Checkpoint,
+    mut header: PackedHeader,
+) -> anyhow::Result<()> {
+    let partial = folder.join(format!("{WEIGHTS}.partial"));
+    let mut file = TensorFile::create(folder)?;
+    for name in names {
         match checkpoint.read_quantized(&name)? {
             Some(weight) => {
                 let linear = name.strip_suffix(".weight").unwrap_or(&name);

@@ -50,9 +50,14 @@ pub(super) fn level_name(row: &Row) -> String {
     }
 }
 
-/// The heading of differences to the base model.
-pub(super) fn delta_heading(rows: &[Row]) -> &'static str {
-    if rows.iter().all(is_full) { "Δ to FP [95% CI]" } else { "Δ to base [95% CI]" }
+/// The base model in a heading.
+pub(super) fn short_name(rows: &[Row]) -> &'static str {
+    if rows.iter().all(is_full) { "FP" } else { "base" }
+}
+
+/// The base model in a sentence.
+pub(super) fn full_name(rows: &[Row]) -> &'static str {
+    if rows.iter().all(is_full) { "full precision (FP)" } else { "the base model" }
 }
 
 /// What the base models of `rows` are, a sentence after a blank.
@@ -199,8 +204,8 @@ mod tests {
         check_pages(
             &records,
             &[
-                ("table.md", &["| base (GGUF Q4\\_1) | - | 5.00 | 12.165", "Δ to base", &latex]),
-                ("table.tex", &["base (GGUF Q4\\_1) & - & 5.00 &", "$\\Delta$ to base", &latex]),
+                ("table.md", &["| base (GGUF Q4\\_1) | - | 5.00 | 12.165", "ln ratio to base", &latex]),
+                ("table.tex", &["base (GGUF Q4\\_1) & - & 5.00 &", "ln ratio to base", &latex]),
                 ("report.html", &["<td>base (GGUF Q4_1)</td><td>-</td><td class=\"r\">5.00</td>", said]),
                 ("terminal", &["base (GGUF Q4_1) - 5.00", said]),
                 ("table.csv", &["Tiny_1M,base (GGUF Q4_1),", "GGUF Q4_1 in groups of 32,5.0"]),
@@ -238,7 +243,7 @@ mod tests {
     fn models_that_differ_are_told_apart() {
         let mut rows: Vec<Row> = Vec::new();
         for (model, storage) in [("A", Some("BF16")), ("B", None), ("A", None)] {
-            let mut row = super::super::frame::rows(&[&records()[1]], &[]).unwrap().remove(0);
+            let mut row = super::super::frame::rows(&[&records()[1]], &[], "RTN").unwrap().remove(0);
             row.model = model.into();
             (row.base_storage, row.base_bits_per_weight) = (storage.map(str::to_owned), storage.map(|_| 16.0));
             rows.push(row);

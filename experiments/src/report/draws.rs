@@ -5,6 +5,7 @@
 //! mean windows, paired with another row's as if it were one cell. It tells what other windows would change; what another
 //! draw would change is the spread, from the lowest perplexity of a draw to the highest.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::frame;
@@ -17,25 +18,30 @@ use crate::record::{Done, Measurement, Outcome, Record};
 
 /// What a report is made of.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Rows {
+pub struct Rows<'a> {
     /// One a measurement of each cell, for programs.
     pub cells: Vec<Row>,
     /// One a measurement of all draws of a cell together, for tables and figures.
     pub shown: Vec<Row>,
+    /// What `shown` is made of, under the cell of the first draw, and the failures.
+    pub records: Vec<Cow<'a, Record>>,
 }
 
 /// The rows of `newest` ([`frame::newest`]), in the order of [`frame::rows`].
 ///
 /// # Errors
 /// A metric that has no column.
-pub fn rows(newest: &[&Record], references: &[ReferenceValue]) -> anyhow::Result<Rows> {
-    let mut cells = frame::rows(newest, references)?;
+pub fn rows<'a>(newest: &[&'a Record], references: &[ReferenceValue], baseline: &str) -> anyhow::Result<Rows<'a>> {
+    let mut cells = frame::rows(newest, references, baseline)?;
     let groups = groups(newest);
+    let failed = newest.iter().filter(|record| measurements(record).is_none());
+    let records: Vec<Cow<'a, Record>> =
+        groups.iter().map(|group| mean_record(group)).chain(failed.map(|&record| Cow::Borrowed(record))).collect();
     if groups.iter().all(|group| group.len() == 1) {
-        return Ok(Rows { shown: cells.clone(), cells });
+        return Ok(Rows { shown: cells.clone(), cells, records });
     }
-    let merged: Vec<Record> = groups.iter().map(|group| mean_record(group)).collect();
-    let mut shown = frame::rows(&merged.iter().collect::<Vec<_>>(), references)?;
+    let means: Vec<&Record> = records.iter().map(|record| &**record).collect();
+    let mut shown = frame::rows(&means, references, baseline)?;
     for row in &mut shown {
         let is_first = |group: &&Vec<&Record>| group[0].cell_id.0 == row.cell_id;
         let Some(group) = groups.iter().find(is_first).filter(|group| group.len() > 1) else { continue };
@@ -47,7 +53,7 @@ pub fn rows(newest: &[&Record], references: &[ReferenceValue]) -> anyhow::Result
         spread.write(row);
         summarize(row, &draws);
     }
-    Ok(Rows { cells, shown })
+    Ok(Rows { cells, shown, records })
 }
 
 /// How far the draws of a cell lie apart.
@@ -87,7 +93,7 @@ fn summarize(row: &mut Row, draws: &[Row]) {
     row.calibration_overlap_tokens = draws.iter().filter_map(|draw| draw.calibration_overlap_tokens).max();
     let commits: BTreeSet<&str> = draws.iter().map(|draw| draw.commit.as_str()).collect();
     row.commit = Vec::from_iter(commits).join(Row::BETWEEN_COMMITS);
-    row.dirty = draws.iter().any(|draw| draw.dirty);
+    row.dirty = draws.iter().map(|draw| draw.dirty).max().flatten();
 }
 
 /// The finished records, those together that are draws of one cell and were scored on the same windows with the same files.
@@ -123,16 +129,19 @@ fn may_be_averaged(a: &Record, b: &Record) -> bool {
 }
 
 /// A record of the mean over draws, under the cell of the first.
-fn mean_record(draws: &[&Record]) -> Record {
+fn mean_record<'a>(draws: &[&'a Record]) -> Cow<'a, Record> {
+    if draws.len() == 1 {
+        return Cow::Borrowed(draws[0]);
+    }
     let mut record = draws[0].clone();
-    if let (Outcome::Done(done), [_, _, ..]) = (&mut record.outcome, draws) {
+    if let Outcome::Done(done) = &mut record.outcome {
         for (index, measurement) in done.measurements.iter_mut().enumerate() {
             let of_draws: Vec<&Measurement> = draws.iter().filter_map(|draw| measurements(draw)?.get(index)).collect();
             average(measurement, &of_draws);
         }
         average_cost(done, draws);
     }
-    record
+    Cow::Owned(record)
 }
 
 fn average(measurement: &mut Measurement, draws: &[&Measurement]) {
@@ -142,14 +151,14 @@ fn average(measurement: &mut Measurement, draws: &[&Measurement]) {
     measurement.nll_per_window =
         (0..measurement.nll_per_window.len()).map(|window| mean(&|draw| draw.nll_per_window[window])).collect();
     measurement.seconds = mean(&|draw| draw.seconds);
-    // The windows of the mean have an error of their own. One over tokens is not known of it: draws agree on what is hard, so
-    // that the mean of their errors is close, and never too small.
+    // The error over windows follows from the windows of the mean. One over tokens is not known of it: draws agree on what is
+    // hard, so that the mean of their errors is close, and never too small.
     measurement.standard_error = match measurement.protocol.as_str() {
         "llama-cpp" => draws
             .iter()
             .all(|draw| draw.standard_error.is_some())
             .then(|| mean(&|draw| draw.standard_error.unwrap_or_default())),
-        _ => crate::stats::standard_error(&measurement.nll_per_window),
+        _ => None,
     };
 }
 

@@ -36,8 +36,8 @@ fn records() -> Vec<Record> {
     records
 }
 
-fn rows(records: &[Record]) -> Rows {
-    draws::rows(&frame::newest(records), &[]).unwrap()
+fn rows(records: &[Record]) -> Rows<'_> {
+    draws::rows(&frame::newest(records), &[], "RTN").unwrap()
 }
 
 fn nll(record: &Record) -> &[f64] {
@@ -50,7 +50,7 @@ fn nll(record: &Record) -> &[f64] {
 #[test]
 fn a_row_is_the_mean_over_draws_and_its_interval_that_of_the_mean_windows() {
     let records = records();
-    let Rows { cells, shown } = rows(&records);
+    let Rows { cells, shown, .. } = rows(&records);
     assert_eq!((cells.len(), shown.len()), (5, 3));
     let awq = shown.iter().find(|row| row.method == "AWQ").unwrap();
     // By hand: average the windows, then everything as for one cell.
@@ -60,12 +60,12 @@ fn a_row_is_the_mean_over_draws_and_its_interval_that_of_the_mean_windows() {
     assert!((awq.perplexity - estimate.value).abs() < 1e-12 * estimate.value);
     assert_eq!(awq.standard_error, Some(estimate.standard_error));
     assert_eq!((awq.ci_low, awq.ci_high), (Some(estimate.interval.low), Some(estimate.interval.high)));
-    for (other, delta) in [
-        (&records[0], [awq.delta_fp, awq.delta_fp_ci_low, awq.delta_fp_ci_high]),
-        (&records[1], [awq.delta_rtn, awq.delta_rtn_ci_low, awq.delta_rtn_ci_high]),
+    for (other, found) in [
+        (&records[0], [awq.log_ratio_fp, awq.log_ratio_fp_ci_low, awq.log_ratio_fp_ci_high]),
+        (&records[1], [awq.log_ratio_baseline, awq.log_ratio_baseline_ci_low, awq.log_ratio_baseline_ci_high]),
     ] {
-        let paired = stats::paired_difference(&mean, nll(other), frame::BOOTSTRAP).unwrap().perplexity;
-        for (found, expected) in delta.into_iter().zip([paired.point, paired.low, paired.high]) {
+        let paired = stats::log_ratio(&mean, nll(other), frame::BOOTSTRAP).unwrap().interval;
+        for (found, expected) in found.into_iter().zip([paired.point, paired.low, paired.high]) {
             assert!((found.unwrap() - expected).abs() < 1e-9, "{found:?}, {expected}");
         }
     }
@@ -92,9 +92,9 @@ fn the_frame_has_a_line_a_cell_with_its_draw() {
 #[test]
 fn without_draws_nothing_changes() {
     let records = [record(None, 0.0), record(Some((RTN, grid(3, 64))), 0.3), calibrated(AWQ, "few", 2, 0.2)];
-    let Rows { cells, shown } = rows(&records);
+    let Rows { cells, shown, .. } = rows(&records);
     assert_eq!(cells, shown);
-    assert_eq!(cells, frame::rows(&frame::newest(&records), &[]).unwrap());
+    assert_eq!(cells, frame::rows(&frame::newest(&records), &[], "RTN").unwrap());
     let table = terminal_table(&plan(&records, vec![]), &records, &[]).unwrap();
     assert!(!table.contains("draw"), "{table}");
 }
@@ -105,10 +105,10 @@ fn the_table_has_one_row_with_the_spread() {
     let table = terminal_table(&plan(&records, vec![]), &records, &[]).unwrap();
     let lines = table.lines().filter(|line| ["method", "FP", "RTN", "AWQ"].iter().any(|head| line.starts_with(head)));
     insta::assert_snapshot!(lines.collect::<Vec<_>>().join("\n"), @r"
-    method  grid    bits/w        perplexity   draws: low to high       Δ to FP [95% CI]        Δ to RTN [95% CI]
-    FP      -        16.00  12.165 ± 0.621                      -                      -                        -
-    RTN     W3 g64    3.30  16.501 ± 0.861                      -  +4.336 [3.691, 4.966]                        -
-    AWQ     W3 g64    3.30  14.264 ± 0.731 *  3: 13.742 to 14.906  +2.099 [1.795, 2.393]  -2.237 [-2.570, -1.895]
+    method  grid    bits/w        perplexity   draws: low to high   ln ratio to FP [95% CI]    ln ratio to RTN [95% CI]
+    FP      -        16.00  12.165 ± 0.621                      -                         -                           -
+    RTN     W3 g64    3.30  16.501 ± 0.861                      -  +0.3049 [0.2783, 0.3314]                           -
+    AWQ     W3 g64    3.30  14.264 ± 0.731 *  3: 13.742 to 14.906  +0.1592 [0.1453, 0.1731]  -0.1457 [-0.1583, -0.1330]
     ");
     let flowing = table.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(flowing.contains("each window averaged over draws first"), "{table}");
@@ -167,7 +167,7 @@ fn only_draws_of_one_model_on_the_same_windows_are_averaged() {
 fn a_mean_names_every_commit_and_the_worst_overlap() {
     let mut records = records();
     records[3].provenance.commit = "fedcba9876543210".into();
-    records[4].provenance.dirty = false;
+    records[4].provenance.dirty = Some(false);
     for (record, tokens) in records[2..].iter_mut().zip([7, 40, 0]) {
         done(record).measurements[0].calibration_overlap_tokens = Some(tokens);
     }

@@ -1,5 +1,5 @@
-//! Records to rows: the newest record of each cell, its intervals, and its differences to the base model, to RTN on the
-//! same grid and to published numbers. Pure: everything comes from the records.
+//! Records to rows: the newest record of each cell, its intervals, and its differences to the base model, to a baseline on
+//! the same grid and to published numbers. Pure: everything comes from the records.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -13,9 +13,9 @@ use super::row::Row;
 use crate::config::ReferenceValue;
 use crate::inputs::differences;
 use crate::plan::Cell;
-use crate::record::{Done, Measurement, Outcome, PackedOrigin, Quantization, Record, Stage};
+use crate::record::{Done, Measurement, Outcome, PackedOrigin, Quantization, Record};
 use crate::registry::MethodSpec;
-use crate::stats::{self, Bootstrap, Interval};
+use crate::stats::{self, Bootstrap, Paired};
 
 /// The resampling behind every interval of a report. Fixed, so that a report made again is the same report.
 pub const BOOTSTRAP: Bootstrap = Bootstrap { n: 4000, seed: 0 };
@@ -28,7 +28,7 @@ const METRIC: &str = "token_perplexity";
 pub struct Failure {
     /// Model, method and grid.
     pub label: String,
-    /// `quantize` or `evaluate`.
+    /// `load`, `quantize` or `evaluate`.
     pub stage: &'static str,
     /// The error chain, outermost first.
     pub error: String,
@@ -72,9 +72,11 @@ pub fn newest(records: &[Record]) -> Vec<&Record> {
 /// One row a measurement of each finished cell among `records` ([`newest`]): by model as they first appear, then text and
 /// protocol, then the base model before quantized, most bits first, RTN before other methods.
 ///
+/// `baseline` is the label of the method that others are compared with.
+///
 /// # Errors
 /// A metric that has no column.
-pub fn rows(records: &[&Record], references: &[ReferenceValue]) -> anyhow::Result<Vec<Row>> {
+pub fn rows(records: &[&Record], references: &[ReferenceValue], baseline: &str) -> anyhow::Result<Vec<Row>> {
     let finished: Vec<Finished<'_>> = records.iter().filter_map(|record| Finished::of(record)).collect();
     let models: Vec<&str> = finished.iter().map(|cell| cell.cell().model.name.as_str()).collect();
     let mut rows = Vec::new();
@@ -86,7 +88,7 @@ pub fn rows(records: &[&Record], references: &[ReferenceValue]) -> anyhow::Resul
                 cell.cell().label(),
                 measurement.metric
             );
-            rows.push(row(cell, measurement, &finished, references));
+            rows.push(row(cell, measurement, &finished, references, baseline));
         }
     }
     let place = |row: &Row| models.iter().position(|model| *model == row.model);
@@ -110,14 +112,9 @@ pub fn rows(records: &[&Record], references: &[ReferenceValue]) -> anyhow::Resul
 pub fn failures(records: &[&Record]) -> Vec<Failure> {
     let failure = |record: &&Record| match &record.outcome {
         Outcome::Done(_) => None,
-        Outcome::Failed(failed) => Some(Failure {
-            label: record.cell.label(),
-            stage: match failed.stage {
-                Stage::Quantize => "quantize",
-                Stage::Evaluate => "evaluate",
-            },
-            error: failed.error.clone(),
-        }),
+        Outcome::Failed(failed) => {
+            Some(Failure { label: record.cell.label(), stage: failed.stage.name(), error: failed.error.clone() })
+        }
     };
     records.iter().filter_map(failure).collect()
 }
@@ -269,12 +266,13 @@ impl<'a> Finished<'a> {
     }
 }
 
-/// A difference and its interval; the interval is null for a single window.
+/// How a measurement compares with another one; without intervals for a single window.
 #[derive(Default)]
-struct Delta {
-    point: Option<f64>,
-    low: Option<f64>,
-    high: Option<f64>,
+struct Comparison {
+    delta: Option<f64>,
+    delta_interval: Option<Paired>,
+    log_ratio: Option<f64>,
+    log_ratio_interval: Option<Paired>,
 }
 
 fn row(
@@ -282,14 +280,18 @@ fn row(
     measurement: &Measurement,
     finished: &[Finished<'_>],
     references: &[ReferenceValue],
+    baseline: &str,
 ) -> Row {
     let (record, done) = (cell.record, cell.done);
     let method = cell.method_label();
     let grid = record.cell.quantization.as_ref().map(|quantization| quantization.grid);
     let grid_label = grid.map(|grid| grid.label());
     let estimate = stats::estimate(&measurement.nll_per_window, BOOTSTRAP).ok();
-    let delta_fp = difference(cell, measurement, finished, |other| grid.is_some() && other.quantization.is_none());
-    let delta_rtn = difference(cell, measurement, finished, |other| is_rtn_beside(other, &record.cell));
+    let to_fp = compare(cell, measurement, finished, |other| grid.is_some() && other.quantization.is_none());
+    let to_baseline = compare(cell, measurement, finished, |other| is_baseline_of(other, &record.cell, baseline));
+    let low = |paired: Option<Paired>| paired.map(|paired| paired.interval.low);
+    let high = |paired: Option<Paired>| paired.map(|paired| paired.interval.high);
+    let block_len = |paired: Option<Paired>| paired.map(|paired| paired.block_len);
     let quantization = done.quantization.as_ref();
     let planned = record.cell.quantization.as_ref();
     let steps = quantization.and_then(step_change);
@@ -305,26 +307,35 @@ fn row(
         dataset: measurement.dataset.clone(),
         protocol: measurement.protocol.clone(),
         seq_len: measurement.seq_len as u64,
-        arithmetic: match (record.cell.precision, measurement.arithmetic) {
-            (FloatType::F32, Arithmetic::F32) => "f32".to_owned(),
-            (FloatType::F32, Arithmetic::Bf16) => "bf16".to_owned(),
-            (precision, _) => format!("{}-tensors", precision.name()),
-        },
+        arithmetic: arithmetic_name(&record.cell, measurement),
         n_windows: measurement.n_windows as u64,
         n_windows_total: measurement.n_windows_total as u64,
         limited: measurement.n_windows < measurement.n_windows_total,
         n_tokens: measurement.n_tokens,
         perplexity: measurement.value,
-        standard_error: measurement.standard_error.or(estimate.map(|estimate| estimate.standard_error)),
+        standard_error: match measurement.protocol.as_str() {
+            "llama-cpp" => measurement.standard_error,
+            _ => estimate.map(|estimate| estimate.standard_error),
+        },
         ci_low: estimate.map(|estimate| estimate.interval.low),
         ci_high: estimate.map(|estimate| estimate.interval.high),
-        delta_fp: delta_fp.point,
-        delta_fp_ci_low: delta_fp.low,
-        delta_fp_ci_high: delta_fp.high,
-        delta_rtn: delta_rtn.point,
-        delta_rtn_ci_low: delta_rtn.low,
-        delta_rtn_ci_high: delta_rtn.high,
-        floor: measurement.floor,
+        block_len: estimate.map(|estimate| estimate.block_len),
+        delta_fp: to_fp.delta,
+        delta_fp_ci_low: low(to_fp.delta_interval),
+        delta_fp_ci_high: high(to_fp.delta_interval),
+        log_ratio_fp: to_fp.log_ratio,
+        log_ratio_fp_ci_low: low(to_fp.log_ratio_interval),
+        log_ratio_fp_ci_high: high(to_fp.log_ratio_interval),
+        log_ratio_fp_block_len: block_len(to_fp.log_ratio_interval),
+        baseline: to_baseline.delta.map(|_| baseline.to_owned()),
+        delta_baseline: to_baseline.delta,
+        delta_baseline_ci_low: low(to_baseline.delta_interval),
+        delta_baseline_ci_high: high(to_baseline.delta_interval),
+        log_ratio_baseline: to_baseline.log_ratio,
+        log_ratio_baseline_ci_low: low(to_baseline.log_ratio_interval),
+        log_ratio_baseline_ci_high: high(to_baseline.log_ratio_interval),
+        log_ratio_baseline_block_len: block_len(to_baseline.log_ratio_interval),
+        floor: measurement.floor.filter(|_| scores_whole_text(measurement)),
         reference: None,
         reference_difference: None,
         reference_source: None,
@@ -365,13 +376,27 @@ fn row(
     }
 }
 
-/// Difference to the first cell of the same model, with the same files, that `is_other` accepts and that was scored on the same windows.
-fn difference(
+/// The word of the column: how matrix products were computed while scoring.
+pub(super) fn arithmetic_name(cell: &Cell, measurement: &Measurement) -> String {
+    match (cell.precision, measurement.arithmetic) {
+        (FloatType::F32, Arithmetic::F32) => "f32".to_owned(),
+        (FloatType::F32, Arithmetic::Bf16) => "bf16".to_owned(),
+        (precision, _) => format!("{}-tensors", precision.name()),
+    }
+}
+
+/// Whether the entropy of the whole text can be held against the number: protocol `llama-cpp` scores half of it.
+fn scores_whole_text(measurement: &Measurement) -> bool {
+    measurement.n_windows == measurement.n_windows_total && measurement.protocol == "gptq"
+}
+
+/// With the first cell of the same model, with the same files, that `is_other` accepts and that was scored on the same windows.
+fn compare(
     cell: &Finished<'_>,
     measurement: &Measurement,
     finished: &[Finished<'_>],
     is_other: impl Fn(&Cell) -> bool,
-) -> Delta {
+) -> Comparison {
     let same = |other: &Cell| other.model == cell.cell().model && other.precision == cell.cell().precision;
     let assets = &cell.record.provenance.assets;
     let others = finished.iter().filter(|other| same(other.cell()) && is_other(other.cell()));
@@ -379,16 +404,14 @@ fn difference(
     let others = others.filter(|other| differences(assets, &other.record.provenance.assets).is_empty());
     let Some(other) = others.flat_map(|other| &other.done.measurements).find(|other| same_windows(measurement, other))
     else {
-        return Delta::default();
+        return Comparison::default();
     };
-    let interval: Option<Interval> =
-        stats::paired_difference(&measurement.nll_per_window, &other.nll_per_window, BOOTSTRAP)
-            .ok()
-            .map(|difference| difference.perplexity);
-    Delta {
-        point: Some(measurement.value - other.value),
-        low: interval.map(|interval| interval.low),
-        high: interval.map(|interval| interval.high),
+    let (own_nll, other_nll) = (&measurement.nll_per_window, &other.nll_per_window);
+    Comparison {
+        delta: Some(measurement.value - other.value),
+        delta_interval: stats::perplexity_difference(own_nll, other_nll, BOOTSTRAP).ok(),
+        log_ratio: Some((measurement.value / other.value).ln()),
+        log_ratio_interval: stats::log_ratio(own_nll, other_nll, BOOTSTRAP).ok(),
     }
 }
 
@@ -400,16 +423,14 @@ pub(super) fn same_windows(a: &Measurement, b: &Measurement) -> bool {
     key(a) == key(b) && content(a) == content(b)
 }
 
-/// Whether `other` is RTN on the grid of `cell`, and `cell` is not RTN itself.
-fn is_rtn_beside(other: &Cell, cell: &Cell) -> bool {
-    match (&other.quantization, &cell.quantization) {
-        (Some(other), Some(cell)) => {
-            matches!(other.method, MethodSpec::Rtn(_))
-                && !matches!(cell.method, MethodSpec::Rtn(_))
-                && other.grid == cell.grid
-        }
-        _ => false,
-    }
+/// Whether `other` is what `cell` is compared with: the method of label `baseline` on the same grid, and under the same
+/// calibration where it has one of several.
+fn is_baseline_of(other: &Cell, cell: &Cell, baseline: &str) -> bool {
+    let (Some(theirs), Some(own)) = (&other.quantization, &cell.quantization) else { return false };
+    other.method_label() == baseline
+        && cell.method_label() != baseline
+        && theirs.grid == own.grid
+        && (theirs.calibration_name.is_none() || theirs.calibration_name == own.calibration_name)
 }
 
 fn source(reference: &ReferenceValue) -> String {

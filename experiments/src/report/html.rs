@@ -139,7 +139,9 @@ fn provenance(records: &[&Record]) -> String {
     let mut lines = vec![
         (
             "commit".to_owned(),
-            distinct(&|r| format!("{}{}", r.provenance.commit, if r.provenance.dirty { " (dirty)" } else { "" })),
+            distinct(&|r| {
+                format!("{}{}", r.provenance.commit, if r.provenance.dirty == Some(true) { " (dirty)" } else { "" })
+            }),
         ),
         ("version".to_owned(), distinct(&|r| format!("{} ({} build)", r.provenance.version, r.provenance.profile))),
         ("Cargo.lock sha256".to_owned(), distinct(&|r| r.provenance.lock_sha256.clone())),
@@ -147,6 +149,23 @@ fn provenance(records: &[&Record]) -> String {
         ("CPU".to_owned(), distinct(&|r| r.provenance.cpu.clone())),
         ("platform".to_owned(), distinct(&|r| r.provenance.platform.clone())),
     ];
+    // What records of before do not say is left out.
+    let known =
+        |value: &dyn Fn(&Record) -> Option<String>| records.iter().filter_map(|r| value(r)).collect::<BTreeSet<_>>();
+    let build = known(&|r| {
+        let build = r.provenance.build.as_ref()?;
+        Some(format!(
+            "{} for {}, target-cpu {}, features {}",
+            build.rustc, build.target, build.target_cpu, build.cargo_features
+        ))
+    });
+    let gpu = known(&|r| r.provenance.gpu.as_ref().map(|gpu| format!("{}, driver {}", gpu.name, gpu.driver)));
+    let memory = known(&|r| Some(format!("{:.1} GiB", r.provenance.memory_bytes? as f64 / f64::from(1 << 30))));
+    let command = known(&|r| Some(r.provenance.command.join(" ")).filter(|command| !command.is_empty()));
+    let more = [("compiler", build), ("GPU", gpu), ("memory", memory), ("command", command)];
+    lines.extend(
+        more.into_iter().filter(|(_, values)| !values.is_empty()).map(|(name, values)| (name.to_owned(), values)),
+    );
     let assets: BTreeSet<_> = records.iter().flat_map(|record| &record.provenance.assets).collect();
     lines.extend(assets.into_iter().map(|(name, sha256)| (name.clone(), BTreeSet::from([format!("sha256 {sha256}")]))));
     let line = |(name, values): (String, BTreeSet<String>)| {

@@ -14,6 +14,7 @@ pub mod bars;
 mod base;
 pub mod bits;
 pub mod blocks;
+pub mod caption;
 pub(crate) mod columns;
 pub mod dots;
 pub mod draws;
@@ -33,6 +34,7 @@ pub mod pivot;
 pub mod plots;
 pub mod row;
 mod series;
+pub mod standing;
 pub mod tables;
 pub mod terminal;
 
@@ -47,13 +49,15 @@ use self::matrix::{Kinds, Matrix};
 use self::picture::Picture;
 use self::pivot::Pivot;
 use self::row::Row;
+use self::standing::Standings;
 use self::tables::{Document, Table};
 use crate::config::{FigureSpec, ReferenceValue};
+use crate::files::{folder_of, temporary_in};
 use crate::plan::{Cell, Plan};
 use crate::record::Record;
 use crate::runner::RESOLVED_CONFIG;
 use crate::speed;
-use crate::speed::record::SpeedRecord;
+use crate::speed::record::{SpeedLine, told_apart};
 use crate::speed::rows::{DecodeRow, KernelRow, decode_rows, kernel_rows};
 
 /// Where a report was written.
@@ -82,19 +86,22 @@ pub struct ReportFiles {
 ///
 /// # Errors
 /// A metric that tables do not know, or a file that cannot be written.
-pub fn write_report(
+pub fn write_report<C>(
     folder: &Path,
     plan: &Plan,
-    records: &[Record],
-    speed: &[SpeedRecord],
+    records: &[Record<C>],
+    speed: &[SpeedLine],
 ) -> anyhow::Result<ReportFiles> {
     let asked = asked(plan, records);
     let newest = frame::newest(&asked);
-    let draws::Rows { cells, shown: rows } = draws::rows(&newest, &plan.references)?;
+    let draws::Rows { cells, shown: rows, records: means } = draws::rows(&newest, &plan.references, &plan.baseline)?;
+    let means: Vec<&Record> = means.iter().map(|record| &**record).collect();
     let mut data = Row::to_frame(&cells).context("cannot build the frame of the records")?;
-    let pivots = pivots(plan, &rows, &newest);
-    let mut document = document(plan, &rows, &newest, &pivots);
-    let (kernels, decoding) = (kernel_rows(speed), decode_rows(speed));
+    let pivots = pivots(plan, &rows, &means);
+    let mut document = document(plan, &rows, &means, &pivots);
+    let (timed, not_timed) = told_apart(speed);
+    let (kernels, decoding) = (kernel_rows(&timed), decode_rows(&timed));
+    document.failures.extend(not_timed);
     document.tables.extend(speed_tables(&kernels, &decoding));
     let mut pictures: Vec<Picture> = own_figures(plan, &rows, &pivots, &newest);
     // The experiment's own figure shows the same numbers along what it compares.
@@ -164,30 +171,33 @@ fn speed_tables(kernels: &[KernelRow], decoding: &[DecodeRow]) -> impl Iterator<
 ///
 /// # Errors
 /// A metric that tables do not know.
-pub fn terminal_table(plan: &Plan, records: &[Record], speed: &[SpeedRecord]) -> anyhow::Result<String> {
+pub fn terminal_table<C>(plan: &Plan, records: &[Record<C>], speed: &[SpeedLine]) -> anyhow::Result<String> {
     let asked = asked(plan, records);
     let newest = frame::newest(&asked);
-    let rows = draws::rows(&newest, &plan.references)?.shown;
-    let pivots = pivots(plan, &rows, &newest);
-    let mut document = document(plan, &rows, &newest, &pivots);
+    let draws::Rows { shown: rows, records: means, .. } = draws::rows(&newest, &plan.references, &plan.baseline)?;
+    let means: Vec<&Record> = means.iter().map(|record| &**record).collect();
+    let pivots = pivots(plan, &rows, &means);
+    let mut document = document(plan, &rows, &means, &pivots);
     document.tables.extend(paper_tables(&pivots));
-    document.tables.extend(speed_tables(&kernel_rows(speed), &decode_rows(speed)));
+    let (timed, not_timed) = told_apart(speed);
+    document.failures.extend(not_timed);
+    document.tables.extend(speed_tables(&kernel_rows(&timed), &decode_rows(&timed)));
     Ok(terminal::render(&document))
 }
 
 /// The records of the cells that `plan` asks for, in its order and with its names for calibrations. A folder may hold
 /// records of an earlier version of the question; those are not shown.
-fn asked(plan: &Plan, records: &[Record]) -> Vec<Record> {
+fn asked<C>(plan: &Plan, records: &[Record<C>]) -> Vec<Record> {
     let of_cell = |cell: &Cell| {
         let id = cell.id();
         let records = records.iter().filter(move |record| record.cell_id == id);
-        records.map(|record| Record { cell: cell.clone(), ..record.clone() }).collect::<Vec<_>>()
+        records.map(|record| record.of_cell(cell)).collect::<Vec<_>>()
     };
     plan.cells().flat_map(of_cell).collect()
 }
 
-fn document(plan: &Plan, rows: &[Row], newest: &[&Record], pivots: &[Pivot<'_>]) -> Document {
-    let mut document = Document::new(&plan.question, rows, &frame::failures(newest));
+fn document(plan: &Plan, rows: &[Row], records: &[&Record], pivots: &[Pivot<'_>]) -> Document {
+    let mut document = Document::new(&plan.question, rows, &frame::failures(records), &Standings::new(records));
     if let Some(table) = document.tables.last_mut() {
         // A table laid out as the published one has a place for them, measured or not.
         let has_place = |reference: &ReferenceValue| {
@@ -201,9 +211,9 @@ fn document(plan: &Plan, rows: &[Row], newest: &[&Record], pivots: &[Pivot<'_>])
 }
 
 /// The tables that the experiment lays out itself.
-fn pivots<'a>(plan: &'a Plan, rows: &'a [Row], newest: &[&Record]) -> Vec<Pivot<'a>> {
+fn pivots<'a>(plan: &'a Plan, rows: &'a [Row], records: &[&Record]) -> Vec<Pivot<'a>> {
     let Some(spec) = &plan.table else { return Vec::new() };
-    Pivot::all(spec, plan, rows, &frame::texts(newest))
+    Pivot::all(spec, plan, rows, &frame::texts(records), &Standings::new(records))
 }
 
 fn paper_tables(pivots: &[Pivot<'_>]) -> impl Iterator<Item = Table> {
@@ -242,7 +252,7 @@ fn own_figures(plan: &Plan, rows: &[Row], pivots: &[Pivot<'_>], newest: &[&Recor
     }
 }
 
-/// Writes each figure in both formats and returns what the page shows.
+/// Writes each figure in both formats and returns what the page shows. The folder holds no other pictures then.
 fn write_figures(folder: &Path, pictures: &[Picture]) -> anyhow::Result<(Vec<Drawing>, Vec<PathBuf>)> {
     std::fs::create_dir_all(folder).with_context(|| {
         format!("{}: cannot create the folder; choose a writable folder with --out", folder.display())
@@ -260,7 +270,21 @@ fn write_figures(folder: &Path, pictures: &[Picture]) -> anyhow::Result<(Vec<Dra
         drawings.push(Drawing { svg, caption: picture.caption().to_owned() });
         paths.extend([svg_path, png_path]);
     }
+    sweep(folder, &paths)?;
     Ok((drawings, paths))
+}
+
+/// Removes pictures of earlier reports, of what is no longer asked: beside those of this one they would pass for its own.
+fn sweep(folder: &Path, kept: &[PathBuf]) -> anyhow::Result<()> {
+    let problem = || format!("{}: cannot remove figures of an earlier report", folder.display());
+    for entry in std::fs::read_dir(folder).with_context(problem)? {
+        let path = entry.with_context(problem)?.path();
+        let is_picture = path.extension().is_some_and(|extension| extension == "svg" || extension == "png");
+        if is_picture && !kept.contains(&path) {
+            std::fs::remove_file(&path).with_context(problem)?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes `path` so that a reader sees the old content or the new, never a part.
@@ -273,13 +297,8 @@ fn write_whole(path: &Path, content: &[u8]) -> anyhow::Result<()> {
 
 /// A temporary file in the folder of `path`: a rename is whole only within one file system.
 fn temporary_beside(path: &Path, suffix: &str) -> anyhow::Result<NamedTempFile> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".report-").suffix(suffix);
-    // As open to others as the umask lets an ordinary file be; a temporary file is private otherwise.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder).with_context(|| {
+    let folder = folder_of(path);
+    temporary_in(folder, ".report-", suffix).with_context(|| {
         format!("{}: cannot write into this folder; choose a writable one with --out", folder.display())
     })
 }
@@ -294,3 +313,5 @@ mod draws_tests;
 mod paper_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod uncertainty_tests;

@@ -4,12 +4,11 @@
 use std::collections::BTreeSet;
 
 use super::base;
+use super::caption::{arithmetic, commits, limits, protocol, resampling};
 use super::draws;
 use super::pivot::{Pivot, Place};
 use super::row::Row;
-use super::tables::{
-    Align, Column, Table, TableRow, arithmetic, commits, decimals, grouped, missing, number, protocol, slug,
-};
+use super::tables::{Align, Column, Table, TableRow, decimals, missing, number, slug};
 use crate::config::{TableAxis, TableValue};
 
 /// The table of text cells that every format renders.
@@ -34,8 +33,8 @@ pub fn table(pivot: &Pivot<'_>) -> Table {
                 cells.push(value.heading().to_owned());
             }
             cells.extend(places().map(|place| cell(&place, value, &notes)));
-            let is_best = |place: &Place<'_>| place.is_best && value == TableValue::Perplexity;
-            let emphasized = places().enumerate().filter(|(_, place)| is_best(place));
+            let stands_out = |place: &Place<'_>| place.is_among_best && value == TableValue::Perplexity;
+            let emphasized = places().enumerate().filter(|(_, place)| stands_out(place));
             rows.push(TableRow {
                 cells,
                 emphasized: emphasized.map(|(column_idx, _)| n_headings + column_idx).collect(),
@@ -43,8 +42,10 @@ pub fn table(pivot: &Pivot<'_>) -> Table {
             });
         }
     }
-    let has_best = rows.iter().any(|row| !row.emphasized.is_empty());
-    let emphasis = has_best.then_some("the best method on its model, grid, text and calibration");
+    let stands_out = rows.iter().any(|row| !row.emphasized.is_empty());
+    let emphasis = stands_out.then_some(
+        "not worse than the best method on its model, grid, text and calibration, beyond the paired 95% interval",
+    );
     Table {
         slug: format!("paper-{}", slug(&setting(pivot))),
         caption: caption(pivot),
@@ -124,11 +125,7 @@ fn shown_difference(difference: f64, ours: f64, value: TableValue) -> String {
 }
 
 fn caption(pivot: &Pivot<'_>) -> String {
-    let mut text = String::new();
-    if let Some(row) = pivot.measured.iter().find(|row| row.limited) {
-        let windows = (grouped(row.n_windows), grouped(row.n_windows_total));
-        text += &format!("LIMITED RUN: first {} of {} windows. ", windows.0, windows.1);
-    }
+    let mut text = limits(&pivot.measured);
     text += pivot.spec.title.trim_end_matches('.');
     let Some(first) = pivot.measured.first() else { return text + ". Nothing is measured yet." };
     let shown = [TableAxis::Model, TableAxis::Grid]
@@ -148,7 +145,12 @@ fn caption(pivot: &Pivot<'_>) -> String {
     if pivot.published().next().is_some() {
         text += " In parentheses: the published number, and ours minus it.";
     }
-    text += &format!(" Intervals are in table.csv. {}.", commits(pivot.measured.iter().flat_map(|row| row.versions())));
+    let method = if pivot.measured.iter().any(|row| row.block_len.is_some()) {
+        format!(" Intervals are in table.csv: {}.", resampling(&pivot.measured))
+    } else {
+        String::new()
+    };
+    text += &format!("{method} {}.", commits(pivot.measured.iter().flat_map(|row| row.versions())));
     text
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::frame::is_reference_of;
 use super::row::Row;
+use super::standing::Standings;
 use crate::config::{ReferenceValue, TableAxis, TableSpec, TableValue};
 use crate::plan::Plan;
 
@@ -35,8 +36,8 @@ pub struct Place<'a> {
     pub ours: Option<&'a Row>,
     /// What was published.
     pub published: Option<&'a ReferenceValue>,
-    /// Whether no other method in the same setting has a lower perplexity, and there is another.
-    pub is_best: bool,
+    /// Whether there are several methods in the same setting and it is not worse than the best of them, beyond the paired interval.
+    pub is_among_best: bool,
 }
 
 impl Place<'_> {
@@ -59,7 +60,13 @@ impl Place<'_> {
 
 impl<'a> Pivot<'a> {
     /// The tables of `rows`: one for each protocol, and for each text unless texts are an axis.
-    pub fn all(spec: &'a TableSpec, plan: &'a Plan, rows: &'a [Row], texts: &[String]) -> Vec<Self> {
+    pub fn all(
+        spec: &'a TableSpec,
+        plan: &'a Plan,
+        rows: &'a [Row],
+        texts: &[String],
+        standings: &Standings<'_>,
+    ) -> Vec<Self> {
         let texts_are_axis = spec.rows.iter().chain(&spec.columns).any(|&axis| axis == TableAxis::Dataset);
         let setting = |row: &'a Row| {
             let text = if texts_are_axis { "" } else { row.dataset.as_str() };
@@ -74,19 +81,26 @@ impl<'a> Pivot<'a> {
         let order = Order::new(plan, texts);
         let table = |wanted| {
             let measured: Vec<&Row> = rows.iter().filter(|row| setting(row) == wanted).collect();
-            Self::new(spec, &order, measured, &plan.references)
+            Self::new(spec, &order, measured, &plan.references, standings)
         };
         settings.into_iter().map(table).collect()
     }
 
-    fn new(spec: &'a TableSpec, order: &Order, measured: Vec<&'a Row>, references: &'a [ReferenceValue]) -> Self {
+    fn new(
+        spec: &'a TableSpec,
+        order: &Order,
+        measured: Vec<&'a Row>,
+        references: &'a [ReferenceValue],
+        standings: &Standings<'_>,
+    ) -> Self {
         // Where methods are rows and calibrations columns, what needs no calibration stands in every column.
         let repeats = spec.rows.contains(&TableAxis::Calibration) != spec.rows.contains(&TableAxis::Method);
         let everywhere = |words| if repeats { order.everywhere(words) } else { vec![with_calibration(words, NOTHING)] };
         let mut entries: Vec<(BTreeMap<TableAxis, String>, Place<'a>)> = Vec::new();
         for &row in &measured {
             let published = references.iter().find(|reference| is_reference_of(reference, row));
-            let place = Place { ours: Some(row), published, is_best: is_best(row, &measured) };
+            let is_among_best = standings.is_among_best(row, &rivals(row, &measured));
+            let place = Place { ours: Some(row), published, is_among_best };
             entries.extend(everywhere(words_of_row(row)).into_iter().map(|words| (words, place)));
         }
         // What was published and not (yet) measured keeps its place.
@@ -196,18 +210,15 @@ fn may_stand_with(reference: &ReferenceValue, measured: &[&Row]) -> bool {
         && reference.seq_len.is_none_or(|len| measured.iter().any(|row| row.seq_len == len.get() as u64))
 }
 
-/// Whether a quantized row is better than every other method on its model, grid, text and calibration. What needs no
-/// calibration competes under each.
-fn is_best(row: &Row, rows: &[&Row]) -> bool {
+/// Every method on the model, grid, text and calibration of a row, the row itself among them. What needs no calibration
+/// competes under each.
+fn rivals<'a>(row: &Row, rows: &[&'a Row]) -> Vec<&'a Row> {
     let same_calibration =
         |other: &Row| row.calibration.is_none() || other.calibration.is_none() || row.calibration == other.calibration;
-    let is_rival = |other: &&&Row| {
-        (&other.model, &other.grid, &other.dataset) == (&row.model, &row.grid, &row.dataset)
-            && other.cell_id != row.cell_id
-            && same_calibration(other)
+    let is_rival = |other: &&Row| {
+        (&other.model, &other.grid, &other.dataset) == (&row.model, &row.grid, &row.dataset) && same_calibration(other)
     };
-    let mut rivals = rows.iter().filter(is_rival).peekable();
-    row.grid.is_some() && rivals.peek().is_some() && rivals.all(|rival| row.perplexity < rival.perplexity)
+    rows.iter().copied().filter(is_rival).collect()
 }
 
 /// The words of each axis in the order of the experiment file.

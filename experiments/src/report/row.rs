@@ -48,25 +48,47 @@ columns! {
         n_tokens: u64,
         /// The perplexity.
         perplexity: f64,
-        /// Standard error of the perplexity over windows.
+        /// Standard error of the perplexity: over blocks of windows as the interval; with protocol `llama-cpp` over tokens taken
+        /// as independent, as llama.cpp prints it.
         standard_error: Option<f64>,
-        /// Lower end of the 95% interval of the perplexity.
+        /// Lower end of the 95% interval of the perplexity, over blocks of windows.
         ci_low: Option<f64>,
         /// Upper end of the 95% interval of the perplexity.
         ci_high: Option<f64>,
+        /// Windows of a block of that interval on average; null for a single window.
+        block_len: Option<f64>,
         /// Perplexity minus that of the base model on the same windows.
         delta_fp: Option<f64>,
         /// Lower end of its paired 95% interval.
         delta_fp_ci_low: Option<f64>,
         /// Upper end of its paired 95% interval.
         delta_fp_ci_high: Option<f64>,
-        /// Perplexity minus that of RTN on the same grid and windows.
-        delta_rtn: Option<f64>,
+        /// ln of the perplexity over that of full precision on the same windows, in nats per token.
+        log_ratio_fp: Option<f64>,
         /// Lower end of its paired 95% interval.
-        delta_rtn_ci_low: Option<f64>,
+        log_ratio_fp_ci_low: Option<f64>,
         /// Upper end of its paired 95% interval.
-        delta_rtn_ci_high: Option<f64>,
-        /// Lowest perplexity that any model can reach on this text, where its entropy is known.
+        log_ratio_fp_ci_high: Option<f64>,
+        /// Windows of a block of that interval on average.
+        log_ratio_fp_block_len: Option<f64>,
+        /// Label of the method that the next columns compare with (`report.baseline` of the experiment, else RTN); null where
+        /// there is none on the same grid and windows, and for that method itself.
+        baseline: Option<String>,
+        /// Perplexity minus that of the baseline on the same grid and windows.
+        delta_baseline: Option<f64>,
+        /// Lower end of its paired 95% interval.
+        delta_baseline_ci_low: Option<f64>,
+        /// Upper end of its paired 95% interval.
+        delta_baseline_ci_high: Option<f64>,
+        /// ln of the perplexity over that of the baseline, in nats per token.
+        log_ratio_baseline: Option<f64>,
+        /// Lower end of its paired 95% interval.
+        log_ratio_baseline_ci_low: Option<f64>,
+        /// Upper end of its paired 95% interval.
+        log_ratio_baseline_ci_high: Option<f64>,
+        /// Windows of a block of that interval on average.
+        log_ratio_baseline_block_len: Option<f64>,
+        /// Perplexity of the process that wrote the text, where it is known and the whole text was scored.
         floor: Option<f64>,
         /// Published perplexity.
         reference: Option<f64>,
@@ -115,8 +137,8 @@ columns! {
         cell_id: String,
         /// Commit that measured it.
         commit: String,
-        /// Whether that tree had uncommitted changes.
-        dirty: bool,
+        /// Whether sources of the program differed from that commit; null where it is not known.
+        dirty: Option<bool>,
         /// Backend and device.
         device: String,
     }
@@ -126,10 +148,10 @@ impl Row {
     /// Stands between the commits of a row that several made.
     pub(super) const BETWEEN_COMMITS: &str = ", ";
 
-    /// The commit of the program, and whether files of the checkout had been changed; all of them where the row is a mean of
-    /// draws.
+    /// The commit of the program, and whether its sources are known to have differed from it; all of them where the row is a
+    /// mean of draws.
     pub(crate) fn versions(&self) -> impl Iterator<Item = (&str, bool)> {
-        self.commit.split(Self::BETWEEN_COMMITS).map(|commit| (commit, self.dirty))
+        self.commit.split(Self::BETWEEN_COMMITS).map(|commit| (commit, self.dirty == Some(true)))
     }
 
     /// Whether the numbers of both rows may be compared: one model, text, protocol and arithmetic, and the same windows.

@@ -5,9 +5,11 @@
 use std::collections::BTreeSet;
 
 use super::base;
+use super::caption::{baseline, of_rows};
 use super::draws;
 use super::frame::Failure;
 use super::row::Row;
+use super::standing::Standings;
 
 /// What a report's pages show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,10 +70,10 @@ pub struct TableRow {
 
 impl Document {
     /// Tables of `rows` (sorted as [`super::frame::rows`] sorts them) with the failed cells below.
-    pub fn new(question: &str, rows: &[Row], failures: &[Failure]) -> Self {
+    pub fn new(question: &str, rows: &[Row], failures: &[Failure], standings: &Standings<'_>) -> Self {
         Self {
             question: question.to_owned(),
-            tables: rows.chunk_by(Row::is_comparable).map(Table::new).collect(),
+            tables: rows.chunk_by(Row::is_comparable).map(|rows| Table::new(rows, standings)).collect(),
             failures: failures.iter().map(|f| format!("{}: {} failed: {}", f.label, f.stage, f.error)).collect(),
         }
     }
@@ -79,18 +81,18 @@ impl Document {
 
 /// A column of the table and the text of its cells.
 struct Layout {
-    heading: &'static str,
+    heading: String,
     align: Align,
     cell: fn(&Row) -> String,
 }
 
 impl Layout {
-    const fn left(heading: &'static str, cell: fn(&Row) -> String) -> Self {
-        Self { heading, align: Align::Left, cell }
+    fn left(heading: &str, cell: fn(&Row) -> String) -> Self {
+        Self { heading: heading.to_owned(), align: Align::Left, cell }
     }
 
-    const fn right(heading: &'static str, cell: fn(&Row) -> String) -> Self {
-        Self { heading, align: Align::Right, cell }
+    fn right(heading: &str, cell: fn(&Row) -> String) -> Self {
+        Self { heading: heading.to_owned(), align: Align::Right, cell }
     }
 }
 
@@ -105,20 +107,22 @@ impl Table {
     }
 
     /// `rows` must not be empty and must be comparable.
-    fn new(rows: &[Row]) -> Self {
+    fn new(rows: &[Row], standings: &Standings<'_>) -> Self {
         let first = &rows[0];
         let mut layout = vec![
             Layout::left("method", |row| row.method.clone()),
             Layout::left("grid", |row| row.grid.clone().unwrap_or_else(|| "-".to_owned())),
             Layout::right("bits/w", |row| row.bits_per_weight.map_or_else(missing, |bits| format!("{bits:.2}"))),
             Layout::right(VALUE, |row| value_and_error(row.perplexity, row.standard_error)),
-            Layout::right(base::delta_heading(rows), |row| {
-                difference(row.delta_fp, row.delta_fp_ci_low, row.delta_fp_ci_high)
-            }),
-            Layout::right("Δ to RTN [95% CI]", |row| {
-                difference(row.delta_rtn, row.delta_rtn_ci_low, row.delta_rtn_ci_high)
+            Layout::right(&format!("ln ratio to {} [95% CI]", base::short_name(rows)), |row| {
+                log_ratio(row.log_ratio_fp, row.log_ratio_fp_ci_low, row.log_ratio_fp_ci_high)
             }),
         ];
+        if let Some(baseline) = baseline(rows) {
+            layout.push(Layout::right(&format!("ln ratio to {baseline} [95% CI]"), |row| {
+                log_ratio(row.log_ratio_baseline, row.log_ratio_baseline_ci_low, row.log_ratio_baseline_ci_high)
+            }));
+        }
         if draws::any(rows) {
             layout.insert(4, Layout::right(draws::HEADING, draws::spread));
         }
@@ -133,7 +137,7 @@ impl Table {
         layout.splice(2..2, settings);
         if rows.iter().any(|row| row.reference.is_some()) {
             layout.push(Layout::right("paper", |row| row.reference.map_or_else(missing, |x| number(x, decimals(x)))));
-            layout.push(Layout::right("ours - paper", |row| difference(row.reference_difference, None, None)));
+            layout.push(Layout::right("ours - paper", |row| difference(row.reference_difference)));
         }
         let previous = std::iter::once(None).chain(rows.iter().map(Some));
         let table_row = |(row, previous): (&Row, Option<&Row>)| TableRow {
@@ -146,20 +150,20 @@ impl Table {
                 .collect(),
             emphasized: layout
                 .iter()
-                .position(|column| column.heading == VALUE && is_best(row, rows))
+                .position(|column| column.heading == VALUE && standings.is_among_best(row, &on_grid(row, rows)))
                 .into_iter()
                 .collect(),
             starts_section: previous.is_some_and(|previous| previous.grid != row.grid),
         };
         Self {
             slug: slug(&first.setting()),
-            caption: caption(rows),
+            caption: of_rows(rows),
             columns: layout
                 .iter()
-                .map(|layout| Column { heading: layout.heading.to_owned(), align: layout.align })
+                .map(|layout| Column { heading: layout.heading.clone(), align: layout.align })
                 .collect(),
             rows: rows.iter().zip(previous).map(table_row).collect(),
-            emphasis: Some("lowest perplexity on its grid"),
+            emphasis: Some("not worse than the best on its grid, beyond the paired 95% interval"),
             notes: notes(rows),
         }
     }
@@ -186,62 +190,9 @@ fn differ<'a>(rows: &'a [Row], setting: impl Fn(&'a Row) -> Option<&'a str>) -> 
     rows.iter().filter_map(setting).collect::<BTreeSet<_>>().len() > 1
 }
 
-fn is_best(row: &Row, rows: &[Row]) -> bool {
-    let mut rivals = rows.iter().filter(|other| other.grid == row.grid && other.cell_id != row.cell_id).peekable();
-    row.grid.is_some() && rivals.peek().is_some() && rivals.all(|rival| row.perplexity < rival.perplexity)
-}
-
-fn caption(rows: &[Row]) -> String {
-    let row = &rows[0];
-    let limited = match row.limited {
-        true => format!("LIMITED RUN: first {} of {} windows. ", grouped(row.n_windows), grouped(row.n_windows_total)),
-        false => String::new(),
-    };
-    let (protocol, arithmetic) = (protocol(row), arithmetic(row));
-    let floor = row.floor.map_or_else(String::new, |floor| {
-        format!(" No model can be below {}, the text's own entropy.", number(floor, decimals(floor)))
-    });
-    let base = base::sentence(rows) + draws::sentence(rows);
-    format!(
-        "{limited}{} on {}: perplexity per token, protocol {} ({protocol}); {} windows, {} tokens scored. \
-         ± is the standard error over windows; brackets are 95% intervals, paired over windows (bootstrap).{arithmetic}{floor}{base} \
-         Bits per weight count scales and zero points. {}.",
-        row.model,
-        row.dataset,
-        row.protocol,
-        grouped(row.n_windows),
-        grouped(row.n_tokens),
-        commits(rows.iter().flat_map(Row::versions)),
-    )
-}
-
-/// What the protocol of a row does, in words.
-pub(super) fn protocol(row: &Row) -> String {
-    match row.protocol.as_str() {
-        "gptq" => format!("non-overlapping windows of {} tokens, all but the first token of each scored", row.seq_len),
-        "llama-cpp" => format!("chunks of {} tokens, the second half of each scored", row.seq_len),
-        _ => format!("windows of {} tokens", row.seq_len),
-    }
-}
-
-/// How matrix products were computed, where it is not f32; a sentence after a blank.
-pub(super) fn arithmetic(row: &Row) -> String {
-    match row.arithmetic.as_str() {
-        "f32" => String::new(),
-        "f16-tensors" => " Weights and activations in f16, sums, norms and softmax in f32.".to_owned(),
-        "bf16-tensors" => " Weights and activations in bf16, sums, norms and softmax in f32.".to_owned(),
-        other => format!(" Matrix products of the scoring pass in {other}, sums in f32."),
-    }
-}
-
-/// `Commit 9840d36 (dirty)`, or all of them where numbers come from several: of pairs of a commit and whether it was dirty.
-pub(crate) fn commits<'a>(of: impl IntoIterator<Item = (&'a str, bool)>) -> String {
-    let short = |(commit, dirty): (&str, bool)| {
-        commit.chars().take(7).collect::<String>() + if dirty { " (dirty)" } else { "" }
-    };
-    let commits: BTreeSet<String> = of.into_iter().map(short).collect();
-    let word = if commits.len() == 1 { "Commit" } else { "Commits" };
-    format!("{word} {}", commits.into_iter().collect::<Vec<_>>().join(", "))
+/// The rows on the grid of a row, itself among them.
+fn on_grid<'a>(row: &Row, rows: &'a [Row]) -> Vec<&'a Row> {
+    rows.iter().filter(|other| other.grid == row.grid).collect()
 }
 
 fn notes(rows: &[Row]) -> Vec<String> {
@@ -270,16 +221,25 @@ fn value_and_error(value: f64, error: Option<f64>) -> String {
     number(value, decimals) + &error
 }
 
-/// `+0.412 [0.352, 0.480]`.
-fn difference(point: Option<f64>, low: Option<f64>, high: Option<f64>) -> String {
+/// `+0.412`.
+fn difference(point: Option<f64>) -> String {
     let Some(point) = point else { return missing() };
-    let decimals = decimals([Some(point), low, high].into_iter().flatten().fold(0.0, |max, x| f64::max(max, x.abs())));
     let sign = if point >= 0.0 { "+" } else { "" };
-    let interval = match (low, high) {
-        (Some(low), Some(high)) => format!(" [{}, {}]", number(low, decimals), number(high, decimals)),
-        _ => String::new(),
-    };
-    format!("{sign}{}{interval}", number(point, decimals))
+    format!("{sign}{}", number(point, decimals(point)))
+}
+
+/// `+0.0508 [0.0437, 0.0577]`; from 1 on three decimals.
+fn log_ratio(point: Option<f64>, low: Option<f64>, high: Option<f64>) -> String {
+    let Some(point) = point else { return missing() };
+    let largest = [Some(point), low, high].into_iter().flatten().fold(0.0, |max, x| f64::max(max, x.abs()));
+    let decimals = if largest < 1.0 { 4_usize } else { 3 };
+    // What rounds to nothing has no sign: not -0.0000.
+    let smallest = 0.5 * 10f64.powi(-(decimals as i32));
+    let shown = |value: f64| if value.abs() < smallest { 0.0 } else { value };
+    let bounds = low.zip(high).map(|(low, high)| (shown(low), shown(high)));
+    let interval = bounds.map_or_else(String::new, |(low, high)| format!(" [{low:.decimals$}, {high:.decimals$}]"));
+    let point = shown(point);
+    format!("{point:+.decimals$}{interval}")
 }
 
 /// Decimals that keep about five digits; `None` where only powers of ten are readable.
@@ -328,11 +288,14 @@ mod tests {
     }
 
     #[test]
-    fn differences_carry_sign_and_interval() {
-        assert_eq!(difference(Some(0.4123), Some(0.3521), Some(0.48)), "+0.412 [0.352, 0.480]");
-        assert_eq!(difference(Some(-0.01), Some(-0.02), Some(0.001)), "-0.010 [-0.020, 0.001]");
-        assert_eq!(difference(Some(99.0), Some(90.0), Some(120.0)), "+99.00 [90.00, 120.00]");
-        assert_eq!(difference(None, None, None), "-");
+    fn differences_and_ratios_carry_their_sign() {
+        assert_eq!([difference(Some(0.4123)), difference(Some(-99.5)), difference(None)], ["+0.412", "-99.500", "-"]);
+        assert_eq!(log_ratio(Some(0.05084), Some(0.04366), Some(0.0577)), "+0.0508 [0.0437, 0.0577]");
+        assert_eq!(log_ratio(Some(-0.001), Some(-0.0021), Some(0.0002)), "-0.0010 [-0.0021, 0.0002]");
+        assert_eq!(log_ratio(Some(0.99), Some(0.9), Some(1.1)), "+0.990 [0.900, 1.100]");
+        assert_eq!(log_ratio(Some(-0.00003), Some(-0.00042), Some(-0.00001)), "+0.0000 [-0.0004, 0.0000]");
+        assert_eq!(log_ratio(Some(0.05), None, None), "+0.0500");
+        assert_eq!(log_ratio(None, None, None), "-");
     }
 
     #[test]

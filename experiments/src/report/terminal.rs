@@ -5,7 +5,7 @@ use super::tables::{Align, Document, Table, TableRow};
 /// Columns that captions and messages are wrapped to.
 const WIDTH: usize = 110;
 
-/// Stands behind the best number of a grid; a blank keeps the others aligned.
+/// Stands behind a cell that stands out; a blank keeps the others aligned.
 const BEST_MARK: &str = " *";
 
 /// The whole document.

@@ -6,7 +6,7 @@ use awq_core::arithmetic::FloatType;
 use itertools::Itertools as _;
 use sha2::{Digest, Sha256};
 
-use super::record::SpeedRecord;
+use super::record::SpeedLine;
 use super::tables::threads;
 use crate::config::{DecodeSpeed, KernelSpeed, ModelSpec, Shape, SpeedSpec};
 
@@ -88,6 +88,14 @@ impl Comparison<'_> {
         }
     }
 
+    /// Type of weights and activations on a GPU.
+    pub(super) fn gpu_precision(&self) -> Option<FloatType> {
+        match &self.question {
+            Question::Kernels { place: Place::Gpu { precision, .. }, .. } => Some(*precision),
+            _ => None,
+        }
+    }
+
     /// Rows of activations; 1 of a model's steps.
     pub(super) fn batch_size(&self) -> usize {
         match &self.question {
@@ -154,13 +162,13 @@ pub fn describe(spec: &SpeedSpec, models: &[ModelSpec], threads: usize, place: &
 
 /// Those of `records` that answer what is asked, the newest of each, in the order of the question; first those of the CPU,
 /// then those of each GPU that has any.
-pub fn asked(spec: &SpeedSpec, models: &[ModelSpec], records: &[SpeedRecord]) -> Vec<SpeedRecord> {
+pub fn asked(spec: &SpeedSpec, models: &[ModelSpec], records: &[SpeedLine]) -> Vec<SpeedLine> {
     // Without a list, the file does not say how many threads the run had: its records do.
-    let threads = records.last().map_or(1, |record| record.provenance.threads);
-    let newest: BTreeMap<&str, &SpeedRecord> = records.iter().map(|record| (record.id.as_str(), record)).collect();
+    let threads = records.last().map_or(1, |record| record.provenance().threads);
+    let newest: BTreeMap<&str, &SpeedLine> = records.iter().map(|record| (record.id(), record)).collect();
     let gpus = records.iter().filter_map(|record| {
-        let precision = record.gpu.as_ref()?.precision;
-        Some(Place::Gpu { device: record.provenance.device.clone(), precision })
+        let precision = record.gpu_precision()?;
+        Some(Place::Gpu { device: record.provenance().device.clone(), precision })
     });
     let ids = std::iter::once(Place::Cpu)
         .chain(gpus.unique())

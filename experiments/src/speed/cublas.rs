@@ -8,7 +8,7 @@ use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use half::f16;
 
 /// Number of a CUDA device; `None` of other names.
-pub(super) fn index(device: &str) -> Option<usize> {
+pub(crate) fn index(device: &str) -> Option<usize> {
     match device.split_once(':') {
         None => (device == "cuda").then_some(0),
         Some((backend, index)) => index.parse().ok().filter(|_| backend == "cuda"),
@@ -16,7 +16,7 @@ pub(super) fn index(device: &str) -> Option<usize> {
 }
 
 /// What the driver calls a device.
-pub(super) fn device_name(index: usize) -> Option<String> {
+pub(crate) fn device_name(index: usize) -> Option<String> {
     CudaContext::new(index).and_then(|context| context.name()).ok()
 }
 

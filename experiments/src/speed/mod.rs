@@ -10,7 +10,7 @@
 pub mod asked;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code, reason = "a call of cuBLAS takes pointers; `queue` says why they are right")]
-mod cublas;
+pub(crate) mod cublas;
 pub mod decode;
 pub mod figures;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
@@ -29,12 +29,13 @@ use awq_core::kernel::bench;
 
 use self::asked::{Comparison, Place, Question, comparisons};
 use self::kernels::Forms;
-use self::record::{Gpu, Machine, MachinePeak, Measured, SpeedRecord};
+use self::record::{FailedComparison, Gpu, Machine, MachinePeak, Measured, SpeedLine, SpeedRecord};
 use crate::assets::AssetStore;
 use crate::config::{KernelSpeed, ModelSpec, Shape, SpeedSpec};
 use crate::progress::{Bar, Progress};
 use crate::provenance::Provenance;
 use crate::record::{RecordFile, SCHEMA_VERSION};
+use crate::runner::guarded;
 
 /// Bytes of each array that is copied to measure a CPU's memory: several times the last-level cache of a server.
 const MEMORY_BYTES: usize = 256 << 20;
@@ -59,31 +60,39 @@ struct Timed {
     assets: BTreeMap<String, String>,
 }
 
-/// Measures what is not yet on record in `file`, or was measured on another CPU or by another commit, and appends each comparison when it is done.
+/// Measures what is not yet on record in `file`, or was measured on another CPU or by another commit, and appends each comparison
+/// when it is done. One that fails (a model that cannot be had or opened, a weight that does not fit into memory, a device that
+/// fails) becomes a record, and the others go on; the number of those is returned.
 ///
 /// # Errors
-/// A model that cannot be had or opened, a weight that does not fit into memory, a device that fails, or a record that cannot
-/// be appended.
+/// A record that cannot be appended.
 pub fn run(
     spec: &SpeedSpec,
     models: &[ModelSpec],
     options: &SpeedOptions<'_>,
-    mut file: RecordFile<SpeedRecord>,
+    mut file: RecordFile<SpeedLine>,
     store: &AssetStore,
     progress: &Progress,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<usize> {
+    file.notes().iter().for_each(|note| progress.note(note));
     let place = Place::of(options.device, options.precision);
     let all = comparisons(spec, models, options.threads, &place);
     let todo = on_record::to_measure(all, file.on_record(), progress);
     if todo.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
+    let mut n_failed = 0;
     let bar = progress.bar("speed, comparisons", todo.len() as u64);
     // A weight is packed once for all its batch sizes, which takes longer than the products.
     for of_weight in todo.chunk_by(Comparison::shares_weight) {
         let first = &of_weight[0];
-        let mut finish = |one: &Comparison<'_>, timed: Timed| finish(one, timed, &mut file, &bar);
-        let measured = match &first.question {
+        let mut n_finished = 0;
+        let mut finish = |one: &Comparison<'_>, timed: Timed| {
+            finish(one, timed, &mut file, &bar)?;
+            n_finished += 1;
+            Ok(())
+        };
+        let measured = guarded(|| match &first.question {
             Question::Kernels { shape, of, place: Place::Cpu, .. } => on_cpu(of_weight, shape, of, &mut finish),
             Question::Kernels { shape, of, place: Place::Gpu { device, precision }, .. } => {
                 on_gpu(device, *precision, of_weight, shape, of, &mut finish)
@@ -96,11 +105,29 @@ pub fn run(
                 });
                 timed.and_then(|timed| finish(first, timed))
             }
-        };
-        measured.with_context(|| first.label())?;
+        });
+        if let Err(error) = measured {
+            // They are finished in order.
+            for one in &of_weight[n_finished..] {
+                progress.note(&format!("FAILED {}: {error:#}", one.label()));
+                file.append(&failed(one, &error))?;
+                n_failed += 1;
+            }
+        }
     }
     bar.finish();
-    Ok(())
+    Ok(n_failed)
+}
+
+fn failed(one: &Comparison<'_>, error: &anyhow::Error) -> SpeedLine {
+    SpeedLine::Failed(Box::new(FailedComparison {
+        schema: SCHEMA_VERSION,
+        id: one.id(),
+        label: one.label(),
+        error: format!("{error:#}"),
+        gpu_precision: one.gpu_precision(),
+        provenance: Provenance::collect(one.device(), one.threads, BTreeMap::new()),
+    }))
 }
 
 /// Times the kernels of the CPU.
@@ -154,10 +181,11 @@ fn on_gpu(
     crate::device::check(device, precision)
 }
 
-fn finish(one: &Comparison<'_>, timed: Timed, file: &mut RecordFile<SpeedRecord>, bar: &Bar) -> anyhow::Result<()> {
+fn finish(one: &Comparison<'_>, timed: Timed, file: &mut RecordFile<SpeedLine>, bar: &Bar) -> anyhow::Result<()> {
     let Timed { measured, machine, gpu, assets } = timed;
     let provenance = Provenance::collect(one.device(), one.threads, assets);
-    file.append(&SpeedRecord { schema: SCHEMA_VERSION, id: one.id(), measured, machine, gpu, provenance })?;
+    let record = SpeedRecord { schema: SCHEMA_VERSION, id: one.id(), measured, machine, gpu, provenance };
+    file.append(&SpeedLine::Done(Box::new(record)))?;
     bar.advance(1);
     Ok(())
 }

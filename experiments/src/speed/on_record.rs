@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::asked::Comparison;
-use super::record::SpeedRecord;
+use super::record::{SpeedLine, SpeedRecord};
 use crate::progress::Progress;
 use crate::provenance::Provenance;
 
@@ -14,10 +14,14 @@ const SHOWN_DIGITS: usize = 7;
 /// Those of `all` that are to be measured; says of records that do not count why.
 pub(super) fn to_measure<'a>(
     all: Vec<Comparison<'a>>,
-    records: &[SpeedRecord],
+    records: &[SpeedLine],
     progress: &Progress,
 ) -> Vec<Comparison<'a>> {
-    let newest: BTreeMap<&str, &SpeedRecord> = records.iter().map(|record| (record.id.as_str(), record)).collect();
+    let done = records.iter().filter_map(|line| match line {
+        SpeedLine::Done(record) => Some(&**record),
+        SpeedLine::Failed(_) => None,
+    });
+    let newest: BTreeMap<&str, &SpeedRecord> = done.map(|record| (record.id.as_str(), record)).collect();
     let mut outdated: BTreeMap<String, usize> = BTreeMap::new();
     let mut needs_measuring = |one: &Comparison<'_>| {
         let Some(record) = newest.get(one.id().as_str()) else { return true };

@@ -28,12 +28,83 @@ pub struct SpeedRecord {
     pub provenance: Provenance,
 }
 
-impl Line for SpeedRecord {
+/// A comparison that failed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FailedComparison {
+    /// [`crate::record::SCHEMA_VERSION`] when it was written.
+    pub schema: u32,
+    /// Content hash of what was asked.
+    pub id: String,
+    /// How messages name it.
+    pub label: String,
+    /// The error chain, outermost first.
+    pub error: String,
+    /// Type of weights and activations, where it was to run on a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_precision: Option<FloatType>,
+    /// With what it was tried.
+    pub provenance: Provenance,
+}
+
+/// A line of `speed.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum SpeedLine {
+    /// It finished.
+    Done(Box<SpeedRecord>),
+    /// It failed; the run went on.
+    Failed(Box<FailedComparison>),
+}
+
+impl SpeedLine {
+    /// Content hash of what was asked.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Done(record) => &record.id,
+            Self::Failed(failed) => &failed.id,
+        }
+    }
+
+    /// With what it was made.
+    pub fn provenance(&self) -> &Provenance {
+        match self {
+            Self::Done(record) => &record.provenance,
+            Self::Failed(failed) => &failed.provenance,
+        }
+    }
+
+    /// Type of weights and activations on a GPU; `None` on a CPU.
+    pub fn gpu_precision(&self) -> Option<FloatType> {
+        match self {
+            Self::Done(record) => record.gpu.as_ref().map(|gpu| gpu.precision),
+            Self::Failed(failed) => failed.gpu_precision,
+        }
+    }
+}
+
+impl Line for SpeedLine {
+    type Written = Self;
+
     const FILE: &'static str = "speed.jsonl";
 
     fn schema(&self) -> u32 {
-        self.schema
+        match self {
+            Self::Done(record) => record.schema,
+            Self::Failed(failed) => failed.schema,
+        }
     }
+}
+
+/// What finished, and what failed as `label: error`.
+pub(crate) fn told_apart(lines: &[SpeedLine]) -> (Vec<SpeedRecord>, Vec<String>) {
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
+    for line in lines {
+        match line {
+            SpeedLine::Done(record) => done.push(record.as_ref().clone()),
+            SpeedLine::Failed(comparison) => failed.push(format!("{} failed: {}", comparison.label, comparison.error)),
+        }
+    }
+    (done, failed)
 }
 
 /// Bounds of the machine, of a CPU on as many threads as the comparison used.

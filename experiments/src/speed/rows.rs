@@ -73,8 +73,8 @@ columns! {
         cpu: String,
         /// Commit that measured it.
         commit: String,
-        /// Whether that tree had uncommitted changes.
-        dirty: bool,
+        /// Whether sources of the program differed from that commit; null where it is not known.
+        dirty: Option<bool>,
     }
 }
 
@@ -123,8 +123,8 @@ columns! {
         cpu: String,
         /// Commit that measured it.
         commit: String,
-        /// Whether that tree had uncommitted changes.
-        dirty: bool,
+        /// Whether sources of the program differed from that commit; null where it is not known.
+        dirty: Option<bool>,
     }
 }
 

@@ -3,7 +3,8 @@
 use itertools::Itertools as _;
 
 use super::rows::{DecodeRow, KernelRow};
-use crate::report::tables::{Align, Column, Table, TableRow, commits, missing, slug};
+use crate::report::caption::commits;
+use crate::report::tables::{Align, Column, Table, TableRow, missing, slug};
 
 /// A column and the text of its cells.
 type Layout<R> = (&'static str, Align, fn(&R) -> String);
@@ -68,7 +69,7 @@ pub fn kernel_tables(rows: &[KernelRow]) -> Vec<Table> {
                 range(rows.iter().map(|row| row.copy_gb_per_s)),
                 range(rows.iter().map(|row| row.read_gb_per_s)),
                 cpus(rows.iter().map(|row| row.cpu.as_str())),
-                commits(rows.iter().map(|row| (row.commit.as_str(), row.dirty)))
+                commits(rows.iter().map(|row| (row.commit.as_str(), row.dirty == Some(true))))
             );
             let layout = [LAYOUT.as_slice(), &speedups].concat();
             table(&format!("speed {title}"), caption, &layout, rows, |a, b| a.batch_size != b.batch_size)
@@ -105,7 +106,7 @@ pub fn decode_tables(rows: &[DecodeRow]) -> Vec<Table> {
                 first.n_repeats,
                 range(rows.iter().map(|row| row.copy_gb_per_s)),
                 cpus(rows.iter().map(|row| row.cpu.as_str())),
-                commits(rows.iter().map(|row| (row.commit.as_str(), row.dirty)))
+                commits(rows.iter().map(|row| (row.commit.as_str(), row.dirty == Some(true))))
             );
             let slug = format!("speed decode {}", threads(first.threads));
             table(&slug, caption, LAYOUT, rows, |a, b| a.model != b.model)

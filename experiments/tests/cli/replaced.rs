@@ -31,7 +31,7 @@ fn every_cell_runs_again_and_says_why() {
     replace(&workshop);
     let (new, again) = (weights(&workshop), workshop.finish("out", &[]));
     let why = format!(
-        "model tiny changed since cells of it were recorded (model.safetensors sha256 {old}.. -> {new}..): they run again\n"
+        "tiny: 5 cell(s) on record run again: the model changed since (model.safetensors sha256 {old}.. -> {new}..)\n"
     );
     assert!(again.stderr.contains(&why), "{}", again.stderr);
     assert!(again.stderr.ends_with("5 cells finished, 0 were on record, 0 failed\n"), "{}", again.stderr);
@@ -43,7 +43,7 @@ fn every_cell_runs_again_and_says_why() {
     // The newest records hold now.
     let third = workshop.finish("out", &[]);
     assert!(third.stderr.ends_with("0 cells finished, 5 were on record, 0 failed\n"), "{}", third.stderr);
-    assert!(!third.stderr.contains("changed"), "{}", third.stderr);
+    assert!(!third.stderr.contains("run again"), "{}", third.stderr);
 }
 
 /// The finished cell of the old model must not stand beside cells of the new one.
@@ -78,7 +78,7 @@ fn rows_of_two_models_are_not_paired() {
     };
     let awq = table.lines().find(|line| line.contains("AWQ")).unwrap();
     assert_eq!(column(awq, "delta_fp"), "", "a difference between two models");
-    assert_ne!(column(awq, "delta_rtn"), "", "both are of the new model");
+    assert_ne!(column(awq, "delta_baseline"), "", "both are of the new model");
 }
 
 #[test]
@@ -110,4 +110,102 @@ fn verification_says_what_changed() {
         weights(&workshop)
     );
     assert!(verified.stdout.ends_with(&expected), "{}", verified.stdout);
+}
+
+/// A record with another version of its method's code, or with other texts, as an earlier program may have written it.
+fn with_earlier_inputs(workshop: &Workshop, edit: fn(&mut Value)) {
+    let edited = workshop.records("out").into_iter().map(|mut record| {
+        edit(&mut record["outcome"]["done"]);
+        record.to_string() + "\n"
+    });
+    workshop.write("out/records.jsonl", edited.collect::<String>());
+}
+
+#[test]
+fn a_method_of_another_version_runs_again() {
+    let workshop = Workshop::new();
+    workshop.finish("out", &[]);
+    let versions: Vec<Value> = workshop
+        .records("out")
+        .iter()
+        .map(|record| record["outcome"]["done"]["quantization"]["method_version"].clone())
+        .collect();
+    assert_eq!(versions[1..], [1.into(), 1.into(), 1.into(), 1.into()] as [Value; 4]);
+    // Records of before there were versions are of the first.
+    with_earlier_inputs(&workshop, |done| {
+        if let Some(quantization) = done["quantization"].as_object_mut() {
+            quantization.remove("method_version");
+        }
+    });
+    let same = workshop.finish("out", &[]);
+    assert!(same.stderr.ends_with("0 cells finished, 5 were on record, 0 failed\n"), "{}", same.stderr);
+    with_earlier_inputs(&workshop, |done| {
+        if !done["quantization"]["blocks"][0]["scale_searches"].as_array().is_none_or(Vec::is_empty) {
+            done["quantization"]["method_version"] = 7.into();
+        }
+    });
+    let again = workshop.finish("out", &[]);
+    let why = "tiny: 2 cell(s) on record run again: method `awq` has version 1, then 7\n";
+    assert!(again.stderr.contains(why), "{}", again.stderr);
+    assert!(again.stderr.ends_with("2 cells finished, 3 were on record, 0 failed\n"), "{}", again.stderr);
+    let third = workshop.finish("out", &[]);
+    assert!(third.stderr.ends_with("0 cells finished, 5 were on record, 0 failed\n"), "{}", third.stderr);
+}
+
+/// Texts are read where a cell runs anyway, and then all cells must have had them.
+#[test]
+fn other_texts_count_where_they_are_read() {
+    let workshop = Workshop::new();
+    workshop.finish("out", &[]);
+    with_earlier_inputs(&workshop, |done| {
+        if done["quantization"].is_null() {
+            done["measurements"][0]["text_sha256"] = "a".repeat(64).into();
+        } else if done["quantization"]["blocks"][0]["scale_searches"] == serde_json::json!([]) {
+            done["quantization"]["calibration_text_sha256"] = "b".repeat(64).into();
+        }
+    });
+    let shown = workshop.finish("out", &[]);
+    assert!(shown.stderr.ends_with("0 cells finished, 5 were on record, 0 failed\n"), "{}", shown.stderr);
+    workshop.change_experiment("bits = [4, 3]", "bits = [4, 3, 2]");
+    let grown = workshop.finish("out", &[]);
+    for why in [
+        "1 cell(s) on record run again: text evaluation sha256 aaaaaaaa.. -> ",
+        "2 cell(s) on record run again: text calibration sha256 bbbbbbbb.. -> ",
+    ] {
+        assert!(grown.stderr.contains(why), "no {why}: {}", grown.stderr);
+    }
+    assert!(grown.stderr.ends_with("5 cells finished, 2 were on record, 0 failed\n"), "{}", grown.stderr);
+}
+
+/// `main` of a repository moves: the files of another commit are in the cache.
+#[test]
+fn a_revision_that_moves_is_another_model() {
+    let workshop = Workshop::new();
+    let hub = "home/.cache/huggingface/hub/models--maker--tiny";
+    let commit = |name: &str, digit: &str| {
+        let snapshot = format!("{hub}/snapshots/{}", digit.repeat(40));
+        std::fs::create_dir_all(workshop.path(&snapshot)).unwrap();
+        for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+            std::fs::copy(workshop.path("model").join(file), workshop.path(&snapshot).join(file)).unwrap();
+        }
+        std::fs::create_dir_all(workshop.path(&format!("{hub}/refs"))).unwrap();
+        workshop.write(&format!("{hub}/refs/{name}"), digit.repeat(40));
+    };
+    commit("main", "1");
+    workshop.change_experiment(
+        "source = { path = { path = \"model\" } }",
+        "source = { hub = { repo = \"maker/tiny\", revision = \"main\", sha256 = {} } }",
+    );
+    workshop.finish("out", &[]);
+    let same = workshop.finish("out", &[]);
+    assert!(same.stderr.ends_with("0 cells finished, 5 were on record, 0 failed\n"), "{}", same.stderr);
+    replace(&workshop);
+    commit("main", "2");
+    let moved = workshop.finish("out", &[]);
+    assert!(moved.stderr.contains("5 cell(s) on record run again: the model changed since"), "{}", moved.stderr);
+    assert!(moved.stderr.ends_with("5 cells finished, 0 were on record, 0 failed\n"), "{}", moved.stderr);
+    // Gone from the cache, it is not downloaded only to be compared.
+    std::fs::remove_dir_all(workshop.path(hub)).unwrap();
+    let shown = workshop.finish("out", &[]);
+    assert!(shown.stderr.ends_with("0 cells finished, 5 were on record, 0 failed\n"), "{}", shown.stderr);
 }

@@ -165,9 +165,39 @@ fn what_cannot_be_timed_is_refused() {
         &KERNELS.replace("[1, 3]", "[]"),
         "experiment.toml: not a valid experiment: key `speed.kernels.batch_sizes` is an empty list; give at least one entry",
     );
-    refused(
-        &DECODE.replace("prompt_tokens = 8", "prompt_tokens = 5000"),
-        "tiny decoding, 2 threads: 5000 tokens of a prompt and 4 new ones are more than the 128 positions of the model's configuration; lower \
-         `speed.decode.prompt_tokens` or `new_tokens`",
-    );
+}
+
+/// Hours of quality cells are shown whatever becomes of the timing; and what failed is on record, and tried again.
+#[test]
+fn what_cannot_be_timed_hides_nothing() {
+    let workshop = Workshop::new();
+    let too_long = DECODE.replace("prompt_tokens = 8", "prompt_tokens = 5000");
+    let one_thread = format!("\n[speed]\nthreads = [1]\n{KERNELS}");
+    workshop.write("experiment.toml", workshop.experiment() + &one_thread + &too_long);
+    let ran = workshop.run(&["experiment.toml", "--out", "out"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let why = "5000 tokens of a prompt and 4 new ones are more than the 128 positions of the model's configuration; lower \
+               `speed.decode.prompt_tokens` or `new_tokens`";
+    for line in [
+        &format!("FAILED tiny decoding, 1 thread: {why}\n"),
+        "5 cells finished, 0 were on record, 0 failed\n",
+        "1 comparisons of [speed] failed\n",
+    ] {
+        assert!(ran.stderr.contains(line), "no {line}: {}", ran.stderr);
+    }
+    let records = speed_records(&workshop);
+    assert_eq!(records.len(), 4 + 1, "the kernels are timed");
+    assert_eq!((&records[4]["label"], &records[4]["error"]), (&"tiny decoding, 1 thread".into(), &why.into()));
+    for table in ["out/table.md", "out/report.html"] {
+        let table = workshop.read(table);
+        assert!(table.contains("perplexity per token") && table.contains("W3A8 int8 g32"), "{table}");
+        assert!(table.contains("tiny decoding, 1 thread failed: 5000 tokens"), "{table}");
+    }
+    let again = workshop.run(&["experiment.toml", "--out", "out"]);
+    assert_eq!(again.code, Some(1), "{again:?}");
+    assert_eq!(speed_records(&workshop).len(), 4 + 2, "only what failed is tried again");
+    workshop.write("experiment.toml", workshop.experiment() + &one_thread + DECODE);
+    let mended = workshop.finish("out", &[]);
+    assert!(!mended.stdout.contains("failed"), "{}", mended.stdout);
+    assert!(!workshop.read("out/table.md").contains("failed"));
 }

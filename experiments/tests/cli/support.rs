@@ -158,6 +158,8 @@ protocol = {{ gptq = {{ seq_len = 64 }} }}
         for variable in ["AWQ_ASSETS", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "XDG_CACHE_HOME"] {
             command.env_remove(variable);
         }
+        // Quantized again by each run: two runs of one model would be one otherwise.
+        command.env("AWQ_CODES_GIB", "0");
         command.env("HF_HUB_OFFLINE", "1").env("AWQ_CACHE", self.path("cache")).env("HOME", self.path("home"));
     }
 

@@ -1,0 +1,46 @@
+//! A quantized model read again from a checkpoint that holds it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{BlockLog, QuantizedModel, StoredBlock};
+use crate::load::{Checkpoint, LoadError};
+use crate::model::wiring::Wiring;
+use crate::pack::PackedWeight;
+
+impl QuantizedModel {
+    /// The model whose edit `checkpoint` holds, with the logs of its blocks: the reverse of [`QuantizedModel::into_checkpoint`].
+    /// Only changed tensors are read; `checkpoint` may have no others.
+    ///
+    /// # Errors
+    /// A tensor that cannot be read.
+    pub fn from_checkpoint(
+        wiring: &Wiring,
+        checkpoint: &dyn Checkpoint,
+        logs: Vec<BlockLog>,
+    ) -> Result<Self, LoadError> {
+        let blocks = (0..logs.len()).map(|block_idx| StoredBlock::read(wiring, block_idx, checkpoint));
+        Ok(Self { blocks: blocks.collect::<Result<_, _>>()?, logs })
+    }
+}
+
+impl StoredBlock {
+    fn read(wiring: &Wiring, block_idx: usize, checkpoint: &dyn Checkpoint) -> Result<Self, LoadError> {
+        let vector = |name: String| checkpoint.shape(&name).map(|_| checkpoint.read_f32(&name)).transpose();
+        let mut block = Self { weights: BTreeMap::new(), biases: BTreeMap::new(), norms: BTreeMap::new() };
+        for linear in wiring.layout.linears.iter().map(|facts| facts.name) {
+            let name = wiring.linear(block_idx, linear);
+            if let Some(weight) = checkpoint.read_quantized(&format!("{name}.weight"))? {
+                block.weights.insert(linear, Arc::new(PackedWeight::new(weight)));
+            }
+            block.biases.extend(vector(format!("{name}.bias"))?.map(|bias| (linear, bias)));
+        }
+        for norm in [wiring.attention.norm, wiring.mlp.norm] {
+            let name = wiring.block_norm(block_idx, norm);
+            if let Some(weight) = vector(format!("{name}.weight"))? {
+                block.norms.insert(norm, (weight, vector(format!("{name}.bias"))?));
+            }
+        }
+        Ok(block)
+    }
+}

@@ -1,0 +1,126 @@
+//! The words under a table: what its numbers are, how sure they are, and where they come from.
+
+use std::collections::BTreeSet;
+
+use super::base;
+use super::draws;
+use super::row::Row;
+use super::tables::{decimals, grouped, number};
+
+/// The caption of a table of comparable rows.
+pub(super) fn of_rows(rows: &[Row]) -> String {
+    let row = &rows[0];
+    let limited = limits(&[row]);
+    let (protocol, arithmetic) = (protocol(row), arithmetic(row));
+    let floor = row.floor.map_or_else(String::new, |floor| {
+        let floor = number(floor, decimals(floor));
+        format!(" The process that wrote the text has a perplexity of {floor}: no model is expected to be lower.")
+    });
+    let base = base::sentence(rows) + draws::sentence(rows);
+    format!(
+        "{limited}{} on {}: perplexity per token, protocol {} ({protocol}); {} windows, {} tokens scored. \
+         {}{arithmetic}{floor}{base} \
+         Bits per weight count scales and zero points. {}.",
+        row.model,
+        row.dataset,
+        row.protocol,
+        grouped(row.n_windows),
+        grouped(row.n_tokens),
+        uncertainty(rows),
+        commits(rows.iter().flat_map(Row::versions)),
+    )
+}
+
+/// What `±`, brackets and ratios are, in words.
+fn uncertainty(rows: &[Row]) -> String {
+    let to = baseline(rows).map_or_else(String::new, |baseline| format!(" or {baseline}"));
+    let ratio = format!(
+        "An ln ratio is ln of the perplexity over that of {}{to}, in nats per token: 0.01 is about 1%.",
+        base::full_name(rows)
+    );
+    let over_tokens = rows[0].protocol == "llama-cpp";
+    let error = match (over_tokens, rows[0].block_len) {
+        (true, _) => "± is the standard error over tokens taken as independent, as llama.cpp prints it. ",
+        (false, Some(_)) => "± is the standard error. ",
+        (false, None) => "",
+    };
+    let rows: Vec<&Row> = rows.iter().collect();
+    let intervals = match rows[0].block_len {
+        Some(_) => format!("Brackets are 95% intervals, ratios paired over windows: {}. ", resampling(&rows)),
+        None => "A single window has no interval. ".to_owned(),
+    };
+    format!("{error}{intervals}{ratio}")
+}
+
+/// How intervals were made: `stationary bootstrap of 148 windows in blocks of 1.0 to 5.3 on average (length by
+/// Politis and White)`, where the range is over all intervals of `rows`.
+pub(super) fn resampling(rows: &[&Row]) -> String {
+    let range = |low: String, high: String| if low == high { low } else { format!("{low} to {high}") };
+    let n_windows = || rows.iter().map(|row| row.n_windows);
+    let windows = range(grouped(n_windows().min().unwrap_or(0)), grouped(n_windows().max().unwrap_or(0)));
+    let block_lens = |row: &&Row| [row.block_len, row.log_ratio_fp_block_len, row.log_ratio_baseline_block_len];
+    let block_lens = || rows.iter().flat_map(block_lens).flatten();
+    let (shortest, longest) = (block_lens().fold(f64::INFINITY, f64::min), block_lens().fold(0.0, f64::max));
+    let blocks = range(format!("{shortest:.1}"), format!("{longest:.1}"));
+    format!("stationary bootstrap of {windows} windows in blocks of {blocks} on average (length by Politis and White)")
+}
+
+/// What the protocol of a row does, in words.
+pub(super) fn protocol(row: &Row) -> String {
+    match row.protocol.as_str() {
+        "gptq" => format!("non-overlapping windows of {} tokens, all but the first token of each scored", row.seq_len),
+        "llama-cpp" => format!("chunks of {} tokens, the second half of each scored", row.seq_len),
+        _ => format!("windows of {} tokens", row.seq_len),
+    }
+}
+
+/// How matrix products were computed, where it is not f32; a sentence after a blank.
+pub(super) fn arithmetic(row: &Row) -> String {
+    match row.arithmetic.as_str() {
+        "f32" => String::new(),
+        "f16-tensors" => " Weights and activations in f16, sums, norms and softmax in f32.".to_owned(),
+        "bf16-tensors" => " Weights and activations in bf16, sums, norms and softmax in f32.".to_owned(),
+        other => format!(" Matrix products of the scoring pass in {other}, sums in f32."),
+    }
+}
+
+/// `Commit 9840d36 (dirty)`, or all of them where numbers come from several: of pairs of a commit and whether it was dirty.
+pub(crate) fn commits<'a>(of: impl IntoIterator<Item = (&'a str, bool)>) -> String {
+    let short = |(commit, dirty): (&str, bool)| {
+        commit.chars().take(7).collect::<String>() + if dirty { " (dirty)" } else { "" }
+    };
+    let commits: BTreeSet<String> = of.into_iter().map(short).collect();
+    let word = if commits.len() == 1 { "Commit" } else { "Commits" };
+    format!("{word} {}", commits.into_iter().collect::<Vec<_>>().join(", "))
+}
+
+/// The method that rows are compared with, where one of them is.
+pub(super) fn baseline(rows: &[Row]) -> Option<&str> {
+    rows.iter().find_map(|row| row.baseline.as_deref())
+}
+
+/// `LIMITED RUN: first 20 of 595 windows of wikitext2-test, of 2,083 of sotu-test. `: the texts of which not all was scored.
+pub(super) fn limits(measured: &[&Row]) -> String {
+    let mut parts: Vec<(u64, u64, &str)> = Vec::new();
+    for row in measured.iter().filter(|row| row.limited) {
+        let part = (row.n_windows, row.n_windows_total, row.dataset.as_str());
+        if !parts.contains(&part) {
+            parts.push(part);
+        }
+    }
+    let mut text = String::new();
+    let mut said = None;
+    for (n, total, dataset) in &parts {
+        text += match said {
+            None => "LIMITED RUN: ",
+            Some(_) => ", ",
+        };
+        if said != Some(n) {
+            text += &format!("first {} ", grouped(*n));
+        }
+        let word = if said.is_none() { "windows " } else { "" };
+        text += &format!("of {} {word}of {dataset}", grouped(*total));
+        said = Some(n);
+    }
+    if text.is_empty() { text } else { text + ". " }
+}

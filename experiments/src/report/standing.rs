@@ -1,0 +1,41 @@
+//! [`Standings`]: which of several rows are not worse than the best of them, beyond what their windows can tell.
+
+use super::frame::{BOOTSTRAP, arithmetic_name, same_windows};
+use super::row::Row;
+use crate::record::{Measurement, Outcome, Record};
+use crate::stats;
+
+/// The likelihoods behind the rows of a report, to compare any two of them.
+#[derive(Clone, Debug)]
+pub struct Standings<'a> {
+    records: &'a [&'a Record],
+}
+
+impl<'a> Standings<'a> {
+    /// Of the records that the rows are made of ([`super::draws::Rows`]).
+    pub fn new(records: &'a [&'a Record]) -> Self {
+        Self { records }
+    }
+
+    /// Whether `row` is quantized, has rivals (of which it is one itself), and the paired interval of its log ratio to the best
+    /// of them does not lie above 0. Rows of one window have no interval: none of them is.
+    pub fn is_among_best(&self, row: &Row, rivals: &[&Row]) -> bool {
+        let Some(best) = rivals.iter().min_by(|a, b| a.perplexity.total_cmp(&b.perplexity)) else { return false };
+        if row.grid.is_none() || rivals.len() < 2 {
+            return false;
+        }
+        let (Some(own), Some(lowest)) = (self.measurement(row), self.measurement(best)) else { return false };
+        let ratio = || stats::log_ratio(&own.nll_per_window, &lowest.nll_per_window, BOOTSTRAP).ok();
+        same_windows(own, lowest) && ratio().is_some_and(|ratio| ratio.interval.low <= 0.0)
+    }
+
+    fn measurement(&self, row: &Row) -> Option<&'a Measurement> {
+        let record = self.records.iter().find(|record| record.cell_id.0 == row.cell_id)?;
+        let Outcome::Done(done) = &record.outcome else { return None };
+        done.measurements.iter().find(|measurement| {
+            (measurement.dataset.as_str(), measurement.protocol.as_str()) == (&row.dataset, &row.protocol)
+                && (measurement.seq_len as u64, measurement.n_windows as u64) == (row.seq_len, row.n_windows)
+                && arithmetic_name(&record.cell, measurement) == row.arithmetic
+        })
+    }
+}

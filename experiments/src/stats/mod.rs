@@ -1,0 +1,253 @@
+//! Intervals: how sure a perplexity, and a difference of two perplexities, is. Pure.
+//!
+//! The sample is the mean negative log-likelihood of each window; the perplexity is `exp(mean of window means)`. Neighbouring
+//! windows of one text are alike (they come from one article), so they are resampled in blocks, whose mean length the windows
+//! themselves give ([`blocks`]). Two cells scored on the same windows are compared *paired*: how hard a window is hits both
+//! alike and cancels, which narrows the interval by an order of magnitude or more.
+//!
+//! # How often a 95% interval holds the truth
+//!
+//! Of a perplexity and of a log ratio, in percent; 4,000 synthetic texts each (a standard error of 0.3), 2,000 resamples. The
+//! windows are a first-order autoregression with the given correlation of neighbours; that of differences to full
+//! precision on WikiText-2 is 0.36 to 0.53 (148 windows of 2048 tokens, `results/reference/smollm2-wikitext`).
+//!
+//! | windows | 0 | 0.25 | 0.5 |
+//! |---|---|---|---|
+//! | 8 | 96.7, 96.1 | 93.7, 93.0 | 88.5, 89.5 |
+//! | 20 | 96.4, 96.2 | 94.0, 93.5 | 91.7, 91.8 |
+//! | 40 | 95.7, 95.9 | 93.7, 93.7 | 93.1, 92.9 |
+//! | 100 | 95.2, 95.4 | 94.5, 94.2 | 94.2, 94.3 |
+//! | 148 | 95.7, 94.9 | 94.8, 94.2 | 94.3, 94.0 |
+//! | 595 | 95.2, 95.3 | 94.7, 95.0 | 94.5, 95.2 |
+//!
+//! Windows taken as independent would hold it 73% of the time at 148 windows and 0.5. What is below 92 here is 20 windows
+//! or fewer of a text with strong dependence: too few to see it in. Few windows do not show a slow drift under noise either: of
+//! an autoregression of 0.9 under independent noise of 2.25 times its variance, the interval holds the truth 72% of the
+//! time at 40 windows and 79% at 148. A smoke run's interval is a guide, not evidence.
+
+pub mod blocks;
+pub mod resample;
+
+use thiserror::Error;
+
+use self::blocks::Blocks;
+pub use self::resample::Bootstrap;
+
+/// Two-sided confidence of every interval here.
+pub const CONFIDENCE: f64 = 0.95;
+
+/// A value between its 95% bounds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Interval {
+    /// The value on all windows.
+    pub point: f64,
+    /// Lower bound.
+    pub low: f64,
+    /// Upper bound.
+    pub high: f64,
+}
+
+/// A perplexity with its uncertainty.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Estimate {
+    /// The perplexity.
+    pub value: f64,
+    /// Its standard error by the delta method: perplexity times the standard error of the mean, of blocks as the interval.
+    pub standard_error: f64,
+    /// Its 95% bootstrap interval.
+    pub interval: Interval,
+    /// Windows of a block on average.
+    pub block_len: f64,
+}
+
+/// How much worse cell `a` is than cell `b` on the same windows; positive is worse.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Paired {
+    /// The difference between its 95% bounds.
+    pub interval: Interval,
+    /// Windows of a block on average, by the dependence of the windows' *differences*.
+    pub block_len: f64,
+}
+
+/// Why there is no interval.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum StatsError {
+    /// A spread needs two windows.
+    #[error("{0} window(s) have no spread; score at least 2 windows")]
+    TooFewWindows(usize),
+    /// The cells were not scored on the same windows.
+    #[error("cannot pair {a} windows with {b}; score both cells on the same windows")]
+    Unpaired {
+        /// Windows of the first cell.
+        a: usize,
+        /// Windows of the second cell.
+        b: usize,
+    },
+    /// A window without a finite likelihood.
+    #[error("window {0} has no finite likelihood; the model's output overflowed or holds NaN")]
+    NotFinite(usize),
+}
+
+/// Perplexity of mean negative log-likelihoods (nats per token) of equally long windows: `exp` of their mean.
+pub fn perplexity(nll_per_window: &[f64]) -> f64 {
+    mean(nll_per_window).exp()
+}
+
+/// Perplexity with standard error and bootstrap interval; `nll_per_window` in nats per token, one value a window, in the
+/// order of the text.
+///
+/// # Errors
+/// Fewer than two windows, or one that is not finite.
+pub fn estimate(nll_per_window: &[f64], bootstrap: Bootstrap) -> Result<Estimate, StatsError> {
+    check_windows(nll_per_window)?;
+    let value = perplexity(nll_per_window);
+    let blocks = Blocks::of(nll_per_window);
+    let standard_error = value * blocks.standard_error_of_mean(nll_per_window);
+    let resampled = bootstrap.means([nll_per_window], blocks.mean_len).map(|[mean]| mean).collect();
+    // Bounds are taken of the mean and then carried through `exp`, so that they stay positive.
+    let bounds = resample::interval(mean(nll_per_window), resampled, &blocks);
+    let interval = Interval { point: value, low: bounds.low.exp(), high: bounds.high.exp() };
+    Ok(Estimate { value, standard_error, interval, block_len: blocks.mean_len })
+}
+
+/// `ln(perplexity(a) / perplexity(b))` in nats per token: the mean difference of the likelihoods, comparable across models
+/// and texts.
+///
+/// # Errors
+/// Different numbers of windows, fewer than two, or one that is not finite.
+pub fn log_ratio(a_nll: &[f64], b_nll: &[f64], bootstrap: Bootstrap) -> Result<Paired, StatsError> {
+    check_pair(a_nll, b_nll)?;
+    let differences: Vec<f64> = a_nll.iter().zip(b_nll).map(|(a, b)| a - b).collect();
+    let blocks = Blocks::of(&differences);
+    let resampled = bootstrap.means([&differences], blocks.mean_len).map(|[mean]| mean).collect();
+    Ok(Paired { interval: resample::interval(mean(&differences), resampled, &blocks), block_len: blocks.mean_len })
+}
+
+/// `perplexity(a) - perplexity(b)`. Its spread is mostly how hard the windows are: a harder text has larger differences.
+///
+/// # Errors
+/// Different numbers of windows, fewer than two, or one that is not finite.
+pub fn perplexity_difference(a_nll: &[f64], b_nll: &[f64], bootstrap: Bootstrap) -> Result<Paired, StatsError> {
+    check_pair(a_nll, b_nll)?;
+    let (a_value, b_value) = (perplexity(a_nll), perplexity(b_nll));
+    // What each window adds to the difference, to first order.
+    let added: Vec<f64> = a_nll.iter().zip(b_nll).map(|(a, b)| a_value * a - b_value * b).collect();
+    let blocks = Blocks::of(&added);
+    let resampled = bootstrap.means([a_nll, b_nll], blocks.mean_len).map(|[a, b]| a.exp() - b.exp()).collect();
+    Ok(Paired { interval: resample::interval(a_value - b_value, resampled, &blocks), block_len: blocks.mean_len })
+}
+
+fn check_pair(a_nll: &[f64], b_nll: &[f64]) -> Result<(), StatsError> {
+    if a_nll.len() != b_nll.len() {
+        return Err(StatsError::Unpaired { a: a_nll.len(), b: b_nll.len() });
+    }
+    check_windows(a_nll)?;
+    check_windows(b_nll)
+}
+
+fn check_windows(nll: &[f64]) -> Result<(), StatsError> {
+    if let Some(window) = nll.iter().position(|value| !value.is_finite()) {
+        return Err(StatsError::NotFinite(window));
+    }
+    if nll.len() < 2 { Err(StatsError::TooFewWindows(nll.len())) } else { Ok(()) }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+#[cfg(test)]
+mod coverage;
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::coverage::{normal, normals};
+    use super::*;
+
+    const BOOTSTRAP: Bootstrap = Bootstrap { n: 2000, seed: 0 };
+
+    #[test]
+    fn perplexity_of_known_windows() {
+        // mean 2, sample variance 1, n = 3: standard error of the mean 1/sqrt(3).
+        let estimate = estimate(&[1.0, 2.0, 3.0], BOOTSTRAP).unwrap();
+        assert!((estimate.value - 2.0_f64.exp()).abs() < 1e-12);
+        assert!((estimate.standard_error - 2.0_f64.exp() / 3.0_f64.sqrt()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn bootstrap_spread_agrees_with_the_delta_method() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let nll: Vec<f64> = normals(200, &mut rng).iter().map(|x| 2.0 + 0.1 * x).collect();
+        let estimate = estimate(&nll, BOOTSTRAP).unwrap();
+        let half_width = (estimate.interval.high - estimate.interval.low) / 2.0;
+        // 97.5% of a normal distribution are below 1.96 standard errors.
+        assert!((half_width / (1.96 * estimate.standard_error) - 1.0).abs() < 0.08);
+    }
+
+    #[test]
+    fn pairing_narrows_the_interval_of_a_difference() {
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
+        let fp: Vec<f64> = normals(60, &mut rng).iter().map(|x| 2.0 + 0.3 * x).collect();
+        let quantized: Vec<f64> = fp.iter().map(|nll| nll + 0.05 + 0.01 * normal(&mut rng)).collect();
+        let paired = perplexity_difference(&quantized, &fp, BOOTSTRAP).unwrap().interval;
+        let own = |nll: &[f64]| estimate(nll, BOOTSTRAP).unwrap().interval;
+        let unpaired = (own(&quantized).high - own(&quantized).low).hypot(own(&fp).high - own(&fp).low);
+        assert!(paired.high - paired.low < unpaired / 5.0, "{paired:?} against {unpaired}");
+        assert!(paired.low > 0.0, "a real difference is seen: {paired:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_estimated_is_an_error() {
+        assert_eq!(estimate(&[], BOOTSTRAP), Err(StatsError::TooFewWindows(0)));
+        assert_eq!(estimate(&[1.0], BOOTSTRAP), Err(StatsError::TooFewWindows(1)));
+        assert_eq!(estimate(&[1.0, f64::NAN], BOOTSTRAP), Err(StatsError::NotFinite(1)));
+        let unpaired = log_ratio(&[1.0, 2.0], &[1.0, 2.0, 3.0], BOOTSTRAP).unwrap_err();
+        assert_eq!(unpaired.to_string(), "cannot pair 2 windows with 3; score both cells on the same windows");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn equal_cells_differ_by_exactly_nothing(nll in prop::collection::vec(0.0..12.0_f64, 2..40), seed in any::<u64>()) {
+            let nothing = Paired { interval: Interval { point: 0.0, low: 0.0, high: 0.0 }, block_len: 1.0 };
+            let bootstrap = Bootstrap { n: 100, seed };
+            prop_assert_eq!(log_ratio(&nll, &nll, bootstrap).unwrap(), nothing);
+            prop_assert_eq!(perplexity_difference(&nll, &nll, bootstrap).unwrap(), nothing);
+        }
+
+        #[test]
+        fn intervals_hold_their_point_and_repeat(nll in prop::collection::vec(0.0..6.0_f64, 2..40), seed in any::<u64>()) {
+            let bootstrap = Bootstrap { n: 2000, seed };
+            let first = estimate(&nll, bootstrap).unwrap();
+            prop_assert_eq!(first, estimate(&nll, bootstrap).unwrap());
+            prop_assert!(first.interval.low <= first.value && first.value <= first.interval.high);
+        }
+
+        #[test]
+        fn swapping_cells_swaps_the_sign(pairs in prop::collection::vec((0.0..6.0_f64, 0.0..6.0_f64), 2..30)) {
+            let (a, b): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
+            let bootstrap = Bootstrap { n: 101, seed: 5 };
+            let (forth, back) = (log_ratio(&a, &b, bootstrap).unwrap(), log_ratio(&b, &a, bootstrap).unwrap());
+            prop_assert_eq!(forth.block_len, back.block_len);
+            let (forth, back) = (forth.interval, back.interval);
+            prop_assert!((forth.point + back.point).abs() < 1e-12);
+            prop_assert!((forth.low + back.high).abs() < 1e-9 && (forth.high + back.low).abs() < 1e-9);
+        }
+
+        /// A unit of the likelihoods, or a shift of them, changes no block; dependence is a matter of shape.
+        #[test]
+        fn blocks_do_not_depend_on_units(series in prop::collection::vec(-1.0..1.0_f64, 8..60)) {
+            let moved: Vec<f64> = series.iter().map(|x| 4.0 * x + 2.0).collect();
+            let (own, moved) = (Blocks::of(&series), Blocks::of(&moved));
+            prop_assert!((own.mean_len - moved.mean_len).abs() <= 0.011, "{own:?} {moved:?}");
+            prop_assert!(own.mean_len >= 1.0 && own.mean_len <= (series.len() as f64 / 3.0).max(1.0) + 0.01);
+            prop_assert!(own.share_seen > 0.0 && own.degrees >= 1.0);
+        }
+    }
+}
