@@ -13,7 +13,8 @@ use crate::codes::CodeStore;
 use crate::config::ExperimentSpec;
 use crate::plan::Plan;
 use crate::progress::{Progress, Style};
-use crate::record::{RecordFile, StoredRecord};
+use crate::record::blocks::FILE as BLOCKS;
+use crate::record::{Compacted, Line as _, RecordFile, StoredRecord};
 use crate::runner::{RunOptions, Summary, default_out};
 use crate::speed::SpeedOptions;
 use crate::speed::asked::{Place, asked, describe};
@@ -58,6 +59,11 @@ enum Command {
     },
     /// Make tables and figures again from the records of a finished or interrupted experiment.
     Report {
+        /// The folder that the experiment wrote.
+        folder: PathBuf,
+    },
+    /// Move the logs of blocks in records of earlier programs to blocks.jsonl.zst; all else in the records stays as it is.
+    Compact {
         /// The folder that the experiment wrote.
         folder: PathBuf,
     },
@@ -161,6 +167,10 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             write_report(&folder, &Progress::new(Style::detect(false)))?;
             Ok(ExitCode::SUCCESS)
         }
+        Some(Command::Compact { folder }) => {
+            compact(&folder)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Some(Command::Verify { folder, machine }) => verify_experiment(&folder, &machine),
         Some(Command::Quantize(args)) => quantize::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Generate(args)) => generate::run(&args).map(|()| ExitCode::SUCCESS),
@@ -253,6 +263,21 @@ fn write_report(folder: &Path, progress: &Progress) -> anyhow::Result<()> {
     notes.iter().for_each(|note| progress.note(note));
     report::write_report(folder, &plan, &records, &speed)?;
     print(&report::terminal_table(&plan, &records, &speed)?);
+    Ok(())
+}
+
+/// Moves logs of blocks out of old records, and says what became smaller.
+fn compact(folder: &Path) -> anyhow::Result<()> {
+    let path = folder.join(StoredRecord::FILE);
+    ensure!(path.is_file(), "{}: no such file; give a folder that an experiment wrote", path.display());
+    let mut file = RecordFile::<StoredRecord>::open(folder)?;
+    let Compacted { n_moved, n_left } = file.compact()?;
+    let left = if n_left > 0 {
+        format!("; {n_left} record(s) spell them otherwise than this program and are left as they are")
+    } else {
+        String::new()
+    };
+    print(&format!("{}: the logs of blocks of {n_moved} record(s) are in {BLOCKS} now{left}\n", path.display()));
     Ok(())
 }
 

@@ -14,8 +14,12 @@ use awq_core::model::Storage;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use self::blocks::BlockFile;
+pub use self::compact::Compacted;
 pub use self::file::{BadLine, Line, RecordFile, read_records};
 
+pub mod blocks;
+mod compact;
 mod file;
 mod hold;
 
@@ -53,6 +57,18 @@ impl Line for StoredRecord {
 
     fn schema(&self) -> u32 {
         self.schema
+    }
+
+    fn quantization(&mut self) -> Option<&mut Quantization> {
+        self.outcome.quantization()
+    }
+
+    fn detached(written: &Record, blocks: &mut BlockFile) -> anyhow::Result<Option<Record>> {
+        let mut record = written.clone();
+        let Some(quantization) = record.outcome.quantization() else { return Ok(None) };
+        let Some(detached) = blocks.detach(quantization)? else { return Ok(None) };
+        *quantization = detached;
+        Ok(Some(record))
     }
 }
 
@@ -105,6 +121,15 @@ pub enum Outcome {
     Done(Box<Done>),
     /// It failed; the sweep went on.
     Failed(Failed),
+}
+
+impl Outcome {
+    fn quantization(&mut self) -> Option<&mut Quantization> {
+        match self {
+            Self::Done(done) => done.quantization.as_mut(),
+            Self::Failed(_) => None,
+        }
+    }
 }
 
 /// A finished cell.
@@ -237,8 +262,12 @@ pub struct Quantization {
     pub n_calibration_sequences: usize,
     /// Calibration tokens that also occur in a scored window of any of the cell's measurements.
     pub calibration_overlap_tokens: u64,
-    /// What happened in each block.
+    /// What happened in each block. In the file, records of before lay it down here; the others in [`blocks::FILE`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<BlockLog>,
+    /// sha256 of the line of [`blocks::FILE`] that holds `blocks`; absent where they are here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks_sha256: Option<String>,
 }
 
 /// What a cell cost.

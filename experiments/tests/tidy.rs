@@ -15,7 +15,7 @@ use std::process::Command;
 
 use experiments::config::ExperimentSpec;
 use experiments::plan::Plan;
-use experiments::record::{FIRST_VERSION, Outcome, StoredRecord, read_records};
+use experiments::record::{FIRST_VERSION, Outcome, StoredRecord, blocks, read_records};
 
 /// Lines that a source file may have, tests included.
 const MAX_LINES: usize = 500;
@@ -122,6 +122,26 @@ fn committed_results() -> Vec<PathBuf> {
     records.map(|folder| root().join(folder)).collect()
 }
 
+/// Files of a folder that git holds.
+fn tracked_below(folder: &Path) -> Vec<PathBuf> {
+    let output = Command::new("git").args(["ls-files", "-z"]).current_dir(folder).output().unwrap();
+    let listed = String::from_utf8(output.stdout).unwrap();
+    listed.split('\0').filter(|path| !path.is_empty()).map(PathBuf::from).collect()
+}
+
+/// A clone is small, and stays so where records are made anew.
+#[test]
+fn committed_results_are_small() {
+    const MAX_BYTES: u64 = 5_000_000;
+    let results = root().join("results");
+    if committed_results().is_empty() {
+        return;
+    }
+    let size = |path: &PathBuf| std::fs::metadata(results.join(path)).map_or(0, |metadata| metadata.len());
+    let n_bytes: u64 = tracked_below(&results).iter().map(size).sum();
+    assert!(n_bytes < MAX_BYTES, "results hold {n_bytes} bytes, at most {MAX_BYTES}: see `experiments compact`");
+}
+
 /// Whether git holds such a file of a report: what says the same as another one, page, pixels or columns, it does not.
 fn is_tracked(path: &Path) -> bool {
     path.extension().is_none_or(|extension| !["png", "html", "parquet"].map(OsStr::new).contains(&extension))
@@ -154,6 +174,7 @@ fn the_committed_quickstart_needs_no_run() {
     let committed = root().join("results/reference/quickstart");
     let copy = |name: &str| std::fs::copy(committed.join(name), again.path().join(name)).unwrap();
     let n_bytes = copy("records.jsonl");
+    copy(blocks::FILE);
     copy("experiment.toml");
     let config = again.path().join("experiment.toml");
     experiments(&[config.as_os_str(), "--out".as_ref(), again.path().as_os_str()]);
@@ -165,13 +186,20 @@ fn the_committed_quickstart_needs_no_run() {
 fn committed_tables_and_figures_follow_from_their_records() {
     for committed in committed_results() {
         let again = tempfile::tempdir().unwrap();
-        for name in ["records.jsonl", "speed.jsonl", "experiment.toml"] {
+        for name in ["records.jsonl", blocks::FILE, "speed.jsonl", "experiment.toml"] {
             if committed.join(name).exists() {
                 std::fs::copy(committed.join(name), again.path().join(name)).unwrap();
             }
         }
         experiments(&["report".as_ref(), again.path().as_os_str()]);
         let (committed_files, new_files) = (files_below(&committed), files_below(again.path()));
+        for path in tracked_below(&committed) {
+            assert!(
+                new_files.contains_key(&path),
+                "{}: no report writes it; remove it",
+                committed.join(path).display()
+            );
+        }
         for (path, content) in new_files.into_iter().filter(|(path, _)| is_tracked(path)) {
             let place = committed.join(&path);
             let stored = committed_files.get(&path).unwrap_or_else(|| panic!("{} is not committed", place.display()));

@@ -9,8 +9,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::SCHEMA_VERSION;
+use super::blocks::{self, BlockFile, BlockLogs};
 use super::hold::Hold;
+use super::{Quantization, SCHEMA_VERSION};
 use crate::files::{folder_of, sync_folder, temporary_in};
 
 /// A kind of record, with a file of its own.
@@ -23,6 +24,19 @@ pub trait Line: DeserializeOwned {
 
     /// Layout of the record, see [`SCHEMA_VERSION`].
     fn schema(&self) -> u32;
+
+    /// What has logs of blocks that are kept apart, in a kind of record that has it.
+    fn quantization(&mut self) -> Option<&mut Quantization> {
+        None
+    }
+
+    /// What is to be written, once its logs of blocks are appended to their own file; `None` where it has none.
+    ///
+    /// # Errors
+    /// A file that cannot be read or written.
+    fn detached(_written: &Self::Written, _blocks: &mut BlockFile) -> anyhow::Result<Option<Self::Written>> {
+        Ok(None)
+    }
 }
 
 /// A whole line that is not a record.
@@ -43,7 +57,8 @@ pub struct RecordFile<R> {
     file: File,
     on_record: Vec<R>,
     notes: Vec<String>,
-    _hold: Hold,
+    pub(super) blocks: BlockFile,
+    hold: Hold,
     /// The file before bad lines were set aside: a run that opened it a moment ago finds it locked, not free.
     _replaced: Option<File>,
 }
@@ -69,8 +84,8 @@ impl<R: Line> RecordFile<R> {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).with_context(|| format!("{}: cannot read", path.display()))?;
         let whole = whole_lines(&bytes);
-        let Lines { records, bad } = Lines::parse(&path, whole)?;
-        let mut notes = Vec::new();
+        let Lines { mut records, bad } = Lines::parse(&path, whole)?;
+        let mut notes = Vec::from_iter(attach_blocks(&mut records, folder)?);
         if bytes.len() > whole.len() {
             file.set_len(whole.len() as u64)
                 .with_context(|| format!("{}: cannot cut off the incomplete record", path.display()))?;
@@ -88,7 +103,8 @@ impl<R: Line> RecordFile<R> {
             let moved = |bad: &BadLine| format!("{}, moved to {}", describe(&path, bad), aside.display());
             notes.extend(bad.iter().map(moved));
         }
-        Ok(Self { path, file, on_record: records, notes, _hold: hold, _replaced: replaced })
+        let blocks = BlockFile::new(folder);
+        Ok(Self { path, file, on_record: records, notes, blocks, hold, _replaced: replaced })
     }
 
     /// The records that were in the file when it was opened.
@@ -106,12 +122,14 @@ impl<R: Line> RecordFile<R> {
         &self.path
     }
 
-    /// Appends one record and forces it to the disk.
+    /// Appends one record and forces it to the disk, after its logs of blocks.
     ///
     /// # Errors
     /// If it cannot be written whole (a full disk): the file is then cut back to the records that it held before.
     pub fn append(&mut self, record: &R::Written) -> anyhow::Result<()> {
-        let mut line = serde_json::to_string(record).context("a record cannot be written as JSON")?;
+        let detached = R::detached(record, &mut self.blocks)?;
+        let mut line =
+            serde_json::to_string(detached.as_ref().unwrap_or(record)).context("a record cannot be written as JSON")?;
         line.push('\n');
         let before =
             self.file.seek(SeekFrom::End(0)).with_context(|| format!("{}: cannot seek", self.path.display()))?;
@@ -130,6 +148,18 @@ impl<R: Line> RecordFile<R> {
     }
 }
 
+impl<R> RecordFile<R> {
+    /// Replaces what the file holds.
+    ///
+    /// # Errors
+    /// If it cannot be written: the file is then as it was.
+    pub(super) fn rewrite(&mut self, content: &[u8]) -> std::io::Result<()> {
+        let file = rewritten(&self.path, content, &self.hold)?;
+        self._replaced = Some(std::mem::replace(&mut self.file, file));
+        Ok(())
+    }
+}
+
 /// Reads all records of a finished or interrupted experiment, without opening the file for writing. The second list has a
 /// sentence for each whole line that is not a record.
 ///
@@ -139,8 +169,32 @@ pub fn read_records<R: Line>(folder: &Path) -> anyhow::Result<(Vec<R>, Vec<Strin
     let path = folder.join(R::FILE);
     let bytes =
         std::fs::read(&path).with_context(|| format!("{}: cannot read; run the experiment first", path.display()))?;
-    let Lines { records, bad } = Lines::parse(&path, whole_lines(&bytes))?;
-    Ok((records, bad.iter().map(|bad| format!("{}, left out", describe(&path, bad))).collect()))
+    let Lines { mut records, bad } = Lines::parse(&path, whole_lines(&bytes))?;
+    let left_out = bad.iter().map(|bad| format!("{}, left out", describe(&path, bad)));
+    let notes = left_out.chain(attach_blocks(&mut records, folder)?).collect();
+    Ok((records, notes))
+}
+
+/// Puts logs of blocks that are kept apart in their places. A sentence where some are missing.
+fn attach_blocks<R: Line>(records: &mut [R], folder: &Path) -> anyhow::Result<Option<String>> {
+    let mut apart: Vec<&mut Quantization> = records
+        .iter_mut()
+        .filter_map(Line::quantization)
+        .filter(|quantization| quantization.blocks_sha256.is_some())
+        .collect();
+    if apart.is_empty() {
+        return Ok(None);
+    }
+    let logs = BlockLogs::read(folder)?;
+    let n_missing = apart.iter_mut().map(|quantization| logs.attach(quantization)).filter(|is_there| !is_there).count();
+    Ok((n_missing > 0).then(|| {
+        format!(
+            "{}: the logs of blocks of {n_missing} record(s) are not in it: figures of blocks and statistics of steps lack them; \
+             keep it beside {}, or run these cells in another folder",
+            folder.join(blocks::FILE).display(),
+            R::FILE
+        )
+    }))
 }
 
 /// `records.jsonl:5: not a record (missing field `schema`)`.
@@ -206,20 +260,23 @@ fn set_aside(path: &Path, bad: &[BadLine]) -> std::io::Result<PathBuf> {
     Ok(aside)
 }
 
-/// Replaces the file by one without some of its lines, and opens that for appending, locked before it gets its name.
+/// Replaces the file by one without some of its lines, as [`rewritten`] does.
 fn without_lines(
     path: &Path,
     whole: &[u8],
     numbers: &std::collections::BTreeSet<usize>,
     hold: &Hold,
 ) -> std::io::Result<File> {
+    let lines = whole.split_inclusive(|&byte| byte == b'\n').enumerate();
+    let kept: Vec<&[u8]> = lines.filter(|(index, _)| !numbers.contains(&(index + 1))).map(|(_, line)| line).collect();
+    rewritten(path, &kept.concat(), hold)
+}
+
+/// Replaces the file as a whole, and opens it for appending, locked before it gets its name.
+fn rewritten(path: &Path, content: &[u8], hold: &Hold) -> std::io::Result<File> {
     let folder = folder_of(path);
     let mut temporary = temporary_in(folder, ".records-", ".tmp")?;
-    for (index, line) in whole.split_inclusive(|&byte| byte == b'\n').enumerate() {
-        if !numbers.contains(&(index + 1)) {
-            temporary.write_all(line)?;
-        }
-    }
+    temporary.write_all(content)?;
     temporary.as_file().sync_all()?;
     let file = OpenOptions::new().read(true).append(true).open(temporary.path())?;
     if matches!(hold, Hold::System) {

@@ -310,8 +310,10 @@ fn replace(temporary: NamedTempFile, path: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod draws_tests;
 #[cfg(test)]
+mod figure_tests;
+#[cfg(test)]
 mod paper_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[cfg(test)]
 mod uncertainty_tests;

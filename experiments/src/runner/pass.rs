@@ -191,6 +191,7 @@ impl Quantized<'_> {
             n_calibration_sequences: self.calibration.map_or(0, |calibrated| calibrated.set.ids.len()),
             calibration_overlap_tokens: self.calibration.map_or(0, |calibrated| overlap(&calibrated.set)),
             blocks: model.logs.clone(),
+            blocks_sha256: None,
         }
     }
 }
