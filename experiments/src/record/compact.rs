@@ -88,7 +88,9 @@ mod tests {
         let (after, notes) = read_records::<StoredRecord>(folder.path()).unwrap();
         assert_eq!(notes, before.1);
         let bare = |mut record: StoredRecord| {
-            record.quantization().map(|quantization| quantization.blocks_sha256 = None);
+            if let Some(quantization) = record.quantization() {
+                quantization.blocks_sha256 = None;
+            }
             record
         };
         assert_eq!(after[..lines.len()].iter().cloned().map(bare).collect::<Vec<_>>(), before.0);

@@ -17,9 +17,6 @@ use super::tables::slug;
 /// What lies above so many times the base model's perplexity is of no use to anybody, and would press all else together.
 const USEFUL: f64 = 10.0;
 
-/// So much more than the lowest that small values would not be seen, also where some are not positive and must be left out.
-const CUT_SPAN: f64 = 1e4;
-
 /// Grids beyond which lines tell more than dots.
 const MAX_DOT_GRIDS: usize = 2;
 
@@ -36,28 +33,29 @@ type Value = (f64, Option<(f64, f64)>);
 /// What a figure shows of each row.
 struct Shown {
     slug: &'static str,
-    label: &'static str,
     caption: &'static str,
     value: fn(&Row) -> Option<Value>,
-    /// The level of the base model at this perplexity.
-    base: fn(f64) -> f64,
+    /// The same of a perplexity so many times that of the base model, given the base model's.
+    at: fn(f64, f64) -> f64,
+    /// Whether values that lie far apart get a logarithmic axis: a ratio is a logarithm already.
+    may_be_log: bool,
 }
 
 const PERPLEXITY: Shown = Shown {
     slug: "perplexity",
-    label: "perplexity per token",
     caption: "perplexity. Bars: 95% interval over windows, not paired; the loss to the base model has the narrower paired \
               ones.",
     value: |row| Some((row.perplexity, row.ci_low.zip(row.ci_high))),
-    base: |perplexity| perplexity,
+    at: |times, base| times * base,
+    may_be_log: true,
 };
 
 const LOSS: Shown = Shown {
     slug: "perplexity-loss",
-    label: "perplexity above the base model",
-    caption: "perplexity above that of the base model. Bars: 95% interval of the difference, paired over windows.",
-    value: |row| Some((row.delta_fp?, row.delta_fp_ci_low.zip(row.delta_fp_ci_high))),
-    base: |_| 0.0,
+    caption: "ln of the perplexity over that of the base model, in nats per token. Bars: 95% interval, paired over windows.",
+    value: |row| Some((row.log_ratio_fp?, row.log_ratio_fp_ci_low.zip(row.log_ratio_fp_ci_high))),
+    at: |times, _| times.ln(),
+    may_be_log: false,
 };
 
 /// A quantized row with what is drawn of it.
@@ -82,8 +80,7 @@ fn picture(rows: &[Row], shown: &Shown) -> Option<Picture> {
         return None;
     }
     let base = rows.iter().find(|row| row.grid.is_none());
-    let limit = base.map(|row| (shown.base)(row.perplexity) + (USEFUL - 1.0) * row.perplexity);
-    let limit = limit.unwrap_or(f64::INFINITY);
+    let limit = base.map_or(f64::INFINITY, |row| (shown.at)(USEFUL, row.perplexity));
     let n_grids = measured.iter().map(|one| one.row.grid.as_ref()).unique().count();
     let limited_slug = if first.limited { format!("-first-{}", first.n_windows) } else { String::new() };
     let about = About {
@@ -101,6 +98,10 @@ fn picture(rows: &[Row], shown: &Shown) -> Option<Picture> {
         end: format!("{}{}", limited(first).map(|said| format!(" {said}.")).unwrap_or_default(), base::sentence(rows)),
         levels: levels(rows, shown),
         limit,
+        label: match shown.may_be_log {
+            true => "perplexity per token".to_owned(),
+            false => format!("ln ratio to {}, nats per token", base::short_name(rows)),
+        },
     };
     Some(if n_grids <= MAX_DOT_GRIDS {
         Picture::Dots(about.dots(&measured, shown))
@@ -142,6 +143,8 @@ struct About {
     levels: Vec<Level>,
     /// The highest value of use.
     limit: f64,
+    /// What values are.
+    label: String,
 }
 
 impl About {
@@ -151,19 +154,20 @@ impl About {
         let mut groups = Vec::new();
         for grid in &grids {
             let of_grid: Vec<&Measured<'_>> = measured.iter().filter(|one| one.row.grid == **grid).collect();
-            let mut range = Range::of(&of_grid, &self.levels, self.limit, USEFUL);
-            if range.scale == Scale::Linear && shown.slug == LOSS.slug {
+            let mut range =
+                Range::of(&of_grid, &self.levels, self.limit, if shown.may_be_log { USEFUL } else { f64::INFINITY });
+            if !shown.may_be_log {
                 range.values.push(0.0);
             }
             beyond.extend(of_grid.iter().filter(|one| one.y > range.limit).map(|one| said(one, true)));
-            groups.push(dot_group(&of_grid, &range, shown));
+            groups.push(dot_group(&of_grid, &range, &self.label));
         }
         let own = if grids.len() > 1 { " Each grid has a scale of its own." } else { "" };
         Dots {
             slug: self.slug,
             header: self.header,
             caption: format!("{}{own}{}{}", self.caption, off_the_scale(&beyond), self.end),
-            label: shown.label.to_owned(),
+            label: self.label,
             groups,
         }
     }
@@ -171,31 +175,29 @@ impl About {
     fn lines(self, measured: &[Measured<'_>], shown: &Shown) -> Figure {
         // Where few bits lose very much, each width has a panel: what matters at many bits would be pressed together.
         let bits: Vec<Option<u64>> = measured.iter().map(|one| one.row.bits).unique().collect();
-        let heights = || measured.iter().map(|one| one.y).filter(|y| *y > 0.0);
-        let (low, high) = heights().fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), y| (low.min(y), high.max(y)));
+        let perplexities = measured.iter().map(|one| one.row.perplexity);
+        let (low, high) =
+            perplexities.fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), y| (low.min(y), high.max(y)));
         let panels: Vec<Vec<&Measured<'_>>> = if high > USEFUL * low {
             bits.iter().map(|bits| measured.iter().filter(|one| one.row.bits == *bits).collect()).collect()
         } else {
             vec![measured.iter().collect()]
         };
         let by_bits = panels.len() > 1;
-        let (mut beyond, mut n_hidden) = (Vec::new(), 0);
+        let mut beyond = Vec::new();
         let mut drawn = Vec::new();
         for of_panel in panels {
-            let range = Range::of(&of_panel, &self.levels, self.limit, LOG_SPAN);
-            let (visible, hidden): (Vec<_>, Vec<_>) =
-                of_panel.into_iter().partition(|one| range.scale == Scale::Linear || one.y > 0.0);
-            n_hidden += hidden.len();
-            beyond.extend(visible.iter().filter(|one| one.y > range.limit).map(|one| said(one, true)));
-            drawn.push(panel(&visible, &range, shown, by_bits));
+            let range =
+                Range::of(&of_panel, &self.levels, self.limit, if shown.may_be_log { LOG_SPAN } else { f64::INFINITY });
+            beyond.extend(of_panel.iter().filter(|one| one.y > range.limit).map(|one| said(one, true)));
+            drawn.push(panel(&of_panel, &range, &self.label, by_bits));
         }
-        let hidden = if n_hidden > 0 { format!(" Not shown: {n_hidden} at zero or below.") } else { String::new() };
         let own = if by_bits { " Each width of a code has scales of its own." } else { "" };
         Figure {
             slug: self.slug,
             header: self.header,
             caption: format!(
-                "{} Against stored bits per weight.{own}{hidden}{}{}",
+                "{} Against stored bits per weight.{own}{}{}",
                 self.caption,
                 off_the_scale(&beyond),
                 self.end
@@ -225,20 +227,14 @@ impl Range {
         let n_above = measured.iter().filter(|one| one.y > limit).count();
         let limit = if 2 * n_above > measured.len() { f64::INFINITY } else { limit };
         let below = || measured.iter().filter(|one| one.y <= limit);
-        let positive = || below().map(|one| one.y).filter(|y| *y > 0.0);
-        let (low, high) = positive().fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), y| (low.min(y), high.max(y)));
+        let low = below().map(|one| one.y).fold(f64::INFINITY, f64::min);
         let is_near = |level: &&Level| level.value <= limit && level.value * USEFUL >= low;
         let levels: Vec<Level> = levels.iter().filter(is_near).cloned().collect();
         let ends = below().flat_map(|one| one.ends()).map(|end| end.min(limit));
         let values: Vec<f64> = ends.chain(levels.iter().map(|level| level.value)).collect();
         // A difference that is nothing or less has no logarithm, yet values over many decades need it.
-        let is_log = scale_of(values.iter().copied(), log_span) == Scale::Log || high > CUT_SPAN * low;
-        if !is_log {
-            return Self { scale: Scale::Linear, values, limit, levels };
-        }
-        let lowest = levels.iter().map(|level| level.value).fold(0.5 * low, f64::min);
-        let values = values.into_iter().filter(|value| *value >= lowest).collect();
-        Self { scale: Scale::Log, values, limit, levels }
+        let scale = scale_of(values.iter().copied(), log_span);
+        Self { scale, values, limit, levels }
     }
 
     fn axis(&self, label: &str, n_ticks: usize) -> Axis {
@@ -254,7 +250,7 @@ impl Range {
     }
 }
 
-fn dot_group(of_grid: &[&Measured<'_>], range: &Range, shown: &Shown) -> DotGroup {
+fn dot_group(of_grid: &[&Measured<'_>], range: &Range, label: &str) -> DotGroup {
     let bits = |one: &Measured<'_>| format!("{:.2} bits", one.row.bits_per_weight.unwrap_or_default());
     let grid = of_grid.first().and_then(|one| one.row.grid.clone()).unwrap_or_default();
     let all_alike = of_grid.iter().map(|one| bits(one)).all_equal();
@@ -271,13 +267,13 @@ fn dot_group(of_grid: &[&Measured<'_>], range: &Range, shown: &Shown) -> DotGrou
     let heading = if all_alike { of_grid.first().map(|one| format!("{grid}, {} a weight", bits(one))) } else { None };
     DotGroup {
         heading: heading.unwrap_or(grid) + range.word(),
-        axis: range.axis(shown.label, 6),
+        axis: range.axis(label, 6),
         dots: of_grid.iter().map(dot).collect(),
         levels: range.levels.iter().cloned().chain(rtn).collect(),
     }
 }
 
-fn panel(of_panel: &[&Measured<'_>], range: &Range, shown: &Shown, by_bits: bool) -> Panel {
+fn panel(of_panel: &[&Measured<'_>], range: &Range, label: &str, by_bits: bool) -> Panel {
     let names: Vec<&String> = of_panel.iter().map(|one| &one.name).unique().collect();
     let line = |name: &String| {
         let of_line: Vec<&&Measured<'_>> = of_panel.iter().filter(|one| one.name == *name).collect();
@@ -294,11 +290,7 @@ fn panel(of_panel: &[&Measured<'_>], range: &Range, shown: &Shown, by_bits: bool
     Panel {
         title: title.unwrap_or_default(),
         x: Axis::new("stored bits per weight", Scale::Linear, xs),
-        y: if by_bits {
-            range.axis(shown.label, 4)
-        } else {
-            range.axis(&format!("{}{}", shown.label, range.word()), 7)
-        },
+        y: if by_bits { range.axis(label, 4) } else { range.axis(&format!("{label}{}", range.word()), 7) },
         series: names.into_iter().map(line).collect(),
         levels: range.levels.clone(),
         beyond: above.map(|one| said(one, !by_bits)).collect(),

@@ -6,44 +6,45 @@ use super::tests::{records, rows};
 use super::*;
 
 #[test]
-fn losses_over_many_decades_get_a_log_axis_also_where_one_is_not_positive() {
+fn a_loss_is_drawn_also_where_it_is_none() {
     let mut rows = rows(&records(), &[]);
     spread_over_grids(&mut rows);
-    rows[1].delta_fp = Some(-0.01);
-    let linear = lines_of_losses(&rows);
-    assert_eq!((linear.panels[0].y.scale, n_points(&linear)), (axis::Scale::Linear, 4));
-    // Most lies far above: nothing is named instead of drawn.
-    (rows[2].delta_fp, rows[3].delta_fp, rows[4].delta_fp) = (Some(400.0), Some(5e6), Some(6e6));
-    rows.iter_mut().for_each(|row| row.bits = row.bits.map(|_| 3));
-    let log = lines_of_losses(&rows);
-    assert_eq!((log.panels[0].y.scale, n_points(&log)), (axis::Scale::Log, 3));
-    assert!(log.caption.contains("Not shown: 1 at zero or below."), "{}", log.caption);
+    rows[1].log_ratio_fp = Some(-0.01);
+    let figure = lines(&rows, 1);
+    assert_eq!(figure.panels[0].y.scale, axis::Scale::Linear);
+    let n_points: usize = figure.panels.iter().flat_map(|panel| &panel.series).map(|series| series.points.len()).sum();
+    assert_eq!(n_points, 4);
+    assert!(figure.panels[0].y.low < -0.01);
 }
 
 #[test]
 fn what_is_of_no_use_is_named_instead_of_drawn() {
     let mut rows = rows(&records(), &[]);
-    rows[4].delta_fp = Some(5e6);
+    rows[4].log_ratio_fp = Some(5.0);
     let Picture::Dots(dots) = &bits::perplexity_figures(&rows)[1] else { panic!("two grids") };
-    let said = format!("Above the scale: {} W3 g64 5·10⁶.", rows[4].method);
+    assert_eq!(dots.label, "ln ratio to FP, nats per token");
+    let said = format!("Above the scale: {} W3 g64 5.", rows[4].method);
     assert!(dots.caption.contains(&said), "{}", dots.caption);
     let group = dots.groups.iter().find(|group| group.heading.starts_with("W3 g64")).unwrap();
-    assert!(group.axis.position(group.dots[0].value) < group.axis.high && group.axis.high < 100.0, "{:?}", group.axis);
+    assert!(group.axis.low < 0.0 && group.axis.high < 1.0, "{:?}", group.axis);
     let svg = Picture::Dots(dots.clone()).svg().unwrap();
-    assert!(svg.contains("aria-label=\"5·10⁶\""));
+    assert!(svg.contains("aria-label=\"5\""));
 }
 
 #[test]
 fn panels_by_bits_where_few_bits_lose_much() {
     let mut rows = rows(&records(), &[]);
     spread_over_grids(&mut rows);
-    let near = lines_of_losses(&rows);
     let titles = |figure: &figures::Figure| figure.panels.iter().map(|panel| panel.title.clone()).collect::<Vec<_>>();
-    let losses = rows.iter().filter_map(|row| row.delta_fp);
-    assert!(losses.clone().fold(0.0, f64::max) > 10.0 * losses.fold(f64::INFINITY, f64::min));
-    assert_eq!(titles(&near), ["codes of 4 bits", "codes of 3 bits, log scale"]);
-    rows.iter_mut().for_each(|row| row.delta_fp = row.delta_fp.map(|_| 1.0));
-    assert_eq!(titles(&lines_of_losses(&rows)), [""]);
+    assert_eq!(titles(&lines(&rows, 0)), [""]);
+    // All of 3 bits lies far above: nothing is named instead of drawn.
+    (rows[3].perplexity, rows[4].perplexity) = (5e5, 6e6);
+    let figure = lines(&rows, 0);
+    assert_eq!(titles(&figure), ["codes of 4 bits", "codes of 3 bits, log scale"]);
+    assert!(figure.panels.iter().all(|panel| panel.beyond.is_empty()));
+    assert_eq!(figure.panels[0].levels.len(), 1);
+    assert_eq!(figure.panels[1].levels, [], "the base model is far below");
+    assert_eq!(titles(&lines(&rows, 1)), ["codes of 4 bits", "codes of 3 bits"]);
 }
 
 /// Each row on a grid of its own, so that lines are drawn.
@@ -53,13 +54,10 @@ fn spread_over_grids(rows: &mut [Row]) {
     }
 }
 
-fn lines_of_losses(rows: &[Row]) -> figures::Figure {
-    match &bits::perplexity_figures(rows)[1] {
+/// The figure of perplexity, or the one of losses.
+fn lines(rows: &[Row], index: usize) -> figures::Figure {
+    match &bits::perplexity_figures(rows)[index] {
         Picture::Lines(figure) => figure.clone(),
         other => panic!("{}", other.caption()),
     }
-}
-
-fn n_points(figure: &figures::Figure) -> usize {
-    figure.panels.iter().flat_map(|panel| &panel.series).map(|series| series.points.len()).sum()
 }

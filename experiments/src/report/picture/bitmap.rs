@@ -39,20 +39,20 @@ pub(super) fn write(sheet: &Sheet, height: f64, path: &Path) -> anyhow::Result<(
     written.with_context(|| format!("{}: cannot write the figure; is the folder writable?", path.display()))
 }
 
-/// Each pixel is the mean of those drawn for it.
+/// Each pixel is the mean of the two by two that were drawn for it.
 fn averaged(large: &[u8], (width, height): (u32, u32)) -> Vec<u8> {
     let row_bytes = (width * SAMPLES * 3) as usize;
-    let mean = |x: u32, y: u32, channel: usize| {
-        let sum: u32 = (0..SAMPLES * SAMPLES)
-            .map(|sample| {
-                let (x, y) = (x * SAMPLES + sample % SAMPLES, y * SAMPLES + sample / SAMPLES);
-                u32::from(large[y as usize * row_bytes + x as usize * 3 + channel])
-            })
-            .sum();
-        (f64::from(sum) / f64::from(SAMPLES * SAMPLES)).round() as u8
-    };
-    let pixels = (0..height).flat_map(|y| (0..width).map(move |x| (x, y)));
-    pixels.flat_map(|(x, y)| [mean(x, y, 0), mean(x, y, 1), mean(x, y, 2)]).collect()
+    let mut small = Vec::with_capacity((width * height * 3) as usize);
+    for rows in large.chunks_exact(2 * row_bytes) {
+        let (upper, lower) = rows.split_at(row_bytes);
+        for (a, b) in upper.chunks_exact(6).zip(lower.chunks_exact(6)) {
+            for channel in 0..3 {
+                let four = [a[channel], a[channel + 3], b[channel], b[channel + 3]];
+                small.push((four.map(u16::from).iter().sum::<u16>() / 4) as u8);
+            }
+        }
+    }
+    small
 }
 
 struct Pixels<'a> {
