@@ -30,7 +30,7 @@ pub(super) struct Mark {
     border: f64,
 }
 
-const CIRCLE: Mark = Mark { n_corners: 20, turn: 0.0, radius: 9.5, border: 3.2 };
+const CIRCLE: Mark = Mark { n_corners: 16, turn: 0.0, radius: 9.5, border: 3.2 };
 const SQUARE: Mark = Mark { n_corners: 4, turn: 0.125, radius: 12.0, border: 4.2 };
 const DIAMOND: Mark = Mark { n_corners: 4, turn: 0.0, radius: 12.5, border: 4.4 };
 const UP: Mark = Mark { n_corners: 3, turn: 0.75, radius: 13.0, border: 6.5 };

@@ -20,11 +20,14 @@ pub(super) fn write(sheet: &Sheet, height: f64, slug: &str) -> anyhow::Result<St
     let height = number(height);
     let mut text = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" viewBox=\"0 0 {WIDTH} {height}\" \
-         stroke-linecap=\"round\" stroke-linejoin=\"round\">\n<rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#fff\"/>\n<defs>\n"
+         fill=\"none\" stroke-linecap=\"round\" stroke-linejoin=\"round\">\n<rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#fff\"/>\n<defs>\n"
     );
     text.extend(writer.used.iter().filter_map(|&glyph| writer.outline(glyph)));
     Ok(text + "</defs>\n" + &body + "</svg>\n")
 }
+
+/// Units of outlines in a size of words, so that a corner is a tenth of a pixel off at most.
+const UNITS: f64 = 256.0;
 
 struct Writer {
     typeface: &'static Typeface,
@@ -34,7 +37,7 @@ struct Writer {
 
 impl Writer {
     fn outline(&self, glyph: u16) -> Option<String> {
-        let path = self.typeface.path(GlyphId(glyph))?;
+        let path = self.typeface.path(GlyphId(glyph), UNITS)?;
         Some(format!("<path id=\"{}{glyph}\" d=\"{path}\"/>\n", self.prefix))
     }
 
@@ -44,7 +47,7 @@ impl Writer {
                 let dashes =
                     dashes.map(|(dash, gap)| format!(" stroke-dasharray=\"{} {}\"", number(dash), number(gap)));
                 format!(
-                    "<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"{}\"{}/>\n",
+                    "<polyline points=\"{}\" stroke=\"{}\" stroke-width=\"{}\"{}/>\n",
                     points(path),
                     hex(*color),
                     number(*width),
@@ -61,32 +64,34 @@ impl Writer {
     fn words(&mut self, words: &Words) -> String {
         let (letters, _) = self.typeface.letters(&words.text);
         let (left, below) = self.typeface.origin(words);
-        let turn = if words.upwards { "rotate(-90)" } else { "" };
-        let units = self.typeface.units;
+        let (x, y) = words.at;
+        // Words begin at their left end, and stand on the line that they are moved to.
+        let place = if words.upwards {
+            format!("translate({} {})rotate(-90)", number(x + below), number(y - left))
+        } else {
+            format!("translate({} {})", number(x + left), number(y + below))
+        };
         let drawn: String = letters
             .iter()
             .filter(|letter| self.typeface.font.outline(letter.glyph).is_some())
             .map(|letter| {
                 self.used.insert(letter.glyph.0);
-                let at = letter.left + left * units / FONT_SIZE;
+                let at = letter.left * UNITS / self.typeface.units;
                 format!("<use href=\"#{}{}\" x=\"{at:.0}\"/>", self.prefix, letter.glyph.0)
             })
             .collect();
         format!(
-            "<g aria-label=\"{}\" fill=\"{}\" transform=\"translate({} {}){turn}translate(0 {})scale({:.6})\">{drawn}</g>\n",
+            "<g aria-label=\"{}\" fill=\"{}\" transform=\"{place}scale({:.5})\">{drawn}</g>\n",
             escape(&words.text),
             hex(words.color),
-            number(words.at.0),
-            number(words.at.1),
-            number(below),
-            FONT_SIZE / units
+            FONT_SIZE / UNITS
         )
     }
 }
 
 fn prefix(slug: &str) -> String {
     let digest = Sha256::digest(slug.as_bytes());
-    format!("g{:02x}{:02x}-", digest[0], digest[1])
+    format!("{}{:02x}", char::from(b'a' + digest[0] % 26), digest[1])
 }
 
 fn points(path: &[Spot]) -> String {
@@ -101,7 +106,7 @@ fn number(value: f64) -> String {
 }
 
 fn hex(RGBColor(red, green, blue): RGBColor) -> String {
-    format!("#{red:02x}{green:02x}{blue:02x}")
+    if (red, green, blue) == (0, 0, 0) { "#000".to_owned() } else { format!("#{red:02x}{green:02x}{blue:02x}") }
 }
 
 fn escape(text: &str) -> String {

@@ -82,10 +82,10 @@ impl Typeface {
         (left, below * CAPITALS * FONT_SIZE)
     }
 
-    /// The outline of a letter as data of an SVG path in units of the font, `y` downwards; `None` of a blank.
-    pub(super) fn path(&self, glyph: GlyphId) -> Option<String> {
+    /// The outline of a letter as data of an SVG path, `units` to a size, `y` downwards; `None` of a blank.
+    pub(super) fn path(&self, glyph: GlyphId, units: f64) -> Option<String> {
         let outline = self.font.outline(glyph)?;
-        let mut path = PathData::default();
+        let mut path = PathData { scale: units / self.units, text: String::new(), pen: None };
         for curve in &outline.curves {
             match *curve {
                 OutlineCurve::Line(from, to) => path.part(from, 'l', &[to]),
@@ -98,8 +98,8 @@ impl Typeface {
 }
 
 /// Data of an SVG path: where the pen is, and how it came there.
-#[derive(Default)]
 struct PathData {
+    scale: f64,
     text: String,
     pen: Option<(i32, i32)>,
 }
@@ -107,7 +107,8 @@ struct PathData {
 impl PathData {
     /// Goes on from `from`, in a new contour where the pen is elsewhere.
     fn part(&mut self, from: Point, command: char, corners: &[Point]) {
-        let whole = |point: &Point| (point.x.round() as i32, -point.y.round() as i32);
+        let scaled = |length: f32| (self.scale * f64::from(length)).round() as i32;
+        let whole = |point: &Point| (scaled(point.x), -scaled(point.y));
         let from = whole(&from);
         if self.pen != Some(from) {
             self.text += &format!("M{} {}", from.0, from.1);
@@ -136,9 +137,9 @@ mod tests {
     #[test]
     fn an_outline_is_closed_contours() {
         let typeface = typeface().unwrap();
-        let path = typeface.path(typeface.font.glyph_id('i')).unwrap();
+        let path = typeface.path(typeface.font.glyph_id('i'), 256.0).unwrap();
         assert_eq!(path.matches('M').count(), 2, "a stem and a dot: {path}");
-        assert_eq!(typeface.path(typeface.font.glyph_id(' ')), None);
+        assert_eq!(typeface.path(typeface.font.glyph_id(' '), 256.0), None);
     }
 
     #[test]
