@@ -312,6 +312,8 @@ mod draws_tests;
 #[cfg(test)]
 mod paper_tests;
 #[cfg(test)]
+mod snapshot_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod uncertainty_tests;
