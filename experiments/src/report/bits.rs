@@ -6,7 +6,7 @@ use itertools::Itertools as _;
 use super::axis::{Axis, Scale, rounded};
 use super::base;
 use super::dots::{Dot, DotGroup, Dots};
-use super::figures::{Figure, Level, Names, Panel, Point, Series, scale_of};
+use super::figures::{Figure, LOG_SPAN, Level, Names, Panel, Point, Series, scale_of};
 use super::header::{Header, limited};
 use super::looks::{Look, looks};
 use super::picture::Picture;
@@ -16,6 +16,9 @@ use super::tables::slug;
 
 /// What lies above so many times the base model's perplexity is of no use to anybody, and would press all else together.
 const USEFUL: f64 = 10.0;
+
+/// So much more than the lowest that small values would not be seen, also where some are not positive and must be left out.
+const CUT_SPAN: f64 = 1e4;
 
 /// Grids beyond which lines tell more than dots.
 const MAX_DOT_GRIDS: usize = 2;
@@ -87,8 +90,13 @@ fn picture(rows: &[Row], shown: &Shown) -> Option<Picture> {
         slug: format!("{}-{}{limited_slug}", shown.slug, slug(&first.setting())),
         header: Header::of_rows(rows),
         caption: format!(
-            "{} on {} (protocol {}, {} tokens a window): {}",
-            first.model, first.dataset, first.protocol, first.seq_len, shown.caption
+            "{} on {} (protocol {}, {} tokens a window): {}{}",
+            first.model,
+            first.dataset,
+            first.protocol,
+            first.seq_len,
+            shown.caption,
+            series::explanation(measured.iter().map(|one| &one.name))
         ),
         end: format!("{}{}", limited(first).map(|said| format!(" {said}.")).unwrap_or_default(), base::sentence(rows)),
         levels: levels(rows, shown),
@@ -140,24 +148,22 @@ impl About {
     fn dots(self, measured: &[Measured<'_>], shown: &Shown) -> Dots {
         let grids: Vec<&Option<String>> = measured.iter().map(|one| &one.row.grid).unique().collect();
         let mut beyond = Vec::new();
-        let mut any_log = false;
         let mut groups = Vec::new();
         for grid in &grids {
             let of_grid: Vec<&Measured<'_>> = measured.iter().filter(|one| one.row.grid == **grid).collect();
-            let mut range = Range::of(&of_grid, &self.levels, self.limit);
+            let mut range = Range::of(&of_grid, &self.levels, self.limit, USEFUL);
             if range.scale == Scale::Linear && shown.slug == LOSS.slug {
                 range.values.push(0.0);
             }
             beyond.extend(of_grid.iter().filter(|one| one.y > range.limit).map(|one| said(one, true)));
-            any_log |= range.scale == Scale::Log;
-            groups.push(dot_group(&of_grid, &range, &self.levels, shown));
+            groups.push(dot_group(&of_grid, &range, shown));
         }
         let own = if grids.len() > 1 { " Each grid has a scale of its own." } else { "" };
         Dots {
             slug: self.slug,
             header: self.header,
             caption: format!("{}{own}{}{}", self.caption, off_the_scale(&beyond), self.end),
-            label: format!("{}{}", shown.label, if any_log { " (log scale)" } else { "" }),
+            label: shown.label.to_owned(),
             groups,
         }
     }
@@ -176,12 +182,12 @@ impl About {
         let (mut beyond, mut n_hidden) = (Vec::new(), 0);
         let mut drawn = Vec::new();
         for of_panel in panels {
-            let range = Range::of(&of_panel, &self.levels, self.limit);
+            let range = Range::of(&of_panel, &self.levels, self.limit, LOG_SPAN);
             let (visible, hidden): (Vec<_>, Vec<_>) =
                 of_panel.into_iter().partition(|one| range.scale == Scale::Linear || one.y > 0.0);
             n_hidden += hidden.len();
             beyond.extend(visible.iter().filter(|one| one.y > range.limit).map(|one| said(one, true)));
-            drawn.push(panel(&visible, &range, &self.levels, shown, by_bits));
+            drawn.push(panel(&visible, &range, shown, by_bits));
         }
         let hidden = if n_hidden > 0 { format!(" Not shown: {n_hidden} at zero or below.") } else { String::new() };
         let own = if by_bits { " Each width of a code has scales of its own." } else { "" };
@@ -205,43 +211,50 @@ impl About {
 /// What an axis shows.
 struct Range {
     scale: Scale,
-    word: &'static str,
     values: Vec<f64>,
     /// What lies above is named instead of drawn.
     limit: f64,
+    /// Levels near enough to be drawn.
+    levels: Vec<Level>,
 }
 
 impl Range {
-    /// Up to `limit`, unless half of all lies above it.
-    fn of(measured: &[&Measured<'_>], levels: &[Level], limit: f64) -> Self {
+    /// Up to `limit`, unless most lies above it; logarithmic where the highest value is more than `log_span` times the
+    /// lowest.
+    fn of(measured: &[&Measured<'_>], levels: &[Level], limit: f64, log_span: f64) -> Self {
         let n_above = measured.iter().filter(|one| one.y > limit).count();
-        let limit = if 2 * n_above >= measured.len() { f64::INFINITY } else { limit };
+        let limit = if 2 * n_above > measured.len() { f64::INFINITY } else { limit };
         let below = || measured.iter().filter(|one| one.y <= limit);
-        let is_levelled = |value: &f64| *value <= limit;
-        let levels = levels.iter().map(|level| level.value).filter(is_levelled);
-        let ends = below().flat_map(|one| one.ends()).map(|end| end.min(limit));
-        let values: Vec<f64> = ends.chain(levels).collect();
-        let centers: Vec<f64> = below().map(|one| one.y).collect();
-        let (mut scale, mut word) = scale_of(values.iter().copied());
-        // A difference that is nothing or less has no logarithm, yet values over many decades need it.
-        let positive = || centers.iter().copied().filter(|y| *y > 0.0);
+        let positive = || below().map(|one| one.y).filter(|y| *y > 0.0);
         let (low, high) = positive().fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), y| (low.min(y), high.max(y)));
-        if scale == Scale::Linear && high > 1e4 * low {
-            (scale, word) = (Scale::Log, " (log scale)");
+        let is_near = |level: &&Level| level.value <= limit && level.value * USEFUL >= low;
+        let levels: Vec<Level> = levels.iter().filter(is_near).cloned().collect();
+        let ends = below().flat_map(|one| one.ends()).map(|end| end.min(limit));
+        let values: Vec<f64> = ends.chain(levels.iter().map(|level| level.value)).collect();
+        // A difference that is nothing or less has no logarithm, yet values over many decades need it.
+        let is_log = scale_of(values.iter().copied(), log_span) == Scale::Log || high > CUT_SPAN * low;
+        if !is_log {
+            return Self { scale: Scale::Linear, values, limit, levels };
         }
-        let values = match scale {
-            Scale::Linear => values,
-            Scale::Log => values.into_iter().filter(|value| *value >= 0.5 * low).collect(),
-        };
-        Self { scale, word, values, limit }
+        let lowest = levels.iter().map(|level| level.value).fold(0.5 * low, f64::min);
+        let values = values.into_iter().filter(|value| *value >= lowest).collect();
+        Self { scale: Scale::Log, values, limit, levels }
     }
 
     fn axis(&self, label: &str, n_ticks: usize) -> Axis {
-        Axis::new(&format!("{label}{}", self.word), self.scale, self.values.iter().copied()).with_ticks(n_ticks)
+        Axis::new(label, self.scale, self.values.iter().copied()).with_ticks(n_ticks)
+    }
+
+    /// What a heading says of the axis below it.
+    fn word(&self) -> &'static str {
+        match self.scale {
+            Scale::Linear => "",
+            Scale::Log => ", log scale",
+        }
     }
 }
 
-fn dot_group(of_grid: &[&Measured<'_>], range: &Range, levels: &[Level], shown: &Shown) -> DotGroup {
+fn dot_group(of_grid: &[&Measured<'_>], range: &Range, shown: &Shown) -> DotGroup {
     let bits = |one: &Measured<'_>| format!("{:.2} bits", one.row.bits_per_weight.unwrap_or_default());
     let grid = of_grid.first().and_then(|one| one.row.grid.clone()).unwrap_or_default();
     let all_alike = of_grid.iter().map(|one| bits(one)).all_equal();
@@ -257,14 +270,14 @@ fn dot_group(of_grid: &[&Measured<'_>], range: &Range, levels: &[Level], shown: 
     let rtn = rtn.map(|one| Level::of_method("RTN", one.y, one.look));
     let heading = if all_alike { of_grid.first().map(|one| format!("{grid}, {} a weight", bits(one))) } else { None };
     DotGroup {
-        heading: heading.unwrap_or(grid),
+        heading: heading.unwrap_or(grid) + range.word(),
         axis: range.axis(shown.label, 6),
         dots: of_grid.iter().map(dot).collect(),
-        levels: levels.iter().cloned().chain(rtn).collect(),
+        levels: range.levels.iter().cloned().chain(rtn).collect(),
     }
 }
 
-fn panel(of_panel: &[&Measured<'_>], range: &Range, levels: &[Level], shown: &Shown, by_bits: bool) -> Panel {
+fn panel(of_panel: &[&Measured<'_>], range: &Range, shown: &Shown, by_bits: bool) -> Panel {
     let names: Vec<&String> = of_panel.iter().map(|one| &one.name).unique().collect();
     let line = |name: &String| {
         let of_line: Vec<&&Measured<'_>> = of_panel.iter().filter(|one| one.name == *name).collect();
@@ -276,13 +289,18 @@ fn panel(of_panel: &[&Measured<'_>], range: &Range, levels: &[Level], shown: &Sh
     };
     let bits = of_panel.first().and_then(|one| one.row.bits);
     let xs = of_panel.iter().map(|one| one.row.bits_per_weight.unwrap_or_default());
+    let title = bits.filter(|_| by_bits).map(|bits| format!("codes of {bits} bits{}", range.word()));
     let above = of_panel.iter().filter(|one| one.y > range.limit);
     Panel {
-        title: bits.filter(|_| by_bits).map(|bits| format!("codes of {bits} bits")).unwrap_or_default(),
+        title: title.unwrap_or_default(),
         x: Axis::new("stored bits per weight", Scale::Linear, xs),
-        y: range.axis(shown.label, if by_bits { 4 } else { 7 }),
+        y: if by_bits {
+            range.axis(shown.label, 4)
+        } else {
+            range.axis(&format!("{}{}", shown.label, range.word()), 7)
+        },
         series: names.into_iter().map(line).collect(),
-        levels: levels.to_vec(),
+        levels: range.levels.clone(),
         beyond: above.map(|one| said(one, !by_bits)).collect(),
         below: Vec::new(),
     }

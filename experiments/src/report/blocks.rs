@@ -1,5 +1,7 @@
 //! The output error of each block, a line a quantized cell: a panel a grid, or a method where calibrations are compared. Pure.
 
+use std::cmp::Reverse;
+
 use itertools::Itertools as _;
 
 use super::axis::{Axis, Scale};
@@ -54,7 +56,7 @@ fn figure(model: &str, curves: &[&BlockCurve]) -> Figure {
     let values = || curves.iter().filter(|curve| is_drawn(curve)).flat_map(|curve| &curve.relative_errors);
     let n_ticks = [7, 7, 4, 3][n_columns];
     let x = Axis::new("block index", Scale::Linear, values().map(|value| value.0 as f64)).with_whole_ticks(n_ticks);
-    let y = Axis::new("relative output error (log scale)", Scale::Log, values().map(|value| value.1));
+    let y = Axis::new("relative output error, log scale", Scale::Log, values().map(|value| value.1));
     let y = y.with_ticks(if panels.len() > 3 { 4 } else { 6 });
     let panel = |(title, lines): (String, Vec<&Line<'_>>)| Panel {
         title,
@@ -74,7 +76,8 @@ fn figure(model: &str, curves: &[&BlockCurve]) -> Figure {
         slug: format!("block-error-{}", slug(model)),
         caption: format!(
             "{model}: squared error of each block's output on the calibration sequences, over the squared output of the \
-             full-precision block on the same input.{of_draw}"
+             full-precision block on the same input.{of_draw}{}",
+            series::explanation(lines.iter().map(|line| &line.name))
         ),
         header: Header::new(format!("{model}{grid}; outputs on the calibration sequences")),
         panels: panels.into_iter().map(panel).collect(),
@@ -89,7 +92,11 @@ fn panels<'l, 'c>(lines: &'l [Line<'c>]) -> Vec<(String, Vec<&'l Line<'c>>)> {
     let grids: Vec<&str> = lines.iter().map(|line| line.curve.grid.as_str()).unique().collect();
     if grids.len() > 1 {
         let of_grid = |grid: &str| (grid.to_owned(), lines.iter().filter(|line| line.curve.grid == grid).collect());
-        return grids.into_iter().map(of_grid).collect();
+        // Many grids stand in their own order, which is a table of them; few are best read from the most bits.
+        let is_table = grids.len() > 3;
+        let in_order =
+            grids.into_iter().sorted_by_key(|grid| Reverse(if is_table { None } else { grid.split(' ').next() }));
+        return in_order.map(of_grid).collect();
     }
     let compared: Vec<&str> = lines
         .iter()

@@ -139,11 +139,10 @@ impl Level {
     }
 }
 
-/// Linear, or logarithmic where all is positive and the highest value is more than [`LOG_SPAN`] times the lowest; and what
-/// an axis says of it.
-pub(super) fn scale_of(values: impl Iterator<Item = f64>) -> (Scale, &'static str) {
+/// Linear, or logarithmic where all is positive and the highest value is more than `log_span` times the lowest.
+pub(super) fn scale_of(values: impl Iterator<Item = f64>, log_span: f64) -> Scale {
     let (min, max) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), y| (min.min(y), max.max(y)));
-    if min > 0.0 && max > LOG_SPAN * min { (Scale::Log, " (log scale)") } else { (Scale::Linear, "") }
+    if min > 0.0 && max > log_span * min { Scale::Log } else { Scale::Linear }
 }
 
 #[cfg(test)]
@@ -165,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_log_scale_is_for_positive_values_that_lie_far_apart() {
-        let scale = |values: &[f64]| scale_of(values.iter().copied()).0;
+        let scale = |values: &[f64]| scale_of(values.iter().copied(), LOG_SPAN);
         assert_eq!(scale(&[1.0, 2.9]), Scale::Linear);
         assert_eq!(scale(&[1.0, 3.1]), Scale::Log);
         assert_eq!(scale(&[-0.1, 300.0]), Scale::Linear);

@@ -5,7 +5,7 @@ use itertools::Itertools as _;
 
 use super::axis::{Axis, Scale};
 use super::base;
-use super::figures::{Figure, Level, Names, Panel, Point, Series, scale_of};
+use super::figures::{Figure, LOG_SPAN, Level, Names, Panel, Point, Series, scale_of};
 use super::header::{Header, limited};
 use super::looks::{Look, looks};
 use super::row::Row;
@@ -39,7 +39,8 @@ fn figure(rows: &[Row], x: LinesX) -> Option<Figure> {
     let bars = points().filter_map(|point| point.bar).flat_map(|(low, high)| [low, high]);
     let levelled = levels.iter().map(|level| level.value);
     let values: Vec<f64> = points().map(|point| point.y).chain(bars).chain(levelled).collect();
-    let (y_scale, unit) = scale_of(values.iter().copied());
+    let y_scale = scale_of(values.iter().copied(), LOG_SPAN);
+    let unit = if y_scale == Scale::Log { ", log scale" } else { "" };
     let x_scale = if high > LOG_X_SPAN * low { Scale::Log } else { Scale::Linear };
     let (word, label) = match x {
         LinesX::CalibrationSequences => ("calibration-sequences", "calibration sequences"),

@@ -30,6 +30,7 @@ const GRID: RGBColor = RGBColor(222, 222, 222);
 
 /// Lines of many points have marks at some of them only, no nearer to each other on average.
 const MARK_DISTANCE: f64 = 70.0;
+const MAX_MARKED: usize = 8;
 
 /// Draws the figure below `top` and returns where it ends.
 pub(super) fn draw(figure: &Figure, sheet: &mut Sheet, top: f64) -> f64 {
@@ -242,7 +243,8 @@ impl Frame {
     fn draw_points(&self, panel: &Panel, series: &Series, index: usize, sheet: &mut Sheet) {
         let color = series.look.color;
         let max_marks = ((self.right - self.left) / MARK_DISTANCE).max(1.0) as usize;
-        let every = series.points.len().div_ceil(max_marks).max(1);
+        let n_points = series.points.len();
+        let every = if n_points <= MAX_MARKED { 1 } else { n_points.div_ceil(max_marks) };
         for (nth, point) in series.points.iter().enumerate() {
             let position = panel.y.position(point.y);
             let x = self.x(&panel.x, panel.x.position(point.x));
@@ -287,7 +289,7 @@ impl Frame {
         }
     }
 
-    /// What lies above the plot, in words above it; what lies below, at its lower edge.
+    /// What lies above the plot, in words above it; what lies below, within it.
     fn draw_beyond(&self, panel: &Panel, sheet: &mut Sheet) {
         let lines = beyond_lines(panel, self.right - self.left);
         for (index, line) in lines.iter().rev().enumerate() {
@@ -295,7 +297,7 @@ impl Frame {
             sheet.words(line, (self.left, y), (HPos::Left, VPos::Center));
         }
         if !panel.below.is_empty() {
-            let at = (self.left + 12.0, self.bottom - LINE_HEIGHT / 2.0);
+            let at = (self.left + 12.0, self.top + LINE_HEIGHT / 2.0);
             sheet.words(&format!("below: {}", panel.below.join(", ")), at, (HPos::Left, VPos::Center));
         }
     }

@@ -75,6 +75,16 @@ pub(super) fn name(one: &dyn Named, all: &[&dyn Named]) -> String {
     format!("{}{propagation}{calibration}", one.method())
 }
 
+/// What a caption says of names that tell how a method was calibrated, after a blank.
+pub(super) fn explanation<'a>(mut names: impl Iterator<Item = &'a String>) -> &'static str {
+    let tells = |name: &String| name.contains(", per block") || name.contains(", per stage");
+    if names.any(tells) {
+        " Per block, per stage: how often the inputs of calibration are computed again with what is quantized already."
+    } else {
+        ""
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

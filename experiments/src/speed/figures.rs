@@ -52,8 +52,8 @@ fn roofline(rows: &[&KernelRow], place: &str) -> Figure {
     };
     let all_points = || rows.iter().filter_map(|row| y(row)).chain(levels.iter().map(|level| level.value));
     let x_axis =
-        Axis::new("operations per byte of weight (log scale)", Scale::Log, rows.iter().map(|row| intensity(row)));
-    let y_axis = Axis::new("GFLOP/s (log scale)", Scale::Log, all_points());
+        Axis::new("operations per byte of weight, log scale", Scale::Log, rows.iter().map(|row| intensity(row)));
+    let y_axis = Axis::new("GFLOP/s, log scale", Scale::Log, all_points());
     let panels = panels(rows, rows, &intensity, &y, &x_axis.with_ticks(4), &y_axis.with_ticks(5), &levels);
     Figure {
         slug: slug(&format!("roofline {place}")),
@@ -89,9 +89,9 @@ fn speedup(rows: &[&KernelRow], place: &str, baseline: &Dense) -> Option<Figure>
     }
     let baseline = kernel.replace('-', " ");
     let batch_sizes = || others.iter().map(|row| row.batch_size as f64);
-    let x_axis = Axis::new("batch size (log scale)", Scale::Log, batch_sizes()).with_ticks_at(batch_sizes());
+    let x_axis = Axis::new("batch size, log scale", Scale::Log, batch_sizes()).with_ticks_at(batch_sizes());
     let heights = others.iter().filter_map(|row| value(row)).chain([1.0]);
-    let y_axis = Axis::new(&format!("speed-up over {baseline} (log scale)"), Scale::Log, heights).with_ticks(5);
+    let y_axis = Axis::new(&format!("speed-up over {baseline}, log scale"), Scale::Log, heights).with_ticks(5);
     let levels = [Level::base(baseline.clone(), 1.0)];
     let panels = panels(&others, rows, &|row| row.batch_size as f64, &|row| value(row), &x_axis, &y_axis, &levels);
     Some(Figure {
