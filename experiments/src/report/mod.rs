@@ -314,6 +314,8 @@ mod figure_tests;
 #[cfg(test)]
 mod paper_tests;
 #[cfg(test)]
+mod snapshot_tests;
+#[cfg(test)]
 pub(crate) mod tests;
 #[cfg(test)]
 mod uncertainty_tests;

@@ -98,5 +98,5 @@ fn a_record_says_how_the_base_model_is_stored() {
     let table = workshop.read("again/table.md");
     let said = "The base model is itself a quantized file (packed RTN W4 g32 in groups of 32; ";
     assert!(table.contains("| packed RTN W4 g32 | - |") && table.contains(said), "{table}");
-    assert!(table.contains("Δ to base"), "{table}");
+    assert!(table.contains("| ln ratio to base [95% CI] |"), "{table}");
 }
