@@ -32,14 +32,18 @@ fi
 step cargo clippy
 cargo clippy --workspace --all-targets -- -D warnings
 
-# The README's test command.
+# The README's two commands. One build serves both.
 step cargo test
-cargo test --release --workspace
+cargo test --workspace
+step "cargo run, the quickstart"
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+cargo run -p experiments -- configs/quickstart.toml --out "$out/quickstart"
 
 # The GPU's code, on a GPU or on Mesa's software renderer; its tests say that they are skipped where there is neither. The tests
 # themselves need no optimisation: their time is that of the build.
 step cargo test, GPU
-cargo test --release -p awq-core --features wgpu --test gpu --config 'profile.release.package.awq-core.opt-level=0'
+cargo test -p awq-core --features wgpu --test gpu --config 'profile.dev.package.awq-core.opt-level=0'
 
 step cargo doc
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
