@@ -20,7 +20,14 @@ pub(crate) const WEIGHTS: &str = "model.safetensors";
 /// What every folder must hold beside the weights.
 pub(crate) const REQUIRED: [&str; 2] = [CONFIG, "tokenizer.json"];
 /// What is taken along if it exists.
-pub(crate) const OPTIONAL: [&str; 3] = ["generation_config.json", "quantization.json", "tokenizer_config.json"];
+pub(crate) const OPTIONAL: [&str; 6] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "quantization.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+];
 
 /// A model at `path`, with the hash of each of its files.
 ///

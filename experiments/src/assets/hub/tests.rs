@@ -73,6 +73,29 @@ fn shards_are_taken_from_the_index() {
 }
 
 #[test]
+fn what_the_loader_reads_beside_the_weights_is_taken_along() {
+    let mut play = small_model();
+    for name in ["chat_template.jinja", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json"] {
+        play.files.insert(name, b"{}".to_vec());
+    }
+    let server = Server::start(play);
+    let cache = tempfile::tempdir().unwrap();
+    let located = model(&server.hub(cache.path(), false), &spec(), cache.path()).unwrap();
+    let names: Vec<&str> = located.hashes.keys().map(String::as_str).collect();
+    let expected = [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        WEIGHTS,
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
+    assert_eq!(names, expected);
+    assert!(names.iter().all(|name| located.path.join(name).is_file()));
+}
+
+#[test]
 fn a_download_that_is_cut_off_goes_on_where_it_stopped() {
     let server = Server::start(Play { cuts: [LLAMA.len(), 8, 1000].into(), ..small_model() });
     let cache = tempfile::tempdir().unwrap();
