@@ -119,23 +119,19 @@ fn every_published_number_stands_beside_a_cell() {
 fn the_quickstart_plans_these_cells() {
     let spec = ExperimentSpec::read(&root().join("configs/quickstart.toml")).unwrap();
     insta::assert_snapshot!(Plan::new(&spec).describe(), @"
-    Question: How much does AWQ recover of what rounding to 4, 3 and 2 bits costs a small language model?
+    Question: How much does AWQ recover of what rounding to 3 and 2 bits costs a small language model?
 
-    a10ac21cc05649cc  bundled-3M FP           scores about 32k tokens, roughly 1 s on a 200 GFLOP/s CPU
-    1463510160a9a1a4  bundled-3M RTN W4 g128  scores about 32k tokens, roughly 1 s on a 200 GFLOP/s CPU
-    021e1f901dacbd4a  bundled-3M AWQ W4 g128  scores about 32k tokens, roughly 6 s on a 200 GFLOP/s CPU
-    c261c51b3e24a197  bundled-3M RTN W3 g128  scores about 32k tokens, roughly 1 s on a 200 GFLOP/s CPU
-    af83dea448f88dab  bundled-3M AWQ W3 g128  scores about 32k tokens, roughly 6 s on a 200 GFLOP/s CPU
-    86bf12721fcc3f58  bundled-3M RTN W2 g128  scores about 32k tokens, roughly 1 s on a 200 GFLOP/s CPU
-    33caa282d3f8cc59  bundled-3M AWQ W2 g128  scores about 32k tokens, roughly 6 s on a 200 GFLOP/s CPU
-    a21578681042fb8b  bundled-3M RTN W4 g32   scores about 32k tokens, roughly 1 s on a 200 GFLOP/s CPU
-    cf65f73567fb6840  bundled-3M AWQ W4 g32   scores about 32k tokens, roughly 6 s on a 200 GFLOP/s CPU
-    525b53319121d14f  bundled-3M RTN W3 g32   scores about 32k tokens, roughly 1 s on a 200 GFLOP/s CPU
-    a7281e4a4830d658  bundled-3M AWQ W3 g32   scores about 32k tokens, roughly 6 s on a 200 GFLOP/s CPU
-    349251877eb433c9  bundled-3M RTN W2 g32   scores about 32k tokens, roughly 1 s on a 200 GFLOP/s CPU
-    370c7bac3ab060f5  bundled-3M AWQ W2 g32   scores about 32k tokens, roughly 6 s on a 200 GFLOP/s CPU
+    a10ac21cc05649cc  bundled-3M FP                  scores about 32k tokens, roughly 1 s on a 200 GFLOP/s CPU
+    fc3fadeeac238665  bundled-3M RTN W3 per-channel  scores about 32k tokens, roughly 1 s on a 200 GFLOP/s CPU
+    a5a454e53fdd2df4  bundled-3M AWQ W3 per-channel  scores about 32k tokens, roughly 6 s on a 200 GFLOP/s CPU
+    a99b2a293215bc66  bundled-3M RTN W2 per-channel  scores about 32k tokens, roughly 1 s on a 200 GFLOP/s CPU
+    30c85201221a3b85  bundled-3M AWQ W2 per-channel  scores about 32k tokens, roughly 6 s on a 200 GFLOP/s CPU
+    c261c51b3e24a197  bundled-3M RTN W3 g128         scores about 32k tokens, roughly 1 s on a 200 GFLOP/s CPU
+    af83dea448f88dab  bundled-3M AWQ W3 g128         scores about 32k tokens, roughly 6 s on a 200 GFLOP/s CPU
+    86bf12721fcc3f58  bundled-3M RTN W2 g128         scores about 32k tokens, roughly 1 s on a 200 GFLOP/s CPU
+    33caa282d3f8cc59  bundled-3M AWQ W2 g128         scores about 32k tokens, roughly 6 s on a 200 GFLOP/s CPU
 
-    13 cells of 1 model(s).
-    bundled-3M: 3M parameters by its name, 11 MiB in f32. Needs about 15 MiB (one block in f32 and the packed results of a pass) and up to 2 GiB of hidden states and logits.
+    9 cells of 1 model(s).
+    bundled-3M: 3M parameters by its name, 11 MiB in f32. Needs about 9 MiB (one block in f32 and the packed results of a pass) and up to 2 GiB of hidden states and logits.
     ");
 }
