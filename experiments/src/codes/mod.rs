@@ -2,8 +2,8 @@
 //!
 //! Another evaluation, another window limit, a lost report or a kill after quantization then costs no quantization. A
 //! [`QuantizationId`] (`id.rs`) is the question; the answer is a folder `codes/ID` of the asset cache in the layout of packed
-//! checkpoints ([`awq_core::load::packed`]), with only the tensors that the method changed, and [`LOG_FILE`] beside. Whole
-//! folders appear in one step. The store may be removed at any time; it never decides whether a cell succeeds.
+//! checkpoints ([`awq_core::load::packed`]), with only the tensors that the method changed, and the log of its blocks beside.
+//! Whole folders appear in one step. The store may be removed at any time; it never decides whether a cell succeeds.
 
 mod id;
 

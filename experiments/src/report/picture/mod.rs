@@ -1,5 +1,5 @@
-//! [`Picture`]: a figure of any kind, as SVG text and as a PNG file. Both are written from one [`Sheet`], with letters of the
-//! bundled font: no system font is needed and every machine draws the same picture.
+//! [`Picture`]: a figure of any kind, as SVG text and as a PNG file. Both are written from one list of shapes, with letters
+//! of the bundled font: no system font is needed and every machine draws the same picture.
 
 pub(super) mod bitmap;
 pub(super) mod sheet;
