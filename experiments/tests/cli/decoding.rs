@@ -145,7 +145,7 @@ fn wrong_requests_say_what_is_wrong() {
     let refused = |arguments: &[&str], message: &str| workshop.run(arguments).refused(message);
     refused(
         &["quantize", "model", "--method", "keep_salient", "--bits", "4", "--out", "packed"],
-        "method `keep_salient` cannot be asked for on the command line; choose one of rtn, awq, gptq, hqq, or write an \
+        "method `keep_salient` cannot be asked for on the command line; choose one of rtn, awq, gptq, awq_gptq, hqq, or write an \
          experiment's file",
     );
     refused(
