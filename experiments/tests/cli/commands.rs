@@ -240,6 +240,6 @@ fn a_short_file_runs_as_the_long_one_and_leaves_the_flat_one() {
 fn the_schema_is_json() {
     let ran = Workshop::new().run(&["schema"]);
     let schema: Value = serde_json::from_str(&ran.stdout).unwrap();
-    assert_eq!((ran.code, &schema["title"]), (Some(0), &"ExperimentSpec".into()));
+    assert_eq!((ran.code, &schema["title"]), (Some(0), &"ExperimentFile".into()));
     assert!(schema["properties"]["models"].is_object(), "{schema}");
 }
