@@ -62,6 +62,17 @@ pub enum HqqZeroPoints {
     Codes,
 }
 
+impl Hqq {
+    /// The numbers of the authors' code.
+    pub const AUTHORS: Self = Self {
+        lp_norm: 0.7,
+        beta: 10.0,
+        kappa: 1.01,
+        n_iterations: NonZeroU16::new(20).expect("20 is not 0"),
+        zero_points: HqqZeroPoints::Real,
+    };
+}
+
 impl MethodSettings for Hqq {
     fn label(&self) -> String {
         match self.zero_points {

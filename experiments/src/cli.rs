@@ -54,8 +54,11 @@ enum Command {
         /// The experiment's TOML file.
         config: PathBuf,
         /// Device in place of the file's, as of `run`.
-        #[arg(long, value_name = "D")]
+        #[arg(long, value_name = "D", conflicts_with = "resolved")]
         device: Option<String>,
+        /// Print the experiment as one flat file in place of its cells: what it extends, presets and published tables spelled out.
+        #[arg(long)]
+        resolved: bool,
     },
     /// Make tables and figures again from the records of a finished or interrupted experiment.
     Report {
@@ -147,7 +150,11 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         None => run_experiment(&cli.run),
         Some(Command::Run(args)) => run_experiment(&args),
-        Some(Command::Plan { config, device }) => {
+        Some(Command::Plan { config, resolved: true, .. }) => {
+            print(&ExperimentSpec::read(&config)?.to_toml()?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Plan { config, device, resolved: false }) => {
             let mut spec = ExperimentSpec::read(&config)?;
             spec.run.device = device.unwrap_or(spec.run.device);
             device::check_name(&spec.run.device, spec.run.precision)?;

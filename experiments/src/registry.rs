@@ -1,5 +1,8 @@
-//! The methods, one line each. A registry name is the TOML key and the first word of the label in tables. A method whose code comes
-//! to give other numbers gets the next version.
+//! The methods, one entry each. A registry name is the TOML key and the first word of the label in tables. A method whose code comes
+//! to give other numbers gets the next version. Presets are names for settings that are used again and again; the first is what
+//! the command line takes.
+
+mod preset;
 
 use awq_core::awq::{Awq, FixedScale, KeepSalient};
 use awq_core::backend::QuantBackend;
@@ -14,11 +17,16 @@ use baselines::rtn::Rtn;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::preset::{Presets, Settings};
 use crate::config::MethodEntry;
 
-/// Makes the enum, its names and its dispatch from one line per method.
+/// Makes the enum, its names, its presets and its dispatch from one entry per method.
 macro_rules! methods {
-    ($($(#[doc = $doc:literal])* $variant:ident($config:ty) = $key:literal, version $version:literal;)*) => {
+    ($(
+        $(#[doc = $doc:literal])*
+        $variant:ident($config:ty) = $key:literal, version $version:literal
+            $(, presets { $($preset:literal = $settings:expr),+ $(,)? })?;
+    )*) => {
         /// A quantization method with its settings. The struct that is parsed is the method itself.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
         pub enum MethodSpec {
@@ -40,6 +48,15 @@ macro_rules! methods {
                 match self { $(Self::$variant(_) => $version,)* }
             }
 
+            /// The presets of the method with a key, by name, the first of which is what the command line takes; empty for one
+            /// that is unknown or has none.
+            pub fn presets(key: &str) -> Vec<(&'static str, Self)> {
+                match key {
+                    $($key => <$config>::PRESETS.iter().map(|(name, method)| (*name, Self::$variant(method.clone()))).collect(),)*
+                    _ => Vec::new(),
+                }
+            }
+
             /// What the method says of itself.
             pub fn settings(&self) -> &dyn MethodSettings {
                 match self { $(Self::$variant(method) => method,)* }
@@ -56,6 +73,13 @@ macro_rules! methods {
             }
         }
 
+        $(
+            impl Presets for $config {
+                const KEY: &'static str = $key;
+                const PRESETS: &'static [(&'static str, Self)] = &[$($(($preset, $settings)),+)?];
+            }
+        )*
+
         /// An entry of `methods` as it is written: exactly one method, by its key, and what goes with it.
         #[allow(non_snake_case, reason = "a field has its variant's name; its key is in the attribute")]
         #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -64,7 +88,7 @@ macro_rules! methods {
             $(
                 $(#[doc = $doc])*
                 #[serde(default, rename = $key, skip_serializing_if = "Option::is_none")]
-                $variant: Option<$config>,
+                $variant: Option<Settings<$config>>,
             )*
             /// What the blocks after the first see for this method, in place of what the calibration says.
             #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -79,7 +103,7 @@ macro_rules! methods {
 
             fn try_from(table: MethodTable) -> Result<Self, String> {
                 let mut named = Vec::new();
-                $(named.extend(table.$variant.map(MethodSpec::$variant));)*
+                $(named.extend(table.$variant.map(|settings| MethodSpec::$variant(settings.0)));)*
                 let mut named = named.into_iter();
                 match (named.next(), named.next()) {
                     (Some(method), None) => {
@@ -98,7 +122,7 @@ macro_rules! methods {
             fn from(entry: MethodEntry) -> Self {
                 let mut table =
                     Self { propagation: entry.propagation, calibrations: entry.calibrations, ..Self::default() };
-                match entry.method { $(MethodSpec::$variant(method) => table.$variant = Some(method),)* }
+                match entry.method { $(MethodSpec::$variant(method) => table.$variant = Some(Settings(method)),)* }
                 table
             }
         }
@@ -107,19 +131,22 @@ macro_rules! methods {
 
 methods! {
     /// Round to nearest.
-    Rtn(Rtn) = "rtn", version 1;
+    Rtn(Rtn) = "rtn", version 1, presets { "plain" = Rtn {} };
     /// Activation-aware Weight Quantization.
-    Awq(Awq) = "awq", version 1;
+    Awq(Awq) = "awq", version 1, presets { "llm-awq" = Awq::LLM_AWQ, "llm-awq-bf16" = Awq::LLM_AWQ_BF16 };
     /// GPTQ: columns make up for the rounding errors of earlier columns.
-    Gptq(Gptq) = "gptq", version 1;
+    Gptq(Gptq) = "gptq", version 1, presets { "in-order" = Gptq::IN_ORDER, "act-order" = Gptq::ACT_ORDER };
     /// GPTAQ: GPTQ that also makes up for inputs that have drifted from full precision.
     Gptaq(Gptaq) = "gptaq", version 2;
     /// AWQ with GPTQ as its rounding step.
-    AwqGptq(AwqGptq) = "awq_gptq", version 1;
+    AwqGptq(AwqGptq) = "awq_gptq", version 1, presets {
+        "llm-awq+in-order" = AwqGptq { awq: Awq::LLM_AWQ, gptq: Gptq::IN_ORDER },
+        "llm-awq-bf16+in-order" = AwqGptq { awq: Awq::LLM_AWQ_BF16, gptq: Gptq::IN_ORDER },
+    };
     /// QuIP: rotated weights, rounded with linear feedback.
     Quip(Quip) = "quip", version 1;
     /// HQQ: zero points fitted to the weights alone.
-    Hqq(Hqq) = "hqq", version 1;
+    Hqq(Hqq) = "hqq", version 1, presets { "authors" = Hqq::AUTHORS };
     /// Round to nearest with salient input channels in full precision.
     KeepSalient(KeepSalient) = "keep_salient", version 1;
     /// Round to nearest with salient input channels scaled by one factor.

@@ -359,8 +359,7 @@ pub fn claim_folder(
     if let Some(limit) = max_windows {
         check_limits(out, spec, limit)?;
     }
-    let text = toml::to_string(spec).context("the experiment cannot be written as TOML")?;
-    write_durably(&out.join(RESOLVED_CONFIG), text.as_bytes()).with_context(place)?;
+    write_durably(&out.join(RESOLVED_CONFIG), spec.to_toml()?.as_bytes()).with_context(place)?;
     Ok(records)
 }
 

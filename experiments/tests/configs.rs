@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use experiments::config::{ExperimentSpec, json_schema};
 use experiments::device;
 use experiments::plan::{Plan, passes};
+use sha2::{Digest, Sha256};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -113,6 +115,75 @@ fn every_published_number_stands_beside_a_cell() {
             assert!(matches, "{}: no cell for the published {reference:?}", path.display());
         }
     }
+}
+
+/// First 8 hex digits of the sha256 of lines.
+fn digest(lines: impl IntoIterator<Item = String>) -> String {
+    let digest = Sha256::digest(lines.into_iter().collect::<Vec<_>>().join("\n"));
+    digest.iter().take(4).fold(String::new(), |mut digits, byte| {
+        write!(digits, "{byte:02x}").unwrap();
+        digits
+    })
+}
+
+/// Each file's cells (ids and labels, in their order), published numbers (in any order), and all else that it resolves to.
+/// However a file is shortened, its line stays.
+#[test]
+fn every_file_resolves_to_the_plan_that_it_had_in_full() {
+    let root = root().join("configs");
+    let line = |(path, _): &(PathBuf, usize)| {
+        let mut spec = ExperimentSpec::read(path).unwrap();
+        let plan = Plan::new(&spec);
+        let cells = digest(plan.cells().map(|cell| format!("{} {}", cell.id().0, cell.label())));
+        let mut published: Vec<_> = spec.references.iter().map(|one| serde_json::to_string(one).unwrap()).collect();
+        published.sort();
+        let (n_cells, n_published, published) = (plan.cells().count(), published.len(), digest(published));
+        spec.references.clear();
+        let rest = digest([toml::to_string(&spec).unwrap()]);
+        let name = path.strip_prefix(&root).unwrap().display().to_string();
+        format!("{name:38} {n_cells:3} {cells}  {n_published:2} {published}  {rest}")
+    };
+    let lines: Vec<_> = config_files().iter().map(line).collect();
+    insta::assert_snapshot!(lines.join("\n"), @"
+    gpu-synthetic.toml                       6 c88c64f0   0 e3b0c442  5bbbdfa9
+    llama7b.toml                             5 ee7bd29e   5 08bfa7c3  921dea4b
+    paper/calibration-length-bundled.toml   10 d2de81e4   0 e3b0c442  f293dd00
+    paper/calibration-length-smollm2.toml   32 7b6c8cfe   0 e3b0c442  67ce57e0
+    paper/figure8a-bundled.toml             14 99a4f477   0 e3b0c442  93ded52b
+    paper/figure8a-smollm2.toml             38 97863ba6   0 e3b0c442  1c7821f0
+    paper/figure8a.toml                     15 5bfb3be1  14 7509d83e  bc4a8fac
+    paper/figure8b-bundled.toml              5 6042041b   0 e3b0c442  1f6c7ff7
+    paper/figure8b-smollm2.toml             13 a94dd6e7   0 e3b0c442  bd454206
+    paper/figure8b.toml                      5 2df5e1c2   8 376d964f  58861cdb
+    paper/table1-bundled.toml               11 40cbb095   0 e3b0c442  6a4e2233
+    paper/table1-smollm2.toml               17 d178035a   0 e3b0c442  1a51ad07
+    paper/table1.toml                       33 3aa81e54  33 8d337723  069b1b95
+    paper/table2-bundled.toml                6 f32b08c0   0 e3b0c442  92d02137
+    paper/table2-smollm2.toml               16 5aa4ad7a   0 e3b0c442  4c8ee350
+    paper/table2.toml                        6 3b91f972   5 348f7952  c04ac2b6
+    paper/table3-bundled.toml                5 f9c38448   0 e3b0c442  134ec6ad
+    paper/table3-smollm2.toml               11 ac61809a   0 e3b0c442  e5764de9
+    paper/table3.toml                       25 4ed5d0ee  25 3548c52d  9619fc03
+    paper/table4-bundled.toml               13 81366b28   0 e3b0c442  96f5362e
+    paper/table4-smollm2.toml               21 2a18627a   0 e3b0c442  e1f43c35
+    paper/table4.toml                       63 1bef6158  63 93473a85  e4cfc314
+    paper/table5-bundled.toml                3 09c5ceb3   0 e3b0c442  e3f40977
+    paper/table5-smollm2.toml                7 46b2a8ef   0 e3b0c442  4801399f
+    paper/table5.toml                        6 e33711bb   6 e92e16e1  61761ef2
+    paper/table9-bundled.toml                4 92704632   0 e3b0c442  760e4a9b
+    paper/table9-smollm2.toml                8 ae25c110   0 e3b0c442  1aa0c212
+    paper/table9.toml                       20 ea8f3541  20 8b6fd6e2  96f5b683
+    quickstart.toml                          9 780545ee   0 e3b0c442  2c52ceb5
+    smollm2-gptq.toml                        5 e1382c8d   0 e3b0c442  ec7cbbd9
+    smollm2-methods.toml                    85 a2552ff6   0 e3b0c442  8e3cab24
+    smollm2-reference.toml                  11 a5300480   0 e3b0c442  24701550
+    smollm2-registry.toml                    9 6e3c3673   0 e3b0c442  24649db0
+    smollm2-sweep.toml                      19 987bf145   0 e3b0c442  c6739e03
+    smollm2-wikitext.toml                    5 98b40869   0 e3b0c442  2c1fbaa4
+    smollm2.toml                             9 f96f02a2   0 e3b0c442  cc01598f
+    speed-gpu.toml                           0 e3b0c442   0 e3b0c442  a588afdd
+    speed.toml                               0 e3b0c442   0 e3b0c442  68c627f4
+    ");
 }
 
 #[test]

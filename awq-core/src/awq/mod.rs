@@ -17,6 +17,8 @@
 //! activations and weights; so are, with `formula = "duo"`, AutoAWQ's `1e-4`, and the `1e-6` below which a group's largest weight
 //! is not taken (there added to it).
 
+use std::num::{NonZeroU16, NonZeroUsize};
+
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -66,6 +68,24 @@ pub enum ClipStep {
     Off,
     /// A grid search over the clipping bound of each group of weights.
     Search(ClipSearch),
+}
+
+impl Awq {
+    /// As the authors' code has it (mit-han-lab/llm-awq): 20 ratios; then ten clip bounds, a twentieth of the range apart, judged on
+    /// 512 tokens.
+    pub const LLM_AWQ: Self = Self::llm_awq(Arithmetic::F32);
+
+    /// The same, with the outputs of the scale search computed in bf16, which takes less time on a CPU.
+    pub const LLM_AWQ_BF16: Self = Self::llm_awq(Arithmetic::Bf16);
+
+    const fn llm_awq(arithmetic: Arithmetic) -> Self {
+        let n_ratios = NonZeroU16::new(20).expect("20 is not 0");
+        let n_tokens = NonZeroUsize::new(512).expect("512 is not 0");
+        Self {
+            scale: ScaleStep::Search(ScaleSearch { formula: ScaleFormula::Activation, n_ratios, arithmetic }),
+            clip: ClipStep::Search(ClipSearch { n_steps: n_ratios, max_shrink: 0.5, n_tokens }),
+        }
+    }
 }
 
 impl MethodSettings for Awq {

@@ -98,6 +98,22 @@ pub enum GroupGrid {
     OriginalWeights,
 }
 
+impl Gptq {
+    /// The paper's algorithm with the official code's numbers: columns as stored, 1% damping, blocks of 128 columns.
+    pub const IN_ORDER: Self = Self {
+        damp: 0.01,
+        block_size: NonZeroU16::new(128).expect("128 is not 0"),
+        order: ColumnOrder::Natural,
+        group_grid: GroupGrid::UpdatedWeights,
+        range: RangeSearch::MinMax,
+        hessian: Precision::F64,
+    };
+
+    /// The same in activation order with static groups (the official code's `--act-order --static-groups`).
+    pub const ACT_ORDER: Self =
+        Self { order: ColumnOrder::Activation, group_grid: GroupGrid::OriginalWeights, ..Self::IN_ORDER };
+}
+
 impl MethodSettings for Gptq {
     /// `GPTQ`, with what makes it another method: `GPTQ act-order`.
     fn label(&self) -> String {

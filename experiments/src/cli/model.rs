@@ -19,7 +19,7 @@ use crate::config::{Bundled, DatasetSpec, ModelSource, ModelSpec, PathModel};
 use crate::data;
 use crate::device;
 use crate::generate::head_grid;
-use crate::quantize::presets::Request;
+use crate::quantize::request::Request;
 use crate::quantize::{Recipe, calibration_text, quantize};
 
 /// A model.

@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use super::model::{ModelArgs, parse_bits};
 use crate::device;
 use crate::quantize::place::{self, Place};
-use crate::quantize::presets::Request;
+use crate::quantize::request::Request;
 use crate::quantize::{header, needed_bytes, quantize, write};
 
 /// Quantize a model and write it as a packed checkpoint, which `generate`, `chat` and experiments load without the original.
@@ -28,7 +28,7 @@ use crate::quantize::{header, needed_bytes, quantize, write};
 pub(super) struct QuantizeArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Method, with its authors' settings: rtn, awq, gptq or hqq.
+    /// Method, with its authors' settings: rtn, awq, gptq, awq_gptq or hqq; METHOD:PRESET for others, such as gptq:act-order.
     #[arg(long, value_name = "METHOD")]
     method: String,
     /// Bits of a code, 2 to 8.

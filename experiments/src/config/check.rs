@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, bail, ensure};
 use awq_core::arithmetic::FloatType;
 
-use super::{EvaluationSpec, ExperimentSpec, FigureSpec, ModelSource, ProtocolSpec, TableAxis};
+use super::{EvaluationSpec, ExperimentFile, ExperimentSpec, FigureSpec, ModelSource, ProtocolSpec, TableAxis};
 use crate::plan::{Cell, Plan};
 
 impl ExperimentSpec {
@@ -190,6 +190,6 @@ fn not_empty(key: &str, len: usize) -> anyhow::Result<()> {
 
 /// The JSON Schema of experiment files, generated from the types.
 pub fn json_schema() -> String {
-    let schema = schemars::schema_for!(ExperimentSpec);
+    let schema = schemars::schema_for!(ExperimentFile);
     serde_json::to_string_pretty(&schema).unwrap_or_default() + "\n"
 }

@@ -70,6 +70,9 @@ pub enum TableValue {
 }
 
 impl TableValue {
+    /// Every kind of number.
+    pub const ALL: [Self; 4] = [Self::Perplexity, Self::ChangedSteps, Self::StepRatio, Self::StepRatioOverScale];
+
     /// The heading of its rows.
     pub fn heading(self) -> &'static str {
         match self {

@@ -1,21 +1,23 @@
-//! [`ExperimentSpec`]: exactly what an experiment's TOML file may say.
+//! [`ExperimentSpec`]: an experiment, and [`ExperimentFile`]: exactly what its TOML file may say.
 //!
-//! One file asks one question. Enums are externally tagged newtypes over `deny_unknown_fields` structs, so that a typo is
+//! One file asks one question. It says each thing once: it may extend another file, name a preset of a method, and print published
+//! numbers as a table. All of that is resolved by [`ExperimentSpec::read`]. Enums are externally tagged newtypes over `deny_unknown_fields` structs, so that a typo is
 //! an error that names line, column and path. What changes a number is said in the file; the two keys that
 //! may be absent mean all windows (`max_windows`) and f32 (`arithmetic`). A record stores its cell as planned.
 
 mod calibration;
 mod check;
 mod draws;
+mod file;
 mod layout;
 pub(crate) mod names;
 mod place;
+mod published;
 mod reference;
 pub mod sources;
 mod speed;
 
 use std::num::{NonZeroU16, NonZeroUsize};
-use std::path::Path;
 
 use anyhow::Context;
 use awq_core::arithmetic::{Arithmetic, FloatType};
@@ -23,56 +25,55 @@ use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::encoding::{BYTE_ORDER_MARK, utf8};
-
 pub use self::calibration::{CalibrationSpec, CalibrationUse, MethodEntry, NamedCalibration};
 pub use self::check::json_schema;
 pub use self::draws::{Draw, DrawnCalibration};
+pub use self::file::ExperimentFile;
 pub use self::layout::*;
+pub use self::published::{PublishedFor, PublishedRow, PublishedTable};
 pub use self::reference::ReferenceValue;
 pub use self::sources::*;
 pub use self::speed::*;
 
-/// A whole experiment.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+/// A whole experiment: what its file, the one that this extends, presets and published tables come to. Its keys are a file's.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ExperimentSpec {
     /// The question this experiment answers, in one sentence. Printed above its tables.
     pub question: String,
     /// Where and on how many threads it runs, and in what precision. Only the last is part of a cell's identity.
     pub run: RunSpec,
     /// Models to quantize, or to time.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<ModelSpec>,
     /// What activations are collected on. Absent: only methods that need no activations may run.
     pub calibration: Option<DrawnCalibration>,
     /// Several calibrations to compare, in place of `calibration`; every method runs under each, unless its entry says
     /// otherwise.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub calibrations: Vec<NamedCalibration>,
     /// Grids, as the product of its lists.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub grids: Option<GridSweep>,
     /// Methods, each run on every grid. Full precision is always measured.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<MethodEntry>,
     /// What is measured of every quantized model. An experiment without one has a `[speed]` section.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub evaluations: Vec<EvaluationSpec>,
     /// What is timed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub speed: Option<SpeedSpec>,
     /// Published numbers to print beside ours.
-    #[serde(default, rename = "reference", skip_serializing_if = "Vec::is_empty")]
+    #[serde(rename = "reference", skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<ReferenceValue>,
     /// What tables compare with. Absent: RTN.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub report: Option<ReportSpec>,
     /// A table laid out as a published one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub table: Option<TableSpec>,
     /// A figure beside those that every run gets.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub figure: Option<FigureSpec>,
 }
 
@@ -174,27 +175,29 @@ pub struct LlamaCppProtocol {
     pub chunk_len: NonZeroU16,
 }
 
-impl ExperimentSpec {
-    /// Reads and checks a TOML file.
-    ///
-    /// # Errors
-    /// A file that cannot be read, a key or type that the schema does not know (with line, column and path), or values that
-    /// contradict each other; each names the file and the remedy.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let bytes = std::fs::read(path)
-            .with_context(|| format!("{}: cannot read the experiment's TOML file", path.display()))?;
-        let text = utf8(path, bytes)?;
-        // Without the mark that some editors put there, so that columns of the first line are right.
-        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text);
-        let spec: Self = toml::from_str(text).map_err(|error| {
-            let key = error.span().and_then(|span| place::path_at(text, span.start));
-            let place = key.map_or_else(String::new, |key| format!(", key `{key}`"));
-            anyhow::anyhow!("{}: not a valid experiment{place}: {}", path.display(), error.to_string().trim_end())
-        })?;
-        spec.check().with_context(|| format!("{}: not a valid experiment", path.display()))?;
-        Ok(spec)
+impl ProtocolSpec {
+    /// Its name and the tokens of a window, as records have them.
+    pub fn name_and_window(&self) -> (&'static str, usize) {
+        match self {
+            Self::Gptq(protocol) => ("gptq", protocol.seq_len.get().into()),
+            Self::LlamaCpp(protocol) => ("llama-cpp", protocol.chunk_len.get().into()),
+        }
     }
 }
 
+impl ExperimentSpec {
+    /// The experiment as one flat file: nothing extended, presets and published tables spelled out. It reads as this experiment.
+    ///
+    /// # Errors
+    /// Only if TOML cannot hold a value.
+    pub fn to_toml(&self) -> anyhow::Result<String> {
+        toml::to_string(self).context("the experiment cannot be written as TOML")
+    }
+}
+
+#[cfg(test)]
+mod file_tests;
+#[cfg(test)]
+mod published_tests;
 #[cfg(test)]
 mod tests;

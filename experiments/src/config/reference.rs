@@ -68,8 +68,7 @@ impl ReferenceValue {
 
     /// What is wrong with it, in words.
     pub(super) fn check(&self) -> Result<(), String> {
-        use TableValue::{ChangedSteps, Perplexity, StepRatio, StepRatioOverScale};
-        let values = [Perplexity, ChangedSteps, StepRatio, StepRatioOverScale].map(|value| self.value(value));
+        let values = TableValue::ALL.map(|value| self.value(value));
         if values.iter().all(Option::is_none) {
             return Err("it has no number; give `perplexity`".into());
         }

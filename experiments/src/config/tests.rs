@@ -5,7 +5,7 @@
 use super::*;
 use crate::plan::{Cell, Plan};
 
-const HEAD: &str = r#"
+pub(super) const HEAD: &str = r#"
 question = "?"
 [run]
 device = "flex"
@@ -47,11 +47,16 @@ fn two() -> String {
         + &calibration("[[calibrations]]\nname = \"many\"", 8, "full_precision")
 }
 
-fn read(parts: &[&str]) -> Result<ExperimentSpec, String> {
+/// What a whole file says; messages call it `FILE`.
+pub(super) fn read_all(text: &str) -> Result<ExperimentSpec, String> {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), HEAD.to_owned() + &parts.concat()).unwrap();
+    std::fs::write(file.path(), text).unwrap();
     let place = file.path().display().to_string();
     ExperimentSpec::read(file.path()).map_err(|error| format!("{error:#}").replace(&place, "FILE"))
+}
+
+fn read(parts: &[&str]) -> Result<ExperimentSpec, String> {
+    read_all(&(HEAD.to_owned() + &parts.concat()))
 }
 
 fn cells(parts: &[&str]) -> Vec<Cell> {
@@ -101,8 +106,8 @@ fn an_experiment_is_written_as_it_was_read() {
     let table = "[table]\ntitle = \"T\"\nrows = [\"method\"]\ncolumns = [\"calibration\"]\nvalues = [\"perplexity\"]\n\
                  [figure.lines]\nx = \"calibration_sequences\"\n";
     let spec = read(&[&two(), RTN, AWQ, GPTQ, PER_STAGE, "calibrations = [\"few\"]\n", table]).unwrap();
-    let written = toml::to_string(&spec).unwrap();
-    assert_eq!(toml::from_str::<ExperimentSpec>(&written).unwrap(), spec, "{written}");
+    let written = spec.to_toml().unwrap();
+    assert_eq!(read_all(&written).unwrap(), spec, "{written}");
 }
 
 #[test]
@@ -182,8 +187,8 @@ fn precision_is_part_of_a_cell_and_f32_is_not_said() {
     let plan = |precision| {
         let mut spec = read(&[RTN]).unwrap();
         spec.set_precision(precision).unwrap();
-        let written = toml::to_string(&spec).unwrap();
-        assert_eq!(toml::from_str::<ExperimentSpec>(&written).unwrap(), spec);
+        let written = spec.to_toml().unwrap();
+        assert_eq!(read_all(&written).unwrap(), spec);
         (Plan::new(&spec).cells().map(Cell::id).collect::<Vec<_>>(), written)
     };
     let ((f32_ids, f32_text), (f16_ids, f16_text)) = (plan(FloatType::F32), plan(FloatType::F16));
@@ -287,9 +292,9 @@ fn each_of_several_calibrations_has_draws_of_its_own() {
     // They stand in one place of a table, as their mean.
     let table = "[table]\ntitle = \"T\"\nrows = [\"method\"]\ncolumns = [\"calibration\"]\nvalues = [\"perplexity\"]\n";
     let spec = read(&[&several, RTN, AWQ, table]).unwrap();
-    let written = toml::to_string(&spec).unwrap();
+    let written = spec.to_toml().unwrap();
     assert!(written.matches("draws").count() == 1, "{written}");
-    assert_eq!(toml::from_str::<ExperimentSpec>(&written).unwrap(), spec);
+    assert_eq!(read_all(&written).unwrap(), spec);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod companions;
 pub mod place;
-pub mod presets;
+pub mod request;
 pub mod write;
 
 use std::path::Path;

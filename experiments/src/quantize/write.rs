@@ -217,7 +217,7 @@ mod tests {
     use super::*;
     use crate::bundled::assets;
     use crate::progress::{Progress, Style};
-    use crate::quantize::presets::Request;
+    use crate::quantize::request::Request;
     use crate::quantize::{Quantized, Recipe, calibration_text, header, quantize};
 
     /// A tiny model that reads the bundled language.

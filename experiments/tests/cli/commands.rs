@@ -210,9 +210,36 @@ fn planned_cells_are_those_recorded() {
 }
 
 #[test]
+fn a_short_file_runs_as_the_long_one_and_leaves_the_flat_one() {
+    let workshop = Workshop::new();
+    let methods = "[[methods]]\ngptq = \"act-order\"\n";
+    workshop.write("short.toml", format!("question = \"And GPTQ?\"\nextends = \"experiment.toml\"\n{methods}"));
+    let flat = workshop.run(&["plan", "short.toml", "--resolved"]);
+    assert_eq!((flat.code, flat.stderr.as_str()), (Some(0), ""), "{flat:?}");
+    assert!(!flat.stdout.contains("extends") && !flat.stdout.contains("act-order"), "{flat:?}");
+    let ran = workshop.run(&["short.toml", "--out", "out"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(workshop.read("out/experiment.toml"), flat.stdout);
+    // The flat file asks for the same cells: nothing runs again.
+    std::fs::copy(workshop.path("out/experiment.toml"), workshop.path("flat.toml")).unwrap();
+    let again = workshop.run(&["flat.toml", "--out", "out"]);
+    assert!(again.stderr.contains("0 cells finished, 3 were on record, 0 failed\n"), "{again:?}");
+    workshop.write("chain.toml", "question = \"?\"\nextends = \"short.toml\"\n");
+    for arguments in
+        [&["plan", "chain.toml"][..], &["plan", "chain.toml", "--resolved"], &["chain.toml", "--out", "no"]]
+    {
+        workshop.run(arguments).refused(
+            "chain.toml: not a valid experiment, key `extends` at line 2, column 11: short.toml, key `extends` at line 2, \
+             column 11: an extended file may not extend another; extend that file directly, or copy what is needed from it",
+        );
+    }
+    assert!(!workshop.path("no").exists(), "an output folder appeared");
+}
+
+#[test]
 fn the_schema_is_json() {
     let ran = Workshop::new().run(&["schema"]);
     let schema: Value = serde_json::from_str(&ran.stdout).unwrap();
-    assert_eq!((ran.code, &schema["title"]), (Some(0), &"ExperimentSpec".into()));
+    assert_eq!((ran.code, &schema["title"]), (Some(0), &"ExperimentFile".into()));
     assert!(schema["properties"]["models"].is_object(), "{schema}");
 }

@@ -78,6 +78,18 @@ fn a_packed_checkpoint_is_the_cell_that_it_was_made_as() {
 }
 
 #[test]
+fn a_preset_is_asked_for_by_name() {
+    let workshop = Workshop::new();
+    for method in ["awq_gptq", "awq:llm-awq-bf16", "gptq:act-order"] {
+        quantize(&workshop, method);
+        let asked = format!("{method}-w4g32");
+        let in_memory = text(&workshop, &["model", "--quant", &asked, "--calibration", "calibration.txt"]);
+        assert_eq!(text(&workshop, &["packed"]), in_memory, "{method}");
+        fs::remove_dir_all(workshop.path("packed")).unwrap();
+    }
+}
+
+#[test]
 fn a_packed_checkpoint_continues_a_text_as_the_model_quantized_in_memory_does() {
     let workshop = Workshop::new();
     let full = text(&workshop, &["model"]);
@@ -145,7 +157,7 @@ fn wrong_requests_say_what_is_wrong() {
     let refused = |arguments: &[&str], message: &str| workshop.run(arguments).refused(message);
     refused(
         &["quantize", "model", "--method", "keep_salient", "--bits", "4", "--out", "packed"],
-        "method `keep_salient` cannot be asked for on the command line; choose one of rtn, awq, gptq, hqq, or write an \
+        "method `keep_salient` cannot be asked for on the command line; choose one of rtn, awq, gptq, awq_gptq, hqq, or write an \
          experiment's file",
     );
     refused(

@@ -1,5 +1,5 @@
-//! The settings with which the command line runs a method: those that the method's authors use. Experiments say every
-//! setting in their file.
+//! What the command line asks of a quantization in a word or two. Settings are those of the method's presets
+//! ([`MethodSpec::presets`]); what an experiment's file must say beside them is as the authors' code has it.
 
 use std::num::{NonZeroU16, NonZeroUsize};
 
@@ -12,53 +12,6 @@ use super::Recipe;
 use crate::config::{CalibrationSpec, DatasetSpec, RandomCrops, SamplingSpec};
 use crate::registry::MethodSpec;
 
-/// A method as the command line runs it.
-struct Preset {
-    /// Its registry name.
-    key: &'static str,
-    /// Its settings, as in an experiment's file.
-    settings: &'static str,
-    /// See [`Grid::range_includes_zero`]; AWQ's code and GPTQ's differ.
-    range_includes_zero: bool,
-    /// What later blocks see.
-    propagation: Propagation,
-}
-
-const PRESETS: &[Preset] = &[
-    Preset { key: "rtn", settings: "rtn = {}", range_includes_zero: false, propagation: Propagation::FullPrecision },
-    Preset {
-        key: "awq",
-        settings: "[awq]
-scale = { search = { formula = \"activation\", n_ratios = 20 } }
-clip = { search = { n_steps = 20, max_shrink = 0.5, n_tokens = 512 } }",
-        range_includes_zero: false,
-        propagation: Propagation::FullPrecision,
-    },
-    Preset {
-        key: "gptq",
-        settings: "[gptq]
-damp = 0.01
-block_size = 128
-order = \"natural\"
-group_grid = \"updated_weights\"
-range = \"min_max\"
-hessian = \"f64\"",
-        range_includes_zero: true,
-        propagation: Propagation::Quantized,
-    },
-    Preset {
-        key: "hqq",
-        settings: "[hqq]
-lp_norm = 0.7
-beta = 10.0
-kappa = 1.01
-n_iterations = 20
-zero_points = \"real\"",
-        range_includes_zero: false,
-        propagation: Propagation::FullPrecision,
-    },
-];
-
 /// Calibration sequences, as in the configurations that come with the program.
 const N_SEQUENCES: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not 0");
 /// Tokens of one, as in the AWQ code.
@@ -68,7 +21,7 @@ const SEED: u64 = 42;
 /// What the command line asks of a quantization.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Registry name of the method.
+    /// Registry name of the method: `awq`; of a preset that is not its first: `awq:llm-awq-bf16`.
     pub method: String,
     /// Bits of a code.
     pub bits: Bits,
@@ -81,7 +34,7 @@ pub struct Request {
 impl std::str::FromStr for Request {
     type Err = String;
 
-    /// Parses `awq-w4g128`; without a group size every output channel is a group, with `-f32` at the end scales are f32.
+    /// Parses `awq-w4g128` or `gptq:act-order-w4g128`; without a group size every output channel is a group, with `-f32` at the end scales are f32.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong =
             || format!("`{text}` is not METHOD-wBITSgGROUP, such as awq-w4g128, or rtn-w8 for one group a channel");
@@ -107,21 +60,13 @@ impl Request {
     /// The recipe for a model: the method's preset, its grid, and sequences of `text` where the method looks at any.
     ///
     /// # Errors
-    /// A method that is unknown or has no preset.
+    /// A method that is unknown or has no preset, or a preset that it does not have.
     pub fn recipe(
         &self,
         config: &ModelConfig,
         text: impl FnOnce() -> anyhow::Result<DatasetSpec>,
     ) -> anyhow::Result<Recipe> {
-        let Some(preset) = PRESETS.iter().find(|preset| preset.key == self.method) else {
-            let known: Vec<&str> = PRESETS.iter().map(|preset| preset.key).collect();
-            bail!(
-                "method `{}` cannot be asked for on the command line; choose one of {}, or write an experiment's file",
-                self.method,
-                known.join(", ")
-            );
-        };
-        let method = preset.method()?;
+        let method = self.method()?;
         let calibration = if method.settings().needs().inputs {
             let seq_len = NonZeroUsize::new(config.longest_sequence()).map_or(SEQ_LEN, |longest| longest.min(SEQ_LEN));
             Some(CalibrationSpec {
@@ -132,25 +77,51 @@ impl Request {
                     first_token: 0,
                 }),
                 seq_len,
-                propagation: preset.propagation,
+                propagation: propagation(&method),
             })
         } else {
             None
         };
+        // AWQ's code leaves the range of a group as it is, GPTQ's widens it to hold zero.
         let grid = Grid {
             bits: self.bits,
             granularity: self.granularity,
             symmetry: Symmetry::Asymmetric,
-            range_includes_zero: preset.range_includes_zero,
+            range_includes_zero: matches!(method, MethodSpec::Gptq(_)),
             scale_dtype: self.scale_dtype,
         };
         Ok(Recipe { method, grid, calibration })
     }
+
+    /// The method with the settings of its preset.
+    fn method(&self) -> anyhow::Result<MethodSpec> {
+        let (key, wanted) = match self.method.split_once(':') {
+            Some((key, name)) => (key, Some(name)),
+            None => (self.method.as_str(), None),
+        };
+        let presets = MethodSpec::presets(key);
+        if presets.is_empty() {
+            let known = MethodSpec::KEYS.iter().copied().filter(|key| !MethodSpec::presets(key).is_empty());
+            bail!(
+                "method `{key}` cannot be asked for on the command line; choose one of {}, or write an experiment's file",
+                known.collect::<Vec<_>>().join(", ")
+            );
+        }
+        let names: Vec<&str> = presets.iter().map(|(name, _)| *name).collect();
+        let is_wanted = |(name, _): &(&str, MethodSpec)| wanted.is_none_or(|wanted| wanted == *name);
+        let preset = presets.into_iter().find(is_wanted).map(|(_, method)| method);
+        preset.with_context(|| {
+            let wanted = wanted.unwrap_or_default();
+            format!("method `{key}` has no preset `{wanted}`; choose one of {}", names.join(", "))
+        })
+    }
 }
 
-impl Preset {
-    fn method(&self) -> anyhow::Result<MethodSpec> {
-        toml::from_str(self.settings).with_context(|| format!("the preset of method `{}` does not parse", self.key))
+/// What blocks after the first see where nobody says it: methods that round by GPTQ are made for quantized inputs.
+fn propagation(method: &MethodSpec) -> Propagation {
+    match method {
+        MethodSpec::Gptq(_) | MethodSpec::AwqGptq(_) => Propagation::Quantized,
+        _ => Propagation::FullPrecision,
     }
 }
 
@@ -178,16 +149,40 @@ mod tests {
         );
     }
 
+    fn recipe(request: &str) -> anyhow::Result<Recipe> {
+        let text = || super::super::calibration_text("bundled");
+        request.parse::<Request>().unwrap().recipe(&TinySpec::GQA.config(), text)
+    }
+
     #[test]
-    fn presets_are_methods_of_the_registry() {
-        let config = TinySpec::GQA.config();
-        for preset in PRESETS {
-            assert_eq!(preset.method().unwrap().key(), preset.key);
-            let request = Request { method: preset.key.into(), ..("x-w4g64").parse().unwrap() };
-            let recipe = request.recipe(&config, || super::super::calibration_text("bundled")).unwrap();
-            assert_eq!(recipe.calibration.is_some(), recipe.method.settings().needs().inputs);
-            assert!(recipe.method.settings().check().is_ok());
+    fn a_method_is_that_of_its_preset_and_the_first_where_none_is_named() {
+        let mut n_presets = 0;
+        for key in MethodSpec::KEYS {
+            for (index, (name, method)) in MethodSpec::presets(key).into_iter().enumerate() {
+                assert!(method.settings().check().is_ok() && method.key() == *key, "{key}:{name}");
+                let named = recipe(&format!("{key}:{name}-w4g64")).unwrap();
+                assert_eq!(named.method, method);
+                assert_eq!(named.calibration.is_some(), method.settings().needs().inputs);
+                assert_eq!(recipe(&format!("{key}-w4g64")).unwrap().method == method, index == 0, "{key}:{name}");
+                n_presets += 1;
+            }
         }
+        assert!(n_presets >= 8, "only {n_presets} presets");
+        let error = recipe("gptq:actorder-w4g64").unwrap_err().to_string();
+        assert_eq!(error, "method `gptq` has no preset `actorder`; choose one of in-order, act-order");
+    }
+
+    #[test]
+    fn what_goes_with_a_method_is_as_its_authors_have_it() {
+        let of = |request: &str| {
+            let recipe = recipe(request).unwrap();
+            (recipe.grid.range_includes_zero, recipe.calibration.map(|calibration| calibration.propagation))
+        };
+        assert_eq!(of("rtn-w4g64"), (false, None));
+        assert_eq!(of("hqq-w4g64"), (false, None));
+        assert_eq!(of("awq-w4g64"), (false, Some(Propagation::FullPrecision)));
+        assert_eq!(of("gptq-w4g64"), (true, Some(Propagation::Quantized)));
+        assert_eq!(of("awq_gptq-w4g64"), (false, Some(Propagation::Quantized)));
     }
 
     #[test]
