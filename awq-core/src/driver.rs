@@ -181,7 +181,7 @@ fn quantize_shared<B: QuantBackend>(
     inputs: &BlockInputs<B>,
     expected: &[Tensor<B, 3>],
 ) -> Result<QuantizedBlock<B>, MethodError> {
-    let linears = block.layout().linears;
+    let linears = &block.layout().linears;
     let edit =
         checked_edit(job.method, &BlockCtx { block_idx, block, inputs: Some(inputs), linears, grid: &job.grid })?;
     let applied = apply(block, edit);
@@ -216,7 +216,7 @@ fn quantize_per_stage<B: QuantBackend>(
     let mut partial = block.with_params(block.params().clone());
     let mut log = BlockLog::default();
     let mut weights = BTreeMap::new();
-    for stage in block.layout().stages {
+    for stage in &block.layout().stages {
         let (inputs, _) = capture_beside(partial.as_ref(), full_precision, hidden);
         let linears = stage_facts(block.layout(), stage);
         let ctx =
@@ -381,9 +381,9 @@ impl QuantizedModel {
 /// A quantized weight that cannot be read.
 pub fn codes_sha256(wiring: &Wiring, n_blocks: usize, checkpoint: &dyn Checkpoint) -> Result<String, LoadError> {
     let mut hasher = Sha256::new();
-    let linears: BTreeSet<LinearName> = wiring.layout.linears.iter().map(|facts| facts.name).collect();
-    for block_idx in 0..n_blocks {
-        for &linear in &linears {
+    for (block_idx, block) in wiring.blocks.iter().enumerate().take(n_blocks) {
+        let linears: BTreeSet<LinearName> = block.layout.linears.iter().map(|facts| facts.name).collect();
+        for linear in linears {
             let name = format!("{}.weight", wiring.linear(block_idx, linear));
             if let Some(weight) = checkpoint.read_quantized(&name)? {
                 weight.hash_into(&mut hasher);
@@ -407,8 +407,8 @@ impl<B: QuantBackend> Decoder<B> for QuantizedDecoder<'_, B> {
         self.base.config()
     }
 
-    fn layout(&self) -> &'static BlockLayout {
-        self.base.layout()
+    fn layout(&self, block_idx: usize) -> &BlockLayout {
+        self.base.layout(block_idx)
     }
 
     fn check_ids(&self, ids: &[Vec<u32>]) -> Result<(), LoadError> {

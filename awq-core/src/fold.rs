@@ -15,7 +15,7 @@ use crate::model::{BlockParams, PrevOp, ScaleGroup};
 /// # Panics
 /// If the scale has not as many channels as the previous op has outputs: the family's layout is wrong.
 pub fn fold<B: QuantBackend>(mut params: BlockParams<B>, group: &ScaleGroup, scale: &Tensor<B, 1>) -> BlockParams<B> {
-    for &name in group.linears {
+    for &name in &group.linears {
         let linear = params.linear(name);
         let weight = B::in_f32(linear.weight.clone()) * scale.clone().unsqueeze::<2>();
         let bias = linear.bias.clone();

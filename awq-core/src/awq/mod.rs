@@ -165,7 +165,7 @@ impl Awq {
         rounding: &dyn LinearMethod<B>,
     ) -> Result<(QuantizedWeight, LinearLog), MethodError> {
         let mut weight = params.linear(facts.name).weight.clone();
-        let groups = ctx.block.layout().scale_groups;
+        let groups = &ctx.block.layout().scale_groups;
         let scales_linear = |(group_idx, _): &&(usize, Tensor<B, 1>)| groups[*group_idx].linears.contains(&facts.name);
         let input_scale = scales.iter().find(scales_linear).map(|(_, scale)| scale.clone());
         let mut clip = None;

@@ -49,7 +49,7 @@ impl ScaleSearch {
         ctx: &BlockCtx<'_, B>,
         group: &ScaleGroup,
     ) -> Result<(Tensor<B, 1>, ScaleSearchLog), MethodError> {
-        let input = ctx.input(group.linears[0])?;
+        let input = ctx.input(group.input)?;
         let weight_mean = match self.formula {
             ScaleFormula::Activation => None,
             ScaleFormula::Duo => Some(relative_weight_mean(ctx, group)),
@@ -98,13 +98,13 @@ impl ScaleSearch {
         }
         let mut params = BlockParams { arithmetic: self.arithmetic, ..ctx.block.params().clone() };
         let original = ctx.block.with_params(params.clone());
-        for &name in group.linears {
+        for &name in &group.linears {
             let bias = params.linear(name).bias.clone();
             params.linears.insert(name, Linear { weight: quantized(name), bias });
         }
         let candidate = ctx.block.with_params(params);
         let inputs =
-            ctx.inputs.ok_or(MethodError::NoCalibration { block_idx: ctx.block_idx, linear: group.linears[0].0 })?;
+            ctx.inputs.ok_or(MethodError::NoCalibration { block_idx: ctx.block_idx, linear: group.input.0 })?;
         let expected = inputs.module_outputs(original.as_ref(), group.inspect, input);
         let (mut sum, mut n_values) = (0.0, 0);
         for (x, expected) in input.batches().iter().zip(expected.iter()) {

@@ -152,8 +152,9 @@ impl Reader<'_> {
     }
 
     fn block(&self, block_idx: usize) -> Result<DecodeBlock, LoadError> {
-        let (attention, mlp) = (self.wiring.attention, self.wiring.mlp);
-        let shapes: BTreeMap<LinearName, [usize; 2]> = self.wiring.linear_shapes(self.config).into_iter().collect();
+        let wiring = &self.wiring.blocks[block_idx];
+        let (attention, mlp) = (wiring.attention, wiring.mlp);
+        let shapes: BTreeMap<LinearName, [usize; 2]> = wiring.linear_shapes(self.config).into_iter().collect();
         // Linears that read one input are stacked, and multiplied together.
         let linear = |names: &[LinearName]| {
             let parts: Vec<Part> = names.iter().map(|&name| self.part(block_idx, name, shapes[&name][0])).collect();

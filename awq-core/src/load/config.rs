@@ -68,7 +68,7 @@ impl ModelConfig {
         let hidden_size = keys.dimension_or("hidden_size", class.hidden_size)?;
         let n_blocks = keys.dimension_or("num_hidden_layers", class.n_blocks)?;
         let n_heads = keys.dimension_or("num_attention_heads", class.n_heads)?;
-        let rope = Rope::from_hugging_face(&keys)?;
+        let rope = Rope::from_hugging_face(&keys, class.rope_theta)?;
         let (inner_key, inner_size) = class.intermediate_size;
         let (bias_key, has_bias) = class.attention_bias;
         let bias = bias_key.map(|key| keys.optional_bool(key)).transpose()?.flatten();
@@ -78,7 +78,7 @@ impl ModelConfig {
             n_blocks,
             n_heads,
             n_kv_heads: class.kv_heads(&keys, n_heads)?,
-            head_dim: keys.optional_dimension("head_dim")?.unwrap_or(hidden_size / n_heads),
+            head_dim: class.head_dim(&keys, hidden_size / n_heads)?,
             vocab_size: keys.dimension_or("vocab_size", class.vocab_size)?,
             max_positions: keys.dimension_or("max_position_embeddings", class.max_positions)?,
             norm_eps: match class.norm_eps {
@@ -95,7 +95,7 @@ impl ModelConfig {
                 None => class.eos_id.into_iter().collect(),
                 Some(_) => keys.token_ids("eos_token_id")?,
             },
-            windows: windows::from_hugging_face(&keys, class.name, n_blocks)?,
+            windows: windows::from_hugging_face(&keys, class, n_blocks)?,
             architecture: class.name.to_owned(),
             raw: Json::Null,
         };

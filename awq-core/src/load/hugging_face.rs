@@ -43,7 +43,9 @@ impl ModelConfig {
         put("mlp_bias", json!(self.mlp_bias));
         put("bos_token_id", json!(self.bos_id));
         put("eos_token_id", json!(self.eos_ids));
-        windows::put(&mut keys, &self.architecture, &self.windows);
+        if let Some(class) = crate::model::classes().find(|class| class.name == self.architecture) {
+            windows::put(&mut keys, class, &self.windows);
+        }
         Json::Object(keys)
     }
 

@@ -10,8 +10,8 @@ use burn::tensor::{Tensor, TensorData};
 use super::layers::{Linear, Norm, NormKind, matrix, product, vector};
 use super::rotary::Rotary;
 use super::rows::{TokenRows, position_rows};
-use super::wiring::{InnerWiring, Positions, Wiring};
-use super::{Block, BlockLayout, BlockParams, Decoder, NormName, Tap, ids_tensor};
+use super::wiring::{BlockWiring, InnerWiring, Positions, Wiring};
+use super::{Block, BlockLayout, BlockParams, Decoder, Tap, ids_tensor};
 use crate::arithmetic::Arithmetic;
 use crate::backend::{AttentionShape, QuantBackend};
 use crate::load::{Checkpoint, LoadError, ModelConfig};
@@ -19,7 +19,7 @@ use crate::load::{Checkpoint, LoadError, ModelConfig};
 /// A decoder over a checkpoint.
 pub(super) struct WiredDecoder<B: QuantBackend> {
     config: ModelConfig,
-    wiring: Arc<Wiring>,
+    wiring: Wiring,
     checkpoint: Arc<dyn Checkpoint>,
     embedding: Tensor<B, 2>,
     /// See [`TokenRows`].
@@ -64,7 +64,7 @@ impl<B: QuantBackend> WiredDecoder<B> {
         };
         let final_norm = norm(source, &wiring.final_norm, wiring.norm, &config, device)?;
         let head = wiring.head.as_ref().map(|name| matrix(source, name, vocab_by_hidden, device)).transpose()?;
-        let (wiring, device) = (Arc::new(wiring), device.clone());
+        let device = device.clone();
         let unusable_ids = rows.unusable_ids;
         Ok(Self { config, wiring, checkpoint, embedding, unusable_ids, positions, final_norm, head, device })
     }
@@ -91,8 +91,8 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
         &self.config
     }
 
-    fn layout(&self) -> &'static BlockLayout {
-        self.wiring.layout
+    fn layout(&self, block_idx: usize) -> &BlockLayout {
+        &self.wiring.blocks[block_idx].layout
     }
 
     fn check_ids(&self, ids: &[Vec<u32>]) -> Result<(), LoadError> {
@@ -118,18 +118,19 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
 
     fn block(&self, block_idx: usize) -> Result<Box<dyn Block<B>>, LoadError> {
         let (config, wiring, source) = (&self.config, &self.wiring, self.checkpoint.as_ref());
-        let linears = wiring.linear_shapes(config).into_iter().map(|(name, shape)| {
+        let block = &wiring.blocks[block_idx];
+        let linears = block.linear_shapes(config).into_iter().map(|(name, shape)| {
             let has_bias = wiring.biased.contains(&name);
             Ok((name, Linear::load(source, &wiring.linear(block_idx, name), shape, has_bias, &self.device)?))
         });
         let linears = linears.collect::<Result<BTreeMap<_, _>, LoadError>>()?;
-        let norm = |name: NormName| -> Result<_, LoadError> {
+        let norms = block.norms().into_iter().map(|name| {
             Ok((name, norm(source, &wiring.block_norm(block_idx, name), wiring.norm, config, &self.device)?))
-        };
-        let norms = BTreeMap::from([norm(wiring.attention.norm)?, norm(wiring.mlp.norm)?]);
+        });
+        let norms = norms.collect::<Result<BTreeMap<_, _>, LoadError>>()?;
         Ok(Box::new(WiredBlock {
             params: BlockParams { linears, norms, arithmetic: Arithmetic::F32 },
-            wiring: wiring.clone(),
+            wiring: block.clone(),
             shape: AttentionShape {
                 n_heads: config.n_heads,
                 n_kv_heads: config.n_kv_heads,
@@ -154,14 +155,14 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
 
 struct WiredBlock<B: QuantBackend> {
     params: BlockParams<B>,
-    wiring: Arc<Wiring>,
+    wiring: Arc<BlockWiring>,
     shape: AttentionShape,
     rotary: Option<Arc<Rotary<B>>>,
 }
 
 impl<B: QuantBackend> Block<B> for WiredBlock<B> {
-    fn layout(&self) -> &'static BlockLayout {
-        self.wiring.layout
+    fn layout(&self) -> &BlockLayout {
+        &self.wiring.layout
     }
 
     fn params(&self) -> &BlockParams<B> {

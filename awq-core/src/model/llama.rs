@@ -3,12 +3,15 @@
 //! Also Mistral (the same block, with a sliding window) and Qwen2 (biases on q, k, v; windows in some blocks).
 //! Llama's own `attention_bias` puts one on all four linears of the attention module, its `mlp_bias` on the other three.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::layers::NormKind;
-use super::wiring::{AttentionWiring, InnerWiring, MlpWiring, Positions, Wiring};
-use super::{BlockLayout, Inspect, LinearName, NormName, PrevOp, ScaleGroup, check_fixed, reads};
-use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig};
+use super::layout::{reads, scales};
+use super::wiring::{AttentionWiring, BlockWiring, InnerWiring, MlpWiring, Positions, Wiring};
+use super::{BlockTable, GroupTable, Inspect, LinearName, NormName, PrevOp, check_fixed};
+use crate::load::{Checkpoint, Class, GgufArchitecture, KvHeads, LoadError, ModelConfig, Windows};
 
 const Q: LinearName = LinearName("self_attn.q_proj");
 const K: LinearName = LinearName("self_attn.k_proj");
@@ -22,10 +25,10 @@ const MLP_NORM: NormName = NormName("post_attention_layernorm");
 
 /// `o_proj` is scaled only where `v_proj` has as many rows as `o_proj` has columns: with grouped queries one value
 /// channel feeds several columns, and the official code leaves the pair out.
-static LAYOUT_GQA: BlockLayout =
-    BlockLayout { linears: LINEARS, stages: STAGES, scale_groups: &[QKV, GATE_UP, DOWN_GROUP] };
-static LAYOUT_MHA: BlockLayout =
-    BlockLayout { linears: LINEARS, stages: STAGES, scale_groups: &[QKV, O_GROUP, GATE_UP, DOWN_GROUP] };
+const TABLE_GQA: BlockTable =
+    BlockTable { linears: LINEARS, stages: STAGES, scale_groups: &[QKV, GATE_UP, DOWN_GROUP] };
+const TABLE_MHA: BlockTable =
+    BlockTable { linears: LINEARS, stages: STAGES, scale_groups: &[QKV, O_GROUP, GATE_UP, DOWN_GROUP] };
 
 const LINEARS: &[super::LinearFacts] = &[
     reads(Q, Q, false),
@@ -37,11 +40,10 @@ const LINEARS: &[super::LinearFacts] = &[
     reads(DOWN, DOWN, true),
 ];
 const STAGES: &[&[LinearName]] = &[&[K, V, Q], &[O], &[UP, GATE], &[DOWN]];
-const QKV: ScaleGroup =
-    ScaleGroup { prev_op: PrevOp::Norm(ATTENTION_NORM), linears: &[Q, K, V], inspect: Inspect::Attention };
-const O_GROUP: ScaleGroup = ScaleGroup { prev_op: PrevOp::Linear(V), linears: &[O], inspect: Inspect::Linear };
-const GATE_UP: ScaleGroup = ScaleGroup { prev_op: PrevOp::Norm(MLP_NORM), linears: &[GATE, UP], inspect: Inspect::Mlp };
-const DOWN_GROUP: ScaleGroup = ScaleGroup { prev_op: PrevOp::Linear(UP), linears: &[DOWN], inspect: Inspect::Linear };
+const QKV: GroupTable = scales(PrevOp::Norm(ATTENTION_NORM), &[Q, K, V], Inspect::Attention);
+const O_GROUP: GroupTable = scales(PrevOp::Linear(V), &[O], Inspect::Linear);
+const GATE_UP: GroupTable = scales(PrevOp::Norm(MLP_NORM), &[GATE, UP], Inspect::Mlp);
+const DOWN_GROUP: GroupTable = scales(PrevOp::Linear(UP), &[DOWN], Inspect::Linear);
 
 /// Llama 1 to 3 and what copies it.
 pub(crate) const LLAMA: Class = Class {
@@ -54,11 +56,16 @@ pub(crate) const LLAMA: Class = Class {
     n_kv_heads: KvHeads::Key(None),
     vocab_size: 32_000,
     max_positions: 2048,
+    head_dim: None,
+    rope_theta: 10_000.0,
+    windows: Windows::Never,
     norm_eps: (Some("rms_norm_eps"), 1e-6),
     tied_head: false,
     attention_bias: (Some("attention_bias"), false),
     has_mlp_bias_key: true,
     eos_id: Some(2),
+    own_keys: &[],
+    gguf: Some(GgufArchitecture { name: "llama", interleaved_rows: true }),
 };
 
 /// Mistral 7B.
@@ -68,8 +75,11 @@ pub(crate) const MISTRAL: Class = Class {
     intermediate_size: ("intermediate_size", 14_336),
     n_kv_heads: KvHeads::Key(Some(8)),
     max_positions: 4096 * 32,
+    windows: Windows::EveryBlock(Some(4096)),
     attention_bias: (None, false),
     has_mlp_bias_key: false,
+    // llama.cpp stores it as `llama`.
+    gguf: None,
     ..LLAMA
 };
 
@@ -81,9 +91,11 @@ pub(crate) const QWEN2: Class = Class {
     n_kv_heads: KvHeads::Key(Some(32)),
     vocab_size: 151_936,
     max_positions: 32_768,
+    windows: Windows::SomeBlocks,
     attention_bias: (None, true),
     has_mlp_bias_key: false,
     eos_id: None,
+    gguf: Some(GgufArchitecture { name: "qwen2", interleaved_rows: false }),
     ..LLAMA
 };
 
@@ -105,14 +117,18 @@ fn wire(config: &ModelConfig, checkpoint: &dyn Checkpoint, biased: Vec<LinearNam
     if !is_swish {
         check_fixed(config, checkpoint, &[("hidden_act", json!("silu"))])?;
     }
-    Ok(Wiring {
-        layout: if config.n_heads == config.n_kv_heads { &LAYOUT_MHA } else { &LAYOUT_GQA },
-        embedding: "model.embed_tokens.weight".into(),
-        positions: Positions::Rotary,
-        blocks: "model.layers".into(),
-        norm: NormKind::Rms,
+    let table = if config.n_heads == config.n_kv_heads { TABLE_MHA } else { TABLE_GQA };
+    let block = Arc::new(BlockWiring {
+        layout: table.layout(0),
         attention: AttentionWiring { norm: ATTENTION_NORM, q: Q, k: K, v: V, o: O },
         mlp: MlpWiring { norm: MLP_NORM, inner: InnerWiring::SwiGlu { gate: GATE, up: UP }, down: DOWN },
+    });
+    Ok(Wiring {
+        embedding: "model.embed_tokens.weight".into(),
+        positions: Positions::Rotary,
+        block_prefix: "model.layers".into(),
+        blocks: vec![block; config.n_blocks],
+        norm: NormKind::Rms,
         biased,
         final_norm: "model.norm".into(),
         head: (!config.tie_word_embeddings).then(|| "lm_head.weight".into()),

@@ -1,6 +1,9 @@
 //! [`Wiring`]: how the tensors of a checkpoint make up a decoder, by name. `decoder.rs` runs it in tensors, the engine of
 //! [`crate::decode`] on plain slices.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use super::layers::NormKind;
 use super::{BlockLayout, LinearName, NormName};
 use crate::load::ModelConfig;
@@ -8,21 +11,18 @@ use crate::load::ModelConfig;
 /// A decoder as data.
 #[derive(Clone, Debug)]
 pub struct Wiring {
-    /// What methods must know of a block.
-    pub layout: &'static BlockLayout,
     /// Tensor of the token embedding, `[vocab, hidden]`.
     pub embedding: String,
     /// How positions enter.
     pub positions: Positions,
-    /// What the names of the tensors of all blocks begin with: `{blocks}.{block_idx}.{linear}.weight`.
-    pub blocks: String,
+    /// What the names of the tensors of all blocks begin with: `{block_prefix}.{block_idx}.{linear}.weight`.
+    pub block_prefix: String,
+    /// One for each block; blocks that are alike share it.
+    pub blocks: Vec<Arc<BlockWiring>>,
     /// The kind of every norm.
     pub norm: NormKind,
-    /// The attention module.
-    pub attention: AttentionWiring,
-    /// The feed-forward module.
-    pub mlp: MlpWiring,
-    /// The linears that have a bias, in every block. A family names those that may have one; the tensors decide.
+    /// The linears that have a bias, in every block that has the linear. A family names those that may have one; the tensors
+    /// decide.
     pub biased: Vec<LinearName>,
     /// Name of the last norm, without `.weight`.
     pub final_norm: String,
@@ -30,6 +30,17 @@ pub struct Wiring {
     pub head: Option<String>,
     /// What a user should know of the checkpoint, a sentence each: tensors that are not read, a head that is not tied.
     pub notes: Vec<String>,
+}
+
+/// A block as data.
+#[derive(Clone, Debug)]
+pub struct BlockWiring {
+    /// What methods must know of it.
+    pub layout: BlockLayout,
+    /// The attention module.
+    pub attention: AttentionWiring,
+    /// The feed-forward module.
+    pub mlp: MlpWiring,
 }
 
 /// How positions enter a decoder.
@@ -89,8 +100,8 @@ pub enum InnerWiring {
     },
 }
 
-impl Wiring {
-    /// The linears of a block and their shapes, `[out, in]`.
+impl BlockWiring {
+    /// The linears and their shapes, `[out, in]`.
     pub fn linear_shapes(&self, config: &ModelConfig) -> Vec<(LinearName, [usize; 2])> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let (q_width, kv_width) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
@@ -105,13 +116,40 @@ impl Wiring {
         attention.into_iter().chain(ups).chain([(self.mlp.down, [hidden, inner])]).collect()
     }
 
+    /// The norms.
+    pub fn norms(&self) -> Vec<NormName> {
+        vec![self.attention.norm, self.mlp.norm]
+    }
+}
+
+impl Wiring {
     /// Name of a linear of a block, without `.weight`.
     pub fn linear(&self, block_idx: usize, linear: LinearName) -> String {
-        format!("{}.{block_idx}.{linear}", self.blocks)
+        format!("{}.{block_idx}.{linear}", self.block_prefix)
     }
 
     /// Name of a norm of a block, without `.weight`.
     pub fn block_norm(&self, block_idx: usize, norm: NormName) -> String {
-        format!("{}.{block_idx}.{}", self.blocks, norm.0)
+        format!("{}.{block_idx}.{}", self.block_prefix, norm.0)
+    }
+
+    /// Whether the tensor `name` is a weight that methods quantize.
+    pub fn quantizes(&self, name: &str) -> bool {
+        let Some((block_idx, linear)) = self.in_block(name) else { return false };
+        let Some(block) = self.blocks.get(block_idx) else { return false };
+        linear.strip_suffix(".weight").is_some_and(|linear| block.layout.linears.iter().any(|it| it.name.0 == linear))
+    }
+
+    /// The block that the tensor `name` belongs to, and its name there.
+    pub(super) fn in_block<'a>(&self, name: &'a str) -> Option<(usize, &'a str)> {
+        let (block_idx, rest) = name.strip_prefix(self.block_prefix.as_str())?.strip_prefix('.')?.split_once('.')?;
+        Some((block_idx.parse().ok()?, rest))
+    }
+
+    /// Every quantizable linear of every block, each name once, in the order of blocks.
+    pub(super) fn quantizable(&self) -> Vec<LinearName> {
+        let mut seen = BTreeSet::new();
+        let names = self.blocks.iter().flat_map(|block| block.layout.linears.iter().map(|facts| facts.name));
+        names.filter(|name| seen.insert(*name)).collect()
     }
 }

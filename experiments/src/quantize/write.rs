@@ -337,7 +337,7 @@ mod tests {
         write(folder.path(), &opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized).unwrap()).unwrap();
         let written = folder.path().join(WEIGHTS).metadata().unwrap().len();
         let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref()).unwrap();
-        let is_linear = |name: &str| crate::quantize::is_linear(&wiring, name);
+        let is_linear = |name: &str| wiring.quantizes(name);
         let needed = needed_bytes(opened.checkpoint.as_ref(), is_linear, &recipe.grid) as f64 / 2.0;
         // The tiny model's embedding is f32.
         assert!((0.4..1.05).contains(&(needed / written as f64)), "{needed} for {written}");
