@@ -47,6 +47,8 @@ MODELS = {
     "qwen2-window": transformers.Qwen2Config(
         **GATED, num_key_value_heads=2, use_sliding_window=True, sliding_window=7, max_window_layers=1
     ),
+    # A norm on each head of q and k, heads wider than hidden_size / n_heads, and a bias on all of attention's linears.
+    "qwen3-tiny": transformers.Qwen3Config(**GATED, num_key_value_heads=2, head_dim=12, attention_bias=True),
 }
 
 

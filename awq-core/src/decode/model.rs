@@ -9,11 +9,11 @@ use crate::grid::Grid;
 use crate::host::elementwise;
 use crate::kernel::Activations;
 use crate::load::{Checkpoint, LoadError, ModelConfig, read_exact_shape};
-use crate::model::LinearName;
 use crate::model::layers::NormKind;
 use crate::model::rows::{TokenRows, position_rows};
-use crate::model::wiring::{InnerWiring, Positions, Wiring};
+use crate::model::wiring::{HeadNorms, InnerWiring, Positions, Wiring};
 use crate::model::wiring_of;
+use crate::model::{LinearName, NormName};
 
 /// What is chosen when a model is loaded for decoding.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,6 +63,7 @@ pub(super) struct DecodeBlock {
     pub(super) window: Option<usize>,
     /// Queries, keys and values.
     pub(super) qkv: Linear,
+    pub(super) head_norms: Option<HostHeadNorms>,
     pub(super) o: Linear,
     pub(super) mlp_norm: HostNorm,
     pub(super) inner: Inner,
@@ -78,7 +79,13 @@ pub(super) enum Inner {
     Relu,
 }
 
-/// A norm on rows of `[n, hidden]`.
+/// Norms of single heads.
+pub(super) struct HostHeadNorms {
+    pub(super) q: HostNorm,
+    pub(super) k: HostNorm,
+}
+
+/// A norm on rows, `[n, n_channels]`.
 pub(super) struct HostNorm {
     kind: NormKind,
     weight: Vec<f32>,
@@ -112,7 +119,7 @@ impl DecodeModel {
         };
         let reader = Reader { config: &config, wiring: &wiring, checkpoint, options };
         let blocks: Result<_, LoadError> = (0..config.n_blocks).map(|block_idx| reader.block(block_idx)).collect();
-        let final_norm = reader.norm(&wiring.final_norm)?;
+        let final_norm = reader.norm(&wiring.final_norm, hidden)?;
         let dense_head = match &wiring.head {
             None => embedding.clone(),
             Some(name) => Arc::new(read_exact_shape(checkpoint, name, &[config.vocab_size, hidden])?),
@@ -164,12 +171,17 @@ impl Reader<'_> {
             InnerWiring::SwiGlu { gate, up } => (Inner::SwiGlu, vec![gate, up]),
             InnerWiring::Relu { up } => (Inner::Relu, vec![up]),
         };
+        let norm =
+            |name: NormName| self.norm(&self.wiring.block_norm(block_idx, name), wiring.n_channels(name, self.config));
+        let head_norms =
+            |names: HeadNorms| -> Result<_, LoadError> { Ok(HostHeadNorms { q: norm(names.q)?, k: norm(names.k)? }) };
         Ok(DecodeBlock {
-            attention_norm: self.norm(&self.wiring.block_norm(block_idx, attention.norm))?,
+            attention_norm: norm(attention.norm)?,
             window: self.config.windows[block_idx],
             qkv: linear(&[attention.q, attention.k, attention.v])?,
+            head_norms: attention.head_norms.map(head_norms).transpose()?,
             o: linear(&[attention.o])?,
-            mlp_norm: self.norm(&self.wiring.block_norm(block_idx, mlp.norm))?,
+            mlp_norm: norm(mlp.norm)?,
             inner,
             up: linear(&ups)?,
             down: linear(&[mlp.down])?,
@@ -180,12 +192,11 @@ impl Reader<'_> {
         Part { name: self.wiring.linear(block_idx, linear), n_out, has_bias: self.wiring.biased.contains(&linear) }
     }
 
-    fn norm(&self, name: &str) -> Result<HostNorm, LoadError> {
-        let hidden = self.config.hidden_size;
-        let read = |what: &str| read_exact_shape(self.checkpoint, &format!("{name}.{what}"), &[hidden]);
+    fn norm(&self, name: &str, n_channels: usize) -> Result<HostNorm, LoadError> {
+        let read = |what: &str| read_exact_shape(self.checkpoint, &format!("{name}.{what}"), &[n_channels]);
         let kind = self.wiring.norm;
         let bias = match kind {
-            NormKind::Rms => vec![0.0; hidden],
+            NormKind::Rms => vec![0.0; n_channels],
             NormKind::Layer => read("bias")?,
         };
         Ok(HostNorm { kind, weight: read("weight")?, bias, eps: self.config.norm_eps as f32 })

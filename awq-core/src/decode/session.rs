@@ -6,7 +6,7 @@ use super::Heads;
 use super::attention::attend;
 use super::cache::KvCache;
 use super::linear::Linear;
-use super::model::{DecodeModel, Inner};
+use super::model::{DecodeBlock, DecodeModel, Inner};
 use crate::host::attention::rotate_row;
 use crate::host::elementwise::swiglu;
 use crate::host::vectorized;
@@ -194,7 +194,7 @@ impl<'m> Session<'m> {
             buffers.normed.clone_from(&buffers.hidden);
             block.attention_norm.apply(&mut buffers.normed);
             product(&block.qkv, &buffers.normed, &mut buffers.qkv);
-            buffers.attend(model.heads, block.window, cache, rotary.as_ref(), *n_past);
+            buffers.attend(model.heads, block, cache, rotary.as_ref(), *n_past);
             product(&block.o, &buffers.mixed, &mut buffers.delta);
             add(&mut buffers.hidden, &buffers.delta);
 
@@ -246,11 +246,11 @@ impl Buffers {
         }
     }
 
-    /// Rotates, stores keys and values, and mixes values.
+    /// Normalizes heads where they have norms, rotates, stores keys and values, and mixes values.
     fn attend(
         &mut self,
         heads: Heads,
-        window: Option<usize>,
+        block: &DecodeBlock,
         cache: &mut KvCache,
         rotary: Option<&Rotary>,
         n_past: usize,
@@ -260,6 +260,10 @@ impl Buffers {
         let n = self.qkv.len() / stride;
         for (i, row) in self.qkv.chunks_exact_mut(stride).enumerate() {
             let (rotated, value) = row.split_at_mut(q_width + kv_width);
+            if let Some(norms) = &block.head_norms {
+                norms.q.apply(&mut rotated[..q_width]);
+                norms.k.apply(&mut rotated[q_width..]);
+            }
             if let Some(rotary) = rotary {
                 rotary.rotate(rotated, n_past + i);
             }
@@ -267,7 +271,7 @@ impl Buffers {
         }
         let n_positions = n_past + n;
         self.mixed.resize(n * q_width, 0.0);
-        attend(cache, heads, window, &self.qkv, stride, n_positions, &mut self.mixed);
+        attend(cache, heads, block.window, &self.qkv, stride, n_positions, &mut self.mixed);
     }
 
     /// `silu(gate) * up` of rows that hold both.

@@ -78,9 +78,9 @@ impl Class {
     /// A value that is no positive integer.
     pub(super) fn head_dim(&self, keys: &Keys<'_>, share: usize) -> Result<usize, LoadError> {
         const KEY: &str = "head_dim";
-        match (self.head_dim, keys.json.get(KEY)) {
-            (Some(default), None) => Ok(default),
-            (_, _) => Ok(keys.optional_dimension(KEY)?.unwrap_or(share)),
+        match self.head_dim {
+            Some(default) => keys.dimension_or(KEY, default),
+            None => Ok(keys.optional_dimension(KEY)?.unwrap_or(share)),
         }
     }
 }

@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn opt_and_qwen2_have_their_own_defaults() {
+    fn classes_have_their_own_defaults() {
         let opt = parse(&json!({
             "architectures": ["OPTForCausalLM"], "hidden_size": 768, "ffn_dim": 3072, "num_hidden_layers": 12,
             "num_attention_heads": 12, "vocab_size": 50272, "max_position_embeddings": 2048, "bos_token_id": 2
@@ -345,6 +345,16 @@ mod tests {
 
         let qwen2 = parse(&with("architectures", json!(["Qwen2ForCausalLM"]))).unwrap();
         assert!(qwen2.attention_bias && !qwen2.tie_word_embeddings);
+        assert_eq!(qwen2.head_dim, 64);
+
+        let qwen3 = parse(&with("architectures", json!(["Qwen3ForCausalLM"]))).unwrap();
+        assert_eq!((qwen3.attention_bias, qwen3.head_dim), (false, 128));
+        let silent = parse(&json!({ "architectures": ["Qwen3ForCausalLM"] })).unwrap();
+        assert_eq!((silent.hidden_size, silent.intermediate_size, silent.n_blocks), (4096, 22_016, 32));
+        assert_eq!((silent.n_heads, silent.n_kv_heads, silent.head_dim), (32, 32, 128));
+        assert_eq!((silent.vocab_size, silent.max_positions), (151_936, 32_768));
+        assert_eq!((silent.norm_eps, silent.rope_theta), (1e-6, 10_000.0));
+        assert_eq!((silent.eos_ids, silent.windows), (vec![], vec![None; 32]));
     }
 
     #[test]

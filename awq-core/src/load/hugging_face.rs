@@ -166,6 +166,7 @@ mod tests {
             ("Qwen2ForCausalLM", vec![None; 3]),
             ("Qwen2ForCausalLM", vec![None, Some(300), None]),
             ("Qwen2ForCausalLM", vec![Some(300); 3]),
+            ("Qwen3ForCausalLM", vec![None, Some(300), None]),
         ] {
             let spec = TinySpec { n_blocks: 3, ..TinySpec::GQA };
             let config = ModelConfig { architecture: architecture.into(), windows: windows.clone(), ..spec.config() };

@@ -11,7 +11,7 @@ use super::layers::{Linear, Norm, NormKind, matrix, product, vector};
 use super::rotary::Rotary;
 use super::rows::{TokenRows, position_rows};
 use super::wiring::{BlockWiring, InnerWiring, Positions, Wiring};
-use super::{Block, BlockLayout, BlockParams, Decoder, Tap, ids_tensor};
+use super::{Block, BlockLayout, BlockParams, Decoder, NormName, Tap, ids_tensor};
 use crate::arithmetic::Arithmetic;
 use crate::backend::{AttentionShape, QuantBackend};
 use crate::load::{Checkpoint, LoadError, ModelConfig};
@@ -62,7 +62,7 @@ impl<B: QuantBackend> WiredDecoder<B> {
                 PositionTensors::Learned(Tensor::from_data(TensorData::new(rows, shape), device))
             }
         };
-        let final_norm = norm(source, &wiring.final_norm, wiring.norm, &config, device)?;
+        let final_norm = norm(source, &wiring.final_norm, hidden, wiring.norm, config.norm_eps, device)?;
         let head = wiring.head.as_ref().map(|name| matrix(source, name, vocab_by_hidden, device)).transpose()?;
         let device = device.clone();
         let unusable_ids = rows.unusable_ids;
@@ -74,16 +74,17 @@ impl<B: QuantBackend> WiredDecoder<B> {
 fn norm<B: QuantBackend>(
     source: &dyn Checkpoint,
     prefix: &str,
+    n_channels: usize,
     kind: NormKind,
-    config: &ModelConfig,
+    eps: f64,
     device: &B::Device,
 ) -> Result<Norm<B>, LoadError> {
-    let read = |what: &str| vector(source, &format!("{prefix}.{what}"), config.hidden_size, device);
+    let read = |what: &str| vector(source, &format!("{prefix}.{what}"), n_channels, device);
     let bias = match kind {
         NormKind::Rms => None,
         NormKind::Layer => Some(read("bias")?),
     };
-    Ok(Norm { weight: read("weight")?, bias, kind, eps: config.norm_eps })
+    Ok(Norm { weight: read("weight")?, bias, kind, eps })
 }
 
 impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
@@ -125,7 +126,8 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
         });
         let linears = linears.collect::<Result<BTreeMap<_, _>, LoadError>>()?;
         let norms = block.norms().into_iter().map(|name| {
-            Ok((name, norm(source, &wiring.block_norm(block_idx, name), wiring.norm, config, &self.device)?))
+            let (prefix, n_channels) = (wiring.block_norm(block_idx, name), block.n_channels(name, config));
+            Ok((name, norm(source, &prefix, n_channels, wiring.norm, config.norm_eps, &self.device)?))
         });
         let norms = norms.collect::<Result<BTreeMap<_, _>, LoadError>>()?;
         Ok(Box::new(WiredBlock {
@@ -185,7 +187,10 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
         let names = self.wiring.attention;
         tap.see(names.q, &input);
         let project = |name| self.params.forward(name, input.clone());
-        let (q, k, v) = (project(names.q), project(names.k), project(names.v));
+        let (mut q, mut k, v) = (project(names.q), project(names.k), project(names.v));
+        if let Some(norms) = names.head_norms {
+            (q, k) = (self.norm_heads(norms.q, q), self.norm_heads(norms.k, k));
+        }
         let [_, seq, _] = input.dims();
         let table = self.rotary.as_ref().map(|rotary| rotary.first(seq));
         let mixed = B::causal_attention(q, k, v, table.as_ref(), &self.shape);
@@ -208,5 +213,14 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
         };
         tap.see(down, &inner);
         self.params.forward(down, inner)
+    }
+}
+
+impl<B: QuantBackend> WiredBlock<B> {
+    /// Normalizes each head of `[batch, seq, n_heads * head_dim]`.
+    fn norm_heads(&self, norm: NormName, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let ([batch, seq, width], head_dim) = (x.dims(), self.shape.head_dim);
+        let heads = x.reshape([batch, seq * (width / head_dim), head_dim]);
+        self.params.norm(norm).forward(heads).reshape([batch, seq, width])
     }
 }

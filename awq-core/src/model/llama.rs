@@ -39,6 +39,7 @@ const LINEARS: &[super::LinearFacts] = &[
     reads(UP, GATE, true),
     reads(DOWN, DOWN, true),
 ];
+const ATTENTION: AttentionWiring = AttentionWiring { norm: ATTENTION_NORM, q: Q, k: K, v: V, o: O, head_norms: None };
 const STAGES: &[&[LinearName]] = &[&[K, V, Q], &[O], &[UP, GATE], &[DOWN]];
 const QKV: GroupTable = scales(PrevOp::Norm(ATTENTION_NORM), &[Q, K, V], Inspect::Attention);
 const O_GROUP: GroupTable = scales(PrevOp::Linear(V), &[O], Inspect::Linear);
@@ -101,28 +102,44 @@ pub(crate) const QWEN2: Class = Class {
 
 /// Wires a Llama or Mistral model.
 pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {
-    let attention: &[LinearName] = if config.attention_bias { &[Q, K, V, O] } else { &[] };
-    let mlp: &[LinearName] = if config.mlp_bias { &[GATE, UP, DOWN] } else { &[] };
-    wire(config, checkpoint, [attention, mlp].concat())
+    decoder(config, checkpoint, block(config), may_be_biased(config))
 }
 
 /// Wires a Qwen2 model: q, k and v have biases whatever the configuration says.
 pub(super) fn qwen2_wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {
-    wire(config, checkpoint, vec![Q, K, V])
+    decoder(config, checkpoint, block(config), vec![Q, K, V])
 }
 
-fn wire(config: &ModelConfig, checkpoint: &dyn Checkpoint, biased: Vec<LinearName>) -> Result<Wiring, LoadError> {
+/// The linears that the keys of the configuration give a bias.
+pub(super) fn may_be_biased(config: &ModelConfig) -> Vec<LinearName> {
+    let attention: &[LinearName] = if config.attention_bias { &[Q, K, V, O] } else { &[] };
+    let mlp: &[LinearName] = if config.mlp_bias { &[GATE, UP, DOWN] } else { &[] };
+    [attention, mlp].concat()
+}
+
+/// Llama's block.
+pub(super) fn block(config: &ModelConfig) -> BlockWiring {
+    let table = if config.n_heads == config.n_kv_heads { TABLE_MHA } else { TABLE_GQA };
+    BlockWiring {
+        layout: table.layout(0),
+        attention: ATTENTION,
+        mlp: MlpWiring { norm: MLP_NORM, inner: InnerWiring::SwiGlu { gate: GATE, up: UP }, down: DOWN },
+    }
+}
+
+/// A decoder of blocks that are all alike.
+pub(super) fn decoder(
+    config: &ModelConfig,
+    checkpoint: &dyn Checkpoint,
+    block: BlockWiring,
+    biased: Vec<LinearName>,
+) -> Result<Wiring, LoadError> {
     // Two names of one function in transformers.
     let is_swish = config.raw.get("hidden_act").is_some_and(|name| *name == "swish");
     if !is_swish {
         check_fixed(config, checkpoint, &[("hidden_act", json!("silu"))])?;
     }
-    let table = if config.n_heads == config.n_kv_heads { TABLE_MHA } else { TABLE_GQA };
-    let block = Arc::new(BlockWiring {
-        layout: table.layout(0),
-        attention: AttentionWiring { norm: ATTENTION_NORM, q: Q, k: K, v: V, o: O },
-        mlp: MlpWiring { norm: MLP_NORM, inner: InnerWiring::SwiGlu { gate: GATE, up: UP }, down: DOWN },
-    });
+    let block = Arc::new(block);
     Ok(Wiring {
         embedding: "model.embed_tokens.weight".into(),
         positions: Positions::Rotary,

@@ -19,6 +19,7 @@ pub mod layers;
 mod layout;
 pub mod llama;
 pub mod opt;
+pub mod qwen3;
 mod rotary;
 pub(crate) mod rows;
 mod storage;
@@ -141,6 +142,7 @@ const FAMILIES: &[(&Class, WireFamily)] = &[
     (&llama::MISTRAL, llama::wiring),
     (&opt::OPT, opt::wiring),
     (&llama::QWEN2, llama::qwen2_wiring),
+    (&qwen3::QWEN3, qwen3::wiring),
 ];
 
 /// The classes that are known.

@@ -87,7 +87,7 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
     let prefix = prefix(checkpoint);
     let block = Arc::new(BlockWiring {
         layout: TABLE.layout(0),
-        attention: AttentionWiring { norm: ATTENTION_NORM, q: Q, k: K, v: V, o: O },
+        attention: AttentionWiring { norm: ATTENTION_NORM, q: Q, k: K, v: V, o: O, head_norms: None },
         mlp: MlpWiring { norm: MLP_NORM, inner: InnerWiring::Relu { up: FC1 }, down: FC2 },
     });
     Ok(Wiring {

@@ -19,15 +19,17 @@ impl Wiring {
         if let Some(head) = &self.head {
             tensors.insert(head.clone(), vec![config.vocab_size, hidden]);
         }
-        let mut norm = |name: &str| {
-            tensors.insert(format!("{name}.weight"), vec![hidden]);
+        let mut norm = |name: &str, n_channels: usize| {
+            tensors.insert(format!("{name}.weight"), vec![n_channels]);
             if self.norm == NormKind::Layer {
-                tensors.insert(format!("{name}.bias"), vec![hidden]);
+                tensors.insert(format!("{name}.bias"), vec![n_channels]);
             }
         };
-        norm(&self.final_norm);
+        norm(&self.final_norm, hidden);
         for (block_idx, block) in self.blocks.iter().enumerate() {
-            block.norms().into_iter().for_each(|name| norm(&self.block_norm(block_idx, name)));
+            for name in block.norms() {
+                norm(&self.block_norm(block_idx, name), block.n_channels(name, config));
+            }
         }
         for (block_idx, block) in self.blocks.iter().enumerate() {
             for (linear, [n_out, n_in]) in block.linear_shapes(config) {

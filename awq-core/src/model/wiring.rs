@@ -57,7 +57,8 @@ pub enum Positions {
     },
 }
 
-/// `hidden + o(attention(q(x), k(x), v(x)))` with `x = norm(hidden)`.
+/// `hidden + o(attention(q(x), k(x), v(x)))` with `x = norm(hidden)`; with head norms, each head of q and of k is normalized
+/// before it is rotated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionWiring {
     /// What is normalized first.
@@ -70,6 +71,17 @@ pub struct AttentionWiring {
     pub v: LinearName,
     /// Output projection.
     pub o: LinearName,
+    /// Norms of single heads, of `head_dim` channels.
+    pub head_norms: Option<HeadNorms>,
+}
+
+/// Norms that all heads of a block share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadNorms {
+    /// Of queries.
+    pub q: NormName,
+    /// Of keys.
+    pub k: NormName,
 }
 
 /// `hidden + down(inner(x))` with `x = norm(hidden)`.
@@ -118,7 +130,14 @@ impl BlockWiring {
 
     /// The norms.
     pub fn norms(&self) -> Vec<NormName> {
-        vec![self.attention.norm, self.mlp.norm]
+        let of_heads = self.attention.head_norms.into_iter().flat_map(|norms| [norms.q, norms.k]);
+        [self.attention.norm, self.mlp.norm].into_iter().chain(of_heads).collect()
+    }
+
+    /// Channels of a norm.
+    pub fn n_channels(&self, norm: NormName, config: &ModelConfig) -> usize {
+        let is_of_heads = self.attention.head_norms.is_some_and(|norms| norm == norms.q || norm == norms.k);
+        if is_of_heads { config.head_dim } else { config.hidden_size }
     }
 }
 
