@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::arithmetic::Arithmetic;
 use crate::awq::ScaleSearch;
@@ -27,6 +27,8 @@ pub struct CaptureNeeds {
 #[derive(Debug)]
 pub struct InputStats<B: QuantBackend> {
     batches: Vec<Tensor<B, 3>>,
+    n_in: usize,
+    device: B::Device,
     mean_abs: OnceLock<Tensor<B, 1>>,
     gram: OnceLock<Tensor<B, 2>>,
     gram_f64: OnceLock<Vec<f64>>,
@@ -37,8 +39,16 @@ pub struct InputStats<B: QuantBackend> {
 impl<B: QuantBackend> InputStats<B> {
     /// Of batches of `[batch, seq, in]`.
     pub fn new(batches: Vec<Tensor<B, 3>>) -> Self {
+        let (n_in, device) = batches.first().map_or((0, B::Device::default()), |x| (x.dims()[2], x.device()));
+        Self { batches, ..Self::of_no_tokens(n_in, device) }
+    }
+
+    /// Of an expert that no token is sent to. All its statistics are zero.
+    pub fn of_no_tokens(n_in: usize, device: B::Device) -> Self {
         Self {
-            batches,
+            batches: Vec::new(),
+            n_in,
+            device,
             mean_abs: OnceLock::new(),
             gram: OnceLock::new(),
             gram_f64: OnceLock::new(),
@@ -65,10 +75,10 @@ impl<B: QuantBackend> InputStats<B> {
 
     /// Input channels.
     pub fn n_in(&self) -> usize {
-        self.batches.first().map_or(0, |x| x.dims()[2])
+        self.n_in
     }
 
-    /// Mean of `|x|` over all tokens, `[in]`.
+    /// Mean of `|x|` over all tokens, `[in]`; zero where there are none.
     pub fn mean_abs(&self) -> Tensor<B, 1> {
         let sum = || {
             self.rows()
@@ -76,10 +86,11 @@ impl<B: QuantBackend> InputStats<B> {
                 .reduce(|a, b| a + b)
                 .map(|sum| sum.squeeze::<1>() / self.n_tokens() as f64)
         };
-        self.mean_abs.get_or_init(|| sum().unwrap_or_else(|| panic!("activations of no tokens have no mean"))).clone()
+        self.mean_abs.get_or_init(|| sum().unwrap_or_else(|| self.zeros([self.n_in]))).clone()
     }
 
-    /// `X^T X / n_tokens` for `X: [n_tokens, in]`, `[in, in]`. No factor 2 and no damping: a method adds its own.
+    /// `X^T X / n_tokens` for `X: [n_tokens, in]`, `[in, in]`; zero where there are none. No factor 2 and no damping: a method
+    /// adds its own.
     pub fn gram(&self) -> Tensor<B, 2> {
         let sum = || {
             self.rows()
@@ -88,9 +99,7 @@ impl<B: QuantBackend> InputStats<B> {
                 .reduce(|a, b| a + b)
                 .map(|sum| sum / self.n_tokens() as f64)
         };
-        self.gram
-            .get_or_init(|| sum().unwrap_or_else(|| panic!("activations of no tokens have no Gram matrix")))
-            .clone()
+        self.gram.get_or_init(|| sum().unwrap_or_else(|| self.zeros([self.n_in, self.n_in]))).clone()
     }
 
     /// [`Self::gram`] summed in f64 on the host, row-major `[in, in]`. All zero where there are no tokens.
@@ -137,6 +146,10 @@ impl<B: QuantBackend> InputStats<B> {
         rows.select(0, picked).reshape([-1, n_in as i32])
     }
 
+    fn zeros<const D: usize>(&self, shape: [usize; D]) -> Tensor<B, D> {
+        Tensor::zeros(shape, (&self.device, DType::F32))
+    }
+
     fn rows(&self) -> impl Iterator<Item = Tensor<B, 2>> + '_ {
         self.batches.iter().map(|x| {
             let [batch, seq, n_in] = x.dims();
@@ -167,11 +180,20 @@ struct FoundScale<B: QuantBackend> {
 }
 
 impl<B: QuantBackend> BlockInputs<B> {
-    /// Runs `block` on batches of hidden states and keeps what every linear sees. Returns the block's outputs too.
+    /// Runs `block` on batches of hidden states and keeps what every linear sees, nothing in an expert that no token is sent to.
+    /// Returns the block's outputs too.
     pub fn capture(block: &dyn Block<B>, hidden: &[Tensor<B, 3>]) -> (Self, Vec<Tensor<B, 3>>) {
         let mut tap = Capture::default();
         let outputs = hidden.iter().map(|batch| block.forward(batch.clone(), &mut tap)).collect();
-        (Self::from_batches(tap.seen), outputs)
+        let mut inputs = Self::from_batches(tap.seen);
+        if let Some(batch) = hidden.first() {
+            for facts in &block.layout().linears {
+                let [_, n_in] = block.params().linear(facts.name).weight.dims();
+                let unreached = || InputStats::of_no_tokens(n_in, batch.device());
+                inputs.by_linear.entry(facts.input).or_insert_with(unreached);
+            }
+        }
+        (inputs, outputs)
     }
 
     /// From the inputs of each linear, by the name under which the layout captures them.

@@ -169,7 +169,7 @@ impl Awq {
         let scales_linear = |(group_idx, _): &&(usize, Tensor<B, 1>)| groups[*group_idx].linears.contains(&facts.name);
         let input_scale = scales.iter().find(scales_linear).map(|(_, scale)| scale.clone());
         let mut clip = None;
-        if let (ClipStep::Search(search), true) = (&self.clip, facts.clips) {
+        if let (ClipStep::Search(search), true) = (&self.clip, facts.clips && !ctx.linear(facts).is_unreached()) {
             let mut rows = ctx.input(facts.input)?.sampled_rows(search.n_tokens.get());
             if let Some(scale) = &input_scale {
                 rows = rows / scale.clone().unsqueeze::<2>();

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use super::Heads;
 use super::linear::{Linear, Part};
+use super::mlp::{Dense, Inner, Mlp};
 use crate::grid::Grid;
 use crate::host::elementwise;
 use crate::kernel::Activations;
 use crate::load::{Checkpoint, LoadError, ModelConfig, read_exact_shape};
 use crate::model::layers::NormKind;
 use crate::model::rows::{TokenRows, position_rows};
-use crate::model::wiring::{HeadNorms, InnerWiring, Positions, Wiring};
+use crate::model::wiring::{DenseWiring, ExpertsWiring, FeedForward, HeadNorms, InnerWiring, Positions, Wiring};
 use crate::model::wiring_of;
 use crate::model::{LinearName, NormName};
 
@@ -33,7 +34,7 @@ impl DecodeOptions {
 /// How the weights that a decode step reads are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Footprint {
-    /// Bytes of the linears and of the head.
+    /// Bytes of the linears and of the head; of experts, those that one token goes through.
     pub step_bytes: usize,
     /// Linears of blocks that are packed; those that read one input count as one.
     pub n_packed: usize,
@@ -66,17 +67,16 @@ pub(super) struct DecodeBlock {
     pub(super) head_norms: Option<HostHeadNorms>,
     pub(super) o: Linear,
     pub(super) mlp_norm: HostNorm,
-    pub(super) inner: Inner,
-    /// Gate and up, or up alone.
-    pub(super) up: Linear,
-    pub(super) down: Linear,
+    pub(super) mlp: Mlp,
 }
 
-/// What happens between the linears of a feed-forward module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Inner {
-    SwiGlu,
-    Relu,
+impl DecodeBlock {
+    /// See [`Mlp::linears`].
+    fn linears(&self) -> Vec<(&Linear, f64)> {
+        let mut linears = vec![(&self.qkv, 1.0), (&self.o, 1.0)];
+        linears.extend(self.mlp.linears());
+        linears
+    }
 }
 
 /// Norms of single heads.
@@ -136,11 +136,12 @@ impl DecodeModel {
 
     /// What a decode step reads.
     pub fn footprint(&self) -> Footprint {
-        let linears = || self.blocks.iter().flat_map(|block| [&block.qkv, &block.o, &block.up, &block.down]);
+        let linears: Vec<(&Linear, f64)> = self.blocks.iter().flat_map(DecodeBlock::linears).collect();
+        let step_bytes: f64 = linears.iter().map(|(linear, share)| linear.bytes() as f64 * share).sum();
         Footprint {
-            step_bytes: linears().chain([&self.head]).map(Linear::bytes).sum(),
-            n_packed: linears().filter(|linear| linear.is_packed()).count(),
-            n_linears: linears().count(),
+            step_bytes: step_bytes as usize + self.head.bytes(),
+            n_packed: linears.iter().filter(|(linear, _)| linear.is_packed()).count(),
+            n_linears: linears.len(),
         }
     }
 }
@@ -160,16 +161,20 @@ impl Reader<'_> {
 
     fn block(&self, block_idx: usize) -> Result<DecodeBlock, LoadError> {
         let wiring = &self.wiring.blocks[block_idx];
-        let (attention, mlp) = (wiring.attention, wiring.mlp);
-        let shapes: BTreeMap<LinearName, [usize; 2]> = wiring.linear_shapes(self.config).into_iter().collect();
+        let (attention, mlp) = (wiring.attention, &wiring.mlp);
+        let shapes: BTreeMap<LinearName, [usize; 2]> =
+            wiring.linear_shapes(self.config).into_iter().chain(wiring.kept_shapes(self.config)).collect();
         // Linears that read one input are stacked, and multiplied together.
         let linear = |names: &[LinearName]| {
             let parts: Vec<Part> = names.iter().map(|&name| self.part(block_idx, name, shapes[&name][0])).collect();
             Linear::load(self.checkpoint, &parts, shapes[&names[0]][1], self.options)
         };
-        let (inner, ups) = match mlp.inner {
-            InnerWiring::SwiGlu { gate, up } => (Inner::SwiGlu, vec![gate, up]),
-            InnerWiring::Relu { up } => (Inner::Relu, vec![up]),
+        let dense = |module: &DenseWiring| -> Result<Dense, LoadError> {
+            let inner = match module.inner {
+                InnerWiring::SwiGlu { .. } => Inner::SwiGlu,
+                InnerWiring::Relu { .. } => Inner::Relu,
+            };
+            Ok(Dense { inner, up: linear(&module.ups())?, down: linear(&[module.down])? })
         };
         let norm =
             |name: NormName| self.norm(&self.wiring.block_norm(block_idx, name), wiring.n_channels(name, self.config));
@@ -182,9 +187,14 @@ impl Reader<'_> {
             head_norms: attention.head_norms.map(head_norms).transpose()?,
             o: linear(&[attention.o])?,
             mlp_norm: norm(mlp.norm)?,
-            inner,
-            up: linear(&ups)?,
-            down: linear(&[mlp.down])?,
+            mlp: match &mlp.module {
+                FeedForward::Dense(module) => Mlp::Dense(dense(module)?),
+                FeedForward::Experts(ExpertsWiring { router, n_active, experts }) => Mlp::Experts {
+                    router: linear(&[*router])?,
+                    n_active: *n_active,
+                    experts: experts.iter().map(dense).collect::<Result<_, _>>()?,
+                },
+            },
         })
     }
 

@@ -27,7 +27,8 @@ impl QuantizedModel {
 impl StoredBlock {
     fn read(wiring: &Wiring, block_idx: usize, checkpoint: &dyn Checkpoint) -> Result<Self, LoadError> {
         let vector = |name: String| checkpoint.shape(&name).map(|_| checkpoint.read_f32(&name)).transpose();
-        let mut block = Self { weights: BTreeMap::new(), biases: BTreeMap::new(), norms: BTreeMap::new() };
+        let mut block =
+            Self { weights: BTreeMap::new(), biases: BTreeMap::new(), kept: BTreeMap::new(), norms: BTreeMap::new() };
         let parts = &wiring.blocks[block_idx];
         for linear in parts.layout.linears.iter().map(|facts| facts.name) {
             let name = wiring.linear(block_idx, linear);
@@ -35,6 +36,10 @@ impl StoredBlock {
                 block.weights.insert(linear, Arc::new(PackedWeight::new(weight)));
             }
             block.biases.extend(vector(format!("{name}.bias"))?.map(|bias| (linear, bias)));
+        }
+        for linear in parts.mlp.module.kept() {
+            let values = vector(format!("{}.weight", wiring.linear(block_idx, linear)))?;
+            block.kept.extend(values.map(|values| (linear, values)));
         }
         for norm in parts.norms() {
             let name = wiring.block_norm(block_idx, norm);

@@ -5,15 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use burn::tensor::activation::relu;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 
 use super::layers::{Linear, Norm, NormKind, matrix, product, vector};
 use super::rotary::Rotary;
 use super::rows::{TokenRows, position_rows};
-use super::wiring::{BlockWiring, InnerWiring, Positions, Wiring};
+use super::wiring::{BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerWiring, Positions, Wiring};
 use super::{Block, BlockLayout, BlockParams, Decoder, NormName, Tap, ids_tensor};
 use crate::arithmetic::Arithmetic;
-use crate::backend::{AttentionShape, QuantBackend};
+use crate::backend::{AttentionShape, QuantBackend, float_vec};
+use crate::host::routing::route;
 use crate::load::{Checkpoint, LoadError, ModelConfig};
 
 /// A decoder over a checkpoint.
@@ -120,7 +121,8 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
     fn block(&self, block_idx: usize) -> Result<Box<dyn Block<B>>, LoadError> {
         let (config, wiring, source) = (&self.config, &self.wiring, self.checkpoint.as_ref());
         let block = &wiring.blocks[block_idx];
-        let linears = block.linear_shapes(config).into_iter().map(|(name, shape)| {
+        let shapes = block.linear_shapes(config).into_iter().chain(block.kept_shapes(config));
+        let linears = shapes.map(|(name, shape)| {
             let has_bias = wiring.biased.contains(&name);
             Ok((name, Linear::load(source, &wiring.linear(block_idx, name), shape, has_bias, &self.device)?))
         });
@@ -199,8 +201,24 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
     }
 
     fn mlp(&self, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
-        let down = self.wiring.mlp.down;
-        let inner = match self.wiring.mlp.inner {
+        match &self.wiring.mlp.module {
+            FeedForward::Dense(module) => self.dense(module, input, tap),
+            FeedForward::Experts(experts) => self.experts(experts, input, tap),
+        }
+    }
+}
+
+impl<B: QuantBackend> WiredBlock<B> {
+    /// Normalizes each head of `[batch, seq, n_heads * head_dim]`.
+    fn norm_heads(&self, norm: NormName, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let ([batch, seq, width], head_dim) = (x.dims(), self.shape.head_dim);
+        let heads = x.reshape([batch, seq * (width / head_dim), head_dim]);
+        self.params.norm(norm).forward(heads).reshape([batch, seq, width])
+    }
+
+    /// A feed-forward module, or one expert.
+    fn dense(&self, module: &DenseWiring, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        let inner = match module.inner {
             InnerWiring::SwiGlu { gate, up } => {
                 tap.see(gate, &input);
                 let gate = self.params.forward(gate, input.clone());
@@ -211,16 +229,28 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
                 relu(self.params.forward(up, input))
             }
         };
-        tap.see(down, &inner);
-        self.params.forward(down, inner)
+        tap.see(module.down, &inner);
+        self.params.forward(module.down, inner)
     }
-}
 
-impl<B: QuantBackend> WiredBlock<B> {
-    /// Normalizes each head of `[batch, seq, n_heads * head_dim]`.
-    fn norm_heads(&self, norm: NormName, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let ([batch, seq, width], head_dim) = (x.dims(), self.shape.head_dim);
-        let heads = x.reshape([batch, seq * (width / head_dim), head_dim]);
-        self.params.norm(norm).forward(heads).reshape([batch, seq, width])
+    /// Experts, each on the tokens that are sent to it, which it sees as one sequence.
+    fn experts(&self, wiring: &ExpertsWiring, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        let ([batch, seq, hidden], device, dtype) = (input.dims(), input.device(), input.dtype());
+        tap.see(wiring.router, &input);
+        // f32 in any arithmetic: a rounding error would send tokens elsewhere.
+        let logits = self.params.linear(wiring.router).forward(input.clone(), Arithmetic::F32);
+        let rows = input.reshape([batch * seq, hidden]);
+        let mut sum = rows.zeros_like();
+        let shares = route(&float_vec(logits), wiring.experts.len(), wiring.n_active);
+        for (expert, share) in wiring.experts.iter().zip(shares).filter(|(_, share)| !share.tokens.is_empty()) {
+            let n = share.tokens.len();
+            let tokens: Vec<i64> = share.tokens.iter().map(|&token| token as i64).collect();
+            let tokens = Tensor::<B, 1, Int>::from_data(TensorData::new(tokens, [n]), &device);
+            let seen = rows.clone().select(0, tokens.clone()).unsqueeze::<3>();
+            let out = self.dense(expert, seen, tap).reshape([n, hidden]);
+            let weights = Tensor::<B, 2>::from_data(TensorData::new(share.weights, [n, 1]), &device).cast(dtype);
+            sum = sum.select_assign(0, tokens, out * weights, IndexingUpdateOp::Add);
+        }
+        sum.reshape([batch, seq, hidden])
     }
 }

@@ -122,13 +122,15 @@ pub struct GroupTable {
     pub linears: &'static [LinearName],
     /// See [`ScaleGroup::input`].
     pub input: LinearName,
+    /// See [`ScaleGroup::followers`].
+    pub followers: &'static [LinearName],
     /// See [`ScaleGroup::inspect`].
     pub inspect: Inspect,
 }
 
 /// A row whose input is captured under the name of its first linear.
 pub(super) const fn scales(prev_op: PrevOp, linears: &'static [LinearName], inspect: Inspect) -> GroupTable {
-    GroupTable { prev_op, linears, input: linears[0], inspect }
+    GroupTable { prev_op, linears, input: linears[0], followers: &[], inspect }
 }
 
 /// Linears that share an input, and so a scale (AWQ).
@@ -140,6 +142,8 @@ pub struct ScaleGroup {
     pub linears: Vec<LinearName>,
     /// The name under which their input is captured.
     pub input: LinearName,
+    /// Linears that read the same input and stay in full precision: they are multiplied by the scale as well.
+    pub followers: Vec<LinearName>,
     /// What judges a candidate.
     pub inspect: Inspect,
     label: String,
@@ -186,7 +190,7 @@ impl LinearFacts {
 
 impl GroupTable {
     fn groups(&self, n_experts: usize, names: impl Fn(&[LinearName]) -> Vec<LinearName>) -> Vec<ScaleGroup> {
-        let Self { prev_op, linears, input, inspect } = *self;
+        let Self { prev_op, linears, input, followers, inspect } = *self;
         let label =
             |names: &[LinearName]| names.iter().map(|name| name.0.replace(EXPERT, "*")).collect::<Vec<_>>().join("+");
         match prev_op {
@@ -194,10 +198,14 @@ impl GroupTable {
                 .map(|expert| {
                     let linears: Vec<_> = linears.iter().map(|name| name.of_expert(expert)).collect();
                     let (prev_op, label) = (PrevOp::Linear(prev.of_expert(expert)), label(&linears));
-                    ScaleGroup { prev_op, linears, input: input.of_expert(expert), inspect, label }
+                    let followers = followers.iter().map(|name| name.of_expert(expert)).collect();
+                    ScaleGroup { prev_op, linears, input: input.of_expert(expert), followers, inspect, label }
                 })
                 .collect(),
-            _ => vec![ScaleGroup { prev_op, linears: names(linears), input, inspect, label: label(linears) }],
+            _ => {
+                let (label, linears, followers) = (label(linears), names(linears), names(followers));
+                vec![ScaleGroup { prev_op, linears, input, followers, inspect, label }]
+            }
         }
     }
 }
@@ -234,6 +242,7 @@ mod tests {
                 prev_op: PrevOp::Norm(NormName("norm")),
                 linears: &[UP],
                 input: LinearName("router"),
+                followers: &[LinearName("router")],
                 inspect: Inspect::Mlp,
             },
             scales(PrevOp::Linear(UP), &[DOWN], Inspect::Linear),
@@ -275,6 +284,7 @@ mod tests {
             ]
         );
         assert_eq!(groups[0].linears, [LinearName("experts.0.up"), LinearName("experts.1.up")]);
+        assert_eq!(groups[0].followers, [LinearName("router")]);
     }
 
     #[test]

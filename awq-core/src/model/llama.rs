@@ -9,19 +9,21 @@ use serde_json::json;
 
 use super::layers::NormKind;
 use super::layout::{reads, scales};
-use super::wiring::{AttentionWiring, BlockWiring, InnerWiring, MlpWiring, Positions, Wiring};
+use super::wiring::{
+    AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, MlpWiring, Positions, Wiring,
+};
 use super::{BlockTable, GroupTable, Inspect, LinearName, NormName, PrevOp, check_fixed};
 use crate::load::{Checkpoint, Class, GgufArchitecture, KvHeads, LoadError, ModelConfig, Windows};
 
-const Q: LinearName = LinearName("self_attn.q_proj");
-const K: LinearName = LinearName("self_attn.k_proj");
-const V: LinearName = LinearName("self_attn.v_proj");
-const O: LinearName = LinearName("self_attn.o_proj");
+pub(super) const Q: LinearName = LinearName("self_attn.q_proj");
+pub(super) const K: LinearName = LinearName("self_attn.k_proj");
+pub(super) const V: LinearName = LinearName("self_attn.v_proj");
+pub(super) const O: LinearName = LinearName("self_attn.o_proj");
 const GATE: LinearName = LinearName("mlp.gate_proj");
 const UP: LinearName = LinearName("mlp.up_proj");
 const DOWN: LinearName = LinearName("mlp.down_proj");
 const ATTENTION_NORM: NormName = NormName("input_layernorm");
-const MLP_NORM: NormName = NormName("post_attention_layernorm");
+pub(super) const MLP_NORM: NormName = NormName("post_attention_layernorm");
 
 /// `o_proj` is scaled only where `v_proj` has as many rows as `o_proj` has columns: with grouped queries one value
 /// channel feeds several columns, and the official code leaves the pair out.
@@ -39,10 +41,12 @@ const LINEARS: &[super::LinearFacts] = &[
     reads(UP, GATE, true),
     reads(DOWN, DOWN, true),
 ];
-const ATTENTION: AttentionWiring = AttentionWiring { norm: ATTENTION_NORM, q: Q, k: K, v: V, o: O, head_norms: None };
+pub(super) const ATTENTION: AttentionWiring =
+    AttentionWiring { norm: ATTENTION_NORM, q: Q, k: K, v: V, o: O, head_norms: None };
+const DENSE: DenseWiring = DenseWiring { inner: InnerWiring::SwiGlu { gate: GATE, up: UP }, down: DOWN };
 const STAGES: &[&[LinearName]] = &[&[K, V, Q], &[O], &[UP, GATE], &[DOWN]];
-const QKV: GroupTable = scales(PrevOp::Norm(ATTENTION_NORM), &[Q, K, V], Inspect::Attention);
-const O_GROUP: GroupTable = scales(PrevOp::Linear(V), &[O], Inspect::Linear);
+pub(super) const QKV: GroupTable = scales(PrevOp::Norm(ATTENTION_NORM), &[Q, K, V], Inspect::Attention);
+pub(super) const O_GROUP: GroupTable = scales(PrevOp::Linear(V), &[O], Inspect::Linear);
 const GATE_UP: GroupTable = scales(PrevOp::Norm(MLP_NORM), &[GATE, UP], Inspect::Mlp);
 const DOWN_GROUP: GroupTable = scales(PrevOp::Linear(UP), &[DOWN], Inspect::Linear);
 
@@ -123,7 +127,7 @@ pub(super) fn block(config: &ModelConfig) -> BlockWiring {
     BlockWiring {
         layout: table.layout(0),
         attention: ATTENTION,
-        mlp: MlpWiring { norm: MLP_NORM, inner: InnerWiring::SwiGlu { gate: GATE, up: UP }, down: DOWN },
+        mlp: MlpWiring { norm: MLP_NORM, module: FeedForward::Dense(DENSE) },
     }
 }
 

@@ -18,6 +18,7 @@ mod decoder;
 pub mod layers;
 mod layout;
 pub mod llama;
+pub mod mixtral;
 pub mod opt;
 pub mod qwen3;
 mod rotary;
@@ -140,6 +141,7 @@ type WireFamily = fn(&ModelConfig, &dyn Checkpoint) -> Result<Wiring, LoadError>
 const FAMILIES: &[(&Class, WireFamily)] = &[
     (&llama::LLAMA, llama::wiring),
     (&llama::MISTRAL, llama::wiring),
+    (&mixtral::MIXTRAL, mixtral::wiring),
     (&opt::OPT, opt::wiring),
     (&llama::QWEN2, llama::qwen2_wiring),
     (&qwen3::QWEN3, qwen3::wiring),

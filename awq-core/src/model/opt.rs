@@ -9,7 +9,9 @@ use serde_json::json;
 
 use super::layers::NormKind;
 use super::layout::{reads, scales};
-use super::wiring::{AttentionWiring, BlockWiring, InnerWiring, MlpWiring, Positions, Wiring};
+use super::wiring::{
+    AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, MlpWiring, Positions, Wiring,
+};
 use super::{BlockTable, Inspect, LinearName, NormName, PrevOp, bad_key, check_fixed};
 use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig, Windows};
 
@@ -88,7 +90,10 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
     let block = Arc::new(BlockWiring {
         layout: TABLE.layout(0),
         attention: AttentionWiring { norm: ATTENTION_NORM, q: Q, k: K, v: V, o: O, head_norms: None },
-        mlp: MlpWiring { norm: MLP_NORM, inner: InnerWiring::Relu { up: FC1 }, down: FC2 },
+        mlp: MlpWiring {
+            norm: MLP_NORM,
+            module: FeedForward::Dense(DenseWiring { inner: InnerWiring::Relu { up: FC1 }, down: FC2 }),
+        },
     });
     Ok(Wiring {
         embedding: format!("{prefix}.embed_tokens.weight"),

@@ -32,7 +32,7 @@ impl Wiring {
             }
         }
         for (block_idx, block) in self.blocks.iter().enumerate() {
-            for (linear, [n_out, n_in]) in block.linear_shapes(config) {
+            for (linear, [n_out, n_in]) in block.linear_shapes(config).into_iter().chain(block.kept_shapes(config)) {
                 let name = self.linear(block_idx, linear);
                 tensors.insert(format!("{name}.weight"), vec![n_out, n_in]);
                 if self.biased.contains(&linear) {

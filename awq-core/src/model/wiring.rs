@@ -84,15 +84,72 @@ pub struct HeadNorms {
     pub k: NormName,
 }
 
-/// `hidden + down(inner(x))` with `x = norm(hidden)`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// `hidden + module(x)` with `x = norm(hidden)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MlpWiring {
     /// What is normalized first.
     pub norm: NormName,
+    /// What is added to the residual stream.
+    pub module: FeedForward,
+}
+
+/// A feed-forward module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FeedForward {
+    /// One for all tokens.
+    Dense(DenseWiring),
+    /// Several, of which each token goes through some.
+    Experts(ExpertsWiring),
+}
+
+/// `down(inner(x))`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DenseWiring {
     /// What lies between.
     pub inner: InnerWiring,
     /// Back to the residual stream.
     pub down: LinearName,
+}
+
+/// The sum of `weight_e * expert_e(x)` over the `n_active` experts whose entries in `router(x)` are largest; their weights are the
+/// softmax of these entries alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpertsWiring {
+    /// `[n_experts, hidden]`. It stays in full precision.
+    pub router: LinearName,
+    /// Experts that a token goes through.
+    pub n_active: usize,
+    /// The experts, in the order of the router's outputs.
+    pub experts: Vec<DenseWiring>,
+}
+
+impl FeedForward {
+    /// The module, or each of the experts.
+    fn parts(&self) -> &[DenseWiring] {
+        match self {
+            Self::Dense(module) => std::slice::from_ref(module),
+            Self::Experts(experts) => &experts.experts,
+        }
+    }
+
+    /// The linears that stay in full precision.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = LinearName> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Experts(experts) => Some(experts.router),
+        }
+        .into_iter()
+    }
+}
+
+impl DenseWiring {
+    /// The linears that read its input.
+    pub(crate) fn ups(&self) -> Vec<LinearName> {
+        match self.inner {
+            InnerWiring::SwiGlu { gate, up } => vec![gate, up],
+            InnerWiring::Relu { up } => vec![up],
+        }
+    }
 }
 
 /// The inside of a feed-forward module.
@@ -113,19 +170,24 @@ pub enum InnerWiring {
 }
 
 impl BlockWiring {
-    /// The linears and their shapes, `[out, in]`.
+    /// The linears that methods quantize and their shapes, `[out, in]`.
     pub fn linear_shapes(&self, config: &ModelConfig) -> Vec<(LinearName, [usize; 2])> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let (q_width, kv_width) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
         let AttentionWiring { q, k, v, o, .. } = self.attention;
-        let ups = match self.mlp.inner {
-            InnerWiring::SwiGlu { gate, up } => vec![gate, up],
-            InnerWiring::Relu { up } => vec![up],
-        };
         let attention =
             [(q, [q_width, hidden]), (k, [kv_width, hidden]), (v, [kv_width, hidden]), (o, [hidden, q_width])];
-        let ups = ups.into_iter().map(|up| (up, [inner, hidden]));
-        attention.into_iter().chain(ups).chain([(self.mlp.down, [hidden, inner])]).collect()
+        let mlp = self.mlp.module.parts().iter().flat_map(|part| {
+            let ups = part.ups().into_iter().map(|up| (up, [inner, hidden]));
+            ups.chain([(part.down, [hidden, inner])])
+        });
+        attention.into_iter().chain(mlp).collect()
+    }
+
+    /// The linears that stay in full precision and their shapes, `[out, in]`.
+    pub fn kept_shapes(&self, config: &ModelConfig) -> Vec<(LinearName, [usize; 2])> {
+        let n_experts = self.mlp.module.parts().len();
+        self.mlp.module.kept().map(|router| (router, [n_experts, config.hidden_size])).collect()
     }
 
     /// The norms.

@@ -65,7 +65,7 @@ pub fn write(
     write_tensors(folder, wiring.tensors(&opened.config).into_keys(), checkpoint, header)
 }
 
-/// Writes only what a method changed into an empty folder: the linears, and vectors into which scales were folded.
+/// Writes only what a method changed into an empty folder: the linears, and tensors into which scales were folded.
 ///
 /// # Errors
 /// As [`write()`].
