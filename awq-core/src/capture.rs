@@ -1,18 +1,16 @@
 //! Activations collected from full-precision blocks, and the statistics that methods ask of them.
 //!
-//! Statistics are f32, whatever the activations are. They are computed on first use and kept, so that every cell of a sweep that looks at the same block shares them.
+//! Statistics are f32, whatever the activations are. They are computed on first use and kept, so that every cell of a sweep that
+//! looks at the same block shares them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use burn::tensor::{DType, Tensor};
 
-use crate::arithmetic::Arithmetic;
-use crate::awq::ScaleSearch;
 use crate::backend::{QuantBackend, float_vec};
-use crate::grid::Grid;
-use crate::log::ScaleSearchLog;
-use crate::model::{Block, Inspect, LinearName, ScaleGroup, Tap};
+use crate::model::{Block, LinearName, Tap};
+use crate::shared::Shared;
 
 /// What a method looks at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -158,25 +156,11 @@ impl<B: QuantBackend> InputStats<B> {
     }
 }
 
-/// Everything captured of one block, with the module outputs that scale searches compare to.
+/// Everything captured of one block, and what methods have made of it.
 #[derive(Debug)]
 pub struct BlockInputs<B: QuantBackend> {
     by_linear: BTreeMap<LinearName, InputStats<B>>,
-    module_outputs: ModuleOutputs<B>,
-    scale_searches: Mutex<Vec<FoundScale<B>>>,
-}
-
-/// Module outputs by what was run and how.
-type ModuleOutputs<B> = Mutex<BTreeMap<(Inspect, Arithmetic), Arc<Vec<Tensor<B, 3>>>>>;
-
-/// A finished scale search and what it was asked.
-#[derive(Clone, Debug)]
-struct FoundScale<B: QuantBackend> {
-    group: String,
-    grid: Grid,
-    search: ScaleSearch,
-    scale: Tensor<B, 1>,
-    log: ScaleSearchLog,
+    shared: Shared,
 }
 
 impl<B: QuantBackend> BlockInputs<B> {
@@ -199,7 +183,7 @@ impl<B: QuantBackend> BlockInputs<B> {
     /// From the inputs of each linear, by the name under which the layout captures them.
     pub fn from_batches(seen: BTreeMap<LinearName, Vec<Tensor<B, 3>>>) -> Self {
         let by_linear = seen.into_iter().map(|(linear, batches)| (linear, InputStats::new(batches))).collect();
-        Self { by_linear, module_outputs: Mutex::default(), scale_searches: Mutex::default() }
+        Self { by_linear, shared: Shared::default() }
     }
 
     /// Adds what each linear sees of the same tokens in the full-precision model.
@@ -217,37 +201,10 @@ impl<B: QuantBackend> BlockInputs<B> {
         self.by_linear.get(&linear)
     }
 
-    /// The result of a scale search, run only if no other cell of the sweep has asked the same of this block: AWQ with and
-    /// without clipping share their scales.
-    pub(crate) fn scale_search<E>(
-        &self,
-        group: &ScaleGroup,
-        grid: &Grid,
-        search: &ScaleSearch,
-        run: impl FnOnce() -> Result<(Tensor<B, 1>, ScaleSearchLog), E>,
-    ) -> Result<(Tensor<B, 1>, ScaleSearchLog), E> {
-        let group = group.label();
-        let mut found = self.scale_searches.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = found.iter().find(|known| known.group == group && known.grid == *grid && known.search == *search);
-        if let Some(known) = known {
-            return Ok((known.scale.clone(), known.log.clone()));
-        }
-        let (scale, log) = run()?;
-        found.push(FoundScale { group, grid: *grid, search: search.clone(), scale: scale.clone(), log: log.clone() });
-        Ok((scale, log))
-    }
-
-    /// Outputs of a module of the full-precision block, one a batch, computed once in each arithmetic. `input` is what the
-    /// module sees.
-    pub fn module_outputs(
-        &self,
-        block: &dyn Block<B>,
-        inspect: Inspect,
-        input: &InputStats<B>,
-    ) -> Arc<Vec<Tensor<B, 3>>> {
-        let mut known = self.module_outputs.lock().unwrap_or_else(PoisonError::into_inner);
-        let run = || input.batches().iter().map(|x| inspect.run(block, x.clone())).collect();
-        known.entry((inspect, block.params().arithmetic)).or_insert_with(|| Arc::new(run())).clone()
+    /// What the cells of a sweep share about this block. A method asks with a key that holds everything that the answer
+    /// depends on but the block and these inputs.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
     }
 }
 

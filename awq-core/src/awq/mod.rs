@@ -25,6 +25,7 @@ use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
 use crate::capture::CaptureNeeds;
 use crate::fold::fold;
+use crate::grid::Grid;
 use crate::log::{BlockLog, ClipLog, LinearLog};
 use crate::method::{BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod};
 use crate::model::{BlockParams, LinearFacts};
@@ -34,9 +35,17 @@ mod clip;
 mod salient;
 mod search;
 
-pub use clip::{ClipOutcome, ClipSearch, clip_search_tensor};
+pub use clip::ClipSearch;
 pub use salient::{FixedScale, KeepSalient, RandomChannels, SalientBy};
 pub use search::{ScaleFormula, ScaleSearch};
+
+/// What decides a scale search beside the block: AWQ with and without clipping share their scales.
+#[derive(PartialEq)]
+struct AskedSearch {
+    group: String,
+    grid: Grid,
+    search: ScaleSearch,
+}
 
 /// AWQ and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -146,7 +155,10 @@ impl Awq {
         for (group_idx, group) in ctx.block.layout().scale_groups.iter().enumerate() {
             let run = || search.run(ctx, group);
             let (scale, search_log) = match ctx.inputs {
-                Some(inputs) => inputs.scale_search(group, ctx.grid, search, run)?,
+                Some(inputs) => {
+                    let asked = AskedSearch { group: group.label(), grid: *ctx.grid, search: search.clone() };
+                    (*inputs.shared().get(asked, run)?).clone()
+                }
                 None => run()?,
             };
             scales.push((group_idx, scale));

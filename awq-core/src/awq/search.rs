@@ -17,6 +17,13 @@ use crate::model::{BlockParams, Inspect, LinearName, ScaleGroup};
 /// Smallest scale before normalization (the official code's constant): a channel that is never active keeps a usable weight.
 const MIN_SCALE: f64 = 1e-4;
 
+/// What decides the full-precision outputs of a module beside the block; every candidate is compared with them.
+#[derive(PartialEq)]
+struct AskedOutputs {
+    module: Inspect,
+    arithmetic: Arithmetic,
+}
+
 /// The search and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -105,7 +112,10 @@ impl ScaleSearch {
         let candidate = ctx.block.with_params(params);
         let inputs =
             ctx.inputs.ok_or(MethodError::NoCalibration { block_idx: ctx.block_idx, linear: group.input.0 })?;
-        let expected = inputs.module_outputs(original.as_ref(), group.inspect, input);
+        let asked = AskedOutputs { module: group.inspect, arithmetic: self.arithmetic };
+        let outputs =
+            || Ok(input.batches().iter().map(|x| group.inspect.run(original.as_ref(), x.clone())).collect::<Vec<_>>());
+        let expected = inputs.shared().get::<_, _, MethodError>(asked, outputs)?;
         let (mut sum, mut n_values) = (0.0, 0);
         for (x, expected) in input.batches().iter().zip(expected.iter()) {
             let output = group.inspect.run(candidate.as_ref(), x.clone());
