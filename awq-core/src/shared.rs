@@ -70,7 +70,7 @@ mod tests {
         assert_eq!(made.load(Ordering::Relaxed), 2);
         let text = || -> Result<String, ()> { Ok(square(&shared, 5, &made).unwrap().to_string()) };
         assert_eq!(*shared.get(Text(3), text).unwrap(), "25");
-        assert_eq!(*shared.get(Text(3), || Err(())).unwrap(), "25");
+        assert_eq!(*shared.get(Text(3), || Err::<String, ()>(())).unwrap(), "25");
     }
 
     #[test]
