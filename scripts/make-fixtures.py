@@ -47,6 +47,10 @@ MODELS = {
     "qwen2-window": transformers.Qwen2Config(
         **GATED, num_key_value_heads=2, use_sliding_window=True, sliding_window=7, max_window_layers=1
     ),
+    # A norm on each head of q and k, heads wider than hidden_size / n_heads, and a bias on all of attention's linears.
+    "qwen3-tiny": transformers.Qwen3Config(**GATED, num_key_value_heads=2, head_dim=12, attention_bias=True),
+    # Four experts, of which each token goes through two.
+    "mixtral-tiny": transformers.MixtralConfig(**GATED, num_key_value_heads=4, num_local_experts=4),
 }
 
 
@@ -62,7 +66,7 @@ def randomize(model, generator):
         elif "embed" in name:
             noise = 0.4 * noise
         else:
-            noise = noise * 1.5 / parameter.shape[1] ** 0.5
+            noise = noise * 1.5 / parameter.shape[-1] ** 0.5
         parameter.copy_(noise.to(torch.bfloat16))
 
 

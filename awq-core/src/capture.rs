@@ -1,18 +1,16 @@
 //! Activations collected from full-precision blocks, and the statistics that methods ask of them.
 //!
-//! Statistics are f32, whatever the activations are. They are computed on first use and kept, so that every cell of a sweep that looks at the same block shares them.
+//! Statistics are f32, whatever the activations are. They are computed on first use and kept, so that every cell of a sweep that
+//! looks at the same block shares them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
-use crate::arithmetic::Arithmetic;
-use crate::awq::ScaleSearch;
 use crate::backend::{QuantBackend, float_vec};
-use crate::grid::Grid;
-use crate::log::ScaleSearchLog;
-use crate::model::{Block, Inspect, LinearName, ScaleGroup, Tap};
+use crate::model::{Block, LinearName, Tap};
+use crate::shared::Shared;
 
 /// What a method looks at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,6 +25,8 @@ pub struct CaptureNeeds {
 #[derive(Debug)]
 pub struct InputStats<B: QuantBackend> {
     batches: Vec<Tensor<B, 3>>,
+    n_in: usize,
+    device: B::Device,
     mean_abs: OnceLock<Tensor<B, 1>>,
     gram: OnceLock<Tensor<B, 2>>,
     gram_f64: OnceLock<Vec<f64>>,
@@ -37,8 +37,16 @@ pub struct InputStats<B: QuantBackend> {
 impl<B: QuantBackend> InputStats<B> {
     /// Of batches of `[batch, seq, in]`.
     pub fn new(batches: Vec<Tensor<B, 3>>) -> Self {
+        let (n_in, device) = batches.first().map_or((0, B::Device::default()), |x| (x.dims()[2], x.device()));
+        Self { batches, ..Self::of_no_tokens(n_in, device) }
+    }
+
+    /// Of an expert that no token is sent to. All its statistics are zero.
+    pub fn of_no_tokens(n_in: usize, device: B::Device) -> Self {
         Self {
-            batches,
+            batches: Vec::new(),
+            n_in,
+            device,
             mean_abs: OnceLock::new(),
             gram: OnceLock::new(),
             gram_f64: OnceLock::new(),
@@ -65,10 +73,10 @@ impl<B: QuantBackend> InputStats<B> {
 
     /// Input channels.
     pub fn n_in(&self) -> usize {
-        self.batches.first().map_or(0, |x| x.dims()[2])
+        self.n_in
     }
 
-    /// Mean of `|x|` over all tokens, `[in]`.
+    /// Mean of `|x|` over all tokens, `[in]`; zero where there are none.
     pub fn mean_abs(&self) -> Tensor<B, 1> {
         let sum = || {
             self.rows()
@@ -76,10 +84,11 @@ impl<B: QuantBackend> InputStats<B> {
                 .reduce(|a, b| a + b)
                 .map(|sum| sum.squeeze::<1>() / self.n_tokens() as f64)
         };
-        self.mean_abs.get_or_init(|| sum().unwrap_or_else(|| panic!("activations of no tokens have no mean"))).clone()
+        self.mean_abs.get_or_init(|| sum().unwrap_or_else(|| self.zeros([self.n_in]))).clone()
     }
 
-    /// `X^T X / n_tokens` for `X: [n_tokens, in]`, `[in, in]`. No factor 2 and no damping: a method adds its own.
+    /// `X^T X / n_tokens` for `X: [n_tokens, in]`, `[in, in]`; zero where there are none. No factor 2 and no damping: a method
+    /// adds its own.
     pub fn gram(&self) -> Tensor<B, 2> {
         let sum = || {
             self.rows()
@@ -88,9 +97,7 @@ impl<B: QuantBackend> InputStats<B> {
                 .reduce(|a, b| a + b)
                 .map(|sum| sum / self.n_tokens() as f64)
         };
-        self.gram
-            .get_or_init(|| sum().unwrap_or_else(|| panic!("activations of no tokens have no Gram matrix")))
-            .clone()
+        self.gram.get_or_init(|| sum().unwrap_or_else(|| self.zeros([self.n_in, self.n_in]))).clone()
     }
 
     /// [`Self::gram`] summed in f64 on the host, row-major `[in, in]`. All zero where there are no tokens.
@@ -137,6 +144,10 @@ impl<B: QuantBackend> InputStats<B> {
         rows.select(0, picked).reshape([-1, n_in as i32])
     }
 
+    fn zeros<const D: usize>(&self, shape: [usize; D]) -> Tensor<B, D> {
+        Tensor::zeros(shape, (&self.device, DType::F32))
+    }
+
     fn rows(&self) -> impl Iterator<Item = Tensor<B, 2>> + '_ {
         self.batches.iter().map(|x| {
             let [batch, seq, n_in] = x.dims();
@@ -145,39 +156,34 @@ impl<B: QuantBackend> InputStats<B> {
     }
 }
 
-/// Everything captured of one block, with the module outputs that scale searches compare to.
+/// Everything captured of one block, and what methods have made of it.
 #[derive(Debug)]
 pub struct BlockInputs<B: QuantBackend> {
     by_linear: BTreeMap<LinearName, InputStats<B>>,
-    module_outputs: ModuleOutputs<B>,
-    scale_searches: Mutex<Vec<FoundScale<B>>>,
-}
-
-/// Module outputs by what was run and how.
-type ModuleOutputs<B> = Mutex<BTreeMap<(Inspect, Arithmetic), Arc<Vec<Tensor<B, 3>>>>>;
-
-/// A finished scale search and what it was asked.
-#[derive(Clone, Debug)]
-struct FoundScale<B: QuantBackend> {
-    group: String,
-    grid: Grid,
-    search: ScaleSearch,
-    scale: Tensor<B, 1>,
-    log: ScaleSearchLog,
+    shared: Shared,
 }
 
 impl<B: QuantBackend> BlockInputs<B> {
-    /// Runs `block` on batches of hidden states and keeps what every linear sees. Returns the block's outputs too.
+    /// Runs `block` on batches of hidden states and keeps what every linear sees, nothing in an expert that no token is sent to.
+    /// Returns the block's outputs too.
     pub fn capture(block: &dyn Block<B>, hidden: &[Tensor<B, 3>]) -> (Self, Vec<Tensor<B, 3>>) {
         let mut tap = Capture::default();
         let outputs = hidden.iter().map(|batch| block.forward(batch.clone(), &mut tap)).collect();
-        (Self::from_batches(tap.seen), outputs)
+        let mut inputs = Self::from_batches(tap.seen);
+        if let Some(batch) = hidden.first() {
+            for facts in &block.layout().linears {
+                let [_, n_in] = block.params().linear(facts.name).weight.dims();
+                let unreached = || InputStats::of_no_tokens(n_in, batch.device());
+                inputs.by_linear.entry(facts.input).or_insert_with(unreached);
+            }
+        }
+        (inputs, outputs)
     }
 
     /// From the inputs of each linear, by the name under which the layout captures them.
     pub fn from_batches(seen: BTreeMap<LinearName, Vec<Tensor<B, 3>>>) -> Self {
         let by_linear = seen.into_iter().map(|(linear, batches)| (linear, InputStats::new(batches))).collect();
-        Self { by_linear, module_outputs: Mutex::default(), scale_searches: Mutex::default() }
+        Self { by_linear, shared: Shared::default() }
     }
 
     /// Adds what each linear sees of the same tokens in the full-precision model.
@@ -195,37 +201,10 @@ impl<B: QuantBackend> BlockInputs<B> {
         self.by_linear.get(&linear)
     }
 
-    /// The result of a scale search, run only if no other cell of the sweep has asked the same of this block: AWQ with and
-    /// without clipping share their scales.
-    pub(crate) fn scale_search<E>(
-        &self,
-        group: &ScaleGroup,
-        grid: &Grid,
-        search: &ScaleSearch,
-        run: impl FnOnce() -> Result<(Tensor<B, 1>, ScaleSearchLog), E>,
-    ) -> Result<(Tensor<B, 1>, ScaleSearchLog), E> {
-        let group = group.label();
-        let mut found = self.scale_searches.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = found.iter().find(|known| known.group == group && known.grid == *grid && known.search == *search);
-        if let Some(known) = known {
-            return Ok((known.scale.clone(), known.log.clone()));
-        }
-        let (scale, log) = run()?;
-        found.push(FoundScale { group, grid: *grid, search: search.clone(), scale: scale.clone(), log: log.clone() });
-        Ok((scale, log))
-    }
-
-    /// Outputs of a module of the full-precision block, one a batch, computed once in each arithmetic. `input` is what the
-    /// module sees.
-    pub fn module_outputs(
-        &self,
-        block: &dyn Block<B>,
-        inspect: Inspect,
-        input: &InputStats<B>,
-    ) -> Arc<Vec<Tensor<B, 3>>> {
-        let mut known = self.module_outputs.lock().unwrap_or_else(PoisonError::into_inner);
-        let run = || input.batches().iter().map(|x| inspect.run(block, x.clone())).collect();
-        known.entry((inspect, block.params().arithmetic)).or_insert_with(|| Arc::new(run())).clone()
+    /// What the cells of a sweep share about this block. A method asks with a key that holds everything that the answer
+    /// depends on but the block and these inputs.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
     }
 }
 

@@ -23,9 +23,7 @@ pub use crate::log::{BlockLog, LinearLog, ScaleSearchLog};
 use crate::method::{BlockCtx, BlockEdit, MethodError, QuantMethod};
 use crate::model::layers::{Linear, Norm};
 use crate::model::wiring::Wiring;
-use crate::model::{
-    Block, BlockLayout, BlockParams, Decoder, LinearFacts, LinearName, NoTap, NormName, for_each_block,
-};
+use crate::model::{Block, BlockLayout, Decoder, LinearFacts, LinearName, NoTap, NormName, for_each_block};
 use crate::pack::PackedWeight;
 use crate::scale_range::checked_edit;
 
@@ -76,6 +74,8 @@ struct StoredBlock {
     weights: BTreeMap<LinearName, Arc<PackedWeight>>,
     /// Biases and norms, changed where a scale was folded in.
     biases: BTreeMap<LinearName, Vec<f32>>,
+    /// Linears that stay in full precision, likewise.
+    kept: BTreeMap<LinearName, Vec<f32>>,
     norms: BTreeMap<NormName, (Vec<f32>, Option<Vec<f32>>)>,
 }
 
@@ -181,13 +181,12 @@ fn quantize_shared<B: QuantBackend>(
     inputs: &BlockInputs<B>,
     expected: &[Tensor<B, 3>],
 ) -> Result<QuantizedBlock<B>, MethodError> {
-    let linears = block.layout().linears;
-    let edit =
-        checked_edit(job.method, &BlockCtx { block_idx, block, inputs: Some(inputs), linears, grid: &job.grid })?;
-    let applied = apply(block, edit);
+    let linears = &block.layout().linears;
+    let ctx = BlockCtx { block_idx, block, inputs: Some(inputs), linears, grid: &job.grid };
+    let applied = apply(block, decide(job.method, &ctx)?);
     let outputs = run(applied.block.as_ref(), hidden);
     let log = with_output_error(applied.log, expected, &outputs);
-    Ok(QuantizedBlock { stored: StoredBlock::new(applied.weights, applied.block.params()), log, outputs })
+    Ok(QuantizedBlock { stored: StoredBlock::new(applied.weights, applied.block.as_ref()), log, outputs })
 }
 
 /// One job on a block that sees the outputs of the job's own quantized blocks.
@@ -216,12 +215,12 @@ fn quantize_per_stage<B: QuantBackend>(
     let mut partial = block.with_params(block.params().clone());
     let mut log = BlockLog::default();
     let mut weights = BTreeMap::new();
-    for stage in block.layout().stages {
+    for stage in &block.layout().stages {
         let (inputs, _) = capture_beside(partial.as_ref(), full_precision, hidden);
         let linears = stage_facts(block.layout(), stage);
         let ctx =
             BlockCtx { block_idx, block: partial.as_ref(), inputs: Some(&inputs), linears: &linears, grid: &job.grid };
-        let applied = apply(partial.as_ref(), checked_edit(job.method, &ctx)?);
+        let applied = apply(partial.as_ref(), decide(job.method, &ctx)?);
         log.scale_searches.extend(applied.log.scale_searches);
         log.linears.extend(applied.log.linears);
         weights.extend(applied.weights);
@@ -230,7 +229,7 @@ fn quantize_per_stage<B: QuantBackend>(
     let outputs = run(partial.as_ref(), hidden);
     let log = with_output_error(log, &expected, &outputs);
     *hidden = outputs;
-    Ok((StoredBlock::new(weights, partial.params()), log))
+    Ok((StoredBlock::new(weights, partial.as_ref()), log))
 }
 
 /// [`BlockInputs::capture`], with what the same linears see in the full-precision model where a method asks for it.
@@ -245,6 +244,21 @@ fn capture_beside<B: QuantBackend>(
         None => (inputs, outputs),
     }
 }
+
+/// What the method asks for. The log says of which linears its activations say nothing.
+fn decide<B: QuantBackend>(method: &dyn QuantMethod<B>, ctx: &BlockCtx<'_, B>) -> Result<BlockEdit<B>, MethodError> {
+    let mut edit = checked_edit(method, ctx)?;
+    if method.needs().inputs {
+        let unreached = ctx.linears.iter().filter(|facts| ctx.linear(facts).is_unreached());
+        for facts in unreached {
+            let logs = edit.log.linears.iter_mut().filter(|log| log.linear == facts.name.0);
+            logs.for_each(|log| log.notes.push(UNREACHED.to_owned()));
+        }
+    }
+    Ok(edit)
+}
+
+const UNREACHED: &str = "no token of the calibration is sent to this expert: quantized without activations";
 
 fn stage_facts(layout: &BlockLayout, stage: &[LinearName]) -> Vec<LinearFacts> {
     layout.linears.iter().filter(|facts| stage.contains(&facts.name)).copied().collect()
@@ -295,7 +309,9 @@ fn apply<B: QuantBackend>(block: &dyn Block<B>, edit: BlockEdit<B>) -> Applied<B
 }
 
 impl StoredBlock {
-    fn new<B: QuantBackend>(weights: BTreeMap<LinearName, Arc<PackedWeight>>, params: &BlockParams<B>) -> Self {
+    fn new<B: QuantBackend>(weights: BTreeMap<LinearName, Arc<PackedWeight>>, block: &dyn Block<B>) -> Self {
+        let params = block.params();
+        let is_kept = |name: &LinearName| !block.layout().linears.iter().any(|facts| facts.name == *name);
         let bias = |(name, linear): (&LinearName, &Linear<B>)| linear.bias.clone().map(|bias| (*name, float_vec(bias)));
         let norm = |(name, norm): (&NormName, &Norm<B>)| {
             (*name, (float_vec(norm.weight.clone()), norm.bias.clone().map(float_vec)))
@@ -303,6 +319,12 @@ impl StoredBlock {
         Self {
             weights,
             biases: params.linears.iter().filter_map(bias).collect(),
+            kept: params
+                .linears
+                .iter()
+                .filter(|(name, _)| is_kept(name))
+                .map(|(name, linear)| (*name, float_vec(linear.weight.clone())))
+                .collect(),
             norms: params.norms.iter().map(norm).collect(),
         }
     }
@@ -314,6 +336,12 @@ impl StoredBlock {
             let device = params.linear(*name).weight.device();
             let bias = self.biases.get(name).map(|values| vector(values, &device));
             params.linears.insert(*name, Linear { weight: B::dequantize_weight(&packed.unpack(), &device), bias });
+        }
+        for (name, values) in &self.kept {
+            let Linear { weight, bias } = params.linear(*name).clone();
+            let values = TensorData::new(values.clone(), weight.dims());
+            let bias = self.biases.get(name).map(|values| vector(values, &weight.device())).or(bias);
+            params.linears.insert(*name, Linear { weight: Tensor::from_data(values, &weight.device()), bias });
         }
         for (name, (weight, bias)) in &self.norms {
             let norm = params.norm(*name).clone();
@@ -357,6 +385,9 @@ impl QuantizedModel {
             for (name, weight) in block.weights {
                 checkpoint.packed.insert(format!("{}.weight", wiring.linear(block_idx, name)), weight);
             }
+            for (name, weight) in block.kept {
+                checkpoint.changed.insert(format!("{}.weight", wiring.linear(block_idx, name)), weight);
+            }
             for (name, bias) in block.biases {
                 checkpoint.changed.insert(format!("{}.bias", wiring.linear(block_idx, name)), bias);
             }
@@ -381,9 +412,9 @@ impl QuantizedModel {
 /// A quantized weight that cannot be read.
 pub fn codes_sha256(wiring: &Wiring, n_blocks: usize, checkpoint: &dyn Checkpoint) -> Result<String, LoadError> {
     let mut hasher = Sha256::new();
-    let linears: BTreeSet<LinearName> = wiring.layout.linears.iter().map(|facts| facts.name).collect();
-    for block_idx in 0..n_blocks {
-        for &linear in &linears {
+    for (block_idx, block) in wiring.blocks.iter().enumerate().take(n_blocks) {
+        let linears: BTreeSet<LinearName> = block.layout.linears.iter().map(|facts| facts.name).collect();
+        for linear in linears {
             let name = format!("{}.weight", wiring.linear(block_idx, linear));
             if let Some(weight) = checkpoint.read_quantized(&name)? {
                 weight.hash_into(&mut hasher);
@@ -407,8 +438,8 @@ impl<B: QuantBackend> Decoder<B> for QuantizedDecoder<'_, B> {
         self.base.config()
     }
 
-    fn layout(&self) -> &'static BlockLayout {
-        self.base.layout()
+    fn layout(&self, block_idx: usize) -> &BlockLayout {
+        self.base.layout(block_idx)
     }
 
     fn check_ids(&self, ids: &[Vec<u32>]) -> Result<(), LoadError> {

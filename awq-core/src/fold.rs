@@ -9,13 +9,13 @@ use crate::backend::QuantBackend;
 use crate::model::layers::{Linear, Norm};
 use crate::model::{BlockParams, PrevOp, ScaleGroup};
 
-/// Multiplies the input channels of the group's linears by `scale: [in]` and divides the previous op's output by it. What
-/// changes is f32 afterwards.
+/// Multiplies the input channels of the group's linears and followers by `scale: [in]` and divides the previous op's output by
+/// it. What changes is f32 afterwards.
 ///
 /// # Panics
 /// If the scale has not as many channels as the previous op has outputs: the family's layout is wrong.
 pub fn fold<B: QuantBackend>(mut params: BlockParams<B>, group: &ScaleGroup, scale: &Tensor<B, 1>) -> BlockParams<B> {
-    for &name in group.linears {
+    for &name in group.linears.iter().chain(&group.followers) {
         let linear = params.linear(name);
         let weight = B::in_f32(linear.weight.clone()) * scale.clone().unsqueeze::<2>();
         let bias = linear.bias.clone();

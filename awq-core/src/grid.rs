@@ -20,6 +20,11 @@ use serde::{Deserialize, Serialize};
 /// Smallest width of a group's range: keeps the scale of a constant group away from zero (the AWQ code's constant).
 pub const RANGE_FLOOR: f32 = 1e-5;
 
+/// Adding and subtracting 1.5 * 2^23 rounds half to even; exact for magnitudes below 2^22.
+const ROUND: f32 = 12_582_912.0;
+/// Bound applied before [`ROUND`]: far outside every code range, far inside its exact range.
+const ROUND_BOUND: f32 = 1e6;
+
 /// Number of bits of one code, 2 to 8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
@@ -198,14 +203,14 @@ impl Grid {
 
     /// Scale and zero point of a group from its own minimum and maximum.
     pub fn group_params_of(&self, group: &[f32]) -> GroupParams {
-        crate::host::grid::group_params(group, self)
+        group_params(group, self)
     }
 
     /// The code nearest to a weight, as plain rounding picks it.
     #[inline]
     pub fn nearest_code(&self, weight: f32, params: &GroupParams) -> u8 {
         let (low, high) = (f32::from(self.min_code()), f32::from(self.bits.max_code()));
-        crate::host::grid::code(weight, params.scale, params.zero_point, low, high) as u8
+        code(weight, params.scale, params.zero_point, low, high) as u8
     }
 }
 
@@ -234,4 +239,35 @@ pub struct GroupParams {
     pub scale: f32,
     /// The code that means zero; a whole number.
     pub zero_point: f32,
+}
+
+/// The code of one weight, as a float.
+#[inline(always)]
+pub(crate) fn code(w: f32, scale: f32, zero_point: f32, low: f32, high: f32) -> f32 {
+    let steps = (w / scale).clamp(-ROUND_BOUND, ROUND_BOUND);
+    let rounded = (steps + ROUND) - ROUND;
+    (rounded + zero_point).clamp(low, high)
+}
+
+/// Parameters of a group from its extrema.
+#[inline(always)]
+pub(crate) fn group_params(group: &[f32], grid: &Grid) -> GroupParams {
+    let (min, max) = extrema(group);
+    grid.group_params(min, max)
+}
+
+#[inline(always)]
+fn extrema(values: &[f32]) -> (f32, f32) {
+    const LANES: usize = 16;
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let (mut low, mut high) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+    for chunk in chunks {
+        for lane in 0..LANES {
+            low[lane] = if chunk[lane] < low[lane] { chunk[lane] } else { low[lane] };
+            high[lane] = if chunk[lane] > high[lane] { chunk[lane] } else { high[lane] };
+        }
+    }
+    let min = low.iter().chain(rest).fold(f32::INFINITY, |a, &b| a.min(b));
+    let max = high.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    (min, max)
 }

@@ -7,7 +7,6 @@
 //! This crate writes no file and knows no experiment.
 
 pub mod arithmetic;
-mod attention;
 pub mod awq;
 pub mod backend;
 pub mod capture;
@@ -26,4 +25,5 @@ pub mod pack;
 pub mod quantized;
 pub mod rotation;
 mod scale_range;
+pub mod shared;
 pub mod transform;

@@ -4,12 +4,11 @@
 //! tensor and turned back into one where it is needed.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::backend::{QuantBackend, float_vec};
-use crate::grid::{Granularity, Grid, RANGE_FLOOR, Symmetry};
+use crate::grid::{Granularity, Grid, Symmetry};
 use crate::transform::WeightTransform;
 
 /// The codes that mean zero, one a group, shaped as the scales.
@@ -108,107 +107,4 @@ impl QuantizedWeight {
         }
         self.transform.hash_into(hasher);
     }
-}
-
-/// The definition of quantization in tensor operations, for any backend; in f32, whatever the weight is.
-pub(crate) fn quantize_tensor<B: QuantBackend>(weight: Tensor<B, 2>, grid: &Grid) -> QuantizedWeight {
-    let weight = B::in_f32(weight);
-    let [n_out, n_in] = weight.dims();
-    let (mut all_codes, mut scales, mut zero_points) = (Vec::new(), Vec::new(), Vec::new());
-    for segment in segments(weight, grid) {
-        let params = group_params(segment.clone(), grid);
-        all_codes.push(codes(segment, &params, grid));
-        scales.push(params.scale);
-        zero_points.push(params.zero_point);
-    }
-    let rows = |parts: Vec<Tensor<B, 3>>| {
-        let flat = |part: Tensor<B, 3>| {
-            let [rows, groups, len] = part.dims();
-            part.reshape([rows, groups * len])
-        };
-        float_vec(Tensor::cat(parts.into_iter().map(flat).collect(), 1))
-    };
-    let to_u8 = |values: Vec<f32>| values.into_iter().map(|value| value as u8).collect();
-    QuantizedWeight {
-        n_out,
-        n_in,
-        grid: *grid,
-        codes: to_u8(rows(all_codes)),
-        scale: rows(scales),
-        zero_point: ZeroPoints::Codes(to_u8(rows(zero_points))),
-        transform: WeightTransform::Identity,
-    }
-}
-
-/// See [`quantize_tensor`]; f32, too.
-pub(crate) fn fake_quant_tensor<B: QuantBackend>(weight: Tensor<B, 2>, grid: &Grid) -> Tensor<B, 2> {
-    let weight = B::in_f32(weight);
-    let [n_out, n_in] = weight.dims();
-    let restore = |segment: Tensor<B, 3>| {
-        let [rows, groups, len] = segment.dims();
-        let params = group_params(segment.clone(), grid);
-        let codes = codes(segment, &params, grid);
-        ((codes - params.zero_point) * params.scale).reshape([rows, groups * len])
-    };
-    Tensor::cat(segments(weight, grid).into_iter().map(restore).collect(), 1).reshape([n_out, n_in])
-}
-
-/// `[rows, n_groups, len]` views: the whole groups, then the ragged last group if there is one.
-fn segments<B: Backend>(weight: Tensor<B, 2>, grid: &Grid) -> Vec<Tensor<B, 3>> {
-    let [n_out, n_in] = weight.dims();
-    if grid.granularity == Granularity::PerTensor {
-        return vec![weight.reshape([1, 1, n_out * n_in])];
-    }
-    let len = grid.granularity.group_len(n_in);
-    let n_whole = n_in / len;
-    let whole = weight.clone().narrow(1, 0, n_whole * len).reshape([n_out, n_whole, len]);
-    let tail = n_in - n_whole * len;
-    if tail == 0 {
-        return vec![whole];
-    }
-    vec![whole, weight.narrow(1, n_whole * len, tail).reshape([n_out, 1, tail])]
-}
-
-struct TensorParams<B: Backend> {
-    /// `[rows, n_groups, 1]`.
-    scale: Tensor<B, 3>,
-    /// `[rows, n_groups, 1]`.
-    zero_point: Tensor<B, 3>,
-}
-
-/// [`Grid::group_params`] for every group of a segment.
-fn group_params<B: Backend>(segment: Tensor<B, 3>, grid: &Grid) -> TensorParams<B> {
-    let (mut min, mut max) = (segment.clone().min_dim(2), segment.max_dim(2));
-    if grid.range_includes_zero {
-        (min, max) = (min.clamp_max(0.0), max.clamp_min(0.0));
-    }
-    let max_code = f64::from(grid.bits.max_code());
-    let middle = f64::from(grid.bits.max_code() / 2 + 1);
-    let amax = || min.clone().abs().max_pair(max.clone().abs());
-    let scale = match grid.symmetry {
-        Symmetry::Asymmetric => (max.clone() - min.clone()).clamp_min(RANGE_FLOOR) / max_code,
-        Symmetry::SymmetricFullRange => (amax() * 2.0).clamp_min(RANGE_FLOOR) / max_code,
-        Symmetry::SymmetricRestricted => amax().clamp_min(RANGE_FLOOR) / (middle - 1.0),
-    };
-    let scale = round_scales(scale, grid);
-    let zero_point = match grid.symmetry {
-        Symmetry::Asymmetric => (min.neg() / scale.clone()).round().clamp(0.0, max_code),
-        _ => scale.zeros_like() + middle,
-    };
-    TensorParams { scale, zero_point }
-}
-
-/// Rounds scales to their storage type on the host: not every backend has f16, and there are few of them.
-fn round_scales<B: Backend>(scale: Tensor<B, 3>, grid: &Grid) -> Tensor<B, 3> {
-    if grid.scale_dtype == crate::grid::ScaleDtype::F32 {
-        return scale;
-    }
-    let (dims, device) = (scale.dims(), scale.device());
-    let rounded: Vec<f32> = float_vec(scale).into_iter().map(|s| grid.scale_dtype.round(s)).collect();
-    Tensor::from_data(TensorData::new(rounded, dims), (&device, DType::F32))
-}
-
-fn codes<B: Backend>(segment: Tensor<B, 3>, params: &TensorParams<B>, grid: &Grid) -> Tensor<B, 3> {
-    let steps = (segment / params.scale.clone()).round() + params.zero_point.clone();
-    steps.clamp(f64::from(grid.min_code()), f64::from(grid.bits.max_code()))
 }

@@ -77,6 +77,13 @@ impl<B: QuantBackend> LinearMethod<B> for Gptaq {
 
 impl<B: QuantBackend> QuantMethod<B> for Gptaq {
     fn quantize_block(&self, ctx: &BlockCtx<'_, B>) -> Result<BlockEdit<B>, MethodError> {
+        // Once inputs have drifted, the router sends other tokens to an expert than in the full-precision model.
+        if let Some(facts) = ctx.linears.iter().find(|facts| facts.expert.is_some()) {
+            return Err(ctx.linear(facts).unsupported(
+                "GPTAQ compares what a linear sees with what it sees in the full-precision model, and an expert sees other \
+                 tokens there; use gptq",
+            ));
+        }
         quantize_each_linear(self, ctx)
     }
 }

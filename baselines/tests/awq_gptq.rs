@@ -64,7 +64,7 @@ fn block(unit: f32, dead: impl Fn(usize) -> bool) -> (Box<dyn Block<Flex>>, Bloc
 }
 
 fn quantize(method: &dyn QuantMethod<Flex>, block: &dyn Block<Flex>, inputs: &BlockInputs<Flex>) -> BlockEdit<Flex> {
-    let linears = block.layout().linears;
+    let linears = &block.layout().linears;
     method.quantize_block(&BlockCtx { block_idx: 0, block, inputs: Some(inputs), linears, grid: &GRID }).unwrap()
 }
 
@@ -127,7 +127,7 @@ fn the_unit_of_live_inputs_does_not_matter_to_scales_judged_by_a_linear() {
     let edit = |unit| {
         let (block, inputs) = block(unit, |_| false);
         let edit = quantize(&method, block.as_ref(), &inputs);
-        let groups = block.layout().scale_groups;
+        let groups = &block.layout().scale_groups;
         let judged_alone = groups.iter().filter(|group| group.inspect == Inspect::Linear).map(|group| group.label());
         (edit, judged_alone.collect::<Vec<_>>())
     };

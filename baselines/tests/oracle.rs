@@ -80,7 +80,7 @@ fn codes_agree_with_the_official_code() {
     let (inputs, _) = BlockInputs::capture(block.as_ref(), &[hidden]);
     let layout = block.layout();
     let ctx =
-        BlockCtx { block_idx: 0, block: block.as_ref(), inputs: Some(&inputs), linears: layout.linears, grid: &GRID };
+        BlockCtx { block_idx: 0, block: block.as_ref(), inputs: Some(&inputs), linears: &layout.linears, grid: &GRID };
     for linear in ["self_attn.q_proj", "mlp.down_proj"] {
         let facts = layout.linears.iter().find(|facts| facts.name.0 == linear).unwrap();
         let ctx = ctx.linear(facts);

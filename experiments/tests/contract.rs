@@ -119,7 +119,7 @@ impl Case {
 
     #[track_caller]
     fn edit(&self, method: &MethodSpec, grid: &Grid) -> BlockEdit<Flex> {
-        let linears = self.block.layout().linears;
+        let linears = &self.block.layout().linears;
         let ctx = BlockCtx { block_idx: 0, block: self.block.as_ref(), inputs: Some(&self.inputs), linears, grid };
         method.method::<Flex>().quantize_block(&ctx).unwrap_or_else(|error| panic!("{}: {error}", method.label()))
     }
@@ -295,7 +295,7 @@ fn gptq_works_through_the_stages_of_each_family() {
         let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| {}).unwrap();
         let [rtn, gptq] = <[_; 2]>::try_from(pass.models).unwrap().map(|model| model.unwrap().logs);
         for (gptq, rtn) in gptq.iter().zip(&rtn) {
-            assert_eq!(gptq.linears.len(), decoder.layout().linears.len());
+            assert_eq!(gptq.linears.len(), decoder.layout(0).linears.len());
             let (gptq, rtn) = (gptq.output_mse.unwrap(), rtn.output_mse.unwrap());
             assert!(gptq < 0.8 * rtn, "{}: {gptq} of {rtn}", decoder.config().architecture);
         }

@@ -3,6 +3,8 @@
 
 #[path = "tidy/claims.rs"]
 mod claims;
+#[path = "tidy/layers.rs"]
+mod layers;
 #[path = "tidy/readme.rs"]
 mod readme;
 #[path = "tidy/sums.rs"]

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{QuantBackend, float_vec};
+use crate::backend::{ClipOutcome, QuantBackend};
 use crate::grid::{Granularity, Grid};
 use crate::method::{BlockCtx, MethodError};
 use crate::model::LinearName;
@@ -23,19 +23,6 @@ pub struct ClipSearch {
     pub max_shrink: f64,
     /// Calibration tokens that judge a bound, evenly spaced (the official code: 512).
     pub n_tokens: NonZeroUsize,
-}
-
-/// What a clip search found for one linear.
-#[derive(Clone, Debug)]
-pub struct ClipOutcome<B: QuantBackend> {
-    /// The clipped weight, `[out, in]`.
-    pub weight: Tensor<B, 2>,
-    /// The bound of each group, `[out, n_groups]`.
-    pub bound: Tensor<B, 2>,
-    /// Mean over rows and tokens of the squared output error, groups taken alone and added, without clipping.
-    pub loss_before: f64,
-    /// The same with the bounds found.
-    pub loss_after: f64,
 }
 
 impl ClipSearch {
@@ -82,42 +69,4 @@ fn group_grams<B: QuantBackend>(rows: Tensor<B, 2>, grid: &Grid) -> Vec<Tensor<B
         x.clone().transpose().matmul(x) / n as f64
     };
     (0..n_in).step_by(len).map(gram).collect()
-}
-
-/// The search in tensor operations: the error of group `g` in a row is `d^T G_g d` with `d = Q(clamp(w)) - w`.
-pub fn clip_search_tensor<B: QuantBackend>(
-    weight: Tensor<B, 2>,
-    grams: &[Tensor<B, 2>],
-    grid: &Grid,
-    factors: &[f64],
-) -> ClipOutcome<B> {
-    let [n_out, n_in] = weight.dims();
-    let len = grid.granularity.group_len(n_in);
-    let mean_over_rows =
-        |errors: Tensor<B, 2>| float_vec(errors).into_iter().map(f64::from).sum::<f64>() / n_out as f64;
-    let (mut weights, mut bounds) = (Vec::new(), Vec::new());
-    let (mut loss_before, mut loss_after) = (0.0, 0.0);
-    for (gram, start) in grams.iter().zip((0..n_in).step_by(len)) {
-        let part = weight.clone().narrow(1, start, len.min(n_in - start));
-        let full = part.clone().abs().max_dim(1);
-        let clamped = |bound: &Tensor<B, 2>| part.clone().min_pair(bound.clone()).max_pair(bound.clone().neg());
-        let error = |bound: &Tensor<B, 2>| {
-            let delta = B::fake_quant(clamped(bound), grid) - part.clone();
-            (delta.clone().matmul(gram.clone()) * delta).sum_dim(1)
-        };
-        let mut best_error = error(&full);
-        let mut best = full.clone();
-        loss_before += mean_over_rows(best_error.clone());
-        for &factor in &factors[1..] {
-            let bound = full.clone() * factor;
-            let candidate = error(&bound);
-            let wins = candidate.clone().lower(best_error.clone());
-            best = best.mask_where(wins.clone(), bound);
-            best_error = best_error.mask_where(wins, candidate);
-        }
-        loss_after += mean_over_rows(best_error);
-        weights.push(clamped(&best));
-        bounds.push(best);
-    }
-    ClipOutcome { weight: Tensor::cat(weights, 1), bound: Tensor::cat(bounds, 1), loss_before, loss_after }
 }

@@ -27,6 +27,7 @@ use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
 use crate::capture::CaptureNeeds;
 use crate::fold::fold;
+use crate::grid::Grid;
 use crate::log::{BlockLog, ClipLog, LinearLog};
 use crate::method::{BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod};
 use crate::model::{BlockParams, LinearFacts};
@@ -36,9 +37,17 @@ mod clip;
 mod salient;
 mod search;
 
-pub use clip::{ClipOutcome, ClipSearch, clip_search_tensor};
+pub use clip::ClipSearch;
 pub use salient::{FixedScale, KeepSalient, RandomChannels, SalientBy};
 pub use search::{ScaleFormula, ScaleSearch};
+
+/// What decides a scale search beside the block: AWQ with and without clipping share their scales.
+#[derive(PartialEq)]
+struct AskedSearch {
+    group: String,
+    grid: Grid,
+    search: ScaleSearch,
+}
 
 /// AWQ and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -166,7 +175,10 @@ impl Awq {
         for (group_idx, group) in ctx.block.layout().scale_groups.iter().enumerate() {
             let run = || search.run(ctx, group);
             let (scale, search_log) = match ctx.inputs {
-                Some(inputs) => inputs.scale_search(group, ctx.grid, search, run)?,
+                Some(inputs) => {
+                    let asked = AskedSearch { group: group.label(), grid: *ctx.grid, search: search.clone() };
+                    (*inputs.shared().get(asked, run)?).clone()
+                }
                 None => run()?,
             };
             scales.push((group_idx, scale));
@@ -185,11 +197,11 @@ impl Awq {
         rounding: &dyn LinearMethod<B>,
     ) -> Result<(QuantizedWeight, LinearLog), MethodError> {
         let mut weight = params.linear(facts.name).weight.clone();
-        let groups = ctx.block.layout().scale_groups;
+        let groups = &ctx.block.layout().scale_groups;
         let scales_linear = |(group_idx, _): &&(usize, Tensor<B, 1>)| groups[*group_idx].linears.contains(&facts.name);
         let input_scale = scales.iter().find(scales_linear).map(|(_, scale)| scale.clone());
         let mut clip = None;
-        if let (ClipStep::Search(search), true) = (&self.clip, facts.clips) {
+        if let (ClipStep::Search(search), true) = (&self.clip, facts.clips && !ctx.linear(facts).is_unreached()) {
             let mut rows = ctx.input(facts.input)?.sampled_rows(search.n_tokens.get());
             if let Some(scale) = &input_scale {
                 rows = rows / scale.clone().unsqueeze::<2>();

@@ -174,7 +174,7 @@ impl<B: QuantBackend> QuantMethod<B> for FixedScale {
         let mut params = ctx.block.params().clone();
         let mut edit = BlockEdit { scales: Vec::new(), linears: Default::default(), log: BlockLog::default() };
         for (group_idx, group) in layout.scale_groups.iter().enumerate() {
-            let scale = self.scale(ctx.input(group.linears[0])?.mean_abs());
+            let scale = self.scale(ctx.input(group.input)?.mean_abs());
             params = fold(params, group, &scale);
             edit.scales.push((group_idx, scale));
         }

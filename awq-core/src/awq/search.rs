@@ -17,6 +17,13 @@ use crate::model::{BlockParams, Inspect, LinearName, ScaleGroup};
 /// Smallest scale before normalization (the official code's constant): a channel that is never active keeps a usable weight.
 const MIN_SCALE: f64 = 1e-4;
 
+/// What decides the full-precision outputs of a module beside the block; every candidate is compared with them.
+#[derive(PartialEq)]
+struct AskedOutputs {
+    module: Inspect,
+    arithmetic: Arithmetic,
+}
+
 /// The search and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -49,7 +56,7 @@ impl ScaleSearch {
         ctx: &BlockCtx<'_, B>,
         group: &ScaleGroup,
     ) -> Result<(Tensor<B, 1>, ScaleSearchLog), MethodError> {
-        let input = ctx.input(group.linears[0])?;
+        let input = ctx.input(group.input)?;
         let weight_mean = match self.formula {
             ScaleFormula::Activation => None,
             ScaleFormula::Duo => Some(relative_weight_mean(ctx, group)),
@@ -98,14 +105,17 @@ impl ScaleSearch {
         }
         let mut params = BlockParams { arithmetic: self.arithmetic, ..ctx.block.params().clone() };
         let original = ctx.block.with_params(params.clone());
-        for &name in group.linears {
+        for &name in &group.linears {
             let bias = params.linear(name).bias.clone();
             params.linears.insert(name, Linear { weight: quantized(name), bias });
         }
         let candidate = ctx.block.with_params(params);
         let inputs =
-            ctx.inputs.ok_or(MethodError::NoCalibration { block_idx: ctx.block_idx, linear: group.linears[0].0 })?;
-        let expected = inputs.module_outputs(original.as_ref(), group.inspect, input);
+            ctx.inputs.ok_or(MethodError::NoCalibration { block_idx: ctx.block_idx, linear: group.input.0 })?;
+        let asked = AskedOutputs { module: group.inspect, arithmetic: self.arithmetic };
+        let outputs =
+            || Ok(input.batches().iter().map(|x| group.inspect.run(original.as_ref(), x.clone())).collect::<Vec<_>>());
+        let expected = inputs.shared().get::<_, _, MethodError>(asked, outputs)?;
         let (mut sum, mut n_values) = (0.0, 0);
         for (x, expected) in input.batches().iter().zip(expected.iter()) {
             let output = group.inspect.run(candidate.as_ref(), x.clone());

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::Heads;
 use super::cache::{KvCache, TILE};
-use crate::attention::first_visible;
+use crate::host::attention::first_visible;
 use crate::host::elementwise::{lane_max, lane_sum};
 use crate::host::exp::exp;
 use crate::host::vectorized;

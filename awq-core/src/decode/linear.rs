@@ -76,6 +76,12 @@ impl Linear {
         }
     }
 
+    /// As [`Self::forward`], `out` made as long as it must be.
+    pub(super) fn product(&self, x: &[f32], out: &mut Vec<f32>) {
+        out.resize(x.len() / self.n_in * self.n_out, 0.0);
+        self.forward(x, out);
+    }
+
     pub(super) fn is_packed(&self) -> bool {
         matches!(self.weight, Weight::Packed(_))
     }

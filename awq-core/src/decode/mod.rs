@@ -11,6 +11,7 @@
 mod attention;
 mod cache;
 mod linear;
+mod mlp;
 mod model;
 pub mod sample;
 mod session;

@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use super::Heads;
 use super::linear::{Linear, Part};
+use super::mlp::{Dense, Inner, Mlp};
 use crate::grid::Grid;
 use crate::host::elementwise;
 use crate::kernel::Activations;
 use crate::load::{Checkpoint, LoadError, ModelConfig, read_exact_shape};
-use crate::model::LinearName;
 use crate::model::layers::NormKind;
 use crate::model::rows::{TokenRows, position_rows};
-use crate::model::wiring::{InnerWiring, Positions, Wiring};
+use crate::model::wiring::{DenseWiring, ExpertsWiring, FeedForward, HeadNorms, InnerWiring, Positions, Wiring};
 use crate::model::wiring_of;
+use crate::model::{LinearName, NormName};
 
 /// What is chosen when a model is loaded for decoding.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,7 +34,7 @@ impl DecodeOptions {
 /// How the weights that a decode step reads are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Footprint {
-    /// Bytes of the linears and of the head.
+    /// Bytes of the linears and of the head; of experts, those that one token goes through.
     pub step_bytes: usize,
     /// Linears of blocks that are packed; those that read one input count as one.
     pub n_packed: usize,
@@ -63,22 +64,28 @@ pub(super) struct DecodeBlock {
     pub(super) window: Option<usize>,
     /// Queries, keys and values.
     pub(super) qkv: Linear,
+    pub(super) head_norms: Option<HostHeadNorms>,
     pub(super) o: Linear,
     pub(super) mlp_norm: HostNorm,
-    pub(super) inner: Inner,
-    /// Gate and up, or up alone.
-    pub(super) up: Linear,
-    pub(super) down: Linear,
+    pub(super) mlp: Mlp,
 }
 
-/// What happens between the linears of a feed-forward module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Inner {
-    SwiGlu,
-    Relu,
+impl DecodeBlock {
+    /// See [`Mlp::linears`].
+    fn linears(&self) -> Vec<(&Linear, f64)> {
+        let mut linears = vec![(&self.qkv, 1.0), (&self.o, 1.0)];
+        linears.extend(self.mlp.linears());
+        linears
+    }
 }
 
-/// A norm on rows of `[n, hidden]`.
+/// Norms of single heads.
+pub(super) struct HostHeadNorms {
+    pub(super) q: HostNorm,
+    pub(super) k: HostNorm,
+}
+
+/// A norm on rows, `[n, n_channels]`.
 pub(super) struct HostNorm {
     kind: NormKind,
     weight: Vec<f32>,
@@ -112,7 +119,7 @@ impl DecodeModel {
         };
         let reader = Reader { config: &config, wiring: &wiring, checkpoint, options };
         let blocks: Result<_, LoadError> = (0..config.n_blocks).map(|block_idx| reader.block(block_idx)).collect();
-        let final_norm = reader.norm(&wiring.final_norm)?;
+        let final_norm = reader.norm(&wiring.final_norm, hidden)?;
         let dense_head = match &wiring.head {
             None => embedding.clone(),
             Some(name) => Arc::new(read_exact_shape(checkpoint, name, &[config.vocab_size, hidden])?),
@@ -129,11 +136,12 @@ impl DecodeModel {
 
     /// What a decode step reads.
     pub fn footprint(&self) -> Footprint {
-        let linears = || self.blocks.iter().flat_map(|block| [&block.qkv, &block.o, &block.up, &block.down]);
+        let linears: Vec<(&Linear, f64)> = self.blocks.iter().flat_map(DecodeBlock::linears).collect();
+        let step_bytes: f64 = linears.iter().map(|(linear, share)| linear.bytes() as f64 * share).sum();
         Footprint {
-            step_bytes: linears().chain([&self.head]).map(Linear::bytes).sum(),
-            n_packed: linears().filter(|linear| linear.is_packed()).count(),
-            n_linears: linears().count(),
+            step_bytes: step_bytes as usize + self.head.bytes(),
+            n_packed: linears.iter().filter(|(linear, _)| linear.is_packed()).count(),
+            n_linears: linears.len(),
         }
     }
 }
@@ -152,26 +160,41 @@ impl Reader<'_> {
     }
 
     fn block(&self, block_idx: usize) -> Result<DecodeBlock, LoadError> {
-        let (attention, mlp) = (self.wiring.attention, self.wiring.mlp);
-        let shapes: BTreeMap<LinearName, [usize; 2]> = self.wiring.linear_shapes(self.config).into_iter().collect();
+        let wiring = &self.wiring.blocks[block_idx];
+        let (attention, mlp) = (wiring.attention, &wiring.mlp);
+        let shapes: BTreeMap<LinearName, [usize; 2]> =
+            wiring.linear_shapes(self.config).into_iter().chain(wiring.kept_shapes(self.config)).collect();
         // Linears that read one input are stacked, and multiplied together.
         let linear = |names: &[LinearName]| {
             let parts: Vec<Part> = names.iter().map(|&name| self.part(block_idx, name, shapes[&name][0])).collect();
             Linear::load(self.checkpoint, &parts, shapes[&names[0]][1], self.options)
         };
-        let (inner, ups) = match mlp.inner {
-            InnerWiring::SwiGlu { gate, up } => (Inner::SwiGlu, vec![gate, up]),
-            InnerWiring::Relu { up } => (Inner::Relu, vec![up]),
+        let dense = |module: &DenseWiring| -> Result<Dense, LoadError> {
+            let inner = match module.inner {
+                InnerWiring::SwiGlu { .. } => Inner::SwiGlu,
+                InnerWiring::Relu { .. } => Inner::Relu,
+            };
+            Ok(Dense { inner, up: linear(&module.ups())?, down: linear(&[module.down])? })
         };
+        let norm =
+            |name: NormName| self.norm(&self.wiring.block_norm(block_idx, name), wiring.n_channels(name, self.config));
+        let head_norms =
+            |names: HeadNorms| -> Result<_, LoadError> { Ok(HostHeadNorms { q: norm(names.q)?, k: norm(names.k)? }) };
         Ok(DecodeBlock {
-            attention_norm: self.norm(&self.wiring.block_norm(block_idx, attention.norm))?,
+            attention_norm: norm(attention.norm)?,
             window: self.config.windows[block_idx],
             qkv: linear(&[attention.q, attention.k, attention.v])?,
+            head_norms: attention.head_norms.map(head_norms).transpose()?,
             o: linear(&[attention.o])?,
-            mlp_norm: self.norm(&self.wiring.block_norm(block_idx, mlp.norm))?,
-            inner,
-            up: linear(&ups)?,
-            down: linear(&[mlp.down])?,
+            mlp_norm: norm(mlp.norm)?,
+            mlp: match &mlp.module {
+                FeedForward::Dense(module) => Mlp::Dense(dense(module)?),
+                FeedForward::Experts(ExpertsWiring { router, n_active, experts }) => Mlp::Experts {
+                    router: linear(&[*router])?,
+                    n_active: *n_active,
+                    experts: experts.iter().map(dense).collect::<Result<_, _>>()?,
+                },
+            },
         })
     }
 
@@ -179,12 +202,11 @@ impl Reader<'_> {
         Part { name: self.wiring.linear(block_idx, linear), n_out, has_bias: self.wiring.biased.contains(&linear) }
     }
 
-    fn norm(&self, name: &str) -> Result<HostNorm, LoadError> {
-        let hidden = self.config.hidden_size;
-        let read = |what: &str| read_exact_shape(self.checkpoint, &format!("{name}.{what}"), &[hidden]);
+    fn norm(&self, name: &str, n_channels: usize) -> Result<HostNorm, LoadError> {
+        let read = |what: &str| read_exact_shape(self.checkpoint, &format!("{name}.{what}"), &[n_channels]);
         let kind = self.wiring.norm;
         let bias = match kind {
-            NormKind::Rms => vec![0.0; hidden],
+            NormKind::Rms => vec![0.0; n_channels],
             NormKind::Layer => read("bias")?,
         };
         Ok(HostNorm { kind, weight: read("weight")?, bias, eps: self.config.norm_eps as f32 })

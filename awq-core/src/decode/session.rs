@@ -1,14 +1,11 @@
 //! [`Session`]: one text in the making: its cache, its buffers, and the forward pass of new tokens.
 
-use rayon::prelude::*;
-
 use super::Heads;
 use super::attention::attend;
 use super::cache::KvCache;
-use super::linear::Linear;
-use super::model::{DecodeModel, Inner};
+use super::mlp::MlpBuffers;
+use super::model::{DecodeBlock, DecodeModel};
 use crate::host::attention::rotate_row;
-use crate::host::elementwise::swiglu;
 use crate::host::vectorized;
 use crate::load::ModelConfig;
 
@@ -88,8 +85,7 @@ struct Buffers {
     qkv: Vec<f32>,
     mixed: Vec<f32>,
     delta: Vec<f32>,
-    up: Vec<f32>,
-    inner: Vec<f32>,
+    mlp: MlpBuffers,
     logits: Vec<f32>,
 }
 
@@ -193,25 +189,14 @@ impl<'m> Session<'m> {
         for (block, cache) in model.blocks.iter().zip(caches) {
             buffers.normed.clone_from(&buffers.hidden);
             block.attention_norm.apply(&mut buffers.normed);
-            product(&block.qkv, &buffers.normed, &mut buffers.qkv);
-            buffers.attend(model.heads, block.window, cache, rotary.as_ref(), *n_past);
-            product(&block.o, &buffers.mixed, &mut buffers.delta);
+            block.qkv.product(&buffers.normed, &mut buffers.qkv);
+            buffers.attend(model.heads, block, cache, rotary.as_ref(), *n_past);
+            block.o.product(&buffers.mixed, &mut buffers.delta);
             add(&mut buffers.hidden, &buffers.delta);
 
             buffers.normed.clone_from(&buffers.hidden);
             block.mlp_norm.apply(&mut buffers.normed);
-            product(&block.up, &buffers.normed, &mut buffers.up);
-            let inner = match block.inner {
-                Inner::SwiGlu => {
-                    buffers.gate(block.down.n_in);
-                    &buffers.inner
-                }
-                Inner::Relu => {
-                    buffers.up.iter_mut().for_each(|value| *value = value.max(0.0));
-                    &buffers.up
-                }
-            };
-            product(&block.down, inner, &mut buffers.delta);
+            block.mlp.forward(&buffers.normed, &mut buffers.mlp, &mut buffers.delta);
             add(&mut buffers.hidden, &buffers.delta);
         }
         self.n_past += ids.len();
@@ -224,14 +209,8 @@ impl<'m> Session<'m> {
         buffers.normed.clear();
         buffers.normed.extend_from_slice(&buffers.hidden[first..]);
         model.final_norm.apply(&mut buffers.normed);
-        product(&model.head, &buffers.normed, &mut buffers.logits);
+        model.head.product(&buffers.normed, &mut buffers.logits);
     }
-}
-
-/// `out = x W^T + b`, `out` made as long as it must be.
-fn product(linear: &Linear, x: &[f32], out: &mut Vec<f32>) {
-    out.resize(x.len() / linear.n_in * linear.n_out, 0.0);
-    linear.forward(x, out);
 }
 
 impl Buffers {
@@ -246,11 +225,11 @@ impl Buffers {
         }
     }
 
-    /// Rotates, stores keys and values, and mixes values.
+    /// Normalizes heads where they have norms, rotates, stores keys and values, and mixes values.
     fn attend(
         &mut self,
         heads: Heads,
-        window: Option<usize>,
+        block: &DecodeBlock,
         cache: &mut KvCache,
         rotary: Option<&Rotary>,
         n_past: usize,
@@ -260,6 +239,10 @@ impl Buffers {
         let n = self.qkv.len() / stride;
         for (i, row) in self.qkv.chunks_exact_mut(stride).enumerate() {
             let (rotated, value) = row.split_at_mut(q_width + kv_width);
+            if let Some(norms) = &block.head_norms {
+                norms.q.apply(&mut rotated[..q_width]);
+                norms.k.apply(&mut rotated[q_width..]);
+            }
             if let Some(rotary) = rotary {
                 rotary.rotate(rotated, n_past + i);
             }
@@ -267,18 +250,7 @@ impl Buffers {
         }
         let n_positions = n_past + n;
         self.mixed.resize(n * q_width, 0.0);
-        attend(cache, heads, window, &self.qkv, stride, n_positions, &mut self.mixed);
-    }
-
-    /// `silu(gate) * up` of rows that hold both.
-    fn gate(&mut self, width: usize) {
-        self.inner.resize(self.up.len() / 2, 0.0);
-        let rows = self.inner.par_chunks_exact_mut(width).zip(self.up.par_chunks_exact(2 * width));
-        rows.for_each(|(inner, row)| {
-            let (gate, up) = row.split_at(width);
-            inner.copy_from_slice(gate);
-            swiglu(inner, up);
-        });
+        attend(cache, heads, block.window, &self.qkv, stride, n_positions, &mut self.mixed);
     }
 }
 

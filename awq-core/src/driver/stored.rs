@@ -19,7 +19,7 @@ impl QuantizedModel {
         checkpoint: &dyn Checkpoint,
         logs: Vec<BlockLog>,
     ) -> Result<Self, LoadError> {
-        let blocks = (0..logs.len()).map(|block_idx| StoredBlock::read(wiring, block_idx, checkpoint));
+        let blocks = (0..wiring.blocks.len().min(logs.len())).map(|idx| StoredBlock::read(wiring, idx, checkpoint));
         Ok(Self { blocks: blocks.collect::<Result<_, _>>()?, logs })
     }
 }
@@ -27,15 +27,21 @@ impl QuantizedModel {
 impl StoredBlock {
     fn read(wiring: &Wiring, block_idx: usize, checkpoint: &dyn Checkpoint) -> Result<Self, LoadError> {
         let vector = |name: String| checkpoint.shape(&name).map(|_| checkpoint.read_f32(&name)).transpose();
-        let mut block = Self { weights: BTreeMap::new(), biases: BTreeMap::new(), norms: BTreeMap::new() };
-        for linear in wiring.layout.linears.iter().map(|facts| facts.name) {
+        let mut block =
+            Self { weights: BTreeMap::new(), biases: BTreeMap::new(), kept: BTreeMap::new(), norms: BTreeMap::new() };
+        let parts = &wiring.blocks[block_idx];
+        for linear in parts.layout.linears.iter().map(|facts| facts.name) {
             let name = wiring.linear(block_idx, linear);
             if let Some(weight) = checkpoint.read_quantized(&format!("{name}.weight"))? {
                 block.weights.insert(linear, Arc::new(PackedWeight::new(weight)));
             }
             block.biases.extend(vector(format!("{name}.bias"))?.map(|bias| (linear, bias)));
         }
-        for norm in [wiring.attention.norm, wiring.mlp.norm] {
+        for linear in parts.mlp.module.kept() {
+            let values = vector(format!("{}.weight", wiring.linear(block_idx, linear)))?;
+            block.kept.extend(values.map(|values| (linear, values)));
+        }
+        for norm in parts.norms() {
             let name = wiring.block_norm(block_idx, norm);
             if let Some(weight) = vector(format!("{name}.weight"))? {
                 block.norms.insert(norm, (weight, vector(format!("{name}.bias"))?));

@@ -7,10 +7,34 @@ use rayon::prelude::*;
 
 use super::elementwise::{lane_max, lane_sum};
 use super::exp::exp;
-use crate::backend::AttentionShape;
 
 /// Query rows scored at once: small enough that their scores of a few thousand keys stay in the second-level cache.
 const QUERY_ROWS: usize = 128;
+
+/// Geometry of one attention call.
+#[derive(Clone, Debug)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads; each serves `n_heads / n_kv_heads` query heads (GQA).
+    pub n_kv_heads: usize,
+    /// Channels of one head.
+    pub head_dim: usize,
+    /// How many positions a query sees at most, its own and those before it; `None` for all of them.
+    pub window: Option<usize>,
+}
+
+impl AttentionShape {
+    /// The first position that the query at `position` sees.
+    pub(crate) fn first_visible(&self, position: usize) -> usize {
+        first_visible(self.window, position)
+    }
+}
+
+/// The first position that the query at `position` sees through `window`: the last one is its own.
+pub(crate) fn first_visible(window: Option<usize>, position: usize) -> usize {
+    window.map_or(0, |window| (position + 1).saturating_sub(window))
+}
 
 /// See [`crate::backend::QuantBackend::causal_attention`]; `rotary` is (cos, sin), each `[>= seq, head_dim / 2]`.
 pub fn causal_attention(

@@ -5,8 +5,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::elementwise::dot;
-use super::grid::{code, group_params};
-use crate::grid::{Grid, GroupParams};
+use crate::grid::{Grid, GroupParams, code, group_params};
 
 /// Rows judged together: their candidate errors times the Gram matrix are one small matrix product.
 const ROWS_PER_TASK: usize = 32;

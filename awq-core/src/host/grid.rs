@@ -2,14 +2,9 @@
 
 use rayon::prelude::*;
 
-use crate::grid::{Granularity, Grid, GroupParams};
+use crate::grid::{Granularity, Grid, GroupParams, code, group_params};
 use crate::quantized::{QuantizedWeight, ZeroPoints};
 use crate::transform::WeightTransform;
-
-/// Adding and subtracting 1.5 * 2^23 rounds half to even; exact for magnitudes below 2^22.
-const ROUND: f32 = 12_582_912.0;
-/// Bound applied before [`ROUND`]: far outside every code range, far inside its exact range.
-const ROUND_BOUND: f32 = 1e6;
 
 /// Rounds a row-major `[n_out, n_in]` weight onto `grid`.
 pub fn quantize(weight: &[f32], n_out: usize, n_in: usize, grid: &Grid) -> QuantizedWeight {
@@ -54,37 +49,6 @@ vectorized! {
             }
         }
     }
-}
-
-/// The code of one weight, as a float.
-#[inline(always)]
-pub(crate) fn code(w: f32, scale: f32, zero_point: f32, low: f32, high: f32) -> f32 {
-    let steps = (w / scale).clamp(-ROUND_BOUND, ROUND_BOUND);
-    let rounded = (steps + ROUND) - ROUND;
-    (rounded + zero_point).clamp(low, high)
-}
-
-/// Parameters of a group from its extrema.
-#[inline(always)]
-pub(crate) fn group_params(group: &[f32], grid: &Grid) -> GroupParams {
-    let (min, max) = extrema(group);
-    grid.group_params(min, max)
-}
-
-#[inline(always)]
-fn extrema(values: &[f32]) -> (f32, f32) {
-    const LANES: usize = 16;
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    let (mut low, mut high) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
-    for chunk in chunks {
-        for lane in 0..LANES {
-            low[lane] = if chunk[lane] < low[lane] { chunk[lane] } else { low[lane] };
-            high[lane] = if chunk[lane] > high[lane] { chunk[lane] } else { high[lane] };
-        }
-    }
-    let min = low.iter().chain(rest).fold(f32::INFINITY, |a, &b| a.min(b));
-    let max = high.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-    (min, max)
 }
 
 /// How a matrix falls into groups. A per-tensor grid sees the matrix as one long row.

@@ -38,3 +38,4 @@ pub mod gram;
 pub mod grid;
 pub mod matmul;
 pub mod matvec;
+pub mod routing;

@@ -2,6 +2,7 @@
 
 use super::LoadError;
 use super::keys::Keys;
+use super::windows::Windows;
 
 /// A class of transformers. Values of absent keys are those of transformers 5.24.
 #[derive(Debug)]
@@ -18,6 +19,12 @@ pub(crate) struct Class {
     pub(crate) n_kv_heads: KvHeads,
     pub(crate) vocab_size: usize,
     pub(crate) max_positions: usize,
+    /// Width of a head; `None` for `hidden_size / n_heads`.
+    pub(crate) head_dim: Option<usize>,
+    /// Base of the rotary frequencies.
+    pub(crate) rope_theta: f64,
+    /// Which blocks have a sliding window.
+    pub(crate) windows: Windows,
     /// The key of what norms add to the variance, if the class has one, and its value.
     pub(crate) norm_eps: (Option<&'static str>, f64),
     pub(crate) tied_head: bool,
@@ -26,6 +33,19 @@ pub(crate) struct Class {
     /// Whether a key gives the linears of the feed-forward module a bias.
     pub(crate) has_mlp_bias_key: bool,
     pub(crate) eos_id: Option<u32>,
+    /// Keys that change what is computed and that the family reads itself; all others of that kind are refused.
+    pub(crate) own_keys: &'static [&'static str],
+    /// What it is in a GGUF file; `None` where such files are not read.
+    pub(crate) gguf: Option<GgufArchitecture>,
+}
+
+/// A class as llama.cpp stores it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GgufArchitecture {
+    /// `general.architecture`.
+    pub(crate) name: &'static str,
+    /// Whether the two rows of a rotary pair lie side by side in q and k.
+    pub(crate) interleaved_rows: bool,
 }
 
 /// Key and value heads of a class.
@@ -49,6 +69,18 @@ impl Class {
             (KvHeads::AsQueries, _) => Ok(n_heads),
             (KvHeads::Key(Some(default)), None) => Ok(default),
             (KvHeads::Key(_), _) => Ok(keys.optional_dimension(KEY)?.unwrap_or(n_heads)),
+        }
+    }
+
+    /// Width of a head; `share` of the residual stream's width where neither the file nor the class says.
+    ///
+    /// # Errors
+    /// A value that is no positive integer.
+    pub(super) fn head_dim(&self, keys: &Keys<'_>, share: usize) -> Result<usize, LoadError> {
+        const KEY: &str = "head_dim";
+        match self.head_dim {
+            Some(default) => keys.dimension_or(KEY, default),
+            None => Ok(keys.optional_dimension(KEY)?.unwrap_or(share)),
         }
     }
 }

@@ -68,7 +68,7 @@ impl ModelConfig {
         let hidden_size = keys.dimension_or("hidden_size", class.hidden_size)?;
         let n_blocks = keys.dimension_or("num_hidden_layers", class.n_blocks)?;
         let n_heads = keys.dimension_or("num_attention_heads", class.n_heads)?;
-        let rope = Rope::from_hugging_face(&keys)?;
+        let rope = Rope::from_hugging_face(&keys, class.rope_theta)?;
         let (inner_key, inner_size) = class.intermediate_size;
         let (bias_key, has_bias) = class.attention_bias;
         let bias = bias_key.map(|key| keys.optional_bool(key)).transpose()?.flatten();
@@ -78,7 +78,7 @@ impl ModelConfig {
             n_blocks,
             n_heads,
             n_kv_heads: class.kv_heads(&keys, n_heads)?,
-            head_dim: keys.optional_dimension("head_dim")?.unwrap_or(hidden_size / n_heads),
+            head_dim: class.head_dim(&keys, hidden_size / n_heads)?,
             vocab_size: keys.dimension_or("vocab_size", class.vocab_size)?,
             max_positions: keys.dimension_or("max_position_embeddings", class.max_positions)?,
             norm_eps: match class.norm_eps {
@@ -95,7 +95,7 @@ impl ModelConfig {
                 None => class.eos_id.into_iter().collect(),
                 Some(_) => keys.token_ids("eos_token_id")?,
             },
-            windows: windows::from_hugging_face(&keys, class.name, n_blocks)?,
+            windows: windows::from_hugging_face(&keys, class, n_blocks)?,
             architecture: class.name.to_owned(),
             raw: Json::Null,
         };
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn opt_and_qwen2_have_their_own_defaults() {
+    fn classes_have_their_own_defaults() {
         let opt = parse(&json!({
             "architectures": ["OPTForCausalLM"], "hidden_size": 768, "ffn_dim": 3072, "num_hidden_layers": 12,
             "num_attention_heads": 12, "vocab_size": 50272, "max_position_embeddings": 2048, "bos_token_id": 2
@@ -345,6 +345,16 @@ mod tests {
 
         let qwen2 = parse(&with("architectures", json!(["Qwen2ForCausalLM"]))).unwrap();
         assert!(qwen2.attention_bias && !qwen2.tie_word_embeddings);
+        assert_eq!(qwen2.head_dim, 64);
+
+        let qwen3 = parse(&with("architectures", json!(["Qwen3ForCausalLM"]))).unwrap();
+        assert_eq!((qwen3.attention_bias, qwen3.head_dim), (false, 128));
+        let silent = parse(&json!({ "architectures": ["Qwen3ForCausalLM"] })).unwrap();
+        assert_eq!((silent.hidden_size, silent.intermediate_size, silent.n_blocks), (4096, 22_016, 32));
+        assert_eq!((silent.n_heads, silent.n_kv_heads, silent.head_dim), (32, 32, 128));
+        assert_eq!((silent.vocab_size, silent.max_positions), (151_936, 32_768));
+        assert_eq!((silent.norm_eps, silent.rope_theta), (1e-6, 10_000.0));
+        assert_eq!((silent.eos_ids, silent.windows), (vec![], vec![None; 32]));
     }
 
     #[test]

@@ -43,7 +43,9 @@ impl ModelConfig {
         put("mlp_bias", json!(self.mlp_bias));
         put("bos_token_id", json!(self.bos_id));
         put("eos_token_id", json!(self.eos_ids));
-        windows::put(&mut keys, &self.architecture, &self.windows);
+        if let Some(class) = crate::model::classes().find(|class| class.name == self.architecture) {
+            windows::put(&mut keys, class, &self.windows);
+        }
         Json::Object(keys)
     }
 
@@ -164,6 +166,7 @@ mod tests {
             ("Qwen2ForCausalLM", vec![None; 3]),
             ("Qwen2ForCausalLM", vec![None, Some(300), None]),
             ("Qwen2ForCausalLM", vec![Some(300); 3]),
+            ("Qwen3ForCausalLM", vec![None, Some(300), None]),
         ] {
             let spec = TinySpec { n_blocks: 3, ..TinySpec::GQA };
             let config = ModelConfig { architecture: architecture.into(), windows: windows.clone(), ..spec.config() };

@@ -33,7 +33,7 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
-pub(crate) use self::class::{Class, KvHeads};
+pub(crate) use self::class::{Class, GgufArchitecture, KvHeads};
 pub use self::config::ModelConfig;
 pub use self::error::LoadError;
 pub use self::folder::check_folder;
@@ -45,6 +45,7 @@ pub use self::rope::RopeScaling;
 pub use self::safetensors::SafetensorsCheckpoint;
 pub use self::storage::StoredType;
 pub use self::tokenizer::Tokenizer;
+pub(crate) use self::windows::Windows;
 use crate::quantized::QuantizedWeight;
 
 /// A memory-mapped source of named tensors.

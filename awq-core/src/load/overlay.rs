@@ -13,7 +13,7 @@ pub struct QuantizedCheckpoint {
     base: Arc<dyn Checkpoint>,
     /// By name of the weight, `{linear}.weight`.
     pub(crate) packed: BTreeMap<String, Arc<PackedWeight>>,
-    /// Vectors (norms, biases) into which scales were folded, by name.
+    /// Norms, biases and linears in full precision, into which scales were folded, by name.
     pub(crate) changed: BTreeMap<String, Vec<f32>>,
 }
 

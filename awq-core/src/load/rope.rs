@@ -5,7 +5,7 @@ use std::f64::consts::PI;
 use super::LoadError;
 use super::keys::Keys;
 
-/// transformers' and llama.cpp's default for models that do not say.
+/// llama.cpp's default for models that do not say.
 const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 
 /// A change of the rotary frequencies `theta^(-2j / head_dim)`.
@@ -41,8 +41,8 @@ pub(super) struct Rope {
 }
 
 impl Rope {
-    /// From the keys of a Hugging Face `config.json`.
-    pub(super) fn from_hugging_face(keys: &Keys<'_>) -> Result<Self, LoadError> {
+    /// From the keys of a Hugging Face `config.json`; `default_theta` is the base of a file that names none.
+    pub(super) fn from_hugging_face(keys: &Keys<'_>, default_theta: f64) -> Result<Self, LoadError> {
         let theta = keys.optional_float("rope_theta")?;
         // transformers 5 has moved `rope_theta` and `rope_scaling` into `rope_parameters`; where both are there, it takes the
         // older key alone, and the base that `rope_parameters` names is lost.
@@ -55,11 +55,11 @@ impl Rope {
             let inner = Keys { file: keys.file, json: value };
             let inner_theta = inner.optional_float("rope_theta")?;
             return Ok(Self {
-                theta: inner_theta.or(theta).unwrap_or(DEFAULT_ROPE_THETA),
+                theta: inner_theta.or(theta).unwrap_or(default_theta),
                 scaling: scaling_from_hugging_face(&inner, key, keys.optional_dimension("max_position_embeddings")?)?,
             });
         }
-        Ok(Self { theta: theta.unwrap_or(DEFAULT_ROPE_THETA), scaling: None })
+        Ok(Self { theta: theta.unwrap_or(default_theta), scaling: None })
     }
 
     /// From GGUF metadata, whose keys start with `prefix`, as llama.cpp reads them: the type is linear unless the file
@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     fn parse(json: &Json) -> Result<Rope, LoadError> {
-        Rope::from_hugging_face(&Keys { file: Path::new("config.json"), json })
+        Rope::from_hugging_face(&Keys { file: Path::new("config.json"), json }, 10_000.0)
     }
 
     #[track_caller]

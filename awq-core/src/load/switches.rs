@@ -147,6 +147,7 @@ pub(super) fn check(keys: &Keys<'_>, class: &Class) -> Result<(), LoadError> {
     let Some(object) = keys.json.as_object() else { return Ok(()) };
     for (key, value) in object {
         let changes = match SWITCHES.iter().find(|(name, ..)| name == key) {
+            _ if class.own_keys.contains(&key.as_str()) => continue,
             Some((_, neutral, changes)) if !neutral.is(value) => *changes,
             Some(_) => continue,
             None if HARMLESS.contains(&key.as_str()) || !is_suspect(key) || is_idle(value) => continue,

@@ -3,12 +3,13 @@
 //! | class | which blocks slide | width |
 //! |---|---|---|
 //! | Mistral | all | `sliding_window`; 4096 without the key, none for `null` |
-//! | Qwen2 | with `use_sliding_window` those from `max_window_layers` (28) on, or as `layer_types` says | `sliding_window`; 4096 without the key |
+//! | Qwen2, Qwen3 | with `use_sliding_window` those from `max_window_layers` (28) on, or as `layer_types` says | `sliding_window`; 4096 without the key |
 //! | others | none: their `sliding_window` is not looked at | |
 
 use serde_json::{Map, Value as Json, json};
 
 use super::LoadError;
+use super::class::Class;
 use super::keys::Keys;
 
 const WINDOW: &str = "sliding_window";
@@ -17,39 +18,55 @@ const LAYER_TYPES: &str = "layer_types";
 const SLIDING: &str = "sliding_attention";
 const FULL: &str = "full_attention";
 
-/// The width of a Mistral or Qwen2 model whose file does not give it.
+/// The width in a model with windows in some blocks whose file does not give it.
 const DEFAULT_WINDOW: usize = 4096;
-/// The first block that slides in a Qwen2 model whose file does not give it.
+/// The first block that slides in such a model whose file does not give it.
 const DEFAULT_FIRST_SLIDING: usize = 28;
+
+/// Which blocks of a class have a window.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Windows {
+    /// None: the keys are not looked at.
+    Never,
+    /// All: `sliding_window`, or this width where the file does not give it.
+    EveryBlock(Option<usize>),
+    /// Those that `use_sliding_window`, `max_window_layers` and `layer_types` say.
+    SomeBlocks,
+}
 
 /// The window of each block, `None` where it sees everything before it.
 pub(super) fn from_hugging_face(
     keys: &Keys<'_>,
-    architecture: &str,
+    class: &Class,
     n_blocks: usize,
 ) -> Result<Vec<Option<usize>>, LoadError> {
-    match architecture {
-        "MistralForCausalLM" => mistral(keys, n_blocks),
-        "Qwen2ForCausalLM" => qwen2(keys, n_blocks),
-        "LlamaForCausalLM" | "OPTForCausalLM" => without(keys, architecture, n_blocks),
-        // What else there may be is for the family table to refuse.
-        _ => Ok(vec![None; n_blocks]),
+    match class.windows {
+        Windows::Never => without(keys, class.name, n_blocks),
+        Windows::EveryBlock(default) => every_block(keys, class.name, default, n_blocks),
+        Windows::SomeBlocks => some_blocks(keys, n_blocks),
     }
 }
 
-fn mistral(keys: &Keys<'_>, n_blocks: usize) -> Result<Vec<Option<usize>>, LoadError> {
-    let window = width(keys)?;
+fn every_block(
+    keys: &Keys<'_>,
+    architecture: &str,
+    default: Option<usize>,
+    n_blocks: usize,
+) -> Result<Vec<Option<usize>>, LoadError> {
+    let window = width(keys, default)?;
+    let family = architecture.trim_end_matches("ForCausalLM");
     // transformers warns of the key and does not look at it.
     let (expected, why) = match window {
-        Some(_) => (SLIDING, format!("all blocks of a Mistral model with a {WINDOW:?} slide")),
-        None => (FULL, format!("no block of a Mistral model without a {WINDOW:?} slides")),
+        Some(_) => (SLIDING, format!("all blocks of a {family} model with a {WINDOW:?} slide")),
+        None => (FULL, format!("no block of a {family} model without a {WINDOW:?} slides")),
     };
     all_blocks_are(keys, n_blocks, expected, &why)?;
     Ok(vec![window; n_blocks])
 }
 
-fn qwen2(keys: &Keys<'_>, n_blocks: usize) -> Result<Vec<Option<usize>>, LoadError> {
-    let window = if keys.optional_bool(USE_WINDOW)?.unwrap_or(false) { width(keys)? } else { None };
+fn some_blocks(keys: &Keys<'_>, n_blocks: usize) -> Result<Vec<Option<usize>>, LoadError> {
+    let window =
+        if keys.optional_bool(USE_WINDOW)?.unwrap_or(false) { width(keys, Some(DEFAULT_WINDOW))? } else { None };
     let first_sliding = match keys.get("max_window_layers") {
         None => DEFAULT_FIRST_SLIDING,
         Some(value) => value
@@ -80,9 +97,9 @@ fn without(keys: &Keys<'_>, architecture: &str, n_blocks: usize) -> Result<Vec<O
 }
 
 /// The width where windows are used: absent and `null` are two things.
-fn width(keys: &Keys<'_>) -> Result<Option<usize>, LoadError> {
+fn width(keys: &Keys<'_>, default: Option<usize>) -> Result<Option<usize>, LoadError> {
     match keys.json.get(WINDOW) {
-        None => Ok(Some(DEFAULT_WINDOW)),
+        None => Ok(default),
         Some(_) => keys.optional_dimension(WINDOW),
     }
 }
@@ -114,19 +131,19 @@ fn layer_types<'a>(keys: &Keys<'a>, n_blocks: usize) -> Result<Option<Vec<&'a st
 }
 
 /// Adds the keys from which [`from_hugging_face`] reads these windows again.
-pub(super) fn put(keys: &mut Map<String, Json>, architecture: &str, windows: &[Option<usize>]) {
+pub(super) fn put(keys: &mut Map<String, Json>, class: &Class, windows: &[Option<usize>]) {
     let width = windows.iter().flatten().next();
-    match architecture {
-        "MistralForCausalLM" => {
+    match class.windows {
+        Windows::Never => {}
+        Windows::EveryBlock(_) => {
             keys.insert(WINDOW.into(), json!(width));
         }
-        "Qwen2ForCausalLM" => {
+        Windows::SomeBlocks => {
             let types: Vec<&str> = windows.iter().map(|window| if window.is_some() { SLIDING } else { FULL }).collect();
             keys.insert(USE_WINDOW.into(), json!(width.is_some()));
             keys.insert(WINDOW.into(), json!(width));
             keys.insert(LAYER_TYPES.into(), json!(types));
         }
-        _ => {}
     }
 }
 
@@ -140,10 +157,11 @@ mod tests {
 
     fn read(class: &str, json: &Json) -> Result<Vec<Option<usize>>, LoadError> {
         let architecture = format!("{class}ForCausalLM");
-        from_hugging_face(&Keys { file: Path::new("config.json"), json }, &architecture, 3)
+        let class = crate::model::classes().find(|class| class.name == architecture).unwrap();
+        from_hugging_face(&Keys { file: Path::new("config.json"), json }, class, 3)
     }
 
-    /// Right values: `MistralConfig`, `Qwen2Config` and `LlamaConfig` of transformers 5.24.0, and what their models mask.
+    /// Right values: `MistralConfig`, `Qwen2Config`, `Qwen3Config` and `LlamaConfig` of transformers 5.24.0, and what their models mask.
     #[test]
     fn every_spelling_gives_the_windows_of_transformers() {
         let none = [None; 3];
@@ -170,6 +188,8 @@ mod tests {
                 }),
                 last,
             ),
+            ("Qwen3", json!({ "sliding_window": 8 }), none),
+            ("Qwen3", json!({ "sliding_window": 8, "use_sliding_window": true, "max_window_layers": 2 }), last),
             ("Llama", json!({ "sliding_window": 8 }), none),
             ("Llama", json!({ "sliding_window": 8, "use_sliding_window": false, "layer_types": vec![FULL; 3] }), none),
             ("OPT", json!({}), none),

@@ -5,21 +5,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use burn::tensor::activation::relu;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 
 use super::layers::{Linear, Norm, NormKind, matrix, product, vector};
 use super::rotary::Rotary;
 use super::rows::{TokenRows, position_rows};
-use super::wiring::{InnerWiring, Positions, Wiring};
+use super::wiring::{BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerWiring, Positions, Wiring};
 use super::{Block, BlockLayout, BlockParams, Decoder, NormName, Tap, ids_tensor};
 use crate::arithmetic::Arithmetic;
-use crate::backend::{AttentionShape, QuantBackend};
+use crate::backend::{AttentionShape, QuantBackend, float_vec};
+use crate::host::routing::route;
 use crate::load::{Checkpoint, LoadError, ModelConfig};
 
 /// A decoder over a checkpoint.
 pub(super) struct WiredDecoder<B: QuantBackend> {
     config: ModelConfig,
-    wiring: Arc<Wiring>,
+    wiring: Wiring,
     checkpoint: Arc<dyn Checkpoint>,
     embedding: Tensor<B, 2>,
     /// See [`TokenRows`].
@@ -62,9 +63,9 @@ impl<B: QuantBackend> WiredDecoder<B> {
                 PositionTensors::Learned(Tensor::from_data(TensorData::new(rows, shape), device))
             }
         };
-        let final_norm = norm(source, &wiring.final_norm, wiring.norm, &config, device)?;
+        let final_norm = norm(source, &wiring.final_norm, hidden, wiring.norm, config.norm_eps, device)?;
         let head = wiring.head.as_ref().map(|name| matrix(source, name, vocab_by_hidden, device)).transpose()?;
-        let (wiring, device) = (Arc::new(wiring), device.clone());
+        let device = device.clone();
         let unusable_ids = rows.unusable_ids;
         Ok(Self { config, wiring, checkpoint, embedding, unusable_ids, positions, final_norm, head, device })
     }
@@ -74,16 +75,17 @@ impl<B: QuantBackend> WiredDecoder<B> {
 fn norm<B: QuantBackend>(
     source: &dyn Checkpoint,
     prefix: &str,
+    n_channels: usize,
     kind: NormKind,
-    config: &ModelConfig,
+    eps: f64,
     device: &B::Device,
 ) -> Result<Norm<B>, LoadError> {
-    let read = |what: &str| vector(source, &format!("{prefix}.{what}"), config.hidden_size, device);
+    let read = |what: &str| vector(source, &format!("{prefix}.{what}"), n_channels, device);
     let bias = match kind {
         NormKind::Rms => None,
         NormKind::Layer => Some(read("bias")?),
     };
-    Ok(Norm { weight: read("weight")?, bias, kind, eps: config.norm_eps })
+    Ok(Norm { weight: read("weight")?, bias, kind, eps })
 }
 
 impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
@@ -91,8 +93,8 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
         &self.config
     }
 
-    fn layout(&self) -> &'static BlockLayout {
-        self.wiring.layout
+    fn layout(&self, block_idx: usize) -> &BlockLayout {
+        &self.wiring.blocks[block_idx].layout
     }
 
     fn check_ids(&self, ids: &[Vec<u32>]) -> Result<(), LoadError> {
@@ -118,18 +120,21 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
 
     fn block(&self, block_idx: usize) -> Result<Box<dyn Block<B>>, LoadError> {
         let (config, wiring, source) = (&self.config, &self.wiring, self.checkpoint.as_ref());
-        let linears = wiring.linear_shapes(config).into_iter().map(|(name, shape)| {
+        let block = &wiring.blocks[block_idx];
+        let shapes = block.linear_shapes(config).into_iter().chain(block.kept_shapes(config));
+        let linears = shapes.map(|(name, shape)| {
             let has_bias = wiring.biased.contains(&name);
             Ok((name, Linear::load(source, &wiring.linear(block_idx, name), shape, has_bias, &self.device)?))
         });
         let linears = linears.collect::<Result<BTreeMap<_, _>, LoadError>>()?;
-        let norm = |name: NormName| -> Result<_, LoadError> {
-            Ok((name, norm(source, &wiring.block_norm(block_idx, name), wiring.norm, config, &self.device)?))
-        };
-        let norms = BTreeMap::from([norm(wiring.attention.norm)?, norm(wiring.mlp.norm)?]);
+        let norms = block.norms().into_iter().map(|name| {
+            let (prefix, n_channels) = (wiring.block_norm(block_idx, name), block.n_channels(name, config));
+            Ok((name, norm(source, &prefix, n_channels, wiring.norm, config.norm_eps, &self.device)?))
+        });
+        let norms = norms.collect::<Result<BTreeMap<_, _>, LoadError>>()?;
         Ok(Box::new(WiredBlock {
             params: BlockParams { linears, norms, arithmetic: Arithmetic::F32 },
-            wiring: wiring.clone(),
+            wiring: block.clone(),
             shape: AttentionShape {
                 n_heads: config.n_heads,
                 n_kv_heads: config.n_kv_heads,
@@ -154,14 +159,14 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
 
 struct WiredBlock<B: QuantBackend> {
     params: BlockParams<B>,
-    wiring: Arc<Wiring>,
+    wiring: Arc<BlockWiring>,
     shape: AttentionShape,
     rotary: Option<Arc<Rotary<B>>>,
 }
 
 impl<B: QuantBackend> Block<B> for WiredBlock<B> {
-    fn layout(&self) -> &'static BlockLayout {
-        self.wiring.layout
+    fn layout(&self) -> &BlockLayout {
+        &self.wiring.layout
     }
 
     fn params(&self) -> &BlockParams<B> {
@@ -184,7 +189,10 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
         let names = self.wiring.attention;
         tap.see(names.q, &input);
         let project = |name| self.params.forward(name, input.clone());
-        let (q, k, v) = (project(names.q), project(names.k), project(names.v));
+        let (mut q, mut k, v) = (project(names.q), project(names.k), project(names.v));
+        if let Some(norms) = names.head_norms {
+            (q, k) = (self.norm_heads(norms.q, q), self.norm_heads(norms.k, k));
+        }
         let [_, seq, _] = input.dims();
         let table = self.rotary.as_ref().map(|rotary| rotary.first(seq));
         let mixed = B::causal_attention(q, k, v, table.as_ref(), &self.shape);
@@ -193,8 +201,24 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
     }
 
     fn mlp(&self, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
-        let down = self.wiring.mlp.down;
-        let inner = match self.wiring.mlp.inner {
+        match &self.wiring.mlp.module {
+            FeedForward::Dense(module) => self.dense(module, input, tap),
+            FeedForward::Experts(experts) => self.experts(experts, input, tap),
+        }
+    }
+}
+
+impl<B: QuantBackend> WiredBlock<B> {
+    /// Normalizes each head of `[batch, seq, n_heads * head_dim]`.
+    fn norm_heads(&self, norm: NormName, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let ([batch, seq, width], head_dim) = (x.dims(), self.shape.head_dim);
+        let heads = x.reshape([batch, seq * (width / head_dim), head_dim]);
+        self.params.norm(norm).forward(heads).reshape([batch, seq, width])
+    }
+
+    /// A feed-forward module, or one expert.
+    fn dense(&self, module: &DenseWiring, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        let inner = match module.inner {
             InnerWiring::SwiGlu { gate, up } => {
                 tap.see(gate, &input);
                 let gate = self.params.forward(gate, input.clone());
@@ -205,7 +229,28 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
                 relu(self.params.forward(up, input))
             }
         };
-        tap.see(down, &inner);
-        self.params.forward(down, inner)
+        tap.see(module.down, &inner);
+        self.params.forward(module.down, inner)
+    }
+
+    /// Experts, each on the tokens that are sent to it, which it sees as one sequence.
+    fn experts(&self, wiring: &ExpertsWiring, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        let ([batch, seq, hidden], device, dtype) = (input.dims(), input.device(), input.dtype());
+        tap.see(wiring.router, &input);
+        // f32 in any arithmetic: a rounding error would send tokens elsewhere.
+        let logits = self.params.linear(wiring.router).forward(input.clone(), Arithmetic::F32);
+        let rows = input.reshape([batch * seq, hidden]);
+        let mut sum = rows.zeros_like();
+        let shares = route(&float_vec(logits), wiring.experts.len(), wiring.n_active);
+        for (expert, share) in wiring.experts.iter().zip(shares).filter(|(_, share)| !share.tokens.is_empty()) {
+            let n = share.tokens.len();
+            let tokens: Vec<i64> = share.tokens.iter().map(|&token| token as i64).collect();
+            let tokens = Tensor::<B, 1, Int>::from_data(TensorData::new(tokens, [n]), &device);
+            let seen = rows.clone().select(0, tokens.clone()).unsqueeze::<3>();
+            let out = self.dense(expert, seen, tap).reshape([n, hidden]);
+            let weights = Tensor::<B, 2>::from_data(TensorData::new(share.weights, [n, 1]), &device).cast(dtype);
+            sum = sum.select_assign(0, tokens, out * weights, IndexingUpdateOp::Add);
+        }
+        sum.reshape([batch, seq, hidden])
     }
 }

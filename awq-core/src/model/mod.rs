@@ -1,11 +1,10 @@
 //! Decoder-only language models as lists of blocks that are handed out one at a time.
 //!
-//! What a family is, is data: [`BlockLayout`] names its linears, which input each reads, which groups of them share an AWQ
-//! scale, and what that scale is folded into; [`wiring::Wiring`] names its tensors and says what is computed. A family is one
-//! file with these two and a line in `FAMILIES`.
+//! What a family is, is data: [`BlockTable`] names its linears, which input each reads, which groups of them share an AWQ
+//! scale, and what that scale is folded into; [`wiring::Wiring`] names its tensors and says what is computed, block by block. A
+//! family is one file with these two and a line in `FAMILIES`.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor, TensorData};
@@ -17,8 +16,11 @@ use crate::load::{Checkpoint, Class, LoadError, ModelConfig};
 
 mod decoder;
 pub mod layers;
+mod layout;
 pub mod llama;
+pub mod mixtral;
 pub mod opt;
+pub mod qwen3;
 mod rotary;
 pub(crate) mod rows;
 mod storage;
@@ -29,99 +31,10 @@ pub mod wiring;
 
 use decoder::WiredDecoder;
 use layers::{Linear, Norm};
+pub use layout::{BlockLayout, BlockTable, GroupTable, Inspect, LinearFacts, LinearName, NormName, PrevOp, ScaleGroup};
 pub use storage::{Storage, StoredShare};
 pub use walk::for_each_block;
 use wiring::Wiring;
-
-/// Hugging Face name of a linear inside its block, e.g. `self_attn.q_proj`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LinearName(pub &'static str);
-
-impl fmt::Display for LinearName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
-    }
-}
-
-/// Hugging Face name of a norm inside its block, e.g. `input_layernorm`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NormName(pub &'static str);
-
-/// What is known of one linear of a family.
-#[derive(Clone, Copy, Debug)]
-pub struct LinearFacts {
-    /// Its name.
-    pub name: LinearName,
-    /// The linear under whose name its input is captured: q, k and v read one tensor, seen once.
-    pub input: LinearName,
-    /// Whether AWQ's clip search runs on it. Queries and keys are left alone: their products go through a softmax.
-    pub clips: bool,
-}
-
-/// Makes the tables of families readable.
-const fn reads(name: LinearName, input: LinearName, clips: bool) -> LinearFacts {
-    LinearFacts { name, input, clips }
-}
-
-/// The operation whose output a scale is divided out of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PrevOp {
-    /// A norm: its weight (and bias) is divided.
-    Norm(NormName),
-    /// A linear: its rows (and bias) are divided.
-    Linear(LinearName),
-}
-
-/// The part of a block whose output error judges a candidate scale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Inspect {
-    /// The attention module, output projection included.
-    Attention,
-    /// The feed-forward module.
-    Mlp,
-    /// The linear itself.
-    Linear,
-}
-
-impl Inspect {
-    /// Runs the inspected module on its (normed) input, `[batch, seq, in]`. A linear alone counts as part of the feed-forward
-    /// module, which contains it.
-    pub(crate) fn run<B: QuantBackend>(self, block: &dyn Block<B>, input: Tensor<B, 3>) -> Tensor<B, 3> {
-        match self {
-            Self::Attention => block.attention(input, &mut NoTap),
-            Self::Mlp | Self::Linear => block.mlp(input, &mut NoTap),
-        }
-    }
-}
-
-/// Linears that share an input, and so a scale (AWQ).
-#[derive(Clone, Copy, Debug)]
-pub struct ScaleGroup {
-    /// Where the inverse scale goes.
-    pub prev_op: PrevOp,
-    /// The linears; the first one's name is the capture name of their input.
-    pub linears: &'static [LinearName],
-    /// What judges a candidate.
-    pub inspect: Inspect,
-}
-
-impl ScaleGroup {
-    /// `self_attn.q_proj+self_attn.k_proj+self_attn.v_proj`.
-    pub fn label(&self) -> String {
-        self.linears.iter().map(|linear| linear.0).collect::<Vec<_>>().join("+")
-    }
-}
-
-/// The facts of a family's block.
-#[derive(Debug)]
-pub struct BlockLayout {
-    /// Every quantizable linear, in the order of the forward pass.
-    pub linears: &'static [LinearFacts],
-    /// Linears that are quantized together before activations are captured again (GPTQ's true-sequential order).
-    pub stages: &'static [&'static [LinearName]],
-    /// AWQ's groups.
-    pub scale_groups: &'static [ScaleGroup],
-}
 
 /// Everything in a block that a method may change. Tensors are values: a changed block is a new one.
 #[derive(Clone, Debug)]
@@ -167,8 +80,8 @@ impl<B: QuantBackend> Tap<B> for NoTap {
 
 /// One decoder block.
 pub trait Block<B: QuantBackend>: Send + Sync {
-    /// The family's facts.
-    fn layout(&self) -> &'static BlockLayout;
+    /// What methods must know of it.
+    fn layout(&self) -> &BlockLayout;
 
     /// Weights and norms.
     fn params(&self) -> &BlockParams<B>;
@@ -196,8 +109,8 @@ pub trait Decoder<B: QuantBackend>: Send + Sync {
     /// Its configuration.
     fn config(&self) -> &ModelConfig;
 
-    /// The facts shared by its blocks.
-    fn layout(&self) -> &'static BlockLayout;
+    /// What methods must know of a block.
+    fn layout(&self, block_idx: usize) -> &BlockLayout;
 
     /// Checks that the embedding has a finite row for each id.
     ///
@@ -228,8 +141,10 @@ type WireFamily = fn(&ModelConfig, &dyn Checkpoint) -> Result<Wiring, LoadError>
 const FAMILIES: &[(&Class, WireFamily)] = &[
     (&llama::LLAMA, llama::wiring),
     (&llama::MISTRAL, llama::wiring),
+    (&mixtral::MIXTRAL, mixtral::wiring),
     (&opt::OPT, opt::wiring),
     (&llama::QWEN2, llama::qwen2_wiring),
+    (&qwen3::QWEN3, qwen3::wiring),
 ];
 
 /// The classes that are known.

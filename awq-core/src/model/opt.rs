@@ -3,12 +3,17 @@
 //! The sizes that normalize after each module or project their embeddings (OPT-350m) are refused: there a norm's output
 //! also goes past the linears, so that no scale can be folded into it.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::layers::NormKind;
-use super::wiring::{AttentionWiring, InnerWiring, MlpWiring, Positions, Wiring};
-use super::{BlockLayout, Inspect, LinearName, NormName, PrevOp, ScaleGroup, bad_key, check_fixed, reads};
-use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig};
+use super::layout::{reads, scales};
+use super::wiring::{
+    AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, MlpWiring, Positions, Wiring,
+};
+use super::{BlockTable, Inspect, LinearName, NormName, PrevOp, bad_key, check_fixed};
+use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig, Windows};
 
 const Q: LinearName = LinearName("self_attn.q_proj");
 const K: LinearName = LinearName("self_attn.k_proj");
@@ -21,7 +26,7 @@ const MLP_NORM: NormName = NormName("final_layer_norm");
 
 /// Groups as in the official AWQ code, where all but q, k and v are judged by their own output. `fc1` takes the inverse
 /// scale of `fc2` although a ReLU lies between them: `relu(x / s) = relu(x) / s` for a positive `s`.
-static LAYOUT: BlockLayout = BlockLayout {
+const TABLE: BlockTable = BlockTable {
     linears: &[
         reads(Q, Q, false),
         reads(K, Q, false),
@@ -32,10 +37,10 @@ static LAYOUT: BlockLayout = BlockLayout {
     ],
     stages: &[&[K, V, Q], &[O], &[FC1], &[FC2]],
     scale_groups: &[
-        ScaleGroup { prev_op: PrevOp::Norm(ATTENTION_NORM), linears: &[Q, K, V], inspect: Inspect::Attention },
-        ScaleGroup { prev_op: PrevOp::Linear(V), linears: &[O], inspect: Inspect::Linear },
-        ScaleGroup { prev_op: PrevOp::Norm(MLP_NORM), linears: &[FC1], inspect: Inspect::Linear },
-        ScaleGroup { prev_op: PrevOp::Linear(FC1), linears: &[FC2], inspect: Inspect::Linear },
+        scales(PrevOp::Norm(ATTENTION_NORM), &[Q, K, V], Inspect::Attention),
+        scales(PrevOp::Linear(V), &[O], Inspect::Linear),
+        scales(PrevOp::Norm(MLP_NORM), &[FC1], Inspect::Linear),
+        scales(PrevOp::Linear(FC1), &[FC2], Inspect::Linear),
     ],
 };
 
@@ -53,11 +58,17 @@ pub(crate) const OPT: Class = Class {
     n_kv_heads: KvHeads::AsQueries,
     vocab_size: 50_272,
     max_positions: 2048,
+    head_dim: None,
+    // Positions are learned.
+    rope_theta: 10_000.0,
+    windows: Windows::Never,
     norm_eps: (None, 1e-5),
     tied_head: true,
     attention_bias: (Some("enable_bias"), true),
     has_mlp_bias_key: false,
     eos_id: Some(2),
+    own_keys: &[],
+    gguf: None,
 };
 
 /// Wires an OPT model.
@@ -76,17 +87,23 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
     ];
     check_fixed(config, checkpoint, &fixed)?;
     let prefix = prefix(checkpoint);
+    let block = Arc::new(BlockWiring {
+        layout: TABLE.layout(0),
+        attention: AttentionWiring { norm: ATTENTION_NORM, q: Q, k: K, v: V, o: O, head_norms: None },
+        mlp: MlpWiring {
+            norm: MLP_NORM,
+            module: FeedForward::Dense(DenseWiring { inner: InnerWiring::Relu { up: FC1 }, down: FC2 }),
+        },
+    });
     Ok(Wiring {
-        layout: &LAYOUT,
         embedding: format!("{prefix}.embed_tokens.weight"),
         positions: Positions::Learned {
             tensor: format!("{prefix}.embed_positions.weight"),
             first_row: POSITION_OFFSET,
         },
-        blocks: format!("{prefix}.layers"),
+        block_prefix: format!("{prefix}.layers"),
+        blocks: vec![block; config.n_blocks],
         norm: NormKind::Layer,
-        attention: AttentionWiring { norm: ATTENTION_NORM, q: Q, k: K, v: V, o: O },
-        mlp: MlpWiring { norm: MLP_NORM, inner: InnerWiring::Relu { up: FC1 }, down: FC2 },
         biased: if config.attention_bias { vec![Q, K, V, O, FC1, FC2] } else { Vec::new() },
         final_norm: format!("{prefix}.final_layer_norm"),
         head: (!config.tie_word_embeddings).then(|| "lm_head.weight".into()),

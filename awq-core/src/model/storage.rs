@@ -34,8 +34,8 @@ impl Storage {
     /// has a type that nothing is known of: then the model cannot be opened.
     pub fn of(wiring: &Wiring, config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Option<Self> {
         let mut types: Vec<StoredShare> = Vec::new();
-        for block_idx in 0..config.n_blocks {
-            for (linear, shape) in wiring.linear_shapes(config) {
+        for (block_idx, block) in wiring.blocks.iter().enumerate() {
+            for (linear, shape) in block.linear_shapes(config) {
                 let stored = checkpoint.stored_type(&format!("{}.weight", wiring.linear(block_idx, linear)))?;
                 let n_weights = shape.iter().product::<usize>() as u64;
                 match types.iter_mut().find(|share| share.name == stored.name) {

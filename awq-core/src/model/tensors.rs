@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use super::LinearName;
 use super::layers::NormKind;
 use super::wiring::{Positions, Wiring};
-use super::{LinearName, NormName};
 use crate::load::{Checkpoint, LoadError, ModelConfig, read_exact_shape};
 
 impl Wiring {
@@ -19,19 +19,20 @@ impl Wiring {
         if let Some(head) = &self.head {
             tensors.insert(head.clone(), vec![config.vocab_size, hidden]);
         }
-        let mut norm = |name: &str| {
-            tensors.insert(format!("{name}.weight"), vec![hidden]);
+        let mut norm = |name: &str, n_channels: usize| {
+            tensors.insert(format!("{name}.weight"), vec![n_channels]);
             if self.norm == NormKind::Layer {
-                tensors.insert(format!("{name}.bias"), vec![hidden]);
+                tensors.insert(format!("{name}.bias"), vec![n_channels]);
             }
         };
-        norm(&self.final_norm);
-        let norms: [NormName; 2] = [self.attention.norm, self.mlp.norm];
-        for block_idx in 0..config.n_blocks {
-            norms.iter().for_each(|&name| norm(&self.block_norm(block_idx, name)));
+        norm(&self.final_norm, hidden);
+        for (block_idx, block) in self.blocks.iter().enumerate() {
+            for name in block.norms() {
+                norm(&self.block_norm(block_idx, name), block.n_channels(name, config));
+            }
         }
-        for (linear, [n_out, n_in]) in self.linear_shapes(config) {
-            for block_idx in 0..config.n_blocks {
+        for (block_idx, block) in self.blocks.iter().enumerate() {
+            for (linear, [n_out, n_in]) in block.linear_shapes(config).into_iter().chain(block.kept_shapes(config)) {
                 let name = self.linear(block_idx, linear);
                 tensors.insert(format!("{name}.weight"), vec![n_out, n_in]);
                 if self.biased.contains(&linear) {
@@ -85,22 +86,25 @@ impl Wiring {
         checkpoint: &dyn Checkpoint,
     ) -> Result<Vec<LinearName>, LoadError> {
         let mut denied = Vec::new();
-        for facts in self.layout.linears {
-            let bias = |block_idx| format!("{}.bias", self.linear(block_idx, facts.name));
-            let without: Vec<String> =
-                (0..config.n_blocks).map(bias).filter(|name| checkpoint.shape(name).is_none()).collect();
-            let may_have_one = self.biased.contains(&facts.name);
-            if without.len() == config.n_blocks {
-                self.biased.retain(|name| *name != facts.name);
+        for linear in self.quantizable() {
+            let has_linear =
+                |block_idx: &usize| self.blocks[*block_idx].layout.linears.iter().any(|it| it.name == linear);
+            let biases: Vec<String> = (0..self.blocks.len())
+                .filter(has_linear)
+                .map(|block_idx| format!("{}.bias", self.linear(block_idx, linear)))
+                .collect();
+            let without: Vec<&String> = biases.iter().filter(|name| checkpoint.shape(name).is_none()).collect();
+            let may_have_one = self.biased.contains(&linear);
+            if without.len() == biases.len() {
+                self.biased.retain(|name| *name != linear);
                 if may_have_one && !config.is_from_gguf() {
                     self.notes.push(format!(
-                        "{}: the configuration gives {} a bias, none is stored: it is zero, as in transformers",
+                        "{}: the configuration gives {linear} a bias, none is stored: it is zero, as in transformers",
                         checkpoint.source().display(),
-                        facts.name
                     ));
                 }
             } else if !may_have_one {
-                denied.push(facts.name);
+                denied.push(linear);
             } else if let Some(name) = without.first() {
                 // In some blocks alone: the checkpoint is not whole.
                 checkpoint.read_any_f32(name)?;
@@ -117,10 +121,10 @@ impl Wiring {
         checkpoint: &dyn Checkpoint,
     ) -> Result<(), LoadError> {
         let is_denied = |name: &str| {
-            let linear = name.strip_suffix(".bias").and_then(|rest| rest.strip_prefix(&format!("{}.", self.blocks)));
-            linear.and_then(|rest| rest.split_once('.')).is_some_and(|(_, linear)| denied.iter().any(|d| d.0 == linear))
+            let linear = name.strip_suffix(".bias").and_then(|name| self.in_block(name));
+            linear.is_some_and(|(_, linear)| denied.iter().any(|denied| denied.0 == linear))
         };
-        let mut unread = Vec::new();
+        let (mut unread, mut notes) = (Vec::new(), Vec::new());
         for name in checkpoint.names().into_iter().filter(|name| !tensors.contains_key(name)) {
             // In a GGUF file no key denies a bias.
             if is_denied(&name) && !config.is_from_gguf() {
@@ -128,7 +132,7 @@ impl Wiring {
             }
             match self.reason_to_ignore(&name, checkpoint) {
                 Some(Reason::Known) => {}
-                Some(Reason::Guessed) => self.notes.push(format!(
+                Some(Reason::Guessed) => notes.push(format!(
                     "{}: tensor {name:?} is no weight of a decoder and is not read",
                     checkpoint.source().display()
                 )),
@@ -136,11 +140,12 @@ impl Wiring {
             }
         }
         for linear in denied.iter().filter(|_| !config.is_from_gguf()) {
-            self.notes.push(format!(
+            notes.push(format!(
                 "{}: the configuration gives {linear} no bias, but one is stored: it is not read, as in transformers",
                 checkpoint.source().display()
             ));
         }
+        self.notes.extend(notes);
         if unread.is_empty() {
             return Ok(());
         }
@@ -160,7 +165,7 @@ impl Wiring {
         {
             return Some(Reason::Known);
         }
-        let is_in_block = name.starts_with(&format!("{}.", self.blocks));
+        let is_in_block = name.starts_with(&format!("{}.", self.block_prefix));
         let n_dims = checkpoint.shape(name).map_or(0, |shape| shape.len());
         (!is_in_block && n_dims < 2 && !is_parameter).then_some(Reason::Guessed)
     }

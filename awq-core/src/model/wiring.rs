@@ -1,6 +1,9 @@
 //! [`Wiring`]: how the tensors of a checkpoint make up a decoder, by name. `decoder.rs` runs it in tensors, the engine of
 //! [`crate::decode`] on plain slices.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use super::layers::NormKind;
 use super::{BlockLayout, LinearName, NormName};
 use crate::load::ModelConfig;
@@ -8,21 +11,18 @@ use crate::load::ModelConfig;
 /// A decoder as data.
 #[derive(Clone, Debug)]
 pub struct Wiring {
-    /// What methods must know of a block.
-    pub layout: &'static BlockLayout,
     /// Tensor of the token embedding, `[vocab, hidden]`.
     pub embedding: String,
     /// How positions enter.
     pub positions: Positions,
-    /// What the names of the tensors of all blocks begin with: `{blocks}.{block_idx}.{linear}.weight`.
-    pub blocks: String,
+    /// What the names of the tensors of all blocks begin with: `{block_prefix}.{block_idx}.{linear}.weight`.
+    pub block_prefix: String,
+    /// One for each block; blocks that are alike share it.
+    pub blocks: Vec<Arc<BlockWiring>>,
     /// The kind of every norm.
     pub norm: NormKind,
-    /// The attention module.
-    pub attention: AttentionWiring,
-    /// The feed-forward module.
-    pub mlp: MlpWiring,
-    /// The linears that have a bias, in every block. A family names those that may have one; the tensors decide.
+    /// The linears that have a bias, in every block that has the linear. A family names those that may have one; the tensors
+    /// decide.
     pub biased: Vec<LinearName>,
     /// Name of the last norm, without `.weight`.
     pub final_norm: String,
@@ -30,6 +30,17 @@ pub struct Wiring {
     pub head: Option<String>,
     /// What a user should know of the checkpoint, a sentence each: tensors that are not read, a head that is not tied.
     pub notes: Vec<String>,
+}
+
+/// A block as data.
+#[derive(Clone, Debug)]
+pub struct BlockWiring {
+    /// What methods must know of it.
+    pub layout: BlockLayout,
+    /// The attention module.
+    pub attention: AttentionWiring,
+    /// The feed-forward module.
+    pub mlp: MlpWiring,
 }
 
 /// How positions enter a decoder.
@@ -46,7 +57,8 @@ pub enum Positions {
     },
 }
 
-/// `hidden + o(attention(q(x), k(x), v(x)))` with `x = norm(hidden)`.
+/// `hidden + o(attention(q(x), k(x), v(x)))` with `x = norm(hidden)`; with head norms, each head of q and of k is normalized
+/// before it is rotated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionWiring {
     /// What is normalized first.
@@ -59,17 +71,85 @@ pub struct AttentionWiring {
     pub v: LinearName,
     /// Output projection.
     pub o: LinearName,
+    /// Norms of single heads, of `head_dim` channels.
+    pub head_norms: Option<HeadNorms>,
 }
 
-/// `hidden + down(inner(x))` with `x = norm(hidden)`.
+/// Norms that all heads of a block share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadNorms {
+    /// Of queries.
+    pub q: NormName,
+    /// Of keys.
+    pub k: NormName,
+}
+
+/// `hidden + module(x)` with `x = norm(hidden)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MlpWiring {
     /// What is normalized first.
     pub norm: NormName,
+    /// What is added to the residual stream.
+    pub module: FeedForward,
+}
+
+/// A feed-forward module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FeedForward {
+    /// One for all tokens.
+    Dense(DenseWiring),
+    /// Several, of which each token goes through some.
+    Experts(ExpertsWiring),
+}
+
+/// `down(inner(x))`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DenseWiring {
     /// What lies between.
     pub inner: InnerWiring,
     /// Back to the residual stream.
     pub down: LinearName,
+}
+
+/// The sum of `weight_e * expert_e(x)` over the `n_active` experts whose entries in `router(x)` are largest; their weights are the
+/// softmax of these entries alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpertsWiring {
+    /// `[n_experts, hidden]`. It stays in full precision.
+    pub router: LinearName,
+    /// Experts that a token goes through.
+    pub n_active: usize,
+    /// The experts, in the order of the router's outputs.
+    pub experts: Vec<DenseWiring>,
+}
+
+impl FeedForward {
+    /// The module, or each of the experts.
+    fn parts(&self) -> &[DenseWiring] {
+        match self {
+            Self::Dense(module) => std::slice::from_ref(module),
+            Self::Experts(experts) => &experts.experts,
+        }
+    }
+
+    /// The linears that stay in full precision.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = LinearName> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Experts(experts) => Some(experts.router),
+        }
+        .into_iter()
+    }
+}
+
+impl DenseWiring {
+    /// The linears that read its input.
+    pub(crate) fn ups(&self) -> Vec<LinearName> {
+        match self.inner {
+            InnerWiring::SwiGlu { gate, up } => vec![gate, up],
+            InnerWiring::Relu { up } => vec![up],
+        }
+    }
 }
 
 /// The inside of a feed-forward module.
@@ -89,29 +169,68 @@ pub enum InnerWiring {
     },
 }
 
-impl Wiring {
-    /// The linears of a block and their shapes, `[out, in]`.
+impl BlockWiring {
+    /// The linears that methods quantize and their shapes, `[out, in]`.
     pub fn linear_shapes(&self, config: &ModelConfig) -> Vec<(LinearName, [usize; 2])> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let (q_width, kv_width) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
         let AttentionWiring { q, k, v, o, .. } = self.attention;
-        let ups = match self.mlp.inner {
-            InnerWiring::SwiGlu { gate, up } => vec![gate, up],
-            InnerWiring::Relu { up } => vec![up],
-        };
         let attention =
             [(q, [q_width, hidden]), (k, [kv_width, hidden]), (v, [kv_width, hidden]), (o, [hidden, q_width])];
-        let ups = ups.into_iter().map(|up| (up, [inner, hidden]));
-        attention.into_iter().chain(ups).chain([(self.mlp.down, [hidden, inner])]).collect()
+        let mlp = self.mlp.module.parts().iter().flat_map(|part| {
+            let ups = part.ups().into_iter().map(|up| (up, [inner, hidden]));
+            ups.chain([(part.down, [hidden, inner])])
+        });
+        attention.into_iter().chain(mlp).collect()
     }
 
+    /// The linears that stay in full precision and their shapes, `[out, in]`.
+    pub fn kept_shapes(&self, config: &ModelConfig) -> Vec<(LinearName, [usize; 2])> {
+        let n_experts = self.mlp.module.parts().len();
+        self.mlp.module.kept().map(|router| (router, [n_experts, config.hidden_size])).collect()
+    }
+
+    /// The norms.
+    pub fn norms(&self) -> Vec<NormName> {
+        let of_heads = self.attention.head_norms.into_iter().flat_map(|norms| [norms.q, norms.k]);
+        [self.attention.norm, self.mlp.norm].into_iter().chain(of_heads).collect()
+    }
+
+    /// Channels of a norm.
+    pub fn n_channels(&self, norm: NormName, config: &ModelConfig) -> usize {
+        let is_of_heads = self.attention.head_norms.is_some_and(|norms| norm == norms.q || norm == norms.k);
+        if is_of_heads { config.head_dim } else { config.hidden_size }
+    }
+}
+
+impl Wiring {
     /// Name of a linear of a block, without `.weight`.
     pub fn linear(&self, block_idx: usize, linear: LinearName) -> String {
-        format!("{}.{block_idx}.{linear}", self.blocks)
+        format!("{}.{block_idx}.{linear}", self.block_prefix)
     }
 
     /// Name of a norm of a block, without `.weight`.
     pub fn block_norm(&self, block_idx: usize, norm: NormName) -> String {
-        format!("{}.{block_idx}.{}", self.blocks, norm.0)
+        format!("{}.{block_idx}.{}", self.block_prefix, norm.0)
+    }
+
+    /// Whether the tensor `name` is a weight that methods quantize.
+    pub fn quantizes(&self, name: &str) -> bool {
+        let Some((block_idx, linear)) = self.in_block(name) else { return false };
+        let Some(block) = self.blocks.get(block_idx) else { return false };
+        linear.strip_suffix(".weight").is_some_and(|linear| block.layout.linears.iter().any(|it| it.name.0 == linear))
+    }
+
+    /// The block that the tensor `name` belongs to, and its name there.
+    pub(super) fn in_block<'a>(&self, name: &'a str) -> Option<(usize, &'a str)> {
+        let (block_idx, rest) = name.strip_prefix(self.block_prefix.as_str())?.strip_prefix('.')?.split_once('.')?;
+        Some((block_idx.parse().ok()?, rest))
+    }
+
+    /// Every quantizable linear of every block, each name once, in the order of blocks.
+    pub(super) fn quantizable(&self) -> Vec<LinearName> {
+        let mut seen = BTreeSet::new();
+        let names = self.blocks.iter().flat_map(|block| block.layout.linears.iter().map(|facts| facts.name));
+        names.filter(|name| seen.insert(*name)).collect()
     }
 }

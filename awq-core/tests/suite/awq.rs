@@ -186,7 +186,7 @@ fn error_of(case: &Case, calibrated: bool, grid: &awq_core::grid::Grid) -> Metho
         block_idx: 0,
         block: case.block.as_ref(),
         inputs: calibrated.then_some(&case.inputs),
-        linears: case.block.layout().linears,
+        linears: &case.block.layout().linears,
         grid,
     };
     official_awq().quantize_block(&ctx).unwrap_err()

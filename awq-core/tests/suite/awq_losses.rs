@@ -114,7 +114,7 @@ fn duo_scale_is_the_formula_of_autoawq() {
     let case = Case::new(&TinySpec::GQA, &[2]);
     let edit = case.edit(&scale_only(ScaleFormula::Duo, 20), &grid(3, group(GROUP_LEN as u16)));
     for ((group_idx, found), log) in edit.scales.iter().zip(&edit.log.scale_searches) {
-        let linears = case.block.layout().scale_groups[*group_idx].linears;
+        let linears = &case.block.layout().scale_groups[*group_idx].linears;
         let rows = rows(&case, linears[0]);
         let n_in = rows[0].len();
         let mut relative = vec![0.0; n_in];

@@ -41,7 +41,7 @@ fn folding_keeps_logits() {
         let fixture = Fixture::read(name);
         let folded = fixture.run_changed::<Cpu>(|block| {
             let mut params = block.params().clone();
-            for group in block.layout().scale_groups {
+            for group in &block.layout().scale_groups {
                 let [_, n_in] = params.linear(group.linears[0]).weight.dims();
                 let scale: Vec<f32> = numbers(n_in, 5).iter().map(|x| 16_f32.powf(*x)).collect();
                 let scale: Tensor<Cpu, 1> = tensor(&scale, [n_in]);
@@ -64,7 +64,7 @@ fn each_step_of_awq_brings_blocks_closer() {
         let jobs = methods.map(|method| Job { method, grid: grid(3, group(16)) });
         let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| {}).unwrap();
         let [plain, scaled, both] = <[_; 3]>::try_from(pass.models).unwrap().map(|model| model.unwrap().logs);
-        let labels: Vec<String> = decoder.layout().scale_groups.iter().map(ScaleGroup::label).collect();
+        let labels: Vec<String> = decoder.layout(0).scale_groups.iter().map(ScaleGroup::label).collect();
         for ((plain, scaled), both) in plain.iter().zip(&scaled).zip(&both) {
             assert!(scaled.scale_searches.iter().map(|search| &search.group).eq(&labels), "{name}: {scaled:?}");
             assert!(scaled.scale_searches.iter().all(|search| search.loss_after <= search.loss_before), "{name}");
@@ -79,7 +79,7 @@ fn each_step_of_awq_brings_blocks_closer() {
 fn opt_table_is_that_of_the_official_code() {
     use awq_core::model::{Inspect, LinearName, NormName, PrevOp};
     let decoder = Fixture::read("opt-tiny").open::<Cpu>().unwrap();
-    let layout = decoder.layout();
+    let layout = decoder.layout(0);
     let groups: Vec<_> =
         layout.scale_groups.iter().map(|group| (group.label(), group.prev_op, group.inspect)).collect();
     let (norm, linear) = (|name| PrevOp::Norm(NormName(name)), |name| PrevOp::Linear(LinearName(name)));

@@ -10,8 +10,16 @@ use awq_core::model::{Block, Decoder, NoTap, open_decoder};
 use safetensors::SafeTensors;
 
 /// One of each family, and of those whose blocks can slide one with windows shorter than its sequences.
-pub(crate) const FAMILIES: [&str; 6] =
-    ["llama-tiny", "mistral-tiny", "mistral-window", "opt-tiny", "qwen2-tiny", "qwen2-window"];
+pub(crate) const FAMILIES: [&str; 8] = [
+    "llama-tiny",
+    "mistral-tiny",
+    "mistral-window",
+    "mixtral-tiny",
+    "opt-tiny",
+    "qwen2-tiny",
+    "qwen2-window",
+    "qwen3-tiny",
+];
 
 /// A checkpoint with token ids and the logits that transformers computes of them.
 pub(crate) struct Fixture {

@@ -16,7 +16,7 @@ fn scale_of(group: &ScaleGroup, case: &Case) -> Tensor<Cpu, 1> {
 
 fn check_folding_keeps_output(spec: &TinySpec, group_label: &str) {
     let case = Case::new(spec, &[2]);
-    let groups = case.block.layout().scale_groups;
+    let groups = &case.block.layout().scale_groups;
     let group = groups.iter().find(|group| group.label() == group_label).unwrap();
     let scale = scale_of(group, &case);
     let folded = fold(case.block.params().clone(), group, &scale);

@@ -5,6 +5,7 @@ mod awq;
 mod awq_losses;
 mod decode;
 mod driver;
+mod experts;
 mod families;
 mod fixture;
 mod fold;

@@ -166,7 +166,7 @@ impl Replay {
 
     fn edit(&self, method: &dyn QuantMethod<Cpu>) -> BlockEdit<Cpu> {
         let grid = Self::grid();
-        let linears = self.block.layout().linears;
+        let linears = &self.block.layout().linears;
         let ctx =
             BlockCtx { block_idx: 0, block: self.block.as_ref(), inputs: Some(&self.inputs), linears, grid: &grid };
         method.quantize_block(&ctx).unwrap()
@@ -204,14 +204,14 @@ fn clip_bounds_and_codes_are_those_of_the_official_code() {
     let layout = replay.block.layout();
     let mut params = replay.block.params().clone();
     let mut scales = Vec::new();
-    for group in layout.scale_groups {
+    for group in &layout.scale_groups {
         let (short, _) = GROUPS.iter().find(|(_, label)| *label == group.label()).unwrap();
         let scale = replay.vectors.floats(&format!("{short}_scales"));
         let scale = tensor::<Cpu, 1>(&scale, [scale.len()]);
         params = fold(params, group, &scale);
-        scales.push((group.linears, scale));
+        scales.push((&group.linears, scale));
     }
-    for facts in layout.linears {
+    for facts in &layout.linears {
         let mut weight = params.linear(facts.name).weight.clone();
         if facts.clips {
             // 1,024 tokens, of which every second judges.
@@ -243,7 +243,7 @@ fn awq_from_end_to_end_gives_nearly_the_codes_of_the_official_code() {
     let Some(replay) = Replay::open() else { return };
     let edit = replay.edit(&official_awq());
     let plain = replay.edit(&no_search());
-    for facts in replay.block.layout().linears {
+    for facts in &replay.block.layout().linears {
         let found = &edit.linears[&facts.name];
         check_codes(&replay, facts.name, &found.codes, if facts.clips { 0.95 } else { 0.999 });
         let expected = replay.vectors.floats(&format!("awq_{}_qscale", facts.name));

@@ -40,7 +40,7 @@ fn largest(values: &[f32], n: usize) -> Vec<u32> {
 fn kept_channels_are_those_asked_for_and_hold_the_weights_themselves() {
     let case = case();
     let plain = case.edit(&no_search(), &grid(3, group(32)));
-    for facts in case.block.layout().linears {
+    for facts in &case.block.layout().linears {
         let name = facts.name;
         let weight = float_vec(case.block.params().linear(name).weight.clone());
         let n_in = case.block.params().linear(name).weight.dims()[1];

@@ -148,7 +148,7 @@ impl Case {
             block_idx: 0,
             block: self.block.as_ref(),
             inputs: Some(&self.inputs),
-            linears: self.block.layout().linears,
+            linears: &self.block.layout().linears,
             grid,
         };
         method.quantize_block(&ctx).unwrap()

@@ -30,12 +30,15 @@
 //! - A range narrower than `1e-5` is widened to it ([`awq_core::grid::RANGE_FLOOR`], from the AWQ code). There only a group
 //!   of zeros is, to 2.
 //! - With activation order and dynamic groups the order of the channels is stored and counted.
+//! - An expert that no token reaches has an empty Hessian and is rounded to nearest; the record says so. With few tokens the damping
+//!   alone makes the Hessian invertible, as everywhere.
 
 mod range;
 mod solver;
 
 use std::num::NonZeroU16;
 
+use awq_core::awq::Nearest;
 use awq_core::backend::{QuantBackend, float_vec};
 use awq_core::capture::CaptureNeeds;
 use awq_core::grid::{Granularity, Grid, GroupParams};
@@ -179,6 +182,9 @@ impl Gptq {
         let weight = float_vec(ctx.weight.clone());
         if weight.iter().any(|w| !w.is_finite()) {
             return Err(ctx.not_finite("a weight"));
+        }
+        if ctx.is_unreached() {
+            return Nearest.quantize_linear(ctx);
         }
         let hessian = Hessian::of(ctx, self.hessian)?;
         let mut notes: Vec<String> = hessian.dead_note().into_iter().collect();

@@ -26,6 +26,7 @@ mod rounding;
 
 use std::num::NonZeroU16;
 
+use awq_core::awq::Nearest;
 use awq_core::backend::{QuantBackend, float_vec};
 use awq_core::capture::CaptureNeeds;
 use awq_core::grid::{Granularity, Grid, GroupParams, RANGE_FLOOR, Symmetry};
@@ -141,6 +142,9 @@ impl<B: QuantBackend> LinearMethod<B> for Quip {
         let weight = float_vec(ctx.weight.clone());
         if weight.iter().any(|w| !w.is_finite()) {
             return Err(ctx.not_finite("a weight"));
+        }
+        if ctx.is_unreached() {
+            return Nearest.quantize_linear(ctx);
         }
         let hessian = Hessian::of(ctx, Precision::F64)?;
         let mut notes: Vec<String> = hessian.dead_note().into_iter().collect();

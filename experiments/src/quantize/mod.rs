@@ -15,7 +15,6 @@ use awq_core::driver::{Calibration, Job, QuantizedModel, quantize_model};
 use awq_core::grid::Grid;
 use awq_core::load::packed::{LAYOUT_VERSION, PackedHeader};
 use awq_core::load::{OpenedModel, QuantizedCheckpoint};
-use awq_core::model::wiring::Wiring;
 use awq_core::model::{open_decoder, wiring_of};
 
 use crate::assets::{AssetStore, sha256_of};
@@ -81,20 +80,13 @@ pub fn quantize(
     Ok(Quantized { checkpoint, bits_per_weight, codes_sha256 })
 }
 
-/// Whether the tensor `name` is a weight that methods quantize.
-pub(crate) fn is_linear(wiring: &Wiring, name: &str) -> bool {
-    let in_block = name.strip_prefix(wiring.blocks.as_str()).and_then(|rest| rest.strip_prefix('.'));
-    let linear = in_block.and_then(|rest| rest.split_once('.')?.1.strip_suffix(".weight"));
-    linear.is_some_and(|linear| wiring.layout.linears.iter().any(|facts| facts.name.0 == linear))
-}
-
 /// Bytes that must be free for `recipe`'s packed checkpoint of a model.
 ///
 /// # Errors
 /// A model of an unknown family.
 pub fn needed_bytes(opened: &OpenedModel, recipe: &Recipe) -> anyhow::Result<u64> {
     let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref())?;
-    Ok(write::needed_bytes(opened.checkpoint.as_ref(), |name| is_linear(&wiring, name), &recipe.grid))
+    Ok(write::needed_bytes(opened.checkpoint.as_ref(), |name| wiring.quantizes(name), &recipe.grid))
 }
 
 fn calibration_ids(opened: &OpenedModel, spec: &CalibrationSpec, store: &AssetStore) -> anyhow::Result<Vec<Vec<u32>>> {

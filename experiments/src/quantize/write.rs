@@ -65,7 +65,7 @@ pub fn write(
     write_tensors(folder, wiring.tensors(&opened.config).into_keys(), checkpoint, header)
 }
 
-/// Writes only what a method changed into an empty folder: the linears, and vectors into which scales were folded.
+/// Writes only what a method changed into an empty folder: the linears, and tensors into which scales were folded.
 ///
 /// # Errors
 /// As [`write()`].
@@ -337,7 +337,7 @@ mod tests {
         write(folder.path(), &opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized).unwrap()).unwrap();
         let written = folder.path().join(WEIGHTS).metadata().unwrap().len();
         let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref()).unwrap();
-        let is_linear = |name: &str| crate::quantize::is_linear(&wiring, name);
+        let is_linear = |name: &str| wiring.quantizes(name);
         let needed = needed_bytes(opened.checkpoint.as_ref(), is_linear, &recipe.grid) as f64 / 2.0;
         // The tiny model's embedding is f32.
         assert!((0.4..1.05).contains(&(needed / written as f64)), "{needed} for {written}");

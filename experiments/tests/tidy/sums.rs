@@ -13,7 +13,7 @@ use super::root;
 /// Files that add all elements with burn, how often, and why that is no danger.
 const ALLOWED: [(&str, usize, &str); 2] = [
     (
-        "awq-core/src/backend.rs",
+        "awq-core/src/backend/mod.rs",
         2,
         "the definitions of `dot_product` and `squared_distance`, which CPU backends override",
     ),

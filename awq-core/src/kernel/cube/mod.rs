@@ -11,6 +11,7 @@
 
 #[cfg(feature = "wgpu")]
 mod adapter;
+mod backend;
 pub mod bench;
 #[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
 mod dequantize;

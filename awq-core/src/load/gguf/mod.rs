@@ -21,25 +21,10 @@ use super::config::ModelConfig;
 use super::error::nearest_names;
 use super::map::MappedFile;
 use super::rope::RopeScaling;
-use super::{Checkpoint, LoadError, StoredType};
+use super::{Checkpoint, Class, GgufArchitecture, LoadError, StoredType};
 
 /// llama.cpp's divisors of the rotary frequencies: part of the configuration, not a weight.
 const ROPE_FREQS: &str = "rope_freqs.weight";
-
-/// A decoder family that llama.cpp knows, and the facts that differ between families.
-struct Family {
-    /// `general.architecture`.
-    gguf: &'static str,
-    /// The class in `architectures` of a Hugging Face `config.json`.
-    hugging_face: &'static str,
-    /// Whether llama.cpp stores the two rows of a rotary pair side by side.
-    interleaved_rows: bool,
-}
-
-const FAMILIES: [Family; 2] = [
-    Family { gguf: "llama", hugging_face: "LlamaForCausalLM", interleaved_rows: true },
-    Family { gguf: "qwen2", hugging_face: "Qwen2ForCausalLM", interleaved_rows: false },
-];
 
 /// The tensors of one memory-mapped GGUF file.
 pub struct GgufCheckpoint {
@@ -67,14 +52,14 @@ pub(super) fn open(file: &Path) -> Result<GgufFile, LoadError> {
     let map = MappedFile::open(file)?;
     let mut header = Header::parse(map.bytes(), file)?;
     kind::check(file, &header.metadata)?;
-    let family = family_of(&header, file)?;
-    check_n_blocks(file, &header, family)?;
+    let (class, gguf) = class_of(&header, file)?;
+    check_n_blocks(file, &header, gguf.name)?;
     let tied_head = !header.tensors.contains_key("output.weight");
     let has_bias = |parts: &[&str]| parts.iter().any(|part| header.tensors.contains_key(&format!("blk.0.{part}.bias")));
     let attention_bias = has_bias(&["attn_q", "attn_k", "attn_v", "attn_output"]);
     let mlp_bias = has_bias(&["ffn_gate", "ffn_up", "ffn_down"]);
-    let metadata = keys::checked(file, &header.metadata, family.gguf)?;
-    let mut config = ModelConfig::from_gguf(file, metadata, &header.metadata, family.gguf, family.hugging_face)?;
+    let metadata = keys::checked(file, &header.metadata, gguf.name)?;
+    let mut config = ModelConfig::from_gguf(file, metadata, &header.metadata, gguf.name, class.name)?;
     config.tie_word_embeddings = tied_head;
     config.attention_bias = attention_bias;
     config.mlp_bias = mlp_bias;
@@ -92,11 +77,11 @@ pub(super) fn open(file: &Path) -> Result<GgufFile, LoadError> {
             return Err(LoadError::UnknownTensor {
                 file: file.to_owned(),
                 name: gguf_name,
-                architecture: family.gguf.to_owned(),
+                architecture: gguf.name.to_owned(),
             });
         };
         let interleaved_heads = match projected_heads(&name, &config) {
-            Some(n_heads) if family.interleaved_rows => {
+            Some(n_heads) if gguf.interleaved_rows => {
                 check_rotary_rows(file, &name, &info.shape, n_heads * config.head_dim)?;
                 Some(n_heads)
             }
@@ -108,8 +93,8 @@ pub(super) fn open(file: &Path) -> Result<GgufFile, LoadError> {
 }
 
 /// A block has tensors: a header with more blocks than tensors is damaged, and would take memory for each.
-fn check_n_blocks(file: &Path, header: &Header, family: &Family) -> Result<(), LoadError> {
-    let key = format!("{}.block_count", family.gguf);
+fn check_n_blocks(file: &Path, header: &Header, architecture: &str) -> Result<(), LoadError> {
+    let key = format!("{architecture}.block_count");
     let n_tensors = header.tensors.len();
     match header.metadata.get(&key) {
         Some(Value::Int(n_blocks)) if usize::try_from(*n_blocks).is_ok_and(|n_blocks| n_blocks > n_tensors) => {
@@ -120,7 +105,7 @@ fn check_n_blocks(file: &Path, header: &Header, family: &Family) -> Result<(), L
     }
 }
 
-fn family_of(header: &Header, file: &Path) -> Result<&'static Family, LoadError> {
+fn class_of(header: &Header, file: &Path) -> Result<(&'static Class, GgufArchitecture), LoadError> {
     const KEY: &str = "general.architecture";
     let architecture = match header.metadata.get(KEY) {
         Some(Value::Text(architecture)) => architecture,
@@ -128,10 +113,11 @@ fn family_of(header: &Header, file: &Path) -> Result<&'static Family, LoadError>
             return Err(LoadError::MissingKey { file: file.to_owned(), key: KEY.to_owned() });
         }
     };
-    FAMILIES.iter().find(|family| family.gguf == architecture).ok_or_else(|| LoadError::UnknownArchitecture {
+    let known = || crate::model::classes().filter_map(|class| Some((class, class.gguf?)));
+    known().find(|(_, gguf)| gguf.name == architecture).ok_or_else(|| LoadError::UnknownArchitecture {
         file: file.to_owned(),
         architecture: architecture.clone(),
-        known: FAMILIES.iter().map(|family| family.gguf.to_owned()).collect(),
+        known: known().map(|(_, gguf)| gguf.name.to_owned()).collect(),
     })
 }
 

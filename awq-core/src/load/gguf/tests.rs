@@ -78,10 +78,28 @@ fn configuration_comes_from_the_metadata() {
     assert!(!config.tie_word_embeddings && config.attention_bias);
 }
 
-/// llama.cpp has no windows in the graphs of these two, whatever the key says.
+/// Heads of 6 channels in a model whose width shared out would give 4.
+#[test]
+fn qwen3_has_norms_of_heads_and_names_their_width() {
+    let writer = small_model("qwen3")
+        .u32("qwen3.attention.key_length", 6)
+        .u32("qwen3.attention.value_length", 6)
+        .f32_tensor("blk.0.attn_q_norm.weight", &[6], &counting(6))
+        .f32_tensor("blk.0.attn_k_norm.weight", &[6], &counting(6));
+    let opened = opened(&writer);
+    assert_eq!((opened.config.architecture.as_str(), opened.config.head_dim), ("Qwen3ForCausalLM", 6));
+    for norm in ["q_norm", "k_norm"] {
+        let name = format!("model.layers.0.self_attn.{norm}.weight");
+        assert_eq!(opened.checkpoint.read_f32(&name).unwrap(), counting(6));
+    }
+    let q = opened.checkpoint.read_f32("model.layers.0.self_attn.q_proj.weight").unwrap();
+    assert_eq!(q, counting(64), "rows of q are as Hugging Face has them");
+}
+
+/// llama.cpp has no windows in the graphs of these, whatever the key says.
 #[test]
 fn a_window_in_the_metadata_is_one_that_llama_cpp_does_not_apply() {
-    for architecture in ["llama", "qwen2"] {
+    for architecture in ["llama", "qwen2", "qwen3"] {
         let windowed = small_model(architecture).u32(&format!("{architecture}.attention.sliding_window"), 4);
         assert_eq!(opened(&windowed).config.windows, [None], "{architecture}");
     }

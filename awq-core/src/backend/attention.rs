@@ -5,35 +5,11 @@ use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
-use crate::backend::QuantBackend;
+use super::QuantBackend;
+use crate::host::attention::AttentionShape;
 
 /// Query rows scored at once, so that scores of `[heads, QUERY_ROWS, seq]` exist, not of `[heads, seq, seq]`.
 const QUERY_ROWS: usize = 512;
-
-/// Geometry of one attention call.
-#[derive(Clone, Debug)]
-pub struct AttentionShape {
-    /// Query heads.
-    pub n_heads: usize,
-    /// Key and value heads; each serves `n_heads / n_kv_heads` query heads (GQA).
-    pub n_kv_heads: usize,
-    /// Channels of one head.
-    pub head_dim: usize,
-    /// How many positions a query sees at most, its own and those before it; `None` for all of them.
-    pub window: Option<usize>,
-}
-
-impl AttentionShape {
-    /// The first position that the query at `position` sees.
-    pub(crate) fn first_visible(&self, position: usize) -> usize {
-        first_visible(self.window, position)
-    }
-}
-
-/// The first position that the query at `position` sees through `window`: the last one is its own.
-pub(crate) fn first_visible(window: Option<usize>, position: usize) -> usize {
-    window.map_or(0, |window| (position + 1).saturating_sub(window))
-}
 
 /// Rotary angles: `cos` and `sin` of `[seq, head_dim / 2]`, in the order of positions.
 #[derive(Clone, Debug)]
@@ -53,7 +29,7 @@ impl<B: Backend> RotaryTable<B> {
 }
 
 /// See [`QuantBackend::causal_attention`].
-pub(crate) fn causal_attention_tensor<B: QuantBackend>(
+pub(super) fn causal_attention<B: QuantBackend>(
     q: Tensor<B, 3>,
     k: Tensor<B, 3>,
     v: Tensor<B, 3>,

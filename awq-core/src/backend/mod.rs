@@ -1,0 +1,172 @@
+//! [`QuantBackend`]: what this crate asks of a burn backend beyond tensors.
+//!
+//! Every operation has a definition in plain tensor operations, which is the oracle and what GPU backends run. The CPU
+//! backends override them with single-pass loops ([`crate::host`]): there, passes over memory and scalar `exp` calls would
+//! cost more than the matrix products between them. GPU backends override products with packed weights
+//! (`crate::kernel::cube`).
+//!
+//! Tensors on a GPU may be f16 or bf16 (the device's default float type). Norms, softmax, rotations, losses and everything
+//! that a method computes are f32 all the same; only what lies between two operations of a block is rounded.
+
+use burn::tensor::activation::{log_softmax, silu};
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, ElementConversion, FloatDType, Int, Tensor, TensorData};
+
+mod attention;
+mod clip;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+mod cpu;
+mod quantize;
+
+pub use attention::RotaryTable;
+pub use clip::ClipOutcome;
+
+use crate::grid::Grid;
+pub use crate::host::attention::AttentionShape;
+use crate::kernel::DeviceWeight;
+use crate::quantized::QuantizedWeight;
+
+/// A burn backend that this crate runs on. Overrides must agree with the defaults up to rounding.
+pub trait QuantBackend: Backend {
+    /// Whether operations are queued and run on a device of their own, so that the host is free meanwhile.
+    const BESIDE_HOST: bool = false;
+
+    /// The tensor in f32; itself where it is so already.
+    fn in_f32<const D: usize>(x: Tensor<Self, D>) -> Tensor<Self, D> {
+        x.cast(DType::F32)
+    }
+
+    /// `x W^T` for `x: [n, in]` and `weight: [out, in]`; returns `[n, out]`.
+    fn matmul_transposed(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        x.matmul(weight.transpose())
+    }
+
+    /// [`Self::matmul_transposed`] of inputs rounded half to even to bf16, with f32 sums.
+    fn matmul_transposed_bf16(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let rounded = |t: Tensor<Self, 2>| {
+            let (stored, device) = (t.dtype(), t.device());
+            if Self::supports_dtype(&device, DType::BF16) {
+                return t.cast(FloatDType::BF16).cast(stored);
+            }
+            let dims = t.dims();
+            let values = float_vec(t).into_iter().map(|x| half::bf16::from_f32(x).to_f32()).collect();
+            Tensor::from_data(TensorData::new(values, dims), (&device, stored))
+        };
+        Self::matmul_transposed(rounded(x), rounded(weight))
+    }
+
+    /// `x W^T` for `x: [n, in]` and a packed `[out, in]` weight; returns `[n, out]`.
+    fn packed_matmul(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2> {
+        let dtype = x.dtype();
+        Self::matmul_transposed(x, Self::unpack_weight(weight).cast(dtype))
+    }
+
+    /// The weights that packed codes stand for, `[out, in]`, in the device's default float type. Through host memory here.
+    fn unpack_weight(weight: &DeviceWeight<Self>) -> Tensor<Self, 2> {
+        let facts = weight.facts();
+        let values = TensorData::new(weight.download().dequantize(), [facts.n_out, facts.n_in]);
+        Tensor::from_data(values, &weight.device())
+    }
+
+    /// The weights that codes in host memory stand for, `[out, in]`, in the device's default float type.
+    fn dequantize_weight(weight: &QuantizedWeight, device: &Self::Device) -> Tensor<Self, 2> {
+        weight.to_tensor(device)
+    }
+
+    /// Rounds a `[out, in]` weight onto `grid`: minimum and maximum of each group set its scale and zero point.
+    fn quantize_weight(weight: Tensor<Self, 2>, grid: &Grid) -> QuantizedWeight {
+        quantize::quantize(weight, grid)
+    }
+
+    /// [`Self::quantize_weight`] then dequantize, without materialising codes: `[out, in]` in, `[out, in]` out.
+    fn fake_quant(weight: Tensor<Self, 2>, grid: &Grid) -> Tensor<Self, 2> {
+        quantize::fake_quant(weight, grid)
+    }
+
+    /// Fake quantization of `weight * scale` with the scale divided out again, `scale: [in]`: AWQ's candidate weight.
+    fn fake_quant_scaled(weight: Tensor<Self, 2>, scale: Tensor<Self, 1>, grid: &Grid) -> Tensor<Self, 2> {
+        let scale = scale.unsqueeze::<2>();
+        Self::fake_quant(weight * scale.clone(), grid) / scale
+    }
+
+    /// AWQ's clip search: for each row and group of a `[out, in]` weight the bound among `factors` (the first is 1) times
+    /// the group's largest magnitude that loses least, `grams[g]` being the Gram matrix of group `g`'s inputs.
+    fn clip_search(
+        weight: Tensor<Self, 2>,
+        grams: &[Tensor<Self, 2>],
+        grid: &Grid,
+        factors: &[f64],
+    ) -> ClipOutcome<Self> {
+        clip::clip_search(weight, grams, grid, factors)
+    }
+
+    /// Causal self-attention from position 0, each query over the last `shape.window` positions where there is a window.
+    ///
+    /// `q: [batch, seq, n_heads * head_dim]`, `k` and `v: [batch, seq, n_kv_heads * head_dim]`, not yet rotated; with a
+    /// table, rotary embedding in the half-split pairing (channel `c` pairs with `c + head_dim / 2`).
+    /// Returns `[batch, seq, n_heads * head_dim]`.
+    fn causal_attention(
+        q: Tensor<Self, 3>,
+        k: Tensor<Self, 3>,
+        v: Tensor<Self, 3>,
+        rotary: Option<&RotaryTable<Self>>,
+        shape: &AttentionShape,
+    ) -> Tensor<Self, 3> {
+        attention::causal_attention(q, k, v, rotary, shape)
+    }
+
+    /// `silu(gate) * up`, elementwise.
+    fn swiglu(gate: Tensor<Self, 3>, up: Tensor<Self, 3>) -> Tensor<Self, 3> {
+        silu(gate) * up
+    }
+
+    /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
+    fn rms_norm(x: Tensor<Self, 3>, weight: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 3> {
+        let dtype = x.dtype();
+        let x = Self::in_f32(x);
+        // Not `recip`: on some backends it is a 14-bit approximation.
+        let rms = (x.clone().powi_scalar(2).mean_dim(2) + eps).sqrt();
+        (x / rms * Self::in_f32(weight).unsqueeze::<3>()).cast(dtype)
+    }
+
+    /// `(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias` over the last dimension. The variance is the mean of squared
+    /// deviations: the difference of two means that some backends take cancels where the mean is large.
+    fn layer_norm(x: Tensor<Self, 3>, weight: Tensor<Self, 1>, bias: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 3> {
+        let dtype = x.dtype();
+        let x = Self::in_f32(x);
+        let centered = x.clone() - x.mean_dim(2);
+        let variance = centered.clone().powi_scalar(2).mean_dim(2);
+        let normed = centered / (variance + eps).sqrt() * Self::in_f32(weight).unsqueeze::<3>();
+        (normed + Self::in_f32(bias).unsqueeze::<3>()).cast(dtype)
+    }
+
+    /// Sum of `a * b` over all elements. CPU backends add in an order that depends on the number of elements alone:
+    /// burn-flex's own sum of 4 Mi elements or more has another order, and other last bits, in each run.
+    fn dot_product<const D: usize>(a: Tensor<Self, D>, b: Tensor<Self, D>) -> f64 {
+        (Self::in_f32(a) * Self::in_f32(b)).sum().into_scalar().elem()
+    }
+
+    /// Sum of `(a - b)^2` over all elements; see [`Self::dot_product`].
+    fn squared_distance<const D: usize>(a: &Tensor<Self, D>, b: &Tensor<Self, D>) -> f64 {
+        (Self::in_f32(a.clone()) - Self::in_f32(b.clone())).powi_scalar(2).sum().into_scalar().elem()
+    }
+
+    /// Negative log-likelihood in nats of each target under its row of logits, `logits: [n, vocab]`.
+    fn token_nll(logits: Tensor<Self, 2>, targets: &[u32]) -> Vec<f32> {
+        let device = logits.device();
+        let indices: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
+        let indices = Tensor::<Self, 2, Int>::from_data(TensorData::new(indices, [targets.len(), 1]), &device);
+        let nll = log_softmax(Self::in_f32(logits), 1).gather(1, indices).neg();
+        float_vec(nll)
+    }
+}
+
+/// The values of a tensor as f32, row-major.
+pub fn float_vec<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    // A float tensor converts to f32 whatever its storage type is, so the only failure would be a bug in burn.
+    tensor
+        .into_data()
+        .convert::<f32>()
+        .into_vec()
+        .unwrap_or_else(|error| panic!("a float tensor has no f32 values: {error:?}"))
+}

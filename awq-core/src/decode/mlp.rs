@@ -1,0 +1,106 @@
+//! The feed-forward module of a block: one for all tokens, or experts.
+
+use rayon::prelude::*;
+
+use super::linear::Linear;
+use crate::host::elementwise::swiglu;
+use crate::host::routing::route;
+
+/// A feed-forward module.
+pub(super) enum Mlp {
+    /// One for all tokens.
+    Dense(Dense),
+    /// See [`crate::model::wiring::ExpertsWiring`].
+    Experts { router: Linear, n_active: usize, experts: Vec<Dense> },
+}
+
+/// A module for all tokens, or an expert.
+pub(super) struct Dense {
+    pub(super) inner: Inner,
+    /// Gate and up, or up alone.
+    pub(super) up: Linear,
+    pub(super) down: Linear,
+}
+
+/// What happens between the linears of a feed-forward module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Inner {
+    SwiGlu,
+    Relu,
+}
+
+/// What a pass through a module writes, allocated once.
+#[derive(Default)]
+pub(super) struct MlpBuffers {
+    up: Vec<f32>,
+    inner: Vec<f32>,
+    logits: Vec<f32>,
+    /// What one expert sees, and what it puts out.
+    seen: Vec<f32>,
+    out: Vec<f32>,
+}
+
+impl Mlp {
+    /// The module's output for rows `x: [n, hidden]`.
+    pub(super) fn forward(&self, x: &[f32], buffers: &mut MlpBuffers, out: &mut Vec<f32>) {
+        match self {
+            Self::Dense(module) => module.forward(x, &mut buffers.up, &mut buffers.inner, out),
+            Self::Experts { router, n_active, experts } => {
+                router.product(x, &mut buffers.logits);
+                out.clear();
+                out.resize(x.len(), 0.0);
+                let shares = route(&buffers.logits, experts.len(), *n_active);
+                for (expert, share) in experts.iter().zip(shares).filter(|(_, share)| !share.tokens.is_empty()) {
+                    let MlpBuffers { up, inner, seen, out: of_expert, .. } = buffers;
+                    let width = expert.up.n_in;
+                    seen.clear();
+                    share.tokens.iter().for_each(|token| seen.extend_from_slice(&x[token * width..][..width]));
+                    expert.forward(seen, up, inner, of_expert);
+                    let rows = share.tokens.iter().zip(of_expert.chunks_exact(width)).zip(share.weights);
+                    for ((token, row), weight) in rows {
+                        out[token * width..][..width].iter_mut().zip(row).for_each(|(sum, y)| *sum += weight * y);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The linears, each with the share of its bytes that a step with one token reads.
+    pub(super) fn linears(&self) -> Vec<(&Linear, f64)> {
+        match self {
+            Self::Dense(module) => vec![(&module.up, 1.0), (&module.down, 1.0)],
+            Self::Experts { router, n_active, experts } => {
+                let share = *n_active as f64 / experts.len() as f64;
+                let experts = experts.iter().flat_map(|expert| [(&expert.up, share), (&expert.down, share)]);
+                std::iter::once((router, 1.0)).chain(experts).collect()
+            }
+        }
+    }
+}
+
+impl Dense {
+    fn forward(&self, x: &[f32], up: &mut Vec<f32>, inner: &mut Vec<f32>, out: &mut Vec<f32>) {
+        self.up.product(x, up);
+        match self.inner {
+            Inner::SwiGlu => {
+                gate(up, inner, self.down.n_in);
+                self.down.product(inner, out);
+            }
+            Inner::Relu => {
+                up.iter_mut().for_each(|value| *value = value.max(0.0));
+                self.down.product(up, out);
+            }
+        }
+    }
+}
+
+/// `silu(gate) * up` of rows that hold both.
+fn gate(gates_and_ups: &[f32], inner: &mut Vec<f32>, width: usize) {
+    inner.resize(gates_and_ups.len() / 2, 0.0);
+    let rows = inner.par_chunks_exact_mut(width).zip(gates_and_ups.par_chunks_exact(2 * width));
+    rows.for_each(|(inner, row)| {
+        let (gate, up) = row.split_at(width);
+        inner.copy_from_slice(gate);
+        swiglu(inner, up);
+    });
+}

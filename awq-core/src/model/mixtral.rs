@@ -1,0 +1,97 @@
+//! Mixtral: Mistral's attention, and in the place of the feed-forward module experts, of which a router sends each token through
+//! some.
+//!
+//! AutoAWQ's groups (`awq/models/mixtral.py`): one scale for the input of all experts, judged by the module's output, and one for
+//! the inside of each. The router reads the scaled input as well, so its columns are multiplied here; AutoAWQ's list leaves it out. It is
+//! never quantized, there or here.
+
+use super::layout::{reads, scales};
+use super::llama::{ATTENTION, K, LLAMA, MLP_NORM, O, O_GROUP, Q, QKV, V, decoder};
+use super::wiring::{BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerWiring, MlpWiring, Wiring};
+use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, PrevOp, bad_key};
+use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig, Windows};
+
+const ROUTER: LinearName = LinearName("block_sparse_moe.gate");
+const W1: LinearName = LinearName("block_sparse_moe.experts.{}.w1");
+const W2: LinearName = LinearName("block_sparse_moe.experts.{}.w2");
+const W3: LinearName = LinearName("block_sparse_moe.experts.{}.w3");
+
+/// As in Llama, `o_proj` is scaled only where a value channel feeds one of its columns.
+const TABLE_GQA: BlockTable = BlockTable { linears: LINEARS, stages: STAGES, scale_groups: &[QKV, W1_W3, W2_GROUP] };
+const TABLE_MHA: BlockTable =
+    BlockTable { linears: LINEARS, stages: STAGES, scale_groups: &[QKV, O_GROUP, W1_W3, W2_GROUP] };
+
+const LINEARS: &[LinearFacts] = &[
+    reads(Q, Q, false),
+    reads(K, Q, false),
+    reads(V, Q, true),
+    reads(O, O, true),
+    reads(W1, W1, true),
+    reads(W3, W1, true),
+    reads(W2, W2, true),
+];
+const STAGES: &[&[LinearName]] = &[&[K, V, Q], &[O], &[W1, W3], &[W2]];
+const W1_W3: GroupTable = GroupTable {
+    prev_op: PrevOp::Norm(MLP_NORM),
+    linears: &[W1, W3],
+    input: ROUTER,
+    followers: &[ROUTER],
+    inspect: Inspect::Mlp,
+};
+const W2_GROUP: GroupTable = scales(PrevOp::Linear(W3), &[W2], Inspect::Linear);
+
+const N_EXPERTS: &str = "num_local_experts";
+const N_ACTIVE: &str = "num_experts_per_tok";
+
+/// Mixtral 8x7B and 8x22B.
+pub(crate) const MIXTRAL: Class = Class {
+    name: "MixtralForCausalLM",
+    model_type: "mixtral",
+    intermediate_size: ("intermediate_size", 14_336),
+    n_kv_heads: KvHeads::Key(Some(8)),
+    max_positions: 4096 * 32,
+    rope_theta: 1_000_000.0,
+    windows: Windows::EveryBlock(None),
+    norm_eps: (Some("rms_norm_eps"), 1e-5),
+    attention_bias: (None, false),
+    has_mlp_bias_key: false,
+    own_keys: &[N_EXPERTS, N_ACTIVE],
+    // llama.cpp stores it as `llama` with `expert_count`, which is refused.
+    gguf: None,
+    ..LLAMA
+};
+
+/// Wires a Mixtral model.
+pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {
+    let n_experts = number(config, checkpoint, N_EXPERTS, 8)?;
+    let n_active = number(config, checkpoint, N_ACTIVE, 2)?;
+    if n_active > n_experts {
+        let problem = format!("{n_active}, expected at most the {n_experts} experts of {N_EXPERTS:?}");
+        return Err(bad_key(checkpoint, N_ACTIVE, problem));
+    }
+    // A damaged number would take memory for each expert.
+    let n_tensors = checkpoint.names().len();
+    if n_experts > n_tensors {
+        let problem = format!("{n_experts}, but the checkpoint has {n_tensors} tensors; correct the number");
+        return Err(bad_key(checkpoint, N_EXPERTS, problem));
+    }
+    let expert = |expert: usize| {
+        let [gate, up, down] = [W1, W3, W2].map(|name| name.of_expert(expert));
+        DenseWiring { inner: InnerWiring::SwiGlu { gate, up }, down }
+    };
+    let experts = ExpertsWiring { router: ROUTER, n_active, experts: (0..n_experts).map(expert).collect() };
+    let table = if config.n_heads == config.n_kv_heads { TABLE_MHA } else { TABLE_GQA };
+    let block = BlockWiring {
+        layout: table.layout(n_experts),
+        attention: ATTENTION,
+        mlp: MlpWiring { norm: MLP_NORM, module: FeedForward::Experts(experts) },
+    };
+    decoder(config, checkpoint, block, Vec::new())
+}
+
+/// A key of the file; the class's value where it is absent.
+fn number(config: &ModelConfig, checkpoint: &dyn Checkpoint, key: &str, default: usize) -> Result<usize, LoadError> {
+    let Some(value) = config.raw.get(key) else { return Ok(default) };
+    let number = value.as_u64().and_then(|number| usize::try_from(number).ok()).filter(|number| *number > 0);
+    number.ok_or_else(|| bad_key(checkpoint, key, format!("{value}, expected a positive integer")))
+}
