@@ -308,8 +308,8 @@ fn gptq_works_through_the_stages_of_each_family() {
     }
 }
 
-/// The router's logits are 0 but for the first expert's: where that is positive it is taken with the second, else the second with
-/// the third.
+/// The router's logits are 0 but for the first expert's: where that is positive it is taken with the second, else the
+/// second with the third.
 #[test]
 fn an_expert_without_tokens_is_survived() {
     let case = Case::of(fixture("mixtral-tiny").as_ref(), 12, |params| {

@@ -162,7 +162,8 @@ mod tests {
         from_hugging_face(&Keys { file: Path::new("config.json"), json }, class, 3)
     }
 
-    /// Right values: `MistralConfig`, `MixtralConfig`, `Qwen2Config`, `Qwen3Config` and `LlamaConfig` of transformers 5.24.0, and what their models mask.
+    /// Right values: `MistralConfig`, `MixtralConfig`, `Qwen2Config`, `Qwen3Config` and `LlamaConfig` of transformers
+    /// 5.24.0, and what their models mask.
     #[test]
     fn every_spelling_gives_the_windows_of_transformers() {
         let none = [None; 3];

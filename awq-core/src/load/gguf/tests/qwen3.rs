@@ -6,7 +6,8 @@ use crate::load::testing::GgufWriter;
 use crate::load::{Checkpoint, ModelConfig, SafetensorsCheckpoint};
 use crate::model::wiring_of;
 
-/// The model that `tests/suite` compares with transformers, as llama.cpp would store it: the same configuration, the same tensors.
+/// The model that `tests/suite` compares with transformers, as llama.cpp would store it: the same configuration, the
+/// same tensors.
 #[test]
 fn qwen3_in_gguf_is_the_model_of_its_folder() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/qwen3-tiny");
