@@ -87,8 +87,8 @@ impl<B: QuantBackend> InputStats<B> {
         self.mean_abs.get_or_init(|| sum().unwrap_or_else(|| self.zeros([self.n_in]))).clone()
     }
 
-    /// `X^T X / n_tokens` for `X: [n_tokens, in]`, `[in, in]`; zero where there are none. No factor 2 and no damping: a method
-    /// adds its own.
+    /// `X^T X / n_tokens` for `X: [n_tokens, in]`, `[in, in]`; zero where there are none. No factor 2 and no damping: a
+    /// method adds its own.
     pub fn gram(&self) -> Tensor<B, 2> {
         let sum = || {
             self.rows()
@@ -164,8 +164,8 @@ pub struct BlockInputs<B: QuantBackend> {
 }
 
 impl<B: QuantBackend> BlockInputs<B> {
-    /// Runs `block` on batches of hidden states and keeps what every linear sees, nothing in an expert that no token is sent to.
-    /// Returns the block's outputs too.
+    /// Runs `block` on batches of hidden states and keeps what every linear sees, nothing in an expert that no token is
+    /// sent to. Returns the block's outputs too.
     pub fn capture(block: &dyn Block<B>, hidden: &[Tensor<B, 3>]) -> (Self, Vec<Tensor<B, 3>>) {
         let mut tap = Capture::default();
         let outputs = hidden.iter().map(|batch| block.forward(batch.clone(), &mut tap)).collect();

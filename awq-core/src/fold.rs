@@ -9,8 +9,8 @@ use crate::backend::QuantBackend;
 use crate::model::layers::{Linear, Norm};
 use crate::model::{BlockParams, PrevOp, ScaleGroup};
 
-/// Multiplies the input channels of the group's linears and followers by `scale: [in]` and divides the previous op's output by
-/// it. What changes is f32 afterwards.
+/// Multiplies the input channels of the group's linears and followers by `scale: [in]` and divides the previous op's
+/// output by it. What changes is f32 afterwards.
 ///
 /// # Panics
 /// If the scale has not as many channels as the previous op has outputs: the family's layout is wrong.

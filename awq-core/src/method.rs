@@ -116,7 +116,8 @@ impl<B: QuantBackend> LinearCtx<'_, B> {
         place.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
     }
 
-    /// Whether the linear is in an expert that no token of the calibration is sent to: activations then say nothing of it.
+    /// Whether the linear is in an expert that no token of the calibration is sent to: activations then say nothing of
+    /// it.
     pub fn is_unreached(&self) -> bool {
         self.input.is_some_and(|input| input.n_tokens() == 0)
     }

@@ -81,9 +81,14 @@ fn grid(bits: u8) -> Grid {
     }
 }
 
-/// The tiny OPT model that awq-core compares with transformers. Its `fc2` sees zeros, as behind every ReLU.
+/// The tiny OPT model. Its `fc2` sees zeros, as behind every ReLU.
 fn opt() -> Box<dyn Decoder<Flex>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../awq-core/tests/fixtures/opt-tiny");
+    fixture("opt-tiny")
+}
+
+/// A tiny model that awq-core compares with transformers.
+fn fixture(name: &str) -> Box<dyn Decoder<Flex>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../awq-core/tests/fixtures").join(name);
     let config = ModelConfig::from_hugging_face(&folder.join("config.json")).unwrap();
     open_decoder(config, Arc::new(SafetensorsCheckpoint::open_folder(&folder).unwrap()), &Default::default()).unwrap()
 }
@@ -288,7 +293,8 @@ fn eight_bits_change_the_output_little() {
 fn gptq_works_through_the_stages_of_each_family() {
     let sequences = tiny::sequences(&TinySpec::MHA, 12, 24, 3);
     let [rtn, gptq] = ["rtn", "gptq"].map(|key| methods().into_iter().find(|method| method.key() == key).unwrap());
-    for decoder in [tiny::decoder(&TinySpec::MHA, 7, &Default::default()).unwrap(), opt()] {
+    let llama = tiny::decoder(&TinySpec::MHA, 7, &Default::default()).unwrap();
+    for decoder in [llama, opt(), fixture("qwen3-tiny"), fixture("mixtral-tiny")] {
         let jobs: Vec<Job<'_, Flex>> =
             [&rtn, &gptq].iter().map(|method| Job { method: method.method::<Flex>(), grid: grid(3) }).collect();
         let calibration = Calibration { sequences: &sequences, propagation: Propagation::QuantizedPerStage };
@@ -300,6 +306,45 @@ fn gptq_works_through_the_stages_of_each_family() {
             assert!(gptq < 0.8 * rtn, "{}: {gptq} of {rtn}", decoder.config().architecture);
         }
     }
+}
+
+/// The router's logits are 0 but for the first expert's: where that is positive it is taken with the second, else the
+/// second with the third.
+#[test]
+fn an_expert_without_tokens_is_survived() {
+    let case = Case::of(fixture("mixtral-tiny").as_ref(), 12, |params| {
+        change_weight(params, "block_sparse_moe.gate", |weight| weight[32..].fill(0.0));
+    });
+    let linears = &case.block.layout().linears;
+    let unreached: Vec<LinearName> =
+        linears.iter().filter(|facts| facts.expert == Some(3)).map(|facts| facts.name).collect();
+    assert_eq!(unreached.len(), 3);
+    let rtn = case.edit(&methods()[0], &grid(3));
+    for method in methods() {
+        if method.key() == "gptaq" {
+            continue;
+        }
+        let edit = check_sound(&method, &case, &grid(3));
+        if method.key() == "gptq" {
+            for facts in linears {
+                let is_nearest = edit.linears[&facts.name] == rtn.linears[&facts.name];
+                assert_eq!(is_nearest, unreached.contains(&facts.name), "{}, {}", method.label(), facts.name);
+            }
+        }
+    }
+}
+
+/// Inputs that have drifted are sent to other experts: there is nothing to compare.
+#[test]
+fn gptaq_refuses_experts() {
+    let gptaq = methods().into_iter().find(|method| method.key() == "gptaq").unwrap();
+    let case = Case::of(fixture("mixtral-tiny").as_ref(), 2, |_| {});
+    let (linears, grid) = (&case.block.layout().linears, grid(3));
+    let ctx = BlockCtx { block_idx: 0, block: case.block.as_ref(), inputs: Some(&case.inputs), linears, grid: &grid };
+    assert_snapshot!(
+        gptaq.method::<Flex>().quantize_block(&ctx).unwrap_err(),
+        @"block 0, block_sparse_moe.experts.0.w1: GPTAQ compares what a linear sees with what it sees in the full-precision model, and an expert sees other tokens there; use gptq"
+    );
 }
 
 #[test]

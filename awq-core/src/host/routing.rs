@@ -9,8 +9,8 @@ pub struct Share {
     pub weights: Vec<f32>,
 }
 
-/// What each of `n_experts` gets where a token goes through the `n_active` experts of its largest logits, with the softmax of these
-/// as weights. Of equal logits the earlier expert's counts as larger. `logits: [n_tokens, n_experts]`.
+/// What each of `n_experts` gets where a token goes through the `n_active` experts of its largest logits, with the
+/// softmax of these as weights. Of equal logits the earlier expert's counts as larger. `logits: [n_tokens, n_experts]`.
 pub fn route(logits: &[f32], n_experts: usize, n_active: usize) -> Vec<Share> {
     let mut shares = vec![Share::default(); n_experts];
     let mut ranked: Vec<usize> = Vec::with_capacity(n_experts);

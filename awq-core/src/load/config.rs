@@ -355,6 +355,14 @@ mod tests {
         assert_eq!((silent.vocab_size, silent.max_positions), (151_936, 32_768));
         assert_eq!((silent.norm_eps, silent.rope_theta), (1e-6, 10_000.0));
         assert_eq!((silent.eos_ids, silent.windows), (vec![], vec![None; 32]));
+
+        let silent = parse(&json!({ "architectures": ["MixtralForCausalLM"] })).unwrap();
+        assert_eq!((silent.hidden_size, silent.intermediate_size, silent.n_blocks), (4096, 14_336, 32));
+        assert_eq!((silent.n_heads, silent.n_kv_heads, silent.head_dim), (32, 8, 128));
+        assert_eq!((silent.vocab_size, silent.max_positions), (32_000, 131_072));
+        assert_eq!((silent.norm_eps, silent.rope_theta), (1e-5, 1e6));
+        assert_eq!((silent.eos_ids, silent.windows), (vec![2], vec![None; 32]));
+        assert!(!silent.tie_word_embeddings && !silent.attention_bias);
     }
 
     #[test]

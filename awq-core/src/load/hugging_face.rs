@@ -12,7 +12,7 @@ impl ModelConfig {
     /// the formula that they came from. Where none is found, the type is one that only this program knows, so that others
     /// refuse the file.
     pub fn to_hugging_face(&self) -> Json {
-        if self.raw.get("architectures").is_some() {
+        if self.raw.is_object() && !self.is_from_gguf() {
             return self.raw.clone();
         }
         let rope_scaling = match &self.rope_scaling {
@@ -123,6 +123,16 @@ mod tests {
             // Its own keys are kept as they are.
             assert_eq!(read.to_hugging_face(), read.raw);
         }
+    }
+
+    /// Also where it names its class by `model_type` alone: no field here has the number of experts.
+    #[test]
+    fn keys_that_only_one_family_reads_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.json");
+        let json = json!({ "model_type": "mixtral", "num_local_experts": 4 });
+        std::fs::write(&file, json.to_string()).unwrap();
+        assert_eq!(ModelConfig::from_hugging_face(&file).unwrap().to_hugging_face(), json);
     }
 
     fn per_frequency(divisors: Vec<f32>) -> ModelConfig {

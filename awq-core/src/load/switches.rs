@@ -201,9 +201,27 @@ mod tests {
     use crate::model::classes;
 
     fn message(json: &Json) -> Option<String> {
+        message_of("llama", json)
+    }
+
+    fn message_of(model_type: &str, json: &Json) -> Option<String> {
         let keys = Keys { file: Path::new("config.json"), json };
-        let llama = classes().find(|class| class.model_type == "llama")?;
-        check(&keys, llama).err().map(|error| error.to_string())
+        let class = classes().find(|class| class.model_type == model_type)?;
+        check(&keys, class).err().map(|error| error.to_string())
+    }
+
+    /// Training's keys are idle; experts of another kind are not Mixtral's.
+    #[test]
+    fn a_class_reads_its_own_keys_and_no_others() {
+        let own = json!({
+            "num_local_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.02, "router_jitter_noise": 0.0,
+            "output_router_logits": false
+        });
+        assert_eq!(message_of("mixtral", &own), None);
+        let shared = message_of("mixtral", &json!({ "n_shared_experts": 1 })).unwrap_or_default();
+        assert!(shared.starts_with("config.json: key \"n_shared_experts\": 1: it changes experts"), "{shared}");
+        let qwen3 = message_of("qwen3", &json!({ "num_experts": 128 })).unwrap_or_default();
+        assert!(qwen3.starts_with("config.json: key \"num_experts\": 128: it changes experts"), "{qwen3}");
     }
 
     #[test]

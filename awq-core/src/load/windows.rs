@@ -3,6 +3,7 @@
 //! | class | which blocks slide | width |
 //! |---|---|---|
 //! | Mistral | all | `sliding_window`; 4096 without the key, none for `null` |
+//! | Mixtral | all | `sliding_window`; none without the key or for `null` |
 //! | Qwen2, Qwen3 | with `use_sliding_window` those from `max_window_layers` (28) on, or as `layer_types` says | `sliding_window`; 4096 without the key |
 //! | others | none: their `sliding_window` is not looked at | |
 
@@ -161,7 +162,8 @@ mod tests {
         from_hugging_face(&Keys { file: Path::new("config.json"), json }, class, 3)
     }
 
-    /// Right values: `MistralConfig`, `Qwen2Config`, `Qwen3Config` and `LlamaConfig` of transformers 5.24.0, and what their models mask.
+    /// Right values: `MistralConfig`, `MixtralConfig`, `Qwen2Config`, `Qwen3Config` and `LlamaConfig` of transformers
+    /// 5.24.0, and what their models mask.
     #[test]
     fn every_spelling_gives_the_windows_of_transformers() {
         let none = [None; 3];
@@ -188,6 +190,8 @@ mod tests {
                 }),
                 last,
             ),
+            ("Mixtral", json!({}), none),
+            ("Mixtral", json!({ "sliding_window": 8 }), [Some(8); 3]),
             ("Qwen3", json!({ "sliding_window": 8 }), none),
             ("Qwen3", json!({ "sliding_window": 8, "use_sliding_window": true, "max_window_layers": 2 }), last),
             ("Llama", json!({ "sliding_window": 8 }), none),

@@ -254,3 +254,82 @@ impl<B: QuantBackend> WiredBlock<B> {
         sum.reshape([batch, seq, hidden])
     }
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::num::NonZeroU16;
+
+    use burn::backend::Flex;
+    use serde_json::json;
+
+    use super::*;
+    use crate::awq::{Awq, ClipStep, ScaleStep};
+    use crate::driver::{Job, codes_sha256, quantize_model};
+    use crate::grid::{Bits, Granularity, Grid};
+    use crate::load::MemoryCheckpoint;
+    use crate::model::tiny::{self, TinySpec};
+    use crate::model::{NoTap, Storage, llama, mixtral};
+
+    const SPEC: TinySpec = TinySpec::GQA;
+
+    fn outputs(decoder: &dyn Decoder<Flex>) -> Vec<f32> {
+        let mut hidden = decoder.embed(&tiny::sequences(&SPEC, 2, 20, 11));
+        for block_idx in 0..SPEC.n_blocks {
+            hidden = decoder.block(block_idx).unwrap().forward(hidden, &mut NoTap);
+        }
+        float_vec(hidden)
+    }
+
+    /// A dense first block, and experts in the second: two copies of its module.
+    fn mixed() -> (Wiring, ModelConfig, MemoryCheckpoint) {
+        let (config, llama) = (SPEC.config(), tiny::checkpoint(&SPEC, 5));
+        let mut checkpoint = MemoryCheckpoint::default();
+        for name in llama.names() {
+            let (shape, values) = (llama.shape(&name).unwrap(), llama.read_f32(&name).unwrap());
+            let renamed = |expert: usize| {
+                let name = name.replace("1.mlp.", &format!("1.block_sparse_moe.experts.{expert}."));
+                name.replace(".gate_proj", ".w1").replace(".up_proj", ".w3").replace(".down_proj", ".w2")
+            };
+            match name.contains("1.mlp.") {
+                true => (0..2).for_each(|expert| checkpoint.insert(&renamed(expert), &shape, values.clone())),
+                false => checkpoint.insert(&name, &shape, values),
+            }
+        }
+        let router = (0..2 * SPEC.hidden_size).map(|i| (i as f32).sin()).collect();
+        checkpoint.insert("model.layers.1.block_sparse_moe.gate.weight", &[2, SPEC.hidden_size], router);
+        let raw = json!({ "num_local_experts": 2, "num_experts_per_tok": 1 });
+        let dense = llama::wiring(&config, &checkpoint).unwrap();
+        let experts = mixtral::wiring(&ModelConfig { raw, ..config.clone() }, &checkpoint).unwrap();
+        let wiring = Wiring { blocks: vec![dense.blocks[0].clone(), experts.blocks[1].clone()], ..dense };
+        (wiring.settled(&config, &checkpoint).unwrap(), config, checkpoint)
+    }
+
+    #[test]
+    fn blocks_of_one_model_may_differ() {
+        let (wiring, config, checkpoint) = mixed();
+        let base: Arc<dyn Checkpoint> = Arc::new(checkpoint);
+        let decoder =
+            WiredDecoder::<Flex>::open(wiring.clone(), config.clone(), base.clone(), &Default::default()).unwrap();
+        let expected = outputs(tiny::decoder(&SPEC, 5, &Default::default()).unwrap().as_ref());
+        let found = outputs(&decoder);
+        assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4 * b.abs().max(1.0)));
+        let n_linears = |block_idx| decoder.layout(block_idx).linears.len();
+        assert_eq!((n_linears(0), n_linears(1)), (4 + 3, 4 + 2 * 3));
+
+        let group = Granularity::PerGroup(NonZeroU16::new(32).unwrap());
+        let grid = Grid::awq(Bits::new(4).unwrap(), group);
+        let plain = Awq { scale: ScaleStep::Off, clip: ClipStep::Off };
+        let pass = quantize_model(&decoder, None, &[Job { method: &plain, grid }], &mut |_| {}).unwrap();
+        let model = pass.models.into_iter().next().unwrap().unwrap();
+        let (codes, bits, of_model) =
+            (model.codes_sha256(), model.bits_per_weight(), outputs(&model.decoder(&decoder)));
+        let quantized = Arc::new(model.into_checkpoint(&wiring, base));
+        assert_eq!(codes_sha256(&wiring, 2, quantized.as_ref()).unwrap(), codes);
+        let storage = Storage::of(&wiring, &config, quantized.as_ref()).unwrap();
+        assert!(storage.types.len() == 1 && (storage.bits_per_weight - bits).abs() < 1e-9, "{storage:?}");
+        let reopened = WiredDecoder::<Flex>::open(wiring, config, quantized, &Default::default()).unwrap();
+        assert!(outputs(&reopened) == of_model && of_model != found);
+    }
+}

@@ -10,8 +10,8 @@ use burn::tensor::Tensor;
 use super::{Block, NoTap};
 use crate::backend::QuantBackend;
 
-/// Hugging Face name of a linear inside its block, e.g. `self_attn.q_proj`. In a [`BlockTable`] a name with `{}` in it stands for
-/// that linear of every expert.
+/// Hugging Face name of a linear inside its block, e.g. `self_attn.q_proj`. In a [`BlockTable`] a name with `{}` in it
+/// stands for that linear of every expert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinearName(pub &'static str);
 
@@ -91,8 +91,8 @@ pub enum Inspect {
 }
 
 impl Inspect {
-    /// Runs the inspected module on its (normed) input, `[batch, seq, in]`. A linear alone counts as part of the feed-forward
-    /// module, which contains it.
+    /// Runs the inspected module on its (normed) input, `[batch, seq, in]`. A linear alone counts as part of the
+    /// feed-forward module, which contains it.
     pub(crate) fn run<B: QuantBackend>(self, block: &dyn Block<B>, input: Tensor<B, 3>) -> Tensor<B, 3> {
         match self {
             Self::Attention => block.attention(input, &mut NoTap),
@@ -112,8 +112,8 @@ pub struct BlockTable {
     pub scale_groups: &'static [GroupTable],
 }
 
-/// A row of [`BlockTable::scale_groups`]. One whose previous op is a linear of every expert stands for a group in each expert; in
-/// any other, the linears of all experts share the scale.
+/// A row of [`BlockTable::scale_groups`]. One whose previous op is a linear of every expert stands for a group in each
+/// expert; in any other, the linears of all experts share the scale.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupTable {
     /// See [`ScaleGroup::prev_op`].

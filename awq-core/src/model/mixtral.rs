@@ -1,9 +1,9 @@
-//! Mixtral: Mistral's attention, and in the place of the feed-forward module experts, of which a router sends each token through
-//! some.
+//! Mixtral: Mistral's attention, and in the place of the feed-forward module experts, of which a router sends each
+//! token through some.
 //!
-//! AutoAWQ's groups (`awq/models/mixtral.py`): one scale for the input of all experts, judged by the module's output, and one for
-//! the inside of each. The router reads the scaled input as well, so its columns are multiplied here; AutoAWQ's list leaves it out. It is
-//! never quantized, there or here.
+//! AutoAWQ's groups (`awq/models/mixtral.py`): one scale for the input of all experts, judged by the module's output,
+//! and one for the inside of each. The router reads the scaled input as well, so its columns are multiplied here;
+//! AutoAWQ's list leaves it out. The router stays in full precision.
 
 use super::layout::{reads, scales};
 use super::llama::{ATTENTION, K, LLAMA, MLP_NORM, O, O_GROUP, Q, QKV, V, decoder};

@@ -1,8 +1,8 @@
 //! Decoder-only language models as lists of blocks that are handed out one at a time.
 //!
-//! What a family is, is data: [`BlockTable`] names its linears, which input each reads, which groups of them share an AWQ
-//! scale, and what that scale is folded into; [`wiring::Wiring`] names its tensors and says what is computed, block by block. A
-//! family is one file with these two and a line in `FAMILIES`.
+//! What a family is, is data: [`BlockTable`] names its linears, which input each reads, which groups of them share an
+//! AWQ scale, and what that scale is folded into; [`wiring::Wiring`] names its tensors and says what is computed, block
+//! by block. A family is one file with these two and a line in `FAMILIES`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

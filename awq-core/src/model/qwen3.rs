@@ -1,4 +1,5 @@
-//! Qwen3 (the dense models): Llama's block, with an RMS norm on each head of the queries and of the keys before they are rotated.
+//! Qwen3 (the dense models): Llama's block, with an RMS norm on each head of the queries and of the keys before they
+//! are rotated.
 //!
 //! Heads are 128 wide unless the file says otherwise, whatever the width of the residual stream is.
 

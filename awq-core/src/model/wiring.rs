@@ -21,8 +21,8 @@ pub struct Wiring {
     pub blocks: Vec<Arc<BlockWiring>>,
     /// The kind of every norm.
     pub norm: NormKind,
-    /// The linears that have a bias, in every block that has the linear. A family names those that may have one; the tensors
-    /// decide.
+    /// The linears that have a bias, in every block that has the linear. A family names those that may have one; the
+    /// tensors decide.
     pub biased: Vec<LinearName>,
     /// Name of the last norm, without `.weight`.
     pub final_norm: String,
@@ -57,8 +57,8 @@ pub enum Positions {
     },
 }
 
-/// `hidden + o(attention(q(x), k(x), v(x)))` with `x = norm(hidden)`; with head norms, each head of q and of k is normalized
-/// before it is rotated.
+/// `hidden + o(attention(q(x), k(x), v(x)))` with `x = norm(hidden)`; with head norms, each head of q and of k is
+/// normalized before it is rotated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionWiring {
     /// What is normalized first.
@@ -111,8 +111,8 @@ pub struct DenseWiring {
     pub down: LinearName,
 }
 
-/// The sum of `weight_e * expert_e(x)` over the `n_active` experts whose entries in `router(x)` are largest; their weights are the
-/// softmax of these entries alone.
+/// The sum of `weight_e * expert_e(x)` over the `n_active` experts whose entries in `router(x)` are largest; their
+/// weights are the softmax of these entries alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpertsWiring {
     /// `[n_experts, hidden]`. It stays in full precision.

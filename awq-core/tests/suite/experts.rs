@@ -1,4 +1,5 @@
-//! Experts: a module copied is that module, a router is folded and never quantized, and an expert without tokens is said so.
+//! Experts: a module copied is that module, a router is folded and never quantized, and a record names experts
+//! without tokens.
 
 use std::sync::Arc;
 
@@ -204,7 +205,10 @@ fn numbers_of_experts_that_cannot_be_are_refused() {
         ),
         // The class's 8 where the file is silent.
         (json!({}), "no tensor named \"model.layers.0.block_sparse_moe.experts.4.w1.weight\""),
-        (json!({ "num_local_experts": 3 }), "6 tensor(s) would not be read as MixtralForCausalLM"),
+        (
+            json!({ "num_local_experts": 3 }),
+            "tensor \"model.layers.0.block_sparse_moe.gate.weight\" has shape [4, 64], expected [3, 64]",
+        ),
     ] {
         let message = error(raw.clone()).to_string();
         assert!(message.contains(expected), "{raw}: {message}");

@@ -30,8 +30,8 @@
 //! - A range narrower than `1e-5` is widened to it ([`awq_core::grid::RANGE_FLOOR`], from the AWQ code). There only a group
 //!   of zeros is, to 2.
 //! - With activation order and dynamic groups the order of the channels is stored and counted.
-//! - An expert that no token reaches has an empty Hessian and is rounded to nearest; the record says so. With few tokens the damping
-//!   alone makes the Hessian invertible, as everywhere.
+//! - An expert that no token reaches has an empty Hessian and is rounded to nearest; the record says so. With few
+//!   tokens the damping alone makes the Hessian invertible, as everywhere.
 
 mod range;
 mod solver;

@@ -26,7 +26,7 @@ enum Meaning {
 
 use Meaning::{Harmless, Only, OnlyText, Understood};
 
-const EXPERTS: &str = "experts are not supported; use a model without";
+const EXPERTS: &str = "experts are not read from GGUF files; use the model's safetensors folder";
 const SCALED: &str = "a scale that the known families do not have; use a model without";
 const CAPPED: &str = "capped values, which the known families do not have; use a model without";
 const YARN: &str = "part of YaRN scaling, which is not supported; use a model without";
@@ -212,8 +212,16 @@ mod tests {
     #[test]
     fn what_changes_the_computation_is_refused() {
         for (key, value, expected) in [
-            ("expert_count", Value::Int(8), "8: experts are not supported; use a model without"),
-            ("expert_used_count", Value::Int(2), "2: experts are not supported; use a model without"),
+            (
+                "expert_count",
+                Value::Int(8),
+                "8: experts are not read from GGUF files; use the model's safetensors folder",
+            ),
+            (
+                "expert_used_count",
+                Value::Int(2),
+                "2: experts are not read from GGUF files; use the model's safetensors folder",
+            ),
             ("logit_scale", Value::Float(8.0), "8.0: a scale that the known families do not have; use a model without"),
             (
                 "embedding_scale",
@@ -256,7 +264,11 @@ mod tests {
                 Value::Int(1),
                 "1: an embedding model, which pools its outputs; use one that predicts text",
             ),
-            ("leading_dense_block_count", Value::Int(1), "1: experts are not supported; use a model without"),
+            (
+                "leading_dense_block_count",
+                Value::Int(1),
+                "1: experts are not read from GGUF files; use the model's safetensors folder",
+            ),
             (
                 "nextn_predict_layers",
                 Value::Int(1),

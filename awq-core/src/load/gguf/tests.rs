@@ -9,6 +9,8 @@ use super::*;
 use crate::load::testing::{GgufWriter, asset};
 use crate::load::{open_model, read_exact_shape};
 
+mod qwen3;
+
 /// A model of one block: width 8, two query heads and one key head of width 4, three tokens.
 fn small_model(architecture: &str) -> GgufWriter {
     let key = |name: &str| format!("{architecture}.{name}");
@@ -76,24 +78,6 @@ fn configuration_comes_from_the_metadata() {
     let config = opened(&untied).config;
     assert_eq!(config.architecture, "Qwen2ForCausalLM");
     assert!(!config.tie_word_embeddings && config.attention_bias);
-}
-
-/// Heads of 6 channels in a model whose width shared out would give 4.
-#[test]
-fn qwen3_has_norms_of_heads_and_names_their_width() {
-    let writer = small_model("qwen3")
-        .u32("qwen3.attention.key_length", 6)
-        .u32("qwen3.attention.value_length", 6)
-        .f32_tensor("blk.0.attn_q_norm.weight", &[6], &counting(6))
-        .f32_tensor("blk.0.attn_k_norm.weight", &[6], &counting(6));
-    let opened = opened(&writer);
-    assert_eq!((opened.config.architecture.as_str(), opened.config.head_dim), ("Qwen3ForCausalLM", 6));
-    for norm in ["q_norm", "k_norm"] {
-        let name = format!("model.layers.0.self_attn.{norm}.weight");
-        assert_eq!(opened.checkpoint.read_f32(&name).unwrap(), counting(6));
-    }
-    let q = opened.checkpoint.read_f32("model.layers.0.self_attn.q_proj.weight").unwrap();
-    assert_eq!(q, counting(64), "rows of q are as Hugging Face has them");
 }
 
 /// llama.cpp has no windows in the graphs of these, whatever the key says.
@@ -281,7 +265,7 @@ fn keys_of_the_architecture_are_checked_when_a_file_is_opened() {
         let key = format!("{family}.expert_count");
         check_error(
             &small_model(family).u32(&key, 8).bytes(),
-            &format!("key \"{key}\": 8: experts are not supported; use a model without"),
+            &format!("key \"{key}\": 8: experts are not read from GGUF files; use the model's safetensors folder"),
         );
         opened(&small_model(family).u32(&key, 0).u32("other.expert_count", 8));
     }
