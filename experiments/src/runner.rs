@@ -197,15 +197,16 @@ impl DeviceJob for ModelJob<'_, '_, '_> {
             Ok(texts) => texts,
             Err(error) => return fail_all(self.cells, Stage::Evaluate, &error, &self.assets, self.sink),
         };
+        let mut base = scoring::base_models(decoder.as_ref(), &texts);
         for cell in self.cells.iter().filter(|cell| cell.quantization.is_none()) {
-            let outcome = self.evaluate(decoder.as_ref(), cell, &texts, None);
+            let outcome = self.evaluate(decoder.as_ref(), cell, (&texts, &mut base), None);
             (self.sink)(cell, outcome, &self.assets)?;
         }
         let passes = passes(self.cells.iter().copied());
         for (index, cells) in passes.iter().enumerate() {
             let name =
                 if passes.len() > 1 { format!("pass {} of {}: ", index + 1, passes.len()) } else { String::new() };
-            self.run_pass(decoder.as_ref(), &name, cells, &texts)?;
+            self.run_pass(decoder.as_ref(), &name, cells, (&texts, &mut base))?;
         }
         Ok(())
     }

@@ -98,7 +98,7 @@ impl TableValue {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FigureSpec {
-    /// Perplexity against a number of the calibration, a line a method.
+    /// A metric against a number of the calibration, a line a method; a figure each.
     Lines(LinesSpec),
     /// The experiment's table as a coloured matrix: how far each number lies above the lowest of its column.
     Matrix(MatrixSpec),

@@ -1,6 +1,8 @@
 //! [`Metric`]: a number of a model on a text: what it needs of the model, what it makes of each token, and what reports must
 //! know of it.
 
+use rayon::slice::{Chunks, ParallelSlice as _};
+
 use crate::stats::Estimator;
 
 /// A number of a model on a text. Its value is made of one value a scored token: the mean over the tokens of each window is a
@@ -41,6 +43,8 @@ impl Quantity {
     pub fn words(&self) -> String {
         match self.unit {
             Unit::PerToken => format!("{} per token", self.label),
+            Unit::NatsPerToken => format!("{} in nats per token", self.label),
+            Unit::Fraction => format!("{}, a fraction of the tokens", self.label),
         }
     }
 }
@@ -50,13 +54,18 @@ impl Quantity {
 pub enum Unit {
     /// Choices that a model is as undecided between at each token.
     PerToken,
+    /// Nats, on average over tokens.
+    NatsPerToken,
+    /// A share of the tokens, 0 to 1.
+    Fraction,
 }
 
 impl Unit {
     /// Whether figures may need a logarithmic axis.
     pub fn may_span_decades(self) -> bool {
         match self {
-            Self::PerToken => true,
+            Self::PerToken | Self::NatsPerToken => true,
+            Self::Fraction => false,
         }
     }
 }
@@ -66,6 +75,8 @@ impl Unit {
 pub enum Direction {
     /// The lower one.
     LowerIsBetter,
+    /// The higher one.
+    HigherIsBetter,
 }
 
 impl Direction {
@@ -73,6 +84,7 @@ impl Direction {
     pub fn better(self) -> &'static str {
         match self {
             Self::LowerIsBetter => "lower",
+            Self::HigherIsBetter => "higher",
         }
     }
 
@@ -80,6 +92,7 @@ impl Direction {
     pub fn worse_by(self, difference: f64) -> f64 {
         match self {
             Self::LowerIsBetter => difference,
+            Self::HigherIsBetter => -difference,
         }
     }
 }
@@ -89,6 +102,10 @@ impl Direction {
 pub enum Needs {
     /// The negative log-likelihood of the token that came.
     Likelihoods,
+    /// The logits of the whole vocabulary.
+    Logits,
+    /// Those of the base model as well: the one that methods start from.
+    BaseLogits,
 }
 
 /// Scored tokens, one a row: a part of a text that holds whole tokens, not whole windows.
@@ -98,4 +115,22 @@ pub struct Scored<'a> {
     pub targets: &'a [u32],
     /// Their negative log-likelihoods in nats.
     pub nll: &'a [f32],
+    /// Size of the vocabulary.
+    pub vocab: usize,
+    /// `[rows, vocab]`, row-major; empty where no metric needs them.
+    pub logits: &'a [f32],
+    /// The base model's, likewise.
+    pub base_logits: &'a [f32],
+}
+
+impl<'a> Scored<'a> {
+    /// The logits of each row.
+    pub fn rows(&self) -> Chunks<'a, f32> {
+        self.logits.par_chunks(self.vocab)
+    }
+
+    /// The base model's.
+    pub fn base_rows(&self) -> Chunks<'a, f32> {
+        self.base_logits.par_chunks(self.vocab)
+    }
 }

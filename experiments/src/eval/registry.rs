@@ -3,7 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::kl_divergence::KlDivergence;
 use super::metric::{Metric, Quantity};
+use super::next_token_accuracy::NextTokenAccuracy;
 use super::perplexity::Perplexity;
 use crate::config::ScoredText;
 
@@ -59,6 +61,10 @@ macro_rules! metrics {
 metrics! {
     /// Perplexity of a text under a named protocol.
     Perplexity = "perplexity";
+    /// KL divergence to the base model's distribution over the next token.
+    KlDivergence = "kl_divergence";
+    /// Share of the tokens to which the model gives the highest logit of all.
+    NextTokenAccuracy = "next_token_accuracy";
 }
 
 impl MetricKey {

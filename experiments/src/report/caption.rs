@@ -46,7 +46,7 @@ fn uncertainty(rows: &[Row]) -> String {
         }
         Estimator::Mean => {
             let (what, better) = (format!("{} minus that of {base}{to}", quantity.label), quantity.direction.better());
-            (format!("A difference is {what}; {better} is better."), "differences")
+            (format!("A difference is the {what}; {better} is better."), "differences")
         }
     };
     let over_tokens = rows[0].protocol == "llama-cpp";

@@ -144,6 +144,7 @@ impl Level {
 pub(super) fn level_value(unit: Unit, value: f64) -> String {
     match unit {
         Unit::PerToken => format!("{value:.2}"),
+        Unit::NatsPerToken | Unit::Fraction => format!("{value:.4}"),
     }
 }
 

@@ -312,6 +312,8 @@ mod draws_tests;
 #[cfg(test)]
 mod figure_tests;
 #[cfg(test)]
+mod metric_tests;
+#[cfg(test)]
 mod paper_tests;
 #[cfg(test)]
 mod snapshot_tests;

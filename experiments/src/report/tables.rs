@@ -250,6 +250,8 @@ fn compared((point, low, high): Compared) -> String {
 pub(super) fn decimals(unit: Unit, magnitude: f64) -> Option<usize> {
     match unit {
         Unit::PerToken => decimals_of_five(magnitude),
+        Unit::NatsPerToken if magnitude.abs() >= 1.0 => decimals_of_five(magnitude),
+        Unit::NatsPerToken | Unit::Fraction => Some(4),
     }
 }
 

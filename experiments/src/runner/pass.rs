@@ -6,7 +6,7 @@ use awq_core::driver::{Calibration, Job, Propagation, quantize_model};
 use awq_core::model::wiring::Wiring;
 use awq_core::model::{Decoder, wiring_of};
 
-use super::scoring::PreparedTexts;
+use super::scoring::{BaseModels, PreparedTexts};
 use super::{ModelJob, fail_all, failed, guarded};
 use crate::codes::{CodeStore, Question, StoredCodes, hash_of_sequences};
 use crate::config::{CalibrationSpec, Draw};
@@ -44,7 +44,7 @@ impl<'a> ModelJob<'a, '_, '_> {
         decoder: &dyn Decoder<B>,
         name: &str,
         cells: &[&Cell],
-        texts: &PreparedTexts,
+        (texts, base): (&PreparedTexts, &mut BaseModels<'_, B>),
     ) -> anyhow::Result<()> {
         let calibration = cells.first().and_then(|cell| cell.quantization.as_ref()?.calibration.as_ref());
         let draw = cells.first().and_then(|cell| cell.quantization.as_ref()?.draw);
@@ -57,7 +57,7 @@ impl<'a> ModelJob<'a, '_, '_> {
         let mut missing = Vec::new();
         for &cell in cells {
             match kept.as_ref().and_then(|kept| self.stored(kept, cell, calibrated)) {
-                Some(codes) => self.score(decoder, cell, texts, (&codes, true), calibrated)?,
+                Some(codes) => self.score(decoder, cell, (texts, &mut *base), (&codes, true), calibrated)?,
                 None => missing.push(cell),
             }
         }
@@ -95,7 +95,7 @@ impl<'a> ModelJob<'a, '_, '_> {
         }
         for (cell, codes) in missing.into_iter().zip(codes) {
             match codes {
-                Ok(codes) => self.score(decoder, cell, texts, (&codes, false), calibrated)?,
+                Ok(codes) => self.score(decoder, cell, (texts, &mut *base), (&codes, false), calibrated)?,
                 Err(error) => (self.sink)(cell, failed(Stage::Quantize, &error.into()), &self.assets)?,
             }
         }
@@ -106,7 +106,7 @@ impl<'a> ModelJob<'a, '_, '_> {
         &mut self,
         decoder: &dyn Decoder<B>,
         cell: &Cell,
-        texts: &PreparedTexts,
+        texts: (&PreparedTexts, &mut BaseModels<'_, B>),
         (codes, from_store): (&StoredCodes, bool),
         calibration: Option<&Calibrated>,
     ) -> anyhow::Result<()> {

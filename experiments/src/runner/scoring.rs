@@ -13,9 +13,10 @@ use super::pass::Quantized;
 use super::{ModelJob, failed, guarded};
 use crate::config::{EvaluationSpec, ProtocolSpec, ScoredText};
 use crate::data::calibration::{CalibrationSet, overlap_tokens};
-use crate::eval::metric::Metric;
+use crate::eval::BaseModel;
+use crate::eval::metric::{Metric, Needs};
 use crate::eval::registry::MetricKey;
-use crate::eval::score::score;
+use crate::eval::score::{needs_of, score};
 use crate::eval::scores::Scores;
 use crate::eval::windows::Windows;
 use crate::plan::Cell;
@@ -25,6 +26,9 @@ use crate::record::{Cost, Done, Measurement, Outcome, Stage};
 /// The texts of a model's cells.
 pub(super) type PreparedTexts = BTreeMap<ScoredText, Prepared>;
 
+/// The base model on each of them.
+pub(super) type BaseModels<'a, B> = BTreeMap<ScoredText, BaseModel<'a, B>>;
+
 /// One text under one protocol, cut and ready.
 pub(super) struct Prepared {
     pub(super) windows: Windows,
@@ -32,6 +36,14 @@ pub(super) struct Prepared {
     sha256: String,
     /// True entropy, where it is known.
     nats_per_token: Option<f64>,
+}
+
+/// The base model `decoder` on each text, with nothing computed yet.
+pub(super) fn base_models<'a, B: QuantBackend>(
+    decoder: &'a dyn Decoder<B>,
+    texts: &PreparedTexts,
+) -> BaseModels<'a, B> {
+    texts.keys().map(|text| (text.clone(), BaseModel::new(decoder))).collect()
 }
 
 impl ModelJob<'_, '_, '_> {
@@ -67,12 +79,12 @@ impl ModelJob<'_, '_, '_> {
         &self,
         decoder: &dyn Decoder<B>,
         cell: &Cell,
-        texts: &PreparedTexts,
+        (texts, base): (&PreparedTexts, &mut BaseModels<'_, B>),
         quantized: Option<&Quantized<'_>>,
     ) -> Outcome {
         let start = Instant::now();
         let calibration = quantized.and_then(|quantized| quantized.calibration).map(|calibrated| &calibrated.set);
-        match guarded(|| self.measure(decoder, cell, texts, calibration)) {
+        match guarded(|| self.measure(decoder, cell, (texts, base), calibration)) {
             Ok(measurements) => Outcome::Done(Box::new(Done {
                 measurements,
                 quantization: quantized.map(|quantized| quantized.describe(cell, texts)),
@@ -95,7 +107,7 @@ impl ModelJob<'_, '_, '_> {
         &self,
         decoder: &dyn Decoder<B>,
         cell: &Cell,
-        texts: &PreparedTexts,
+        (texts, base): (&PreparedTexts, &mut BaseModels<'_, B>),
         calibration: Option<&CalibrationSet>,
     ) -> anyhow::Result<Vec<Measurement>> {
         let mut measured: BTreeMap<&EvaluationSpec, Measurement> = BTreeMap::new();
@@ -107,7 +119,8 @@ impl ModelJob<'_, '_, '_> {
             let spec = evaluation.text();
             let together: Vec<&EvaluationSpec> = cell.evaluations.iter().filter(|other| other.text() == spec).collect();
             let metrics: Vec<MetricKey> = together.iter().map(|one| one.metric()).collect();
-            let of_text = self.measure_text(decoder, cell, (spec, &texts[spec]), &metrics, calibration)?;
+            let base = base.get_mut(spec).context("the base model is not prepared for a text")?;
+            let of_text = self.measure_text((decoder, base), cell, (spec, &texts[spec]), &metrics, calibration)?;
             measured.extend(together.into_iter().zip(of_text));
         }
         Ok(cell.evaluations.iter().filter_map(|evaluation| measured.remove(evaluation)).collect())
@@ -116,7 +129,7 @@ impl ModelJob<'_, '_, '_> {
     /// One measurement a metric, of one pass over a text.
     fn measure_text<B: QuantBackend>(
         &self,
-        decoder: &dyn Decoder<B>,
+        (decoder, base): (&dyn Decoder<B>, &mut BaseModel<'_, B>),
         cell: &Cell,
         (spec, text): (&ScoredText, &Prepared),
         metrics: &[MetricKey],
@@ -125,10 +138,12 @@ impl ModelJob<'_, '_, '_> {
         let start = Instant::now();
         let windows = &text.windows;
         let seq_len = windows.windows.first().map_or(0, Vec::len);
-        let work = windows.windows.len() * seq_len * decoder.config().n_blocks;
-        let bar = self.progress.bar(&format!("{}: {}", cell.label(), text.name), work as u64);
         let to_score: Vec<&dyn Metric> = metrics.iter().map(|metric| metric.metric()).collect();
-        let scores = score(decoder, windows, spec.arithmetic, &to_score, &mut |tokens| bar.advance(tokens as u64))?;
+        let passes = if needs_of(&to_score) == Needs::BaseLogits && !base.is_kept() { 2 } else { 1 };
+        let work = passes * windows.windows.len() * seq_len * decoder.config().n_blocks;
+        let bar = self.progress.bar(&format!("{}: {}", cell.label(), text.name), work as u64);
+        let scores =
+            score(decoder, windows, spec.arithmetic, &to_score, base, &mut |tokens| bar.advance(tokens as u64))?;
         bar.finish();
         let overlap = calibration.map(|set| overlap_tokens(&set.ids, &windows.slices()));
         let seconds = start.elapsed().as_secs_f64();
