@@ -115,12 +115,12 @@ impl Table {
             Layout::right("bits/w", |row| row.bits_per_weight.map_or_else(missing, |bits| format!("{bits:.2}"))),
             Layout::right(quantity.label, |row| value_and_error(row.quantity().unit, row.value, row.standard_error)),
             Layout::right(&format!("{comparison} to {} [95% CI]", base::short_name(rows)), |row| {
-                compared(row.to_base())
+                compared(row.quantity().unit, row.to_base())
             }),
         ];
         if let Some(baseline) = baseline(rows) {
             let heading = format!("{comparison} to {baseline} [95% CI]");
-            layout.push(Layout::right(&heading, |row| compared(row.to_baseline())));
+            layout.push(Layout::right(&heading, |row| compared(row.quantity().unit, row.to_baseline())));
         }
         if draws::any(rows) {
             layout.insert(4, Layout::right(draws::HEADING, draws::spread));
@@ -232,11 +232,11 @@ fn difference(unit: Unit, point: Option<f64>) -> String {
     format!("{sign}{}", number(point, decimals(unit, point)))
 }
 
-/// `+0.0508 [0.0437, 0.0577]`; from 1 on three decimals.
-fn compared((point, low, high): Compared) -> String {
+/// `+0.0508 [0.0437, 0.0577]`, of the unit of the metric; from 1 on three decimals.
+fn compared(unit: Unit, (point, low, high): Compared) -> String {
     let Some(point) = point else { return missing() };
     let largest = [Some(point), low, high].into_iter().flatten().fold(0.0, |max, x| f64::max(max, x.abs()));
-    let decimals = if largest < 1.0 { 4_usize } else { 3 };
+    let decimals = if largest < 1.0 { decimals_below_one(unit) } else { 3 };
     // What rounds to nothing has no sign: not -0.0000.
     let smallest = 0.5 * 10f64.powi(-(decimals as i32));
     let shown = |value: f64| if value.abs() < smallest { 0.0 } else { value };
@@ -251,7 +251,15 @@ pub(super) fn decimals(unit: Unit, magnitude: f64) -> Option<usize> {
     match unit {
         Unit::PerToken => decimals_of_five(magnitude),
         Unit::NatsPerToken if magnitude.abs() >= 1.0 => decimals_of_five(magnitude),
-        Unit::NatsPerToken | Unit::Fraction => Some(4),
+        Unit::NatsPerToken | Unit::Fraction => Some(decimals_below_one(unit)),
+    }
+}
+
+/// Decimals of small numbers, and of comparisons: 4 bits may move a model by a few ten-thousandths of a nat.
+fn decimals_below_one(unit: Unit) -> usize {
+    match unit {
+        Unit::NatsPerToken => 5,
+        Unit::PerToken | Unit::Fraction => 4,
     }
 }
 
@@ -305,12 +313,12 @@ mod tests {
     #[test]
     fn differences_and_ratios_carry_their_sign() {
         assert_eq!([Some(0.4123), Some(-99.5), None].map(|x| difference(UNIT, x)), ["+0.412", "-99.500", "-"]);
-        assert_eq!(compared((Some(0.05084), Some(0.04366), Some(0.0577))), "+0.0508 [0.0437, 0.0577]");
-        assert_eq!(compared((Some(-0.001), Some(-0.0021), Some(0.0002))), "-0.0010 [-0.0021, 0.0002]");
-        assert_eq!(compared((Some(0.99), Some(0.9), Some(1.1))), "+0.990 [0.900, 1.100]");
-        assert_eq!(compared((Some(-0.00003), Some(-0.00042), Some(-0.00001))), "+0.0000 [-0.0004, 0.0000]");
-        assert_eq!(compared((Some(0.05), None, None)), "+0.0500");
-        assert_eq!(compared((None, None, None)), "-");
+        assert_eq!(compared(UNIT, (Some(0.05084), Some(0.04366), Some(0.0577))), "+0.0508 [0.0437, 0.0577]");
+        assert_eq!(compared(UNIT, (Some(-0.001), Some(-0.0021), Some(0.0002))), "-0.0010 [-0.0021, 0.0002]");
+        assert_eq!(compared(UNIT, (Some(0.99), Some(0.9), Some(1.1))), "+0.990 [0.900, 1.100]");
+        assert_eq!(compared(UNIT, (Some(-0.00003), Some(-0.00042), Some(-0.00001))), "+0.0000 [-0.0004, 0.0000]");
+        assert_eq!(compared(UNIT, (Some(0.05), None, None)), "+0.0500");
+        assert_eq!(compared(UNIT, (None, None, None)), "-");
     }
 
     #[test]

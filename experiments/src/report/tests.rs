@@ -261,7 +261,7 @@ fn an_unknown_metric_is_an_error() {
     let error = frame::rows(&[&strange], &[], "RTN").unwrap_err();
     assert_eq!(
         format!("{error:#}"),
-        "cell Tiny_1M FP: metric accuracy is none that this program knows (token_perplexity); use the program that measured it"
+        "cell Tiny_1M FP: metric accuracy is none that this program knows (token_perplexity, kl_divergence, next_token_accuracy); use the program that measured it"
     );
 }
 
