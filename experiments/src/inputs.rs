@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::assets::AssetStore;
-use crate::config::{DatasetSpec, EvaluationSpec, ModelSource, ModelSpec};
+use crate::config::{DatasetSpec, ModelSource, ModelSpec};
 use crate::data::{Text, Texts};
 use crate::plan::{Cell, CellId, Plan};
 use crate::progress::Progress;
@@ -129,7 +129,7 @@ impl<'a> OnRecord<'a> {
             }
         };
         for (evaluation, measured) in self.cell.evaluations.iter().zip(&self.done.measurements) {
-            let EvaluationSpec::Perplexity(spec) = evaluation;
+            let spec = evaluation.text();
             if let Some(text) = text_now(&spec.dataset, all_on_record, texts) {
                 compare(&text.name, &measured.text_sha256, &text.scored_sha256(&spec.protocol));
             }

@@ -205,7 +205,7 @@ impl Stage {
 /// One measured quantity.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
-    /// What: `token_perplexity`.
+    /// What: the name of a metric, `token_perplexity` ([`crate::eval::metric::Quantity`] has its unit, direction and estimator).
     pub metric: String,
     /// On what: `wikitext2-test`.
     pub dataset: String,
@@ -227,9 +227,12 @@ pub struct Measurement {
     pub n_windows_total: usize,
     /// Tokens scored.
     pub n_tokens: u64,
-    /// Mean negative log-likelihood (nats per token) of each window: the raw samples for intervals and paired differences.
-    pub nll_per_window: Vec<f64>,
-    /// The lowest perplexity any model can reach on this text, where the text's true entropy is known.
+    /// Mean over the scored tokens of each window, in the order of the text: the raw samples for intervals and paired differences.
+    /// Of a perplexity, negative log-likelihoods in nats per token. Windows are of one length, so that all weigh alike.
+    /// Older records, all of perplexities, call them `nll_per_window`.
+    #[serde(alias = "nll_per_window")]
+    pub samples: Vec<f64>,
+    /// The best that any model is expected to reach on this text, where the text's true entropy is known.
     pub floor: Option<f64>,
     /// Calibration tokens that also occur in these windows: overlap makes the number optimistic. `None` without calibration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -238,7 +241,7 @@ pub struct Measurement {
     pub text_sha256: String,
     /// sha256 of the tokenizer's content.
     pub tokenizer_sha256: String,
-    /// Wall time of this measurement.
+    /// Wall time of the pass over the text that gave it, and what else was measured in it.
     pub seconds: f64,
 }
 

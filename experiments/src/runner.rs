@@ -1,39 +1,33 @@
 //! Plan to records: runs what is not yet on record, cell by cell, and appends each result at once.
 //!
-//! Cells of one model that share calibration are quantized together, a limited number in one pass over its blocks (`pass.rs`). A cell
+//! Cells of one model that share calibration are quantized together, a limited number in one pass over its blocks (`pass.rs`) and scored (`scoring.rs`). A cell
 //! that fails becomes a record and the sweep goes on; an experiment that was interrupted resumes at the first cell without a
 //! finished record. A cell whose model was replaced since runs again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use anyhow::{Context, bail};
 use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
 use awq_core::load::{OpenedModel, open_model};
-use awq_core::model::{Decoder, Storage, open_decoder, wiring_of};
+use awq_core::model::{Storage, open_decoder, wiring_of};
 
 use crate::assets::AssetStore;
 use crate::codes::CodeStore;
-use crate::config::{EvaluationSpec, ExperimentSpec, ModelSpec, PerplexitySpec, ProtocolSpec};
+use crate::config::{ExperimentSpec, ModelSpec};
 use crate::data::Texts;
-use crate::data::calibration::{CalibrationSet, overlap_tokens};
 use crate::device::{DeviceJob, run_on};
-use crate::eval::perplexity::{Windows, score};
 use crate::files::{folder_of, sync_folder, write_durably};
 use crate::inputs;
 use crate::plan::{Cell, CellId, ModelPlan, Plan, passes};
 use crate::progress::Progress;
-use crate::provenance::{Provenance, peak_resident_bytes};
-use crate::record::{
-    Cost, Done, Failed, Labels, Measurement, Outcome, Record, RecordFile, SCHEMA_VERSION, Stage, StoredRecord,
-};
+use crate::provenance::Provenance;
+use crate::record::{Failed, Labels, Outcome, Record, RecordFile, SCHEMA_VERSION, Stage, StoredRecord};
 
 mod pass;
-
-use self::pass::Quantized;
+mod scoring;
 
 /// What an experiment runs on.
 #[derive(Debug)]
@@ -199,125 +193,22 @@ impl DeviceJob for ModelJob<'_, '_, '_> {
             Err(error) => return fail_all(self.cells, Stage::Load, &error, &self.assets, self.sink),
         };
         // What is evaluated is prepared first: a text that is missing or too short is found before any long work.
-        let mut evaluations = BTreeMap::new();
-        for cell in self.cells {
-            for evaluation in &cell.evaluations {
-                if !evaluations.contains_key(evaluation) {
-                    match self.prepare(evaluation) {
-                        Ok(prepared) => drop(evaluations.insert(evaluation.clone(), prepared)),
-                        Err(error) => return fail_all(self.cells, Stage::Evaluate, &error, &self.assets, self.sink),
-                    }
-                }
-            }
-        }
+        let texts = match self.prepare() {
+            Ok(texts) => texts,
+            Err(error) => return fail_all(self.cells, Stage::Evaluate, &error, &self.assets, self.sink),
+        };
+        let mut base = scoring::base_models(decoder.as_ref(), &texts);
         for cell in self.cells.iter().filter(|cell| cell.quantization.is_none()) {
-            let outcome = self.evaluate(decoder.as_ref(), cell, &evaluations, None);
+            let outcome = self.evaluate(decoder.as_ref(), cell, (&texts, &mut base), None);
             (self.sink)(cell, outcome, &self.assets)?;
         }
         let passes = passes(self.cells.iter().copied());
         for (index, cells) in passes.iter().enumerate() {
             let name =
                 if passes.len() > 1 { format!("pass {} of {}: ", index + 1, passes.len()) } else { String::new() };
-            self.run_pass(decoder.as_ref(), &name, cells, &evaluations)?;
+            self.run_pass(decoder.as_ref(), &name, cells, (&texts, &mut base))?;
         }
         Ok(())
-    }
-}
-
-/// One text under one protocol, cut and ready.
-struct Prepared {
-    spec: PerplexitySpec,
-    windows: Windows,
-    text_name: String,
-    text_sha256: String,
-    floor: Option<f64>,
-}
-
-impl ModelJob<'_, '_, '_> {
-    fn prepare(&mut self, evaluation: &EvaluationSpec) -> anyhow::Result<Prepared> {
-        let EvaluationSpec::Perplexity(spec) = evaluation;
-        let tokenizer = &self.opened.tokenizer;
-        let text = self.texts.get(&spec.dataset)?;
-        let (whole, text_sha256) = (text.scored(&spec.protocol), text.scored_sha256(&spec.protocol));
-        let windows = Windows::cut(&whole, tokenizer, &spec.protocol, spec.max_windows.map(std::num::NonZero::get))
-            .and_then(|windows| windows.check_fits(&self.opened.config).map(|()| windows))
-            .with_context(|| format!("data set {}", text.name))?;
-        let floor = match text.true_nats {
-            // Tokens of the text itself: those put around it carry none of its nats.
-            Some(nats) => Some((nats / tokenizer.encode(&whole)?.len() as f64).exp()),
-            None => None,
-        };
-        self.assets.insert(text.name.clone(), text.sha256.clone());
-        Ok(Prepared { spec: spec.clone(), windows, text_name: text.name.clone(), text_sha256, floor })
-    }
-
-    fn evaluate<B: QuantBackend>(
-        &self,
-        decoder: &dyn Decoder<B>,
-        cell: &Cell,
-        evaluations: &BTreeMap<EvaluationSpec, Prepared>,
-        quantized: Option<&Quantized<'_>>,
-    ) -> Outcome {
-        let start = Instant::now();
-        let calibration = quantized.and_then(|quantized| quantized.calibration).map(|calibrated| &calibrated.set);
-        let measure = |evaluation| self.measure(decoder, cell, &evaluations[evaluation], calibration);
-        let measurements: anyhow::Result<Vec<Measurement>> = guarded(|| cell.evaluations.iter().map(measure).collect());
-        match measurements {
-            Ok(measurements) => Outcome::Done(Box::new(Done {
-                measurements,
-                quantization: quantized.map(|quantized| quantized.describe(cell, evaluations)),
-                packed: self.opened.packed.as_ref().map(Into::into),
-                storage: self.storage.clone(),
-                cost: Cost {
-                    quantize_seconds: quantized.map_or(0.0, |q| q.codes.model.logs.iter().map(|log| log.seconds).sum()),
-                    shared_capture_seconds: quantized.map_or(0.0, |q| q.codes.shared_seconds),
-                    codes_from_store: quantized.is_some_and(|q| q.from_store),
-                    evaluate_seconds: start.elapsed().as_secs_f64(),
-                    peak_resident_bytes: peak_resident_bytes(),
-                },
-            })),
-            Err(error) => failed(Stage::Evaluate, &error),
-        }
-    }
-
-    fn measure<B: QuantBackend>(
-        &self,
-        decoder: &dyn Decoder<B>,
-        cell: &Cell,
-        prepared: &Prepared,
-        calibration: Option<&CalibrationSet>,
-    ) -> anyhow::Result<Measurement> {
-        let start = Instant::now();
-        let windows = &prepared.windows;
-        let seq_len = windows.windows.first().map_or(0, Vec::len);
-        let work = windows.windows.len() * seq_len * decoder.config().n_blocks;
-        let bar = self.progress.bar(&format!("{}: {}", cell.label(), prepared.text_name), work as u64);
-        let arithmetic = prepared.spec.arithmetic;
-        let scores = score(decoder, windows, arithmetic, &mut |tokens| bar.advance(tokens as u64))?;
-        bar.finish();
-        let nll_per_window = scores.window_means();
-        let (protocol, standard_error) = match prepared.spec.protocol {
-            ProtocolSpec::Gptq(_) => ("gptq", scores.window_standard_error()),
-            ProtocolSpec::LlamaCpp(_) => ("llama-cpp", Some(scores.token_standard_error())),
-        };
-        Ok(Measurement {
-            metric: "token_perplexity".into(),
-            dataset: prepared.text_name.clone(),
-            protocol: protocol.into(),
-            seq_len,
-            arithmetic,
-            value: scores.perplexity(),
-            standard_error,
-            n_windows: windows.windows.len(),
-            n_windows_total: windows.n_total,
-            n_tokens: scores.n_tokens(),
-            nll_per_window,
-            floor: prepared.floor,
-            calibration_overlap_tokens: calibration.map(|set| overlap_tokens(&set.ids, &prepared.windows.slices())),
-            text_sha256: prepared.text_sha256.clone(),
-            tokenizer_sha256: self.opened.tokenizer.sha256().to_owned(),
-            seconds: start.elapsed().as_secs_f64(),
-        })
     }
 }
 

@@ -6,6 +6,7 @@ use anyhow::{Context, bail, ensure};
 use awq_core::arithmetic::FloatType;
 
 use super::{EvaluationSpec, ExperimentFile, ExperimentSpec, FigureSpec, ModelSource, ProtocolSpec, TableAxis};
+use crate::eval::registry::MetricKey;
 use crate::plan::{Cell, Plan};
 
 impl ExperimentSpec {
@@ -38,15 +39,15 @@ impl ExperimentSpec {
         not_empty("evaluations", self.evaluations.len())?;
         self.check_calibrations()?;
         for (index, evaluation) in self.evaluations.iter().enumerate() {
-            let EvaluationSpec::Perplexity(perplexity) = evaluation;
-            let (key, len, least) = match &perplexity.protocol {
+            let (metric, len) = (evaluation.metric().key(), evaluation.text().seq_len());
+            let (key, least) = match &evaluation.text().protocol {
                 // A window's first token is only ever context, with llama-cpp its first half is.
-                ProtocolSpec::Gptq(gptq) => ("gptq.seq_len", gptq.seq_len.get(), 2),
-                ProtocolSpec::LlamaCpp(chunks) => ("llama-cpp.chunk_len", chunks.chunk_len.get(), 3),
+                ProtocolSpec::Gptq(_) => ("gptq.seq_len", 2),
+                ProtocolSpec::LlamaCpp(_) => ("llama-cpp.chunk_len", 3),
             };
             ensure!(
                 len >= least,
-                "key `evaluations[{index}].perplexity.protocol.{key}` is {len}: nothing is left to predict; use {least} or more"
+                "key `evaluations[{index}].{metric}.protocol.{key}` is {len}: nothing is left to predict; use {least} or more"
             );
             ensure!(
                 !self.evaluations[..index].contains(evaluation),
@@ -118,14 +119,13 @@ impl ExperimentSpec {
 
     /// `arithmetic = "bf16"` rounds f32 tensors; there are none in another precision.
     fn check_precision(&self) -> anyhow::Result<()> {
-        let rounds = |evaluation: &EvaluationSpec| {
-            let EvaluationSpec::Perplexity(perplexity) = evaluation;
-            !perplexity.arithmetic.is_f32()
-        };
-        if let (false, Some(index)) = (self.run.precision.is_f32(), self.evaluations.iter().position(rounds)) {
+        let mut rounding =
+            self.evaluations.iter().enumerate().filter(|(_, evaluation)| !evaluation.text().arithmetic.is_f32());
+        if let (false, Some((index, evaluation))) = (self.run.precision.is_f32(), rounding.next()) {
             bail!(
-                "`evaluations[{index}].perplexity.arithmetic` rounds the inputs of products, which are {} anyhow by \
+                "`evaluations[{index}].{}.arithmetic` rounds the inputs of products, which are {} anyhow by \
                  `run.precision`; remove one of the two",
+                evaluation.metric().key(),
                 self.run.precision.name()
             );
         }
@@ -139,6 +139,13 @@ impl ExperimentSpec {
         }
         let Some(table) = &self.table else { return Ok(()) };
         not_empty("table.values", table.values.len())?;
+        let measured: BTreeSet<MetricKey> = self.evaluations.iter().map(EvaluationSpec::metric).collect();
+        if let Some(unmeasured) = table.metrics().find(|metric| !measured.contains(metric)) {
+            bail!(
+                "[table]: `values` names `{0}`, which no evaluation measures; remove it, or add `[evaluations.{0}]`",
+                unmeasured.key()
+            );
+        }
         let axes: Vec<TableAxis> = table.rows.iter().chain(&table.columns).copied().collect();
         if let Some(twice) = axes.iter().enumerate().find(|(index, axis)| axes[..*index].contains(axis)) {
             bail!("[table]: `{}` is in `rows` and `columns` twice; remove one", twice.1.key());
@@ -170,15 +177,14 @@ impl ExperimentSpec {
 
     /// Windows to which each evaluation is limited, in their order.
     pub fn limits(&self) -> Vec<Option<std::num::NonZeroUsize>> {
-        let limit = |EvaluationSpec::Perplexity(perplexity): &EvaluationSpec| perplexity.max_windows;
-        self.evaluations.iter().map(limit).collect()
+        self.evaluations.iter().map(|evaluation| evaluation.text().max_windows).collect()
     }
 
     /// Limits every evaluation to `max` windows, for a smoke run.
     pub fn limit_windows(&mut self, max: Option<std::num::NonZeroUsize>) {
         let Some(max) = max else { return };
-        for EvaluationSpec::Perplexity(perplexity) in &mut self.evaluations {
-            perplexity.max_windows = Some(perplexity.max_windows.map_or(max, |own| own.min(max)));
+        for text in self.evaluations.iter_mut().map(EvaluationSpec::text_mut) {
+            text.max_windows = Some(text.max_windows.map_or(max, |own| own.min(max)));
         }
     }
 }

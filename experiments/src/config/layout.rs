@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::eval::registry::MetricKey;
+
 /// The tables that every run gets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -22,8 +24,18 @@ pub struct TableSpec {
     pub rows: Vec<TableAxis>,
     /// What tells columns apart, outermost first. Empty: one column.
     pub columns: Vec<TableAxis>,
-    /// The numbers shown of each cell, a row each.
+    /// The numbers shown of each cell, a row each. Each metric has a table of its own.
     pub values: Vec<TableValue>,
+}
+
+impl TableSpec {
+    /// The metrics among the values.
+    pub fn metrics(&self) -> impl Iterator<Item = MetricKey> {
+        self.values.iter().filter_map(|value| match value {
+            TableValue::Metric(metric) => Some(*metric),
+            TableValue::ChangedSteps | TableValue::StepRatio | TableValue::StepRatioOverScale => None,
+        })
+    }
 }
 
 /// What tells two rows or columns of a table apart.
@@ -59,24 +71,22 @@ impl TableAxis {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TableValue {
-    /// Perplexity per token.
-    Perplexity,
     /// Share of the quantization steps that a fixed scale changed.
     ChangedSteps,
     /// Mean of a step after a fixed scale over the step before.
     StepRatio,
     /// The same divided by the scale: how much smaller the error of a scaled channel is expected to be.
     StepRatioOverScale,
+    /// What a metric measures.
+    #[serde(untagged)]
+    Metric(MetricKey),
 }
 
 impl TableValue {
-    /// Every kind of number.
-    pub const ALL: [Self; 4] = [Self::Perplexity, Self::ChangedSteps, Self::StepRatio, Self::StepRatioOverScale];
-
     /// The heading of its rows.
     pub fn heading(self) -> &'static str {
         match self {
-            Self::Perplexity => "perplexity",
+            Self::Metric(metric) => metric.quantity().label,
             Self::ChangedSteps => "share of steps changed",
             Self::StepRatio => "mean step ratio",
             Self::StepRatioOverScale => "mean step ratio / s",
@@ -88,7 +98,7 @@ impl TableValue {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FigureSpec {
-    /// Perplexity against a number of the calibration, a line a method.
+    /// A metric against a number of the calibration, a line a method; a figure each.
     Lines(LinesSpec),
     /// The experiment's table as a coloured matrix: how far each number lies above the lowest of its column.
     Matrix(MatrixSpec),

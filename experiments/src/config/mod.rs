@@ -34,6 +34,7 @@ pub use self::published::{PublishedFor, PublishedRow, PublishedTable};
 pub use self::reference::ReferenceValue;
 pub use self::sources::*;
 pub use self::speed::*;
+pub use crate::eval::registry::EvaluationSpec;
 
 /// A whole experiment: what its file, the one that this extends, presets and published tables come to. Its keys are a file's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -125,18 +126,10 @@ impl GridSweep {
     }
 }
 
-/// Something measured of a model.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum EvaluationSpec {
-    /// Perplexity of a text under a named protocol.
-    Perplexity(PerplexitySpec),
-}
-
-/// See [`EvaluationSpec::Perplexity`].
+/// A text that a metric is measured on, and how it is scored. Metrics of one such text are measured in one pass.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct PerplexitySpec {
+pub struct ScoredText {
     /// The text.
     pub dataset: DatasetSpec,
     /// How it is cut, fed and scored.
@@ -149,7 +142,17 @@ pub struct PerplexitySpec {
     pub arithmetic: Arithmetic,
 }
 
-/// A perplexity protocol. Two numbers may be compared only if their protocols are the same.
+impl ScoredText {
+    /// Tokens of a window.
+    pub fn seq_len(&self) -> usize {
+        match &self.protocol {
+            ProtocolSpec::Gptq(gptq) => gptq.seq_len.get().into(),
+            ProtocolSpec::LlamaCpp(chunks) => chunks.chunk_len.get().into(),
+        }
+    }
+}
+
+/// A protocol of scoring a text. Two numbers may be compared only if their protocols are the same.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProtocolSpec {

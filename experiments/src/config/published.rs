@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{EvaluationSpec, ReferenceValue, TableValue};
+use super::{EvaluationSpec, ReferenceValue};
 use crate::plan::{Cell, Plan};
 
 /// A published table of one source. Each number is expanded to a `[[reference]]`.
@@ -116,13 +116,15 @@ impl PublishedTable {
             protocol: self.conditions.protocol.clone(),
             seq_len: self.conditions.seq_len,
             perplexity: value(&row.perplexity),
+            metric: None,
+            value: None,
             changed_steps: value(&row.changed_steps),
             step_ratio: value(&row.step_ratio),
             step_ratio_over_scale: value(&row.step_ratio_over_scale),
             source: self.source.clone(),
             note: row.notes.get(model).or(row.note.as_ref()).or(self.note.as_ref()).cloned(),
         };
-        TableValue::ALL.iter().any(|&kind| number.value(kind).is_some()).then_some(number)
+        number.numbers().iter().any(Option::is_some).then_some(number)
     }
 
     fn check_models(&self, plan: &Plan) -> Result<(), Misplaced> {
@@ -257,8 +259,7 @@ impl PublishedRow {
 
 /// Name of the protocol and tokens of a window, as records have them.
 fn scored_as(evaluation: &EvaluationSpec) -> (&'static str, usize) {
-    let EvaluationSpec::Perplexity(perplexity) = evaluation;
-    perplexity.protocol.name_and_window()
+    evaluation.text().protocol.name_and_window()
 }
 
 fn unknown<'a>(what: &str, name: &str, known: impl IntoIterator<Item = &'a str>) -> String {

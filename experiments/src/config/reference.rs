@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::TableValue;
+use crate::eval::registry::MetricKey;
 
 /// What was published of one cell. It stands only beside a cell of which every key given here is true.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -33,6 +34,12 @@ pub struct ReferenceValue {
     /// The published perplexity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<f64>,
+    /// The metric that `value` is of, where a number other than a perplexity was published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<MetricKey>,
+    /// The published number of `metric`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<f64>,
     /// The published share of quantization steps that a fixed scale changed, 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_steps: Option<f64>,
@@ -50,10 +57,25 @@ pub struct ReferenceValue {
 }
 
 impl ReferenceValue {
+    /// The metric that it is a number of.
+    pub fn metric(&self) -> MetricKey {
+        self.metric.unwrap_or(MetricKey::USUAL)
+    }
+
+    /// The published number of its metric.
+    pub fn measured(&self) -> Option<f64> {
+        if self.metric.is_some() { self.value } else { self.perplexity }
+    }
+
+    /// All that may be published of a cell.
+    pub(super) fn numbers(&self) -> [Option<f64>; 4] {
+        [self.measured(), self.changed_steps, self.step_ratio, self.step_ratio_over_scale]
+    }
+
     /// A published number, if this is one of it.
-    pub fn value(&self, value: TableValue) -> Option<f64> {
+    pub fn number(&self, value: TableValue) -> Option<f64> {
         match value {
-            TableValue::Perplexity => self.perplexity,
+            TableValue::Metric(metric) => self.measured().filter(|_| metric == self.metric()),
             TableValue::ChangedSteps => self.changed_steps,
             TableValue::StepRatio => self.step_ratio,
             TableValue::StepRatioOverScale => self.step_ratio_over_scale,
@@ -68,7 +90,10 @@ impl ReferenceValue {
 
     /// What is wrong with it, in words.
     pub(super) fn check(&self) -> Result<(), String> {
-        let values = TableValue::ALL.map(|value| self.value(value));
+        if self.metric.is_some() != self.value.is_some() || (self.metric.is_some() && self.perplexity.is_some()) {
+            return Err("`metric` and `value` go together, and without `perplexity`; give the two or the one".into());
+        }
+        let values = self.numbers();
         if values.iter().all(Option::is_none) {
             return Err("it has no number; give `perplexity`".into());
         }

@@ -16,7 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use super::Text;
 use crate::config::CalibrationSpec;
 use crate::config::sources::{DocumentCrops, JoinedDocuments, RandomCrops, SamplingSpec, TokenOffsets};
-use crate::eval::perplexity::check_seq_len;
+use crate::eval::windows::check_seq_len;
 
 /// Consecutive tokens that must agree for [`overlap_tokens`] to count them.
 pub const OVERLAP_NGRAM: usize = 32;

@@ -1,3 +1,21 @@
-//! Measurements of a model, quantized or not: one metric a file.
+//! Measurements of a model, quantized or not: one metric a file, and a line in [`registry`].
+//!
+//! ```text
+//! text --windows--> windows of tokens --score--> one value a token of each metric --scores--> samples, one a window
+//! ```
+//! One pass over the blocks ([`score`]) feeds all metrics that are asked of a text ([`metric`]).
 
+mod base_model;
+pub mod kl_divergence;
+pub mod metric;
+pub mod next_token_accuracy;
 pub mod perplexity;
+pub mod registry;
+pub mod score;
+pub mod scores;
+pub mod windows;
+
+pub use self::base_model::BaseModel;
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,8 @@
 //! What a cell will cost, from its configuration alone: the size of a model is read out of its name, no file is opened.
 
-use crate::config::{DatasetSpec, EvaluationSpec, ModelSpec, ProtocolSpec};
+use std::collections::BTreeSet;
+
+use crate::config::{DatasetSpec, EvaluationSpec, ModelSpec, ScoredText};
 use crate::plan::{Cell, passes};
 
 /// Floating-point operations per second that the time estimate assumes: a small CPU with wide vectors. A GPU is far faster.
@@ -43,20 +45,17 @@ pub(super) fn model_summary(model: &ModelSpec, cells: &[Cell]) -> Option<String>
     ))
 }
 
+/// Metrics of one text are measured in one pass.
 fn scored_tokens(cell: &Cell) -> f64 {
-    let tokens = |evaluation: &EvaluationSpec| {
-        let EvaluationSpec::Perplexity(perplexity) = evaluation;
-        let len = match &perplexity.protocol {
-            ProtocolSpec::Gptq(gptq) => gptq.seq_len.get(),
-            ProtocolSpec::LlamaCpp(chunks) => chunks.chunk_len.get(),
-        };
-        let whole_text = match &perplexity.dataset {
+    let tokens = |text: &ScoredText| {
+        let whole_text = match &text.dataset {
             DatasetSpec::Bundled(text) => f64::from(text.n_documents.get()) * TOKENS_OF_A_BUNDLED_DOCUMENT,
             _ => ASSUMED_TOKENS,
         };
-        perplexity.max_windows.map_or(whole_text, |max| (max.get() as f64 * f64::from(len)).min(whole_text))
+        text.max_windows.map_or(whole_text, |max| ((max.get() * text.seq_len()) as f64).min(whole_text))
     };
-    cell.evaluations.iter().map(tokens).sum()
+    let texts: BTreeSet<&ScoredText> = cell.evaluations.iter().map(EvaluationSpec::text).collect();
+    texts.into_iter().map(tokens).sum()
 }
 
 fn calibration_tokens(cell: &Cell) -> f64 {

@@ -118,6 +118,7 @@ mod tests {
     use super::super::tests::{done, plan, records, references, storage};
     use super::*;
     use crate::config::{TableAxis, TableSpec, TableValue};
+    use crate::eval::registry::MetricKey;
     use crate::record::Record;
     use crate::report::{terminal_table, write_report};
 
@@ -166,7 +167,7 @@ mod tests {
             title: "As a paper has it".into(),
             rows: vec![TableAxis::Method],
             columns: vec![TableAxis::Grid],
-            values: vec![TableValue::Perplexity],
+            values: vec![TableValue::Metric(MetricKey::USUAL)],
         };
         let plan = crate::plan::Plan { table: Some(table), ..plan(records, references()) };
         let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Perplexity, and how much of it is lost to the base model: a dot a method where there are one or two grids, else a line a
+//! A metric, and of a perplexity how much of it is lost to the base model: a dot a method where there are one or two grids, else a line a
 //! method against bits per weight. Pure.
 
 use itertools::Itertools as _;
@@ -6,13 +6,15 @@ use itertools::Itertools as _;
 use super::axis::{Axis, Scale, rounded};
 use super::base;
 use super::dots::{Dot, DotGroup, Dots};
-use super::figures::{Figure, LOG_SPAN, Level, Names, Panel, Point, Series, scale_of};
+use super::figures::{Figure, LOG_SPAN, Level, Names, Panel, Point, Series, level_value, scale_of};
 use super::header::{Header, limited};
 use super::looks::{Look, looks};
 use super::picture::Picture;
 use super::row::Row;
 use super::series::{self, Named};
 use super::tables::slug;
+use crate::eval::metric::Quantity;
+use crate::stats::Estimator;
 
 /// What lies above so many times the base model's perplexity is of no use to anybody, and would press all else together.
 const USEFUL: f64 = 10.0;
@@ -20,11 +22,14 @@ const USEFUL: f64 = 10.0;
 /// Grids beyond which lines tell more than dots.
 const MAX_DOT_GRIDS: usize = 2;
 
-/// Two figures for each setting whose numbers may be compared and that holds quantized rows: perplexity, and perplexity
-/// above the base model.
-pub fn perplexity_figures(rows: &[Row]) -> Vec<Picture> {
-    let figures = |rows: &[Row]| [PERPLEXITY, LOSS].map(|shown| picture(rows, &shown));
-    rows.chunk_by(Row::is_comparable).flat_map(figures).flatten().collect()
+/// A figure for each setting whose numbers may be compared and that holds quantized rows; of a perplexity two: itself, and
+/// the loss to the base model.
+pub fn value_figures(rows: &[Row]) -> Vec<Picture> {
+    let figures = |rows: &[Row]| -> Vec<Picture> {
+        let shown = rows.first().map_or_else(Vec::new, |row| Shown::all(row.quantity()));
+        shown.iter().filter_map(|shown| picture(rows, shown)).collect()
+    };
+    rows.chunk_by(Row::is_comparable).flat_map(figures).collect()
 }
 
 /// A value and its interval.
@@ -32,31 +37,56 @@ type Value = (f64, Option<(f64, f64)>);
 
 /// What a figure shows of each row.
 struct Shown {
-    slug: &'static str,
-    caption: &'static str,
+    slug: String,
+    caption: String,
     value: fn(&Row) -> Option<Value>,
-    /// The same of a perplexity so many times that of the base model, given the base model's.
-    at: fn(f64, f64) -> f64,
+    /// The highest value that is of use to anybody, given the base model's.
+    limit: fn(f64) -> f64,
     /// Whether values that lie far apart get a logarithmic axis: a ratio is a logarithm already.
     may_be_log: bool,
+    /// Whether the values are those of the metric itself.
+    is_value: bool,
 }
 
-const PERPLEXITY: Shown = Shown {
-    slug: "perplexity",
-    caption: "perplexity. Bars: 95% interval over windows, not paired; the loss to the base model has the narrower paired \
-              ones.",
-    value: |row| Some((row.perplexity, row.ci_low.zip(row.ci_high))),
-    at: |times, base| times * base,
-    may_be_log: true,
-};
-
-const LOSS: Shown = Shown {
-    slug: "perplexity-loss",
-    caption: "ln of the perplexity over that of the base model, in nats per token. Bars: 95% interval, paired over windows.",
-    value: |row| Some((row.log_ratio_fp?, row.log_ratio_fp_ci_low.zip(row.log_ratio_fp_ci_high))),
-    at: |times, _| times.ln(),
-    may_be_log: false,
-};
+impl Shown {
+    /// The figures of a metric.
+    fn all(quantity: Quantity) -> Vec<Self> {
+        let label = quantity.label;
+        let value = Self {
+            slug: slug(label),
+            caption: match quantity.estimator {
+                Estimator::ExpOfMean => format!(
+                    "{label}. Bars: 95% interval over windows, not paired; the loss to the base model has the narrower paired \
+                     ones."
+                ),
+                Estimator::Mean => {
+                    format!("{label}. Bars: 95% interval over windows, not paired; tables have paired ones.")
+                }
+            },
+            value: |row| Some((row.value, row.ci_low.zip(row.ci_high))),
+            limit: match quantity.estimator {
+                Estimator::ExpOfMean => |base| USEFUL * base,
+                Estimator::Mean => |_| f64::INFINITY,
+            },
+            may_be_log: quantity.unit.may_span_decades(),
+            is_value: true,
+        };
+        let loss = Self {
+            slug: format!("{}-loss", slug(label)),
+            caption: format!(
+                "ln of the {label} over that of the base model, in nats per token. Bars: 95% interval, paired over windows."
+            ),
+            value: |row| Some((row.log_ratio_fp?, row.log_ratio_fp_ci_low.zip(row.log_ratio_fp_ci_high))),
+            limit: |_| USEFUL.ln(),
+            may_be_log: false,
+            is_value: false,
+        };
+        match quantity.estimator {
+            Estimator::ExpOfMean => vec![value, loss],
+            Estimator::Mean => vec![value],
+        }
+    }
+}
 
 /// A quantized row with what is drawn of it.
 struct Measured<'a> {
@@ -80,7 +110,7 @@ fn picture(rows: &[Row], shown: &Shown) -> Option<Picture> {
         return None;
     }
     let base = rows.iter().find(|row| row.grid.is_none());
-    let limit = base.map_or(f64::INFINITY, |row| (shown.at)(USEFUL, row.perplexity));
+    let limit = base.map_or(f64::INFINITY, |row| (shown.limit)(row.value));
     let n_grids = measured.iter().map(|one| one.row.grid.as_ref()).unique().count();
     let limited_slug = if first.limited { format!("-first-{}", first.n_windows) } else { String::new() };
     let about = About {
@@ -98,8 +128,8 @@ fn picture(rows: &[Row], shown: &Shown) -> Option<Picture> {
         end: format!("{}{}", limited(first).map(|said| format!(" {said}.")).unwrap_or_default(), base::sentence(rows)),
         levels: levels(rows, shown),
         limit,
-        label: match shown.may_be_log {
-            true => "perplexity per token".to_owned(),
+        label: match shown.is_value {
+            true => first.quantity().words(),
             false => format!("ln ratio to {}, nats per token", base::short_name(rows)),
         },
     };
@@ -123,12 +153,10 @@ fn measured<'a>(rows: &'a [Row], shown: &Shown) -> Vec<Measured<'a>> {
 
 /// The base model, and the floor where it is known; a loss is above the base model anyway.
 fn levels(rows: &[Row], shown: &Shown) -> Vec<Level> {
-    if shown.slug != PERPLEXITY.slug {
-        return Vec::new();
-    }
-    let named = |name: &str, value: f64| format!("{name} ({value:.2})");
+    let Some(unit) = rows.first().map(|row| row.quantity().unit).filter(|_| shown.is_value) else { return Vec::new() };
+    let named = |name: &str, value: f64| format!("{name} ({})", level_value(unit, value));
     let base = rows.iter().find(|row| row.grid.is_none());
-    let base = base.map(|row| Level::base(named(&base::level_name(row), row.perplexity), row.perplexity));
+    let base = base.map(|row| Level::base(named(&base::level_name(row), row.value), row.value));
     let floor = rows.first().and_then(|row| row.floor);
     let floor = floor.map(|floor| Level::second(named("entropy floor", floor), floor));
     base.into_iter().chain(floor).collect()
@@ -175,9 +203,8 @@ impl About {
     fn lines(self, measured: &[Measured<'_>], shown: &Shown) -> Figure {
         // Where few bits lose very much, each width has a panel: what matters at many bits would be pressed together.
         let bits: Vec<Option<u64>> = measured.iter().map(|one| one.row.bits).unique().collect();
-        let perplexities = measured.iter().map(|one| one.row.perplexity);
-        let (low, high) =
-            perplexities.fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), y| (low.min(y), high.max(y)));
+        let values = measured.iter().map(|one| one.row.value);
+        let (low, high) = values.fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), y| (low.min(y), high.max(y)));
         let panels: Vec<Vec<&Measured<'_>>> = if high > USEFUL * low {
             bits.iter().map(|bits| measured.iter().filter(|one| one.row.bits == *bits).collect()).collect()
         } else {

@@ -6,23 +6,27 @@ use super::base;
 use super::draws;
 use super::row::Row;
 use super::tables::{decimals, grouped, number};
+use crate::stats::Estimator;
 
 /// The caption of a table of comparable rows.
 pub(super) fn of_rows(rows: &[Row]) -> String {
     let row = &rows[0];
     let limited = limits(&[row]);
     let (protocol, arithmetic) = (protocol(row), arithmetic(row));
+    let quantity = row.quantity();
     let floor = row.floor.map_or_else(String::new, |floor| {
-        let floor = number(floor, decimals(floor));
-        format!(" The process that wrote the text has a perplexity of {floor}: no model is expected to be lower.")
+        let (label, better) = (quantity.label, quantity.direction.better());
+        let floor = number(floor, decimals(quantity.unit, floor));
+        format!(" The process that wrote the text has a {label} of {floor}: no model is expected to be {better}.")
     });
-    let base = base::sentence(rows) + draws::sentence(rows);
+    let base = base::sentence(rows) + &draws::sentence(rows);
     format!(
-        "{limited}{} on {}: perplexity per token, protocol {} ({protocol}); {} windows, {} tokens scored. \
+        "{limited}{} on {}: {}, protocol {} ({protocol}); {} windows, {} tokens scored. \
          {}{arithmetic}{floor}{base} \
          Bits per weight count scales and zero points. {}.",
         row.model,
         row.dataset,
+        quantity.words(),
         row.protocol,
         grouped(row.n_windows),
         grouped(row.n_tokens),
@@ -34,10 +38,17 @@ pub(super) fn of_rows(rows: &[Row]) -> String {
 /// What `±`, brackets and ratios are, in words.
 fn uncertainty(rows: &[Row]) -> String {
     let to = baseline(rows).map_or_else(String::new, |baseline| format!(" or {baseline}"));
-    let ratio = format!(
-        "An ln ratio is ln of the perplexity over that of {}{to}, in nats per token: 0.01 is about 1%.",
-        base::full_name(rows)
-    );
+    let (quantity, base) = (rows[0].quantity(), base::full_name(rows));
+    let (comparison, paired) = match quantity.estimator {
+        Estimator::ExpOfMean => {
+            let what = format!("ln of the {} over that of {base}{to}", quantity.label);
+            (format!("An ln ratio is {what}, in nats per token: 0.01 is about 1%."), "ratios")
+        }
+        Estimator::Mean => {
+            let (what, better) = (format!("{} minus that of {base}{to}", quantity.label), quantity.direction.better());
+            (format!("A difference is the {what}; {better} is better."), "differences")
+        }
+    };
     let over_tokens = rows[0].protocol == "llama-cpp";
     let error = match (over_tokens, rows[0].block_len) {
         (true, _) => "± is the standard error over tokens taken as independent, as llama.cpp prints it. ",
@@ -46,10 +57,10 @@ fn uncertainty(rows: &[Row]) -> String {
     };
     let rows: Vec<&Row> = rows.iter().collect();
     let intervals = match rows[0].block_len {
-        Some(_) => format!("Brackets are 95% intervals, ratios paired over windows: {}. ", resampling(&rows)),
+        Some(_) => format!("Brackets are 95% intervals, {paired} paired over windows: {}. ", resampling(&rows)),
         None => "A single window has no interval. ".to_owned(),
     };
-    format!("{error}{intervals}{ratio}")
+    format!("{error}{intervals}{comparison}")
 }
 
 /// How intervals were made: `stationary bootstrap of 148 windows in blocks of 1.0 to 5.3 on average (length by

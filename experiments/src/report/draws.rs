@@ -1,9 +1,9 @@
 //! The draws of a calibration as one row: the mean over draws, its interval, and how far the draws lie apart.
 //!
-//! The mean is taken of negative log-likelihoods, window by window, before anything else: the perplexity of several draws is
-//! `exp` of the mean over draws and windows, the geometric mean of the draws' own perplexities. Its interval is that of these
-//! mean windows, paired with another row's as if it were one cell. It tells what other windows would change; what another
-//! draw would change is the spread, from the lowest perplexity of a draw to the highest.
+//! The mean is taken of samples (of a perplexity: negative log-likelihoods), window by window, before anything else: the
+//! perplexity of several draws is `exp` of the mean over draws and windows, the geometric mean of the draws' own perplexities.
+//! Its interval is that of these mean windows, paired with another row's as if it were one cell. It tells what other windows would change; what another
+//! draw would change is the spread, from the lowest value of a draw to the highest.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,9 +12,11 @@ use super::frame;
 use super::row::Row;
 use super::tables::{decimals, missing, number};
 use crate::config::ReferenceValue;
+use crate::eval::registry::MetricKey;
 use crate::inputs::differences;
 use crate::plan::CellId;
 use crate::record::{Done, Measurement, Outcome, Record};
+use crate::stats::Estimator;
 
 /// What a report is made of.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,7 +32,7 @@ pub struct Rows<'a> {
 /// The rows of `newest` ([`frame::newest`]), in the order of [`frame::rows`].
 ///
 /// # Errors
-/// A metric that has no column.
+/// A metric that this program does not know.
 pub fn rows<'a>(newest: &[&'a Record], references: &[ReferenceValue], baseline: &str) -> anyhow::Result<Rows<'a>> {
     let mut cells = frame::rows(newest, references, baseline)?;
     let groups = groups(newest);
@@ -65,11 +67,11 @@ struct Spread {
 
 impl Spread {
     fn of(draws: &[Row]) -> Self {
-        let perplexities = || draws.iter().map(|draw| draw.perplexity);
+        let values = || draws.iter().map(|draw| draw.value);
         Self {
             n_draws: draws.len() as u64,
-            low: perplexities().fold(f64::INFINITY, f64::min),
-            high: perplexities().fold(f64::NEG_INFINITY, f64::max),
+            low: values().fold(f64::INFINITY, f64::min),
+            high: values().fold(f64::NEG_INFINITY, f64::max),
         }
     }
 
@@ -79,7 +81,7 @@ impl Spread {
     }
 }
 
-/// What a row of several draws says beside its perplexity: means, the worst overlap, every commit.
+/// What a row of several draws says beside its value: means, the worst overlap, every commit.
 fn summarize(row: &mut Row, draws: &[Row]) {
     let mean = |value: fn(&Row) -> Option<f64>| {
         let values: Vec<f64> = draws.iter().filter_map(value).collect();
@@ -147,9 +149,11 @@ fn mean_record<'a>(draws: &[&'a Record]) -> Cow<'a, Record> {
 fn average(measurement: &mut Measurement, draws: &[&Measurement]) {
     let mean =
         |value: &dyn Fn(&Measurement) -> f64| draws.iter().map(|draw| value(draw)).sum::<f64>() / draws.len() as f64;
-    measurement.value = mean(&|draw| draw.value.ln()).exp();
-    measurement.nll_per_window =
-        (0..measurement.nll_per_window.len()).map(|window| mean(&|draw| draw.nll_per_window[window])).collect();
+    // A metric that is not known has made no row.
+    let estimator =
+        MetricKey::of_record(&measurement.metric).map_or(Estimator::Mean, |metric| metric.quantity().estimator);
+    measurement.value = estimator.of_mean(mean(&|draw| estimator.mean_of(draw.value)));
+    measurement.samples = (0..measurement.samples.len()).map(|window| mean(&|draw| draw.samples[window])).collect();
     measurement.seconds = mean(&|draw| draw.seconds);
     // The error over windows follows from the windows of the mean. One over tokens is not known of it: draws agree on what is
     // hard, so that the mean of their errors is close, and never too small.
@@ -191,18 +195,24 @@ pub(super) fn any<'a>(rows: impl IntoIterator<Item = &'a Row>) -> bool {
 /// The heading of [`spread`].
 pub(super) const HEADING: &str = "draws: low to high";
 
-/// `3: 68.412 to 72.204`: draws of a row, and their lowest and highest perplexity.
+/// `3: 68.412 to 72.204`: draws of a row, and their lowest and highest value.
 pub(super) fn spread(row: &Row) -> String {
     let (Some(n_draws), Some(low), Some(high)) = (row.n_draws, row.draws_low, row.draws_high) else { return missing() };
-    let decimals = decimals(high);
+    let decimals = decimals(row.quantity().unit, high);
     format!("{n_draws}: {} to {}", number(low, decimals), number(high, decimals))
 }
 
-/// What the numbers of several draws are, a sentence after a blank.
-pub(super) fn sentence<'a>(rows: impl IntoIterator<Item = &'a Row>) -> &'static str {
-    if !any(rows) {
-        return "";
-    }
-    " Where a calibration is drawn several times, the perplexity is that of the mean log-likelihood over draws, and its error \
-     and intervals are those of the mean, each window averaged over draws first; how far single draws lie apart is beside it."
+/// What the numbers of several draws are, a sentence after a blank; of rows of one metric.
+pub(super) fn sentence<'a>(rows: impl IntoIterator<Item = &'a Row>) -> String {
+    let Some(row) = rows.into_iter().find(|row| is_mean(row)) else { return String::new() };
+    let quantity = row.quantity();
+    let of = match quantity.estimator {
+        Estimator::ExpOfMean => "that of the mean log-likelihood over draws",
+        Estimator::Mean => "the mean over draws",
+    };
+    format!(
+        " Where a calibration is drawn several times, the {} is {of}, and its error and intervals are those of the mean, each \
+         window averaged over draws first; how far single draws lie apart is beside it.",
+        quantity.label
+    )
 }

@@ -9,8 +9,9 @@ use super::paper_tests::calibrated;
 use super::tests::{AWQ, RTN, done, grid, plan, record, references};
 use super::*;
 use crate::config::{Draw, TableAxis, TableSpec, TableValue};
+use crate::eval::registry::MetricKey;
 use crate::record::{Failed, Outcome, Stage};
-use crate::stats;
+use crate::stats::{self, Estimator};
 
 const LOSSES: [f64; 3] = [0.20, 0.12, 0.15];
 
@@ -42,7 +43,7 @@ fn rows(records: &[Record]) -> Rows<'_> {
 
 fn nll(record: &Record) -> &[f64] {
     match &record.outcome {
-        Outcome::Done(done) => &done.measurements[0].nll_per_window,
+        Outcome::Done(done) => &done.measurements[0].samples,
         Outcome::Failed(failed) => unreachable!("{failed:?}"),
     }
 }
@@ -56,25 +57,25 @@ fn a_row_is_the_mean_over_draws_and_its_interval_that_of_the_mean_windows() {
     // By hand: average the windows, then everything as for one cell.
     let mean: Vec<f64> =
         (0..12).map(|window| records[2..].iter().map(|draw| nll(draw)[window]).sum::<f64>() / 3.0).collect();
-    let estimate = stats::estimate(&mean, frame::BOOTSTRAP).unwrap();
-    assert!((awq.perplexity - estimate.value).abs() < 1e-12 * estimate.value);
+    let estimate = stats::estimate(&mean, Estimator::ExpOfMean, frame::BOOTSTRAP).unwrap();
+    assert!((awq.value - estimate.value).abs() < 1e-12 * estimate.value);
     assert_eq!(awq.standard_error, Some(estimate.standard_error));
     assert_eq!((awq.ci_low, awq.ci_high), (Some(estimate.interval.low), Some(estimate.interval.high)));
     for (other, found) in [
         (&records[0], [awq.log_ratio_fp, awq.log_ratio_fp_ci_low, awq.log_ratio_fp_ci_high]),
         (&records[1], [awq.log_ratio_baseline, awq.log_ratio_baseline_ci_low, awq.log_ratio_baseline_ci_high]),
     ] {
-        let paired = stats::log_ratio(&mean, nll(other), frame::BOOTSTRAP).unwrap().interval;
+        let paired = stats::difference_of_means(&mean, nll(other), frame::BOOTSTRAP).unwrap().interval;
         for (found, expected) in found.into_iter().zip([paired.point, paired.low, paired.high]) {
             assert!((found.unwrap() - expected).abs() < 1e-9, "{found:?}, {expected}");
         }
     }
     // The spread is of the draws' own perplexities, and wider than nothing.
-    let draws: Vec<f64> = cells.iter().filter(|row| row.draw.is_some()).map(|row| row.perplexity).collect();
+    let draws: Vec<f64> = cells.iter().filter(|row| row.draw.is_some()).map(|row| row.value).collect();
     assert_eq!(draws.len(), 3);
     assert_eq!(awq.draws_low, draws.iter().copied().reduce(f64::min));
     assert_eq!(awq.draws_high, draws.iter().copied().reduce(f64::max));
-    assert!(awq.draws_low.unwrap() < awq.perplexity && awq.perplexity < awq.draws_high.unwrap());
+    assert!(awq.draws_low.unwrap() < awq.value && awq.value < awq.draws_high.unwrap());
     assert_eq!((awq.n_draws, awq.draw), (Some(3), None));
 }
 
@@ -121,7 +122,7 @@ fn a_published_table_shows_the_mean_in_one_place() {
         title: "T".into(),
         rows: vec![TableAxis::Method],
         columns: vec![TableAxis::Model],
-        values: vec![TableValue::Perplexity],
+        values: vec![TableValue::Metric(MetricKey::USUAL)],
     };
     let asking = Plan { table: Some(layout), ..plan(&records, references()) };
     let folder = tempfile::tempdir().unwrap();
@@ -194,7 +195,7 @@ fn an_error_over_tokens_stays_one() {
 fn figures_draw_the_mean_and_the_blocks_of_the_first_draw() {
     let records = records();
     let shown = rows(&records).shown;
-    let Picture::Dots(perplexity) = &bits::perplexity_figures(&shown)[0] else { panic!("one grid") };
+    let Picture::Dots(perplexity) = &bits::value_figures(&shown)[0] else { panic!("one grid") };
     let labels: Vec<&str> = perplexity.groups[0].dots.iter().map(|dot| dot.label.as_str()).collect();
     assert_eq!(labels, ["RTN", "AWQ"]);
     let curves = frame::block_curves(&frame::newest(&records));

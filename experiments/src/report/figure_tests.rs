@@ -21,7 +21,7 @@ fn a_loss_is_drawn_also_where_it_is_none() {
 fn what_is_of_no_use_is_named_instead_of_drawn() {
     let mut rows = rows(&records(), &[]);
     rows[4].log_ratio_fp = Some(5.0);
-    let Picture::Dots(dots) = &bits::perplexity_figures(&rows)[1] else { panic!("two grids") };
+    let Picture::Dots(dots) = &bits::value_figures(&rows)[1] else { panic!("two grids") };
     assert_eq!(dots.label, "ln ratio to FP, nats per token");
     let said = format!("Above the scale: {} W3 g64 5.", rows[4].method);
     assert!(dots.caption.contains(&said), "{}", dots.caption);
@@ -38,7 +38,7 @@ fn panels_by_bits_where_few_bits_lose_much() {
     let titles = |figure: &figures::Figure| figure.panels.iter().map(|panel| panel.title.clone()).collect::<Vec<_>>();
     assert_eq!(titles(&lines(&rows, 0)), [""]);
     // All of 3 bits lies far above: nothing is named instead of drawn.
-    (rows[3].perplexity, rows[4].perplexity) = (5e5, 6e6);
+    (rows[3].value, rows[4].value) = (5e5, 6e6);
     let figure = lines(&rows, 0);
     assert_eq!(titles(&figure), ["codes of 4 bits", "codes of 3 bits, log scale"]);
     assert!(figure.panels.iter().all(|panel| panel.beyond.is_empty()));
@@ -56,7 +56,7 @@ fn spread_over_grids(rows: &mut [Row]) {
 
 /// The figure of perplexity, or the one of losses.
 fn lines(rows: &[Row], index: usize) -> figures::Figure {
-    match &bits::perplexity_figures(rows)[index] {
+    match &bits::value_figures(rows)[index] {
         Picture::Lines(figure) => figure.clone(),
         other => panic!("{}", other.caption()),
     }

@@ -6,6 +6,7 @@ use super::axis::{Axis, Scale};
 use super::header::Header;
 use super::looks::Look;
 use super::picture::sheet::{BLACK, Dashes, Sheet, Spot};
+use crate::eval::metric::Unit;
 
 /// Values that differ by more than this factor get a logarithmic axis.
 pub(super) const LOG_SPAN: f64 = 3.0;
@@ -136,6 +137,14 @@ impl Level {
                     .collect()
             }
         }
+    }
+}
+
+/// The number of a level in its name.
+pub(super) fn level_value(unit: Unit, value: f64) -> String {
+    match unit {
+        Unit::PerToken => format!("{value:.2}"),
+        Unit::NatsPerToken | Unit::Fraction => format!("{value:.4}"),
     }
 }
 

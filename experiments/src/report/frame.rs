@@ -4,24 +4,22 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use anyhow::ensure;
+use anyhow::Context;
 use awq_core::arithmetic::{Arithmetic, FloatType};
 use awq_core::driver::Propagation;
 
 use super::base;
 use super::row::Row;
 use crate::config::ReferenceValue;
+use crate::eval::registry::MetricKey;
 use crate::inputs::differences;
 use crate::plan::Cell;
 use crate::record::{Done, Measurement, Outcome, PackedOrigin, Quantization, Record};
 use crate::registry::MethodSpec;
-use crate::stats::{self, Bootstrap, Paired};
+use crate::stats::{self, Bootstrap, Estimator, Paired};
 
 /// The resampling behind every interval of a report. Fixed, so that a report made again is the same report.
 pub const BOOTSTRAP: Bootstrap = Bootstrap { n: 4000, seed: 0 };
-
-/// The metric that rows hold.
-const METRIC: &str = "token_perplexity";
 
 /// A cell that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,25 +68,21 @@ pub fn newest(records: &[Record]) -> Vec<&Record> {
 }
 
 /// One row a measurement of each finished cell among `records` ([`newest`]): by model as they first appear, then text and
-/// protocol, then the base model before quantized, most bits first, RTN before other methods.
+/// protocol, then metric, then the base model before quantized, most bits first, RTN before other methods.
 ///
 /// `baseline` is the label of the method that others are compared with.
 ///
 /// # Errors
-/// A metric that has no column.
+/// A metric that this program does not know.
 pub fn rows(records: &[&Record], references: &[ReferenceValue], baseline: &str) -> anyhow::Result<Vec<Row>> {
     let finished: Vec<Finished<'_>> = records.iter().filter_map(|record| Finished::of(record)).collect();
     let models: Vec<&str> = finished.iter().map(|cell| cell.cell().model.name.as_str()).collect();
     let mut rows = Vec::new();
     for cell in &finished {
         for measurement in &cell.done.measurements {
-            ensure!(
-                measurement.metric == METRIC,
-                "cell {}: metric {} has no column in reports, expected {METRIC}",
-                cell.cell().label(),
-                measurement.metric
-            );
-            rows.push(row(cell, measurement, &finished, references, baseline));
+            let metric =
+                MetricKey::of_record(&measurement.metric).with_context(|| format!("cell {}", cell.cell().label()))?;
+            rows.push(row(cell, (metric, measurement), &finished, references, baseline));
         }
     }
     let place = |row: &Row| models.iter().position(|model| *model == row.model);
@@ -100,8 +94,8 @@ pub fn rows(records: &[&Record], references: &[ReferenceValue], baseline: &str) 
         let bits = |row: &Row| row.bits_per_weight.unwrap_or_default();
         // Cells that differ in nothing else stay in their order: that of the plan.
         let method = |row: &Row| (row.method != "RTN", row.method.clone());
-        (place(a), text(a), a.grid.is_some())
-            .cmp(&(place(b), text(b), b.grid.is_some()))
+        (place(a), text(a), a.metric, a.grid.is_some())
+            .cmp(&(place(b), text(b), b.metric, b.grid.is_some()))
             .then(bits(b).total_cmp(&bits(a)))
             .then_with(|| (&a.grid, method(a)).cmp(&(&b.grid, method(b))))
     });
@@ -171,7 +165,8 @@ pub fn unmatched_references<'a>(rows: &[Row], references: &'a [ReferenceValue]) 
 /// goes; what the reference leaves open matches anything.
 pub fn is_reference_of(reference: &ReferenceValue, row: &Row) -> bool {
     let open_or = |wanted: &Option<String>, found: Option<&str>| wanted.is_none() || wanted.as_deref() == found;
-    reference.model == row.model
+    reference.metric() == row.metric
+        && reference.model == row.model
         && reference.grid == row.grid
         && (row.grid.is_none() || reference.method == row.method)
         && open_or(&reference.calibration, row.calibration.as_deref())
@@ -277,18 +272,20 @@ struct Comparison {
 
 fn row(
     cell: &Finished<'_>,
-    measurement: &Measurement,
+    (metric, measurement): (MetricKey, &Measurement),
     finished: &[Finished<'_>],
     references: &[ReferenceValue],
     baseline: &str,
 ) -> Row {
-    let (record, done) = (cell.record, cell.done);
+    let (record, done, estimator) = (cell.record, cell.done, metric.quantity().estimator);
     let method = cell.method_label();
     let grid = record.cell.quantization.as_ref().map(|quantization| quantization.grid);
     let grid_label = grid.map(|grid| grid.label());
-    let estimate = stats::estimate(&measurement.nll_per_window, BOOTSTRAP).ok();
-    let to_fp = compare(cell, measurement, finished, |other| grid.is_some() && other.quantization.is_none());
-    let to_baseline = compare(cell, measurement, finished, |other| is_baseline_of(other, &record.cell, baseline));
+    let estimate = stats::estimate(&measurement.samples, estimator, BOOTSTRAP).ok();
+    let to_fp =
+        compare(cell, (measurement, estimator), finished, |other| grid.is_some() && other.quantization.is_none());
+    let to_baseline =
+        compare(cell, (measurement, estimator), finished, |other| is_baseline_of(other, &record.cell, baseline));
     let low = |paired: Option<Paired>| paired.map(|paired| paired.interval.low);
     let high = |paired: Option<Paired>| paired.map(|paired| paired.interval.high);
     let block_len = |paired: Option<Paired>| paired.map(|paired| paired.block_len);
@@ -303,7 +300,7 @@ fn row(
         bits_per_weight: cell.bits_per_weight(),
         base_storage: cell.base_storage(),
         base_bits_per_weight: cell.base_bits_per_weight(),
-        metric: measurement.metric.clone(),
+        metric,
         dataset: measurement.dataset.clone(),
         protocol: measurement.protocol.clone(),
         seq_len: measurement.seq_len as u64,
@@ -312,7 +309,7 @@ fn row(
         n_windows_total: measurement.n_windows_total as u64,
         limited: measurement.n_windows < measurement.n_windows_total,
         n_tokens: measurement.n_tokens,
-        perplexity: measurement.value,
+        value: measurement.value,
         standard_error: match measurement.protocol.as_str() {
             "llama-cpp" => measurement.standard_error,
             _ => estimate.map(|estimate| estimate.standard_error),
@@ -326,7 +323,7 @@ fn row(
         log_ratio_fp: to_fp.log_ratio,
         log_ratio_fp_ci_low: low(to_fp.log_ratio_interval),
         log_ratio_fp_ci_high: high(to_fp.log_ratio_interval),
-        log_ratio_fp_block_len: block_len(to_fp.log_ratio_interval),
+        log_ratio_fp_block_len: block_len(to_fp.log_ratio_interval.or(to_fp.delta_interval)),
         baseline: to_baseline.delta.map(|_| baseline.to_owned()),
         delta_baseline: to_baseline.delta,
         delta_baseline_ci_low: low(to_baseline.delta_interval),
@@ -334,7 +331,7 @@ fn row(
         log_ratio_baseline: to_baseline.log_ratio,
         log_ratio_baseline_ci_low: low(to_baseline.log_ratio_interval),
         log_ratio_baseline_ci_high: high(to_baseline.log_ratio_interval),
-        log_ratio_baseline_block_len: block_len(to_baseline.log_ratio_interval),
+        log_ratio_baseline_block_len: block_len(to_baseline.log_ratio_interval.or(to_baseline.delta_interval)),
         floor: measurement.floor.filter(|_| scores_whole_text(measurement)),
         reference: None,
         reference_difference: None,
@@ -369,8 +366,8 @@ fn row(
     };
     let Some(reference) = references.iter().find(|reference| is_reference_of(reference, &row)) else { return row };
     Row {
-        reference: reference.perplexity,
-        reference_difference: reference.perplexity.map(|published| row.perplexity - published),
+        reference: reference.measured(),
+        reference_difference: reference.measured().map(|published| row.value - published),
         reference_source: Some(source(reference)),
         ..row
     }
@@ -393,7 +390,7 @@ fn scores_whole_text(measurement: &Measurement) -> bool {
 /// With the first cell of the same model, with the same files, that `is_other` accepts and that was scored on the same windows.
 fn compare(
     cell: &Finished<'_>,
-    measurement: &Measurement,
+    (measurement, estimator): (&Measurement, Estimator),
     finished: &[Finished<'_>],
     is_other: impl Fn(&Cell) -> bool,
 ) -> Comparison {
@@ -406,18 +403,20 @@ fn compare(
     else {
         return Comparison::default();
     };
-    let (own_nll, other_nll) = (&measurement.nll_per_window, &other.nll_per_window);
+    let (own, theirs) = (&measurement.samples, &other.samples);
+    // Only a perplexity has a ratio whose logarithm is a difference of means.
+    let is_exp = estimator == Estimator::ExpOfMean;
     Comparison {
         delta: Some(measurement.value - other.value),
-        delta_interval: stats::perplexity_difference(own_nll, other_nll, BOOTSTRAP).ok(),
-        log_ratio: Some((measurement.value / other.value).ln()),
-        log_ratio_interval: stats::log_ratio(own_nll, other_nll, BOOTSTRAP).ok(),
+        delta_interval: stats::difference(own, theirs, estimator, BOOTSTRAP).ok(),
+        log_ratio: is_exp.then(|| (measurement.value / other.value).ln()),
+        log_ratio_interval: if is_exp { stats::difference_of_means(own, theirs, BOOTSTRAP).ok() } else { None },
     }
 }
 
 /// Whether window `i` of both measurements holds the same tokens.
 pub(super) fn same_windows(a: &Measurement, b: &Measurement) -> bool {
-    let key = |m: &Measurement| (m.seq_len, m.arithmetic, m.n_windows, m.nll_per_window.len());
+    let key = |m: &Measurement| (m.seq_len, m.arithmetic, m.n_windows, m.samples.len());
     let content =
         |m: &Measurement| [m.metric.clone(), m.protocol.clone(), m.text_sha256.clone(), m.tokenizer_sha256.clone()];
     key(a) == key(b) && content(a) == content(b)

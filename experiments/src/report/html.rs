@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use itertools::Itertools as _;
+
 use super::row::Row;
 use super::tables::{Align, Document, Table};
 use crate::record::Record;
@@ -93,13 +95,16 @@ fn times(cells: &[Row]) -> String {
         let numbers = numbers.map(|number| format!("<td class=\"r\">{number}</td>"));
         format!("<tr>{}{}</tr>\n", words.concat(), numbers.concat())
     };
+    // Metrics of one text came of one pass.
+    let passes =
+        cells.iter().unique_by(|row| (&row.cell_id, &row.dataset, &row.protocol, row.seq_len, &row.arithmetic));
     format!(
         "<details>\n<summary>Times and memory of each cell</summary>\n<div class=\"wide\"><table>\n<thead><tr>{}{}</tr></thead>\n<tbody>\n\
          {}</tbody>\n</table></div>\n<p class=\"note\">Capture: of activations, shared by all cells of one pass. Peak: largest memory \
          of the process until the cell ended.</p>\n</details>\n",
         left.concat(),
         right.concat(),
-        cells.iter().map(row).collect::<String>()
+        passes.map(row).collect::<String>()
     )
 }
 

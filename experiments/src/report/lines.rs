@@ -1,11 +1,11 @@
-//! Perplexity against a number of the calibration, a line a method: how much calibration a method needs. What needs none is
+//! A metric against a number of the calibration, a line a method: how much calibration a method needs. What needs none is
 //! a level. Pure; [`super::plots`] draws.
 
 use itertools::Itertools as _;
 
 use super::axis::{Axis, Scale};
 use super::base;
-use super::figures::{Figure, LOG_SPAN, Level, Names, Panel, Point, Series, scale_of};
+use super::figures::{Figure, LOG_SPAN, Level, Names, Panel, Point, Series, level_value, scale_of};
 use super::header::{Header, limited};
 use super::looks::{Look, looks};
 use super::row::Row;
@@ -29,7 +29,7 @@ fn figure(rows: &[Row], x: LinesX) -> Option<Figure> {
     };
     let shown: Vec<(&Row, f64)> = rows
         .iter()
-        .filter(|row| row.propagation.is_some() && row.perplexity.is_finite())
+        .filter(|row| row.propagation.is_some() && row.value.is_finite())
         .filter_map(|row| Some((row, x_of(row)? as f64)))
         .collect();
     let series = series(&shown);
@@ -49,14 +49,14 @@ fn figure(rows: &[Row], x: LinesX) -> Option<Figure> {
     let panel = Panel {
         title: String::new(),
         x: Axis::new(label, x_scale, points().map(|point| point.x)).with_ticks_at(points().map(|point| point.x)),
-        y: Axis::new(&format!("perplexity per token{unit}"), y_scale, values.into_iter()),
+        y: Axis::new(&format!("{}{unit}", first.quantity().words()), y_scale, values.into_iter()),
         series,
         levels,
         beyond: Vec::new(),
         below: Vec::new(),
     };
     Some(Figure {
-        slug: format!("{word}-{}", slug(&first.setting())),
+        slug: format!("{word}-{}", slug(&format!("{}{}", first.setting(), first.unusual_metric()))),
         caption: caption(rows, label),
         header: Header::of_rows(rows),
         panels: vec![panel],
@@ -102,12 +102,19 @@ fn line(name: String, look: Look, mut points: Vec<Point>) -> Series {
 
 /// The base model and what looks at no activations, such as round to nearest: the same at every calibration.
 fn levels(rows: &[Row]) -> Vec<Level> {
-    let without = rows.iter().filter(|row| row.propagation.is_none() && row.perplexity.is_finite());
+    let without = rows.iter().filter(|row| row.propagation.is_none() && row.value.is_finite());
     let level = |row: &Row| match &row.grid {
-        None => Level::base(format!("{} ({:.2})", base::level_name(row), row.perplexity), row.perplexity),
+        None => Level::base(
+            format!("{} ({})", base::level_name(row), level_value(row.quantity().unit, row.value)),
+            row.value,
+        ),
         Some(grid) => {
             let look = Look::of_method(row.key(), 0, 1);
-            Level::of_method(format!("{} {grid} ({:.2})", row.method, row.perplexity), row.perplexity, look)
+            Level::of_method(
+                format!("{} {grid} ({})", row.method, level_value(row.quantity().unit, row.value)),
+                row.value,
+                look,
+            )
         }
     };
     without.map(level).collect()
@@ -116,8 +123,8 @@ fn levels(rows: &[Row]) -> Vec<Level> {
 /// A row as a point; its bar is the interval of the difference to the base model, which is paired over windows.
 fn point(row: &Row, x: f64) -> Point {
     let bar = row.delta_fp.zip(row.delta_fp_ci_low).zip(row.delta_fp_ci_high);
-    let bar = bar.map(|((delta, low), high)| (row.perplexity - delta + low, row.perplexity - delta + high));
-    Point { x, y: row.perplexity, bar }
+    let bar = bar.map(|((delta, low), high)| (row.value - delta + low, row.value - delta + high));
+    Point { x, y: row.value, bar }
 }
 
 /// Lowest and highest; `None` of nothing.
@@ -131,12 +138,13 @@ fn span(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
 fn caption(rows: &[Row], label: &str) -> String {
     let first = &rows[0];
     format!(
-        "{} on {} (protocol {}, {} tokens a window): perplexity against {label}. Bars: 95% interval of the difference to the \
+        "{} on {} (protocol {}, {} tokens a window): {} against {label}. Bars: 95% interval of the difference to the \
          base model, paired over windows.{}{}",
         first.model,
         first.dataset,
         first.protocol,
         first.seq_len,
+        first.quantity().label,
         limited(first).map(|said| format!(" {said}.")).unwrap_or_default(),
         base::sentence(rows)
     )

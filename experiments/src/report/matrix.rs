@@ -13,7 +13,9 @@ use super::picture::sheet::{BLACK, HPos, Sheet, VPos, WHITE};
 use super::pivot::Pivot;
 use super::row::Row;
 use super::tables::{decimals, number, slug};
-use crate::config::{DatasetSpec, EvaluationSpec, TableValue};
+use crate::config::{DatasetSpec, TableValue};
+use crate::eval::metric::Quantity;
+use crate::eval::registry::MetricKey;
 use crate::record::{Outcome, Record};
 
 /// Geometry, in a figure's own pixels.
@@ -36,6 +38,8 @@ pub struct Matrix {
     pub slug: String,
     /// What it shows, in words.
     pub caption: String,
+    /// What its numbers are.
+    pub quantity: Quantity,
     /// What stands above it.
     pub header: Header,
     /// Headings of the columns.
@@ -47,8 +51,8 @@ pub struct Matrix {
 /// A number in its place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MatrixCell {
-    /// Our perplexity.
-    pub perplexity: f64,
+    /// Our number.
+    pub value: f64,
     /// The published one.
     pub published: Option<f64>,
     /// What it is held against.
@@ -60,7 +64,7 @@ pub struct MatrixCell {
 pub enum Loss {
     /// The calibration is on the text that is scored.
     Matched,
-    /// Perplexity above that of the same method calibrated on the text that is scored.
+    /// The number above that of the same method calibrated on the text that is scored.
     AboveMatched(f64),
     /// There is nothing to hold it against.
     Unknown,
@@ -91,10 +95,8 @@ impl Kinds {
         let mut kinds = Self::default();
         for record in records {
             if let Outcome::Done(done) = &record.outcome {
-                for (EvaluationSpec::Perplexity(asked), measured) in
-                    record.cell.evaluations.iter().zip(&done.measurements)
-                {
-                    kinds.texts.insert(measured.dataset.clone(), kind(&asked.dataset));
+                for (asked, measured) in record.cell.evaluations.iter().zip(&done.measurements) {
+                    kinds.texts.insert(measured.dataset.clone(), kind(&asked.text().dataset));
                 }
             }
             let quantization = record.cell.quantization.as_ref();
@@ -113,7 +115,7 @@ impl Kinds {
 }
 
 impl Matrix {
-    /// The perplexities of a table.
+    /// The numbers of a table's metric.
     pub fn of(pivot: &Pivot<'_>, caption: &str, kinds: &Kinds) -> Self {
         let loss = |row: &Row| {
             let is_twin = |other: &&&Row| {
@@ -123,23 +125,29 @@ impl Matrix {
             };
             match pivot.measured.iter().find(is_twin) {
                 Some(twin) if twin.calibration == row.calibration => Loss::Matched,
-                Some(twin) => Loss::AboveMatched(row.perplexity - twin.perplexity),
+                Some(twin) => Loss::AboveMatched(row.value - twin.value),
                 None => Loss::Unknown,
             }
         };
         let cell = |row: usize, column: usize| {
             let place = pivot.place(row, column);
-            let published = place.published(TableValue::Perplexity);
-            place.ours.map(|ours| MatrixCell { perplexity: ours.perplexity, published, loss: loss(ours) })
+            place.ours.map(|ours| MatrixCell {
+                value: ours.value,
+                published: place.published(TableValue::Metric(ours.metric)),
+                loss: loss(ours),
+            })
         };
         let cells = |row: usize| (0..pivot.columns.len()).map(|column| cell(row, column)).collect();
         let words = |words: &[String]| words.iter().filter(|word| *word != "-").cloned().collect::<Vec<_>>().join(", ");
+        let quantity = pivot.measured.first().map_or(MetricKey::USUAL, |row| row.metric).quantity();
         Self {
             slug: format!("matrix-{}", slug(&setting(pivot))),
             caption: format!(
-                "{caption} Rows: method and calibration; columns: text that is scored. Second line and colour: perplexity above \
-                 that of the same method calibrated on the text that is scored."
+                "{caption} Rows: method and calibration; columns: text that is scored. Second line and colour: {} above that of \
+                 the same method calibrated on the text that is scored.",
+                quantity.label
             ),
+            quantity,
             header: header(pivot),
             columns: pivot.columns.iter().map(|heading| words(heading)).collect(),
             rows: pivot.rows.iter().enumerate().map(|(row, heading)| (words(heading), cells(row))).collect(),
@@ -156,7 +164,7 @@ impl Matrix {
             sheet.words(heading, at, centered);
         }
         let cells = self.rows.iter().flat_map(|(_, cells)| cells).flatten();
-        let worst = cells.map(MatrixCell::relative_loss).fold(0.0, f64::max);
+        let worst = cells.map(|cell| cell.relative_loss(self.quantity)).fold(0.0, f64::max);
         for (row, (heading, cells)) in self.rows.iter().enumerate() {
             let top = top + HEADING_HEIGHT + CELL_HEIGHT * row as f64;
             let middle = top + (CELL_HEIGHT - CELL_GAP) / 2.0;
@@ -164,12 +172,16 @@ impl Matrix {
             for (column, cell) in cells.iter().enumerate() {
                 let Some(cell) = cell else { continue };
                 let (right, bottom) = (left(column) + cell_width - CELL_GAP, top + CELL_HEIGHT - CELL_GAP);
-                let share = if worst > 0.0 { DEEPEST * (cell.relative_loss() / worst).clamp(0.0, 1.0) } else { 0.0 };
+                let share = if worst > 0.0 {
+                    DEEPEST * (cell.relative_loss(self.quantity) / worst).clamp(0.0, 1.0)
+                } else {
+                    0.0
+                };
                 sheet.rectangle((left(column), top), (right, bottom), mixed(WHITE, WORST, share));
                 let edge =
                     [(left(column), top), (right, top), (right, bottom), (left(column), bottom), (left(column), top)];
                 sheet.line(&edge, None, mixed(WHITE, BLACK, 0.4), 1.5);
-                draw_lines(sheet, &cell.lines(), ((left(column) + right) / 2.0, middle), HPos::Center);
+                draw_lines(sheet, &cell.lines(self.quantity), ((left(column) + right) / 2.0, middle), HPos::Center);
             }
         }
         top + HEADING_HEIGHT + CELL_HEIGHT * self.rows.len() as f64 + EDGE
@@ -200,8 +212,9 @@ fn header(pivot: &Pivot<'_>) -> Header {
     let grid = if grids.len() == 1 { format!(", {}", grids[0]) } else { String::new() };
     Header {
         text: format!(
-            "{}{grid}; perplexity, windows of {} tokens, {}; second line: loss against calibration on the same text",
+            "{}{grid}; {}, windows of {} tokens, {}; second line: loss against calibration on the same text",
             models.join(", "),
+            first.quantity().label,
             first.seq_len,
             first.arithmetic
         ),
@@ -210,17 +223,18 @@ fn header(pivot: &Pivot<'_>) -> Header {
 }
 
 impl MatrixCell {
-    fn relative_loss(&self) -> f64 {
+    /// How much worse it is than the other, in units of the other.
+    fn relative_loss(&self, quantity: Quantity) -> f64 {
         match self.loss {
-            Loss::AboveMatched(loss) => loss / (self.perplexity - loss),
+            Loss::AboveMatched(loss) => quantity.direction.worse_by(loss) / (self.value - loss),
             Loss::Matched | Loss::Unknown => 0.0,
         }
     }
 
     /// `45.07 (45.07)`, the second number the published one; and `+1.20`, `same text`.
-    fn lines(&self) -> Vec<String> {
+    fn lines(&self, quantity: Quantity) -> Vec<String> {
         let published = self.published.map_or_else(String::new, |published| format!(" ({published})"));
-        let first = number(self.perplexity, decimals(self.perplexity)) + &published;
+        let first = number(self.value, decimals(quantity.unit, self.value)) + &published;
         match self.loss {
             Loss::Matched => vec![first, "same text".to_owned()],
             Loss::AboveMatched(loss) if loss.is_finite() => vec![first, signed(loss)],

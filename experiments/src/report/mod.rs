@@ -85,7 +85,7 @@ pub struct ReportFiles {
 /// whole or not at all.
 ///
 /// # Errors
-/// A metric that tables do not know, or a file that cannot be written.
+/// A metric that this program does not know, or a file that cannot be written.
 pub fn write_report<C>(
     folder: &Path,
     plan: &Plan,
@@ -106,7 +106,7 @@ pub fn write_report<C>(
     let mut pictures: Vec<Picture> = own_figures(plan, &rows, &pivots, &newest);
     // The experiment's own figure shows the same numbers along what it compares.
     if pictures.is_empty() {
-        pictures.extend(bits::perplexity_figures(&rows));
+        pictures.extend(bits::value_figures(&rows));
     }
     pictures.extend(blocks::block_figures(&frame::block_curves(&newest)).into_iter().map(Picture::Lines));
     pictures.extend(speed::figures::decode_figures(&decoding).into_iter().map(Picture::Bars));
@@ -170,7 +170,7 @@ fn speed_tables(kernels: &[KernelRow], decoding: &[DecodeRow]) -> impl Iterator<
 /// published table may be wider.
 ///
 /// # Errors
-/// A metric that tables do not know.
+/// A metric that this program does not know.
 pub fn terminal_table<C>(plan: &Plan, records: &[Record<C>], speed: &[SpeedLine]) -> anyhow::Result<String> {
     let asked = asked(plan, records);
     let newest = frame::newest(&asked);
@@ -311,6 +311,8 @@ fn replace(temporary: NamedTempFile, path: &Path) -> anyhow::Result<()> {
 mod draws_tests;
 #[cfg(test)]
 mod figure_tests;
+#[cfg(test)]
+mod metric_tests;
 #[cfg(test)]
 mod paper_tests;
 #[cfg(test)]

@@ -8,14 +8,14 @@ use super::caption::{arithmetic, commits, limits, protocol, resampling};
 use super::draws;
 use super::pivot::{Pivot, Place};
 use super::row::Row;
-use super::tables::{Align, Column, Table, TableRow, decimals, missing, number, slug};
+use super::tables::{Align, Column, Table, TableRow, decimals, decimals_of_five, missing, number, slug};
 use crate::config::{TableAxis, TableValue};
 
 /// The table of text cells that every format renders.
 pub fn table(pivot: &Pivot<'_>) -> Table {
     let notes = Notes::of(pivot);
     let mut headings: Vec<String> = pivot.spec.rows.iter().map(|axis| axis.key().to_owned()).collect();
-    let shows_values = pivot.spec.values.len() > 1 || headings.is_empty();
+    let shows_values = pivot.values.len() > 1 || headings.is_empty();
     if shows_values {
         headings.push("number".to_owned());
     }
@@ -26,14 +26,14 @@ pub fn table(pivot: &Pivot<'_>) -> Table {
     let mut rows: Vec<TableRow> = Vec::new();
     for (row_idx, words) in pivot.rows.iter().enumerate() {
         let is_new = row_idx > 0 && words.len() > 1 && words[0] != pivot.rows[row_idx - 1][0];
-        for (value_idx, &value) in pivot.spec.values.iter().enumerate() {
+        for (value_idx, &value) in pivot.values.iter().enumerate() {
             let places = || (0..pivot.columns.len()).map(|column_idx| pivot.place(row_idx, column_idx));
             let mut cells = words.clone();
             if shows_values {
                 cells.push(value.heading().to_owned());
             }
             cells.extend(places().map(|place| cell(&place, value, &notes)));
-            let stands_out = |place: &Place<'_>| place.is_among_best && value == TableValue::Perplexity;
+            let stands_out = |place: &Place<'_>| place.is_among_best && matches!(value, TableValue::Metric(_));
             let emphasized = places().enumerate().filter(|(_, place)| stands_out(place));
             rows.push(TableRow {
                 cells,
@@ -56,10 +56,11 @@ pub fn table(pivot: &Pivot<'_>) -> Table {
     }
 }
 
-/// Where a table has its numbers from: text, protocol and arithmetic.
+/// Where a table has its numbers from: text, protocol and arithmetic, and the metric where it is not the usual one.
 pub(super) fn setting(pivot: &Pivot<'_>) -> String {
     let Some(first) = pivot.measured.first() else { return String::new() };
-    format!("{} {} {} {}", texts(pivot).join(" "), first.protocol, first.seq_len, first.arithmetic)
+    let metric = first.unusual_metric();
+    format!("{} {} {} {}{metric}", texts(pivot).join(" "), first.protocol, first.seq_len, first.arithmetic)
 }
 
 fn texts(pivot: &Pivot<'_>) -> Vec<String> {
@@ -94,15 +95,15 @@ fn cell(place: &Place<'_>, value: TableValue, notes: &Notes) -> String {
 
 /// `; draws 3: 68.412 to 72.204`, of a perplexity that is the mean of several.
 fn draws_of(place: &Place<'_>, value: TableValue) -> String {
-    let of_draws = place.ours.filter(|row| value == TableValue::Perplexity && draws::any([*row]));
+    let of_draws = place.ours.filter(|row| matches!(value, TableValue::Metric(_)) && draws::any([*row]));
     of_draws.map_or_else(String::new, |row| format!("; draws {}", draws::spread(row)))
 }
 
 fn shown(ours: f64, value: TableValue) -> String {
     match value {
         TableValue::ChangedSteps => format!("{:.1}%", 100.0 * ours),
-        TableValue::Perplexity if (1e4..1e7).contains(&ours) => format!("{ours:.0}"),
-        _ => number(ours, decimals(ours)),
+        TableValue::Metric(_) if (1e4..1e7).contains(&ours) => format!("{ours:.0}"),
+        _ => number(ours, decimals_of(value, ours)),
     }
 }
 
@@ -119,8 +120,17 @@ fn published_as(published: f64, value: TableValue) -> String {
 fn shown_difference(difference: f64, ours: f64, value: TableValue) -> String {
     match value {
         TableValue::ChangedSteps => format!("{:.1}%", 100.0 * difference),
-        TableValue::Perplexity if (1e4..1e7).contains(&ours) => format!("{difference:.0}"),
-        _ => number(difference, decimals(ours)),
+        TableValue::Metric(_) if (1e4..1e7).contains(&ours) => format!("{difference:.0}"),
+        _ => number(difference, decimals_of(value, ours)),
+    }
+}
+
+fn decimals_of(value: TableValue, magnitude: f64) -> Option<usize> {
+    match value {
+        TableValue::Metric(metric) => decimals(metric.quantity().unit, magnitude),
+        TableValue::ChangedSteps | TableValue::StepRatio | TableValue::StepRatioOverScale => {
+            decimals_of_five(magnitude)
+        }
     }
 }
 
@@ -134,14 +144,15 @@ fn caption(pivot: &Pivot<'_>) -> String {
     let fixed = shown.filter_map(|axis| only_word(axis, &pivot.measured)).collect::<Vec<_>>().join(", ");
     let fixed = if fixed.is_empty() { String::new() } else { format!(" ({fixed})") };
     text += &format!(
-        "{fixed}. Perplexity per token on {}, protocol {} ({}).",
+        "{fixed}. {} on {}, protocol {} ({}).",
+        capitalized(&first.quantity().words()),
         texts(pivot).join(", "),
         first.protocol,
         protocol(first)
     );
     text += &arithmetic(first);
     text += &base::sentence(pivot.measured.iter().copied());
-    text += draws::sentence(pivot.measured.iter().copied());
+    text += &draws::sentence(pivot.measured.iter().copied());
     if pivot.published().next().is_some() {
         text += " In parentheses: the published number, and ours minus it.";
     }
@@ -152,6 +163,11 @@ fn caption(pivot: &Pivot<'_>) -> String {
     };
     text += &format!("{method} {}.", commits(pivot.measured.iter().flat_map(|row| row.versions())));
     text
+}
+
+fn capitalized(words: &str) -> String {
+    let mut letters = words.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 /// The one model or grid of a table.
@@ -215,7 +231,7 @@ pub fn csv(pivot: &Pivot<'_>) -> String {
     }
     let mut text = csv_line(&heading);
     for (row_idx, words) in pivot.rows.iter().enumerate() {
-        for &value in &pivot.spec.values {
+        for &value in &pivot.values {
             let mut cells = words.clone();
             cells.push(value.heading().to_owned());
             for column_idx in 0..pivot.columns.len() {

@@ -10,9 +10,10 @@ use awq_core::log::{LinearLog, StepChange};
 use super::tests::{AWQ, QUESTION, RTN, done, grid, record};
 use super::*;
 use crate::config::{
-    BundledSplit, BundledText, CalibrationSpec, DatasetSpec, EvaluationSpec, GptqProtocol, LinesX, PerplexitySpec,
-    ProtocolSpec, RandomCrops, SamplingSpec, Sotu, SotuSplit, TableAxis, TableSpec, TableValue,
+    BundledSplit, BundledText, CalibrationSpec, DatasetSpec, EvaluationSpec, GptqProtocol, LinesX, ProtocolSpec,
+    RandomCrops, SamplingSpec, ScoredText, Sotu, SotuSplit, TableAxis, TableSpec, TableValue,
 };
+use crate::eval::registry::MetricKey;
 use crate::plan::ModelPlan;
 use crate::report::matrix::Loss;
 
@@ -39,6 +40,8 @@ fn reference(model: &str, method: &str, grid: Option<&str>, perplexity: f64) -> 
         protocol: Some("gptq".into()),
         seq_len: NonZeroUsize::new(256),
         perplexity: Some(perplexity),
+        metric: None,
+        value: None,
         changed_steps: None,
         step_ratio: None,
         step_ratio_over_scale: None,
@@ -125,7 +128,8 @@ fn paper_table_snapshot() {
         elsewhere,
         reference("Big_7B", "AWQ", Some("W3 g64"), 6.24),
     ];
-    let layout = table(&[TableAxis::Grid, TableAxis::Method], &[TableAxis::Model], &[TableValue::Perplexity]);
+    let layout =
+        table(&[TableAxis::Grid, TableAxis::Method], &[TableAxis::Model], &[TableValue::Metric(MetricKey::USUAL)]);
     let plan = plan(&records, references, layout);
     let folder = tempfile::tempdir().unwrap();
     let files = write_report(folder.path(), &plan, &records, &[]).unwrap();
@@ -167,7 +171,7 @@ fn paper_table_snapshot() {
 #[test]
 fn a_published_number_stands_only_beside_the_same_measurement() {
     let records = robustness();
-    let layout = || table(&[TableAxis::Method], &[TableAxis::Calibration], &[TableValue::Perplexity]);
+    let layout = || table(&[TableAxis::Method], &[TableAxis::Calibration], &[TableValue::Metric(MetricKey::USUAL)]);
     let shown = |change: &dyn Fn(&mut ReferenceValue)| {
         let mut published = reference("Tiny_1M", "AWQ", Some("W3 g64"), 14.5);
         change(&mut published);
@@ -198,11 +202,11 @@ fn a_published_number_stands_only_beside_the_same_measurement() {
 #[test]
 fn what_needs_no_calibration_stands_under_each() {
     let records = robustness();
-    let columns = table(&[TableAxis::Method], &[TableAxis::Calibration], &[TableValue::Perplexity]);
+    let columns = table(&[TableAxis::Method], &[TableAxis::Calibration], &[TableValue::Metric(MetricKey::USUAL)]);
     let by_column = texts(&plan(&records, vec![], columns), &records);
     assert_eq!(by_column, [["FP", "12.165", "12.165"], ["RTN", "16.501", "16.501"], ["AWQ", "14.906", "13.742"]]);
     // Beside the method's own name it stands once.
-    let rows = table(&[TableAxis::Method, TableAxis::Calibration], &[], &[TableValue::Perplexity]);
+    let rows = table(&[TableAxis::Method, TableAxis::Calibration], &[], &[TableValue::Metric(MetricKey::USUAL)]);
     let by_row = texts(&plan(&records, vec![], rows), &records);
     let headings: Vec<_> = by_row.iter().map(|cells| cells[..2].to_vec()).collect();
     assert_eq!(headings, [["FP", "-"], ["RTN", "-"], ["AWQ", "few"], ["AWQ", "many"]]);
@@ -221,12 +225,18 @@ fn a_fixed_scale_shows_what_it_did_to_steps() {
     let records = [record(None, 0.0), scaled];
     let published = ReferenceValue {
         perplexity: None,
+        metric: None,
+        value: None,
         changed_steps: Some(0.082),
         step_ratio: Some(1.038),
         ..reference("Tiny_1M", "s=2 on 1%", Some("W3 g64"), 0.0)
     };
-    let values =
-        [TableValue::ChangedSteps, TableValue::StepRatio, TableValue::StepRatioOverScale, TableValue::Perplexity];
+    let values = [
+        TableValue::ChangedSteps,
+        TableValue::StepRatio,
+        TableValue::StepRatioOverScale,
+        TableValue::Metric(MetricKey::USUAL),
+    ];
     let plan = plan(&records, vec![published], table(&[], &[TableAxis::Method], &values));
     let shown = texts(&plan, &records);
     let numbers = |row: usize| [shown[row][0].as_str(), &shown[row][1], &shown[row][2]];
@@ -245,11 +255,15 @@ fn several_texts_are_several_tables_unless_they_are_an_axis() {
         done(record).measurements.push(other);
     }
     let newest = frame::newest(&records);
-    let apart = plan(&records, vec![], table(&[TableAxis::Grid], &[TableAxis::Method], &[TableValue::Perplexity]));
+    let apart = plan(
+        &records,
+        vec![],
+        table(&[TableAxis::Grid], &[TableAxis::Method], &[TableValue::Metric(MetricKey::USUAL)]),
+    );
     let rows = rows(&apart, &records);
     assert_eq!(pivots(&apart, &rows, &newest).len(), 2);
     let axes = [TableAxis::Method, TableAxis::Dataset];
-    let together = plan(&records, vec![], table(&[TableAxis::Grid], &axes, &[TableValue::Perplexity]));
+    let together = plan(&records, vec![], table(&[TableAxis::Grid], &axes, &[TableValue::Metric(MetricKey::USUAL)]));
     let pivots = pivots(&together, &rows, &newest);
     assert_eq!(pivots.len(), 1);
     // Texts stand in the order in which they are evaluated, not in that of their names.
@@ -261,7 +275,7 @@ fn calibration_lines_have_a_point_a_calibration_and_hollow_published_ones() {
     let records = robustness();
     let published =
         ReferenceValue { calibration: Some("few".into()), ..reference("Tiny_1M", "AWQ", Some("W3 g64"), 14.5) };
-    let layout = table(&[TableAxis::Method], &[TableAxis::Calibration], &[TableValue::Perplexity]);
+    let layout = table(&[TableAxis::Method], &[TableAxis::Calibration], &[TableValue::Metric(MetricKey::USUAL)]);
     let plan = plan(&records, vec![published], layout);
     let figures = lines::line_figures(&rows(&plan, &records), LinesX::CalibrationSequences);
     assert_eq!(figures.len(), 1);
@@ -290,7 +304,7 @@ fn calibration_lines_have_a_point_a_calibration_and_hollow_published_ones() {
 #[test]
 fn a_matrix_shows_the_loss_against_the_calibration_on_the_same_text() {
     let mut records = robustness();
-    let evaluation = EvaluationSpec::Perplexity(PerplexitySpec {
+    let evaluation = EvaluationSpec::Perplexity(ScoredText {
         dataset: DatasetSpec::Sotu(Sotu { split: SotuSplit::Test }),
         protocol: ProtocolSpec::Gptq(GptqProtocol { seq_len: 256.try_into().unwrap() }),
         max_windows: None,
@@ -308,7 +322,11 @@ fn a_matrix_shows_the_loss_against_the_calibration_on_the_same_text() {
         }
         record.cell_id = record.cell.id();
     }
-    let layout = table(&[TableAxis::Method, TableAxis::Calibration], &[TableAxis::Dataset], &[TableValue::Perplexity]);
+    let layout = table(
+        &[TableAxis::Method, TableAxis::Calibration],
+        &[TableAxis::Dataset],
+        &[TableValue::Metric(MetricKey::USUAL)],
+    );
     let plan = plan(&records, vec![reference("Tiny_1M", "RTN", Some("W3 g64"), 15.5)], layout);
     let rows = rows(&plan, &records);
     let newest = frame::newest(&records);
@@ -317,7 +335,7 @@ fn a_matrix_shows_the_loss_against_the_calibration_on_the_same_text() {
     let headings: Vec<&str> = matrix.rows.iter().map(|(heading, _)| heading.as_str()).collect();
     assert_eq!(headings, ["FP", "RTN", "AWQ, few", "AWQ, many"]);
     let cells: Vec<&matrix::MatrixCell> = matrix.rows.iter().map(|(_, cells)| cells[0].as_ref().unwrap()).collect();
-    let difference = cells[3].perplexity - cells[2].perplexity;
+    let difference = cells[3].value - cells[2].value;
     assert_eq!(
         cells.iter().map(|cell| cell.loss).collect::<Vec<_>>(),
         [Loss::Unknown, Loss::Unknown, Loss::Matched, Loss::AboveMatched(difference)]

@@ -15,11 +15,14 @@ const NOTHING: &str = "-";
 /// The base model along methods until a table is laid out: published full precision finds it by this word.
 const BASE: &str = "FP";
 
-/// One table: one protocol and arithmetic, and one text unless texts are an axis.
+/// One table: one metric, protocol and arithmetic, and one text unless texts are an axis.
 #[derive(Debug)]
 pub struct Pivot<'a> {
-    /// Its axes and values.
+    /// Its axes and title.
     pub spec: &'a TableSpec,
+    /// The numbers shown of each cell: those of the experiment without other metrics; what is none of a metric stands in the
+    /// first table.
+    pub values: Vec<TableValue>,
     /// Headings of its rows, a word for each axis of `spec.rows`.
     pub rows: Vec<Vec<String>>,
     /// Headings of its columns, a word for each axis of `spec.columns`.
@@ -45,7 +48,7 @@ impl Place<'_> {
     pub fn value(&self, value: TableValue) -> Option<f64> {
         let row = self.ours?;
         match value {
-            TableValue::Perplexity => Some(row.perplexity),
+            TableValue::Metric(metric) => (metric == row.metric).then_some(row.value),
             TableValue::ChangedSteps => row.changed_steps,
             TableValue::StepRatio => row.step_ratio,
             TableValue::StepRatioOverScale => row.step_ratio_over_scale,
@@ -54,12 +57,12 @@ impl Place<'_> {
 
     /// The published number.
     pub fn published(&self, value: TableValue) -> Option<f64> {
-        self.published.and_then(|reference| reference.value(value))
+        self.published.and_then(|reference| reference.number(value))
     }
 }
 
 impl<'a> Pivot<'a> {
-    /// The tables of `rows`: one for each protocol, and for each text unless texts are an axis.
+    /// The tables of `rows`: one for each metric among the values and each protocol, and for each text unless texts are an axis.
     pub fn all(
         spec: &'a TableSpec,
         plan: &'a Plan,
@@ -70,10 +73,13 @@ impl<'a> Pivot<'a> {
         let texts_are_axis = spec.rows.iter().chain(&spec.columns).any(|&axis| axis == TableAxis::Dataset);
         let setting = |row: &'a Row| {
             let text = if texts_are_axis { "" } else { row.dataset.as_str() };
-            (text, row.protocol.as_str(), row.seq_len, row.arithmetic.as_str())
+            (text, row.protocol.as_str(), row.seq_len, row.arithmetic.as_str(), row.metric)
         };
+        // What stands in a table without a metric is the same of each: the rows of one will do.
+        let main = spec.metrics().next().or(rows.first().map(|row| row.metric));
+        let is_shown = |row: &&Row| Some(row.metric) == main || spec.metrics().any(|metric| metric == row.metric);
         let mut settings: Vec<_> = Vec::new();
-        for found in rows.iter().map(setting) {
+        for found in rows.iter().filter(is_shown).map(setting) {
             if !settings.contains(&found) {
                 settings.push(found);
             }
@@ -81,13 +87,21 @@ impl<'a> Pivot<'a> {
         let order = Order::new(plan, texts);
         let table = |wanted| {
             let measured: Vec<&Row> = rows.iter().filter(|row| setting(row) == wanted).collect();
-            Self::new(spec, &order, measured, &plan.references, standings)
+            let (.., metric) = wanted;
+            let is_of_table = |value: &TableValue| match value {
+                TableValue::Metric(own) => *own == metric,
+                TableValue::ChangedSteps | TableValue::StepRatio | TableValue::StepRatioOverScale => {
+                    Some(metric) == main
+                }
+            };
+            let values = spec.values.iter().copied().filter(is_of_table).collect();
+            Self::new((spec, values), &order, measured, &plan.references, standings)
         };
         settings.into_iter().map(table).collect()
     }
 
     fn new(
-        spec: &'a TableSpec,
+        (spec, values): (&'a TableSpec, Vec<TableValue>),
         order: &Order,
         measured: Vec<&'a Row>,
         references: &'a [ReferenceValue],
@@ -140,7 +154,7 @@ impl<'a> Pivot<'a> {
                 }
             }
         }
-        Self { spec, rows, columns, measured, places }
+        Self { spec, values, rows, columns, measured, places }
     }
 
     /// What stands at a row and a column; nothing where nobody measured.
@@ -200,12 +214,13 @@ fn with_calibration(mut words: BTreeMap<TableAxis, String>, name: &str) -> BTree
     words
 }
 
-/// Whether a published number belongs to the text and protocol of a table, as far as it tells.
+/// Whether a published number belongs to the metric, text and protocol of a table, as far as it tells.
 fn may_stand_with(reference: &ReferenceValue, measured: &[&Row]) -> bool {
     let names = |wanted: &Option<String>, found: &dyn Fn(&Row) -> bool| {
         wanted.is_none() || measured.iter().any(|row| found(row))
     };
-    names(&reference.dataset, &|row| reference.dataset.as_ref() == Some(&row.dataset))
+    measured.iter().any(|row| row.metric == reference.metric())
+        && names(&reference.dataset, &|row| reference.dataset.as_ref() == Some(&row.dataset))
         && names(&reference.protocol, &|row| reference.protocol.as_ref() == Some(&row.protocol))
         && reference.seq_len.is_none_or(|len| measured.iter().any(|row| row.seq_len == len.get() as u64))
 }

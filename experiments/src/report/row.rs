@@ -2,7 +2,10 @@
 
 use polars::prelude::*;
 
-use super::columns::columns;
+use super::columns::{Cell, columns};
+use crate::eval::metric::Quantity;
+use crate::eval::registry::MetricKey;
+use crate::stats::Estimator;
 
 columns! {
     /// One measurement of one cell.
@@ -27,11 +30,11 @@ columns! {
         base_storage: Option<String>,
         /// Stored bits per weight of these, with scales and minima.
         base_bits_per_weight: Option<f64>,
-        /// What was measured: `token_perplexity`.
-        metric: String,
+        /// What was measured, by its name in records: `token_perplexity`.
+        metric: MetricKey,
         /// Text that it was measured on.
         dataset: String,
-        /// Perplexity protocol: `gptq`, `llama-cpp`.
+        /// Protocol of scoring: `gptq`, `llama-cpp`.
         protocol: String,
         /// Tokens of a window.
         seq_len: u64,
@@ -46,35 +49,36 @@ columns! {
         limited: bool,
         /// Tokens scored.
         n_tokens: u64,
-        /// The perplexity.
-        perplexity: f64,
-        /// Standard error of the perplexity: over blocks of windows as the interval; with protocol `llama-cpp` over tokens taken
+        /// The number of the metric: a perplexity.
+        value: f64,
+        /// Its standard error: over blocks of windows as the interval; with protocol `llama-cpp` over tokens taken
         /// as independent, as llama.cpp prints it.
         standard_error: Option<f64>,
-        /// Lower end of the 95% interval of the perplexity, over blocks of windows.
+        /// Lower end of the 95% interval of the value, over blocks of windows.
         ci_low: Option<f64>,
-        /// Upper end of the 95% interval of the perplexity.
+        /// Upper end of the 95% interval of the value.
         ci_high: Option<f64>,
         /// Windows of a block of that interval on average; null for a single window.
         block_len: Option<f64>,
-        /// Perplexity minus that of the base model on the same windows.
+        /// Value minus that of the base model on the same windows.
         delta_fp: Option<f64>,
         /// Lower end of its paired 95% interval.
         delta_fp_ci_low: Option<f64>,
         /// Upper end of its paired 95% interval.
         delta_fp_ci_high: Option<f64>,
-        /// ln of the perplexity over that of full precision on the same windows, in nats per token.
+        /// ln of the perplexity over that of full precision on the same windows, in nats per token; null for what is no
+        /// perplexity.
         log_ratio_fp: Option<f64>,
         /// Lower end of its paired 95% interval.
         log_ratio_fp_ci_low: Option<f64>,
         /// Upper end of its paired 95% interval.
         log_ratio_fp_ci_high: Option<f64>,
-        /// Windows of a block of that interval on average.
+        /// Windows of a block of that interval on average; where there is no ratio, of the interval of the difference.
         log_ratio_fp_block_len: Option<f64>,
         /// Label of the method that the next columns compare with (`report.baseline` of the experiment, else RTN); null where
         /// there is none on the same grid and windows, and for that method itself.
         baseline: Option<String>,
-        /// Perplexity minus that of the baseline on the same grid and windows.
+        /// Value minus that of the baseline on the same grid and windows.
         delta_baseline: Option<f64>,
         /// Lower end of its paired 95% interval.
         delta_baseline_ci_low: Option<f64>,
@@ -86,13 +90,13 @@ columns! {
         log_ratio_baseline_ci_low: Option<f64>,
         /// Upper end of its paired 95% interval.
         log_ratio_baseline_ci_high: Option<f64>,
-        /// Windows of a block of that interval on average.
+        /// Windows of a block of that interval on average; where there is no ratio, of the interval of the difference.
         log_ratio_baseline_block_len: Option<f64>,
-        /// Perplexity of the process that wrote the text, where it is known and the whole text was scored.
+        /// Value of the process that wrote the text, where it is known and the whole text was scored.
         floor: Option<f64>,
-        /// Published perplexity.
+        /// Published value.
         reference: Option<f64>,
-        /// Perplexity minus the published one.
+        /// Value minus the published one.
         reference_difference: Option<f64>,
         /// Where it was published, and what to know about it.
         reference_source: Option<String>,
@@ -100,9 +104,9 @@ columns! {
         quantize_seconds: f64,
         /// Wall time of the capture of activations, shared by all cells of one pass.
         shared_capture_seconds: f64,
-        /// Wall time of this measurement.
+        /// Wall time of the pass over the text that gave it.
         evaluate_seconds: f64,
-        /// Tokens scored per second of this measurement.
+        /// Tokens scored per second of that pass.
         tokens_per_second: Option<f64>,
         /// Largest resident memory of the process until the cell ended; null where unknown.
         peak_bytes: Option<u64>,
@@ -118,9 +122,9 @@ columns! {
         draw: Option<u64>,
         /// Finished draws of this cell, where its calibration is drawn several times; null where it is drawn once.
         n_draws: Option<u64>,
-        /// Lowest perplexity of a draw.
+        /// Lowest value of a draw.
         draws_low: Option<f64>,
-        /// Highest perplexity of a draw.
+        /// Highest value of a draw.
         draws_high: Option<f64>,
         /// What the blocks after the first saw during calibration: `full_precision`, `quantized`, `quantized_per_stage`; null
         /// where the method looks at no activations.
@@ -154,9 +158,14 @@ impl Row {
         self.commit.split(Self::BETWEEN_COMMITS).map(|commit| (commit, self.dirty == Some(true)))
     }
 
-    /// Whether the numbers of both rows may be compared: one model, text, protocol and arithmetic, and the same windows.
+    /// What reports know of its metric.
+    pub fn quantity(&self) -> Quantity {
+        self.metric.quantity()
+    }
+
+    /// Whether the numbers of both rows may be compared: one metric, model, text, protocol and arithmetic, and the same windows.
     pub fn is_comparable(&self, other: &Self) -> bool {
-        let numbers = |row: &Self| (row.seq_len, row.n_windows, row.n_windows_total);
+        let numbers = |row: &Self| (row.metric, row.seq_len, row.n_windows, row.n_windows_total);
         let names = |row: &Self| [&row.model, &row.dataset, &row.protocol, &row.arithmetic].map(Clone::clone);
         numbers(self) == numbers(other) && names(self) == names(other)
     }
@@ -165,5 +174,55 @@ impl Row {
     pub fn setting(&self) -> String {
         let arithmetic = if self.arithmetic == "f32" { String::new() } else { format!(" {}", self.arithmetic) };
         format!("{} {} {} {}{arithmetic}", self.model, self.dataset, self.protocol, self.seq_len)
+    }
+
+    /// The metric after a blank, where a name must tell it from the usual one.
+    pub(super) fn unusual_metric(&self) -> String {
+        if self.metric == MetricKey::USUAL { String::new() } else { format!(" {}", self.quantity().label) }
+    }
+
+    /// How it compares with the base model on the same windows, with the ends of the paired 95% interval: see [`comparison`].
+    pub(super) fn to_base(&self) -> Compared {
+        match self.quantity().estimator {
+            Estimator::ExpOfMean => (self.log_ratio_fp, self.log_ratio_fp_ci_low, self.log_ratio_fp_ci_high),
+            Estimator::Mean => (self.delta_fp, self.delta_fp_ci_low, self.delta_fp_ci_high),
+        }
+    }
+
+    /// The same with the baseline.
+    pub(super) fn to_baseline(&self) -> Compared {
+        match self.quantity().estimator {
+            Estimator::ExpOfMean => {
+                (self.log_ratio_baseline, self.log_ratio_baseline_ci_low, self.log_ratio_baseline_ci_high)
+            }
+            Estimator::Mean => (self.delta_baseline, self.delta_baseline_ci_low, self.delta_baseline_ci_high),
+        }
+    }
+}
+
+/// A comparison, and the ends of its interval.
+pub(super) type Compared = (Option<f64>, Option<f64>, Option<f64>);
+
+/// What two numbers are compared by: differences of means, which of perplexities are ln ratios.
+pub(super) fn comparison(estimator: Estimator) -> &'static str {
+    match estimator {
+        Estimator::ExpOfMean => "ln ratio",
+        Estimator::Mean => "difference",
+    }
+}
+
+/// The column holds the name of records.
+impl Cell for MetricKey {
+    const DTYPE: DataType = DataType::String;
+
+    fn to_column(name: &str, values: Vec<Self>) -> Column {
+        let names: Vec<&str> = values.iter().map(|metric| metric.quantity().name).collect();
+        Column::new(name.into(), names)
+    }
+
+    fn from_column(column: &Column) -> PolarsResult<Vec<Self>> {
+        let names: Vec<String> = Cell::from_column(column)?;
+        let metric = |name: &String| Self::of_record(name).map_err(|error| polars_err!(ComputeError: "{error}"));
+        names.iter().map(metric).collect()
     }
 }

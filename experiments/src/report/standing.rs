@@ -3,9 +3,9 @@
 use super::frame::{BOOTSTRAP, arithmetic_name, same_windows};
 use super::row::Row;
 use crate::record::{Measurement, Outcome, Record};
-use crate::stats;
+use crate::stats::{self, Paired};
 
-/// The likelihoods behind the rows of a report, to compare any two of them.
+/// The samples behind the rows of a report, to compare any two of them.
 #[derive(Clone, Debug)]
 pub struct Standings<'a> {
     records: &'a [&'a Record],
@@ -17,23 +17,27 @@ impl<'a> Standings<'a> {
         Self { records }
     }
 
-    /// Whether `row` is quantized, has rivals (of which it is one itself), and the paired interval of its log ratio to the best
-    /// of them does not lie above 0. Rows of one window have no interval: none of them is.
+    /// Whether `row` is quantized, has rivals (of which it is one itself), and the paired interval of the difference of its
+    /// samples' mean to that of the best of them does not lie on the worse side of 0. Rows of one window have no interval: none of them is.
     pub fn is_among_best(&self, row: &Row, rivals: &[&Row]) -> bool {
-        let Some(best) = rivals.iter().min_by(|a, b| a.perplexity.total_cmp(&b.perplexity)) else { return false };
+        let worse_by = |difference: f64| row.quantity().direction.worse_by(difference);
+        let best_first = |a: &&&Row, b: &&&Row| worse_by(a.value).total_cmp(&worse_by(b.value));
+        let Some(best) = rivals.iter().min_by(best_first) else { return false };
         if row.grid.is_none() || rivals.len() < 2 {
             return false;
         }
-        let (Some(own), Some(lowest)) = (self.measurement(row), self.measurement(best)) else { return false };
-        let ratio = || stats::log_ratio(&own.nll_per_window, &lowest.nll_per_window, BOOTSTRAP).ok();
-        same_windows(own, lowest) && ratio().is_some_and(|ratio| ratio.interval.low <= 0.0)
+        let (Some(own), Some(best)) = (self.measurement(row), self.measurement(best)) else { return false };
+        let paired = || stats::difference_of_means(&own.samples, &best.samples, BOOTSTRAP).ok();
+        let holds_nothing = |paired: Paired| worse_by(paired.interval.low).min(worse_by(paired.interval.high)) <= 0.0;
+        same_windows(own, best) && paired().is_some_and(holds_nothing)
     }
 
     fn measurement(&self, row: &Row) -> Option<&'a Measurement> {
         let record = self.records.iter().find(|record| record.cell_id.0 == row.cell_id)?;
         let Outcome::Done(done) = &record.outcome else { return None };
         done.measurements.iter().find(|measurement| {
-            (measurement.dataset.as_str(), measurement.protocol.as_str()) == (&row.dataset, &row.protocol)
+            measurement.metric == row.quantity().name
+                && (measurement.dataset.as_str(), measurement.protocol.as_str()) == (&row.dataset, &row.protocol)
                 && (measurement.seq_len as u64, measurement.n_windows as u64) == (row.seq_len, row.n_windows)
                 && arithmetic_name(&record.cell, measurement) == row.arithmetic
         })

@@ -8,8 +8,9 @@ use super::base;
 use super::caption::{baseline, of_rows};
 use super::draws;
 use super::frame::Failure;
-use super::row::Row;
+use super::row::{Compared, Row, comparison};
 use super::standing::Standings;
+use crate::eval::metric::Unit;
 
 /// What a report's pages show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,9 +97,6 @@ impl Layout {
     }
 }
 
-/// The heading of the numbers, of which the best are emphasized.
-const VALUE: &str = "perplexity";
-
 impl Table {
     /// The caption, and what `mark` means.
     pub fn caption_with(&self, mark: &str) -> String {
@@ -109,19 +107,20 @@ impl Table {
     /// `rows` must not be empty and must be comparable.
     fn new(rows: &[Row], standings: &Standings<'_>) -> Self {
         let first = &rows[0];
+        let quantity = first.quantity();
+        let comparison = comparison(quantity.estimator);
         let mut layout = vec![
             Layout::left("method", |row| row.method.clone()),
             Layout::left("grid", |row| row.grid.clone().unwrap_or_else(|| "-".to_owned())),
             Layout::right("bits/w", |row| row.bits_per_weight.map_or_else(missing, |bits| format!("{bits:.2}"))),
-            Layout::right(VALUE, |row| value_and_error(row.perplexity, row.standard_error)),
-            Layout::right(&format!("ln ratio to {} [95% CI]", base::short_name(rows)), |row| {
-                log_ratio(row.log_ratio_fp, row.log_ratio_fp_ci_low, row.log_ratio_fp_ci_high)
+            Layout::right(quantity.label, |row| value_and_error(row.quantity().unit, row.value, row.standard_error)),
+            Layout::right(&format!("{comparison} to {} [95% CI]", base::short_name(rows)), |row| {
+                compared(row.quantity().unit, row.to_base())
             }),
         ];
         if let Some(baseline) = baseline(rows) {
-            layout.push(Layout::right(&format!("ln ratio to {baseline} [95% CI]"), |row| {
-                log_ratio(row.log_ratio_baseline, row.log_ratio_baseline_ci_low, row.log_ratio_baseline_ci_high)
-            }));
+            let heading = format!("{comparison} to {baseline} [95% CI]");
+            layout.push(Layout::right(&heading, |row| compared(row.quantity().unit, row.to_baseline())));
         }
         if draws::any(rows) {
             layout.insert(4, Layout::right(draws::HEADING, draws::spread));
@@ -136,8 +135,11 @@ impl Table {
         }
         layout.splice(2..2, settings);
         if rows.iter().any(|row| row.reference.is_some()) {
-            layout.push(Layout::right("paper", |row| row.reference.map_or_else(missing, |x| number(x, decimals(x)))));
-            layout.push(Layout::right("ours - paper", |row| difference(row.reference_difference)));
+            let published =
+                |row: &Row| row.reference.map_or_else(missing, |x| number(x, decimals(row.quantity().unit, x)));
+            layout.push(Layout::right("paper", published));
+            let ours_less = |row: &Row| difference(row.quantity().unit, row.reference_difference);
+            layout.push(Layout::right("ours - paper", ours_less));
         }
         let previous = std::iter::once(None).chain(rows.iter().map(Some));
         let table_row = |(row, previous): (&Row, Option<&Row>)| TableRow {
@@ -150,13 +152,15 @@ impl Table {
                 .collect(),
             emphasized: layout
                 .iter()
-                .position(|column| column.heading == VALUE && standings.is_among_best(row, &on_grid(row, rows)))
+                .position(|column| {
+                    column.heading == quantity.label && standings.is_among_best(row, &on_grid(row, rows))
+                })
                 .into_iter()
                 .collect(),
             starts_section: previous.is_some_and(|previous| previous.grid != row.grid),
         };
         Self {
-            slug: slug(&first.setting()),
+            slug: slug(&format!("{}{}", first.setting(), first.unusual_metric())),
             caption: of_rows(rows),
             columns: layout
                 .iter()
@@ -215,24 +219,24 @@ pub(crate) fn missing() -> String {
 }
 
 /// `12.345 ± 0.067`.
-fn value_and_error(value: f64, error: Option<f64>) -> String {
-    let decimals = decimals(value);
+fn value_and_error(unit: Unit, value: f64, error: Option<f64>) -> String {
+    let decimals = decimals(unit, value);
     let error = error.map_or_else(String::new, |error| format!(" ± {}", number(error, decimals)));
     number(value, decimals) + &error
 }
 
 /// `+0.412`.
-fn difference(point: Option<f64>) -> String {
+fn difference(unit: Unit, point: Option<f64>) -> String {
     let Some(point) = point else { return missing() };
     let sign = if point >= 0.0 { "+" } else { "" };
-    format!("{sign}{}", number(point, decimals(point)))
+    format!("{sign}{}", number(point, decimals(unit, point)))
 }
 
-/// `+0.0508 [0.0437, 0.0577]`; from 1 on three decimals.
-fn log_ratio(point: Option<f64>, low: Option<f64>, high: Option<f64>) -> String {
+/// `+0.0508 [0.0437, 0.0577]`, of the unit of the metric; from 1 on three decimals.
+fn compared(unit: Unit, (point, low, high): Compared) -> String {
     let Some(point) = point else { return missing() };
     let largest = [Some(point), low, high].into_iter().flatten().fold(0.0, |max, x| f64::max(max, x.abs()));
-    let decimals = if largest < 1.0 { 4_usize } else { 3 };
+    let decimals = if largest < 1.0 { decimals_below_one(unit) } else { 3 };
     // What rounds to nothing has no sign: not -0.0000.
     let smallest = 0.5 * 10f64.powi(-(decimals as i32));
     let shown = |value: f64| if value.abs() < smallest { 0.0 } else { value };
@@ -242,8 +246,25 @@ fn log_ratio(point: Option<f64>, low: Option<f64>, high: Option<f64>) -> String 
     format!("{point:+.decimals$}{interval}")
 }
 
-/// Decimals that keep about five digits; `None` where only powers of ten are readable.
-pub(super) fn decimals(magnitude: f64) -> Option<usize> {
+/// Decimals that keep about five digits of a number; `None` where only powers of ten are readable.
+pub(super) fn decimals(unit: Unit, magnitude: f64) -> Option<usize> {
+    match unit {
+        Unit::PerToken => decimals_of_five(magnitude),
+        Unit::NatsPerToken if magnitude.abs() >= 1.0 => decimals_of_five(magnitude),
+        Unit::NatsPerToken | Unit::Fraction => Some(decimals_below_one(unit)),
+    }
+}
+
+/// Decimals of small numbers, and of comparisons: 4 bits may move a model by a few ten-thousandths of a nat.
+fn decimals_below_one(unit: Unit) -> usize {
+    match unit {
+        Unit::NatsPerToken => 5,
+        Unit::PerToken | Unit::Fraction => 4,
+    }
+}
+
+/// The same of a number that may have any size.
+pub(super) fn decimals_of_five(magnitude: f64) -> Option<usize> {
     match magnitude.abs() {
         x if x < 100.0 => Some(3),
         x if x < 1_000.0 => Some(2),
@@ -277,25 +298,27 @@ pub(super) fn grouped(n: u64) -> String {
 mod tests {
     use super::*;
 
+    const UNIT: Unit = Unit::PerToken;
+
     #[test]
     fn numbers_keep_about_five_digits() {
-        assert_eq!(value_and_error(17.23456, Some(0.3456)), "17.235 ± 0.346");
-        assert_eq!(value_and_error(523.456, None), "523.46");
-        assert_eq!(value_and_error(1234.56, Some(12.3)), "1234.6 ± 12.3");
-        assert_eq!(value_and_error(123_456.0, Some(1200.0)), "1.23e5 ± 1.20e3");
-        assert_eq!(value_and_error(f64::INFINITY, None), "inf");
-        assert_eq!(value_and_error(f64::NAN, None), "NaN");
+        assert_eq!(value_and_error(UNIT, 17.23456, Some(0.3456)), "17.235 ± 0.346");
+        assert_eq!(value_and_error(UNIT, 523.456, None), "523.46");
+        assert_eq!(value_and_error(UNIT, 1234.56, Some(12.3)), "1234.6 ± 12.3");
+        assert_eq!(value_and_error(UNIT, 123_456.0, Some(1200.0)), "1.23e5 ± 1.20e3");
+        assert_eq!(value_and_error(UNIT, f64::INFINITY, None), "inf");
+        assert_eq!(value_and_error(UNIT, f64::NAN, None), "NaN");
     }
 
     #[test]
     fn differences_and_ratios_carry_their_sign() {
-        assert_eq!([difference(Some(0.4123)), difference(Some(-99.5)), difference(None)], ["+0.412", "-99.500", "-"]);
-        assert_eq!(log_ratio(Some(0.05084), Some(0.04366), Some(0.0577)), "+0.0508 [0.0437, 0.0577]");
-        assert_eq!(log_ratio(Some(-0.001), Some(-0.0021), Some(0.0002)), "-0.0010 [-0.0021, 0.0002]");
-        assert_eq!(log_ratio(Some(0.99), Some(0.9), Some(1.1)), "+0.990 [0.900, 1.100]");
-        assert_eq!(log_ratio(Some(-0.00003), Some(-0.00042), Some(-0.00001)), "+0.0000 [-0.0004, 0.0000]");
-        assert_eq!(log_ratio(Some(0.05), None, None), "+0.0500");
-        assert_eq!(log_ratio(None, None, None), "-");
+        assert_eq!([Some(0.4123), Some(-99.5), None].map(|x| difference(UNIT, x)), ["+0.412", "-99.500", "-"]);
+        assert_eq!(compared(UNIT, (Some(0.05084), Some(0.04366), Some(0.0577))), "+0.0508 [0.0437, 0.0577]");
+        assert_eq!(compared(UNIT, (Some(-0.001), Some(-0.0021), Some(0.0002))), "-0.0010 [-0.0021, 0.0002]");
+        assert_eq!(compared(UNIT, (Some(0.99), Some(0.9), Some(1.1))), "+0.990 [0.900, 1.100]");
+        assert_eq!(compared(UNIT, (Some(-0.00003), Some(-0.00042), Some(-0.00001))), "+0.0000 [-0.0004, 0.0000]");
+        assert_eq!(compared(UNIT, (Some(0.05), None, None)), "+0.0500");
+        assert_eq!(compared(UNIT, (None, None, None)), "-");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::plan::{Cell, ModelPlan, Plan, QuantizationCell};
 use crate::provenance::Provenance;
 use crate::record::{Cost, Done, Failed, Measurement, Outcome, Quantization, SCHEMA_VERSION, Stage};
 use crate::registry::MethodSpec;
+use crate::stats::Estimator;
 
 pub(super) const QUESTION: &str = "Does AWQ beat RTN at 3 bit?";
 
@@ -59,7 +60,7 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
     let cell = Cell { model, quantization, evaluations: Vec::new(), precision: Default::default() };
     // Windows differ much more from each other than cells do, as in real text.
     let wobble = |window: usize| 0.25 * (1.7 * window as f64).sin() + nll * (1.0 + 0.2 * (2.9 * window as f64).cos());
-    let nll_per_window: Vec<f64> = (0..12).map(|window| 2.5 + wobble(window)).collect();
+    let samples: Vec<f64> = (0..12).map(|window| 2.5 + wobble(window)).collect();
     let block = |block_idx: usize| BlockLog {
         block_idx,
         output_mse: Some(0.02 * nll * (1.0 + block_idx as f64)),
@@ -72,12 +73,12 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
         protocol: "gptq".into(),
         seq_len: 256,
         arithmetic: Default::default(),
-        value: crate::stats::perplexity(&nll_per_window),
+        value: Estimator::ExpOfMean.value(&samples),
         standard_error: None,
         n_windows: 12,
         n_windows_total: 1292,
         n_tokens: 12 * 255,
-        nll_per_window,
+        samples,
         floor: None,
         calibration_overlap_tokens: None,
         text_sha256: "t".repeat(64),
@@ -167,6 +168,8 @@ pub(super) fn references() -> Vec<ReferenceValue> {
         protocol: None,
         seq_len: None,
         perplexity: Some(perplexity),
+        metric: None,
+        value: None,
         changed_steps: None,
         step_ratio: None,
         step_ratio_over_scale: None,
@@ -217,8 +220,8 @@ fn differences_are_paired_with_full_precision_and_with_rtn_on_the_same_grid() {
     let (fp, rtn, awq) =
         (find(&rows, "FP", None), find(&rows, "RTN", Some("W3 g64")), find(&rows, "AWQ", Some("W3 g64")));
     assert_eq!((fp.delta_fp, fp.delta_baseline, rtn.delta_baseline), (None, None, None));
-    assert_eq!(awq.delta_fp, Some(awq.perplexity - fp.perplexity));
-    assert_eq!(awq.delta_baseline, Some(awq.perplexity - rtn.perplexity));
+    assert_eq!(awq.delta_fp, Some(awq.value - fp.value));
+    assert_eq!(awq.delta_baseline, Some(awq.value - rtn.value));
     assert!(awq.delta_baseline_ci_high.unwrap() < 0.0, "better than RTN beyond doubt");
     assert!(awq.delta_fp_ci_low.unwrap() > 0.0, "worse than full precision beyond doubt");
     let width = |low: Option<f64>, high: Option<f64>| high.unwrap() - low.unwrap();
@@ -241,9 +244,9 @@ fn only_equal_windows_are_paired() {
 #[test]
 fn the_newest_record_of_a_cell_counts() {
     let (older, newer) = (record(None, 0.5), record(None, 0.0));
-    let expected = crate::stats::perplexity(&done(&mut newer.clone()).measurements[0].nll_per_window);
+    let expected = Estimator::ExpOfMean.value(&done(&mut newer.clone()).measurements[0].samples);
     let recovered = rows(&[failed(older.clone()), older.clone(), newer], &[]);
-    assert_eq!(recovered.iter().map(|row| row.perplexity).collect::<Vec<_>>(), [expected]);
+    assert_eq!(recovered.iter().map(|row| row.value).collect::<Vec<_>>(), [expected]);
 
     let relapsed = [older.clone(), failed(older)];
     let newest = frame::newest(&relapsed);
@@ -257,8 +260,8 @@ fn an_unknown_metric_is_an_error() {
     done(&mut strange).measurements[0].metric = "accuracy".into();
     let error = frame::rows(&[&strange], &[], "RTN").unwrap_err();
     assert_eq!(
-        error.to_string(),
-        "cell Tiny_1M FP: metric accuracy has no column in reports, expected token_perplexity"
+        format!("{error:#}"),
+        "cell Tiny_1M FP: metric accuracy is none that this program knows (token_perplexity, kl_divergence, next_token_accuracy); use the program that measured it"
     );
 }
 
@@ -267,7 +270,7 @@ fn a_single_window_has_numbers_without_intervals() {
     let mut records = records();
     for record in &mut records[..5] {
         let measurement = &mut done(record).measurements[0];
-        measurement.nll_per_window.truncate(1);
+        measurement.samples.truncate(1);
         measurement.n_windows = 1;
     }
     let rows = rows(&records, &[]);
@@ -342,8 +345,8 @@ fn csv_and_parquet_read_back_as_the_same_frame() {
 #[test]
 fn a_frame_of_another_shape_is_an_error() {
     let frame = Row::to_frame(&rows(&records(), &[])).unwrap();
-    let missing = Row::from_frame(&frame.drop("perplexity").unwrap()).unwrap_err().to_string();
-    assert!(missing.contains("perplexity"), "{missing}");
+    let missing = Row::from_frame(&frame.drop("delta_fp").unwrap()).unwrap_err().to_string();
+    assert!(missing.contains("delta_fp"), "{missing}");
     let mut holed = frame.clone();
     holed.with_column(Column::full_null("model".into(), frame.height(), &DataType::String)).unwrap();
     let null = Row::from_frame(&holed).unwrap_err().to_string();

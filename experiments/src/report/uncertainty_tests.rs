@@ -5,8 +5,10 @@
 use super::tests::{AWQ, RTN, done, grid, record};
 use super::*;
 use crate::config::{TableAxis, TableSpec, TableValue};
+use crate::eval::registry::MetricKey;
 use crate::plan::ModelPlan;
 use crate::record::Measurement;
+use crate::stats::Estimator;
 
 const HALF: &str = r#"{"awq": {
     "scale": "off", "clip": {"search": {"n_steps": 20, "max_shrink": 0.5, "n_tokens": 512}}
@@ -18,7 +20,7 @@ fn plan(records: &[Record], baseline: &str) -> Plan {
         title: "Two texts".into(),
         rows: vec![TableAxis::Grid, TableAxis::Method],
         columns: vec![TableAxis::Dataset],
-        values: vec![TableValue::Perplexity],
+        values: vec![TableValue::Metric(MetricKey::USUAL)],
     };
     Plan {
         question: "How sure?".into(),
@@ -39,10 +41,10 @@ fn records() -> Vec<Record> {
         record(Some((HALF, grid(3, 64))), 0.12),
     ];
     let last = &mut done(&mut records[3]).measurements[0];
-    for (window, nll) in last.nll_per_window.iter_mut().enumerate() {
+    for (window, nll) in last.samples.iter_mut().enumerate() {
         *nll += 0.001 + 0.01 * (2.3 * window as f64).sin();
     }
-    last.value = crate::stats::perplexity(&last.nll_per_window);
+    last.value = Estimator::ExpOfMean.value(&last.samples);
     records
 }
 
@@ -78,8 +80,8 @@ fn rows_that_are_not_worse_than_the_best_beyond_their_interval_stand_out_togethe
     // Where the windows tell them apart, the better one stands alone.
     let mut apart = records;
     let last = &mut done(&mut apart[3]).measurements[0];
-    last.nll_per_window.iter_mut().for_each(|nll| *nll += 0.05);
-    last.value = crate::stats::perplexity(&last.nll_per_window);
+    last.samples.iter_mut().for_each(|nll| *nll += 0.05);
+    last.value = Estimator::ExpOfMean.value(&last.samples);
     let best = vec![format!("{:.3}", done(&mut apart[2]).measurements[0].value)];
     assert_eq!(marked(&apart), [best.clone(), best]);
 }
@@ -90,7 +92,7 @@ fn nothing_stands_out_without_intervals_or_without_rivals() {
     assert_eq!(marked(&records[..2]), [Vec::<String>::new(), Vec::new()], "RTN alone on its grid");
     for record in &mut records {
         let measurement = &mut done(record).measurements[0];
-        measurement.nll_per_window.truncate(1);
+        measurement.samples.truncate(1);
         measurement.n_windows = 1;
     }
     assert_eq!(marked(&records), [Vec::<String>::new(), Vec::new()]);
@@ -106,7 +108,7 @@ fn the_last_column_compares_with_the_baseline_that_the_experiment_names() {
     let rtn = rows.iter().find(|row| row.method == "RTN").unwrap();
     let awq = rows.iter().find(|row| row.method == label).unwrap();
     assert_eq!(rtn.baseline.as_deref(), Some(label.as_str()));
-    assert_eq!(rtn.log_ratio_baseline, Some((rtn.perplexity / awq.perplexity).ln()));
+    assert_eq!(rtn.log_ratio_baseline, Some((rtn.value / awq.value).ln()));
     assert!(rtn.log_ratio_baseline_ci_low.unwrap() > 0.0, "worse than AWQ beyond doubt");
     assert_eq!((awq.baseline.as_deref(), awq.delta_baseline, awq.log_ratio_baseline), (None, None, None));
     assert!(shown(&records, &label).contains(&format!("ln ratio to {label} [95% CI]")));
@@ -138,8 +140,8 @@ fn the_standard_error_and_the_interval_know_how_windows_depend_on_each_other() {
     let mut records = vec![record(None, 0.0)];
     let measurement = &mut done(&mut records[0]).measurements[0];
     // Twelve windows high, twelve low, twice: 48 windows that are worth about 4.
-    measurement.nll_per_window = (0..48).map(|window| 2.5 + 0.2 * f64::from((window / 12) % 2)).collect();
-    measurement.value = crate::stats::perplexity(&measurement.nll_per_window);
+    measurement.samples = (0..48).map(|window| 2.5 + 0.2 * f64::from((window / 12) % 2)).collect();
+    measurement.value = Estimator::ExpOfMean.value(&measurement.samples);
     let independent = measurement.value * 0.1 / 47.0_f64.sqrt();
     measurement.standard_error = Some(independent);
     let rows = frame::rows(&frame::newest(&records), &[], "RTN").unwrap();

@@ -1,16 +1,15 @@
 //! Cells of one calibration: their codes from the code store, or quantized in one pass over the model's blocks; then scored.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context, ensure};
 use awq_core::backend::QuantBackend;
 use awq_core::driver::{Calibration, Job, Propagation, quantize_model};
 use awq_core::model::wiring::Wiring;
 use awq_core::model::{Decoder, wiring_of};
 
-use super::{ModelJob, Prepared, fail_all, failed, guarded};
+use super::scoring::{BaseModels, PreparedTexts};
+use super::{ModelJob, fail_all, failed, guarded};
 use crate::codes::{CodeStore, Question, StoredCodes, hash_of_sequences};
-use crate::config::{CalibrationSpec, Draw, EvaluationSpec};
+use crate::config::{CalibrationSpec, Draw};
 use crate::data::calibration::{CalibrationSet, calibration_set, overlap_tokens};
 use crate::plan::Cell;
 use crate::record::{Quantization, Stage};
@@ -45,7 +44,7 @@ impl<'a> ModelJob<'a, '_, '_> {
         decoder: &dyn Decoder<B>,
         name: &str,
         cells: &[&Cell],
-        evaluations: &BTreeMap<EvaluationSpec, Prepared>,
+        (texts, base): (&PreparedTexts, &mut BaseModels<'_, B>),
     ) -> anyhow::Result<()> {
         let calibration = cells.first().and_then(|cell| cell.quantization.as_ref()?.calibration.as_ref());
         let draw = cells.first().and_then(|cell| cell.quantization.as_ref()?.draw);
@@ -58,7 +57,7 @@ impl<'a> ModelJob<'a, '_, '_> {
         let mut missing = Vec::new();
         for &cell in cells {
             match kept.as_ref().and_then(|kept| self.stored(kept, cell, calibrated)) {
-                Some(codes) => self.score(decoder, cell, evaluations, (&codes, true), calibrated)?,
+                Some(codes) => self.score(decoder, cell, (texts, &mut *base), (&codes, true), calibrated)?,
                 None => missing.push(cell),
             }
         }
@@ -96,7 +95,7 @@ impl<'a> ModelJob<'a, '_, '_> {
         }
         for (cell, codes) in missing.into_iter().zip(codes) {
             match codes {
-                Ok(codes) => self.score(decoder, cell, evaluations, (&codes, false), calibrated)?,
+                Ok(codes) => self.score(decoder, cell, (texts, &mut *base), (&codes, false), calibrated)?,
                 Err(error) => (self.sink)(cell, failed(Stage::Quantize, &error.into()), &self.assets)?,
             }
         }
@@ -107,12 +106,12 @@ impl<'a> ModelJob<'a, '_, '_> {
         &mut self,
         decoder: &dyn Decoder<B>,
         cell: &Cell,
-        evaluations: &BTreeMap<EvaluationSpec, Prepared>,
+        texts: (&PreparedTexts, &mut BaseModels<'_, B>),
         (codes, from_store): (&StoredCodes, bool),
         calibration: Option<&Calibrated>,
     ) -> anyhow::Result<()> {
         let quantized = Quantized { codes, from_store, calibration };
-        let outcome = self.evaluate(&codes.model.decoder(decoder), cell, evaluations, Some(&quantized));
+        let outcome = self.evaluate(&codes.model.decoder(decoder), cell, texts, Some(&quantized));
         (self.sink)(cell, outcome, &self.assets)
     }
 
@@ -176,10 +175,10 @@ impl<'a> ModelJob<'a, '_, '_> {
 }
 
 impl Quantized<'_> {
-    pub(super) fn describe(&self, cell: &Cell, evaluations: &BTreeMap<EvaluationSpec, Prepared>) -> Quantization {
+    pub(super) fn describe(&self, cell: &Cell, texts: &PreparedTexts) -> Quantization {
         let overlap = |set: &CalibrationSet| {
             let windows: Vec<&[u32]> =
-                cell.evaluations.iter().flat_map(|evaluation| evaluations[evaluation].windows.slices()).collect();
+                cell.evaluations.iter().flat_map(|evaluation| texts[evaluation.text()].windows.slices()).collect();
             overlap_tokens(&set.ids, &windows)
         };
         let model = &self.codes.model;

@@ -5,7 +5,7 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Bootstrap, Interval, estimate, log_ratio};
+use super::{Bootstrap, Estimator, Interval, difference_of_means, estimate};
 
 /// Texts of one kind; the standard error of a share of 95% is 0.7%.
 const N_TEXTS: u64 = 1000;
@@ -48,7 +48,7 @@ fn coverage(n: usize, phi: f64, truth: f64, interval: impl Fn(&[f64], Bootstrap,
 fn of_perplexity(n: usize, phi: f64) -> f64 {
     coverage(n, phi, 2.5_f64.exp(), |series, bootstrap, _| {
         let nll: Vec<f64> = series.iter().map(|x| 2.5 + 0.3 * x).collect();
-        estimate(&nll, bootstrap).unwrap().interval
+        estimate(&nll, Estimator::ExpOfMean, bootstrap).unwrap().interval
     })
 }
 
@@ -57,7 +57,7 @@ fn of_log_ratio(n: usize, phi: f64) -> f64 {
     coverage(n, phi, 0.02, |series, bootstrap, rng| {
         let base: Vec<f64> = normals(n, rng).iter().map(|x| 2.5 + 0.3 * x).collect();
         let quantized: Vec<f64> = base.iter().zip(series).map(|(nll, x)| nll + 0.02 + 0.01 * x).collect();
-        log_ratio(&quantized, &base, bootstrap).unwrap().interval
+        difference_of_means(&quantized, &base, bootstrap).unwrap().interval
     })
 }
 

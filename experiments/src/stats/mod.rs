@@ -1,9 +1,10 @@
-//! Intervals: how sure a perplexity, and a difference of two perplexities, is. Pure.
+//! Intervals: how sure a number of a text, and a difference of two such numbers, is. Pure.
 //!
-//! The sample is the mean negative log-likelihood of each window; the perplexity is `exp(mean of window means)`. Neighbouring
-//! windows of one text are alike (they come from one article), so they are resampled in blocks, whose mean length the windows
-//! themselves give ([`blocks`]). Two cells scored on the same windows are compared *paired*: how hard a window is hits both
-//! alike and cancels, which narrows the interval by an order of magnitude or more.
+//! The samples are one value a window of the text, the mean over its tokens; an [`Estimator`] says which number they stand for:
+//! a perplexity is `exp` of the mean of negative log-likelihoods. Neighbouring windows of one text are alike (they come from one
+//! article), so they are resampled in blocks, whose mean length the windows themselves give ([`blocks`]). Two cells scored on
+//! the same windows are compared *paired*: how hard a window is hits both alike and cancels, which narrows the interval by an
+//! order of magnitude or more.
 //!
 //! # How often a 95% interval holds the truth
 //!
@@ -26,11 +27,13 @@
 //! time at 40 windows and 79% at 148. A smoke run's interval is a guide, not evidence.
 
 pub mod blocks;
+mod estimator;
 pub mod resample;
 
 use thiserror::Error;
 
 use self::blocks::Blocks;
+pub use self::estimator::Estimator;
 pub use self::resample::Bootstrap;
 
 /// Two-sided confidence of every interval here.
@@ -47,12 +50,12 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// A perplexity with its uncertainty.
+/// A number with its uncertainty.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
-    /// The perplexity.
+    /// The number.
     pub value: f64,
-    /// Its standard error by the delta method: perplexity times the standard error of the mean, of blocks as the interval.
+    /// Its standard error by the delta method (a perplexity times the standard error of the mean), of blocks as the interval.
     pub standard_error: f64,
     /// Its 95% bootstrap interval.
     pub interval: Interval,
@@ -60,7 +63,7 @@ pub struct Estimate {
     pub block_len: f64,
 }
 
-/// How much worse cell `a` is than cell `b` on the same windows; positive is worse.
+/// How much higher the number of cell `a` is than that of cell `b` on the same windows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Paired {
     /// The difference between its 95% bounds.
@@ -83,73 +86,70 @@ pub enum StatsError {
         /// Windows of the second cell.
         b: usize,
     },
-    /// A window without a finite likelihood.
-    #[error("window {0} has no finite likelihood; the model's output overflowed or holds NaN")]
+    /// A window without a finite sample.
+    #[error("window {0} has no finite value; the model's output overflowed or holds NaN")]
     NotFinite(usize),
 }
 
-/// Perplexity of mean negative log-likelihoods (nats per token) of equally long windows: `exp` of their mean.
-pub fn perplexity(nll_per_window: &[f64]) -> f64 {
-    mean(nll_per_window).exp()
-}
-
-/// Perplexity with standard error and bootstrap interval; `nll_per_window` in nats per token, one value a window, in the
-/// order of the text.
+/// A number with standard error and bootstrap interval; `samples` holds one value a window, in the order of the text.
 ///
 /// # Errors
 /// Fewer than two windows, or one that is not finite.
-pub fn estimate(nll_per_window: &[f64], bootstrap: Bootstrap) -> Result<Estimate, StatsError> {
-    check_windows(nll_per_window)?;
-    let value = perplexity(nll_per_window);
-    let blocks = Blocks::of(nll_per_window);
-    let standard_error = value * blocks.standard_error_of_mean(nll_per_window);
-    let resampled = bootstrap.means([nll_per_window], blocks.mean_len).map(|[mean]| mean).collect();
-    // Bounds are taken of the mean and then carried through `exp`, so that they stay positive.
-    let bounds = resample::interval(mean(nll_per_window), resampled, &blocks);
-    let interval = Interval { point: value, low: bounds.low.exp(), high: bounds.high.exp() };
+pub fn estimate(samples: &[f64], estimator: Estimator, bootstrap: Bootstrap) -> Result<Estimate, StatsError> {
+    check_windows(samples)?;
+    let value = estimator.value(samples);
+    let blocks = Blocks::of(samples);
+    let standard_error = estimator.slope_at(value) * blocks.standard_error_of_mean(samples);
+    let resampled = bootstrap.means([samples], blocks.mean_len).map(|[mean]| mean).collect();
+    // Bounds are taken of the mean and then carried through the estimator, so that those of a perplexity stay positive.
+    let bounds = resample::interval(mean(samples), resampled, &blocks);
+    let interval = Interval { point: value, low: estimator.of_mean(bounds.low), high: estimator.of_mean(bounds.high) };
     Ok(Estimate { value, standard_error, interval, block_len: blocks.mean_len })
 }
 
-/// `ln(perplexity(a) / perplexity(b))` in nats per token: the mean difference of the likelihoods, comparable across models
-/// and texts.
+/// The difference of the means of the samples, which compares two cells as sharply as the windows allow. Of negative
+/// log-likelihoods it is `ln(perplexity(a) / perplexity(b))` in nats per token, comparable across models and texts.
 ///
 /// # Errors
 /// Different numbers of windows, fewer than two, or one that is not finite.
-pub fn log_ratio(a_nll: &[f64], b_nll: &[f64], bootstrap: Bootstrap) -> Result<Paired, StatsError> {
-    check_pair(a_nll, b_nll)?;
-    let differences: Vec<f64> = a_nll.iter().zip(b_nll).map(|(a, b)| a - b).collect();
+pub fn difference_of_means(a: &[f64], b: &[f64], bootstrap: Bootstrap) -> Result<Paired, StatsError> {
+    check_pair(a, b)?;
+    let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
     let blocks = Blocks::of(&differences);
     let resampled = bootstrap.means([&differences], blocks.mean_len).map(|[mean]| mean).collect();
     Ok(Paired { interval: resample::interval(mean(&differences), resampled, &blocks), block_len: blocks.mean_len })
 }
 
-/// `perplexity(a) - perplexity(b)`. Its spread is mostly how hard the windows are: a harder text has larger differences.
+/// The number of `a` minus that of `b`. The spread of a difference of perplexities is mostly how hard the windows are: a harder
+/// text has larger differences.
 ///
 /// # Errors
 /// Different numbers of windows, fewer than two, or one that is not finite.
-pub fn perplexity_difference(a_nll: &[f64], b_nll: &[f64], bootstrap: Bootstrap) -> Result<Paired, StatsError> {
-    check_pair(a_nll, b_nll)?;
-    let (a_value, b_value) = (perplexity(a_nll), perplexity(b_nll));
+pub fn difference(a: &[f64], b: &[f64], estimator: Estimator, bootstrap: Bootstrap) -> Result<Paired, StatsError> {
+    check_pair(a, b)?;
+    let (a_value, b_value) = (estimator.value(a), estimator.value(b));
+    let (a_slope, b_slope) = (estimator.slope_at(a_value), estimator.slope_at(b_value));
     // What each window adds to the difference, to first order.
-    let added: Vec<f64> = a_nll.iter().zip(b_nll).map(|(a, b)| a_value * a - b_value * b).collect();
+    let added: Vec<f64> = a.iter().zip(b).map(|(a, b)| a_slope * a - b_slope * b).collect();
     let blocks = Blocks::of(&added);
-    let resampled = bootstrap.means([a_nll, b_nll], blocks.mean_len).map(|[a, b]| a.exp() - b.exp()).collect();
+    let of_means = |[a, b]: [f64; 2]| estimator.of_mean(a) - estimator.of_mean(b);
+    let resampled = bootstrap.means([a, b], blocks.mean_len).map(of_means).collect();
     Ok(Paired { interval: resample::interval(a_value - b_value, resampled, &blocks), block_len: blocks.mean_len })
 }
 
-fn check_pair(a_nll: &[f64], b_nll: &[f64]) -> Result<(), StatsError> {
-    if a_nll.len() != b_nll.len() {
-        return Err(StatsError::Unpaired { a: a_nll.len(), b: b_nll.len() });
+fn check_pair(a: &[f64], b: &[f64]) -> Result<(), StatsError> {
+    if a.len() != b.len() {
+        return Err(StatsError::Unpaired { a: a.len(), b: b.len() });
     }
-    check_windows(a_nll)?;
-    check_windows(b_nll)
+    check_windows(a)?;
+    check_windows(b)
 }
 
-fn check_windows(nll: &[f64]) -> Result<(), StatsError> {
-    if let Some(window) = nll.iter().position(|value| !value.is_finite()) {
+fn check_windows(samples: &[f64]) -> Result<(), StatsError> {
+    if let Some(window) = samples.iter().position(|value| !value.is_finite()) {
         return Err(StatsError::NotFinite(window));
     }
-    if nll.len() < 2 { Err(StatsError::TooFewWindows(nll.len())) } else { Ok(()) }
+    if samples.len() < 2 { Err(StatsError::TooFewWindows(samples.len())) } else { Ok(()) }
 }
 
 fn mean(values: &[f64]) -> f64 {
@@ -174,16 +174,24 @@ mod tests {
     #[test]
     fn perplexity_of_known_windows() {
         // mean 2, sample variance 1, n = 3: standard error of the mean 1/sqrt(3).
-        let estimate = estimate(&[1.0, 2.0, 3.0], BOOTSTRAP).unwrap();
+        let estimate = estimate(&[1.0, 2.0, 3.0], Estimator::ExpOfMean, BOOTSTRAP).unwrap();
         assert!((estimate.value - 2.0_f64.exp()).abs() < 1e-12);
         assert!((estimate.standard_error - 2.0_f64.exp() / 3.0_f64.sqrt()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_mean_of_known_windows() {
+        let estimate = estimate(&[1.0, 2.0, 3.0], Estimator::Mean, BOOTSTRAP).unwrap();
+        assert_eq!(estimate.value, 2.0);
+        assert!((estimate.standard_error - 1.0 / 3.0_f64.sqrt()).abs() < 1e-12);
+        assert!(estimate.interval.low < 1.5 && estimate.interval.high > 2.5, "{estimate:?}");
     }
 
     #[test]
     fn bootstrap_spread_agrees_with_the_delta_method() {
         let mut rng = ChaCha8Rng::seed_from_u64(3);
         let nll: Vec<f64> = normals(200, &mut rng).iter().map(|x| 2.0 + 0.1 * x).collect();
-        let estimate = estimate(&nll, BOOTSTRAP).unwrap();
+        let estimate = estimate(&nll, Estimator::ExpOfMean, BOOTSTRAP).unwrap();
         let half_width = (estimate.interval.high - estimate.interval.low) / 2.0;
         // 97.5% of a normal distribution are below 1.96 standard errors.
         assert!((half_width / (1.96 * estimate.standard_error) - 1.0).abs() < 0.08);
@@ -194,8 +202,8 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(4);
         let fp: Vec<f64> = normals(60, &mut rng).iter().map(|x| 2.0 + 0.3 * x).collect();
         let quantized: Vec<f64> = fp.iter().map(|nll| nll + 0.05 + 0.01 * normal(&mut rng)).collect();
-        let paired = perplexity_difference(&quantized, &fp, BOOTSTRAP).unwrap().interval;
-        let own = |nll: &[f64]| estimate(nll, BOOTSTRAP).unwrap().interval;
+        let paired = difference(&quantized, &fp, Estimator::ExpOfMean, BOOTSTRAP).unwrap().interval;
+        let own = |nll: &[f64]| estimate(nll, Estimator::ExpOfMean, BOOTSTRAP).unwrap().interval;
         let unpaired = (own(&quantized).high - own(&quantized).low).hypot(own(&fp).high - own(&fp).low);
         assert!(paired.high - paired.low < unpaired / 5.0, "{paired:?} against {unpaired}");
         assert!(paired.low > 0.0, "a real difference is seen: {paired:?}");
@@ -203,10 +211,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_estimated_is_an_error() {
-        assert_eq!(estimate(&[], BOOTSTRAP), Err(StatsError::TooFewWindows(0)));
-        assert_eq!(estimate(&[1.0], BOOTSTRAP), Err(StatsError::TooFewWindows(1)));
-        assert_eq!(estimate(&[1.0, f64::NAN], BOOTSTRAP), Err(StatsError::NotFinite(1)));
-        let unpaired = log_ratio(&[1.0, 2.0], &[1.0, 2.0, 3.0], BOOTSTRAP).unwrap_err();
+        assert_eq!(estimate(&[], Estimator::ExpOfMean, BOOTSTRAP), Err(StatsError::TooFewWindows(0)));
+        assert_eq!(estimate(&[1.0], Estimator::ExpOfMean, BOOTSTRAP), Err(StatsError::TooFewWindows(1)));
+        assert_eq!(estimate(&[1.0, f64::NAN], Estimator::ExpOfMean, BOOTSTRAP), Err(StatsError::NotFinite(1)));
+        let unpaired = difference_of_means(&[1.0, 2.0], &[1.0, 2.0, 3.0], BOOTSTRAP).unwrap_err();
         assert_eq!(unpaired.to_string(), "cannot pair 2 windows with 3; score both cells on the same windows");
     }
 
@@ -217,15 +225,17 @@ mod tests {
         fn equal_cells_differ_by_exactly_nothing(nll in prop::collection::vec(0.0..12.0_f64, 2..40), seed in any::<u64>()) {
             let nothing = Paired { interval: Interval { point: 0.0, low: 0.0, high: 0.0 }, block_len: 1.0 };
             let bootstrap = Bootstrap { n: 100, seed };
-            prop_assert_eq!(log_ratio(&nll, &nll, bootstrap).unwrap(), nothing);
-            prop_assert_eq!(perplexity_difference(&nll, &nll, bootstrap).unwrap(), nothing);
+            prop_assert_eq!(difference_of_means(&nll, &nll, bootstrap).unwrap(), nothing);
+            for estimator in [Estimator::ExpOfMean, Estimator::Mean] {
+                prop_assert_eq!(difference(&nll, &nll, estimator, bootstrap).unwrap(), nothing);
+            }
         }
 
         #[test]
         fn intervals_hold_their_point_and_repeat(nll in prop::collection::vec(0.0..6.0_f64, 2..40), seed in any::<u64>()) {
             let bootstrap = Bootstrap { n: 2000, seed };
-            let first = estimate(&nll, bootstrap).unwrap();
-            prop_assert_eq!(first, estimate(&nll, bootstrap).unwrap());
+            let first = estimate(&nll, Estimator::ExpOfMean, bootstrap).unwrap();
+            prop_assert_eq!(first, estimate(&nll, Estimator::ExpOfMean, bootstrap).unwrap());
             prop_assert!(first.interval.low <= first.value && first.value <= first.interval.high);
         }
 
@@ -233,11 +243,23 @@ mod tests {
         fn swapping_cells_swaps_the_sign(pairs in prop::collection::vec((0.0..6.0_f64, 0.0..6.0_f64), 2..30)) {
             let (a, b): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
             let bootstrap = Bootstrap { n: 101, seed: 5 };
-            let (forth, back) = (log_ratio(&a, &b, bootstrap).unwrap(), log_ratio(&b, &a, bootstrap).unwrap());
+            let (forth, back) = (difference_of_means(&a, &b, bootstrap).unwrap(), difference_of_means(&b, &a, bootstrap).unwrap());
             prop_assert_eq!(forth.block_len, back.block_len);
             let (forth, back) = (forth.interval, back.interval);
             prop_assert!((forth.point + back.point).abs() < 1e-12);
             prop_assert!((forth.low + back.high).abs() < 1e-9 && (forth.high + back.low).abs() < 1e-9);
+        }
+
+        /// Of a plain mean, both comparisons are one.
+        #[test]
+        fn means_differ_by_the_difference_of_means(pairs in prop::collection::vec((0.0..1.0_f64, 0.0..1.0_f64), 4..30)) {
+            let (a, b): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
+            let bootstrap = Bootstrap { n: 101, seed: 5 };
+            let own = difference(&a, &b, Estimator::Mean, bootstrap).unwrap();
+            let of_means = difference_of_means(&a, &b, bootstrap).unwrap();
+            prop_assert_eq!(own.block_len, of_means.block_len);
+            let ends = |paired: Paired| [paired.interval.point, paired.interval.low, paired.interval.high];
+            prop_assert!(ends(own).iter().zip(ends(of_means)).all(|(own, other)| (own - other).abs() < 1e-9));
         }
 
         /// A unit of the likelihoods, or a shift of them, changes no block; dependence is a matter of shape.

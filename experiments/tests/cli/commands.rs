@@ -168,7 +168,7 @@ fn verification_holds_and_sees_tampering() {
     };
     let value = tampered(|done| done["measurements"][0]["value"] = 12.5.into());
     assert!(value.contains("identical  DIFFERENT"), "{value}");
-    let window = tampered(|done| done["measurements"][0]["nll_per_window"][7] = 1.0.into());
+    let window = tampered(|done| done["measurements"][0]["samples"][7] = 1.0.into());
     assert!(window.contains("identical  DIFFERENT"), "{window}");
     let codes = tampered(|done| done["quantization"]["codes_sha256"] = "0".repeat(64).into());
     assert!(codes.contains("DIFFERENT  identical"), "{codes}");

@@ -11,6 +11,7 @@ mod decoding;
 mod draws;
 mod families;
 mod interruption;
+mod metrics;
 mod packing;
 mod records;
 mod replaced;

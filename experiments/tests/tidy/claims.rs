@@ -21,7 +21,7 @@ use experiments::config::ExperimentSpec;
 use experiments::plan::{Cell, Plan};
 use experiments::record::{Outcome, StoredRecord, read_records};
 use experiments::report::frame::BOOTSTRAP;
-use experiments::stats::{self, Interval};
+use experiments::stats::{self, Estimator, Interval};
 
 use super::{read, root};
 
@@ -45,7 +45,7 @@ impl Folder {
                     _ if measurement.arithmetic.is_f32() => format!(" on {}", measurement.dataset),
                     _ => format!(" on {} in bf16", measurement.dataset),
                 };
-                draws.entry(row_name(cell) + &text).or_default().push(measurement.nll_per_window.clone());
+                draws.entry(row_name(cell) + &text).or_default().push(measurement.samples.clone());
             }
         }
         Self { rows: draws.into_iter().map(|(name, draws)| (name, mean(&draws))).collect() }
@@ -58,13 +58,13 @@ impl Folder {
 
     /// ln of the perplexity of one row over that of another.
     fn log_ratio(&self, a: &str, b: &str) -> Interval {
-        stats::log_ratio(self.row(a), self.row(b), BOOTSTRAP).unwrap().interval
+        stats::difference_of_means(self.row(a), self.row(b), BOOTSTRAP).unwrap().interval
     }
 
     /// Why a line of a check does not hold; nothing where it does.
     fn fault(&self, line: &str) -> Option<String> {
         if let Some((row, written)) = line.split_once(" = ") {
-            let value = stats::perplexity(self.row(row));
+            let value = Estimator::ExpOfMean.value(self.row(row));
             return (!is_written(value, written)).then(|| format!("it is {value}"));
         }
         let (holds, a, b): (fn(&Interval) -> bool, _, _) = if let Some((a, b)) = line.split_once(" < ") {

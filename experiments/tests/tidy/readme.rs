@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use experiments::config::ExperimentSpec;
+use experiments::eval::registry::MetricKey;
 use experiments::registry::MethodSpec;
 
 use super::{experiments, read, root};
@@ -17,6 +18,15 @@ fn every_method_is_in_the_list_of_the_readme() {
     for key in MethodSpec::KEYS {
         let row = format!("| `{key}` |");
         assert!(readme.contains(&row), "configs/README.md: the table of methods has no row that begins with {row}");
+    }
+}
+
+#[test]
+fn every_metric_is_in_the_list_of_the_readme() {
+    let readme = read("configs/README.md");
+    for metric in MetricKey::ALL {
+        let row = format!("| `{}` |", metric.key());
+        assert!(readme.contains(&row), "configs/README.md: the table of metrics has no row that begins with {row}");
     }
 }
 

@@ -1,0 +1,136 @@
+//! [`Metric`]: a number of a model on a text: what it needs of the model, what it makes of each token, and what reports must
+//! know of it.
+
+use rayon::slice::{Chunks, ParallelSlice as _};
+
+use crate::stats::Estimator;
+
+/// A number of a model on a text. Its value is made of one value a scored token: the mean over the tokens of each window is a
+/// sample, and [`Quantity::estimator`] says what the samples stand for.
+pub trait Metric: Sync {
+    /// What reports know of it.
+    fn quantity(&self) -> Quantity;
+
+    /// What it needs of each scored token.
+    fn needs(&self) -> Needs;
+
+    /// One value a row of `scored`. It depends on that row alone, however rows are batched.
+    fn score(&self, scored: &Scored<'_>) -> Vec<f32>;
+
+    /// The best that any model is expected to reach on a text of this entropy in nats per token, where that is known.
+    fn floor(&self, _nats_per_token: f64) -> Option<f64> {
+        None
+    }
+}
+
+/// All that tables, figures, published numbers and statistics know of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quantity {
+    /// Name in records: `token_perplexity`. It says the convention where there are several.
+    pub name: &'static str,
+    /// What tables call it: `perplexity`.
+    pub label: &'static str,
+    /// Its unit.
+    pub unit: Unit,
+    /// Which of two values is better.
+    pub direction: Direction,
+    /// What its samples stand for.
+    pub estimator: Estimator,
+}
+
+impl Quantity {
+    /// Label and unit: `perplexity per token`.
+    pub fn words(&self) -> String {
+        match self.unit {
+            Unit::PerToken => format!("{} per token", self.label),
+            Unit::NatsPerToken => format!("{} in nats per token", self.label),
+            Unit::Fraction => format!("{}, a fraction of the tokens", self.label),
+        }
+    }
+}
+
+/// What a number is counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Choices that a model is as undecided between at each token.
+    PerToken,
+    /// Nats, on average over tokens.
+    NatsPerToken,
+    /// A share of the tokens, 0 to 1.
+    Fraction,
+}
+
+impl Unit {
+    /// Whether figures may need a logarithmic axis.
+    pub fn may_span_decades(self) -> bool {
+        match self {
+            Self::PerToken | Self::NatsPerToken => true,
+            Self::Fraction => false,
+        }
+    }
+}
+
+/// Which of two values is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// The lower one.
+    LowerIsBetter,
+    /// The higher one.
+    HigherIsBetter,
+}
+
+impl Direction {
+    /// The word of it: `lower`.
+    pub fn better(self) -> &'static str {
+        match self {
+            Self::LowerIsBetter => "lower",
+            Self::HigherIsBetter => "higher",
+        }
+    }
+
+    /// How much worse a value is by `difference`, which is that value minus another; negative where it is better.
+    pub fn worse_by(self, difference: f64) -> f64 {
+        match self {
+            Self::LowerIsBetter => difference,
+            Self::HigherIsBetter => -difference,
+        }
+    }
+}
+
+/// What a metric needs of each scored token; each one includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Needs {
+    /// The negative log-likelihood of the token that came.
+    Likelihoods,
+    /// The logits of the whole vocabulary.
+    Logits,
+    /// Those of the base model as well: the one that methods start from.
+    BaseLogits,
+}
+
+/// Scored tokens, one a row: a part of a text that holds whole tokens, not whole windows.
+#[derive(Clone, Copy, Debug)]
+pub struct Scored<'a> {
+    /// The tokens that came.
+    pub targets: &'a [u32],
+    /// Their negative log-likelihoods in nats.
+    pub nll: &'a [f32],
+    /// Size of the vocabulary.
+    pub vocab: usize,
+    /// `[rows, vocab]`, row-major; empty where no metric needs them.
+    pub logits: &'a [f32],
+    /// The base model's, likewise.
+    pub base_logits: &'a [f32],
+}
+
+impl<'a> Scored<'a> {
+    /// The logits of each row.
+    pub fn rows(&self) -> Chunks<'a, f32> {
+        self.logits.par_chunks(self.vocab)
+    }
+
+    /// The base model's.
+    pub fn base_rows(&self) -> Chunks<'a, f32> {
+        self.base_logits.par_chunks(self.vocab)
+    }
+}

@@ -1,0 +1,93 @@
+//! The metrics, one line each. A registry name is the TOML key of an evaluation. The order is that of tables.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::kl_divergence::KlDivergence;
+use super::metric::{Metric, Quantity};
+use super::next_token_accuracy::NextTokenAccuracy;
+use super::perplexity::Perplexity;
+use crate::config::ScoredText;
+
+/// Makes the enums, their names and their dispatch from one line per metric.
+macro_rules! metrics {
+    ($($(#[doc = $doc:literal])* $metric:ident = $key:literal;)*) => {
+        /// Something measured of a model: a metric, by its key, on a text.
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+        pub enum EvaluationSpec {
+            $($(#[doc = $doc])* #[serde(rename = $key)] $metric(ScoredText),)*
+        }
+
+        impl EvaluationSpec {
+            /// The metric.
+            pub fn metric(&self) -> MetricKey {
+                match self { $(Self::$metric(_) => MetricKey::$metric,)* }
+            }
+
+            /// The text, and how it is scored.
+            pub fn text(&self) -> &ScoredText {
+                match self { $(Self::$metric(text) => text,)* }
+            }
+
+            /// The text, to be limited.
+            pub fn text_mut(&mut self) -> &mut ScoredText {
+                match self { $(Self::$metric(text) => text,)* }
+            }
+        }
+
+        /// A metric by its name.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+        pub enum MetricKey {
+            $($(#[doc = $doc])* #[serde(rename = $key)] $metric,)*
+        }
+
+        impl MetricKey {
+            /// Every metric.
+            pub const ALL: &'static [Self] = &[$(Self::$metric),*];
+
+            /// The TOML key.
+            pub fn key(self) -> &'static str {
+                match self { $(Self::$metric => $key,)* }
+            }
+
+            /// The metric itself.
+            pub fn metric(self) -> &'static dyn Metric {
+                match self { $(Self::$metric => &$metric,)* }
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Perplexity of a text under a named protocol.
+    Perplexity = "perplexity";
+    /// KL divergence to the base model's distribution over the next token.
+    KlDivergence = "kl_divergence";
+    /// Share of the tokens to which the model gives the highest logit of all.
+    NextTokenAccuracy = "next_token_accuracy";
+}
+
+impl MetricKey {
+    /// The metric that file names and published numbers do not name.
+    pub const USUAL: Self = Self::Perplexity;
+
+    /// What reports know of it.
+    pub fn quantity(self) -> Quantity {
+        self.metric().quantity()
+    }
+
+    /// The metric of a record, by [`Quantity::name`].
+    ///
+    /// # Errors
+    /// A name that no metric of this program has.
+    pub fn of_record(name: &str) -> anyhow::Result<Self> {
+        let known = |metric: &&Self| metric.quantity().name == name;
+        Self::ALL.iter().find(known).copied().ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|metric| metric.quantity().name).collect();
+            anyhow::anyhow!(
+                "metric {name} is none that this program knows ({}); use the program that measured it",
+                names.join(", ")
+            )
+        })
+    }
+}

@@ -1,0 +1,140 @@
+//! [`score`]: one pass of a model over the windows of a text, for all metrics that are asked of it.
+
+use anyhow::ensure;
+use awq_core::arithmetic::Arithmetic;
+use awq_core::backend::{QuantBackend, float_vec};
+use awq_core::model::{Decoder, NoTap, for_each_block, in_arithmetic};
+use burn::tensor::Tensor;
+
+use super::base_model::BaseModel;
+use super::metric::{Metric, Needs, Scored};
+use super::scores::Scores;
+use super::windows::Windows;
+
+/// Tokens of one forward batch: fills the matrix kernels and keeps activations in the last-level cache.
+const TOKENS_PER_BATCH: usize = 2048;
+/// Hidden states held at once, in bytes: the blocks are read once for each such share of the windows.
+const HIDDEN_BYTES: usize = 1 << 30;
+/// Rows whose logits exist at once: with a vocabulary of 128k and f32, half a gigabyte would be 1024.
+const LOGIT_ROWS: usize = 512;
+
+/// Scores windows block by block: one block's weights are in memory at a time, whatever the size of the model. The matrix
+/// products of linears and of the head are computed in `arithmetic`. The scores of each of `metrics`, in their order.
+///
+/// `base` is used only where a metric needs it, and serves one text alone. `progress` is called with the tokens passed through
+/// one block, of either model.
+///
+/// # Errors
+/// Windows that do not fit the model, a block that cannot be read, or values that are not finite.
+pub fn score<B: QuantBackend>(
+    decoder: &dyn Decoder<B>,
+    windows: &Windows,
+    arithmetic: Arithmetic,
+    metrics: &[&dyn Metric],
+    base: &mut BaseModel<'_, B>,
+    progress: &mut dyn FnMut(usize),
+) -> anyhow::Result<Vec<Scores>> {
+    let config = decoder.config();
+    windows.check_fits(config)?;
+    decoder.check_ids(&windows.windows)?;
+    let needs = needs_of(metrics);
+    let len = windows.windows.first().map_or(1, Vec::len);
+    let windows_per_batch = (TOKENS_PER_BATCH / len).max(1);
+    let batches_per_share = (HIDDEN_BYTES / (4 * config.hidden_size * len * windows_per_batch)).max(1);
+    let mut scores: Vec<Scores> = metrics
+        .iter()
+        .map(|metric| Scores { per_window: Vec::new(), estimator: metric.quantity().estimator })
+        .collect();
+    let shares = windows.windows.chunks(windows_per_batch * batches_per_share);
+    let is_whole = shares.len() == 1;
+    for share in shares {
+        let batches: Vec<&[Vec<u32>]> = share.chunks(windows_per_batch).collect();
+        let states = final_states(decoder, &batches, arithmetic, progress)?;
+        let base_states = match needs {
+            Needs::Likelihoods | Needs::Logits => Vec::new(),
+            Needs::BaseLogits => base.states(&batches, is_whole, arithmetic, progress)?,
+        };
+        let mut base_states = base_states.into_iter();
+        for (states, ids) in states.into_iter().zip(batches) {
+            let rows = |decoder, states| Rows::new(decoder, states, windows.first_target, arithmetic);
+            let base_rows = base_states.next().map(|states| rows(base.decoder, states));
+            let targets: Vec<u32> = ids.iter().flat_map(|window| &window[windows.first_target..]).copied().collect();
+            let values = rows(decoder, states).score(&targets, metrics, base_rows.as_ref())?;
+            for (scores, values) in scores.iter_mut().zip(values) {
+                scores.per_window.extend(values.chunks(windows.targets_per_window()).map(<[f32]>::to_vec));
+            }
+        }
+    }
+    Ok(scores)
+}
+
+/// What the most demanding of `metrics` needs.
+pub fn needs_of(metrics: &[&dyn Metric]) -> Needs {
+    metrics.iter().map(|metric| metric.needs()).max().unwrap_or(Needs::Likelihoods)
+}
+
+/// Hidden states `[batch, seq, hidden]` behind the last block, for each batch of windows.
+pub(super) fn final_states<B: QuantBackend>(
+    decoder: &dyn Decoder<B>,
+    batches: &[&[Vec<u32>]],
+    arithmetic: Arithmetic,
+    progress: &mut dyn FnMut(usize),
+) -> anyhow::Result<Vec<Tensor<B, 3>>> {
+    let mut states: Vec<Tensor<B, 3>> = batches.iter().map(|batch| decoder.embed(batch)).collect();
+    for_each_block(decoder, |_, block| -> anyhow::Result<()> {
+        let block = in_arithmetic(block.as_ref(), arithmetic);
+        for batch in &mut states {
+            // Hand the only reference over, so that the block can work in place.
+            let input = std::mem::replace(batch, Tensor::empty([1, 1, 1], &batch.device()));
+            progress(input.dims()[0] * input.dims()[1]);
+            *batch = block.forward(input, &mut NoTap);
+        }
+        Ok(())
+    })?;
+    Ok(states)
+}
+
+/// States of a model that predict tokens, a row each; logits exist for [`LOGIT_ROWS`] of them at a time.
+struct Rows<'a, B: QuantBackend> {
+    decoder: &'a dyn Decoder<B>,
+    /// Normed, `[targets, hidden]`.
+    states: Tensor<B, 2>,
+    arithmetic: Arithmetic,
+}
+
+impl<'a, B: QuantBackend> Rows<'a, B> {
+    /// Of hidden states `[batch, seq, hidden]`: those at position `p` predict the token at `p + 1`.
+    fn new(decoder: &'a dyn Decoder<B>, states: Tensor<B, 3>, first_target: usize, arithmetic: Arithmetic) -> Self {
+        let [batch, len, width] = states.dims();
+        let n_targets = len - first_target;
+        let predicting = decoder.final_norm(states).narrow(1, first_target - 1, n_targets);
+        Self { decoder, states: predicting.reshape([batch * n_targets, width]), arithmetic }
+    }
+
+    /// One value a target for each metric. `base` holds the same rows of the base model, where a metric needs them.
+    fn score(&self, targets: &[u32], metrics: &[&dyn Metric], base: Option<&Self>) -> anyhow::Result<Vec<Vec<f32>>> {
+        let mut values = vec![Vec::with_capacity(targets.len()); metrics.len()];
+        for (chunk_idx, targets) in targets.chunks(LOGIT_ROWS).enumerate() {
+            let first = chunk_idx * LOGIT_ROWS;
+            let tensor = self.logits(first, targets.len());
+            let [_, vocab] = tensor.dims();
+            let logits = match needs_of(metrics) {
+                Needs::Likelihoods => Vec::new(),
+                Needs::Logits | Needs::BaseLogits => float_vec(tensor.clone()),
+            };
+            let base_logits = base.map_or_else(Vec::new, |base| float_vec(base.logits(first, targets.len())));
+            let nll = B::token_nll(tensor, targets);
+            let scored = Scored { targets, nll: &nll, vocab, logits: &logits, base_logits: &base_logits };
+            let of_chunk: Vec<Vec<f32>> = metrics.iter().map(|metric| metric.score(&scored)).collect();
+            let finite = of_chunk.iter().flatten().chain(&nll).all(|value| value.is_finite());
+            ensure!(finite, "the model's likelihoods are not finite: it is broken, or overflows in this precision");
+            values.iter_mut().zip(of_chunk).for_each(|(all, chunk)| all.extend(chunk));
+        }
+        Ok(values)
+    }
+
+    /// Logits `[n_rows, vocab]` of some of the rows.
+    fn logits(&self, first: usize, n_rows: usize) -> Tensor<B, 2> {
+        self.decoder.head(self.states.clone().narrow(0, first, n_rows), self.arithmetic)
+    }
+}

@@ -1,0 +1,250 @@
+//! What every registered metric owes, and one scoring pass for several of them on tiny decoders. A new registry line does not
+//! compile here until [`by_hand`] has an example of it.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+
+use awq_core::arithmetic::Arithmetic;
+use awq_core::backend::float_vec;
+use awq_core::model::tiny::{self, TinySpec};
+use awq_core::model::{Decoder, NoTap};
+use burn::backend::Flex;
+use burn::tensor::Tensor;
+
+use super::BaseModel;
+use super::metric::{Direction, Metric, Needs, Scored, Unit};
+use super::registry::MetricKey;
+use super::score::score;
+use super::scores::Scores;
+use super::windows::Windows;
+use crate::stats::Estimator;
+
+/// Logits of two rows over three tokens: probabilities 1/2, 1/4, 1/4 and 1/8, 1/8, 3/4.
+const OWN: [[f32; 3]; 2] = [[4.0, 2.0, 2.0], [1.0, 1.0, 6.0]];
+/// Probabilities 1/4, 1/2, 1/4 and 1/8, 1/8, 3/4.
+const BASE: [[f32; 3]; 2] = [[2.0, 4.0, 2.0], [1.0, 1.0, 6.0]];
+const TARGETS: [u32; 2] = [0, 1];
+
+/// What a metric must give on each row above, of which the tables hold `exp` of the logits.
+fn by_hand(metric: MetricKey) -> [f64; 2] {
+    match metric {
+        MetricKey::Perplexity => [2.0_f64.ln(), 8.0_f64.ln()],
+        // 1/4 ln(1/4 : 1/2) + 1/2 ln(1/2 : 1/4) + 1/4 ln 1 is 1/4 ln 2; the second rows are the same.
+        MetricKey::KlDivergence => [0.25 * 2.0_f64.ln(), 0.0],
+        // Token 0 is the likeliest of the first row, token 1 is not of the second.
+        MetricKey::NextTokenAccuracy => [1.0, 0.0],
+    }
+}
+
+/// Rows as logits, with what `needs` asks for and nothing else.
+struct Example {
+    targets: Vec<u32>,
+    nll: Vec<f32>,
+    vocab: usize,
+    logits: Vec<f32>,
+    base_logits: Vec<f32>,
+}
+
+impl Example {
+    fn new(own: &[Vec<f32>], base: &[Vec<f32>], targets: &[u32], needs: Needs) -> Self {
+        let nll = own.iter().zip(targets).map(|(row, &target)| {
+            let total: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+            (total.ln() - f64::from(row[target as usize])) as f32
+        });
+        let (with_own, with_base) = (needs >= Needs::Logits, needs >= Needs::BaseLogits);
+        Self {
+            targets: targets.to_vec(),
+            nll: nll.collect(),
+            vocab: own[0].len(),
+            logits: if with_own { own.concat() } else { Vec::new() },
+            base_logits: if with_base { base.concat() } else { Vec::new() },
+        }
+    }
+
+    /// What a metric gives on rows `range`.
+    fn score(&self, metric: &dyn Metric, range: std::ops::Range<usize>) -> Vec<f32> {
+        let of_rows = |logits: &'_ [f32]| match logits {
+            [] => Vec::new(),
+            logits => logits[range.start * self.vocab..range.end * self.vocab].to_vec(),
+        };
+        let (logits, base_logits) = (of_rows(&self.logits), of_rows(&self.base_logits));
+        metric.score(&Scored {
+            targets: &self.targets[range.clone()],
+            nll: &self.nll[range.clone()],
+            vocab: self.vocab,
+            logits: &logits,
+            base_logits: &base_logits,
+        })
+    }
+}
+
+fn logs(table: &[[f32; 3]]) -> Vec<Vec<f32>> {
+    table.iter().map(|row| row.iter().map(|x| x.ln()).collect()).collect()
+}
+
+fn all() -> impl Iterator<Item = (MetricKey, &'static dyn Metric)> {
+    MetricKey::ALL.iter().map(|key| (*key, key.metric()))
+}
+
+#[test]
+fn names_tell_metrics_apart_and_find_them_again() {
+    let unique = |names: Vec<&str>| names.iter().collect::<BTreeSet<_>>().len() == MetricKey::ALL.len();
+    assert!(unique(all().map(|(key, _)| key.key()).collect()));
+    assert!(unique(all().map(|(_, metric)| metric.quantity().name).collect()));
+    assert!(unique(all().map(|(_, metric)| metric.quantity().label).collect()));
+    for (key, metric) in all() {
+        assert_eq!(MetricKey::of_record(metric.quantity().name).unwrap(), key);
+        assert_eq!(serde_json::to_string(&key).unwrap(), format!("\"{}\"", key.key()));
+    }
+    let unknown = MetricKey::of_record("bleu").unwrap_err().to_string();
+    assert!(unknown.starts_with("metric bleu is none that this program knows (token_perplexity, "), "{unknown}");
+}
+
+#[test]
+fn each_metric_gives_what_a_hand_gives() {
+    for (key, metric) in all() {
+        let example = Example::new(&logs(&OWN), &logs(&BASE), &TARGETS, metric.needs());
+        for (found, expected) in example.score(metric, 0..2).iter().zip(by_hand(key)) {
+            assert!((f64::from(*found) - expected).abs() < 1e-6, "{key:?}: {found}, by hand {expected}");
+        }
+    }
+}
+
+/// A model that is surer of what came, and nearer to the base model, is better by every metric.
+#[test]
+fn each_metric_is_better_in_its_direction() {
+    let rows = |first: f32| -> Vec<Vec<f32>> { vec![vec![first, 0.0, 0.5], vec![0.2, 0.1, first]] };
+    let targets = [0, 2];
+    let value = |metric: &dyn Metric, first: f32| {
+        let example = Example::new(&rows(first), &rows(3.0), &targets, metric.needs());
+        let scores = Scores { per_window: vec![example.score(metric, 0..2)], estimator: metric.quantity().estimator };
+        scores.value()
+    };
+    for (key, metric) in all() {
+        let (better, worse) = (value(metric, 2.5), value(metric, -1.0));
+        assert!(metric.quantity().direction.worse_by(worse - better) > 0.0, "{key:?}: {better} against {worse}");
+    }
+}
+
+#[test]
+fn each_metric_has_a_unit_that_goes_with_its_estimator() {
+    for (key, metric) in all() {
+        let quantity = metric.quantity();
+        let expected = match quantity.unit {
+            Unit::PerToken => Estimator::ExpOfMean,
+            Unit::NatsPerToken | Unit::Fraction => Estimator::Mean,
+        };
+        assert_eq!(quantity.estimator, expected, "{key:?}");
+        assert!(quantity.words().starts_with(quantity.label), "{key:?}");
+    }
+    assert_eq!(MetricKey::NextTokenAccuracy.quantity().direction, Direction::HigherIsBetter);
+    assert_eq!(MetricKey::KlDivergence.quantity().direction, Direction::LowerIsBetter);
+}
+
+#[test]
+fn no_metric_sees_how_rows_are_batched() {
+    let wave = |row: usize, id: usize, phase: f64| (3.0 * ((7 * row + 3 * id) as f64 + phase).sin()) as f32;
+    let rows =
+        |phase: f64| -> Vec<Vec<f32>> { (0..13).map(|row| (0..11).map(|id| wave(row, id, phase)).collect()).collect() };
+    let targets: Vec<u32> = (0..13).map(|row| (row * 5) % 11).collect();
+    for (key, metric) in all() {
+        let example = Example::new(&rows(0.0), &rows(0.3), &targets, metric.needs());
+        let together = example.score(metric, 0..13);
+        for len in [1, 4] {
+            let starts = (0..13).step_by(len);
+            let apart: Vec<f32> = starts.flat_map(|at| example.score(metric, at..(at + len).min(13))).collect();
+            assert_eq!(apart, together, "{key:?} in parts of {len}");
+        }
+    }
+}
+
+fn decoder(seed: u64) -> Box<dyn Decoder<Flex>> {
+    tiny::decoder(&TinySpec::GQA, seed, &Default::default()).unwrap()
+}
+
+/// Windows of 24 tokens, of which the second half is scored.
+fn windows(n: usize) -> Windows {
+    Windows { windows: tiny::sequences(&TinySpec::GQA, n, 24, 3), n_total: n, first_target: 13 }
+}
+
+fn metrics() -> Vec<&'static dyn Metric> {
+    all().map(|(_, metric)| metric).collect()
+}
+
+fn scored(own: &dyn Decoder<Flex>, base: &mut BaseModel<'_, Flex>, n: usize, metrics: &[&dyn Metric]) -> Vec<Scores> {
+    score(own, &windows(n), Arithmetic::F32, metrics, base, &mut |_| {}).unwrap()
+}
+
+/// Probabilities in f64 behind each position of each window, by running the model here.
+fn probabilities(decoder: &dyn Decoder<Flex>, windows: &Windows) -> Vec<Vec<f64>> {
+    let mut states: Tensor<Flex, 3> = decoder.embed(&windows.windows);
+    for block_idx in 0..decoder.config().n_blocks {
+        states = decoder.block(block_idx).unwrap().forward(states, &mut NoTap);
+    }
+    let [n, len, width] = states.dims();
+    let logits = float_vec(decoder.head(decoder.final_norm(states).reshape([n * len, width]), Arithmetic::F32));
+    let softmax = |row: &[f32]| {
+        let weights: Vec<f64> = row.iter().map(|&x| f64::from(x).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        weights.iter().map(|weight| weight / total).collect()
+    };
+    logits.chunks(decoder.config().vocab_size).map(softmax).collect()
+}
+
+#[test]
+fn divergences_are_those_of_an_independent_computation() {
+    let (own, base, windows) = (decoder(7), decoder(8), windows(3));
+    let (q, p) = (probabilities(own.as_ref(), &windows), probabilities(base.as_ref(), &windows));
+    let metric: &dyn Metric = &super::kl_divergence::KlDivergence;
+    let found = &scored(own.as_ref(), &mut BaseModel::new(base.as_ref()), 3, &[metric])[0];
+    let mut all = Vec::new();
+    for window in 0..3 {
+        // The token at position t is predicted at t - 1.
+        for position in windows.first_target..24 {
+            let row = window * 24 + position - 1;
+            let cross: f64 = p[row].iter().zip(&q[row]).map(|(p, q)| -p * q.ln()).sum();
+            let entropy: f64 = p[row].iter().map(|p| -p * p.ln()).sum();
+            let value = f64::from(found.per_window[window][position - windows.first_target]);
+            assert!((value - (cross - entropy)).abs() < 1e-6 * (1.0 + value), "{value} {}", cross - entropy);
+            all.push(value);
+        }
+    }
+    assert!((found.value() - all.iter().sum::<f64>() / 33.0).abs() < 1e-12);
+    assert!(found.value() > 0.01, "the two models differ: {}", found.value());
+}
+
+#[test]
+fn one_pass_gives_each_metric_what_it_gets_alone() {
+    let (own, base) = (decoder(7), decoder(8));
+    let together = scored(own.as_ref(), &mut BaseModel::new(base.as_ref()), 3, &metrics());
+    for (metric, together) in metrics().into_iter().zip(&together) {
+        let alone = scored(own.as_ref(), &mut BaseModel::new(base.as_ref()), 3, &[metric]);
+        assert_eq!(alone[0], *together, "{}", metric.quantity().name);
+    }
+    let of_perplexity = &together[0];
+    assert_eq!((of_perplexity.n_tokens(), of_perplexity.per_window.len()), (33, 3));
+    // More windows change nothing of the first.
+    let more = scored(own.as_ref(), &mut BaseModel::new(base.as_ref()), 100, &metrics());
+    for (more, few) in more.iter().zip(&together) {
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4;
+        assert!(more.per_window[..3].concat().iter().zip(&few.per_window.concat()).all(close));
+    }
+}
+
+#[test]
+fn the_base_model_runs_once_and_is_at_nothing_from_itself() {
+    let (own, base) = (decoder(7), decoder(8));
+    let mut held = BaseModel::new(base.as_ref());
+    let accuracy: &dyn Metric = &super::next_token_accuracy::NextTokenAccuracy;
+    scored(own.as_ref(), &mut held, 3, &[accuracy]);
+    assert!(!held.is_kept(), "what needs no base model runs none");
+    let first = scored(own.as_ref(), &mut held, 3, &metrics());
+    assert!(held.is_kept());
+    let mut n_tokens = 0;
+    let again = score(own.as_ref(), &windows(3), Arithmetic::F32, &metrics(), &mut held, &mut |n| n_tokens += n);
+    assert_eq!(again.unwrap(), first);
+    assert_eq!(n_tokens, 3 * 24 * 2, "the scored model alone passed through its two blocks");
+    let itself = scored(base.as_ref(), &mut held, 3, &metrics());
+    assert!(itself[1].per_window.iter().flatten().all(|&kl| kl == 0.0));
+}
