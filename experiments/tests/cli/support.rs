@@ -178,14 +178,26 @@ protocol = {{ gptq = {{ seq_len = 64 }} }}
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// The newest outcome of each cell of `out`, without times, memory and provenance.
+    /// The newest outcome of each cell of `out` with the logs of its blocks, without times, memory and provenance.
     pub fn results(&self, out: &str) -> BTreeMap<String, Value> {
+        let logs = self.block_logs(out);
         let result = |record: Value| {
             let mut outcome = record["outcome"].clone();
+            if let Some(quantization) = outcome["done"]["quantization"].as_object_mut() {
+                let sha256 = quantization.remove("blocks_sha256").expect("a record names the logs of its blocks");
+                quantization.insert("blocks".to_owned(), logs[sha256.as_str().unwrap()].clone());
+            }
             remove_costs(&mut outcome);
             (record["cell_id"].as_str().unwrap().to_owned(), outcome)
         };
         self.records(out).into_iter().map(result).collect()
+    }
+
+    /// The logs of blocks of `out`, as JSON, by the sha256 of their line.
+    fn block_logs(&self, out: &str) -> BTreeMap<String, Value> {
+        let Ok(bytes) = std::fs::read(self.path(out).join("blocks.jsonl.zst")) else { return BTreeMap::new() };
+        let text = String::from_utf8(zstd::decode_all(bytes.as_slice()).unwrap()).unwrap();
+        text.split_inclusive('\n').map(|line| (sha256(line.as_bytes()), serde_json::from_str(line).unwrap())).collect()
     }
 }
 
