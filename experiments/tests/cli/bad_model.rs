@@ -81,7 +81,8 @@ fn unknown_architecture() {
     let ran = check_fails_alone(
         &workshop,
         "model tiny: model/config.json: unknown architecture \"MambaForCausalLM\", expected one of \
-         LlamaForCausalLM, MistralForCausalLM, OPTForCausalLM, Qwen2ForCausalLM; use a model of a known family",
+         LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM, OPTForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM; \
+         use a model of a known family",
     );
     assert!(ran.stderr.contains("FAILED tiny AWQ W3 g32: "), "{}", ran.stderr);
 }
