@@ -23,7 +23,7 @@ fn module_of<'a>(layers: &'a BTreeMap<String, usize>, path: &[&str]) -> Option<&
 
 /// Every path that begins with `crate::`, without it. Comments and tests count for nothing.
 fn imports(code: &str) -> Vec<Vec<&str>> {
-    let code = code.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    let code = code.split("\nmod tests {").next().unwrap_or_default();
     let lines = code.lines().map(|line| line.split("//").next().unwrap_or_default());
     let rests = lines.flat_map(|line| line.split("crate::").skip(1));
     let is_in_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';

@@ -1,6 +1,6 @@
 //! The GPU backends: the hooks of [`QuantBackend`] through the kernels of this module.
 
-use burn::tensor::{DType, Tensor, get_device_settings};
+use burn::tensor::{Tensor, get_device_settings};
 
 use super::{dequantize, in_f32, packed_matmul};
 use crate::backend::QuantBackend;
