@@ -214,7 +214,7 @@ fn run_experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
         out.display()
     ));
     let store = args.machine.store()?;
-    let codes = CodeStore::from_env(store.cache())?;
+    let codes = CodeStore::from_env(store.cache(), &progress)?;
     let records = runner::claim_folder(&out, &spec, args.max_windows)?;
     let options = RunOptions { device: device.clone(), threads, codes };
     let summary = runner::run(&plan, &options, records, &store, &progress)?;
@@ -302,8 +302,10 @@ fn verify_experiment(folder: &Path, machine: &MachineArgs) -> anyhow::Result<Exi
     device::check(&device, spec.run.precision)?;
     let threads = device::set_threads(machine.threads.or(spec.run.threads).map(std::num::NonZero::get));
     // What was quantized before would be compared with itself.
-    let options = RunOptions { device, threads, codes: None };
-    let verdicts = verify::verify(&plan, &finished, &options, &machine.store()?, &machine.progress())?;
+    let store = machine.store()?;
+    let codes = CodeStore::scratch(store.cache())?;
+    let options = RunOptions { device, threads, codes };
+    let verdicts = verify::verify(&plan, &finished, &options, &store, &machine.progress())?;
     print(&verify::table(&verdicts));
     let all_same = verdicts.iter().all(|verdict| verdict.same());
     Ok(if all_same { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -1,7 +1,7 @@
 //! Quantization experiments from TOML files: what is asked, what is run, what is recorded, what is shown.
 //!
 //! ```text
-//! configs/x.toml -> config -> plan -> runner -> record (records.jsonl) -> report (tables, figures)
+//! configs/x.toml -> config -> plan -> runner (session) -> record (records.jsonl) -> report (tables, figures)
 //! ```
 //! Nothing to the right is imported by anything to the left: `plan` opens nothing, `report` loads no model.
 
@@ -16,6 +16,7 @@ mod encoding;
 pub mod eval;
 mod files;
 pub mod generate;
+mod guard;
 mod inputs;
 pub mod plan;
 pub mod progress;
@@ -25,6 +26,7 @@ pub mod record;
 pub mod registry;
 pub mod report;
 pub mod runner;
+pub mod session;
 pub mod speed;
 pub mod stats;
 pub mod verify;

@@ -1,6 +1,6 @@
 //! Plan to records: runs what is not yet on record, cell by cell, and appends each result at once.
 //!
-//! Cells of one model that share calibration are quantized together, a limited number in one pass over its blocks (`pass.rs`) and scored (`scoring.rs`). A cell
+//! Cells of one model that share calibration are quantized together, a limited number in one pass over its blocks (`pass.rs`), and scored. A cell
 //! that fails becomes a record and the sweep goes on; an experiment that was interrupted resumes at the first cell without a
 //! finished record. A cell whose model was replaced since runs again.
 
@@ -11,12 +11,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
-use awq_core::load::{OpenedModel, open_model};
-use awq_core::model::{Storage, open_decoder, wiring_of};
 
 use crate::assets::AssetStore;
 use crate::codes::CodeStore;
-use crate::config::{ExperimentSpec, ModelSpec};
+use crate::config::ExperimentSpec;
 use crate::data::Texts;
 use crate::device::{DeviceJob, run_on};
 use crate::files::{folder_of, sync_folder, write_durably};
@@ -25,9 +23,11 @@ use crate::plan::{Cell, CellId, ModelPlan, Plan, passes};
 use crate::progress::Progress;
 use crate::provenance::Provenance;
 use crate::record::{Failed, Labels, Outcome, Record, RecordFile, SCHEMA_VERSION, Stage, StoredRecord};
+use crate::session::{Machine, Model, Session};
 
 mod pass;
-mod scoring;
+
+use self::pass::Scoring;
 
 /// What an experiment runs on.
 #[derive(Debug)]
@@ -36,8 +36,8 @@ pub struct RunOptions {
     pub device: String,
     /// CPU threads in use.
     pub threads: usize,
-    /// Codes of earlier runs; `None` quantizes whatever was quantized before.
-    pub codes: Option<CodeStore>,
+    /// Codes of earlier runs, and of this one.
+    pub codes: CodeStore,
 }
 
 /// How an experiment ended.
@@ -125,32 +125,15 @@ fn run_model(
     progress: &Progress,
     sink: &mut Sink<'_>,
 ) -> anyhow::Result<()> {
-    let opened = locate_and_open(&plan.model, store, progress);
-    let LocatedModel { opened, storage, assets } = match opened {
-        Ok(located) => located,
+    let model = match Model::open(&plan.model, store, progress) {
+        Ok(model) => model,
         Err(error) => return fail_all(cells, Stage::Load, &error, &BTreeMap::new(), sink),
     };
     // One experiment has one precision.
     let precision = cells.first().map_or(FloatType::F32, |cell| cell.precision);
-    let model_files = assets.clone();
-    let job = ModelJob { opened, storage, model_files, assets, cells, options, precision, texts, progress, sink };
-    run_on(&options.device, precision, job)
-}
-
-/// A model's headers, and the hashes of its files.
-struct LocatedModel {
-    opened: OpenedModel,
-    storage: Option<Storage>,
-    assets: BTreeMap<String, String>,
-}
-
-fn locate_and_open(model: &ModelSpec, store: &AssetStore, progress: &Progress) -> anyhow::Result<LocatedModel> {
-    let located = store.model(model)?;
-    let opened = open_model(&located.path).with_context(|| format!("model {}", model.name))?;
-    let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref()).context("the model cannot be opened")?;
-    wiring.notes.iter().for_each(|note| progress.note(note));
-    let storage = Storage::of(&wiring, &opened.config, opened.checkpoint.as_ref());
-    Ok(LocatedModel { opened, storage, assets: located.hashes })
+    let machine = Machine { device: &options.device, precision, codes: &options.codes, progress };
+    let assets = model.files.clone();
+    run_on(&options.device, precision, ModelJob { model: &model, assets, cells, machine, texts, sink })
 }
 
 fn fail_all(
@@ -169,17 +152,12 @@ fn failed(stage: Stage, error: &anyhow::Error) -> Outcome {
 
 /// The cells of one opened model, on a backend.
 struct ModelJob<'a, 'b, 'c> {
-    opened: OpenedModel,
-    storage: Option<Storage>,
-    /// sha256 of the model's files.
-    model_files: BTreeMap<String, String>,
-    /// Those, and of the texts.
+    model: &'a Model,
+    /// sha256 of the model's files, and of the texts.
     assets: BTreeMap<String, String>,
     cells: &'a [&'a Cell],
-    options: &'a RunOptions,
-    precision: FloatType,
+    machine: Machine<'a>,
     texts: &'a mut Texts<'b>,
-    progress: &'a Progress,
     sink: &'a mut Sink<'c>,
 }
 
@@ -187,38 +165,31 @@ impl DeviceJob for ModelJob<'_, '_, '_> {
     type Output = ();
 
     fn run<B: QuantBackend>(mut self, device: B::Device) -> anyhow::Result<()> {
-        let opened = open_decoder::<B>(self.opened.config.clone(), self.opened.checkpoint.clone(), &device);
-        let decoder = match opened.context("the model cannot be opened") {
-            Ok(decoder) => decoder,
+        let session = match Session::<B>::open(self.model, self.machine, &device) {
+            Ok(session) => session,
             Err(error) => return fail_all(self.cells, Stage::Load, &error, &self.assets, self.sink),
         };
         // What is evaluated is prepared first: a text that is missing or too short is found before any long work.
-        let texts = match self.prepare() {
+        let texts = match session.prepare(self.cells.iter().flat_map(|cell| &cell.evaluations), self.texts) {
             Ok(texts) => texts,
             Err(error) => return fail_all(self.cells, Stage::Evaluate, &error, &self.assets, self.sink),
         };
-        let mut base = scoring::base_models(decoder.as_ref(), &texts);
+        self.assets.extend(texts.values().map(|text| (text.name.clone(), text.sha256.clone())));
+        let mut base = session.base_models(&texts);
+        let mut at = Scoring { session: &session, texts: &texts, base: &mut base };
         for cell in self.cells.iter().filter(|cell| cell.quantization.is_none()) {
-            let outcome = self.evaluate(decoder.as_ref(), cell, (&texts, &mut base), None);
+            let outcome = at.evaluate(cell, None);
             (self.sink)(cell, outcome, &self.assets)?;
         }
         let passes = passes(self.cells.iter().copied());
         for (index, cells) in passes.iter().enumerate() {
             let name =
                 if passes.len() > 1 { format!("pass {} of {}: ", index + 1, passes.len()) } else { String::new() };
-            self.run_pass(decoder.as_ref(), &name, cells, (&texts, &mut base))?;
+            self.run_pass(&mut at, &name, cells)?;
+            self.machine.codes.trim();
         }
         Ok(())
     }
-}
-
-/// What `compute` says; a panic in it (a bug, a device out of memory) is an error, so that it costs a pass and not the sweep.
-pub(crate) fn guarded<T>(compute: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    // What a panic leaves half done is dropped with the error: nothing that is used afterwards is shared with `compute`.
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(compute)).unwrap_or_else(|panic| {
-        let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(anyhow::anyhow!("panicked: {}", said.unwrap_or("no message")))
-    })
 }
 
 /// The default output folder of a configuration: `results/` and the file's stem, of a run of the first windows alone with
@@ -271,17 +242,4 @@ fn check_limits(out: &Path, spec: &ExperimentSpec, limit: NonZeroUsize) -> anyho
         );
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_panic_is_an_error_with_its_message() {
-        let said = |result: anyhow::Result<u8>| result.map_err(|error| error.to_string());
-        assert_eq!(said(guarded(|| Ok(1))), Ok(1));
-        assert_eq!(said(guarded(|| panic!("out of memory"))), Err("panicked: out of memory".into()));
-        assert_eq!(said(guarded(|| panic!("block {}", 3))), Err("panicked: block 3".into()));
-    }
 }

@@ -39,7 +39,7 @@ pub use self::error::LoadError;
 pub use self::folder::check_folder;
 pub use self::gguf::GgufCheckpoint;
 pub use self::memory::MemoryCheckpoint;
-pub use self::overlay::QuantizedCheckpoint;
+pub use self::overlay::{EditedCheckpoint, EditedTensors};
 pub use self::packed::{PackedCheckpoint, PackedHeader};
 pub use self::rope::RopeScaling;
 pub use self::safetensors::SafetensorsCheckpoint;
@@ -291,7 +291,7 @@ pub(crate) fn read_any_exact_shape(
 }
 
 /// A missing tensor is an error of reading, which knows the nearest names.
-fn check_shape(checkpoint: &dyn Checkpoint, name: &str, expected: &[usize]) -> Result<(), LoadError> {
+pub(crate) fn check_shape(checkpoint: &dyn Checkpoint, name: &str, expected: &[usize]) -> Result<(), LoadError> {
     match checkpoint.shape(name) {
         Some(found) if found != expected => Err(LoadError::WrongShape {
             file: checkpoint.file_of(name),

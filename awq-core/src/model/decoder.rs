@@ -17,7 +17,8 @@ use crate::backend::{AttentionShape, QuantBackend, float_vec};
 use crate::host::routing::route;
 use crate::load::{Checkpoint, LoadError, ModelConfig};
 
-/// A decoder over a checkpoint.
+/// A decoder over a checkpoint. Copies share all tensors.
+#[derive(Clone)]
 pub(super) struct WiredDecoder<B: QuantBackend> {
     config: ModelConfig,
     wiring: Wiring,
@@ -33,6 +34,7 @@ pub(super) struct WiredDecoder<B: QuantBackend> {
 }
 
 /// How positions enter.
+#[derive(Clone)]
 enum PositionTensors<B: QuantBackend> {
     /// Through queries and keys.
     Rotary(Arc<Rotary<B>>),
@@ -146,6 +148,10 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
                 PositionTensors::Learned(_) => None,
             },
         }))
+    }
+
+    fn over(&self, checkpoint: Arc<dyn Checkpoint>) -> Box<dyn Decoder<B>> {
+        Box::new(Self { checkpoint, ..self.clone() })
     }
 
     fn final_norm(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
@@ -323,9 +329,9 @@ mod tests {
         let plain = Awq { scale: ScaleStep::Off, clip: ClipStep::Off };
         let pass = quantize_model(&decoder, None, &[Job { method: &plain, grid }], &mut |_| {}).unwrap();
         let model = pass.models.into_iter().next().unwrap().unwrap();
-        let (codes, bits, of_model) =
-            (model.codes_sha256(), model.bits_per_weight(), outputs(&model.decoder(&decoder)));
+        let (codes, bits) = (model.codes_sha256(), model.bits_per_weight());
         let quantized = Arc::new(model.into_checkpoint(&wiring, base));
+        let of_model = outputs(decoder.over(quantized.clone()).as_ref());
         assert_eq!(codes_sha256(&wiring, 2, quantized.as_ref()).unwrap(), codes);
         let storage = Storage::of(&wiring, &config, quantized.as_ref()).unwrap();
         assert!(storage.types.len() == 1 && (storage.bits_per_weight - bits).abs() < 1e-9, "{storage:?}");

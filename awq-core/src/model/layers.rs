@@ -4,7 +4,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
-use crate::load::{Checkpoint, LoadError, read_exact_shape};
+use crate::load::{Checkpoint, LoadError, check_shape, read_exact_shape};
 
 /// A linear layer in the paper's and Hugging Face's orientation.
 #[derive(Clone, Debug)]
@@ -16,7 +16,7 @@ pub struct Linear<B: QuantBackend> {
 }
 
 impl<B: QuantBackend> Linear<B> {
-    /// Reads `{prefix}.weight` of `[n_out, n_in]` and, if asked for, `{prefix}.bias`.
+    /// Reads `{prefix}.weight` of `[n_out, n_in]` and, if asked for, `{prefix}.bias`. Codes are dequantized on the device.
     pub(crate) fn load(
         checkpoint: &dyn Checkpoint,
         prefix: &str,
@@ -24,7 +24,12 @@ impl<B: QuantBackend> Linear<B> {
         has_bias: bool,
         device: &B::Device,
     ) -> Result<Self, LoadError> {
-        let weight = matrix(checkpoint, &format!("{prefix}.weight"), [n_out, n_in], device)?;
+        let name = format!("{prefix}.weight");
+        check_shape(checkpoint, &name, &[n_out, n_in])?;
+        let weight = match checkpoint.read_quantized(&name)? {
+            Some(weight) => B::dequantize_weight(&weight, device),
+            None => matrix(checkpoint, &name, [n_out, n_in], device)?,
+        };
         let bias = if has_bias { Some(vector(checkpoint, &format!("{prefix}.bias"), n_out, device)?) } else { None };
         Ok(Self { weight, bias })
     }

@@ -127,6 +127,9 @@ pub trait Decoder<B: QuantBackend>: Send + Sync {
     /// A missing, misshapen or non-finite tensor, with file and name.
     fn block(&self, block_idx: usize) -> Result<Box<dyn Block<B>>, LoadError>;
 
+    /// The same model with the blocks that `checkpoint` has. All else is shared: no method changes it.
+    fn over(&self, checkpoint: Arc<dyn Checkpoint>) -> Box<dyn Decoder<B>>;
+
     /// The last norm: hidden states `[batch, seq, hidden]` to what the head multiplies.
     fn final_norm(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3>;
 

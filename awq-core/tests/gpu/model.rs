@@ -1,11 +1,14 @@
 //! A whole tiny model: logits, and quantization by RTN and AWQ.
 
+use std::sync::Arc;
+
 use awq_core::arithmetic::Arithmetic;
 use awq_core::backend::{QuantBackend, float_vec};
 use awq_core::driver::{Calibration, Job, Propagation, QuantizedModel, quantize_model};
+use awq_core::load::Checkpoint;
 use awq_core::log::ScaleSearchLog;
 use awq_core::model::tiny::{self, TinySpec};
-use awq_core::model::{Decoder, NoTap};
+use awq_core::model::{Decoder, NoTap, wiring_of};
 
 use crate::fixture::{FAMILIES, Fixture};
 use crate::support::{Cpu, check_close, grid, group, no_search, official_awq};
@@ -31,7 +34,10 @@ fn run<B: QuantBackend>() -> (Vec<Vec<f32>>, Vec<QuantizedModel>) {
     let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| {}).unwrap();
     let models: Vec<QuantizedModel> = pass.models.into_iter().map(Result::unwrap).collect();
     let mut all = vec![logits(decoder.as_ref())];
-    all.extend(models.iter().map(|model| logits(&model.decoder(decoder.as_ref()))));
+    let base: Arc<dyn Checkpoint> = Arc::new(tiny::checkpoint(&TinySpec::GQA, 7));
+    let wiring = wiring_of(decoder.config(), base.as_ref()).unwrap();
+    let checkpoint = |model: &QuantizedModel| Arc::new(model.clone().into_checkpoint(&wiring, base.clone()));
+    all.extend(models.iter().map(|model| logits(decoder.over(checkpoint(model)).as_ref())));
     (all, models)
 }
 

@@ -9,7 +9,7 @@ use awq_core::decode::{DecodeError, DecodeModel, DecodeOptions, Session};
 use awq_core::driver::{Calibration, Job, Propagation, codes_sha256, quantize_model};
 use awq_core::grid::{Granularity, Grid};
 use awq_core::kernel::Activations;
-use awq_core::load::{Checkpoint, LoadError, ModelConfig, QuantizedCheckpoint, open_model};
+use awq_core::load::{Checkpoint, EditedCheckpoint, LoadError, ModelConfig, open_model};
 use awq_core::method::QuantMethod;
 use awq_core::model::tiny::{self, TinySpec};
 use awq_core::model::{NoTap, open_decoder, wiring_of};
@@ -139,7 +139,7 @@ fn a_trained_model_decodes_as_its_blocks_do() {
 }
 
 /// A tiny model after `method`, which looks at nothing, as a checkpoint.
-fn quantized(spec: &TinySpec, method: &dyn QuantMethod<Cpu>, grid: Grid) -> Arc<QuantizedCheckpoint> {
+fn quantized(spec: &TinySpec, method: &dyn QuantMethod<Cpu>, grid: Grid) -> Arc<EditedCheckpoint> {
     let base = Arc::new(tiny::checkpoint(spec, 3));
     let decoder = open_decoder::<Cpu>(spec.config(), base.clone(), &Default::default()).unwrap();
     let ids = tiny::sequences(spec, 2, 20, 1);

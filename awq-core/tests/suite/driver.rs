@@ -9,7 +9,7 @@ use awq_core::driver::{Calibration, Job, Pass, Propagation, QuantizedModel, quan
 use awq_core::load::{Checkpoint, LoadError, MemoryCheckpoint, SafetensorsCheckpoint};
 use awq_core::method::QuantMethod;
 use awq_core::model::tiny::{self, TinySpec};
-use awq_core::model::{Decoder, NoTap, open_decoder};
+use awq_core::model::{Decoder, NoTap, open_decoder, wiring_of};
 
 use crate::support::{Case, Cpu, grid, group, no_search, official_awq, scale_search, with_threads};
 
@@ -146,9 +146,10 @@ fn quantized_decoder_is_the_decoder_with_its_weights_replaced() {
         replaced.insert(name, &shape, float_vec(Cpu::fake_quant(weight, &grid(3, group(32)))));
     }
     let expected = logits(open(&spec, replaced).as_ref(), &spec);
-    assert_eq!(logits(&model.decoder(decoder.as_ref()), &spec), expected);
+    let bits = model.bits_per_weight();
+    assert_eq!(logits(over(decoder.as_ref(), model, Arc::new(original)).as_ref(), &spec), expected);
     assert_ne!(logits(decoder.as_ref(), &spec), expected);
-    assert!((model.bits_per_weight() - 3.0 - 35.0 / 32.0).abs() < 1e-9, "{}", model.bits_per_weight());
+    assert!((bits - 3.0 - 35.0 / 32.0).abs() < 1e-9, "{bits}");
 }
 
 /// Norms, biases and rows of previous linears that a scale was divided out of come back with the stored block.
@@ -161,10 +162,17 @@ fn quantized_decoder_carries_what_was_folded() {
         let calibration = Calibration { sequences: &sequences, propagation: Propagation::FullPrecision };
         let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs(&[&official_awq()]), &mut |_| {}).unwrap();
         let model = pass.models.into_iter().next().unwrap().unwrap();
-        let stored = model.decoder(decoder.as_ref()).block(0).unwrap();
+        let base = Arc::new(tiny::checkpoint(&spec, 7));
+        let stored = over(decoder.as_ref(), model, base).block(0).unwrap();
         let found = float_vec(stored.forward(case.hidden[0].clone(), &mut NoTap));
         assert_eq!(found, case.output_after(&case.edit(&official_awq(), &grid(3, group(32)))));
     }
+}
+
+/// A quantized model as it is run.
+fn over(decoder: &dyn Decoder<Cpu>, model: QuantizedModel, base: Arc<dyn Checkpoint>) -> Box<dyn Decoder<Cpu>> {
+    let wiring = wiring_of(decoder.config(), base.as_ref()).unwrap();
+    decoder.over(Arc::new(model.into_checkpoint(&wiring, base)))
 }
 
 fn logits(decoder: &dyn Decoder<Cpu>, spec: &TinySpec) -> Vec<f32> {

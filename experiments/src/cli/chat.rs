@@ -45,7 +45,7 @@ pub(super) struct ChatArgs {
 pub(super) fn run(args: &ChatArgs) -> anyhow::Result<()> {
     let sampling = args.sampling.sampling()?;
     if args.show_prompt {
-        let opened = args.model.open()?;
+        let opened = args.model.open()?.opened;
         return show(&prompt_of_messages(&template(&opened)?)?);
     }
     let (opened, model) = args.model.load(&args.decode)?;

@@ -11,16 +11,17 @@ use awq_core::decode::{DecodeModel, DecodeOptions, Sampling};
 use awq_core::grid::Bits;
 use awq_core::kernel::Activations;
 use awq_core::load::{Checkpoint, OpenedModel, open_model};
-use awq_core::model::wiring_of;
 use clap::{Args, ValueEnum};
 
 use super::MachineArgs;
+use crate::codes::CodeStore;
 use crate::config::{Bundled, DatasetSpec, ModelSource, ModelSpec, PathModel};
 use crate::data;
 use crate::device;
 use crate::generate::head_grid;
 use crate::quantize::request::Request;
 use crate::quantize::{Recipe, calibration_text, quantize};
+use crate::session::Model;
 
 /// A model.
 #[derive(Args, Debug)]
@@ -80,18 +81,14 @@ impl ModelArgs {
     }
 
     /// Opens the model.
-    pub(super) fn open(&self) -> anyhow::Result<OpenedModel> {
+    pub(super) fn open(&self) -> anyhow::Result<Model> {
         let source = if self.model == Self::BUNDLED {
             ModelSource::Bundled(Bundled {})
         } else {
             ModelSource::Path(PathModel { path: PathBuf::from(&self.model) })
         };
         let located = self.machine.store()?.model(&ModelSpec { name: self.model.clone(), source })?;
-        let opened = open_model(&located.path)?;
-        for note in wiring_of(&opened.config, opened.checkpoint.as_ref())?.notes {
-            self.machine.progress().note(&note);
-        }
-        Ok(opened)
+        Model::of(open_model(&located.path)?, located.hashes, &self.machine.progress())
     }
 
     /// The recipe that `request` stands for, for this model.
@@ -125,14 +122,17 @@ impl ModelArgs {
     pub(super) fn load(&self, decode: &DecodeArgs) -> anyhow::Result<(OpenedModel, DecodeModel)> {
         let device = self.device()?;
         device::set_threads(self.machine.threads.map(NonZeroUsize::get));
-        let opened = self.open()?;
+        let model = self.open()?;
         let checkpoint: Arc<dyn Checkpoint> = match &decode.quant {
-            None => opened.checkpoint.clone(),
+            None => model.opened.checkpoint.clone(),
             Some(request) => {
-                let recipe = self.recipe(request, &opened)?;
-                quantize(&opened, &recipe, device, &self.machine.store()?, &self.machine.progress())?.checkpoint
+                let recipe = self.recipe(request, &model.opened)?;
+                let (store, progress) = (self.machine.store()?, self.machine.progress());
+                let codes = CodeStore::from_env(store.cache(), &progress)?;
+                quantize(&model, &recipe, (device, &codes), &store, &progress)?.checkpoint
             }
         };
+        let opened = model.opened;
         let model = DecodeModel::load(opened.config.clone(), checkpoint.as_ref(), &decode.options())?;
         Ok((opened, model))
     }

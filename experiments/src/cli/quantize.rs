@@ -10,6 +10,7 @@ use awq_core::model::wiring_of;
 use clap::{Args, ValueEnum};
 
 use super::model::{ModelArgs, parse_bits};
+use crate::codes::CodeStore;
 use crate::device;
 use crate::quantize::place::{self, Place};
 use crate::quantize::request::Request;
@@ -68,21 +69,22 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let request = Request { method: args.method.clone(), bits: args.bits, granularity, scale_dtype };
     // Before the long work: a folder that cannot be used is found at once.
     place::check(&args.out, args.model.path())?;
-    let opened = args.model.open()?;
-    let recipe = args.model.recipe(&request, &opened)?;
-    let place = Place::claim(&args.out, needed_bytes(&opened, &recipe)?)?;
-    let progress = args.model.machine.progress();
-    let quantized = quantize(&opened, &recipe, device, &args.model.machine.store()?, &progress)?;
-    write::write(place.folder(), &opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized)?)?;
+    let model = args.model.open()?;
+    let recipe = args.model.recipe(&request, &model.opened)?;
+    let place = Place::claim(&args.out, needed_bytes(&model, &recipe))?;
+    let (store, progress) = (args.model.machine.store()?, args.model.machine.progress());
+    let codes = CodeStore::from_env(store.cache(), &progress)?;
+    let quantized = quantize(&model, &recipe, (device, &codes), &store, &progress)?;
+    write::write(place.folder(), &model.opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized)?)?;
     let written = open_model(place.folder()).context("what was written cannot be read again")?;
     let wiring = wiring_of(&written.config, written.checkpoint.as_ref())?;
-    let codes = codes_sha256(&wiring, written.config.n_blocks, written.checkpoint.as_ref())?;
-    ensure!(codes == quantized.codes_sha256, "{}: what was written is not what was quantized", args.out.display());
+    let found = codes_sha256(&wiring, written.config.n_blocks, written.checkpoint.as_ref())?;
+    ensure!(found == quantized.codes_sha256, "{}: what was written is not what was quantized", args.out.display());
     let n_bytes = written.checkpoint.bytes_on_disk();
     drop(written);
     place.finish()?;
     super::print(&format!(
-        "{}: {}, {:.3} bits per quantized weight, {:.1} MB on disk, codes {codes}\n",
+        "{}: {}, {:.3} bits per quantized weight, {:.1} MB on disk, codes {found}\n",
         args.out.display(),
         recipe.label(),
         quantized.bits_per_weight,

@@ -1,34 +1,28 @@
 //! The code store: what quantization gave, kept apart from how it is scored.
 //!
-//! Another evaluation, another window limit, a lost report or a kill after quantization then costs no quantization. A
-//! [`QuantizationId`] (`id.rs`) is the question; the answer is a folder `codes/ID` of the asset cache in the layout of packed
-//! checkpoints ([`awq_core::load::packed`]), with only the tensors that the method changed, and the log of its blocks beside.
-//! Whole folders appear in one step. The store may be removed at any time; it never decides whether a cell succeeds.
+//! Another evaluation, another window limit, a lost report or a kill then costs no quantization that was done. A
+//! [`QuantizationId`] (`id.rs`) is the question; the answer is a folder `codes/ID` of the asset cache with a folder a block
+//! (`block.rs`), each of which appears in one step as soon as the block is quantized. A quantized model is run from there, block
+//! by block: none is ever whole in memory.
 
+mod block;
 mod id;
 
 use std::fs::{self, File};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use anyhow::{Context, ensure};
-use awq_core::driver::{BlockLog, QuantizedModel};
-use awq_core::load::Checkpoint;
-use awq_core::load::packed::{HEADER_FILE, LAYOUT_VERSION, PackedCheckpoint, PackedHeader};
+use anyhow::ensure;
+use awq_core::driver::{Begun, BlockLog, QuantizedBlock, codes_sha256};
+use awq_core::load::{Checkpoint, EditedCheckpoint};
 use awq_core::model::wiring::Wiring;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 
+use self::block::{LOG_FILE, StoredBlock};
 pub use self::id::{QuantizationId, Question, hash_of_sequences};
-use crate::assets::{Partial, files_in, hex};
-use crate::files::write_durably;
-use crate::provenance::Provenance;
-use crate::quantize::write::{WEIGHTS, write_codes};
-
-/// What a method logged, and what was asked.
-const LOG_FILE: &str = "quantized.json";
+use crate::assets::Partial;
+use crate::progress::Progress;
 
 /// Bytes of all stored codes together, unless [`LIMIT_VARIABLE`] says otherwise.
 const DEFAULT_LIMIT: u64 = 10 << 30;
@@ -36,123 +30,135 @@ const DEFAULT_LIMIT: u64 = 10 << 30;
 /// Environment variable: the limit in GiB; 0 keeps no codes and uses none.
 pub const LIMIT_VARIABLE: &str = "AWQ_CODES_GIB";
 
-/// Quantized codes in the asset cache.
+/// Quantized codes on disk.
 #[derive(Clone, Debug)]
 pub struct CodeStore {
-    cache: PathBuf,
+    place: Arc<Place>,
     limit_bytes: u64,
 }
 
-/// Codes as they were when a cell was quantized.
-#[derive(Clone, Debug)]
-pub struct StoredCodes {
-    /// The model, bit for bit.
-    pub model: QuantizedModel,
-    /// Wall time of capturing then, shared by all cells of that pass.
-    pub shared_seconds: f64,
+#[derive(Debug)]
+enum Place {
+    /// The asset cache.
+    Cache(PathBuf),
+    /// Removed with the program's last use of it.
+    Scratch(TempDir),
 }
 
-/// Content of [`LOG_FILE`].
-#[derive(Serialize, Deserialize)]
-struct Log {
-    question: serde_json::Value,
-    /// [`hash_of_tensors`].
-    tensors_sha256: String,
-    shared_seconds: f64,
-    blocks: Vec<BlockLog>,
+/// A model whose codes are stored.
+#[derive(Clone)]
+pub struct BaseTensors {
+    /// How its tensors are called.
+    pub wiring: Arc<Wiring>,
+    /// The tensors that no method changes.
+    pub checkpoint: Arc<dyn Checkpoint>,
 }
 
 impl CodeStore {
-    /// The store in an asset cache; `None` where the environment turns it off.
+    /// The store in an asset cache; a [`Self::scratch`] one where the environment turns it off, or the cache cannot be written.
     ///
     /// # Errors
-    /// A limit that is no number.
-    pub fn from_env(cache: &Path) -> anyhow::Result<Option<Self>> {
+    /// A limit that is no number, or no place for temporary files.
+    pub fn from_env(cache: &Path, progress: &Progress) -> anyhow::Result<Self> {
         let limit_bytes = match std::env::var(LIMIT_VARIABLE) {
             Ok(text) if !text.trim().is_empty() => limit_of(&text)?,
             _ => DEFAULT_LIMIT,
         };
-        Ok((limit_bytes > 0).then(|| Self::new(cache, limit_bytes)))
+        if limit_bytes == 0 {
+            return Self::scratch(cache);
+        }
+        let store = Self::new(cache, limit_bytes);
+        let usable = fs::create_dir_all(store.folder()).map_err(anyhow::Error::from);
+        match usable.and_then(|()| Partial::new(cache)) {
+            Ok(_) => Ok(store),
+            Err(error) => {
+                progress.note(&format!(
+                    "{}: codes cannot be kept ({error:#}); those of this run are in a temporary folder",
+                    store.folder().display()
+                ));
+                Self::scratch(cache)
+            }
+        }
     }
 
-    /// The store in an asset cache, of at most `limit_bytes`.
+    /// The store in an asset cache, of at most `limit_bytes` between passes.
     pub fn new(cache: &Path, limit_bytes: u64) -> Self {
-        Self { cache: cache.to_owned(), limit_bytes }
+        Self { place: Arc::new(Place::Cache(cache.to_owned())), limit_bytes }
     }
 
-    fn folder(&self) -> PathBuf {
-        self.cache.join("codes")
-    }
-
-    /// The codes of `id`, where they are stored; those found damaged are removed.
-    pub fn load(&self, id: &QuantizationId, wiring: &Wiring) -> Option<StoredCodes> {
-        let folder = self.folder().join(&id.0);
-        if !folder.is_dir() {
-            return None;
-        }
-        match read(&folder, wiring) {
-            Ok(stored) => {
-                // Those that were not used for longest are dropped first.
-                let _ = File::open(folder.join(LOG_FILE)).and_then(|file| file.set_modified(SystemTime::now()));
-                Some(stored)
-            }
-            Err(_) => {
-                let _ = fs::remove_dir_all(&folder);
-                None
-            }
-        }
-    }
-
-    /// Keeps `codes`, which `tensors` holds as a checkpoint, and drops what was not used for longest until all fit. Codes that
-    /// alone are larger than the limit are not kept.
+    /// An empty store that is removed with its last copy: in the asset cache where that can be written, else among the system's
+    /// temporary files.
     ///
     /// # Errors
-    /// A cache that cannot be written.
-    pub fn save(
-        &self,
-        question: &Question<'_>,
-        codes: &StoredCodes,
-        wiring: &Wiring,
-        base: Arc<dyn Checkpoint>,
-    ) -> anyhow::Result<()> {
-        let id = question.id()?;
-        let partial = Partial::new(&self.cache)?;
-        let header = header(question, &codes.model)?;
-        write_codes(partial.path(), &codes.model.clone().into_checkpoint(wiring, base), header)?;
-        let log = Log {
-            question: serde_json::to_value(question).context("a question is JSON")?,
-            tensors_sha256: hash_of_tensors(partial.path())?,
-            shared_seconds: codes.shared_seconds,
-            blocks: codes.model.logs.clone(),
-        };
-        let log_file = partial.path().join(LOG_FILE);
-        let json = serde_json::to_vec(&log).context("logs are JSON")?;
-        write_durably(&log_file, &json).with_context(|| crate::assets::cannot_write(&log_file))?;
-        let n_bytes = bytes_in(partial.path());
-        if n_bytes <= self.limit_bytes {
-            self.make_room(n_bytes);
-            let is_right = |kept: &Path| hash_of_tensors(kept).is_ok_and(|sha256| sha256 == log.tensors_sha256);
-            partial.finish(&self.folder().join(&id.0), is_right)?;
-        }
-        Ok(())
+    /// No place for temporary files.
+    pub fn scratch(cache: &Path) -> anyhow::Result<Self> {
+        let in_cache = fs::create_dir_all(cache).and_then(|()| tempfile::tempdir_in(cache));
+        let folder = in_cache.or_else(|_| tempfile::tempdir()).map_err(|error| {
+            anyhow::anyhow!(
+                "no folder for temporary files ({error}); set AWQ_CACHE or TMPDIR to one that can be written"
+            )
+        })?;
+        Ok(Self { place: Arc::new(Place::Scratch(folder)), limit_bytes: 0 })
     }
 
-    /// Drops the codes that were not used for longest until `n_bytes` fit.
-    fn make_room(&self, n_bytes: u64) {
+    /// Where the codes lie.
+    pub fn folder(&self) -> PathBuf {
+        self.cache().join("codes")
+    }
+
+    /// Where folders are filled.
+    fn cache(&self) -> &Path {
+        match self.place.as_ref() {
+            Place::Cache(folder) => folder,
+            Place::Scratch(folder) => folder.path(),
+        }
+    }
+
+    /// The codes that answer `question`, as far as they are stored. A damaged block is removed with all behind it.
+    ///
+    /// # Errors
+    /// Settings that are no JSON.
+    pub fn open(&self, question: &Question<'_>, base: BaseTensors) -> anyhow::Result<Codes> {
+        let folder = self.folder().join(question.id()?.0);
+        let header = block::header(question)?;
+        let question = serde_json::to_value(question)?;
+        let mut codes = Codes { store: self.clone(), folder, question, header, base, blocks: Vec::new() };
+        for block_idx in 0..codes.n_blocks_of_model() {
+            let of_block = codes.folder_of(block_idx);
+            match of_block.is_dir().then(|| StoredBlock::read(&of_block)) {
+                Some(Ok(block)) => codes.blocks.push(block),
+                Some(Err(_)) => {
+                    let behind = (block_idx..codes.n_blocks_of_model()).map(|idx| codes.folder_of(idx));
+                    behind.for_each(|folder| drop(fs::remove_dir_all(folder)));
+                    break;
+                }
+                None => break,
+            }
+        }
+        // Those that were not used for longest are dropped first.
+        let _ = File::open(codes.folder_of(0).join(LOG_FILE)).and_then(|file| file.set_modified(SystemTime::now()));
+        Ok(codes)
+    }
+
+    /// Drops what alone is larger than the limit, and then what was not used for longest, until the rest fits. Codes that are open
+    /// can still be read.
+    pub fn trim(&self) {
         let mut kept: Vec<(SystemTime, u64, PathBuf)> = fs::read_dir(self.folder())
             .into_iter()
             .flatten()
             .flatten()
             .map(|entry| {
                 let path = entry.path();
-                let used = fs::metadata(path.join(LOG_FILE)).and_then(|file| file.modified());
+                let used = fs::metadata(block::folder_in(&path, 0).join(LOG_FILE)).and_then(|file| file.modified());
                 (used.unwrap_or(SystemTime::UNIX_EPOCH), bytes_in(&path), path)
             })
             .collect();
         kept.sort();
         let mut total: u64 = kept.iter().map(|(_, bytes, _)| bytes).sum();
-        for (_, bytes, path) in kept {
-            if total + n_bytes <= self.limit_bytes {
+        let (too_large, fitting): (Vec<_>, Vec<_>) =
+            kept.into_iter().partition(|(_, bytes, _)| *bytes > self.limit_bytes);
+        for (_, bytes, path) in too_large.into_iter().chain(fitting) {
+            if total <= self.limit_bytes {
                 break;
             }
             // Another run may drop the same at the same time.
@@ -162,21 +168,84 @@ impl CodeStore {
     }
 }
 
-/// The header of a packed checkpoint. What it was calibrated on is in the question beside it.
-fn header(question: &Question<'_>, model: &QuantizedModel) -> anyhow::Result<PackedHeader> {
-    let program = Provenance::collect("", 0, Default::default());
-    Ok(PackedHeader {
-        layout_version: LAYOUT_VERSION,
-        method: question.method.label(),
-        settings: serde_json::to_value(question.method).context("settings are JSON")?,
-        grid: *question.grid,
-        bits_per_weight: model.bits_per_weight(),
-        calibration: None,
-        codes_sha256: model.codes_sha256(),
-        version: program.version,
-        commit: program.commit,
-        linears: Default::default(),
-    })
+/// The codes of one question, block by block: those that are stored, from the first on.
+pub struct Codes {
+    store: CodeStore,
+    folder: PathBuf,
+    question: serde_json::Value,
+    header: awq_core::load::PackedHeader,
+    base: BaseTensors,
+    blocks: Vec<StoredBlock>,
+}
+
+impl Codes {
+    fn n_blocks_of_model(&self) -> usize {
+        self.base.wiring.blocks.len()
+    }
+
+    fn folder_of(&self, block_idx: usize) -> PathBuf {
+        block::folder_in(&self.folder, block_idx)
+    }
+
+    /// Blocks that are stored.
+    pub fn n_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Whether all blocks of the model are stored.
+    pub fn is_whole(&self) -> bool {
+        self.n_blocks() == self.n_blocks_of_model()
+    }
+
+    /// What a pass goes on from.
+    pub fn begun(&self) -> Option<Begun> {
+        (self.n_blocks() > 0).then(|| Begun { n_blocks: self.n_blocks(), checkpoint: self.checkpoint() })
+    }
+
+    /// Stores the next block.
+    ///
+    /// # Errors
+    /// A disk that is full, or a folder that cannot be written.
+    pub fn keep(&mut self, block: QuantizedBlock) -> anyhow::Result<()> {
+        let (folder, base) = (self.folder_of(self.n_blocks()), &self.base);
+        let tensors = block.codes.tensors(&base.wiring, self.n_blocks(), base.checkpoint.as_ref());
+        let partial = Partial::new(self.store.cache())?;
+        StoredBlock::write(partial.path(), &tensors, self.header.clone(), &self.question, block)?;
+        // Another run that answers the same question may be quicker, and has the same codes.
+        partial.finish(&folder, |found| StoredBlock::read(found).is_ok())?;
+        self.blocks.push(StoredBlock::read(&folder)?);
+        Ok(())
+    }
+
+    /// The model with these codes in place of its own weights: what runs it.
+    pub fn checkpoint(&self) -> Arc<dyn Checkpoint> {
+        let edits = self.blocks.iter().map(|block| block.tensors.clone() as Arc<dyn Checkpoint>).collect();
+        Arc::new(EditedCheckpoint::new(self.base.checkpoint.clone(), edits))
+    }
+
+    /// What happened in each block.
+    pub fn logs(&self) -> impl Iterator<Item = &BlockLog> {
+        self.blocks.iter().map(|block| &block.log.block)
+    }
+
+    /// Wall time of reading and capturing, shared by all cells of the pass that it was spent in.
+    pub fn shared_seconds(&self) -> f64 {
+        self.blocks.iter().map(|block| block.log.shared_seconds).sum()
+    }
+
+    /// Stored bits per quantized weight, scales and zero points counted.
+    pub fn bits_per_weight(&self) -> f64 {
+        let sum = |of: fn(&block::Log) -> u64| self.blocks.iter().map(|block| of(&block.log)).sum::<u64>();
+        sum(|log| log.stored_bits) as f64 / sum(|log| log.n_weights).max(1) as f64
+    }
+
+    /// sha256 over all codes, scales and zero points, in the order of blocks and linears.
+    ///
+    /// # Errors
+    /// A block that cannot be read.
+    pub fn sha256(&self) -> anyhow::Result<String> {
+        Ok(codes_sha256(&self.base.wiring, self.n_blocks(), self.checkpoint().as_ref())?)
+    }
 }
 
 fn limit_of(text: &str) -> anyhow::Result<u64> {
@@ -188,36 +257,15 @@ fn limit_of(text: &str) -> anyhow::Result<u64> {
     Ok((gib * f64::from(1 << 30)) as u64)
 }
 
+/// Bytes of all files in and below a folder; 0 of what cannot be read.
 fn bytes_in(folder: &Path) -> u64 {
-    let files = files_in(folder).unwrap_or_default();
-    files.iter().filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum()
-}
-
-/// sha256 over the tensors and their header.
-fn hash_of_tensors(folder: &Path) -> anyhow::Result<String> {
-    let mut hasher = Sha256::new();
-    let mut chunk = vec![0; 1 << 20];
-    for name in [WEIGHTS, HEADER_FILE] {
-        let path = folder.join(name);
-        let cannot_read = || format!("{}: cannot read", path.display());
-        let mut file = File::open(&path).with_context(cannot_read)?;
-        loop {
-            let n_read = file.read(&mut chunk).with_context(cannot_read)?;
-            if n_read == 0 {
-                break;
-            }
-            hasher.update(&chunk[..n_read]);
-        }
-    }
-    Ok(hex(hasher))
-}
-
-fn read(folder: &Path, wiring: &Wiring) -> anyhow::Result<StoredCodes> {
-    let log: Log = serde_json::from_slice(&fs::read(folder.join(LOG_FILE))?)?;
-    ensure!(log.tensors_sha256 == hash_of_tensors(folder)?, "{}: damaged", folder.display());
-    let checkpoint = PackedCheckpoint::open_folder(folder)?;
-    let model = QuantizedModel::from_checkpoint(wiring, &checkpoint, log.blocks)?;
-    Ok(StoredCodes { model, shared_seconds: log.shared_seconds })
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let bytes = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(found) if found.is_dir() => bytes_in(&entry.path()),
+        Ok(found) => found.len(),
+        Err(_) => 0,
+    };
+    entries.map(bytes).sum()
 }
 
 #[cfg(test)]

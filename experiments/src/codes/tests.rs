@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 use std::time::Duration;
 
 use awq_core::arithmetic::FloatType;
-use awq_core::driver::{Calibration, Job, Propagation, quantize_model};
+use awq_core::driver::{BlockCodes, Calibration, Job, Propagation, QuantizedModel, quantize_model};
 use awq_core::grid::{Bits, Granularity, Grid};
 use awq_core::load::{ModelConfig, SafetensorsCheckpoint};
 use awq_core::model::tiny::{self, TinySpec};
@@ -36,9 +36,8 @@ fn methods() -> Vec<MethodSpec> {
 
 /// A tiny model, and what a pass makes of it.
 struct Made {
-    checkpoint: Arc<dyn Checkpoint>,
-    wiring: Wiring,
-    codes: Vec<(MethodSpec, StoredCodes)>,
+    base: BaseTensors,
+    models: Vec<(MethodSpec, QuantizedModel)>,
 }
 
 fn grid() -> Grid {
@@ -58,7 +57,7 @@ fn opt() -> Made {
 }
 
 fn made(config: ModelConfig, checkpoint: Arc<dyn Checkpoint>) -> Made {
-    let wiring = wiring_of(&config, checkpoint.as_ref()).unwrap();
+    let wiring = Arc::new(wiring_of(&config, checkpoint.as_ref()).unwrap());
     let decoder = open_decoder::<Backend>(config, checkpoint.clone(), &Default::default()).unwrap();
     let sequences: Vec<Vec<u32>> = (0..4).map(|row| (0..16).map(|i| (row * 7 + i * 3) % 16).collect()).collect();
     let calibration = Calibration { sequences: &sequences, propagation: Propagation::Quantized };
@@ -66,10 +65,33 @@ fn made(config: ModelConfig, checkpoint: Arc<dyn Checkpoint>) -> Made {
     let jobs: Vec<Job<'_, Backend>> =
         methods.iter().map(|method| Job { method: method.method::<Backend>(), grid: grid() }).collect();
     let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| ()).unwrap();
-    let shared_seconds = pass.shared_seconds;
-    let models = pass.models.into_iter().map(|model| StoredCodes { model: model.unwrap(), shared_seconds });
-    let codes = methods.clone().into_iter().zip(models).collect();
-    Made { checkpoint, wiring, codes }
+    let models = methods.clone().into_iter().zip(pass.models.into_iter().map(Result::unwrap)).collect();
+    Made { base: BaseTensors { wiring, checkpoint }, models }
+}
+
+/// The blocks of a model from `first` on, as a pass hands them out.
+fn blocks(model: &QuantizedModel, first: usize) -> Vec<QuantizedBlock> {
+    let block = |(codes, log): (&BlockCodes, &BlockLog)| QuantizedBlock {
+        codes: codes.clone(),
+        log: log.clone(),
+        shared_seconds: 0.1,
+    };
+    model.blocks().iter().zip(&model.logs).skip(first).map(block).collect()
+}
+
+fn keep(store: &CodeStore, question: &Question<'_>, made: &Made, model: &QuantizedModel) -> Codes {
+    let mut codes = store.open(question, made.base.clone()).unwrap();
+    blocks(model, codes.n_blocks()).into_iter().for_each(|block| codes.keep(block).unwrap());
+    codes
+}
+
+/// Values of every tensor that a method changed.
+fn values(
+    checkpoint: &dyn Checkpoint,
+    names: &[String],
+) -> Vec<(Vec<u32>, Option<awq_core::quantized::QuantizedWeight>)> {
+    let bits = |name: &String| checkpoint.read_f32(name).unwrap().into_iter().map(f32::to_bits).collect();
+    names.iter().map(|name| (bits(name), checkpoint.read_quantized(name).unwrap())).collect()
 }
 
 fn files() -> BTreeMap<String, String> {
@@ -86,16 +108,43 @@ fn codes_are_kept_bit_for_bit() {
     let store = CodeStore::new(cache.path(), 1 << 30);
     for (made, model) in [(llama(), "1"), (opt(), "2")] {
         let files = BTreeMap::from([("model.safetensors".to_owned(), model.repeat(64))]);
-        for (method, codes) in &made.codes {
-            let question = question(&files, method, &grid);
-            let id = question.id().unwrap();
-            assert!(store.load(&id, &made.wiring).is_none(), "{}", method.label());
-            store.save(&question, codes, &made.wiring, made.checkpoint.clone()).unwrap();
-            let kept = store.load(&id, &made.wiring).unwrap();
-            assert!(kept.model == codes.model, "{}: what is read is not what was kept", method.label());
-            assert_eq!(kept.shared_seconds.to_bits(), codes.shared_seconds.to_bits());
+        for (method, model) in &made.models {
+            let (question, label) = (question(&files, method, &grid), method.label());
+            let empty = store.open(&question, made.base.clone()).unwrap();
+            assert!(empty.n_blocks() == 0 && !empty.is_whole() && empty.begun().is_none(), "{label}");
+            keep(&store, &question, &made, model);
+            let kept = store.open(&question, made.base.clone()).unwrap();
+            assert!(kept.is_whole(), "{label}");
+            assert_eq!(kept.logs().cloned().collect::<Vec<_>>(), model.logs, "{label}");
+            assert_eq!(
+                (kept.sha256().unwrap(), kept.bits_per_weight()),
+                (model.codes_sha256(), model.bits_per_weight())
+            );
+            assert!((kept.shared_seconds() - 0.1 * model.logs.len() as f64).abs() < 1e-12);
+            let in_memory = model.clone().into_checkpoint(&made.base.wiring, made.base.checkpoint.clone());
+            let names: Vec<String> = in_memory.names();
+            assert!(
+                values(kept.checkpoint().as_ref(), &names) == values(&in_memory, &names),
+                "{label}: what is read is not what was kept"
+            );
         }
     }
+}
+
+#[test]
+fn a_pass_goes_on_behind_the_blocks_that_are_stored() {
+    let (files, grid, cache) = (files(), grid(), tempfile::tempdir().unwrap());
+    let store = CodeStore::new(cache.path(), 1 << 30);
+    let made = llama();
+    let (method, model) = &made.models[1];
+    let question = question(&files, method, &grid);
+    let mut codes = store.open(&question, made.base.clone()).unwrap();
+    codes.keep(blocks(model, 0).remove(0)).unwrap();
+    drop(codes);
+    let begun = store.open(&question, made.base.clone()).unwrap();
+    assert_eq!((begun.n_blocks(), begun.is_whole(), begun.begun().unwrap().n_blocks), (1, false, 1));
+    let whole = keep(&store, &question, &made, model);
+    assert_eq!(whole.sha256().unwrap(), model.codes_sha256());
 }
 
 #[test]
@@ -139,55 +188,82 @@ fn sequences_are_told_apart_by_tokens_and_bounds() {
 }
 
 #[test]
-fn damaged_codes_are_removed() {
+fn damaged_blocks_are_removed_with_those_behind_them() {
     let (files, grid, cache) = (files(), grid(), tempfile::tempdir().unwrap());
     let store = CodeStore::new(cache.path(), 1 << 30);
     let made = llama();
-    let (method, codes) = &made.codes[0];
+    let (method, model) = &made.models[0];
     let question = question(&files, method, &grid);
-    let id = question.id().unwrap();
-    let folder = cache.path().join("codes").join(&id.0);
-    let damage = |name: &str, edit: &dyn Fn(&mut Vec<u8>)| {
-        store.save(&question, codes, &made.wiring, made.checkpoint.clone()).unwrap();
-        let mut bytes = fs::read(folder.join(name)).unwrap();
+    let folder = store.folder().join(question.id().unwrap().0);
+    let damage = |block_idx: usize, name: &str, edit: &dyn Fn(&mut Vec<u8>)| {
+        keep(&store, &question, &made, model);
+        let file = block::folder_in(&folder, block_idx).join(name);
+        let mut bytes = fs::read(&file).unwrap();
         edit(&mut bytes);
-        fs::write(folder.join(name), bytes).unwrap();
-        assert!(store.load(&id, &made.wiring).is_none(), "{name}");
-        assert!(!folder.exists(), "{name}: damaged codes stay");
+        fs::write(&file, bytes).unwrap();
+        let codes = store.open(&question, made.base.clone()).unwrap();
+        assert_eq!(codes.n_blocks(), block_idx, "{name}");
+        assert!(!block::folder_in(&folder, 1).exists(), "{name}: a damaged block stays, or one behind it");
     };
-    damage("model.safetensors", &|bytes| *bytes.last_mut().unwrap() ^= 1);
-    damage("model.safetensors", &|bytes| bytes.truncate(bytes.len() / 2));
-    damage("quantization.json", &Vec::clear);
-    damage("quantization.json", &|bytes| bytes.push(b' '));
-    damage("quantized.json", &|bytes| bytes.truncate(30));
+    damage(0, "model.safetensors", &|bytes| *bytes.last_mut().unwrap() ^= 1);
+    damage(1, "model.safetensors", &|bytes| bytes.truncate(bytes.len() / 2));
+    damage(0, "quantization.json", &Vec::clear);
+    damage(1, "quantization.json", &|bytes| bytes.push(b' '));
+    damage(0, "quantized.json", &|bytes| bytes.truncate(30));
 }
 
 #[test]
 fn those_not_used_for_longest_are_dropped_first() {
     let (grid, cache) = (grid(), tempfile::tempdir().unwrap());
     let made = llama();
-    let (method, codes) = &made.codes[0];
+    let (method, model) = &made.models[0];
     let models: Vec<_> =
         ["1", "2", "3", "4"].map(|digit| BTreeMap::from([("m.gguf".to_owned(), digit.repeat(64))])).into();
     let questions: Vec<Question<'_>> = models.iter().map(|files| question(files, method, &grid)).collect();
-    let keep = |store: &CodeStore, index: usize| {
-        store.save(&questions[index], codes, &made.wiring, made.checkpoint.clone()).unwrap();
-        // Times of files are as coarse as some milliseconds.
-        std::thread::sleep(Duration::from_millis(20));
+    // Times of files are as coarse as some milliseconds.
+    let wait = || std::thread::sleep(Duration::from_millis(20));
+    let use_codes = |store: &CodeStore, index: usize| {
+        let codes = keep(store, &questions[index], &made, model);
+        wait();
+        codes
     };
     let is_kept = |index: usize| cache.path().join("codes").join(questions[index].id().unwrap().0).exists();
-    keep(&CodeStore::new(cache.path(), 1 << 30), 0);
+    use_codes(&CodeStore::new(cache.path(), 1 << 30), 0);
     let one = bytes_in(&cache.path().join("codes").join(questions[0].id().unwrap().0));
     // Room for two and a half.
     let store = CodeStore::new(cache.path(), one * 5 / 2);
-    keep(&store, 1);
-    assert!(store.load(&questions[0].id().unwrap(), &made.wiring).is_some());
-    std::thread::sleep(Duration::from_millis(20));
-    keep(&store, 2);
+    for index in [1, 0, 2] {
+        use_codes(&store, index);
+    }
+    assert_eq!([0, 1, 2].map(is_kept), [true; 3], "a pass may need them all");
+    store.trim();
     assert_eq!([0, 1, 2].map(is_kept), [true, false, true], "the one used before last stays");
-    // One that is larger than the whole store takes no other's place.
-    keep(&CodeStore::new(cache.path(), one / 2), 3);
+    // One that is larger than the whole store takes no other's place, and can be read while it is open.
+    let codes = use_codes(&CodeStore::new(cache.path(), one / 2), 3);
+    let larger = block::folder_in(&store.folder().join(questions[3].id().unwrap().0), 0).join("more");
+    fs::write(larger, vec![0; 3 * one as usize]).unwrap();
+    store.trim();
     assert_eq!([0, 1, 2, 3].map(is_kept), [true, false, true, false]);
+    assert_eq!(codes.sha256().unwrap(), model.codes_sha256());
+}
+
+#[test]
+fn a_scratch_store_goes_with_its_last_copy() {
+    let (files, grid, cache) = (files(), grid(), tempfile::tempdir().unwrap());
+    let made = llama();
+    let (method, model) = &made.models[0];
+    let store = CodeStore::scratch(cache.path()).unwrap();
+    let question = question(&files, method, &grid);
+    let codes = keep(&store, &question, &made, model);
+    let folder = store.folder();
+    drop(store);
+    assert!(folder.exists() && codes.sha256().unwrap() == model.codes_sha256());
+    drop(codes);
+    assert!(!folder.exists() && fs::read_dir(cache.path()).unwrap().next().is_none());
+    // A cache in which nothing can be written.
+    fs::write(cache.path().join("file"), "").unwrap();
+    let elsewhere = CodeStore::scratch(&cache.path().join("file")).unwrap();
+    assert!(!elsewhere.folder().starts_with(cache.path()));
 }
 
 #[test]

@@ -103,19 +103,22 @@ pub fn load(spec: &DatasetSpec, store: &AssetStore) -> anyhow::Result<Text> {
 }
 
 /// Texts by their specification, loaded once.
-pub(crate) struct Texts<'a> {
+pub struct Texts<'a> {
     store: &'a AssetStore,
     loaded: BTreeMap<DatasetSpec, Text>,
 }
 
 impl<'a> Texts<'a> {
-    pub(crate) fn new(store: &'a AssetStore) -> Self {
+    /// None is loaded yet.
+    pub fn new(store: &'a AssetStore) -> Self {
         Self { store, loaded: BTreeMap::new() }
     }
 
+    /// The text that `spec` says.
+    ///
     /// # Errors
     /// As [`load`].
-    pub(crate) fn get(&mut self, spec: &DatasetSpec) -> anyhow::Result<&Text> {
+    pub fn get(&mut self, spec: &DatasetSpec) -> anyhow::Result<&Text> {
         if !self.loaded.contains_key(spec) {
             let text = load(spec, self.store)?;
             self.loaded.insert(spec.clone(), text);

@@ -11,22 +11,21 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
-use awq_core::driver::{Calibration, Job, QuantizedModel, quantize_model};
 use awq_core::grid::Grid;
+use awq_core::load::Checkpoint;
 use awq_core::load::packed::{LAYOUT_VERSION, PackedHeader};
-use awq_core::load::{OpenedModel, QuantizedCheckpoint};
-use awq_core::model::{open_decoder, wiring_of};
 
 use crate::assets::{AssetStore, sha256_of};
+use crate::codes::{CodeStore, Codes};
 use crate::config::{
     BundledSplit, BundledText, CalibrationSpec, DatasetSpec, DocumentSeparator, Sotu, SotuSplit, TextFile,
 };
-use crate::data;
-use crate::data::calibration::calibration_set;
+use crate::data::Texts;
 use crate::device::{DeviceJob, run_on};
 use crate::progress::Progress;
 use crate::provenance::Provenance;
 use crate::registry::MethodSpec;
+use crate::session::{Machine, Model, Session, Wanted};
 
 /// How a model is quantized.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,74 +45,66 @@ impl Recipe {
     }
 }
 
-/// A quantized model in memory.
+/// A quantized model.
 pub struct Quantized {
     /// Its tensors.
-    pub checkpoint: Arc<QuantizedCheckpoint>,
+    pub checkpoint: Arc<dyn Checkpoint>,
     /// Stored bits per quantized weight.
     pub bits_per_weight: f64,
-    /// See [`QuantizedModel::codes_sha256`].
+    /// See [`codes_sha256`](awq_core::driver::codes_sha256).
     pub codes_sha256: String,
 }
 
-/// Quantizes an opened model.
+/// Quantizes an opened model, in f32. Blocks that the code store has are not quantized again.
 ///
 /// # Errors
 /// A model that is quantized already, a calibration text that is missing or too short, or what the method objects to.
 pub fn quantize(
-    opened: &OpenedModel,
+    model: &Model,
     recipe: &Recipe,
-    device: &str,
+    (device, codes): (&str, &CodeStore),
     store: &AssetStore,
     progress: &Progress,
 ) -> anyhow::Result<Quantized> {
-    if let Some(packed) = &opened.packed {
-        let source = opened.checkpoint.source().display();
+    if let Some(packed) = &model.opened.packed {
+        let source = model.opened.checkpoint.source().display();
         anyhow::bail!("{source}: is quantized already ({}); quantize the model that it was made from", packed.method);
     }
-    let sequences = recipe.calibration.as_ref().map(|spec| calibration_ids(opened, spec, store)).transpose()?;
-    let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref())?;
-    let model =
-        run_on(device, FloatType::F32, QuantizeJob { opened, recipe, sequences: sequences.as_deref(), progress })?;
-    let (bits_per_weight, codes_sha256) = (model.bits_per_weight(), model.codes_sha256());
-    let checkpoint = Arc::new(model.into_checkpoint(&wiring, opened.checkpoint.clone()));
+    let machine = Machine { device, precision: FloatType::F32, codes, progress };
+    let made = run_on(device, FloatType::F32, QuantizeJob { model, recipe, machine, texts: Texts::new(store) })?;
+    let (bits_per_weight, codes_sha256) = (made.bits_per_weight(), made.sha256()?);
+    let checkpoint = made.checkpoint();
+    // What is open can be read to the end.
+    codes.trim();
     Ok(Quantized { checkpoint, bits_per_weight, codes_sha256 })
 }
 
 /// Bytes that must be free for `recipe`'s packed checkpoint of a model.
-///
-/// # Errors
-/// A model of an unknown family.
-pub fn needed_bytes(opened: &OpenedModel, recipe: &Recipe) -> anyhow::Result<u64> {
-    let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref())?;
-    Ok(write::needed_bytes(opened.checkpoint.as_ref(), |name| wiring.quantizes(name), &recipe.grid))
-}
-
-fn calibration_ids(opened: &OpenedModel, spec: &CalibrationSpec, store: &AssetStore) -> anyhow::Result<Vec<Vec<u32>>> {
-    Ok(calibration_set(opened, spec, &data::load(&spec.dataset, store)?)?.ids)
+pub fn needed_bytes(model: &Model, recipe: &Recipe) -> u64 {
+    write::needed_bytes(model.opened.checkpoint.as_ref(), |name| model.wiring.quantizes(name), &recipe.grid)
 }
 
 struct QuantizeJob<'a> {
-    opened: &'a OpenedModel,
+    model: &'a Model,
     recipe: &'a Recipe,
-    sequences: Option<&'a [Vec<u32>]>,
-    progress: &'a Progress,
+    machine: Machine<'a>,
+    texts: Texts<'a>,
 }
 
 impl DeviceJob for QuantizeJob<'_> {
-    type Output = QuantizedModel;
+    type Output = Codes;
 
-    fn run<B: QuantBackend>(self, device: B::Device) -> anyhow::Result<QuantizedModel> {
-        let decoder = open_decoder::<B>(self.opened.config.clone(), self.opened.checkpoint.clone(), &device)?;
-        let job = Job { method: self.recipe.method.method::<B>(), grid: self.recipe.grid };
-        let calibration = self.recipe.calibration.as_ref().zip(self.sequences);
-        let calibration = calibration.map(|(spec, sequences)| Calibration { sequences, propagation: spec.propagation });
-        let n_blocks = decoder.config().n_blocks as u64;
-        let bar = self.progress.bar(&format!("quantize to {}, blocks", self.recipe.label()), n_blocks);
-        let pass = quantize_model(decoder.as_ref(), calibration, &[job], &mut |_| bar.advance(1))?;
-        bar.finish();
-        let model = pass.models.into_iter().next().context("one job gives one model")?;
-        model.with_context(|| self.recipe.label())
+    fn run<B: QuantBackend>(mut self, device: B::Device) -> anyhow::Result<Codes> {
+        let Recipe { method, grid, calibration } = self.recipe;
+        let session = Session::<B>::open(self.model, self.machine, &device)?;
+        let calibrated = calibration.as_ref().map(|spec| session.calibrate(spec, None, &mut self.texts)).transpose()?;
+        let codes = session.stored(method, grid, calibrated.as_ref())?;
+        if codes.is_whole() {
+            return Ok(codes);
+        }
+        let label = format!("quantize to {}, blocks", self.recipe.label());
+        let made = session.quantize(&label, vec![Wanted { method, grid: *grid, codes }], calibrated.as_ref())?;
+        made.into_iter().next().context("one job gives one model")?.with_context(|| self.recipe.label())
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::Path;
 use anyhow::Context;
 use awq_core::grid::Grid;
 use awq_core::load::packed::{HEADER_FILE, PackedHeader, PackedLinear, PackedTransform};
-use awq_core::load::{Checkpoint, OpenedModel, QuantizedCheckpoint};
+use awq_core::load::{Checkpoint, EditedTensors, OpenedModel};
 use awq_core::model::wiring_of;
 use awq_core::pack::PackLayout;
 use awq_core::quantized::{QuantizedWeight, ZeroPoints};
@@ -25,17 +25,23 @@ pub(crate) const WEIGHTS: &str = "model.safetensors";
 /// Bytes that [`write()`] needs at least while it writes: the tensors are in two files at its end. Codes and scales of the
 /// linears, 16 bits a value of everything else.
 pub fn needed_bytes(checkpoint: &dyn Checkpoint, is_linear: impl Fn(&str) -> bool, grid: &Grid) -> u64 {
-    let n_bytes = |name: String| {
-        let shape = checkpoint.shape(&name).unwrap_or_default();
+    let (linears, others): (Vec<String>, Vec<String>) =
+        checkpoint.names().into_iter().partition(|name| is_linear(name));
+    let n_values =
+        |name: &String| checkpoint.shape(name).unwrap_or_default().iter().map(|&dim| dim as u64).product::<u64>();
+    2 * (bytes_of_codes(checkpoint, &linears, grid) + others.iter().map(|name| 2 * n_values(name)).sum::<u64>())
+}
+
+/// Bytes of the codes and scales of `linears` on `grid`.
+pub fn bytes_of_codes(checkpoint: &dyn Checkpoint, linears: &[String], grid: &Grid) -> u64 {
+    let n_bytes = |name: &String| {
+        let shape = checkpoint.shape(name).unwrap_or_default();
         let n_values: u64 = shape.iter().map(|&dim| dim as u64).product();
-        if !is_linear(&name) {
-            return n_values * 2;
-        }
         let n_in = shape.last().copied().unwrap_or(1).max(1);
         let n_scales = n_values / n_in as u64 * grid.granularity.n_groups(n_in) as u64;
         (n_values * u64::from(grid.bits.get())).div_ceil(8) + n_scales * u64::from(grid.scale_dtype.bits() / 8 + 1)
     };
-    2 * checkpoint.names().into_iter().map(n_bytes).sum::<u64>()
+    linears.iter().map(n_bytes).sum()
 }
 
 /// Writes `checkpoint`, with everything of `opened` that is not a tensor, into an empty folder.
@@ -69,8 +75,8 @@ pub fn write(
 ///
 /// # Errors
 /// As [`write()`].
-pub fn write_codes(folder: &Path, checkpoint: &QuantizedCheckpoint, header: PackedHeader) -> anyhow::Result<()> {
-    write_tensors(folder, checkpoint.edited().map(str::to_owned), checkpoint, header)
+pub fn write_codes(folder: &Path, edited: &EditedTensors, header: PackedHeader) -> anyhow::Result<()> {
+    write_tensors(folder, edited.names().into_iter(), edited, header)
 }
 
 fn write_tensors(
@@ -216,12 +222,14 @@ mod tests {
 
     use super::*;
     use crate::bundled::assets;
+    use crate::codes::CodeStore;
     use crate::progress::{Progress, Style};
     use crate::quantize::request::Request;
     use crate::quantize::{Quantized, Recipe, calibration_text, header, quantize};
+    use crate::session::Model;
 
     /// A tiny model that reads the bundled language.
-    fn opened() -> OpenedModel {
+    fn opened() -> Model {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("tokenizer.json"), assets::TOKENIZER).unwrap();
         let spec = TinySpec { vocab_size: 2048, ..TinySpec::MHA };
@@ -229,15 +237,24 @@ mod tests {
         let tokenizer = Tokenizer::from_folder(folder.path(), &config).unwrap();
         let checkpoint: Arc<MemoryCheckpoint> = Arc::new(tiny::checkpoint(&spec, 11));
         let chat_template = Some("<|im_start|>".to_owned());
-        OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template, special_tokens: Default::default() }
+        let opened = OpenedModel {
+            config,
+            checkpoint,
+            tokenizer,
+            packed: None,
+            chat_template,
+            special_tokens: Default::default(),
+        };
+        Model::of(opened, Default::default(), &Progress::new(Style::Quiet)).unwrap()
     }
 
-    fn quantized(opened: &OpenedModel, recipe: &Recipe) -> Quantized {
+    fn quantized(model: &Model, recipe: &Recipe) -> Quantized {
         let settings = crate::assets::AssetSettings::from_env(&[], Style::Quiet).unwrap();
         let cache = tempfile::tempdir().unwrap();
         let settings = crate::assets::AssetSettings { cache: cache.path().to_owned(), offline: true, ..settings };
         let store = crate::assets::AssetStore::new(settings).unwrap();
-        quantize(opened, recipe, "flex", &store, &Progress::new(Style::Quiet)).unwrap()
+        let codes = CodeStore::new(cache.path(), 1 << 30);
+        quantize(model, recipe, ("flex", &codes), &store, &Progress::new(Style::Quiet)).unwrap()
     }
 
     /// Every kind of zero point, of granularity and of transform.
@@ -262,7 +279,8 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_again_bit_for_bit() {
-        let opened = opened();
+        let model = opened();
+        let opened = &model.opened;
         for (request, settings) in METHODS {
             let request: Request = request.parse().unwrap();
             let mut recipe = request.recipe(&opened.config, || calibration_text("bundled")).unwrap();
@@ -271,10 +289,10 @@ mod tests {
                 let other: Request = "awq-w4".parse().unwrap();
                 recipe.calibration = other.recipe(&opened.config, || calibration_text("bundled")).unwrap().calibration;
             }
-            let quantized = quantized(&opened, &recipe);
+            let quantized = quantized(&model, &recipe);
             let label = recipe.label();
             let folder = tempfile::tempdir().unwrap();
-            write(folder.path(), &opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized).unwrap()).unwrap();
+            write(folder.path(), opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized).unwrap()).unwrap();
             let read = open_model(folder.path()).unwrap();
             assert_eq!(read.checkpoint.names(), quantized.checkpoint.names(), "{label}");
             for name in read.checkpoint.names() {
@@ -329,12 +347,13 @@ mod tests {
 
     #[test]
     fn space_is_estimated_near_what_is_written() {
-        let opened = opened();
+        let model = opened();
+        let opened = &model.opened;
         let request: Request = "rtn-w4g32".parse().unwrap();
         let recipe = request.recipe(&opened.config, || calibration_text("bundled")).unwrap();
-        let quantized = quantized(&opened, &recipe);
+        let quantized = quantized(&model, &recipe);
         let folder = tempfile::tempdir().unwrap();
-        write(folder.path(), &opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized).unwrap()).unwrap();
+        write(folder.path(), opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized).unwrap()).unwrap();
         let written = folder.path().join(WEIGHTS).metadata().unwrap().len();
         let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref()).unwrap();
         let is_linear = |name: &str| wiring.quantizes(name);

@@ -3,20 +3,21 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use awq_core::decode::{DecodeModel, DecodeOptions, Session};
 use awq_core::grid::Grid;
 use awq_core::kernel::bench::Latency;
-use awq_core::load::{OpenedModel, open_model};
 use baselines::rtn::Rtn;
 
 use super::record::{DecodeArm, DecodeTimes, PackedForm};
 use crate::assets::AssetStore;
+use crate::codes::CodeStore;
 use crate::config::{DecodeFormat, DecodeSpeed, ModelSpec};
 use crate::generate::head_grid;
 use crate::progress::Progress;
 use crate::quantize::{Recipe, quantize};
 use crate::registry::MethodSpec;
+use crate::session::Model;
 
 /// A form of a model and its times so far, in seconds.
 struct Form {
@@ -53,22 +54,23 @@ pub fn measure(
     store: &AssetStore,
     progress: &Progress,
 ) -> anyhow::Result<(DecodeTimes, BTreeMap<String, String>)> {
-    let located = store.model(model)?;
-    let opened = open_model(&located.path).with_context(|| format!("model {}", model.name))?;
+    let opened = Model::open(model, store, progress)?;
+    let config = &opened.opened.config;
     let (n_prompt, n_new) = (spec.prompt_tokens.get(), spec.new_tokens.get());
-    let longest = opened.config.longest_sequence();
+    let longest = config.longest_sequence();
     ensure!(
         n_prompt + n_new <= longest,
         "{n_prompt} tokens of a prompt and {n_new} new ones are more than the {longest} positions of the model's configuration; lower \
          `speed.decode.prompt_tokens` or `new_tokens`"
     );
-    let dense = DecodeModel::load(opened.config.clone(), opened.checkpoint.as_ref(), &DecodeOptions::EXACT)?;
+    let dense = DecodeModel::load(config.clone(), opened.opened.checkpoint.as_ref(), &DecodeOptions::EXACT)?;
+    let codes = CodeStore::from_env(store.cache(), progress)?;
     let mut forms = vec![Form::new(None, None, dense, spec)?];
     for format in &spec.formats {
-        forms.push(packed_form(&opened, format, spec, store, progress)?);
+        forms.push(packed_form(&opened, format, spec, &codes, store, progress)?);
     }
     // Which tokens does not matter, but they should be tokens of the model.
-    let prompt: Vec<u32> = (0..n_prompt).map(|i| (i * 7919 % opened.config.vocab_size) as u32).collect();
+    let prompt: Vec<u32> = (0..n_prompt).map(|i| (i * 7919 % config.vocab_size) as u32).collect();
     for repeat in 0..=spec.n_repeats.get() {
         for form in &mut forms {
             let (prefill, step) = time(&form.model, &prompt, n_new)?;
@@ -93,23 +95,24 @@ pub fn measure(
         new_tokens: n_new,
         arms: forms.into_iter().map(arm).collect(),
     };
-    Ok((times, located.hashes))
+    Ok((times, opened.files))
 }
 
 fn packed_form(
-    opened: &OpenedModel,
+    opened: &Model,
     format: &DecodeFormat,
     spec: &DecodeSpeed,
+    codes: &CodeStore,
     store: &AssetStore,
     progress: &Progress,
 ) -> anyhow::Result<Form> {
     let DecodeFormat { bits, granularity, activations, head_bits } = *format;
     let grid = Grid::awq(bits, granularity);
     let recipe = Recipe { method: MethodSpec::Rtn(Rtn {}), grid, calibration: None };
-    let quantized = quantize(opened, &recipe, "flex", store, progress)?;
+    let quantized = quantize(opened, &recipe, ("flex", codes), store, progress)?;
     let options = DecodeOptions { activations, head: head_bits.map(head_grid) };
     let packed = PackedForm { bits: bits.get(), granularity: granularity.label(), activations, precision: None };
-    let model = DecodeModel::load(opened.config.clone(), quantized.checkpoint.as_ref(), &options)?;
+    let model = DecodeModel::load(opened.opened.config.clone(), quantized.checkpoint.as_ref(), &options)?;
     Form::new(Some(packed), head_bits.map(|bits| bits.get()), model, spec)
 }
 

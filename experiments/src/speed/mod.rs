@@ -32,10 +32,10 @@ use self::kernels::Forms;
 use self::record::{FailedComparison, Gpu, Machine, MachinePeak, Measured, SpeedLine, SpeedRecord};
 use crate::assets::AssetStore;
 use crate::config::{KernelSpeed, ModelSpec, Shape, SpeedSpec};
+use crate::guard::guarded;
 use crate::progress::{Bar, Progress};
 use crate::provenance::Provenance;
 use crate::record::{RecordFile, SCHEMA_VERSION};
-use crate::runner::guarded;
 
 /// Bytes of each array that is copied to measure a CPU's memory: several times the last-level cache of a server.
 const MEMORY_BYTES: usize = 256 << 20;

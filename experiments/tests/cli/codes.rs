@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::support::{N_CELLS, Ran, Workshop, sha256, words};
+use crate::support::{N_BLOCKS, N_CELLS, Ran, Workshop, sha256, words};
 
 /// Runs the program with a code store.
 fn run(workshop: &Workshop, arguments: &[&str]) -> Ran {
@@ -90,6 +90,26 @@ fn figures_of_an_earlier_report_are_removed() {
     );
 }
 
+/// Blocks that are stored of each quantization.
+fn stored_blocks(workshop: &Workshop) -> Vec<usize> {
+    let folders = std::fs::read_dir(workshop.path("cache/codes")).into_iter().flatten().flatten();
+    folders.map(|folder| std::fs::read_dir(folder.path()).map_or(0, Iterator::count)).collect()
+}
+
+/// Starts a run, and kills it as soon as `is_time`, said the blocks that are stored.
+fn kill_when(workshop: &Workshop, is_time: impl Fn(&[usize]) -> bool) {
+    let mut command = workshop.command(&["experiment.toml", "--out", "killed", "--quiet"]);
+    command.env("AWQ_CODES_GIB", "1").stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let patience = Instant::now() + Duration::from_secs(300);
+    while !is_time(&stored_blocks(workshop)) {
+        assert!(Instant::now() < patience, "no codes appeared");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 #[test]
 fn a_kill_after_quantization_costs_no_quantization() {
     let workshop = Workshop::new();
@@ -97,24 +117,29 @@ fn a_kill_after_quantization_costs_no_quantization() {
     let before = sha256(workshop.read("evaluation.txt").as_bytes());
     workshop.write("evaluation.txt", words(3, 12_000));
     workshop.change_experiment(&before, &sha256(workshop.read("evaluation.txt").as_bytes()));
-    let arguments = ["experiment.toml", "--out", "killed", "--quiet"];
-    let mut command = workshop.command(&arguments);
-    command.env("AWQ_CODES_GIB", "1").stdout(Stdio::null()).stderr(Stdio::null());
-    let mut child = command.spawn().unwrap();
-    let patience = Instant::now() + Duration::from_secs(300);
-    let n_kept = || std::fs::read_dir(workshop.path("cache/codes")).map_or(0, Iterator::count);
-    while n_kept() < N_CELLS - 1 {
-        assert!(Instant::now() < patience, "no codes appeared");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    kill_when(&workshop, |stored| stored == [N_BLOCKS; N_CELLS - 1]);
     let n_records = workshop.records("killed").len();
     assert!(n_records < N_CELLS, "killed too late: {n_records} records");
     let resumed = finish(&workshop, &["experiment.toml", "--out", "killed"]);
     let n_left = N_CELLS - n_records.max(1);
     let line = format!("codes of {n_left} of {n_left} cell(s) are from the code store\n");
     assert!(resumed.stderr.contains(&line) && !resumed.stderr.contains("quantize"), "{}", resumed.stderr);
+}
+
+#[test]
+fn a_kill_inside_a_pass_costs_no_more_than_a_block() {
+    let workshop = Workshop::new();
+    kill_when(&workshop, |stored| stored.contains(&1));
+    let left = stored_blocks(&workshop);
+    assert!(left.iter().sum::<usize>() < N_BLOCKS * (N_CELLS - 1), "killed too late: {left:?}");
+    let resumed = finish(&workshop, &["experiment.toml", "--out", "killed"]);
+    assert!(
+        resumed.stderr.contains("cell(s) go on behind block 1, where an earlier run was cut off\n"),
+        "{}",
+        resumed.stderr
+    );
+    workshop.finish("direct", &[]);
+    assert_eq!(workshop.results("killed"), workshop.results("direct"), "bit for bit, and every log");
 }
 
 #[test]
@@ -132,7 +157,8 @@ fn a_store_that_cannot_be_written_fails_no_cell() {
     std::fs::create_dir_all(workshop.path("cache")).unwrap();
     workshop.write("cache/codes", "in the way");
     let ran = finish(&workshop, &["experiment.toml", "--out", "out"]);
-    assert!(ran.stderr.contains("tiny RTN W4 g32: its codes are not kept: "), "{}", ran.stderr);
+    assert!(ran.stderr.contains("codes: codes cannot be kept ("), "{}", ran.stderr);
+    assert!(ran.stderr.contains("); those of this run are in a temporary folder\n"), "{}", ran.stderr);
     assert!(ran.stderr.ends_with("5 cells finished, 0 were on record, 0 failed\n"), "{}", ran.stderr);
     let mut command = workshop.command(&["experiment.toml", "--out", "out"]);
     Ran::of(command.env("AWQ_CODES_GIB", "lots").output().unwrap())

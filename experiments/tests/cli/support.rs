@@ -17,7 +17,7 @@ pub const N_WORDS: usize = 40;
 const HIDDEN: usize = 64;
 const KV_WIDTH: usize = 32;
 const INTERMEDIATE: usize = 128;
-const N_BLOCKS: usize = 2;
+pub const N_BLOCKS: usize = 2;
 
 /// Cells of [`Workshop::experiment`]: full precision, RTN and AWQ at two bit widths.
 pub const N_CELLS: usize = 5;

@@ -1,5 +1,5 @@
-//! A cell's measurements: each text that it is scored on is cut once and passed through the model once, for all metrics that are
-//! asked of it.
+//! Measurements: each text that a model is scored on is cut once and passed through the model once, for all metrics that are asked
+//! of it.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -9,9 +9,9 @@ use anyhow::Context;
 use awq_core::backend::QuantBackend;
 use awq_core::model::Decoder;
 
-use super::pass::Quantized;
-use super::{ModelJob, failed, guarded};
+use super::Session;
 use crate::config::{EvaluationSpec, ProtocolSpec, ScoredText};
+use crate::data::Texts;
 use crate::data::calibration::{CalibrationSet, overlap_tokens};
 use crate::eval::BaseModel;
 use crate::eval::metric::{Metric, Needs};
@@ -19,118 +19,102 @@ use crate::eval::registry::MetricKey;
 use crate::eval::score::{needs_of, score};
 use crate::eval::scores::Scores;
 use crate::eval::windows::Windows;
-use crate::plan::Cell;
-use crate::provenance::peak_resident_bytes;
-use crate::record::{Cost, Done, Measurement, Outcome, Stage};
+use crate::record::Measurement;
 
-/// The texts of a model's cells.
-pub(super) type PreparedTexts = BTreeMap<ScoredText, Prepared>;
+/// Texts, cut for a model's tokenizer.
+pub type PreparedTexts = BTreeMap<ScoredText, Prepared>;
 
 /// The base model on each of them.
-pub(super) type BaseModels<'a, B> = BTreeMap<ScoredText, BaseModel<'a, B>>;
+pub type BaseModels<'a, B> = BTreeMap<ScoredText, BaseModel<'a, B>>;
 
 /// One text under one protocol, cut and ready.
-pub(super) struct Prepared {
-    pub(super) windows: Windows,
-    name: String,
-    sha256: String,
+pub struct Prepared {
+    /// Its windows.
+    pub windows: Windows,
+    /// Name of the text.
+    pub name: String,
+    /// sha256 of what is scored.
+    scored_sha256: String,
+    /// sha256 of the text.
+    pub sha256: String,
     /// True entropy, where it is known.
     nats_per_token: Option<f64>,
 }
 
-/// The base model `decoder` on each text, with nothing computed yet.
-pub(super) fn base_models<'a, B: QuantBackend>(
-    decoder: &'a dyn Decoder<B>,
-    texts: &PreparedTexts,
-) -> BaseModels<'a, B> {
-    texts.keys().map(|text| (text.clone(), BaseModel::new(decoder))).collect()
-}
-
-impl ModelJob<'_, '_, '_> {
-    /// Every text that a cell is scored on.
-    pub(super) fn prepare(&mut self) -> anyhow::Result<PreparedTexts> {
-        let mut texts = BTreeMap::new();
-        for spec in self.cells.iter().flat_map(|cell| &cell.evaluations).map(EvaluationSpec::text) {
-            if !texts.contains_key(spec) {
-                texts.insert(spec.clone(), self.prepared(spec)?);
+impl<B: QuantBackend> Session<'_, B> {
+    /// Every text of `evaluations`.
+    ///
+    /// # Errors
+    /// A text that is missing, or too short for a window.
+    pub fn prepare<'e>(
+        &self,
+        evaluations: impl Iterator<Item = &'e EvaluationSpec>,
+        texts: &mut Texts<'_>,
+    ) -> anyhow::Result<PreparedTexts> {
+        let mut prepared = BTreeMap::new();
+        for spec in evaluations.map(EvaluationSpec::text) {
+            if !prepared.contains_key(spec) {
+                prepared.insert(spec.clone(), self.cut(spec, texts)?);
             }
         }
-        Ok(texts)
+        Ok(prepared)
     }
 
-    fn prepared(&mut self, spec: &ScoredText) -> anyhow::Result<Prepared> {
-        let tokenizer = &self.opened.tokenizer;
-        let text = self.texts.get(&spec.dataset)?;
-        let (whole, sha256) = (text.scored(&spec.protocol), text.scored_sha256(&spec.protocol));
+    fn cut(&self, spec: &ScoredText, texts: &mut Texts<'_>) -> anyhow::Result<Prepared> {
+        let tokenizer = &self.model.opened.tokenizer;
+        let text = texts.get(&spec.dataset)?;
+        let (whole, scored_sha256) = (text.scored(&spec.protocol), text.scored_sha256(&spec.protocol));
         let windows = Windows::cut(&whole, tokenizer, &spec.protocol, spec.max_windows.map(NonZeroUsize::get))
-            .and_then(|windows| windows.check_fits(&self.opened.config).map(|()| windows))
+            .and_then(|windows| windows.check_fits(&self.model.opened.config).map(|()| windows))
             .with_context(|| format!("data set {}", text.name))?;
         let nats_per_token = match text.true_nats {
             // Tokens of the text itself: those put around it carry none of its nats.
             Some(nats) => Some(nats / tokenizer.encode(&whole)?.len() as f64),
             None => None,
         };
-        self.assets.insert(text.name.clone(), text.sha256.clone());
-        Ok(Prepared { windows, name: text.name.clone(), sha256, nats_per_token })
+        let (name, sha256) = (text.name.clone(), text.sha256.clone());
+        Ok(Prepared { windows, name, scored_sha256, sha256, nats_per_token })
     }
 
-    /// Everything that is asked of a cell, of whatever model `decoder` is.
-    pub(super) fn evaluate<B: QuantBackend>(
-        &self,
-        decoder: &dyn Decoder<B>,
-        cell: &Cell,
-        (texts, base): (&PreparedTexts, &mut BaseModels<'_, B>),
-        quantized: Option<&Quantized<'_>>,
-    ) -> Outcome {
-        let start = Instant::now();
-        let calibration = quantized.and_then(|quantized| quantized.calibration).map(|calibrated| &calibrated.set);
-        match guarded(|| self.measure(decoder, cell, (texts, base), calibration)) {
-            Ok(measurements) => Outcome::Done(Box::new(Done {
-                measurements,
-                quantization: quantized.map(|quantized| quantized.describe(cell, texts)),
-                packed: self.opened.packed.as_ref().map(Into::into),
-                storage: self.storage.clone(),
-                cost: Cost {
-                    quantize_seconds: quantized.map_or(0.0, |q| q.codes.model.logs.iter().map(|log| log.seconds).sum()),
-                    shared_capture_seconds: quantized.map_or(0.0, |q| q.codes.shared_seconds),
-                    codes_from_store: quantized.is_some_and(|q| q.from_store),
-                    evaluate_seconds: start.elapsed().as_secs_f64(),
-                    peak_resident_bytes: peak_resident_bytes(),
-                },
-            })),
-            Err(error) => failed(Stage::Evaluate, &error),
-        }
+    /// This session's model on each text, with nothing computed yet.
+    pub fn base_models(&self, texts: &PreparedTexts) -> BaseModels<'_, B> {
+        texts.keys().map(|text| (text.clone(), BaseModel::new(self.decoder()))).collect()
     }
 
-    /// One measurement an evaluation, in their order.
-    fn measure<B: QuantBackend>(
+    /// One measurement an evaluation, in their order, of `decoder`: this session's model, or one quantized from it with
+    /// `calibration`. `label` is that of the cell.
+    ///
+    /// # Errors
+    /// A block that cannot be read, or values that are not finite.
+    pub fn score(
         &self,
+        label: &str,
         decoder: &dyn Decoder<B>,
-        cell: &Cell,
+        evaluations: &[EvaluationSpec],
         (texts, base): (&PreparedTexts, &mut BaseModels<'_, B>),
         calibration: Option<&CalibrationSet>,
     ) -> anyhow::Result<Vec<Measurement>> {
         let mut measured: BTreeMap<&EvaluationSpec, Measurement> = BTreeMap::new();
-        for evaluation in &cell.evaluations {
+        for evaluation in evaluations {
             if measured.contains_key(evaluation) {
                 continue;
             }
             // The first evaluation of a text takes the others along.
             let spec = evaluation.text();
-            let together: Vec<&EvaluationSpec> = cell.evaluations.iter().filter(|other| other.text() == spec).collect();
+            let together: Vec<&EvaluationSpec> = evaluations.iter().filter(|other| other.text() == spec).collect();
             let metrics: Vec<MetricKey> = together.iter().map(|one| one.metric()).collect();
             let base = base.get_mut(spec).context("the base model is not prepared for a text")?;
-            let of_text = self.measure_text((decoder, base), cell, (spec, &texts[spec]), &metrics, calibration)?;
+            let of_text = self.score_text(label, (decoder, base), (spec, &texts[spec]), &metrics, calibration)?;
             measured.extend(together.into_iter().zip(of_text));
         }
-        Ok(cell.evaluations.iter().filter_map(|evaluation| measured.remove(evaluation)).collect())
+        Ok(evaluations.iter().filter_map(|evaluation| measured.remove(evaluation)).collect())
     }
 
     /// One measurement a metric, of one pass over a text.
-    fn measure_text<B: QuantBackend>(
+    fn score_text(
         &self,
+        label: &str,
         (decoder, base): (&dyn Decoder<B>, &mut BaseModel<'_, B>),
-        cell: &Cell,
         (spec, text): (&ScoredText, &Prepared),
         metrics: &[MetricKey],
         calibration: Option<&CalibrationSet>,
@@ -141,7 +125,7 @@ impl ModelJob<'_, '_, '_> {
         let to_score: Vec<&dyn Metric> = metrics.iter().map(|metric| metric.metric()).collect();
         let passes = if needs_of(&to_score) == Needs::BaseLogits && !base.is_kept() { 2 } else { 1 };
         let work = passes * windows.windows.len() * seq_len * decoder.config().n_blocks;
-        let bar = self.progress.bar(&format!("{}: {}", cell.label(), text.name), work as u64);
+        let bar = self.machine.progress.bar(&format!("{label}: {}", text.name), work as u64);
         let scores =
             score(decoder, windows, spec.arithmetic, &to_score, base, &mut |tokens| bar.advance(tokens as u64))?;
         bar.finish();
@@ -166,8 +150,8 @@ impl ModelJob<'_, '_, '_> {
                 samples: scores.samples(),
                 floor: text.nats_per_token.and_then(|nats| metric.metric().floor(nats)),
                 calibration_overlap_tokens: overlap,
-                text_sha256: text.sha256.clone(),
-                tokenizer_sha256: self.opened.tokenizer.sha256().to_owned(),
+                text_sha256: text.scored_sha256.clone(),
+                tokenizer_sha256: self.model.opened.tokenizer.sha256().to_owned(),
                 seconds,
             }
         };

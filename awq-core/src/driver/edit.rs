@@ -1,0 +1,120 @@
+//! One job on one block: what the method asks for, applied.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+
+use super::stream::{Seen, run};
+use super::{BlockCodes, BlockLog, Job, Propagation};
+use crate::backend::QuantBackend;
+use crate::capture::BlockInputs;
+use crate::fold::fold;
+use crate::method::{BlockCtx, BlockEdit, MethodError, QuantMethod};
+use crate::model::layers::Linear;
+use crate::model::{Block, BlockLayout, LinearFacts, LinearName};
+use crate::pack::PackedWeight;
+use crate::scale_range::checked_edit;
+
+/// A quantized block and what it puts out.
+pub(super) struct Edited<B: QuantBackend> {
+    pub(super) codes: BlockCodes,
+    pub(super) log: BlockLog,
+    /// `[batch, seq, hidden]` each.
+    pub(super) outputs: Vec<Tensor<B, 3>>,
+}
+
+/// Quantizes a block that sees `seen`: at once, or stage by stage where later linears are to see the earlier ones quantized.
+/// `compared` is what its linears see in the full-precision model, for methods that ask for it.
+pub(super) fn quantize_block<B: QuantBackend>(
+    job: &Job<'_, B>,
+    (block_idx, block): (usize, &dyn Block<B>),
+    propagation: Propagation,
+    seen: Seen<B>,
+    compared: Option<&BlockInputs<B>>,
+) -> Result<Edited<B>, MethodError> {
+    let layout = block.layout();
+    let stages: Vec<Vec<LinearFacts>> = match propagation {
+        Propagation::QuantizedPerStage => layout.stages.iter().map(|stage| stage_facts(layout, stage)).collect(),
+        Propagation::FullPrecision | Propagation::Quantized => vec![layout.linears.clone()],
+    };
+    let Seen { hidden, mut inputs, outputs: expected } = seen;
+    let mut edited: Option<Box<dyn Block<B>>> = None;
+    let mut log = BlockLog::default();
+    let mut weights = BTreeMap::new();
+    for (stage_idx, linears) in stages.iter().enumerate() {
+        let block = edited.as_deref().unwrap_or(block);
+        if stage_idx > 0 {
+            inputs = Seen::of(block, hidden.clone(), compared).inputs;
+        }
+        let ctx = BlockCtx { block_idx, block, inputs: Some(inputs.as_ref()), linears, grid: &job.grid };
+        let applied = apply(block, decide(job.method, &ctx)?);
+        log.scale_searches.extend(applied.log.scale_searches);
+        log.linears.extend(applied.log.linears);
+        weights.extend(applied.weights);
+        edited = Some(applied.block);
+    }
+    let block = edited.as_deref().unwrap_or(block);
+    let outputs = run(block, &hidden);
+    let log = with_output_error(log, &expected, &outputs);
+    Ok(Edited { codes: BlockCodes::new(weights, block), log, outputs })
+}
+
+/// What the method asks for. The log says of which linears its activations say nothing.
+fn decide<B: QuantBackend>(method: &dyn QuantMethod<B>, ctx: &BlockCtx<'_, B>) -> Result<BlockEdit<B>, MethodError> {
+    let mut edit = checked_edit(method, ctx)?;
+    if method.needs().inputs {
+        let unreached = ctx.linears.iter().filter(|facts| ctx.linear(facts).is_unreached());
+        for facts in unreached {
+            let logs = edit.log.linears.iter_mut().filter(|log| log.linear == facts.name.0);
+            logs.for_each(|log| log.notes.push(UNREACHED.to_owned()));
+        }
+    }
+    Ok(edit)
+}
+
+const UNREACHED: &str = "no token of the calibration is sent to this expert: quantized without activations";
+
+fn stage_facts(layout: &BlockLayout, stage: &[LinearName]) -> Vec<LinearFacts> {
+    layout.linears.iter().filter(|facts| stage.contains(&facts.name)).copied().collect()
+}
+
+/// Adds the error of the block's output, where there was calibration.
+fn with_output_error<B: QuantBackend>(log: BlockLog, expected: &[Tensor<B, 3>], found: &[Tensor<B, 3>]) -> BlockLog {
+    let n_values: usize = expected.iter().map(|batch| batch.shape().num_elements()).sum();
+    if n_values == 0 {
+        return log;
+    }
+    let error: f64 = expected.iter().zip(found).map(|(a, b)| B::squared_distance(a, b)).sum();
+    let total: f64 = expected.iter().map(|batch| B::squared_distance(batch, &batch.zeros_like())).sum();
+    BlockLog { output_mse: Some(error / n_values as f64), output_mean_square: Some(total / n_values as f64), ..log }
+}
+
+struct Applied<B: QuantBackend> {
+    block: Box<dyn Block<B>>,
+    weights: BTreeMap<LinearName, Arc<PackedWeight>>,
+    log: BlockLog,
+}
+
+/// The block that an edit asks for.
+fn apply<B: QuantBackend>(block: &dyn Block<B>, edit: BlockEdit<B>) -> Applied<B> {
+    let mut params = block.params().clone();
+    for (group_idx, scale) in &edit.scales {
+        params = fold(params, &block.layout().scale_groups[*group_idx], scale);
+    }
+    let mut weights = BTreeMap::new();
+    for (name, quantized) in edit.linears {
+        let linear = params.linear(name).clone();
+        let weight = B::dequantize_weight(&quantized, &linear.weight.device());
+        assert_eq!(weight.dims(), linear.weight.dims(), "{name}: a method must keep the shape of a weight");
+        params.linears.insert(name, Linear { weight, bias: linear.bias });
+        weights.insert(name, Arc::new(PackedWeight::new(quantized)));
+    }
+    // Folded weights are stored where they are quantized alone: one left out would be read unscaled again.
+    let is_stored = |facts: &LinearFacts| weights.contains_key(&facts.name);
+    assert!(
+        edit.scales.is_empty() || block.layout().linears.iter().all(is_stored),
+        "a method that scales channels must quantize every linear of the block"
+    );
+    Applied { block: block.with_params(params), weights, log: edit.log }
+}

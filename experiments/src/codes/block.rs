@@ -1,0 +1,123 @@
+//! One stored block: a folder in the layout of packed checkpoints ([`awq_core::load::packed`]) with only the tensors that the
+//! method changed, and the log of the block beside.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use awq_core::driver::{BlockLog, QuantizedBlock};
+use awq_core::load::EditedTensors;
+use awq_core::load::packed::{HEADER_FILE, LAYOUT_VERSION, PackedCheckpoint, PackedHeader};
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+use sha2::{Digest, Sha256};
+
+use super::Question;
+use crate::assets::{cannot_write, hex};
+use crate::files::write_durably;
+use crate::provenance::Provenance;
+use crate::quantize::write::{WEIGHTS, write_codes};
+
+/// What a method logged, and what was asked.
+pub(super) const LOG_FILE: &str = "quantized.json";
+
+/// A block that is stored.
+pub(super) struct StoredBlock {
+    pub(super) tensors: Arc<PackedCheckpoint>,
+    pub(super) log: Log,
+}
+
+/// Content of [`LOG_FILE`].
+#[derive(Serialize, Deserialize)]
+pub(super) struct Log {
+    /// For whoever finds the folder.
+    question: Json,
+    /// [`hash_of_tensors`].
+    tensors_sha256: String,
+    /// Stored bits of the block's quantized weights.
+    pub(super) stored_bits: u64,
+    /// How many they are.
+    pub(super) n_weights: u64,
+    /// Wall time of reading and capturing the block, shared by all cells of that pass.
+    pub(super) shared_seconds: f64,
+    pub(super) block: BlockLog,
+}
+
+/// The folder of a block in the folder of its question.
+pub(super) fn folder_in(codes: &Path, block_idx: usize) -> PathBuf {
+    codes.join(format!("{block_idx:05}"))
+}
+
+impl StoredBlock {
+    /// Writes a block into an empty folder.
+    pub(super) fn write(
+        folder: &Path,
+        tensors: &EditedTensors,
+        header: PackedHeader,
+        question: &Json,
+        block: QuantizedBlock,
+    ) -> anyhow::Result<()> {
+        let (stored_bits, n_weights) = block.codes.stored_bits();
+        let bits_per_weight = stored_bits as f64 / n_weights.max(1) as f64;
+        write_codes(folder, tensors, PackedHeader { bits_per_weight, ..header })?;
+        let log = Log {
+            question: question.clone(),
+            tensors_sha256: hash_of_tensors(folder)?,
+            stored_bits,
+            n_weights,
+            shared_seconds: block.shared_seconds,
+            block: block.log,
+        };
+        let log_file = folder.join(LOG_FILE);
+        let json = serde_json::to_vec(&log).context("logs are JSON")?;
+        write_durably(&log_file, &json).with_context(|| cannot_write(&log_file))
+    }
+
+    /// Reads a block.
+    ///
+    /// # Errors
+    /// Anything that is not as it was written.
+    pub(super) fn read(folder: &Path) -> anyhow::Result<Self> {
+        let log: Log = serde_json::from_slice(&fs::read(folder.join(LOG_FILE))?)?;
+        ensure!(log.tensors_sha256 == hash_of_tensors(folder)?, "{}: damaged", folder.display());
+        Ok(Self { tensors: Arc::new(PackedCheckpoint::open_folder(folder)?), log })
+    }
+}
+
+/// The header of a block. What it was calibrated on is in the question beside it, and its hash is that of its tensors.
+pub(super) fn header(question: &Question<'_>) -> anyhow::Result<PackedHeader> {
+    let program = Provenance::collect("", 0, Default::default());
+    Ok(PackedHeader {
+        layout_version: LAYOUT_VERSION,
+        method: question.method.label(),
+        settings: serde_json::to_value(question.method).context("settings are JSON")?,
+        grid: *question.grid,
+        bits_per_weight: 0.0,
+        calibration: None,
+        codes_sha256: String::new(),
+        version: program.version,
+        commit: program.commit,
+        linears: Default::default(),
+    })
+}
+
+/// sha256 over the tensors and their header.
+fn hash_of_tensors(folder: &Path) -> anyhow::Result<String> {
+    let mut hasher = Sha256::new();
+    let mut chunk = vec![0; 1 << 20];
+    for name in [WEIGHTS, HEADER_FILE] {
+        let path = folder.join(name);
+        let cannot_read = || format!("{}: cannot read", path.display());
+        let mut file = File::open(&path).with_context(cannot_read)?;
+        loop {
+            let n_read = file.read(&mut chunk).with_context(cannot_read)?;
+            if n_read == 0 {
+                break;
+            }
+            hasher.update(&chunk[..n_read]);
+        }
+    }
+    Ok(hex(hasher))
+}

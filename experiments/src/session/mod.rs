@@ -1,0 +1,105 @@
+//! A model at work: opened once, then calibrated for, quantized and scored as often as is asked. Experiments and the command line
+//! do it alike.
+
+mod calibrate;
+mod quantize;
+mod score;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::Context;
+use awq_core::arithmetic::FloatType;
+use awq_core::backend::QuantBackend;
+use awq_core::load::{OpenedModel, open_model};
+use awq_core::model::wiring::Wiring;
+use awq_core::model::{Decoder, Storage, open_decoder, wiring_of};
+
+pub use self::calibrate::Calibrated;
+pub use self::quantize::Wanted;
+pub use self::score::{BaseModels, Prepared, PreparedTexts};
+use crate::assets::AssetStore;
+use crate::codes::{BaseTensors, CodeStore};
+use crate::config::ModelSpec;
+use crate::progress::Progress;
+
+/// A model whose headers are read and checked.
+pub struct Model {
+    /// Its files, opened.
+    pub opened: OpenedModel,
+    /// How its tensors are called, and what is computed with them.
+    pub wiring: Arc<Wiring>,
+    /// In what types its linears are stored.
+    pub storage: Option<Storage>,
+    /// sha256 of each of its files, by name.
+    pub files: BTreeMap<String, String>,
+}
+
+impl Model {
+    /// Finds a model, downloading it if need be, and opens it. What a user should know of its files is noted.
+    ///
+    /// # Errors
+    /// A model that cannot be had or opened.
+    pub fn open(spec: &ModelSpec, store: &AssetStore, progress: &Progress) -> anyhow::Result<Self> {
+        let located = store.model(spec)?;
+        let opened = open_model(&located.path).with_context(|| format!("model {}", spec.name))?;
+        Self::of(opened, located.hashes, progress).context("the model cannot be opened")
+    }
+
+    /// An opened model with the hashes of its files. What a user should know of them is noted.
+    ///
+    /// # Errors
+    /// Tensors that make up no model of its family.
+    pub fn of(opened: OpenedModel, files: BTreeMap<String, String>, progress: &Progress) -> anyhow::Result<Self> {
+        let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref())?;
+        wiring.notes.iter().for_each(|note| progress.note(note));
+        let storage = Storage::of(&wiring, &opened.config, opened.checkpoint.as_ref());
+        Ok(Self { opened, wiring: Arc::new(wiring), storage, files })
+    }
+}
+
+/// What a session runs on.
+#[derive(Clone, Copy)]
+pub struct Machine<'a> {
+    /// Device name.
+    pub device: &'a str,
+    /// Type of weights and activations there.
+    pub precision: FloatType,
+    /// Where codes are kept.
+    pub codes: &'a CodeStore,
+    /// Who is told.
+    pub progress: &'a Progress,
+}
+
+/// A model open on a backend.
+pub struct Session<'a, B: QuantBackend> {
+    model: &'a Model,
+    decoder: Box<dyn Decoder<B>>,
+    machine: Machine<'a>,
+}
+
+impl<'a, B: QuantBackend> Session<'a, B> {
+    /// Reads what is no part of a block.
+    ///
+    /// # Errors
+    /// A tensor that cannot be read.
+    pub fn open(model: &'a Model, machine: Machine<'a>, device: &B::Device) -> anyhow::Result<Self> {
+        let OpenedModel { config, checkpoint, .. } = &model.opened;
+        let decoder = open_decoder::<B>(config.clone(), checkpoint.clone(), device);
+        Ok(Self { model, decoder: decoder.context("the model cannot be opened")?, machine })
+    }
+
+    /// What was opened.
+    pub fn model(&self) -> &'a Model {
+        self.model
+    }
+
+    /// The model as its files have it.
+    pub fn decoder(&self) -> &dyn Decoder<B> {
+        self.decoder.as_ref()
+    }
+
+    fn base_tensors(&self) -> BaseTensors {
+        BaseTensors { wiring: self.model.wiring.clone(), checkpoint: self.model.opened.checkpoint.clone() }
+    }
+}
