@@ -244,12 +244,12 @@ fn finish(summary: &Summary, progress: &Progress) -> ExitCode {
 
 /// The experiment that `folder` was written by.
 fn experiment_of(folder: &Path) -> anyhow::Result<ExperimentSpec> {
-    let path = folder.join(runner::RESOLVED_CONFIG);
+    let path = folder.join(record::RESOLVED_CONFIG);
     ensure!(
         path.is_file(),
         "{}: no {} in it; give a folder that an experiment wrote",
         folder.display(),
-        runner::RESOLVED_CONFIG
+        record::RESOLVED_CONFIG
     );
     ExperimentSpec::read(&path)
 }

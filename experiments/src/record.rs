@@ -1,7 +1,7 @@
 //! [`Record`]: what one finished (or failed) cell leaves behind, one JSON object a line in `records.jsonl`.
 //!
 //! Records are only ever appended (`record/file.rs`), each with one write and a sync, so that a kill
-//! loses no record: only the cell being measured, or the cells being quantized in one pass. Everything a table or figure
+//! loses no record: only the cell being measured, or the block being quantized. Everything a table or figure
 //! needs is in here: making a report opens no model.
 //!
 //! A record is read for as long as its schema is. Its cell is kept as it was written and not read again: what was asked is known
@@ -25,6 +25,9 @@ mod hold;
 
 use crate::plan::{Cell, CellId};
 use crate::provenance::Provenance;
+
+/// Name of the copy of the experiment that stands beside its records.
+pub const RESOLVED_CONFIG: &str = "experiment.toml";
 
 /// Version of the record's layout; raised when a field changes meaning.
 pub const SCHEMA_VERSION: u32 = 1;

@@ -22,7 +22,9 @@ use crate::inputs;
 use crate::plan::{Cell, CellId, ModelPlan, Plan, passes};
 use crate::progress::Progress;
 use crate::provenance::Provenance;
-use crate::record::{Failed, Labels, Outcome, Record, RecordFile, SCHEMA_VERSION, Stage, StoredRecord};
+use crate::record::{
+    Failed, Labels, Outcome, RESOLVED_CONFIG, Record, RecordFile, SCHEMA_VERSION, Stage, StoredRecord,
+};
 use crate::session::{Machine, Model, Session};
 
 mod pass;
@@ -199,9 +201,6 @@ pub fn default_out(config: &Path, max_windows: Option<NonZeroUsize>) -> PathBuf 
     let first = max_windows.map_or_else(String::new, |n| format!("-first-{n}"));
     Path::new("results").join(format!("{stem}{first}"))
 }
-
-/// Name of the copy of the experiment that stands beside its records.
-pub const RESOLVED_CONFIG: &str = "experiment.toml";
 
 /// Creates the output folder, opens its records and writes the experiment, as parsed and limited, beside them. `max_windows` is
 /// what the command limits it to.

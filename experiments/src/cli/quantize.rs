@@ -12,9 +12,10 @@ use clap::{Args, ValueEnum};
 use super::model::{ModelArgs, parse_bits};
 use crate::codes::CodeStore;
 use crate::device;
+use crate::packed;
 use crate::quantize::place::{self, Place};
 use crate::quantize::request::Request;
-use crate::quantize::{header, needed_bytes, quantize, write};
+use crate::quantize::{header, needed_bytes, quantize};
 
 /// Quantize a model and write it as a packed checkpoint, which `generate`, `chat` and experiments load without the original.
 ///
@@ -75,7 +76,7 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let (store, progress) = (args.model.machine.store()?, args.model.machine.progress());
     let codes = CodeStore::from_env(store.cache(), &progress)?;
     let quantized = quantize(&model, &recipe, (device, &codes), &store, &progress)?;
-    write::write(place.folder(), &model.opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized)?)?;
+    packed::write(place.folder(), &model.opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized)?)?;
     let written = open_model(place.folder()).context("what was written cannot be read again")?;
     let wiring = wiring_of(&written.config, written.checkpoint.as_ref())?;
     let found = codes_sha256(&wiring, written.config.n_blocks, written.checkpoint.as_ref())?;

@@ -17,8 +17,8 @@ use sha2::{Digest, Sha256};
 use super::Question;
 use crate::assets::{cannot_write, hex};
 use crate::files::write_durably;
+use crate::packed::{WEIGHTS, write_codes};
 use crate::provenance::Provenance;
-use crate::quantize::write::{WEIGHTS, write_codes};
 
 /// What a method logged, and what was asked.
 pub(super) const LOG_FILE: &str = "quantized.json";

@@ -1,9 +1,7 @@
 //! One model quantized outside of an experiment: to be written as a packed checkpoint, or decoded from at once.
 
-mod companions;
 pub mod place;
 pub mod request;
-pub mod write;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,6 +20,7 @@ use crate::config::{
 };
 use crate::data::Texts;
 use crate::device::{DeviceJob, run_on};
+use crate::packed;
 use crate::progress::Progress;
 use crate::provenance::Provenance;
 use crate::registry::MethodSpec;
@@ -81,7 +80,7 @@ pub fn quantize(
 
 /// Bytes that must be free for `recipe`'s packed checkpoint of a model.
 pub fn needed_bytes(model: &Model, recipe: &Recipe) -> u64 {
-    write::needed_bytes(model.opened.checkpoint.as_ref(), |name| model.wiring.quantizes(name), &recipe.grid)
+    packed::needed_bytes(model.opened.checkpoint.as_ref(), |name| model.wiring.quantizes(name), &recipe.grid)
 }
 
 struct QuantizeJob<'a> {

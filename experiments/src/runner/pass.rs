@@ -113,7 +113,7 @@ impl<B: QuantBackend> Scoring<'_, '_, B> {
         let changed = quantized.map(|quantized| session.quantized(quantized.codes));
         let decoder = changed.as_deref().unwrap_or(session.decoder());
         let measurements = session.score(&cell.label(), decoder, &cell.evaluations, (texts, base), calibration)?;
-        let seconds = |codes: &Codes| codes.logs().map(|log| log.seconds).sum();
+        let seconds = |codes: &Codes| codes.logs().map(|log| log.seconds).sum::<f64>();
         Ok(Done {
             measurements,
             quantization: quantized.map(|quantized| quantized.describe(cell, texts)).transpose()?,

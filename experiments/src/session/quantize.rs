@@ -11,8 +11,8 @@ use super::{Calibrated, Session};
 use crate::assets::cannot_write;
 use crate::codes::{Codes, Question};
 use crate::guard::guarded;
+use crate::packed::bytes_of_codes;
 use crate::progress::Bar;
-use crate::quantize::write::bytes_of_codes;
 use crate::registry::MethodSpec;
 
 /// Codes that are to be made.

@@ -1,16 +1,15 @@
-//! The modules of awq-core lie in layers, listed in ARCHITECTURE.md: a module imports only from its own line and those above.
+//! The modules of a crate lie in layers, listed in ARCHITECTURE.md: a module imports only from its own line and those above.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{files_below, read, root};
 
-const CRATE: &str = "awq-core/src";
-
-/// The line of each module, from the block that follows the heading.
-fn layers() -> BTreeMap<String, usize> {
+/// The line of each module of a crate, from the block that follows the heading.
+fn layers(of: &str) -> BTreeMap<String, usize> {
     let document = read("ARCHITECTURE.md");
-    let (_, after) = document.split_once("### Layers of `awq-core/`").expect("ARCHITECTURE.md lists the layers");
+    let heading = format!("### Layers of `{of}/`");
+    let (_, after) = document.split_once(&heading).expect("ARCHITECTURE.md lists the layers");
     let block = after.split("```").nth(1).expect("the layers are a block of text");
     let lines = block.lines().skip(1).filter(|line| !line.trim().is_empty());
     lines.enumerate().flat_map(|(n, line)| line.split_whitespace().map(move |module| (module.to_owned(), n))).collect()
@@ -26,45 +25,61 @@ fn imports(code: &str) -> Vec<Vec<&str>> {
     let code = code.split("\nmod tests {").next().unwrap_or_default();
     let lines = code.lines().map(|line| line.split("//").next().unwrap_or_default());
     let rests = lines.flat_map(|line| line.split("crate::").skip(1));
+    // `crate::{a, b::c}` is a list of paths.
+    let paths = rests.flat_map(|rest| match rest.strip_prefix('{') {
+        Some(list) => list.split('}').next().unwrap_or_default().split(", ").collect(),
+        None => vec![rest],
+    });
     let is_in_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
-    let path = |rest: &'_ str| rest.split(|c| !is_in_path(c)).next().unwrap_or_default().len();
-    rests.map(|rest| rest[..path(rest)].split("::").filter(|name| !name.is_empty()).collect()).collect()
+    let names = |path: &'_ str| path.split(|c| !is_in_path(c)).next().unwrap_or_default().len();
+    paths.map(|path| path[..names(path)].split("::").filter(|name| !name.is_empty()).collect()).collect()
 }
 
 #[test]
 fn paths_are_found_in_code_only() {
     let code = "use crate::grid::{Bits, Grid};\n/// [`crate::awq::Awq`]\nlet x = crate::host::clip::search(y); // crate::load\n";
     assert_eq!(imports(code), [vec!["grid"], vec!["host", "clip", "search"]]);
+    assert_eq!(imports("use crate::{device, cli::model};\n"), [vec!["device"], vec!["cli", "model"]]);
     assert!(imports("#[cfg(test)]\nmod tests {\n    use crate::driver::Job;\n}\n").is_empty());
 }
 
 #[test]
 fn no_module_imports_from_a_layer_above_its_own() {
-    let layers = layers();
+    // As many imports as there are at least: fewer, and the rule of this test is no longer right.
+    let faults: Vec<String> =
+        [("awq-core", 150), ("experiments", 200)].into_iter().flat_map(|(of, least)| imports_up(of, least)).collect();
+    assert!(faults.is_empty(), "imports that go up:\n{}", faults.join("\n"));
+}
+
+fn imports_up(of: &str, least: usize) -> Vec<String> {
+    let (layers, folder) = (layers(of), format!("{of}/src"));
     let mut faults = Vec::new();
     let mut n_imports = 0;
-    for (file, content) in files_below(&root().join(CRATE)) {
+    for (file, content) in files_below(&root().join(&folder)) {
         let name = file.to_string_lossy().replace('\\', "/");
-        let is_test = name.ends_with("/tests.rs") || name.ends_with("/testing.rs");
-        if name == "lib.rs" || is_test || Path::new(&name).extension().is_none_or(|ending| ending != "rs") {
+        let is_test = ["/tests.rs", "_tests.rs", "/testing.rs"].iter().any(|end| name.ends_with(end));
+        if ["lib.rs", "main.rs"].contains(&name.as_str())
+            || is_test
+            || Path::new(&name).extension().is_none_or(|ending| ending != "rs")
+        {
             continue;
         }
         let path: Vec<&str> = name.trim_end_matches(".rs").trim_end_matches("/mod").split('/').collect();
         let Some(own) = module_of(&layers, &path) else {
-            faults.push(format!("{CRATE}/{name}: no layer of ARCHITECTURE.md names its module"));
+            faults.push(format!("{folder}/{name}: no layer of ARCHITECTURE.md names its module"));
             continue;
         };
         for import in imports(std::str::from_utf8(&content).unwrap()) {
             n_imports += 1;
             match module_of(&layers, &import) {
-                None => faults.push(format!("{CRATE}/{name}: `crate::{}` is in no layer", import.join("::"))),
+                None => faults.push(format!("{folder}/{name}: `crate::{}` is in no layer", import.join("::"))),
                 Some(other) if layers[other] > layers[own] => {
-                    faults.push(format!("{CRATE}/{name}: {own} imports {other}, which lies above it"));
+                    faults.push(format!("{folder}/{name}: {own} imports {other}, which lies above it"));
                 }
                 Some(_) => {}
             }
         }
     }
-    assert!(n_imports > 150, "only {n_imports} imports found: is the rule of this test still right?");
-    assert!(faults.is_empty(), "imports that go up:\n{}", faults.join("\n"));
+    assert!(n_imports > least, "only {n_imports} imports found in {folder}");
+    faults
 }

@@ -3,6 +3,8 @@
 //! Tensors go to disk one at a time, so memory is bounded by the largest. The weights get their name last: a folder that
 //! was not finished has no `model.safetensors` and is not taken for a model.
 
+mod companions;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, Write};
@@ -65,7 +67,7 @@ pub fn write(
     write_json(folder, "tokenizer_config.json", &tokenizer_config)?;
     let generation = json!({ "bos_token_id": opened.tokenizer.bos(), "eos_token_id": opened.config.eos_ids });
     write_json(folder, "generation_config.json", &generation)?;
-    super::companions::copy(opened.tokenizer.file(), folder)?;
+    companions::copy(opened.tokenizer.file(), folder)?;
     // What a decoder reads, and no buffers. NaN may stand in rows that no text looks up.
     let wiring = wiring_of(&opened.config, checkpoint)?;
     write_tensors(folder, wiring.tensors(&opened.config).into_keys(), checkpoint, header)
