@@ -17,7 +17,6 @@ use crate::arithmetic::Arithmetic;
 use crate::backend::{QuantBackend, float_vec};
 use crate::capture::BlockInputs;
 use crate::fold::fold;
-use crate::grid::Grid;
 use crate::load::{Checkpoint, LoadError, ModelConfig, QuantizedCheckpoint};
 pub use crate::log::{BlockLog, LinearLog, ScaleSearchLog};
 use crate::method::{BlockCtx, BlockEdit, MethodError, QuantMethod};
@@ -25,6 +24,7 @@ use crate::model::layers::{Linear, Norm};
 use crate::model::wiring::Wiring;
 use crate::model::{Block, BlockLayout, Decoder, LinearFacts, LinearName, NoTap, NormName, for_each_block};
 use crate::pack::PackedWeight;
+use crate::rule::ModelGrids;
 use crate::scale_range::checked_edit;
 
 mod stored;
@@ -50,13 +50,13 @@ pub struct Calibration<'a> {
     pub propagation: Propagation,
 }
 
-/// One method on one grid.
-#[derive(Clone, Copy)]
+/// One method on one grid, or on several.
+#[derive(Clone)]
 pub struct Job<'a, B: QuantBackend> {
     /// The method.
     pub method: &'a dyn QuantMethod<B>,
-    /// The grid.
-    pub grid: Grid,
+    /// The grid of each linear.
+    pub grids: ModelGrids,
 }
 
 /// A quantized model at its stored size: an edit of the checkpoint that it was made from. Copies share the codes.
@@ -67,6 +67,15 @@ pub struct QuantizedModel {
     pub logs: Vec<BlockLog>,
 }
 
+/// The linears of a quantized model that are not quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FullPrecisionShare {
+    /// Their weights.
+    pub n_weights: u64,
+    /// Stored bits a weight, the mean over all linears of all blocks: these count with the bits of their type in the checkpoint.
+    pub bits_per_weight_of_all: f64,
+}
+
 /// The changed parts of one block in host memory.
 #[derive(Clone, Debug, PartialEq)]
 struct StoredBlock {
@@ -74,7 +83,7 @@ struct StoredBlock {
     weights: BTreeMap<LinearName, Arc<PackedWeight>>,
     /// Biases and norms, changed where a scale was folded in.
     biases: BTreeMap<LinearName, Vec<f32>>,
-    /// Linears that stay in full precision, likewise.
+    /// Linears that no method quantizes, and those left in full precision into which a scale was folded.
     kept: BTreeMap<LinearName, Vec<f32>>,
     norms: BTreeMap<NormName, (Vec<f32>, Option<Vec<f32>>)>,
 }
@@ -181,12 +190,14 @@ fn quantize_shared<B: QuantBackend>(
     inputs: &BlockInputs<B>,
     expected: &[Tensor<B, 3>],
 ) -> Result<QuantizedBlock<B>, MethodError> {
-    let linears = &block.layout().linears;
-    let ctx = BlockCtx { block_idx, block, inputs: Some(inputs), linears, grid: &job.grid };
+    let grids = job.grids.block(block_idx);
+    let linears = &grids.quantized(&block.layout().linears);
+    let ctx = BlockCtx { block_idx, block, inputs: Some(inputs), linears, grids };
     let applied = apply(block, decide(job.method, &ctx)?);
     let outputs = run(applied.block.as_ref(), hidden);
     let log = with_output_error(applied.log, expected, &outputs);
-    Ok(QuantizedBlock { stored: StoredBlock::new(applied.weights, applied.block.as_ref()), log, outputs })
+    let stored = StoredBlock::new(applied.weights, &applied.folded, applied.block.as_ref());
+    Ok(QuantizedBlock { stored, log, outputs })
 }
 
 /// One job on a block that sees the outputs of the job's own quantized blocks.
@@ -214,22 +225,26 @@ fn quantize_per_stage<B: QuantBackend>(
     let expected = run(block, hidden);
     let mut partial = block.with_params(block.params().clone());
     let mut log = BlockLog::default();
-    let mut weights = BTreeMap::new();
+    let (mut weights, mut folded) = (BTreeMap::new(), BTreeSet::new());
+    let grids = job.grids.block(block_idx);
     for stage in &block.layout().stages {
+        let linears = grids.quantized(&stage_facts(block.layout(), stage));
+        if linears.is_empty() {
+            continue;
+        }
         let (inputs, _) = capture_beside(partial.as_ref(), full_precision, hidden);
-        let linears = stage_facts(block.layout(), stage);
-        let ctx =
-            BlockCtx { block_idx, block: partial.as_ref(), inputs: Some(&inputs), linears: &linears, grid: &job.grid };
+        let ctx = BlockCtx { block_idx, block: partial.as_ref(), inputs: Some(&inputs), linears: &linears, grids };
         let applied = apply(partial.as_ref(), decide(job.method, &ctx)?);
         log.scale_searches.extend(applied.log.scale_searches);
         log.linears.extend(applied.log.linears);
         weights.extend(applied.weights);
+        folded.extend(applied.folded);
         partial = applied.block;
     }
     let outputs = run(partial.as_ref(), hidden);
     let log = with_output_error(log, &expected, &outputs);
     *hidden = outputs;
-    Ok((StoredBlock::new(weights, partial.as_ref()), log))
+    Ok((StoredBlock::new(weights, &folded, partial.as_ref()), log))
 }
 
 /// [`BlockInputs::capture`], with what the same linears see in the full-precision model where a method asks for it.
@@ -282,14 +297,19 @@ fn with_output_error<B: QuantBackend>(log: BlockLog, expected: &[Tensor<B, 3>], 
 struct Applied<B: QuantBackend> {
     block: Box<dyn Block<B>>,
     weights: BTreeMap<LinearName, Arc<PackedWeight>>,
+    /// Linears into which a scale was folded.
+    folded: BTreeSet<LinearName>,
     log: BlockLog,
 }
 
 /// The block that an edit asks for.
 fn apply<B: QuantBackend>(block: &dyn Block<B>, edit: BlockEdit<B>) -> Applied<B> {
     let mut params = block.params().clone();
+    let mut folded = BTreeSet::new();
     for (group_idx, scale) in &edit.scales {
-        params = fold(params, &block.layout().scale_groups[*group_idx], scale);
+        let group = &block.layout().scale_groups[*group_idx];
+        params = fold(params, group, scale);
+        folded.extend(group.folded_linears());
     }
     let mut weights = BTreeMap::new();
     for (name, quantized) in edit.linears {
@@ -299,34 +319,32 @@ fn apply<B: QuantBackend>(block: &dyn Block<B>, edit: BlockEdit<B>) -> Applied<B
         params.linears.insert(name, Linear { weight, bias: linear.bias });
         weights.insert(name, Arc::new(PackedWeight::new(quantized)));
     }
-    // Folded weights are stored where they are quantized alone: one left out would be read unscaled again.
-    let is_stored = |facts: &LinearFacts| weights.contains_key(&facts.name);
-    assert!(
-        edit.scales.is_empty() || block.layout().linears.iter().all(is_stored),
-        "a method that scales channels must quantize every linear of the block"
-    );
-    Applied { block: block.with_params(params), weights, log: edit.log }
+    Applied { block: block.with_params(params), weights, folded, log: edit.log }
 }
 
 impl StoredBlock {
-    fn new<B: QuantBackend>(weights: BTreeMap<LinearName, Arc<PackedWeight>>, block: &dyn Block<B>) -> Self {
+    /// `folded`: linears into which a scale was folded. Those among them that are not quantized are no longer as the checkpoint
+    /// has them.
+    fn new<B: QuantBackend>(
+        weights: BTreeMap<LinearName, Arc<PackedWeight>>,
+        folded: &BTreeSet<LinearName>,
+        block: &dyn Block<B>,
+    ) -> Self {
         let params = block.params();
-        let is_kept = |name: &LinearName| !block.layout().linears.iter().any(|facts| facts.name == *name);
+        let is_left = |name: &LinearName| !weights.contains_key(name) && folded.contains(name);
+        let is_kept =
+            |name: &LinearName| is_left(name) || !block.layout().linears.iter().any(|facts| facts.name == *name);
         let bias = |(name, linear): (&LinearName, &Linear<B>)| linear.bias.clone().map(|bias| (*name, float_vec(bias)));
         let norm = |(name, norm): (&NormName, &Norm<B>)| {
             (*name, (float_vec(norm.weight.clone()), norm.bias.clone().map(float_vec)))
         };
-        Self {
-            weights,
-            biases: params.linears.iter().filter_map(bias).collect(),
-            kept: params
-                .linears
-                .iter()
-                .filter(|(name, _)| is_kept(name))
-                .map(|(name, linear)| (*name, float_vec(linear.weight.clone())))
-                .collect(),
-            norms: params.norms.iter().map(norm).collect(),
-        }
+        let kept = (params.linears.iter())
+            .filter(|(name, _)| is_kept(name))
+            .map(|(name, linear)| (*name, float_vec(linear.weight.clone())))
+            .collect();
+        let is_stored = |name: &LinearName| weights.contains_key(name) || is_kept(name);
+        let biases = params.linears.iter().filter(|(name, _)| is_stored(name)).filter_map(bias).collect();
+        Self { weights, biases, kept, norms: params.norms.iter().map(norm).collect() }
     }
 
     /// The quantized block, from the block as the checkpoint has it.
@@ -376,6 +394,31 @@ impl QuantizedModel {
             weights += (n_out * n_in) as u64;
         }
         bits as f64 / weights.max(1) as f64
+    }
+
+    /// What is left of the linears of the blocks in full precision; `None` where nothing is, or where the checkpoint does not say
+    /// how it stores one of them.
+    pub fn left_in_full_precision(
+        &self,
+        wiring: &Wiring,
+        config: &ModelConfig,
+        base: &dyn Checkpoint,
+    ) -> Option<FullPrecisionShare> {
+        let (mut n_left, mut n_all, mut bits) = (0_u64, 0_u64, 0.0);
+        for (block_idx, (stored, block)) in self.blocks.iter().zip(&wiring.blocks).enumerate() {
+            for (linear, shape) in block.linear_shapes(config) {
+                let n_weights = shape.iter().product::<usize>() as u64;
+                n_all += n_weights;
+                if let Some(weight) = stored.weights.get(&linear) {
+                    bits += weight.stored_bits() as f64;
+                } else {
+                    let name = format!("{}.weight", wiring.linear(block_idx, linear));
+                    bits += base.stored_type(&name)?.bits_per_weight * n_weights as f64;
+                    n_left += n_weights;
+                }
+            }
+        }
+        (n_left > 0).then(|| FullPrecisionShare { n_weights: n_left, bits_per_weight_of_all: bits / n_all as f64 })
     }
 
     /// The model as a checkpoint, over the one that it was made from. Packed weights are shared, not copied.

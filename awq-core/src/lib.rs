@@ -24,6 +24,7 @@ pub mod model;
 pub mod pack;
 pub mod quantized;
 pub mod rotation;
+pub mod rule;
 mod scale_range;
 pub mod shared;
 pub mod transform;

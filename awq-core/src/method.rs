@@ -16,6 +16,7 @@ use crate::grid::Grid;
 use crate::log::{BlockLog, LinearLog};
 use crate::model::{Block, LinearFacts, LinearName};
 use crate::quantized::QuantizedWeight;
+use crate::rule::BlockGrids;
 
 /// What a method is given of one block.
 #[derive(Clone, Copy)]
@@ -26,10 +27,10 @@ pub struct BlockCtx<'a, B: QuantBackend> {
     pub block: &'a dyn Block<B>,
     /// What its linears see on the calibration sequences; `None` where the method needs nothing.
     pub inputs: Option<&'a BlockInputs<B>>,
-    /// The linears to quantize: all of the block, or one stage of it.
+    /// The linears to quantize, of all of the block or of one stage of it. Those that stay in full precision are none of them.
     pub linears: &'a [LinearFacts],
-    /// The grid to round to.
-    pub grid: &'a Grid,
+    /// The grid of each linear of the block.
+    pub grids: &'a BlockGrids,
 }
 
 impl<'a, B: QuantBackend> BlockCtx<'a, B> {
@@ -43,7 +44,15 @@ impl<'a, B: QuantBackend> BlockCtx<'a, B> {
             .ok_or(MethodError::NoCalibration { block_idx: self.block_idx, linear: captured_as.0 })
     }
 
-    /// The context of one linear.
+    /// The grid of a linear that is quantized.
+    ///
+    /// # Panics
+    /// If it stays in full precision: it is none of `linears`.
+    pub fn grid(&self, linear: LinearName) -> &'a Grid {
+        self.grids.of(linear).unwrap_or_else(|| panic!("{linear}: a linear in full precision has no grid"))
+    }
+
+    /// The context of one of `linears`.
     pub fn linear(&self, facts: &LinearFacts) -> LinearCtx<'a, B> {
         LinearCtx {
             block_idx: self.block_idx,
@@ -51,7 +60,7 @@ impl<'a, B: QuantBackend> BlockCtx<'a, B> {
             weight: self.block.params().linear(facts.name).weight.clone(),
             input: self.inputs.and_then(|inputs| inputs.get(facts.input)),
             input_scale: None,
-            grid: self.grid,
+            grid: self.grid(facts.name),
         }
     }
 }

@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
 use awq_core::load::{OpenedModel, open_model};
+use awq_core::model::wiring::Wiring;
 use awq_core::model::{Storage, open_decoder, wiring_of};
 
 use crate::assets::AssetStore;
@@ -126,20 +127,31 @@ fn run_model(
     sink: &mut Sink<'_>,
 ) -> anyhow::Result<()> {
     let opened = locate_and_open(&plan.model, store, progress);
-    let LocatedModel { opened, storage, assets } = match opened {
+    let LocatedModel { opened, wiring, storage, assets } = match opened {
         Ok(located) => located,
         Err(error) => return fail_all(cells, Stage::Load, &error, &BTreeMap::new(), sink),
     };
+    // Overrides that do not fit the model are found before any work.
+    let mut fitting = Vec::new();
+    for &cell in cells {
+        match cell.quantization.as_ref().map(|quantization| quantization.rule().resolve(&wiring)).transpose() {
+            Ok(_) => fitting.push(cell),
+            Err(error) => sink(cell, failed(Stage::Load, &error.into()), &assets)?,
+        }
+    }
+    let cells = fitting.as_slice();
     // One experiment has one precision.
     let precision = cells.first().map_or(FloatType::F32, |cell| cell.precision);
     let model_files = assets.clone();
-    let job = ModelJob { opened, storage, model_files, assets, cells, options, precision, texts, progress, sink };
+    let job =
+        ModelJob { opened, wiring, storage, model_files, assets, cells, options, precision, texts, progress, sink };
     run_on(&options.device, precision, job)
 }
 
 /// A model's headers, and the hashes of its files.
 struct LocatedModel {
     opened: OpenedModel,
+    wiring: Wiring,
     storage: Option<Storage>,
     assets: BTreeMap<String, String>,
 }
@@ -150,7 +162,7 @@ fn locate_and_open(model: &ModelSpec, store: &AssetStore, progress: &Progress) -
     let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref()).context("the model cannot be opened")?;
     wiring.notes.iter().for_each(|note| progress.note(note));
     let storage = Storage::of(&wiring, &opened.config, opened.checkpoint.as_ref());
-    Ok(LocatedModel { opened, storage, assets: located.hashes })
+    Ok(LocatedModel { opened, wiring, storage, assets: located.hashes })
 }
 
 fn fail_all(
@@ -170,6 +182,7 @@ fn failed(stage: Stage, error: &anyhow::Error) -> Outcome {
 /// The cells of one opened model, on a backend.
 struct ModelJob<'a, 'b, 'c> {
     opened: OpenedModel,
+    wiring: Wiring,
     storage: Option<Storage>,
     /// sha256 of the model's files.
     model_files: BTreeMap<String, String>,

@@ -125,7 +125,13 @@ impl Case {
     #[track_caller]
     fn edit(&self, method: &MethodSpec, grid: &Grid) -> BlockEdit<Flex> {
         let linears = &self.block.layout().linears;
-        let ctx = BlockCtx { block_idx: 0, block: self.block.as_ref(), inputs: Some(&self.inputs), linears, grid };
+        let ctx = BlockCtx {
+            block_idx: 0,
+            block: self.block.as_ref(),
+            inputs: Some(&self.inputs),
+            linears,
+            grids: &(*grid).into(),
+        };
         method.method::<Flex>().quantize_block(&ctx).unwrap_or_else(|error| panic!("{}: {error}", method.label()))
     }
 }
@@ -270,7 +276,7 @@ fn eight_bits_change_the_output_little() {
     for decoder in [tiny::decoder(&TinySpec::MHA, 7, &Default::default()).unwrap(), opt()] {
         let methods = methods();
         let jobs: Vec<Job<'_, Flex>> =
-            methods.iter().map(|method| Job { method: method.method::<Flex>(), grid: grid(8) }).collect();
+            methods.iter().map(|method| Job { method: method.method::<Flex>(), grids: grid(8).into() }).collect();
         let calibration = Calibration { sequences: &sequences, propagation: Propagation::Quantized };
         let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| {}).unwrap();
         let family = &decoder.config().architecture;
@@ -296,7 +302,7 @@ fn gptq_works_through_the_stages_of_each_family() {
     let llama = tiny::decoder(&TinySpec::MHA, 7, &Default::default()).unwrap();
     for decoder in [llama, opt(), fixture("qwen3-tiny"), fixture("mixtral-tiny")] {
         let jobs: Vec<Job<'_, Flex>> =
-            [&rtn, &gptq].iter().map(|method| Job { method: method.method::<Flex>(), grid: grid(3) }).collect();
+            [&rtn, &gptq].iter().map(|method| Job { method: method.method::<Flex>(), grids: grid(3).into() }).collect();
         let calibration = Calibration { sequences: &sequences, propagation: Propagation::QuantizedPerStage };
         let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| {}).unwrap();
         let [rtn, gptq] = <[_; 2]>::try_from(pass.models).unwrap().map(|model| model.unwrap().logs);
@@ -339,8 +345,8 @@ fn an_expert_without_tokens_is_survived() {
 fn gptaq_refuses_experts() {
     let gptaq = methods().into_iter().find(|method| method.key() == "gptaq").unwrap();
     let case = Case::of(fixture("mixtral-tiny").as_ref(), 2, |_| {});
-    let (linears, grid) = (&case.block.layout().linears, grid(3));
-    let ctx = BlockCtx { block_idx: 0, block: case.block.as_ref(), inputs: Some(&case.inputs), linears, grid: &grid };
+    let (linears, grids) = (&case.block.layout().linears, &grid(3).into());
+    let ctx = BlockCtx { block_idx: 0, block: case.block.as_ref(), inputs: Some(&case.inputs), linears, grids };
     assert_snapshot!(
         gptaq.method::<Flex>().quantize_block(&ctx).unwrap_err(),
         @"block 0, block_sparse_moe.experts.0.w1: GPTAQ compares what a linear sees with what it sees in the full-precision model, and an expert sees other tokens there; use gptq"

@@ -41,14 +41,15 @@ impl ClipSearch {
         weight: Tensor<B, 2>,
         rows: Tensor<B, 2>,
     ) -> Result<ClipOutcome<B>, MethodError> {
-        if ctx.grid.granularity == Granularity::PerTensor {
+        let grid = ctx.grid(linear);
+        if grid.granularity == Granularity::PerTensor {
             return Err(MethodError::Unsupported {
                 block_idx: ctx.block_idx,
                 linear: linear.0.into(),
                 what: "clip bounds belong to rows or groups; set clip = \"off\" for a per_tensor grid".into(),
             });
         }
-        let outcome = B::clip_search(B::in_f32(weight), &group_grams(rows, ctx.grid), ctx.grid, &self.factors());
+        let outcome = B::clip_search(B::in_f32(weight), &group_grams(rows, grid), grid, &self.factors());
         if !outcome.loss_after.is_finite() {
             return Err(MethodError::NotFinite {
                 block_idx: ctx.block_idx,

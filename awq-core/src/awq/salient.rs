@@ -23,6 +23,7 @@ use crate::log::{BlockLog, LinearLog, StepChange};
 use crate::method::{
     BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod, quantize_each_linear,
 };
+use crate::model::ScaleGroup;
 use crate::quantized::QuantizedWeight;
 use crate::rotation::shuffle;
 use crate::transform::{KeptInputs, WeightTransform};
@@ -173,7 +174,9 @@ impl<B: QuantBackend> QuantMethod<B> for FixedScale {
         let layout = ctx.block.layout();
         let mut params = ctx.block.params().clone();
         let mut edit = BlockEdit { scales: Vec::new(), linears: Default::default(), log: BlockLog::default() };
-        for (group_idx, group) in layout.scale_groups.iter().enumerate() {
+        let is_quantized = |group: &ScaleGroup| group.linears.iter().any(|&linear| ctx.grids.of(linear).is_some());
+        let groups = layout.scale_groups.iter().enumerate();
+        for (group_idx, group) in groups.filter(|(_, group)| is_quantized(group)) {
             let scale = self.scale(ctx.input(group.input)?.mean_abs());
             params = fold(params, group, &scale);
             edit.scales.push((group_idx, scale));
@@ -185,7 +188,7 @@ impl<B: QuantBackend> QuantMethod<B> for FixedScale {
                 |(group_idx, _): &&(usize, _)| layout.scale_groups[*group_idx].linears.contains(&facts.name);
             if let Some((_, scale)) = edit.scales.iter().find(of_linear) {
                 let weight = ctx.block.params().linear(facts.name).weight.clone();
-                log.step_change = Some(step_change(weight, scale.clone(), ctx.grid));
+                log.step_change = Some(step_change(weight, scale.clone(), ctx.grid(facts.name)));
             }
             edit.linears.insert(facts.name, quantized);
             edit.log.linears.push(log);

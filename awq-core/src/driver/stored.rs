@@ -32,8 +32,13 @@ impl StoredBlock {
         let parts = &wiring.blocks[block_idx];
         for linear in parts.layout.linears.iter().map(|facts| facts.name) {
             let name = wiring.linear(block_idx, linear);
-            if let Some(weight) = checkpoint.read_quantized(&format!("{name}.weight"))? {
-                block.weights.insert(linear, Arc::new(PackedWeight::new(weight)));
+            let weight = format!("{name}.weight");
+            match checkpoint.read_quantized(&weight)? {
+                Some(quantized) => {
+                    block.weights.insert(linear, Arc::new(PackedWeight::new(quantized)));
+                }
+                // Left in full precision: it is there where a scale was folded into it.
+                None => block.kept.extend(vector(weight)?.map(|values| (linear, values))),
             }
             block.biases.extend(vector(format!("{name}.bias"))?.map(|bias| (linear, bias)));
         }

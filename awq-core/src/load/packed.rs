@@ -28,6 +28,7 @@ use crate::grid::{Granularity, Grid};
 use crate::pack::PackLayout;
 use crate::quantized::{QuantizedWeight, ZeroPoints};
 use crate::rotation::{Rotation, RotationKind};
+use crate::rule::{GridOverride, GridRule};
 use crate::transform::{KeptInputs, RotatedWeight, WeightTransform};
 
 /// Name of the header's file.
@@ -47,6 +48,9 @@ pub struct PackedHeader {
     pub settings: Json,
     /// The grid that was asked for.
     pub grid: Grid,
+    /// Linears for which another grid was asked, or none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<GridOverride>,
     /// Stored bits per quantized weight: codes, scales, zero points and what transforms keep.
     pub bits_per_weight: f64,
     /// What it was calibrated on, as an experiment's file has it.
@@ -93,6 +97,11 @@ pub enum PackedTransform {
 }
 
 impl PackedHeader {
+    /// The grids that were asked for.
+    pub fn rule(&self) -> GridRule {
+        GridRule { grid: self.grid, overrides: self.overrides.clone() }
+    }
+
     /// Reads the header of `folder`.
     ///
     /// # Errors

@@ -321,7 +321,7 @@ mod tests {
         let group = Granularity::PerGroup(NonZeroU16::new(32).unwrap());
         let grid = Grid::awq(Bits::new(4).unwrap(), group);
         let plain = Awq { scale: ScaleStep::Off, clip: ClipStep::Off };
-        let pass = quantize_model(&decoder, None, &[Job { method: &plain, grid }], &mut |_| {}).unwrap();
+        let pass = quantize_model(&decoder, None, &[Job { method: &plain, grids: grid.into() }], &mut |_| {}).unwrap();
         let model = pass.models.into_iter().next().unwrap().unwrap();
         let (codes, bits, of_model) =
             (model.codes_sha256(), model.bits_per_weight(), outputs(&model.decoder(&decoder)));

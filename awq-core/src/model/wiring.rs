@@ -216,9 +216,14 @@ impl Wiring {
 
     /// Whether the tensor `name` is a weight that methods quantize.
     pub fn quantizes(&self, name: &str) -> bool {
-        let Some((block_idx, linear)) = self.in_block(name) else { return false };
-        let Some(block) = self.blocks.get(block_idx) else { return false };
-        linear.strip_suffix(".weight").is_some_and(|linear| block.layout.linears.iter().any(|it| it.name.0 == linear))
+        self.quantizable_linear(name).is_some()
+    }
+
+    /// The linear whose weight the tensor `name` is, if methods quantize it.
+    pub fn quantizable_linear(&self, name: &str) -> Option<LinearName> {
+        let (block_idx, linear) = self.in_block(name)?;
+        let (block, linear) = (self.blocks.get(block_idx)?, linear.strip_suffix(".weight")?);
+        block.layout.linears.iter().map(|facts| facts.name).find(|name| name.0 == linear)
     }
 
     /// The block that the tensor `name` belongs to, and its name there.

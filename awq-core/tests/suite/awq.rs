@@ -187,7 +187,7 @@ fn error_of(case: &Case, calibrated: bool, grid: &awq_core::grid::Grid) -> Metho
         block: case.block.as_ref(),
         inputs: calibrated.then_some(&case.inputs),
         linears: &case.block.layout().linears,
-        grid,
+        grids: &(*grid).into(),
     };
     official_awq().quantize_block(&ctx).unwrap_err()
 }

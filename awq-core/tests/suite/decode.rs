@@ -144,7 +144,8 @@ fn quantized(spec: &TinySpec, method: &dyn QuantMethod<Cpu>, grid: Grid) -> Arc<
     let decoder = open_decoder::<Cpu>(spec.config(), base.clone(), &Default::default()).unwrap();
     let ids = tiny::sequences(spec, 2, 20, 1);
     let calibration = Calibration { sequences: &ids, propagation: Propagation::FullPrecision };
-    let pass = quantize_model(decoder.as_ref(), Some(calibration), &[Job { method, grid }], &mut |_| ()).unwrap();
+    let pass = quantize_model(decoder.as_ref(), Some(calibration), &[Job { method, grids: grid.into() }], &mut |_| ())
+        .unwrap();
     let model = pass.models.into_iter().next().unwrap().unwrap();
     let wiring = wiring_of(&spec.config(), base.as_ref()).unwrap();
     let expected = model.codes_sha256();

@@ -18,7 +18,7 @@ fn open(spec: &TinySpec, checkpoint: MemoryCheckpoint) -> Box<dyn Decoder<Cpu>> 
 }
 
 fn jobs<'a>(methods: &[&'a dyn QuantMethod<Cpu>]) -> Vec<Job<'a, Cpu>> {
-    methods.iter().map(|&method| Job { method, grid: grid(3, group(32)) }).collect()
+    methods.iter().map(|&method| Job { method, grids: grid(3, group(32)).into() }).collect()
 }
 
 fn pass(decoder: &dyn Decoder<Cpu>, propagation: Propagation, methods: &[&dyn QuantMethod<Cpu>]) -> Pass {

@@ -85,7 +85,7 @@ fn experts_that_are_copies_are_the_module_that_they_copy() {
 fn quantize(decoder: &dyn Decoder<Cpu>, method: &dyn QuantMethod<Cpu>, propagation: Propagation) -> QuantizedModel {
     let sequences = tiny::sequences(&SPEC, 4, 24, 3);
     let calibration = Calibration { sequences: &sequences, propagation };
-    let jobs = [Job { method, grid: grid(3, group(32)) }];
+    let jobs = [Job { method, grids: grid(3, group(32)).into() }];
     let pass = quantize_model(decoder, Some(calibration), &jobs, &mut |_| {}).unwrap();
     pass.models.into_iter().next().unwrap().unwrap()
 }

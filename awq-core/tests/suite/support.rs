@@ -149,7 +149,7 @@ impl Case {
             block: self.block.as_ref(),
             inputs: Some(&self.inputs),
             linears: &self.block.layout().linears,
-            grid,
+            grids: &(*grid).into(),
         };
         method.quantize_block(&ctx).unwrap()
     }

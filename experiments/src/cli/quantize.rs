@@ -10,6 +10,7 @@ use awq_core::model::wiring_of;
 use clap::{Args, ValueEnum};
 
 use super::model::{ModelArgs, parse_bits};
+use crate::config::OverrideSpec;
 use crate::device;
 use crate::quantize::place::{self, Place};
 use crate::quantize::request::Request;
@@ -40,6 +41,10 @@ pub(super) struct QuantizeArgs {
     /// Type in which scales are stored: f32 for the rare weight whose scales f16 cannot hold.
     #[arg(long, value_enum, default_value_t = ScaleDtypeArg::F16)]
     scale_dtype: ScaleDtypeArg,
+    /// Another grid for some linears: *.down_proj=w8g64, *.down_proj=w8 with the group of the others, or model.layers.0.*=fp to
+    /// leave them in full precision; may be given several times, the first that matches decides.
+    #[arg(long = "override", value_name = "LINEARS=GRID")]
+    overrides: Vec<OverrideSpec>,
     /// Folder to create.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -65,7 +70,13 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     device::set_threads(args.model.machine.threads.map(std::num::NonZero::get));
     let granularity = args.group_size.map_or(Granularity::PerChannel, Granularity::PerGroup);
     let scale_dtype = args.scale_dtype.into();
-    let request = Request { method: args.method.clone(), bits: args.bits, granularity, scale_dtype };
+    let request = Request {
+        method: args.method.clone(),
+        bits: args.bits,
+        granularity,
+        scale_dtype,
+        overrides: args.overrides.clone(),
+    };
     // Before the long work: a folder that cannot be used is found at once.
     place::check(&args.out, args.model.path())?;
     let opened = args.model.open()?;
@@ -81,8 +92,12 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let n_bytes = written.checkpoint.bytes_on_disk();
     drop(written);
     place.finish()?;
+    let left = quantized.full_precision.map_or_else(String::new, |share| {
+        let (n, bits) = (share.n_weights, share.bits_per_weight_of_all);
+        format!(", {n} weights of linears left in full precision, {bits:.3} bits per weight over all linears")
+    });
     super::print(&format!(
-        "{}: {}, {:.3} bits per quantized weight, {:.1} MB on disk, codes {codes}\n",
+        "{}: {}, {:.3} bits per quantized weight{left}, {:.1} MB on disk, codes {codes}\n",
         args.out.display(),
         recipe.label(),
         quantized.bits_per_weight,

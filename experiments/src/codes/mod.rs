@@ -170,6 +170,7 @@ fn header(question: &Question<'_>, model: &QuantizedModel) -> anyhow::Result<Pac
         method: question.method.label(),
         settings: serde_json::to_value(question.method).context("settings are JSON")?,
         grid: *question.grid,
+        overrides: question.overrides.to_vec(),
         bits_per_weight: model.bits_per_weight(),
         calibration: None,
         codes_sha256: model.codes_sha256(),

@@ -10,6 +10,7 @@ use awq_core::grid::{Bits, Granularity, Grid};
 use awq_core::load::{ModelConfig, SafetensorsCheckpoint};
 use awq_core::model::tiny::{self, TinySpec};
 use awq_core::model::{open_decoder, wiring_of};
+use awq_core::rule::{GridOverride, GridRule};
 
 use super::*;
 use crate::registry::MethodSpec;
@@ -64,7 +65,7 @@ fn made(config: ModelConfig, checkpoint: Arc<dyn Checkpoint>) -> Made {
     let calibration = Calibration { sequences: &sequences, propagation: Propagation::Quantized };
     let methods = methods();
     let jobs: Vec<Job<'_, Backend>> =
-        methods.iter().map(|method| Job { method: method.method::<Backend>(), grid: grid() }).collect();
+        methods.iter().map(|method| Job { method: method.method::<Backend>(), grids: grid().into() }).collect();
     let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| ()).unwrap();
     let shared_seconds = pass.shared_seconds;
     let models = pass.models.into_iter().map(|model| StoredCodes { model: model.unwrap(), shared_seconds });
@@ -76,18 +77,18 @@ fn files() -> BTreeMap<String, String> {
     BTreeMap::from([("model.safetensors".to_owned(), "a".repeat(64)), ("config.json".to_owned(), "b".repeat(64))])
 }
 
-fn question<'a>(files: &'a BTreeMap<String, String>, method: &'a MethodSpec, grid: &'a Grid) -> Question<'a> {
-    Question::new(files, (method, grid), Some(("c", Propagation::Quantized)), ("flex", FloatType::F32))
+fn question<'a>(files: &'a BTreeMap<String, String>, method: &'a MethodSpec, rule: &'a GridRule) -> Question<'a> {
+    Question::new(files, (method, rule), Some(("c", Propagation::Quantized)), ("flex", FloatType::F32))
 }
 
 #[test]
 fn codes_are_kept_bit_for_bit() {
-    let (grid, cache) = (grid(), tempfile::tempdir().unwrap());
+    let (rule, cache) = (GridRule::from(grid()), tempfile::tempdir().unwrap());
     let store = CodeStore::new(cache.path(), 1 << 30);
     for (made, model) in [(llama(), "1"), (opt(), "2")] {
         let files = BTreeMap::from([("model.safetensors".to_owned(), model.repeat(64))]);
         for (method, codes) in &made.codes {
-            let question = question(&files, method, &grid);
+            let question = question(&files, method, &rule);
             let id = question.id().unwrap();
             assert!(store.load(&id, &made.wiring).is_none(), "{}", method.label());
             store.save(&question, codes, &made.wiring, made.checkpoint.clone()).unwrap();
@@ -101,18 +102,22 @@ fn codes_are_kept_bit_for_bit() {
 #[test]
 fn every_part_of_the_question_counts() {
     let (base, grid, all) = (files(), grid(), methods());
+    let rule = GridRule::from(grid);
     let id = |question: &Question<'_>| question.id().unwrap();
-    let first = id(&question(&base, &all[0], &grid));
-    assert_eq!(id(&question(&base, &all[0], &grid)), first);
-    let other_grid = Grid { range_includes_zero: !grid.range_includes_zero, ..grid };
+    let first = id(&question(&base, &all[0], &rule));
+    assert_eq!(id(&question(&base, &all[0], &rule)), first);
+    let other_grid = GridRule::from(Grid { range_includes_zero: !grid.range_includes_zero, ..grid });
+    let left = GridOverride { linears: "mlp.*".into(), grid: None };
+    let with_override = GridRule { overrides: vec![left], ..rule.clone() };
     let mut other_files = base.clone();
     other_files.insert("model.safetensors".into(), "d".repeat(64));
     let ask =
-        |calibration, device, precision| id(&Question::new(&base, (&all[0], &grid), calibration, (device, precision)));
+        |calibration, device, precision| id(&Question::new(&base, (&all[0], &rule), calibration, (device, precision)));
     let others = [
-        id(&question(&base, &all[1], &grid)),
+        id(&question(&base, &all[1], &rule)),
         id(&question(&base, &all[0], &other_grid)),
-        id(&question(&other_files, &all[0], &grid)),
+        id(&question(&base, &all[0], &with_override)),
+        id(&question(&other_files, &all[0], &rule)),
         ask(None, "flex", FloatType::F32),
         ask(Some(("other", Propagation::Quantized)), "flex", FloatType::F32),
         ask(Some(("c", Propagation::FullPrecision)), "flex", FloatType::F32),
@@ -126,7 +131,7 @@ fn every_part_of_the_question_counts() {
     assert_eq!(on("cuda:0"), on("cuda:1"));
     let mut with_template = base.clone();
     with_template.insert("chat_template.jinja".into(), "e".repeat(64));
-    assert_eq!(id(&question(&with_template, &all[0], &grid)), first);
+    assert_eq!(id(&question(&with_template, &all[0], &rule)), first);
 }
 
 #[test]
@@ -140,11 +145,11 @@ fn sequences_are_told_apart_by_tokens_and_bounds() {
 
 #[test]
 fn damaged_codes_are_removed() {
-    let (files, grid, cache) = (files(), grid(), tempfile::tempdir().unwrap());
+    let (files, rule, cache) = (files(), GridRule::from(grid()), tempfile::tempdir().unwrap());
     let store = CodeStore::new(cache.path(), 1 << 30);
     let made = llama();
     let (method, codes) = &made.codes[0];
-    let question = question(&files, method, &grid);
+    let question = question(&files, method, &rule);
     let id = question.id().unwrap();
     let folder = cache.path().join("codes").join(&id.0);
     let damage = |name: &str, edit: &dyn Fn(&mut Vec<u8>)| {
@@ -164,12 +169,12 @@ fn damaged_codes_are_removed() {
 
 #[test]
 fn those_not_used_for_longest_are_dropped_first() {
-    let (grid, cache) = (grid(), tempfile::tempdir().unwrap());
+    let (rule, cache) = (GridRule::from(grid()), tempfile::tempdir().unwrap());
     let made = llama();
     let (method, codes) = &made.codes[0];
     let models: Vec<_> =
         ["1", "2", "3", "4"].map(|digit| BTreeMap::from([("m.gguf".to_owned(), digit.repeat(64))])).into();
-    let questions: Vec<Question<'_>> = models.iter().map(|files| question(files, method, &grid)).collect();
+    let questions: Vec<Question<'_>> = models.iter().map(|files| question(files, method, &rule)).collect();
     let keep = |store: &CodeStore, index: usize| {
         store.save(&questions[index], codes, &made.wiring, made.checkpoint.clone()).unwrap();
         // Times of files are as coarse as some milliseconds.

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
-use awq_core::driver::{Calibration, Job, QuantizedModel, quantize_model};
-use awq_core::grid::Grid;
+use awq_core::driver::{Calibration, FullPrecisionShare, Job, QuantizedModel, quantize_model};
 use awq_core::load::packed::{LAYOUT_VERSION, PackedHeader};
 use awq_core::load::{OpenedModel, QuantizedCheckpoint};
 use awq_core::model::{open_decoder, wiring_of};
+use awq_core::rule::GridRule;
 
 use crate::assets::{AssetStore, sha256_of};
 use crate::config::{
@@ -33,8 +33,8 @@ use crate::registry::MethodSpec;
 pub struct Recipe {
     /// The method and its settings.
     pub method: MethodSpec,
-    /// The grid.
-    pub grid: Grid,
+    /// The grid of each linear.
+    pub rule: GridRule,
     /// What it is calibrated on; `None` for methods that look at no activations.
     pub calibration: Option<CalibrationSpec>,
 }
@@ -42,7 +42,7 @@ pub struct Recipe {
 impl Recipe {
     /// `AWQ W4 g128`.
     pub fn label(&self) -> String {
-        format!("{} {}", self.method.label(), self.grid.label())
+        format!("{} {}", self.method.label(), self.rule.label())
     }
 }
 
@@ -52,6 +52,8 @@ pub struct Quantized {
     pub checkpoint: Arc<QuantizedCheckpoint>,
     /// Stored bits per quantized weight.
     pub bits_per_weight: f64,
+    /// Linears of the blocks that were left in full precision.
+    pub full_precision: Option<FullPrecisionShare>,
     /// See [`QuantizedModel::codes_sha256`].
     pub codes_sha256: String,
 }
@@ -76,17 +78,23 @@ pub fn quantize(
     let model =
         run_on(device, FloatType::F32, QuantizeJob { opened, recipe, sequences: sequences.as_deref(), progress })?;
     let (bits_per_weight, codes_sha256) = (model.bits_per_weight(), model.codes_sha256());
+    let full_precision = model.left_in_full_precision(&wiring, &opened.config, opened.checkpoint.as_ref());
     let checkpoint = Arc::new(model.into_checkpoint(&wiring, opened.checkpoint.clone()));
-    Ok(Quantized { checkpoint, bits_per_weight, codes_sha256 })
+    Ok(Quantized { checkpoint, bits_per_weight, full_precision, codes_sha256 })
 }
 
 /// Bytes that must be free for `recipe`'s packed checkpoint of a model.
 ///
 /// # Errors
-/// A model of an unknown family.
+/// A model of an unknown family, or overrides that do not fit it.
 pub fn needed_bytes(opened: &OpenedModel, recipe: &Recipe) -> anyhow::Result<u64> {
     let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref())?;
-    Ok(write::needed_bytes(opened.checkpoint.as_ref(), |name| wiring.quantizes(name), &recipe.grid))
+    recipe.rule.resolve(&wiring)?;
+    let grid_of = |name: &str| {
+        let linear = wiring.quantizable_linear(name)?;
+        recipe.rule.grid_of(name.strip_suffix(".weight")?, linear.0).copied()
+    };
+    Ok(write::needed_bytes(opened.checkpoint.as_ref(), grid_of))
 }
 
 fn calibration_ids(opened: &OpenedModel, spec: &CalibrationSpec, store: &AssetStore) -> anyhow::Result<Vec<Vec<u32>>> {
@@ -105,7 +113,8 @@ impl DeviceJob for QuantizeJob<'_> {
 
     fn run<B: QuantBackend>(self, device: B::Device) -> anyhow::Result<QuantizedModel> {
         let decoder = open_decoder::<B>(self.opened.config.clone(), self.opened.checkpoint.clone(), &device)?;
-        let job = Job { method: self.recipe.method.method::<B>(), grid: self.recipe.grid };
+        let wiring = wiring_of(&self.opened.config, self.opened.checkpoint.as_ref())?;
+        let job = Job { method: self.recipe.method.method::<B>(), grids: self.recipe.rule.resolve(&wiring)? };
         let calibration = self.recipe.calibration.as_ref().zip(self.sequences);
         let calibration = calibration.map(|(spec, sequences)| Calibration { sequences, propagation: spec.propagation });
         let n_blocks = decoder.config().n_blocks as u64;
@@ -127,7 +136,8 @@ pub fn header(recipe: &Recipe, quantized: &Quantized) -> anyhow::Result<PackedHe
         layout_version: LAYOUT_VERSION,
         method: recipe.method.label(),
         settings: serde_json::to_value(&recipe.method)?,
-        grid: recipe.grid,
+        grid: recipe.rule.grid,
+        overrides: recipe.rule.overrides.clone(),
         bits_per_weight: quantized.bits_per_weight,
         calibration: recipe.calibration.as_ref().map(serde_json::to_value).transpose()?,
         codes_sha256: quantized.codes_sha256.clone(),

@@ -7,9 +7,10 @@ use anyhow::{Context, bail};
 use awq_core::driver::Propagation;
 use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
 use awq_core::load::ModelConfig;
+use awq_core::rule::GridRule;
 
 use super::Recipe;
-use crate::config::{CalibrationSpec, DatasetSpec, RandomCrops, SamplingSpec};
+use crate::config::{CalibrationSpec, DatasetSpec, GridChange, GridKeys, OverrideSpec, RandomCrops, SamplingSpec};
 use crate::registry::MethodSpec;
 
 /// Calibration sequences, as in the configurations that come with the program.
@@ -29,6 +30,8 @@ pub struct Request {
     pub granularity: Granularity,
     /// Type in which scales are stored.
     pub scale_dtype: ScaleDtype,
+    /// What becomes of some linears; the first that matches decides.
+    pub overrides: Vec<OverrideSpec>,
 }
 
 impl std::str::FromStr for Request {
@@ -43,16 +46,41 @@ impl std::str::FromStr for Request {
             Some(grid) => (grid, ScaleDtype::F32),
             None => (grid, ScaleDtype::F16),
         };
-        let (bits, group_size) = match grid.split_once('g') {
-            Some((bits, group_size)) => (bits, Some(group_size)),
-            None => (grid, None),
+        let (bits, granularity) = bits_and_group(grid).ok_or_else(wrong)?;
+        let granularity = granularity.unwrap_or(Granularity::PerChannel);
+        Ok(Self { method: method.to_owned(), bits: bits?, granularity, scale_dtype, overrides: Vec::new() })
+    }
+}
+
+/// `4g128` or `8`: bits of a code, which may be out of range, and the group where one is given.
+fn bits_and_group(text: &str) -> Option<(Result<Bits, String>, Option<Granularity>)> {
+    let (bits, group_size) = match text.split_once('g') {
+        Some((bits, group_size)) => (bits, Some(group_size)),
+        None => (text, None),
+    };
+    let granularity = match group_size {
+        None => None,
+        Some(size) => Some(Granularity::PerGroup(size.parse::<NonZeroU16>().ok()?)),
+    };
+    Some((Bits::try_from(bits.parse::<u8>().ok()?), granularity))
+}
+
+impl std::str::FromStr for OverrideSpec {
+    type Err = String;
+
+    /// Parses `*.down_proj=w8g64`, `*.down_proj=w8`, which keeps the group, or `model.layers.0.*=fp`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("`{text}` is not LINEARS=GRID, such as *.down_proj=w8g64, or *.down_proj=fp for full precision");
+        let (linears, grid) = text.split_once('=').ok_or_else(wrong)?;
+        let grid = if grid == "fp" {
+            GridChange::FullPrecision
+        } else {
+            let grid = grid.strip_prefix('w').ok_or_else(wrong)?;
+            let (bits, granularity) = bits_and_group(grid).ok_or_else(wrong)?;
+            GridChange::Keys(GridKeys { bits: Some(bits?), granularity, ..GridKeys::default() })
         };
-        let granularity = match group_size {
-            None => Granularity::PerChannel,
-            Some(size) => Granularity::PerGroup(size.parse::<NonZeroU16>().map_err(|_| wrong())?),
-        };
-        let bits = Bits::try_from(bits.parse::<u8>().map_err(|_| wrong())?)?;
-        Ok(Self { method: method.to_owned(), bits, granularity, scale_dtype })
+        Ok(Self { linears: linears.to_owned(), grid })
     }
 }
 
@@ -90,7 +118,8 @@ impl Request {
             range_includes_zero: matches!(method, MethodSpec::Gptq(_)),
             scale_dtype: self.scale_dtype,
         };
-        Ok(Recipe { method, grid, calibration })
+        let overrides = self.overrides.iter().map(|one| one.on(grid)).collect();
+        Ok(Recipe { method, rule: GridRule { grid, overrides }, calibration })
     }
 
     /// The method with the settings of its preset.
@@ -176,7 +205,7 @@ mod tests {
     fn what_goes_with_a_method_is_as_its_authors_have_it() {
         let of = |request: &str| {
             let recipe = recipe(request).unwrap();
-            (recipe.grid.range_includes_zero, recipe.calibration.map(|calibration| calibration.propagation))
+            (recipe.rule.grid.range_includes_zero, recipe.calibration.map(|calibration| calibration.propagation))
         };
         assert_eq!(of("rtn-w4g64"), (false, None));
         assert_eq!(of("hqq-w4g64"), (false, None));
@@ -189,7 +218,7 @@ mod tests {
     fn a_text_is_asked_for_only_where_it_is_needed() {
         let request: Request = "rtn-w4g64".parse().unwrap();
         let recipe = request.recipe(&TinySpec::GQA.config(), || bail!("no text")).unwrap();
-        assert_eq!((recipe.calibration, recipe.grid.label()), (None, "W4 g64".to_owned()));
+        assert_eq!((recipe.calibration, recipe.rule.label()), (None, "W4 g64".to_owned()));
         let request: Request = "keep_salient-w4g64".parse().unwrap();
         let error = request.recipe(&TinySpec::GQA.config(), || bail!("no text")).unwrap_err().to_string();
         assert!(

@@ -23,14 +23,12 @@ use serde_json::json;
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 
 /// Bytes that [`write()`] needs at least while it writes: the tensors are in two files at its end. Codes and scales of the
-/// linears, 16 bits a value of everything else.
-pub fn needed_bytes(checkpoint: &dyn Checkpoint, is_linear: impl Fn(&str) -> bool, grid: &Grid) -> u64 {
+/// linears that `grid_of` gives a grid, 16 bits a value of everything else.
+pub fn needed_bytes(checkpoint: &dyn Checkpoint, grid_of: impl Fn(&str) -> Option<Grid>) -> u64 {
     let n_bytes = |name: String| {
         let shape = checkpoint.shape(&name).unwrap_or_default();
         let n_values: u64 = shape.iter().map(|&dim| dim as u64).product();
-        if !is_linear(&name) {
-            return n_values * 2;
-        }
+        let Some(grid) = grid_of(&name) else { return n_values * 2 };
         let n_in = shape.last().copied().unwrap_or(1).max(1);
         let n_scales = n_values / n_in as u64 * grid.granularity.n_groups(n_in) as u64;
         (n_values * u64::from(grid.bits.get())).div_ceil(8) + n_scales * u64::from(grid.scale_dtype.bits() / 8 + 1)
@@ -337,8 +335,8 @@ mod tests {
         write(folder.path(), &opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized).unwrap()).unwrap();
         let written = folder.path().join(WEIGHTS).metadata().unwrap().len();
         let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref()).unwrap();
-        let is_linear = |name: &str| wiring.quantizes(name);
-        let needed = needed_bytes(opened.checkpoint.as_ref(), is_linear, &recipe.grid) as f64 / 2.0;
+        let grid_of = |name: &str| wiring.quantizes(name).then_some(recipe.rule.grid);
+        let needed = needed_bytes(opened.checkpoint.as_ref(), grid_of) as f64 / 2.0;
         // The tiny model's embedding is f32.
         assert!((0.4..1.05).contains(&(needed / written as f64)), "{needed} for {written}");
     }

@@ -5,6 +5,7 @@ use awq_core::backend::QuantBackend;
 use awq_core::driver::{Calibration, Job, Propagation, quantize_model};
 use awq_core::model::wiring::Wiring;
 use awq_core::model::{Decoder, wiring_of};
+use awq_core::rule::GridRule;
 
 use super::scoring::{BaseModels, PreparedTexts};
 use super::{ModelJob, fail_all, failed, guarded};
@@ -71,8 +72,11 @@ impl<'a> ModelJob<'a, '_, '_> {
         let jobs: Vec<Job<'_, B>> = missing
             .iter()
             .filter_map(|cell| cell.quantization.as_ref())
-            .map(|quantization| Job { method: quantization.method.method::<B>(), grid: quantization.grid })
-            .collect();
+            .map(|quantization| {
+                let grids = quantization.rule().resolve(&self.wiring)?;
+                Ok(Job { method: quantization.method.method::<B>(), grids })
+            })
+            .collect::<anyhow::Result<_>>()?;
         let sequences = calibrated.map(|one| Calibration { sequences: &one.set.ids, propagation: one.propagation });
         let n_blocks = decoder.config().n_blocks;
         let bar = self.progress.bar(&format!("{name}quantize {} cell(s), blocks", jobs.len()), n_blocks as u64);
@@ -150,15 +154,21 @@ impl<'a> ModelJob<'a, '_, '_> {
         Some(Kept { store, wiring })
     }
 
-    fn question<'q>(&'q self, cell: &'q Cell, calibrated: Option<&'q Calibrated>) -> Option<Question<'q>> {
+    fn question<'q>(
+        &'q self,
+        cell: &'q Cell,
+        rule: &'q GridRule,
+        calibrated: Option<&'q Calibrated>,
+    ) -> Option<Question<'q>> {
         let quantization = cell.quantization.as_ref()?;
         let calibration = calibrated.map(|one| (one.sequences_sha256.as_str(), one.propagation));
-        let method = (&quantization.method, &quantization.grid);
+        let method = (&quantization.method, rule);
         Some(Question::new(&self.model_files, method, calibration, (&self.options.device, self.precision)))
     }
 
     fn stored(&self, kept: &Kept<'_>, cell: &Cell, calibrated: Option<&Calibrated>) -> Option<StoredCodes> {
-        let id = self.question(cell, calibrated)?.id().ok()?;
+        let rule = cell.quantization.as_ref()?.rule();
+        let id = self.question(cell, &rule, calibrated)?.id().ok()?;
         kept.store.load(&id, &kept.wiring)
     }
 
@@ -169,26 +179,27 @@ impl<'a> ModelJob<'a, '_, '_> {
         calibrated: Option<&Calibrated>,
         codes: &StoredCodes,
     ) -> anyhow::Result<()> {
-        let question = self.question(cell, calibrated).context("full precision has no codes")?;
+        let rule = cell.quantization.as_ref().context("full precision has no codes")?.rule();
+        let question = self.question(cell, &rule, calibrated).context("full precision has no codes")?;
         kept.store.save(&question, codes, &kept.wiring, self.opened.checkpoint.clone())
     }
-}
 
-impl Quantized<'_> {
-    pub(super) fn describe(&self, cell: &Cell, texts: &PreparedTexts) -> Quantization {
+    pub(super) fn describe(&self, quantized: &Quantized<'_>, cell: &Cell, texts: &PreparedTexts) -> Quantization {
         let overlap = |set: &CalibrationSet| {
             let windows: Vec<&[u32]> =
                 cell.evaluations.iter().flat_map(|evaluation| texts[evaluation.text()].windows.slices()).collect();
             overlap_tokens(&set.ids, &windows)
         };
-        let model = &self.codes.model;
+        let (model, calibration) = (&quantized.codes.model, quantized.calibration);
+        let checkpoint = self.opened.checkpoint.as_ref();
         Quantization {
             method_version: cell.quantization.as_ref().map(|quantization| quantization.method.version()),
-            calibration_text_sha256: self.calibration.map(|calibrated| calibrated.text_sha256.clone()),
+            calibration_text_sha256: calibration.map(|calibrated| calibrated.text_sha256.clone()),
             bits_per_weight: model.bits_per_weight(),
+            full_precision: model.left_in_full_precision(&self.wiring, &self.opened.config, checkpoint),
             codes_sha256: model.codes_sha256(),
-            n_calibration_sequences: self.calibration.map_or(0, |calibrated| calibrated.set.ids.len()),
-            calibration_overlap_tokens: self.calibration.map_or(0, |calibrated| overlap(&calibrated.set)),
+            n_calibration_sequences: calibration.map_or(0, |calibrated| calibrated.set.ids.len()),
+            calibration_overlap_tokens: calibration.map_or(0, |calibrated| overlap(&calibrated.set)),
             blocks: model.logs.clone(),
             blocks_sha256: None,
         }

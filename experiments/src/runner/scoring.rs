@@ -87,7 +87,7 @@ impl ModelJob<'_, '_, '_> {
         match guarded(|| self.measure(decoder, cell, (texts, base), calibration)) {
             Ok(measurements) => Outcome::Done(Box::new(Done {
                 measurements,
-                quantization: quantized.map(|quantized| quantized.describe(cell, texts)),
+                quantization: quantized.map(|quantized| self.describe(quantized, cell, texts)),
                 packed: self.opened.packed.as_ref().map(Into::into),
                 storage: self.storage.clone(),
                 cost: Cost {
