@@ -13,6 +13,7 @@ mod grid;
 mod kernels;
 mod loops;
 mod oracle;
+mod rules;
 mod salient;
 mod support;
 mod tensors;

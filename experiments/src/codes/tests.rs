@@ -64,8 +64,16 @@ fn made(config: ModelConfig, checkpoint: Arc<dyn Checkpoint>) -> Made {
     let sequences: Vec<Vec<u32>> = (0..4).map(|row| (0..16).map(|i| (row * 7 + i * 3) % 16).collect()).collect();
     let calibration = Calibration { sequences: &sequences, propagation: Propagation::Quantized };
     let methods = methods();
+    // Linears of other grids, and two in full precision into which scales are folded.
+    let other = Some(Grid { bits: Bits::new(8).unwrap(), ..grid() });
+    let overrides = [("*.k_proj", other), ("*.v_proj", None), ("mlp.gate_proj", None), ("fc1", None)];
+    let named = |name: &str| wiring.blocks[0].layout.linears.iter().any(|facts| facts.name.0.ends_with(name));
+    let overrides = (overrides.into_iter())
+        .filter(|(linears, _)| named(linears.trim_start_matches('*')))
+        .map(|(linears, grid)| GridOverride { linears: linears.to_owned(), grid });
+    let grids = GridRule { grid: grid(), overrides: overrides.collect() }.resolve(&wiring).unwrap();
     let jobs: Vec<Job<'_, Backend>> =
-        methods.iter().map(|method| Job { method: method.method::<Backend>(), grids: grid().into() }).collect();
+        methods.iter().map(|method| Job { method: method.method::<Backend>(), grids: grids.clone() }).collect();
     let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| ()).unwrap();
     let shared_seconds = pass.shared_seconds;
     let models = pass.models.into_iter().map(|model| StoredCodes { model: model.unwrap(), shared_seconds });
