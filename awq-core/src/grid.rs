@@ -1,4 +1,5 @@
-//! Uniform quantization grids: which integer codes exist, which slice of a weight shares one scale, and how both are chosen.
+//! Quantization grids: which codes exist and what they stand for, which slice of a weight shares one scale, and how both are
+//! chosen.
 //!
 //! A [`Grid`] is an axis of an experiment of its own: a method rounds *onto* a grid and can never change it.
 //! The same words mean different things in different code bases (`style`: "symmetric", "range"), so every convention
@@ -11,11 +12,16 @@
 //! | [`Symmetry::SymmetricRestricted`] (AWQ without zero point) | `amax / (2^(b-1) - 1)` | `2^(b-1)` | `1 ..= 2^b - 1` |
 //!
 //! A weight is restored as `(code - zero_point) * scale`. Rounding is half to even everywhere.
+//!
+//! The codes of a grid with a [`Codebook`] stand for the values of a table instead: a weight is restored as
+//! `values[code] * scale`, its scale comes from the group's largest magnitude, and it has no zero point.
 
 use std::num::NonZeroU16;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::codebook::Codebook;
 
 /// Smallest width of a group's range: keeps the scale of a constant group away from zero (the AWQ code's constant).
 pub const RANGE_FLOOR: f32 = 1e-5;
@@ -127,6 +133,8 @@ pub enum ScaleDtype {
     F16,
     /// 32-bit float, for comparisons with references that never round scales.
     F32,
+    /// A power of two in 8 bits, the largest that is not above the scale (OCP Microscaling Formats). With a codebook only.
+    E8m0,
 }
 
 impl ScaleDtype {
@@ -135,11 +143,12 @@ impl ScaleDtype {
         match self {
             Self::F16 => 16,
             Self::F32 => 32,
+            Self::E8m0 => 8,
         }
     }
 }
 
-/// A uniform quantization grid.
+/// A quantization grid: codes that are spaced evenly, or those of a codebook ([`Grid::of_codebook`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Grid {
@@ -153,9 +162,44 @@ pub struct Grid {
     pub range_includes_zero: bool,
     /// How scales are stored.
     pub scale_dtype: ScaleDtype,
+    /// What codes stand for; `None` where they are spaced evenly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub values: Option<Codebook>,
 }
 
 impl Grid {
+    /// A grid of the values of a codebook. Its zero is fixed, as on a symmetric grid.
+    pub const fn of_codebook(values: Codebook, granularity: Granularity, scale_dtype: ScaleDtype) -> Self {
+        Self {
+            bits: values.bits(),
+            granularity,
+            symmetry: Symmetry::SymmetricFullRange,
+            range_includes_zero: false,
+            scale_dtype,
+            values: Some(values),
+        }
+    }
+
+    /// What contradicts itself, of a grid that was read.
+    ///
+    /// # Errors
+    /// The keys and what is wrong with them, in words.
+    pub fn check(&self) -> Result<(), String> {
+        match self.values {
+            Some(values) if *self != Self::of_codebook(values, self.granularity, self.scale_dtype) => Err(format!(
+                "values = \"{}\" is a table of {} bits without zero points, and other keys say otherwise",
+                values.facts().name.to_lowercase(),
+                values.bits().get()
+            )),
+            None if self.scale_dtype == ScaleDtype::E8m0 => Err(
+                "scale_dtype = \"e8m0\" goes with `values` only: codes that are spaced evenly would not reach the ends of a \
+                 group's range; use f16"
+                    .into(),
+            ),
+            _ => Ok(()),
+        }
+    }
+
     /// The grid of the official AWQ code: asymmetric, over each group's own range, with scales in f16.
     pub const fn awq(bits: Bits, granularity: Granularity) -> Self {
         Self {
@@ -164,17 +208,30 @@ impl Grid {
             symmetry: Symmetry::Asymmetric,
             range_includes_zero: false,
             scale_dtype: ScaleDtype::F16,
+            values: None,
         }
     }
 
-    /// `W4 g128`, with the departures from an asymmetric grid named: `W4 g128 sym-full`.
+    /// `W4 g128`, with the departures from an asymmetric grid named: `W4 g128 sym-full`; `NF4 g64` of a codebook.
     pub fn label(&self) -> String {
+        if let Some(values) = self.values {
+            return self.codebook_label(values);
+        }
         let symmetry = match self.symmetry {
             Symmetry::Asymmetric => "",
             Symmetry::SymmetricFullRange => " sym-full",
             Symmetry::SymmetricRestricted => " sym-restricted",
         };
         format!("W{} {}{symmetry}", self.bits.get(), self.granularity.label())
+    }
+
+    fn codebook_label(&self, values: Codebook) -> String {
+        let group = self.granularity.label();
+        match (values, self.scale_dtype, group.as_str()) {
+            (Codebook::E2m1, ScaleDtype::E8m0, "g32") => "MXFP4 g32".into(),
+            (_, ScaleDtype::E8m0, _) => format!("{} {group} e8m0", values.facts().name),
+            (_, ScaleDtype::F16 | ScaleDtype::F32, _) => format!("{} {group}", values.facts().name),
+        }
     }
 
     /// Smallest code in use: 1 on a restricted grid, else 0.
@@ -188,6 +245,9 @@ impl Grid {
         let max_code = f32::from(self.bits.max_code());
         let middle = f32::from(self.bits.max_code() / 2 + 1);
         let amax = min.abs().max(max.abs());
+        if let Some(values) = self.values {
+            return GroupParams { scale: self.codebook_scale(values, amax), zero_point: 0.0 };
+        }
         let scale = match self.symmetry {
             Symmetry::Asymmetric => (max - min).max(RANGE_FLOOR) / max_code,
             Symmetry::SymmetricFullRange => (2.0 * amax).max(RANGE_FLOOR) / max_code,
@@ -201,24 +261,152 @@ impl Grid {
         GroupParams { scale, zero_point }
     }
 
+    fn codebook_scale(&self, values: Codebook, amax: f32) -> f32 {
+        let amax = match self.scale_dtype {
+            // As bitsandbytes: a group of zeros has the scale 0.
+            ScaleDtype::F32 | ScaleDtype::E8m0 => amax,
+            ScaleDtype::F16 => amax.max(RANGE_FLOOR),
+        };
+        self.scale_dtype.round(amax / values.facts().unit)
+    }
+
     /// Scale and zero point of a group from its own minimum and maximum.
     pub fn group_params_of(&self, group: &[f32]) -> GroupParams {
         group_params(group, self)
     }
 
-    /// The code nearest to a weight, as plain rounding picks it.
+    /// The code nearest to a weight, as plain rounding picks it; the zero point is a code.
     #[inline]
     pub fn nearest_code(&self, weight: f32, params: &GroupParams) -> u8 {
-        let (low, high) = (f32::from(self.min_code()), f32::from(self.bits.max_code()));
-        code(weight, params.scale, params.zero_point, low, high) as u8
+        match self.values {
+            None => {
+                let (low, high) = self.code_range();
+                code(weight, params.scale, params.zero_point, low, high) as u8
+            }
+            Some(values) => values.nearest(weight, params.scale),
+        }
+    }
+
+    /// The code nearest to a weight on evenly spaced codes with a zero point that may lie between two (HQQ, QuIP): it is added
+    /// before rounding.
+    #[inline]
+    pub fn nearest_code_of_real_zero(&self, weight: f32, params: &GroupParams) -> u8 {
+        let (low, high) = self.code_range();
+        (weight / params.scale + params.zero_point).round_ties_even().clamp(low, high) as u8
+    }
+
+    /// The weight that a code stands for.
+    #[inline]
+    pub fn weight(&self, code: u8, params: &GroupParams) -> f32 {
+        match self.values {
+            None => (f32::from(code) - params.zero_point) * params.scale,
+            Some(values) => values.value(code) * params.scale,
+        }
+    }
+
+    /// Smallest and largest code in use.
+    #[inline]
+    fn code_range(&self) -> (f32, f32) {
+        (f32::from(self.min_code()), f32::from(self.bits.max_code()))
+    }
+
+    /// The codes of one group.
+    #[inline(always)]
+    pub(crate) fn round_group(&self, group: &[f32], params: &GroupParams, codes: &mut [u8]) {
+        let GroupParams { scale, zero_point } = *params;
+        match self.values {
+            None => {
+                let (low, high) = self.code_range();
+                for (q, &w) in codes.iter_mut().zip(group) {
+                    *q = code(w, scale, zero_point, low, high) as u8;
+                }
+            }
+            Some(values) => {
+                for (q, &w) in codes.iter_mut().zip(group) {
+                    *q = values.nearest(w, scale);
+                }
+            }
+        }
+    }
+
+    /// Replaces the weights of one group by those that their codes stand for.
+    #[inline(always)]
+    pub(crate) fn fake_quant_group(&self, group: &mut [f32], params: &GroupParams) {
+        let GroupParams { scale, zero_point } = *params;
+        match self.values {
+            None => {
+                let (low, high) = self.code_range();
+                for w in group {
+                    *w = (code(*w, scale, zero_point, low, high) - zero_point) * scale;
+                }
+            }
+            Some(values) => {
+                for w in group {
+                    *w = values.value(values.nearest(*w, scale)) * scale;
+                }
+            }
+        }
+    }
+
+    /// The weights of one group from their codes, which may have a zero point that is none.
+    #[inline(always)]
+    pub(crate) fn restore_group(&self, codes: &[u8], params: &GroupParams, weights: &mut [f32]) {
+        let GroupParams { scale, zero_point } = *params;
+        match self.values {
+            None => {
+                for (w, &q) in weights.iter_mut().zip(codes) {
+                    *w = (f32::from(q) - zero_point) * scale;
+                }
+            }
+            Some(values) => {
+                for (w, &q) in weights.iter_mut().zip(codes) {
+                    *w = values.value(q) * scale;
+                }
+            }
+        }
     }
 }
 
-impl GroupParams {
-    /// The weight that a code stands for.
+/// How a matrix falls into groups, each of which has one scale. Groups do not cross rows, the last of a row may be short, and a
+/// per-tensor grid sees the matrix as one long row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups {
+    /// Weights of a row.
+    pub row_len: usize,
+    /// Weights of a group, but for the last of a row.
+    pub len: usize,
+    /// Groups of a row.
+    pub per_row: usize,
+    n_rows: usize,
+}
+
+impl Granularity {
+    /// The groups of a row-major `[n_out, n_in]` matrix.
+    pub fn groups(self, n_out: usize, n_in: usize) -> Groups {
+        let (n_rows, row_len) = match self {
+            Self::PerTensor => (1, n_out * n_in),
+            Self::PerChannel | Self::PerGroup(_) => (n_out, n_in),
+        };
+        Groups { row_len, len: self.group_len(row_len).max(1), per_row: self.n_groups(row_len).max(1), n_rows }
+    }
+}
+
+impl Groups {
+    /// Groups of the whole matrix, and so scales.
+    pub fn n_groups(&self) -> usize {
+        self.n_rows * self.per_row
+    }
+
+    /// The group of the weight at a place of the row-major matrix, counted in the order of scales.
     #[inline]
-    pub fn weight(&self, code: u8) -> f32 {
-        (f32::from(code) - self.zero_point) * self.scale
+    pub fn group_of(&self, place: usize) -> usize {
+        place / self.row_len * self.per_row + place % self.row_len / self.len
+    }
+
+    /// The groups of a matrix, in the order of their scales.
+    pub fn of<'a, T>(&self, matrix: &'a [T]) -> impl Iterator<Item = &'a [T]> {
+        let len = self.len;
+        matrix.chunks(self.row_len.max(1)).flat_map(move |row| row.chunks(len))
     }
 }
 
@@ -228,6 +416,7 @@ impl ScaleDtype {
         match self {
             Self::F16 => half::f16::from_f32(scale).to_f32(),
             Self::F32 => scale,
+            Self::E8m0 => power_of_two_below(scale),
         }
     }
 }
@@ -239,6 +428,14 @@ pub struct GroupParams {
     pub scale: f32,
     /// The code that means zero; a whole number.
     pub zero_point: f32,
+}
+
+/// The largest power of two from 2^-127 to 2^127 that is not above `scale`, and the smallest for what lies below.
+fn power_of_two_below(scale: f32) -> f32 {
+    const SMALLEST: f32 = f32::MIN_POSITIVE / 2.0;
+    // The mantissa is cut off; below 2^-126 there is no exponent to keep.
+    let power = f32::from_bits(scale.to_bits() & 0x7f80_0000);
+    if power >= f32::MIN_POSITIVE { power } else { SMALLEST }
 }
 
 /// The code of one weight, as a float.

@@ -10,6 +10,7 @@ pub mod arithmetic;
 pub mod awq;
 pub mod backend;
 pub mod capture;
+pub mod codebook;
 pub mod decode;
 pub mod driver;
 pub mod fold;

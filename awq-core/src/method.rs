@@ -176,6 +176,14 @@ pub trait MethodSettings {
         false
     }
 
+    /// Whether it can round to a grid.
+    ///
+    /// # Errors
+    /// Why it cannot, and which grid to choose instead, in words.
+    fn supports(&self, _grid: &Grid) -> Result<(), String> {
+        Ok(())
+    }
+
     /// What is wrong with the settings, where their types cannot tell.
     ///
     /// # Errors

@@ -77,6 +77,11 @@ impl GridRule {
         format!("{label} ({})", overrides.join(", "))
     }
 
+    /// Every grid that it names.
+    pub fn grids(&self) -> impl Iterator<Item = &Grid> {
+        std::iter::once(&self.grid).chain(self.overrides.iter().filter_map(|one| one.grid.as_ref()))
+    }
+
     /// The grid of a linear, by its names in the checkpoint and in the block; `None` where it stays in full precision.
     pub fn grid_of(&self, full_name: &str, name: &str) -> Option<&Grid> {
         match self.overrides.iter().find(|one| one.matches(full_name, name)) {

@@ -24,6 +24,7 @@ const GRID: Grid = Grid {
     symmetry: Symmetry::Asymmetric,
     range_includes_zero: true,
     scale_dtype: ScaleDtype::F32,
+    values: None,
 };
 
 fn gptq(order: ColumnOrder) -> Gptq {

@@ -24,6 +24,7 @@ const GRID: Grid = Grid {
     symmetry: Symmetry::Asymmetric,
     range_includes_zero: true,
     scale_dtype: ScaleDtype::F32,
+    values: None,
 };
 
 /// Settings of the official code: 1% damping, blocks of 128 columns, everything in f32.

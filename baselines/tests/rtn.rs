@@ -19,6 +19,7 @@ fn grid(bits: u8) -> Grid {
         symmetry: Symmetry::Asymmetric,
         range_includes_zero: false,
         scale_dtype: ScaleDtype::F16,
+        values: None,
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use awq_core::backend::float_vec;
 use awq_core::capture::BlockInputs;
+use awq_core::codebook::Codebook;
 use awq_core::driver::{Calibration, Job, Propagation, quantize_model};
 use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
 use awq_core::load::{ModelConfig, SafetensorsCheckpoint};
@@ -78,6 +79,7 @@ fn grid(bits: u8) -> Grid {
         symmetry: Symmetry::Asymmetric,
         range_includes_zero: false,
         scale_dtype: ScaleDtype::F16,
+        values: None,
     }
 }
 
@@ -186,6 +188,7 @@ fn every_registered_method_has_an_example_that_passes_its_own_check() {
     assert_eq!(labels.len(), methods().len(), "two examples share a label: {:?}", labels.keys());
     for method in methods() {
         assert_eq!(method.settings().check(), Ok(()), "{}", method.label());
+        assert_eq!(method.settings().supports(&grid(4)), Ok(()), "{}", method.label());
     }
 }
 
@@ -222,6 +225,65 @@ fn numbers_change_with_the_version_alone() {
     keep_salient version 1, FP 3% (random): 2.99e-3, 1.13e-2
     fixed_scale version 1, s=2 on 3%: 3.65e-3, 1.37e-2
     ");
+}
+
+/// Tables of values in groups of 40, and MXFP4.
+fn codebook_grids() -> Vec<Grid> {
+    let ragged = grid(4).granularity;
+    let mx = Granularity::PerGroup(NonZeroU16::new(32).unwrap());
+    vec![
+        Grid::of_codebook(Codebook::Nf4, ragged, ScaleDtype::F32),
+        Grid::of_codebook(Codebook::Nf4, ragged, ScaleDtype::F16),
+        Grid::of_codebook(Codebook::E2m1, mx, ScaleDtype::E8m0),
+    ]
+}
+
+#[test]
+fn tables_of_values_are_rounded_to_soundly_or_refused_beforehand() {
+    let mut n_supported = 0;
+    for (case, grid) in
+        Case::of_each_family(6).iter().flat_map(|case| codebook_grids().into_iter().map(move |g| (case, g)))
+    {
+        for method in methods() {
+            let label = format!("{} on {}", method.label(), grid.label());
+            let linears = &case.block.layout().linears;
+            let (inputs, grids) = (Some(&case.inputs), &grid.into());
+            let ctx = BlockCtx { block_idx: 0, block: case.block.as_ref(), inputs, linears, grids };
+            let done = method.method::<Flex>().quantize_block(&ctx).map(|_| ()).map_err(|error| error.to_string());
+            match method.settings().supports(&grid) {
+                Ok(()) => {
+                    check_sound(&method, case, &grid);
+                    n_supported += 1;
+                }
+                Err(problem) => assert!(done.unwrap_err().ends_with(&problem), "{label}: {problem}"),
+            }
+        }
+    }
+    // RTN, AWQ, GPTQ in each of its orders, GPTAQ, AWQ+GPTQ and fixed scales at least.
+    assert!(n_supported >= 2 * 3 * 9, "{n_supported}");
+}
+
+/// What a method gains on evenly spaced codes it gains on a table of values.
+#[test]
+fn on_tables_of_values_no_method_loses_to_plain_rounding_on_its_own_loss() {
+    for case in Case::of_each_family(12) {
+        for (method, grid) in
+            methods().into_iter().flat_map(|m| codebook_grids().into_iter().map(move |g| (m.clone(), g)))
+        {
+            if method.settings().supports(&grid).is_err() {
+                continue;
+            }
+            let edit = check_sound(&method, &case, &grid);
+            let sum = |loss: fn(&awq_core::log::LinearLog) -> Option<f64>| {
+                edit.log.linears.iter().filter_map(loss).sum::<f64>()
+            };
+            let (before, after) = (sum(|log| log.loss_before), sum(|log| log.loss_after));
+            assert!(after <= before, "{} on {}: {after} above {before}", method.label(), grid.label());
+            for search in &edit.log.scale_searches {
+                assert!(search.loss_after <= search.loss_before, "{} on {}", method.label(), grid.label());
+            }
+        }
+    }
 }
 
 #[test]

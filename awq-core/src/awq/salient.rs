@@ -18,7 +18,7 @@ use super::{Nearest, whole_block};
 use crate::backend::{QuantBackend, float_vec};
 use crate::capture::CaptureNeeds;
 use crate::fold::fold;
-use crate::grid::Grid;
+use crate::grid::{Grid, ScaleDtype};
 use crate::log::{BlockLog, LinearLog, StepChange};
 use crate::method::{
     BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod, quantize_each_linear,
@@ -73,6 +73,15 @@ impl MethodSettings for KeepSalient {
         CaptureNeeds { inputs: self.by == SalientBy::Activation, ..CaptureNeeds::default() }
     }
 
+    fn supports(&self, grid: &Grid) -> Result<(), String> {
+        match grid.scale_dtype {
+            ScaleDtype::E8m0 => {
+                Err("kept channels are stored in the type of scales; choose scale_dtype f16 or f32".into())
+            }
+            ScaleDtype::F16 | ScaleDtype::F32 => Ok(()),
+        }
+    }
+
     fn check(&self) -> Result<(), String> {
         check_fraction(self.fraction)
     }
@@ -80,6 +89,7 @@ impl MethodSettings for KeepSalient {
 
 impl<B: QuantBackend> LinearMethod<B> for KeepSalient {
     fn quantize_linear(&self, ctx: &LinearCtx<'_, B>) -> Result<(QuantizedWeight, LinearLog), MethodError> {
+        self.supports(ctx.grid).map_err(|problem| ctx.unsupported(problem))?;
         let (rounded, log) = Nearest.quantize_linear(ctx)?;
         let weight = float_vec(ctx.weight.clone());
         let channels = self.channels(ctx, &weight)?;

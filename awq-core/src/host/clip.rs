@@ -5,7 +5,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::elementwise::dot;
-use crate::grid::{Grid, GroupParams, code, group_params};
+use crate::grid::{Grid, group_params};
 
 /// Rows judged together: their candidate errors times the Gram matrix are one small matrix product.
 const ROWS_PER_TASK: usize = 32;
@@ -91,10 +91,10 @@ vectorized! {
         for (d, &w) in delta.iter_mut().zip(row) {
             *d = w.clamp(-bound, bound);
         }
-        let GroupParams { scale, zero_point } = group_params(delta, grid);
-        let (low, high) = (f32::from(grid.min_code()), f32::from(grid.bits.max_code()));
+        let params = group_params(delta, grid);
+        grid.fake_quant_group(delta, &params);
         for (d, &w) in delta.iter_mut().zip(row) {
-            *d = (code(*d, scale, zero_point, low, high) - zero_point) * scale - w;
+            *d -= w;
         }
     }
 

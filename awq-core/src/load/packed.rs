@@ -6,7 +6,7 @@
 //! | tensor | type | shape | |
 //! |---|---|---|---|
 //! | `{linear}.codes` | U32 | `[n_out, words]` | [`PackLayout::Stream`]: a row is one string of bits, lowest first |
-//! | `{linear}.scales` | F16, F32 | `[n_out, n_groups]`, `[1, 1]` per tensor | `weight = (code - zero_point) * scale` |
+//! | `{linear}.scales` | F16, F32 | `[n_out, n_groups]`, `[1, 1]` per tensor | `weight = (code - zero_point) * scale`, with a codebook `values[code] * scale` |
 //! | `{linear}.zero_points` | U8; F16, F32 | as `scales` | codes that mean zero; a float type for real numbers |
 //! | `{linear}.input_order` | U32 | `[n_in]` | only with permuted inputs: column `j` of the codes is channel `input_order[j]` |
 //! | `{linear}.kept_inputs` | U32 | `[n_kept]` | only with kept inputs: their channels |
@@ -159,6 +159,7 @@ impl PackedCheckpoint {
         if n_out == 0 || n_in == 0 {
             return Err(self.bad(name, format!("shape {:?} has no weight", linear.shape)));
         }
+        grid.check().map_err(|problem| self.bad(name, problem))?;
         let n_words = PackLayout::Stream.words_per_row(n_in, grid.bits);
         self.bytes(&format!("{name}.codes"), &[n_out, n_words], Dtype::U32)?;
         for part in ["scales", "zero_points"] {

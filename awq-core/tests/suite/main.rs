@@ -3,6 +3,7 @@
 
 mod awq;
 mod awq_losses;
+mod codebooks;
 mod decode;
 mod driver;
 mod experts;

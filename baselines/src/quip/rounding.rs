@@ -36,8 +36,8 @@ impl Rounding<'_> {
                     for i in (start..end).rev() {
                         let column = self.order[i] as usize;
                         let params = self.params(task * ROWS_PER_TASK + row, column);
-                        codes[column] = self.code(target[i], &params);
-                        let error = params.weight(codes[column]) - weight[column];
+                        codes[column] = self.grid.nearest_code_of_real_zero(target[i], &params);
+                        let error = self.grid.weight(codes[column], &params) - weight[column];
                         errors[i - start] = error;
                         let feedback = &feedback[i * n + start..i * n + i];
                         for (target, l) in target[start..i].iter_mut().zip(feedback) {
@@ -62,7 +62,7 @@ impl Rounding<'_> {
             let mut errors: Vec<f32> = (0..weight.len())
                 .map(|at| {
                     let (row, column) = (at / n, self.order[at % n] as usize);
-                    params(row, column).weight(codes[row * n + column]) - weight[row * n + column]
+                    self.grid.weight(codes[row * n + column], &params(row, column)) - weight[row * n + column]
                 })
                 .collect();
             for _ in 0..n_passes {
@@ -71,11 +71,11 @@ impl Rounding<'_> {
                     let (column, hessian) = (self.order[i] as usize, &hessian[i * n..(i + 1) * n]);
                     for (row, errors) in errors.chunks_mut(n).enumerate() {
                         let (params, code) = (params(row, column), &mut codes[row * n + column]);
-                        let best = params.weight(*code) - dot(errors, hessian) / hessian[i];
-                        let next = self.code(best, &params);
+                        let best = self.grid.weight(*code, &params) - dot(errors, hessian) / hessian[i];
+                        let next = self.grid.nearest_code_of_real_zero(best, &params);
                         changed |= next != *code;
                         *code = next;
-                        errors[i] = params.weight(next) - weight[row * n + column];
+                        errors[i] = self.grid.weight(next, &params) - weight[row * n + column];
                     }
                 }
                 if !changed {
@@ -90,12 +90,6 @@ impl Rounding<'_> {
             return self.params[0];
         }
         self.params[row * self.n_groups + column / self.grid.granularity.group_len(self.order.len())]
-    }
-
-    /// The code nearest to a weight, for zero points that need not be codes.
-    fn code(&self, weight: f32, params: &GroupParams) -> u8 {
-        let (low, high) = (f32::from(self.grid.min_code()), f32::from(self.grid.bits.max_code()));
-        (weight / params.scale + params.zero_point).round_ties_even().clamp(low, high) as u8
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
+use awq_core::codebook::Codebook;
 use awq_core::driver::codes_sha256;
 use awq_core::grid::{Bits, Granularity, ScaleDtype};
 use awq_core::load::open_model;
@@ -13,7 +14,7 @@ use super::model::{ModelArgs, parse_bits};
 use crate::config::OverrideSpec;
 use crate::device;
 use crate::quantize::place::{self, Place};
-use crate::quantize::request::Request;
+use crate::quantize::request::{Codes, Request};
 use crate::quantize::{header, needed_bytes, quantize, write};
 
 /// Quantize a model and write it as a packed checkpoint, which `generate`, `chat` and experiments load without the original.
@@ -33,12 +34,16 @@ pub(super) struct QuantizeArgs {
     #[arg(long, value_name = "METHOD")]
     method: String,
     /// Bits of a code, 2 to 8.
-    #[arg(long, value_name = "N", value_parser = parse_bits)]
-    bits: Bits,
+    #[arg(long, value_name = "N", value_parser = parse_bits, required_unless_present = "values")]
+    bits: Option<Bits>,
+    /// A table of values in place of evenly spaced codes. NF4 of bitsandbytes is nf4 with groups of 64 and f32 scales, MXFP4 is e2m1
+    /// with groups of 32 and e8m0 scales.
+    #[arg(long, value_enum, conflicts_with = "bits")]
+    values: Option<CodebookArg>,
     /// Input channels that share a scale [default: all of an output channel].
     #[arg(long, value_name = "N")]
     group_size: Option<std::num::NonZeroU16>,
-    /// Type in which scales are stored: f32 for the rare weight whose scales f16 cannot hold.
+    /// Type in which scales are stored: f32 for the rare weight whose scales f16 cannot hold; e8m0, powers of two, with --values.
     #[arg(long, value_enum, default_value_t = ScaleDtypeArg::F16)]
     scale_dtype: ScaleDtypeArg,
     /// Another grid for some linears: *.down_proj=w8g64, *.down_proj=w8 with the group of the others, or model.layers.0.*=fp to
@@ -54,6 +59,22 @@ pub(super) struct QuantizeArgs {
 enum ScaleDtypeArg {
     F16,
     F32,
+    E8m0,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CodebookArg {
+    Nf4,
+    E2m1,
+}
+
+impl From<CodebookArg> for Codebook {
+    fn from(argument: CodebookArg) -> Self {
+        match argument {
+            CodebookArg::Nf4 => Self::Nf4,
+            CodebookArg::E2m1 => Self::E2m1,
+        }
+    }
 }
 
 impl From<ScaleDtypeArg> for ScaleDtype {
@@ -61,6 +82,7 @@ impl From<ScaleDtypeArg> for ScaleDtype {
         match argument {
             ScaleDtypeArg::F16 => Self::F16,
             ScaleDtypeArg::F32 => Self::F32,
+            ScaleDtypeArg::E8m0 => Self::E8m0,
         }
     }
 }
@@ -70,13 +92,12 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     device::set_threads(args.model.machine.threads.map(std::num::NonZero::get));
     let granularity = args.group_size.map_or(Granularity::PerChannel, Granularity::PerGroup);
     let scale_dtype = args.scale_dtype.into();
-    let request = Request {
-        method: args.method.clone(),
-        bits: args.bits,
-        granularity,
-        scale_dtype,
-        overrides: args.overrides.clone(),
+    let codes = match (args.values, args.bits) {
+        (Some(values), _) => Codes::Of(values.into()),
+        (None, bits) => Codes::Even(bits.context("--bits is missing")?),
     };
+    let request =
+        Request { method: args.method.clone(), codes, granularity, scale_dtype, overrides: args.overrides.clone() };
     // Before the long work: a folder that cannot be used is found at once.
     place::check(&args.out, args.model.path())?;
     let opened = args.model.open()?;

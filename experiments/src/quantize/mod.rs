@@ -73,6 +73,11 @@ pub fn quantize(
         let source = opened.checkpoint.source().display();
         anyhow::bail!("{source}: is quantized already ({}); quantize the model that it was made from", packed.method);
     }
+    for grid in recipe.rule.grids() {
+        let problem = grid.check().and_then(|()| recipe.method.settings().supports(grid));
+        problem
+            .map_err(|problem| anyhow::anyhow!("method `{}` on {}: {problem}", recipe.method.key(), grid.label()))?;
+    }
     let sequences = recipe.calibration.as_ref().map(|spec| calibration_ids(opened, spec, store)).transpose()?;
     let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref())?;
     let model =

@@ -4,6 +4,7 @@
 use std::num::{NonZeroU16, NonZeroUsize};
 
 use anyhow::{Context, bail};
+use awq_core::codebook::Codebook;
 use awq_core::driver::Propagation;
 use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
 use awq_core::load::ModelConfig;
@@ -24,8 +25,8 @@ const SEED: u64 = 42;
 pub struct Request {
     /// Registry name of the method: `awq`; of a preset that is not its first: `awq:llm-awq-bf16`.
     pub method: String,
-    /// Bits of a code.
-    pub bits: Bits,
+    /// What codes stand for.
+    pub codes: Codes,
     /// Which weights share a scale.
     pub granularity: Granularity,
     /// Type in which scales are stored.
@@ -34,35 +35,50 @@ pub struct Request {
     pub overrides: Vec<OverrideSpec>,
 }
 
+/// What a code stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Codes {
+    /// One of evenly spaced values.
+    Even(Bits),
+    /// A value of a table.
+    Of(Codebook),
+}
+
 impl std::str::FromStr for Request {
     type Err = String;
 
-    /// Parses `awq-w4g128` or `gptq:act-order-w4g128`; without a group size every output channel is a group, with `-f32` at the end scales are f32.
+    /// Parses `awq-w4g128`, `gptq:act-order-w4g128` or `rtn-nf4g64`; without a group size every output channel is a group. Scales
+    /// are f16, with `-f32` or `-e8m0` at the end of that type.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong =
             || format!("`{text}` is not METHOD-wBITSgGROUP, such as awq-w4g128, or rtn-w8 for one group a channel");
-        let (method, grid) = text.rsplit_once("-w").ok_or_else(wrong)?;
-        let (grid, scale_dtype) = match grid.strip_suffix("-f32") {
-            Some(grid) => (grid, ScaleDtype::F32),
-            None => (grid, ScaleDtype::F16),
-        };
-        let (bits, granularity) = bits_and_group(grid).ok_or_else(wrong)?;
+        let dtypes = [("-f32", ScaleDtype::F32), ("-e8m0", ScaleDtype::E8m0)];
+        let (rest, scale_dtype) = (dtypes.into_iter())
+            .find_map(|(suffix, dtype)| Some((text.strip_suffix(suffix)?, dtype)))
+            .unwrap_or((text, ScaleDtype::F16));
+        let (method, grid) = rest.rsplit_once('-').ok_or_else(wrong)?;
+        let (codes, granularity) = codes_and_group(grid).ok_or_else(wrong)?;
         let granularity = granularity.unwrap_or(Granularity::PerChannel);
-        Ok(Self { method: method.to_owned(), bits: bits?, granularity, scale_dtype, overrides: Vec::new() })
+        Ok(Self { method: method.to_owned(), codes: codes?, granularity, scale_dtype, overrides: Vec::new() })
     }
 }
 
-/// `4g128` or `8`: bits of a code, which may be out of range, and the group where one is given.
-fn bits_and_group(text: &str) -> Option<(Result<Bits, String>, Option<Granularity>)> {
-    let (bits, group_size) = match text.split_once('g') {
-        Some((bits, group_size)) => (bits, Some(group_size)),
+/// `w4g128`, `w8` or `nf4g64`: codes, whose bits may be out of range, and the group where one is given.
+fn codes_and_group(text: &str) -> Option<(Result<Codes, String>, Option<Granularity>)> {
+    let (codes, group_size) = match text.split_once('g') {
+        Some((codes, group_size)) => (codes, Some(group_size)),
         None => (text, None),
     };
     let granularity = match group_size {
         None => None,
         Some(size) => Some(Granularity::PerGroup(size.parse::<NonZeroU16>().ok()?)),
     };
-    Some((Bits::try_from(bits.parse::<u8>().ok()?), granularity))
+    let codes = match codes {
+        "nf4" => Ok(Codes::Of(Codebook::Nf4)),
+        "e2m1" => Ok(Codes::Of(Codebook::E2m1)),
+        _ => Bits::try_from(codes.strip_prefix('w')?.parse::<u8>().ok()?).map(Codes::Even),
+    };
+    Some((codes, granularity))
 }
 
 impl std::str::FromStr for OverrideSpec {
@@ -76,9 +92,12 @@ impl std::str::FromStr for OverrideSpec {
         let grid = if grid == "fp" {
             GridChange::FullPrecision
         } else {
-            let grid = grid.strip_prefix('w').ok_or_else(wrong)?;
-            let (bits, granularity) = bits_and_group(grid).ok_or_else(wrong)?;
-            GridChange::Keys(GridKeys { bits: Some(bits?), granularity, ..GridKeys::default() })
+            let (codes, granularity) = codes_and_group(grid).ok_or_else(wrong)?;
+            let (bits, values) = match codes? {
+                Codes::Even(bits) => (Some(bits), None),
+                Codes::Of(values) => (None, Some(values)),
+            };
+            GridChange::Keys(GridKeys { bits, values, granularity, ..GridKeys::default() })
         };
         Ok(Self { linears: linears.to_owned(), grid })
     }
@@ -110,15 +129,26 @@ impl Request {
         } else {
             None
         };
+        let (granularity, scale_dtype) = (self.granularity, self.scale_dtype);
         // AWQ's code leaves the range of a group as it is, GPTQ's widens it to hold zero.
-        let grid = Grid {
-            bits: self.bits,
-            granularity: self.granularity,
+        let even = |bits| Grid {
+            bits,
+            granularity,
             symmetry: Symmetry::Asymmetric,
             range_includes_zero: matches!(method, MethodSpec::Gptq(_)),
-            scale_dtype: self.scale_dtype,
+            scale_dtype,
+            values: None,
         };
-        let overrides = self.overrides.iter().map(|one| one.on(grid)).collect();
+        let grid = match self.codes {
+            Codes::Even(bits) => even(bits),
+            Codes::Of(values) => Grid::of_codebook(values, granularity, scale_dtype),
+        };
+        // Beside a table of values, codes that are spaced evenly are as they would be in its place.
+        let base = |one: &OverrideSpec| match &one.grid {
+            GridChange::Keys(GridKeys { bits: Some(bits), .. }) => even(*bits),
+            _ => grid,
+        };
+        let overrides = self.overrides.iter().map(|one| one.on(base(one))).collect();
         Ok(Recipe { method, rule: GridRule { grid, overrides }, calibration })
     }
 
@@ -163,12 +193,13 @@ mod tests {
 
     #[test]
     fn requests_are_spelled_as_in_tables() {
+        let even = |bits| Codes::Even(Bits::new(bits).unwrap());
         let parsed: Request = "awq-w4g128".parse().unwrap();
-        assert_eq!((parsed.method.as_str(), parsed.bits.get(), parsed.granularity.label()), ("awq", 4, "g128".into()));
+        assert_eq!((parsed.method.as_str(), parsed.codes, parsed.granularity.label()), ("awq", even(4), "g128".into()));
         let parsed: Request = "awq_gptq-w3".parse().unwrap();
         assert_eq!((parsed.method.as_str(), parsed.granularity), ("awq_gptq", Granularity::PerChannel));
         let parsed: Request = "hqq-w2g64-f32".parse().unwrap();
-        assert_eq!((parsed.method.as_str(), parsed.bits.get(), parsed.scale_dtype), ("hqq", 2, ScaleDtype::F32));
+        assert_eq!((parsed.method.as_str(), parsed.codes, parsed.scale_dtype), ("hqq", even(2), ScaleDtype::F32));
         for wrong in ["awq-w4-f16", "awq", "awq-4g128", "awq-w4g", "awq-w4g0", "awq-wg128", "awq-w4x128"] {
             assert!(wrong.parse::<Request>().unwrap_err().contains("such as awq-w4g128"), "{wrong}");
         }
@@ -199,6 +230,27 @@ mod tests {
         assert!(n_presets >= 8, "only {n_presets} presets");
         let error = recipe("gptq:actorder-w4g64").unwrap_err().to_string();
         assert_eq!(error, "method `gptq` has no preset `actorder`; choose one of in-order, act-order");
+    }
+
+    #[test]
+    fn tables_of_values_and_overrides_have_short_names() {
+        let label = |request: &str, overrides: &[&str]| {
+            let mut request: Request = request.parse().unwrap();
+            request.overrides = overrides.iter().map(|text| text.parse().unwrap()).collect();
+            request.recipe(&TinySpec::GQA.config(), || bail!("no text")).unwrap().rule.label()
+        };
+        assert_eq!(label("rtn-nf4g64-f32", &[]), "NF4 g64");
+        assert_eq!(label("rtn-e2m1g32-e8m0", &[]), "MXFP4 g32");
+        assert_eq!(
+            label("rtn-w4g64", &["*.down_proj=w8", "*.up_proj=nf4g32", "mlp.*=fp"]),
+            "W4 g64 (*.down_proj W8 g64, *.up_proj NF4 g32, mlp.* FP)"
+        );
+        assert_eq!(label("rtn-nf4g64", &["*.down_proj=w8g32"]), "NF4 g64 (*.down_proj W8 g32)");
+        for wrong in ["*.down_proj", "*.down_proj=", "*.down_proj=8", "*.down_proj=w8g0", "*.down_proj=FP"] {
+            let error = wrong.parse::<OverrideSpec>().unwrap_err();
+            assert!(error.starts_with(&format!("`{wrong}` is not LINEARS=GRID, such as")), "{error}");
+        }
+        assert!("*=w9".parse::<OverrideSpec>().unwrap_err().contains("bits = 9 is outside 2..=8"));
     }
 
     #[test]

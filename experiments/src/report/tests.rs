@@ -36,6 +36,7 @@ pub(super) fn grid(bits: u8, group_size: u16) -> Grid {
         symmetry: Symmetry::Asymmetric,
         range_includes_zero: false,
         scale_dtype: ScaleDtype::F16,
+        values: None,
     }
 }
 
