@@ -236,7 +236,7 @@ fn absolute_error(group: &[f32], scale: f32, zero_point: f32, grid: &Grid) -> f6
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use awq_core::grid::ScaleDtype;
+    use awq_core::grid::{Granularity, ScaleDtype};
 
     use super::*;
     use crate::rtn::Rtn;
