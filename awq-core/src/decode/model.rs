@@ -36,8 +36,10 @@ impl DecodeOptions {
 pub struct Footprint {
     /// Bytes of the linears and of the head; of experts, those that one token goes through.
     pub step_bytes: usize,
-    /// Linears of blocks that are packed; those that read one input count as one.
+    /// Linears of blocks that are packed; those that read one input count as one where they lie on one grid.
     pub n_packed: usize,
+    /// Those that are quantized and held as floats, because no kernel takes their codes.
+    pub n_dequantized: usize,
     /// All linears of blocks, counted so.
     pub n_linears: usize,
 }
@@ -138,10 +140,12 @@ impl DecodeModel {
     pub fn footprint(&self) -> Footprint {
         let linears: Vec<(&Linear, f64)> = self.blocks.iter().flat_map(DecodeBlock::linears).collect();
         let step_bytes: f64 = linears.iter().map(|(linear, share)| linear.bytes() as f64 * share).sum();
+        let parts = || linears.iter().flat_map(|(linear, _)| linear.parts());
         Footprint {
             step_bytes: step_bytes as usize + self.head.bytes(),
-            n_packed: linears.iter().filter(|(linear, _)| linear.is_packed()).count(),
-            n_linears: linears.len(),
+            n_packed: parts().filter(|linear| linear.is_packed()).count(),
+            n_dequantized: parts().filter(|linear| linear.is_dequantized()).count(),
+            n_linears: parts().count(),
         }
     }
 }

@@ -29,9 +29,14 @@ pub(super) fn stack(weights: Vec<QuantizedWeight>) -> Option<QuantizedWeight> {
     Some(stacked)
 }
 
-/// A weight without a transform; one scale for the whole matrix becomes the same scale for every row.
+/// Whether kernels take the codes of a weight: nothing lies between codes and weights, and codes are spaced evenly.
+pub(super) fn has_kernel(weight: &QuantizedWeight) -> bool {
+    weight.transform == WeightTransform::Identity && weight.grid.values.is_none()
+}
+
+/// A weight that has a kernel; one scale for the whole matrix becomes the same scale for every row.
 fn with_own_scales(weight: QuantizedWeight) -> Option<QuantizedWeight> {
-    if weight.transform != WeightTransform::Identity || weight.grid.values.is_some() {
+    if !has_kernel(&weight) {
         return None;
     }
     if weight.grid.granularity != Granularity::PerTensor {
