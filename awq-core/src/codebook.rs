@@ -24,6 +24,8 @@ pub enum Codebook {
 /// What a codebook is.
 #[derive(Debug)]
 pub struct CodebookFacts {
+    /// Its name in files.
+    pub key: &'static str,
     /// Its name in labels.
     pub name: &'static str,
     /// Its values, ascending: code `i` stands for `values[i]`.
@@ -75,11 +77,18 @@ const fn middles<const N: usize, const M: usize>(values: &[f32; N]) -> [f32; M] 
     middles
 }
 
-const NF4_FACTS: CodebookFacts =
-    CodebookFacts { name: "NF4", values: &NF4, bounds: &middles::<16, 15>(&NF4), ties: Ties::Low, unit: 1.0 };
+const NF4_FACTS: CodebookFacts = CodebookFacts {
+    key: "nf4",
+    name: "NF4",
+    values: &NF4,
+    bounds: &middles::<16, 15>(&NF4),
+    ties: Ties::Low,
+    unit: 1.0,
+};
 
 /// The scale of OCP's conversion is the power of two below the largest magnitude over the power of two below 6.
 const E2M1_FACTS: CodebookFacts = CodebookFacts {
+    key: "e2m1",
     name: "E2M1",
     values: &E2M1,
     bounds: &middles::<15, 14>(&E2M1),
@@ -91,6 +100,14 @@ const E2M1_FACTS: CodebookFacts = CodebookFacts {
 const SMALLEST_SCALE: f32 = 1e-38;
 
 impl Codebook {
+    /// Every one.
+    pub const ALL: [Self; 2] = [Self::Nf4, Self::E2m1];
+
+    /// The one of this key.
+    pub fn named(key: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|book| book.facts().key == key)
+    }
+
     /// What it is.
     pub const fn facts(self) -> &'static CodebookFacts {
         match self {
@@ -135,11 +152,9 @@ mod tests {
 
     use super::*;
 
-    const ALL: [Codebook; 2] = [Codebook::Nf4, Codebook::E2m1];
-
     #[test]
     fn tables_are_sorted_and_hold_zero() {
-        for book in ALL {
+        for book in Codebook::ALL {
             let facts = book.facts();
             assert!(facts.values.is_sorted_by(|a, b| a < b), "{book:?}");
             assert!(facts.values.contains(&0.0), "{book:?}: a group of zeros must stay zeros");
@@ -150,8 +165,17 @@ mod tests {
     }
 
     #[test]
+    fn keys_are_those_of_files() {
+        for book in Codebook::ALL {
+            assert_eq!(serde_json::to_value(book).unwrap(), book.facts().key);
+            assert_eq!(Codebook::named(book.facts().key), Some(book));
+        }
+        assert_eq!(Codebook::named("nf"), None);
+    }
+
+    #[test]
     fn a_value_is_its_own_code() {
-        for book in ALL {
+        for book in Codebook::ALL {
             for (code, value) in book.facts().values.iter().enumerate() {
                 assert_eq!(usize::from(book.nearest(value * 0.5, 0.5)), code, "{book:?}");
                 assert_eq!(book.value(code as u8), *value);
@@ -182,7 +206,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_value_is_nearer(weight in -10.0_f32..10.0, scale in 0.01_f32..4.0) {
-            for book in ALL {
+            for book in Codebook::ALL {
                 let scaled = weight * (1.0 / scale);
                 let distance = |value: f32| (value - scaled).abs();
                 let found = distance(book.value(book.nearest(weight, scale)));

@@ -188,7 +188,7 @@ impl Grid {
         match self.values {
             Some(values) if *self != Self::of_codebook(values, self.granularity, self.scale_dtype) => Err(format!(
                 "values = \"{}\" is a table of {} bits without zero points, and other keys say otherwise",
-                values.facts().name.to_lowercase(),
+                values.facts().key,
                 values.bits().get()
             )),
             None if self.scale_dtype == ScaleDtype::E8m0 => Err(

@@ -96,7 +96,7 @@ pub(crate) fn all_grids() -> Vec<Grid> {
 /// Tables of values, with groups that divide 576, leave a rest, and are larger than it.
 pub(crate) fn codebook_grids() -> Vec<Grid> {
     let mut grids = Vec::new();
-    for values in [Codebook::Nf4, Codebook::E2m1] {
+    for values in Codebook::ALL {
         for granularity in [Granularity::PerTensor, Granularity::PerChannel, group(64), group(128), group(1000)] {
             for scale_dtype in [ScaleDtype::F16, ScaleDtype::F32, ScaleDtype::E8m0] {
                 grids.push(Grid::of_codebook(values, granularity, scale_dtype));

@@ -38,8 +38,8 @@ pub(super) struct QuantizeArgs {
     bits: Option<Bits>,
     /// A table of values in place of evenly spaced codes. NF4 of bitsandbytes is nf4 with groups of 64 and f32 scales, MXFP4 is e2m1
     /// with groups of 32 and e8m0 scales.
-    #[arg(long, value_enum, conflicts_with = "bits")]
-    values: Option<CodebookArg>,
+    #[arg(long, value_name = "TABLE", value_parser = parse_values, conflicts_with = "bits")]
+    values: Option<Codebook>,
     /// Input channels that share a scale [default: all of an output channel].
     #[arg(long, value_name = "N")]
     group_size: Option<std::num::NonZeroU16>,
@@ -62,21 +62,6 @@ enum ScaleDtypeArg {
     E8m0,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum CodebookArg {
-    Nf4,
-    E2m1,
-}
-
-impl From<CodebookArg> for Codebook {
-    fn from(argument: CodebookArg) -> Self {
-        match argument {
-            CodebookArg::Nf4 => Self::Nf4,
-            CodebookArg::E2m1 => Self::E2m1,
-        }
-    }
-}
-
 impl From<ScaleDtypeArg> for ScaleDtype {
     fn from(argument: ScaleDtypeArg) -> Self {
         match argument {
@@ -87,13 +72,18 @@ impl From<ScaleDtypeArg> for ScaleDtype {
     }
 }
 
+fn parse_values(key: &str) -> Result<Codebook, String> {
+    let known = || Codebook::ALL.map(|book| book.facts().key).join(", ");
+    Codebook::named(key).ok_or_else(|| format!("no table of values is called `{key}`; choose one of {}", known()))
+}
+
 pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let device = args.model.device()?;
     device::set_threads(args.model.machine.threads.map(std::num::NonZero::get));
     let granularity = args.group_size.map_or(Granularity::PerChannel, Granularity::PerGroup);
     let scale_dtype = args.scale_dtype.into();
     let codes = match (args.values, args.bits) {
-        (Some(values), _) => Codes::Of(values.into()),
+        (Some(values), _) => Codes::Of(values),
         (None, bits) => Codes::Even(bits.context("--bits is missing")?),
     };
     let request =

@@ -73,10 +73,9 @@ fn codes_and_group(text: &str) -> Option<(Result<Codes, String>, Option<Granular
         None => None,
         Some(size) => Some(Granularity::PerGroup(size.parse::<NonZeroU16>().ok()?)),
     };
-    let codes = match codes {
-        "nf4" => Ok(Codes::Of(Codebook::Nf4)),
-        "e2m1" => Ok(Codes::Of(Codebook::E2m1)),
-        _ => Bits::try_from(codes.strip_prefix('w')?.parse::<u8>().ok()?).map(Codes::Even),
+    let codes = match Codebook::named(codes) {
+        Some(values) => Ok(Codes::Of(values)),
+        None => Bits::try_from(codes.strip_prefix('w')?.parse::<u8>().ok()?).map(Codes::Even),
     };
     Some((codes, granularity))
 }
