@@ -5,7 +5,7 @@
 //! calibration tokens (hidden states for each job, where blocks see quantized outputs), and the packed results.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use burn::tensor::{Tensor, TensorData};
@@ -20,13 +20,14 @@ use crate::fold::fold;
 use crate::load::{Checkpoint, LoadError, ModelConfig, QuantizedCheckpoint};
 pub use crate::log::{BlockLog, LinearLog, ScaleSearchLog};
 use crate::method::{BlockCtx, BlockEdit, MethodError, QuantMethod};
-use crate::model::layers::{Linear, Norm};
+use crate::model::layers::{Linear, Norm, product};
 use crate::model::wiring::Wiring;
 use crate::model::{Block, BlockLayout, Decoder, LinearFacts, LinearName, NoTap, NormName, for_each_block};
 use crate::pack::PackedWeight;
 use crate::rule::ModelGrids;
 use crate::scale_range::checked_edit;
 
+mod head;
 mod stored;
 
 /// What the blocks after the first see during calibration.
@@ -63,6 +64,7 @@ pub struct Job<'a, B: QuantBackend> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedModel {
     blocks: Vec<StoredBlock>,
+    head: Option<Arc<PackedWeight>>,
     /// What happened in each block.
     pub logs: Vec<BlockLog>,
 }
@@ -72,7 +74,7 @@ pub struct QuantizedModel {
 pub struct FullPrecisionShare {
     /// Their weights.
     pub n_weights: u64,
-    /// Stored bits a weight, the mean over all linears of all blocks: these count with the bits of their type in the checkpoint.
+    /// Stored bits a weight, the mean over all linears of all blocks, and the head where it is quantized: these count with the bits of their type in the checkpoint.
     pub bits_per_weight_of_all: f64,
 }
 
@@ -121,7 +123,7 @@ pub fn quantize_model<B: QuantBackend>(
     let propagation = calibration.map_or(Propagation::FullPrecision, |calibration| calibration.propagation);
     let mut shared_seconds = start.elapsed().as_secs_f64();
     let mut models: Vec<Result<QuantizedModel, MethodError>> =
-        jobs.iter().map(|_| Ok(QuantizedModel { blocks: Vec::new(), logs: Vec::new() })).collect();
+        jobs.iter().map(|_| Ok(QuantizedModel { blocks: Vec::new(), head: None, logs: Vec::new() })).collect();
     // With full-precision propagation all jobs see the same stream; else each has its own.
     let n_streams = if propagation == Propagation::FullPrecision { 1 } else { jobs.len() };
     let compares = |job: &Job<'_, B>| job.method.needs().full_precision_inputs;
@@ -165,6 +167,13 @@ pub fn quantize_model<B: QuantBackend>(
         last = Instant::now();
         Ok(())
     })?;
+    for (job, model) in jobs.iter().zip(&mut models) {
+        let (Ok(quantized), Some(grid)) = (model.as_mut(), job.grids.head()) else { continue };
+        match head::quantize_head(decoder, job.method, grid) {
+            Ok(head) => quantized.head = Some(Arc::new(head)),
+            Err(error) => *model = Err(error),
+        }
+    }
     Ok(Pass { models, shared_seconds })
 }
 
@@ -376,10 +385,15 @@ fn vector<B: QuantBackend>(values: &[f32], device: &B::Device) -> Tensor<B, 1> {
 }
 
 impl QuantizedModel {
+    /// Every quantized weight, in the order of blocks and linears.
+    fn weights(&self) -> impl Iterator<Item = &PackedWeight> {
+        self.blocks.iter().flat_map(|block| block.weights.values()).chain(&self.head).map(Arc::as_ref)
+    }
+
     /// sha256 over all codes, scales and zero points, in the order of blocks and linears: equal means bit for bit the same.
     pub fn codes_sha256(&self) -> String {
         let mut hasher = Sha256::new();
-        for weight in self.blocks.iter().flat_map(|block| block.weights.values()) {
+        for weight in self.weights() {
             weight.unpack().hash_into(&mut hasher);
         }
         hex(hasher)
@@ -388,7 +402,7 @@ impl QuantizedModel {
     /// Stored bits per quantized weight, scales and zero points counted.
     pub fn bits_per_weight(&self) -> f64 {
         let (mut bits, mut weights) = (0_u64, 0_u64);
-        for weight in self.blocks.iter().flat_map(|block| block.weights.values()) {
+        for weight in self.weights() {
             let (n_out, n_in) = weight.shape();
             bits += weight.stored_bits();
             weights += (n_out * n_in) as u64;
@@ -418,12 +432,18 @@ impl QuantizedModel {
                 }
             }
         }
+        if let Some(head) = &self.head {
+            let (n_out, n_in) = head.shape();
+            n_all += (n_out * n_in) as u64;
+            bits += head.stored_bits() as f64;
+        }
         (n_left > 0).then(|| FullPrecisionShare { n_weights: n_left, bits_per_weight_of_all: bits / n_all as f64 })
     }
 
     /// The model as a checkpoint, over the one that it was made from. Packed weights are shared, not copied.
     pub fn into_checkpoint(self, wiring: &Wiring, base: Arc<dyn Checkpoint>) -> QuantizedCheckpoint {
         let mut checkpoint = QuantizedCheckpoint::new(base);
+        checkpoint.packed.extend(self.head.map(|head| (wiring.head_name().to_owned(), head)));
         for (block_idx, block) in self.blocks.into_iter().enumerate() {
             for (name, weight) in block.weights {
                 checkpoint.packed.insert(format!("{}.weight", wiring.linear(block_idx, name)), weight);
@@ -445,7 +465,7 @@ impl QuantizedModel {
 
     /// The model as a decoder that hands out quantized blocks, over the decoder it was made from.
     pub fn decoder<'a, B: QuantBackend>(&'a self, base: &'a dyn Decoder<B>) -> impl Decoder<B> + 'a {
-        QuantizedDecoder { base, model: self }
+        QuantizedDecoder { base, model: self, head: OnceLock::new() }
     }
 }
 
@@ -464,6 +484,9 @@ pub fn codes_sha256(wiring: &Wiring, n_blocks: usize, checkpoint: &dyn Checkpoin
             }
         }
     }
+    if let Some(head) = checkpoint.read_quantized(wiring.head_name())? {
+        head.hash_into(&mut hasher);
+    }
     Ok(hex(hasher))
 }
 
@@ -474,6 +497,8 @@ fn hex(hasher: Sha256) -> String {
 struct QuantizedDecoder<'a, B: QuantBackend> {
     base: &'a dyn Decoder<B>,
     model: &'a QuantizedModel,
+    /// The quantized head, dequantized when it is needed first.
+    head: OnceLock<Tensor<B, 2>>,
 }
 
 impl<B: QuantBackend> Decoder<B> for QuantizedDecoder<'_, B> {
@@ -501,7 +526,17 @@ impl<B: QuantBackend> Decoder<B> for QuantizedDecoder<'_, B> {
         self.base.final_norm(hidden)
     }
 
+    fn head_weight(&self) -> Tensor<B, 2> {
+        let Some(packed) = &self.model.head else { return self.base.head_weight() };
+        let dequantized =
+            || B::dequantize_weight(&packed.unpack(), &self.base.head_weight().device());
+        self.head.get_or_init(dequantized).clone()
+    }
+
     fn head(&self, rows: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2> {
-        self.base.head(rows, arithmetic)
+        match self.model.head {
+            Some(_) => product(rows, self.head_weight(), arithmetic),
+            None => self.base.head(rows, arithmetic),
+        }
     }
 }

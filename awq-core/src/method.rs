@@ -176,6 +176,11 @@ pub trait MethodSettings {
         false
     }
 
+    /// Whether it can quantize a linear outside of blocks, the head, of which no activations are known.
+    fn quantizes_head(&self) -> bool {
+        false
+    }
+
     /// Whether it can round to a grid.
     ///
     /// # Errors
@@ -200,6 +205,11 @@ pub trait QuantMethod<B: QuantBackend>: MethodSettings + Send + Sync {
     /// # Errors
     /// Activations or weights that the method cannot handle, with block and linear.
     fn quantize_block(&self, ctx: &BlockCtx<'_, B>) -> Result<BlockEdit<B>, MethodError>;
+
+    /// What quantizes the head; `None` where [`MethodSettings::quantizes_head`] says that it cannot.
+    fn of_head(&self) -> Option<&dyn LinearMethod<B>> {
+        None
+    }
 }
 
 /// A method that looks at one linear at a time.

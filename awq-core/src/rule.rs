@@ -12,6 +12,10 @@ use crate::grid::Grid;
 use crate::model::wiring::Wiring;
 use crate::model::{LinearFacts, LinearName};
 
+/// Name of the head, without `.weight`. It stays in full precision unless an override has just this name: no pattern with a `*`
+/// stands for it.
+pub const HEAD: &str = "lm_head";
+
 /// A grid for all linears, and overrides of it: the first one whose pattern matches a linear decides.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GridRule {
@@ -45,6 +49,9 @@ pub enum RuleError {
         /// A few names that exist.
         known: String,
     },
+    /// It says of the head what holds anyhow.
+    #[error("grids.overrides: `lm_head` stays in full precision unless an override gives it a grid; remove this one")]
+    HeadAnyhow,
     /// Earlier ones take all that it names.
     #[error(
         "grids.overrides: every linear that matches `{pattern}` is taken by an earlier override; put it before them"
@@ -77,6 +84,11 @@ impl GridRule {
         format!("{label} ({})", overrides.join(", "))
     }
 
+    /// The grid of the head; `None` where it stays in full precision.
+    pub fn head(&self) -> Option<&Grid> {
+        self.overrides.iter().find(|one| one.linears == HEAD).and_then(|one| one.grid.as_ref())
+    }
+
     /// Every grid that it names.
     pub fn grids(&self) -> impl Iterator<Item = &Grid> {
         std::iter::once(&self.grid).chain(self.overrides.iter().filter_map(|one| one.grid.as_ref()))
@@ -107,12 +119,19 @@ impl GridRule {
                 blocks[block_idx].others.insert(name, grid.copied());
             }
         }
-        Ok(ModelGrids { default: self.grid.into(), blocks })
+        Ok(ModelGrids { default: self.grid.into(), blocks, head: self.head().copied() })
     }
 
     fn check(&self, linears: &[(usize, LinearName, String)]) -> Result<(), RuleError> {
         for (index, one) in self.overrides.iter().enumerate() {
             let earlier = &self.overrides[..index];
+            if one.linears == HEAD {
+                match (one.grid, earlier.iter().any(|other| other.linears == HEAD)) {
+                    (Some(_), false) => continue,
+                    (Some(_), true) => return Err(RuleError::Hidden { pattern: one.linears.clone() }),
+                    (None, _) => return Err(RuleError::HeadAnyhow),
+                }
+            }
             let mut matched = linears.iter().filter(|(_, name, full)| one.matches(full, name.0)).peekable();
             if matched.peek().is_none() {
                 return Err(RuleError::Unmatched { pattern: one.linears.clone(), known: examples(linears) });
@@ -160,15 +179,21 @@ pub struct ModelGrids {
     default: BlockGrids,
     /// One for each block; none where all are alike.
     blocks: Vec<BlockGrids>,
+    head: Option<Grid>,
 }
 
 impl From<Grid> for ModelGrids {
     fn from(grid: Grid) -> Self {
-        Self { default: grid.into(), blocks: Vec::new() }
+        Self { default: grid.into(), blocks: Vec::new(), head: None }
     }
 }
 
 impl ModelGrids {
+    /// The grid of the head; `None` where it stays in full precision.
+    pub fn head(&self) -> Option<&Grid> {
+        self.head.as_ref()
+    }
+
     /// The grids of one block.
     pub fn block(&self, block_idx: usize) -> &BlockGrids {
         self.blocks.get(block_idx).unwrap_or(&self.default)
@@ -268,6 +293,16 @@ mod tests {
             error(&[("mlp.*", None), ("self_attn.*", None)]),
             "grids.overrides: every linear of this model is left in full precision; leave one or more to quantize"
         );
+    }
+
+    #[test]
+    fn the_head_is_quantized_by_its_own_name_alone() {
+        let head = |overrides: &[_]| rule(overrides).resolve(&wiring()).map(|grids| grids.head().copied());
+        assert_eq!(head(&[("*", Some(8))]), Ok(None));
+        assert_eq!(head(&[("lm_head", Some(8))]), Ok(Some(grid(8))));
+        assert_eq!(head(&[("lm_head", None)]), Err(RuleError::HeadAnyhow));
+        let twice = head(&[("lm_head", Some(8)), ("lm_head", Some(4))]);
+        assert_eq!(twice, Err(RuleError::Hidden { pattern: HEAD.into() }));
     }
 
     #[test]

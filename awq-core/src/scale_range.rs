@@ -5,7 +5,7 @@
 
 use crate::backend::{QuantBackend, float_vec};
 use crate::grid::ScaleDtype;
-use crate::method::{BlockCtx, BlockEdit, MethodError, QuantMethod};
+use crate::method::{BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, QuantMethod};
 use crate::model::LinearName;
 use crate::quantized::{QuantizedWeight, ZeroPoints};
 
@@ -39,6 +39,21 @@ pub(crate) fn checked_edit<B: QuantBackend>(
         }
     }
     Ok(edit)
+}
+
+/// What a method makes of one linear, whose scales and zero points are numbers of their storage type.
+///
+/// # Errors
+/// Those of the method, and [`MethodError::ScaleRange`].
+pub(crate) fn checked_linear<B: QuantBackend>(
+    method: &dyn LinearMethod<B>,
+    ctx: &LinearCtx<'_, B>,
+) -> Result<QuantizedWeight, MethodError> {
+    let (quantized, _) = method.quantize_linear(ctx)?;
+    match out_of_range(&quantized).filter(|_| ctx.grid.scale_dtype == ScaleDtype::F16) {
+        Some(what) => Err(MethodError::ScaleRange { block_idx: ctx.block_idx, linear: ctx.linear.0, what }),
+        None => Ok(quantized),
+    }
 }
 
 /// The first scale or zero point that rounding to its storage type made infinite, or 0.

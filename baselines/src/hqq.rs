@@ -107,6 +107,10 @@ impl MethodSettings for Hqq {
         }
         Ok(())
     }
+
+    fn quantizes_head(&self) -> bool {
+        true
+    }
 }
 
 impl<B: QuantBackend> LinearMethod<B> for Hqq {
@@ -151,6 +155,10 @@ impl<B: QuantBackend> LinearMethod<B> for Hqq {
 impl<B: QuantBackend> QuantMethod<B> for Hqq {
     fn quantize_block(&self, ctx: &BlockCtx<'_, B>) -> Result<BlockEdit<B>, MethodError> {
         quantize_each_linear(self, ctx)
+    }
+
+    fn of_head(&self) -> Option<&dyn LinearMethod<B>> {
+        Some(self)
     }
 }
 

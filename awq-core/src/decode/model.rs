@@ -122,11 +122,18 @@ impl DecodeModel {
         let reader = Reader { config: &config, wiring: &wiring, checkpoint, options };
         let blocks: Result<_, LoadError> = (0..config.n_blocks).map(|block_idx| reader.block(block_idx)).collect();
         let final_norm = reader.norm(&wiring.final_norm, hidden)?;
-        let dense_head = match &wiring.head {
-            None => embedding.clone(),
-            Some(name) => Arc::new(read_exact_shape(checkpoint, name, &[config.vocab_size, hidden])?),
+        let head = match &wiring.head {
+            None => Linear::head(embedding.clone(), hidden, options),
+            Some(name) if options.head.is_none() => {
+                let name = name.strip_suffix(".weight").unwrap_or(name).to_owned();
+                let part = Part { name, n_out: config.vocab_size, has_bias: false };
+                Linear::load(checkpoint, &[part], hidden, options)?
+            }
+            Some(name) => {
+                let dense = Arc::new(read_exact_shape(checkpoint, name, &[config.vocab_size, hidden])?);
+                Linear::head(dense, hidden, options)
+            }
         };
-        let head = Linear::head(dense_head, hidden, options);
         let heads = reader.heads();
         Ok(Self { heads, embedding, unusable_ids, positions, blocks: blocks?, final_norm, head, config })
     }

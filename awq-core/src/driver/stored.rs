@@ -20,7 +20,8 @@ impl QuantizedModel {
         logs: Vec<BlockLog>,
     ) -> Result<Self, LoadError> {
         let blocks = (0..wiring.blocks.len().min(logs.len())).map(|idx| StoredBlock::read(wiring, idx, checkpoint));
-        Ok(Self { blocks: blocks.collect::<Result<_, _>>()?, logs })
+        let head = checkpoint.read_quantized(wiring.head_name())?.map(|head| Arc::new(PackedWeight::new(head)));
+        Ok(Self { blocks: blocks.collect::<Result<_, _>>()?, head, logs })
     }
 }
 

@@ -34,7 +34,11 @@ impl Checkpoint for QuantizedCheckpoint {
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.base.shape(name)
+        match self.packed.get(name) {
+            // A tied head that is quantized is a tensor of its own.
+            Some(weight) => Some(vec![weight.shape().0, weight.shape().1]),
+            None => self.base.shape(name),
+        }
     }
 
     fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
@@ -58,6 +62,9 @@ impl Checkpoint for QuantizedCheckpoint {
     }
 
     fn is_copy(&self, name: &str, other: &str) -> Result<bool, LoadError> {
+        if self.packed.contains_key(name) || self.packed.contains_key(other) {
+            return Ok(false);
+        }
         self.base.is_copy(name, other)
     }
 

@@ -329,6 +329,9 @@ impl Checkpoint for PackedCheckpoint {
     }
 
     fn is_copy(&self, name: &str, other: &str) -> Result<bool, LoadError> {
+        if self.linear(name).is_some() || self.linear(other).is_some() {
+            return Ok(false);
+        }
         self.tensors.is_copy(name, other)
     }
 

@@ -152,8 +152,12 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
         self.final_norm.forward(hidden)
     }
 
+    fn head_weight(&self) -> Tensor<B, 2> {
+        self.head.as_ref().unwrap_or(&self.embedding).clone()
+    }
+
     fn head(&self, rows: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2> {
-        product(rows, self.head.as_ref().unwrap_or(&self.embedding).clone(), arithmetic)
+        product(rows, self.head_weight(), arithmetic)
     }
 }
 

@@ -130,6 +130,9 @@ pub trait Decoder<B: QuantBackend>: Send + Sync {
     /// The last norm: hidden states `[batch, seq, hidden]` to what the head multiplies.
     fn final_norm(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3>;
 
+    /// The weight of the head, `[vocab, hidden]`; the embedding where they are tied.
+    fn head_weight(&self) -> Tensor<B, 2>;
+
     /// Normed hidden rows `[n, hidden]` to logits `[n, vocab]`.
     fn head(&self, rows: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2>;
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::layers::NormKind;
+use super::tensors::HEAD;
 use super::{BlockLayout, LinearName, NormName};
 use crate::load::ModelConfig;
 
@@ -207,6 +208,11 @@ impl Wiring {
     /// Name of a linear of a block, without `.weight`.
     pub fn linear(&self, block_idx: usize, linear: LinearName) -> String {
         format!("{}.{block_idx}.{linear}", self.block_prefix)
+    }
+
+    /// Tensor of the head; the name that it would have where it is the embedding.
+    pub fn head_name(&self) -> &str {
+        self.head.as_deref().unwrap_or(HEAD)
     }
 
     /// Name of a norm of a block, without `.weight`.

@@ -30,6 +30,14 @@ impl ExperimentSpec {
     /// Every grid that some linears have makes sense, and every method can round to it.
     fn check_grids(&self) -> anyhow::Result<()> {
         for rule in self.grids.iter().flat_map(GridSweep::rules) {
+            let methods = || self.methods.iter().map(|entry| &entry.method);
+            if let Some(method) = methods().find(|one| rule.head().is_some() && !one.settings().quantizes_head()) {
+                bail!(
+                    "method `{}` cannot quantize `lm_head`, of which no activations are known; quantize it with rtn or hqq, or \
+                     remove its override",
+                    method.key()
+                );
+            }
             for grid in rule.grids() {
                 grid.check().map_err(|problem| anyhow::anyhow!("section `[grids]`: {problem}"))?;
                 for method in self.methods.iter().map(|entry| &entry.method) {

@@ -73,6 +73,11 @@ pub fn quantize(
         let source = opened.checkpoint.source().display();
         anyhow::bail!("{source}: is quantized already ({}); quantize the model that it was made from", packed.method);
     }
+    ensure!(
+        recipe.rule.head().is_none() || recipe.method.settings().quantizes_head(),
+        "method `{}` cannot quantize `lm_head`, of which no activations are known; quantize it with rtn or hqq, or remove its override",
+        recipe.method.key()
+    );
     for grid in recipe.rule.grids() {
         let problem = grid.check().and_then(|()| recipe.method.settings().supports(grid));
         problem
