@@ -528,8 +528,7 @@ impl<B: QuantBackend> Decoder<B> for QuantizedDecoder<'_, B> {
 
     fn head_weight(&self) -> Tensor<B, 2> {
         let Some(packed) = &self.model.head else { return self.base.head_weight() };
-        let dequantized =
-            || B::dequantize_weight(&packed.unpack(), &self.base.head_weight().device());
+        let dequantized = || B::dequantize_weight(&packed.unpack(), &self.base.head_weight().device());
         self.head.get_or_init(dequantized).clone()
     }
 
