@@ -189,6 +189,8 @@ fn every_registered_method_has_an_example_that_passes_its_own_check() {
     for method in methods() {
         assert_eq!(method.settings().check(), Ok(()), "{}", method.label());
         assert_eq!(method.settings().supports(&grid(4)), Ok(()), "{}", method.label());
+        let has_head = method.method::<Flex>().of_head().is_some();
+        assert_eq!(method.settings().quantizes_head(), has_head, "{}", method.label());
     }
 }
 

@@ -193,16 +193,18 @@ fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
 /// q, k and v read one input, as gate and up do. What a kernel takes is packed all the same where they differ.
 #[test]
 fn linears_of_several_grids_decode_as_dequantized_blocks_do() {
-    let nf4 = Grid::of_codebook(Codebook::Nf4, group(32), ScaleDtype::F32);
-    let cases: [(&[(&str, Option<Grid>)], [usize; 3]); 4] = [
-        (&[("self_attn.k_proj", Some(grid(8, group(32)))), ("mlp.gate_proj", None)], [6, 0, 7]),
-        (&[("self_attn.*", None)], [2, 0, 4]),
-        (&[("self_attn.v_proj", Some(nf4)), ("mlp.down_proj", Some(nf4))], [4, 2, 6]),
-        (&[("*", Some(nf4))], [0, 4, 4]),
+    let nf4 = Some(Grid::of_codebook(Codebook::Nf4, group(32), ScaleDtype::F32));
+    let eight = Some(grid(8, group(32)));
+    // Packed, dequantized and all linears of a block.
+    let cases = [
+        (vec![("self_attn.k_proj", eight), ("mlp.gate_proj", None)], [6, 0, 7]),
+        (vec![("self_attn.*", None)], [2, 0, 4]),
+        (vec![("self_attn.v_proj", nf4), ("mlp.down_proj", nf4)], [4, 2, 6]),
+        (vec![("*", nf4)], [0, 4, 4]),
     ];
     for spec in [TinySpec::GQA, TinySpec::MHA] {
         let ids = tiny::sequences(&spec, 1, 30, 5).remove(0);
-        for (overrides, of_block) in cases {
+        for (overrides, of_block) in &cases {
             let one = |(linears, grid): &(&str, Option<Grid>)| GridOverride { linears: (*linears).into(), grid: *grid };
             let rule = GridRule { grid: grid(4, group(32)), overrides: overrides.iter().map(one).collect() };
             let label = rule.label();

@@ -3,18 +3,22 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use awq_core::awq::{Awq, ClipStep, FixedScale};
+use awq_core::arithmetic::Arithmetic;
+use awq_core::awq::{Awq, ClipStep, FixedScale, Nearest};
 use awq_core::backend::float_vec;
+use awq_core::capture::CaptureNeeds;
 use awq_core::driver::{Calibration, Job, Propagation, QuantizedModel, quantize_model};
 use awq_core::grid::Grid;
 use awq_core::load::{Checkpoint, MemoryCheckpoint, QuantizedCheckpoint};
-use awq_core::method::QuantMethod;
+use awq_core::method::{
+    BlockCtx, BlockEdit, LinearMethod, MethodError, MethodSettings, QuantMethod, quantize_each_linear,
+};
 use awq_core::model::tiny::{self, TinySpec};
 use awq_core::model::wiring::Wiring;
 use awq_core::model::{Decoder, NoTap, open_decoder, wiring_of};
 use awq_core::rule::{GridOverride, GridRule};
 
-use crate::support::{Cpu, grid, group, no_search, official_awq};
+use crate::support::{Cpu, check_close, grid, group, no_search, numbers, official_awq, tensor};
 
 /// Biases on q, k and v; AWQ scales every linear, `o_proj` through `v_proj`.
 const SPEC: TinySpec = TinySpec::MHA;
@@ -183,4 +187,68 @@ fn bits_are_counted_over_what_is_quantized_and_over_all() {
     assert!((share.bits_per_weight_of_all - of_all).abs() < 1e-12, "{share:?}, {of_all}");
     let plain = model.quantized(&no_search(), &grid(4, group(32)).into(), Propagation::FullPrecision);
     assert_eq!(plain.left_in_full_precision(&model.wiring, &SPEC.config(), model.base.as_ref()), None);
+}
+
+/// Plain rounding, of the head as well.
+struct Plain;
+
+impl MethodSettings for Plain {
+    fn label(&self) -> String {
+        "plain".into()
+    }
+
+    fn needs(&self) -> CaptureNeeds {
+        CaptureNeeds { inputs: false, ..CaptureNeeds::default() }
+    }
+}
+
+impl QuantMethod<Cpu> for Plain {
+    fn quantize_block(&self, ctx: &BlockCtx<'_, Cpu>) -> Result<BlockEdit<Cpu>, MethodError> {
+        quantize_each_linear(&Nearest, ctx)
+    }
+
+    fn of_head(&self) -> Option<&dyn LinearMethod<Cpu>> {
+        Some(&Nearest)
+    }
+}
+
+#[test]
+fn the_head_is_quantized_where_an_override_names_it() {
+    let model = model();
+    let with_head = rule(grid(4, group(32)), &[("lm_head", Some(grid(8, group(32))))]);
+    let quantized = model.quantized(&Plain, &with_head, Propagation::FullPrecision);
+    let plain = model.quantized(&Plain, &grid(4, group(32)).into(), Propagation::FullPrecision);
+    assert_ne!(quantized.codes_sha256(), plain.codes_sha256());
+    // It counts as every quantized weight does.
+    let n = |n_rows| (n_rows * SPEC.hidden_size) as f64;
+    let (head, all) = (n(SPEC.vocab_size), n(SPEC.n_blocks * (4 * SPEC.hidden_size + 3 * SPEC.intermediate_size)));
+    let expected = (plain.bits_per_weight() * all + (8.0 + 40.0 / 32.0) * head) / (all + head);
+    assert!((quantized.bits_per_weight() - expected).abs() < 1e-12);
+    let checkpoint = Arc::new(model.checkpoint(&quantized));
+    let weight = checkpoint.read_quantized("lm_head.weight").unwrap().unwrap();
+    assert_eq!(weight.grid, grid(8, group(32)));
+    let sha256 = awq_core::driver::codes_sha256(&model.wiring, SPEC.n_blocks, checkpoint.as_ref()).unwrap();
+    assert_eq!(sha256, quantized.codes_sha256());
+    let again = QuantizedModel::from_checkpoint(&model.wiring, checkpoint.as_ref(), quantized.logs.clone()).unwrap();
+    assert_eq!(again.codes_sha256(), sha256);
+    let rows = || tensor::<Cpu, 2>(&numbers(3 * SPEC.hidden_size, 4), [3, SPEC.hidden_size]);
+    let logits = |decoder: &dyn Decoder<Cpu>| float_vec(decoder.head(rows(), Arithmetic::F32));
+    let read = open_decoder::<Cpu>(SPEC.config(), checkpoint, &Default::default()).unwrap();
+    let found = logits(&quantized.decoder(model.decoder.as_ref()));
+    assert_eq!(logits(read.as_ref()), found);
+    assert_ne!(logits(model.decoder.as_ref()), found);
+    check_close("a head of 8 bits", &found, &logits(model.decoder.as_ref()), 0.02);
+}
+
+#[test]
+fn a_method_that_looks_at_activations_does_not_quantize_the_head() {
+    let model = model();
+    let with_head = rule(grid(4, group(32)), &[("lm_head", Some(grid(8, group(32))))]);
+    let sequences = tiny::sequences(&SPEC, 1, 24, 3);
+    let calibration = Calibration { sequences: &sequences, propagation: Propagation::FullPrecision };
+    let jobs = [Job { method: &no_search(), grids: with_head.resolve(&model.wiring).unwrap() }];
+    let pass = quantize_model(model.decoder.as_ref(), Some(calibration), &jobs, &mut |_| {}).unwrap();
+    let error = pass.models.into_iter().next().unwrap().unwrap_err().to_string();
+    let expected = "lm_head: only methods that need no activations quantize the head (rtn, hqq); remove its override";
+    assert!(error.ends_with(expected), "{error}");
 }

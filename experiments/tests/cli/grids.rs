@@ -113,3 +113,41 @@ fn overrides_that_do_not_fit_a_model_are_found_before_the_work() {
     let wrong = quantize(&workshop, &[&rtn[..], &["*.down_proj"]].concat());
     assert!(wrong.stderr.contains("`*.down_proj` is not LINEARS=GRID"), "{}", wrong.stderr);
 }
+
+/// The model's head is its embedding: quantized, it is a tensor of its own, and the embedding stays as it was.
+#[test]
+fn a_tied_head_is_quantized_apart_from_the_embedding() {
+    let workshop = Workshop::new();
+    let head = ["--override", "lm_head=w8"];
+    let rtn = quantize(&workshop, &[&["--method", "rtn", "--bits", "4", "--out", "rtn"], &head[..]].concat());
+    assert!(rtn.code == Some(0) && rtn.stdout.contains("RTN W4 g32 (lm_head W8 g32)"), "{rtn:?}");
+    let read = generate(&workshop, &["rtn"]);
+    assert!(!read.stdout.is_empty());
+    let awq = quantize(&workshop, &[&["--method", "awq", "--bits", "4", "--out", "awq"], &head[..]].concat());
+    let message =
+        "method `awq` cannot quantize `lm_head`, of which no activations are known; quantize it with rtn or hqq";
+    assert!(awq.code == Some(1) && awq.stderr.contains(message), "{awq:?}");
+}
+
+#[test]
+fn a_quantized_head_is_scored() {
+    let workshop = Workshop::new();
+    let overrides = "overrides = [[], [{ linears = \"lm_head\", grid = {} }]]";
+    workshop.change_experiment("scale_dtype = \"f32\"", &format!("scale_dtype = \"f32\"\n{overrides}"));
+    let refused = workshop.run(&["experiment.toml", "--out", "out"]);
+    assert!(
+        refused.code == Some(1) && refused.stderr.contains("method `awq` cannot quantize `lm_head`"),
+        "{refused:?}"
+    );
+    let experiment = workshop.read("experiment.toml");
+    let (before, after) = experiment.split_once("[[methods]]\n[methods.awq]").unwrap();
+    let (_, evaluations) = after.split_once("[[evaluations]]").unwrap();
+    workshop.write("experiment.toml", format!("{before}[[evaluations]]{evaluations}"));
+    workshop.finish("out", &["--quiet"]);
+    let value = |grid: &str| {
+        let records = workshop.records("out");
+        let of_grid = records.iter().find(|record| record["labels"]["grid"] == grid).unwrap();
+        of_grid["outcome"]["done"]["measurements"][0]["value"].as_f64().unwrap()
+    };
+    assert_ne!(value("W3 g32"), value("W3 g32 (lm_head W3 g32)"));
+}
