@@ -13,22 +13,26 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::arithmetic::Arithmetic;
 use crate::backend::{QuantBackend, float_vec};
 use crate::capture::BlockInputs;
 use crate::fold::fold;
-use crate::load::{Checkpoint, LoadError, ModelConfig, QuantizedCheckpoint};
+use crate::load::{Checkpoint, LoadError, QuantizedCheckpoint};
 pub use crate::log::{BlockLog, LinearLog, ScaleSearchLog};
 use crate::method::{BlockCtx, BlockEdit, MethodError, QuantMethod};
-use crate::model::layers::{Linear, Norm, product};
+use crate::model::layers::{Linear, Norm};
 use crate::model::wiring::Wiring;
 use crate::model::{Block, BlockLayout, Decoder, LinearFacts, LinearName, NoTap, NormName, for_each_block};
 use crate::pack::PackedWeight;
 use crate::rule::ModelGrids;
 use crate::scale_range::checked_edit;
 
+mod decoder;
 mod head;
+mod share;
 mod stored;
+
+use decoder::QuantizedDecoder;
+pub use share::FullPrecisionShare;
 
 /// What the blocks after the first see during calibration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -67,15 +71,6 @@ pub struct QuantizedModel {
     head: Option<Arc<PackedWeight>>,
     /// What happened in each block.
     pub logs: Vec<BlockLog>,
-}
-
-/// The linears of a quantized model that are not quantized.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct FullPrecisionShare {
-    /// Their weights.
-    pub n_weights: u64,
-    /// Stored bits a weight, the mean over all linears of all blocks, and the head where it is quantized: these count with the bits of their type in the checkpoint.
-    pub bits_per_weight_of_all: f64,
 }
 
 /// The changed parts of one block in host memory.
@@ -410,36 +405,6 @@ impl QuantizedModel {
         bits as f64 / weights.max(1) as f64
     }
 
-    /// What is left of the linears of the blocks in full precision; `None` where nothing is, or where the checkpoint does not say
-    /// how it stores one of them.
-    pub fn left_in_full_precision(
-        &self,
-        wiring: &Wiring,
-        config: &ModelConfig,
-        base: &dyn Checkpoint,
-    ) -> Option<FullPrecisionShare> {
-        let (mut n_left, mut n_all, mut bits) = (0_u64, 0_u64, 0.0);
-        for (block_idx, (stored, block)) in self.blocks.iter().zip(&wiring.blocks).enumerate() {
-            for (linear, shape) in block.linear_shapes(config) {
-                let n_weights = shape.iter().product::<usize>() as u64;
-                n_all += n_weights;
-                if let Some(weight) = stored.weights.get(&linear) {
-                    bits += weight.stored_bits() as f64;
-                } else {
-                    let name = format!("{}.weight", wiring.linear(block_idx, linear));
-                    bits += base.stored_type(&name)?.bits_per_weight * n_weights as f64;
-                    n_left += n_weights;
-                }
-            }
-        }
-        if let Some(head) = &self.head {
-            let (n_out, n_in) = head.shape();
-            n_all += (n_out * n_in) as u64;
-            bits += head.stored_bits() as f64;
-        }
-        (n_left > 0).then(|| FullPrecisionShare { n_weights: n_left, bits_per_weight_of_all: bits / n_all as f64 })
-    }
-
     /// The model as a checkpoint, over the one that it was made from. Packed weights are shared, not copied.
     pub fn into_checkpoint(self, wiring: &Wiring, base: Arc<dyn Checkpoint>) -> QuantizedCheckpoint {
         let mut checkpoint = QuantizedCheckpoint::new(base);
@@ -492,50 +457,4 @@ pub fn codes_sha256(wiring: &Wiring, n_blocks: usize, checkpoint: &dyn Checkpoin
 
 fn hex(hasher: Sha256) -> String {
     hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-struct QuantizedDecoder<'a, B: QuantBackend> {
-    base: &'a dyn Decoder<B>,
-    model: &'a QuantizedModel,
-    /// The quantized head, dequantized when it is needed first.
-    head: OnceLock<Tensor<B, 2>>,
-}
-
-impl<B: QuantBackend> Decoder<B> for QuantizedDecoder<'_, B> {
-    fn config(&self) -> &ModelConfig {
-        self.base.config()
-    }
-
-    fn layout(&self, block_idx: usize) -> &BlockLayout {
-        self.base.layout(block_idx)
-    }
-
-    fn check_ids(&self, ids: &[Vec<u32>]) -> Result<(), LoadError> {
-        self.base.check_ids(ids)
-    }
-
-    fn embed(&self, ids: &[Vec<u32>]) -> Tensor<B, 3> {
-        self.base.embed(ids)
-    }
-
-    fn block(&self, block_idx: usize) -> Result<Box<dyn Block<B>>, LoadError> {
-        Ok(self.model.blocks[block_idx].onto(self.base.block(block_idx)?.as_ref()))
-    }
-
-    fn final_norm(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.base.final_norm(hidden)
-    }
-
-    fn head_weight(&self) -> Tensor<B, 2> {
-        let Some(packed) = &self.model.head else { return self.base.head_weight() };
-        let dequantized = || B::dequantize_weight(&packed.unpack(), &self.base.head_weight().device());
-        self.head.get_or_init(dequantized).clone()
-    }
-
-    fn head(&self, rows: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2> {
-        match self.model.head {
-            Some(_) => product(rows, self.head_weight(), arithmetic),
-            None => self.base.head(rows, arithmetic),
-        }
-    }
 }

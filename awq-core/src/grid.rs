@@ -22,14 +22,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::codebook::Codebook;
+use crate::numbers::of_table;
+
+mod groups;
+mod rounding;
+
+pub use groups::Groups;
 
 /// Smallest width of a group's range: keeps the scale of a constant group away from zero (the AWQ code's constant).
 pub const RANGE_FLOOR: f32 = 1e-5;
-
-/// Adding and subtracting 1.5 * 2^23 rounds half to even; exact for magnitudes below 2^22.
-const ROUND: f32 = 12_582_912.0;
-/// Bound applied before [`ROUND`]: far outside every code range, far inside its exact range.
-const ROUND_BOUND: f32 = 1e6;
 
 /// Number of bits of one code, 2 to 8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -137,14 +138,12 @@ pub enum ScaleDtype {
     E8m0,
 }
 
+of_table!(ScaleDtype: F16, F32, E8m0);
+
 impl ScaleDtype {
     /// Bits of one stored scale.
     pub const fn bits(self) -> u32 {
-        match self {
-            Self::F16 => 16,
-            Self::F32 => 32,
-            Self::E8m0 => 8,
-        }
+        self.number().bits()
     }
 }
 
@@ -274,150 +273,12 @@ impl Grid {
     pub fn group_params_of(&self, group: &[f32]) -> GroupParams {
         group_params(group, self)
     }
-
-    /// The code nearest to a weight, as plain rounding picks it; the zero point is a code.
-    #[inline]
-    pub fn nearest_code(&self, weight: f32, params: &GroupParams) -> u8 {
-        match self.values {
-            None => {
-                let (low, high) = self.code_range();
-                code(weight, params.scale, params.zero_point, low, high) as u8
-            }
-            Some(values) => values.nearest(weight, params.scale),
-        }
-    }
-
-    /// The code nearest to a weight on evenly spaced codes with a zero point that may lie between two (HQQ, QuIP): it is added
-    /// before rounding.
-    #[inline]
-    pub fn nearest_code_of_real_zero(&self, weight: f32, params: &GroupParams) -> u8 {
-        let (low, high) = self.code_range();
-        (weight / params.scale + params.zero_point).round_ties_even().clamp(low, high) as u8
-    }
-
-    /// The weight that a code stands for.
-    #[inline]
-    pub fn weight(&self, code: u8, params: &GroupParams) -> f32 {
-        match self.values {
-            None => (f32::from(code) - params.zero_point) * params.scale,
-            Some(values) => values.value(code) * params.scale,
-        }
-    }
-
-    /// Smallest and largest code in use.
-    #[inline]
-    fn code_range(&self) -> (f32, f32) {
-        (f32::from(self.min_code()), f32::from(self.bits.max_code()))
-    }
-
-    /// The codes of one group.
-    #[inline(always)]
-    pub(crate) fn round_group(&self, group: &[f32], params: &GroupParams, codes: &mut [u8]) {
-        let GroupParams { scale, zero_point } = *params;
-        match self.values {
-            None => {
-                let (low, high) = self.code_range();
-                for (q, &w) in codes.iter_mut().zip(group) {
-                    *q = code(w, scale, zero_point, low, high) as u8;
-                }
-            }
-            Some(values) => {
-                for (q, &w) in codes.iter_mut().zip(group) {
-                    *q = values.nearest(w, scale);
-                }
-            }
-        }
-    }
-
-    /// Replaces the weights of one group by those that their codes stand for.
-    #[inline(always)]
-    pub(crate) fn fake_quant_group(&self, group: &mut [f32], params: &GroupParams) {
-        let GroupParams { scale, zero_point } = *params;
-        match self.values {
-            None => {
-                let (low, high) = self.code_range();
-                for w in group {
-                    *w = (code(*w, scale, zero_point, low, high) - zero_point) * scale;
-                }
-            }
-            Some(values) => {
-                for w in group {
-                    *w = values.value(values.nearest(*w, scale)) * scale;
-                }
-            }
-        }
-    }
-
-    /// The weights of one group from their codes, which may have a zero point that is none.
-    #[inline(always)]
-    pub(crate) fn restore_group(&self, codes: &[u8], params: &GroupParams, weights: &mut [f32]) {
-        let GroupParams { scale, zero_point } = *params;
-        match self.values {
-            None => {
-                for (w, &q) in weights.iter_mut().zip(codes) {
-                    *w = (f32::from(q) - zero_point) * scale;
-                }
-            }
-            Some(values) => {
-                for (w, &q) in weights.iter_mut().zip(codes) {
-                    *w = values.value(q) * scale;
-                }
-            }
-        }
-    }
-}
-
-/// How a matrix falls into groups, each of which has one scale. Groups do not cross rows, the last of a row may be short, and a
-/// per-tensor grid sees the matrix as one long row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Groups {
-    /// Weights of a row.
-    pub row_len: usize,
-    /// Weights of a group, but for the last of a row.
-    pub len: usize,
-    /// Groups of a row.
-    pub per_row: usize,
-    n_rows: usize,
-}
-
-impl Granularity {
-    /// The groups of a row-major `[n_out, n_in]` matrix.
-    pub fn groups(self, n_out: usize, n_in: usize) -> Groups {
-        let (n_rows, row_len) = match self {
-            Self::PerTensor => (1, n_out * n_in),
-            Self::PerChannel | Self::PerGroup(_) => (n_out, n_in),
-        };
-        Groups { row_len, len: self.group_len(row_len).max(1), per_row: self.n_groups(row_len).max(1), n_rows }
-    }
-}
-
-impl Groups {
-    /// Groups of the whole matrix, and so scales.
-    pub fn n_groups(&self) -> usize {
-        self.n_rows * self.per_row
-    }
-
-    /// The group of the weight at a place of the row-major matrix, counted in the order of scales.
-    #[inline]
-    pub fn group_of(&self, place: usize) -> usize {
-        place / self.row_len * self.per_row + place % self.row_len / self.len
-    }
-
-    /// The groups of a matrix, in the order of their scales.
-    pub fn of<'a, T>(&self, matrix: &'a [T]) -> impl Iterator<Item = &'a [T]> {
-        let len = self.len;
-        matrix.chunks(self.row_len.max(1)).flat_map(move |row| row.chunks(len))
-    }
 }
 
 impl ScaleDtype {
-    /// The nearest value that this type stores (half to even), as f32.
+    /// What is stored for a scale, as f32.
     pub fn round(self, scale: f32) -> f32 {
-        match self {
-            Self::F16 => half::f16::from_f32(scale).to_f32(),
-            Self::F32 => scale,
-            Self::E8m0 => power_of_two_below(scale),
-        }
+        self.number().round(scale)
     }
 }
 
@@ -428,22 +289,6 @@ pub struct GroupParams {
     pub scale: f32,
     /// The code that means zero; a whole number.
     pub zero_point: f32,
-}
-
-/// The largest power of two from 2^-127 to 2^127 that is not above `scale`, and the smallest for what lies below.
-fn power_of_two_below(scale: f32) -> f32 {
-    const SMALLEST: f32 = f32::MIN_POSITIVE / 2.0;
-    // The mantissa is cut off; below 2^-126 there is no exponent to keep.
-    let power = f32::from_bits(scale.to_bits() & 0x7f80_0000);
-    if power >= f32::MIN_POSITIVE { power } else { SMALLEST }
-}
-
-/// The code of one weight, as a float.
-#[inline(always)]
-pub(crate) fn code(w: f32, scale: f32, zero_point: f32, low: f32, high: f32) -> f32 {
-    let steps = (w / scale).clamp(-ROUND_BOUND, ROUND_BOUND);
-    let rounded = (steps + ROUND) - ROUND;
-    (rounded + zero_point).clamp(low, high)
 }
 
 /// Parameters of a group from its extrema.

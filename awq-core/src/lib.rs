@@ -22,6 +22,7 @@ pub mod load;
 pub mod log;
 pub mod method;
 pub mod model;
+pub mod numbers;
 pub mod pack;
 pub mod quantized;
 pub mod rotation;

@@ -15,6 +15,7 @@ use crate::capture::{BlockInputs, CaptureNeeds, InputStats};
 use crate::grid::Grid;
 use crate::log::{BlockLog, LinearLog};
 use crate::model::{Block, LinearFacts, LinearName};
+use crate::numbers::of_table;
 use crate::quantized::QuantizedWeight;
 use crate::rule::BlockGrids;
 
@@ -151,6 +152,8 @@ pub enum Precision {
     /// 64 bits.
     F64,
 }
+
+of_table!(Precision: F32, F64);
 
 /// What a method wants done to a block. The driver applies it: folds first, then weights.
 #[derive(Debug)]

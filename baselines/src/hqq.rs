@@ -196,8 +196,9 @@ impl Hqq {
 
     /// The zero point that fits the codes of the current one best, the shrunken error taken out of the weights.
     fn next(&self, group: &[f32], scale: f32, zero_point: f32, beta: f64, grid: &Grid) -> f32 {
+        let params = GroupParams { scale, zero_point };
         let target = |&w: &f32| {
-            let code = code(w, scale, zero_point, grid);
+            let code = f32::from(grid.nearest_code_of_real_zero(w, &params));
             let error = f64::from(w - (code - zero_point) * scale);
             let kept = self.shrink(error, beta);
             f64::from(code) - (f64::from(w) - kept) / f64::from(scale)
@@ -230,13 +231,10 @@ fn start(group: &[f32], scale: f32, grid: &Grid) -> f32 {
     -min / scale
 }
 
-/// The code nearest to a weight.
-fn code(w: f32, scale: f32, zero_point: f32, grid: &Grid) -> f32 {
-    f32::from(grid.nearest_code_of_real_zero(w, &GroupParams { scale, zero_point }))
-}
-
 fn absolute_error(group: &[f32], scale: f32, zero_point: f32, grid: &Grid) -> f64 {
-    let error = |&w: &f32| f64::from(((code(w, scale, zero_point, grid) - zero_point) * scale - w).abs());
+    let params = GroupParams { scale, zero_point };
+    let restored = |w| grid.weight(grid.nearest_code_of_real_zero(w, &params), &params);
+    let error = |&w: &f32| f64::from((restored(w) - w).abs());
     group.iter().map(error).sum()
 }
 

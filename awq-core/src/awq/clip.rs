@@ -1,6 +1,7 @@
 //! The clip search: a bound for each group of weights, judged by that group's own output error.
 
 use std::num::{NonZeroU16, NonZeroUsize};
+use std::ops::Range;
 
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
@@ -64,10 +65,9 @@ impl ClipSearch {
 /// `X_g^T X_g / n` of each group's columns of `rows: [n, in]`; the last may be smaller.
 fn group_grams<B: QuantBackend>(rows: Tensor<B, 2>, grid: &Grid) -> Vec<Tensor<B, 2>> {
     let [n, n_in] = rows.dims();
-    let len = grid.granularity.group_len(n_in);
-    let gram = |start: usize| {
-        let x = rows.clone().narrow(1, start, len.min(n_in - start));
+    let gram = |columns: Range<usize>| {
+        let x = rows.clone().narrow(1, columns.start, columns.len());
         x.clone().transpose().matmul(x) / n as f64
     };
-    (0..n_in).step_by(len).map(gram).collect()
+    grid.granularity.columns(n_in).map(gram).collect()
 }

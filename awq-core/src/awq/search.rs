@@ -1,6 +1,7 @@
 //! The scale search: one exponent per group of linears, judged by the output error of the module that they feed.
 
 use std::num::NonZeroU16;
+use std::ops::Range;
 
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
@@ -147,16 +148,15 @@ fn candidate_scale<B: QuantBackend>(
 /// Mean over all rows of the group's quantized linears of `|w| / max|w of its quantization group|`, `[in]`.
 fn relative_weight_mean<B: QuantBackend>(ctx: &BlockCtx<'_, B>, group: &ScaleGroup) -> Tensor<B, 1> {
     let relative = |&name: &LinearName| {
-        let len_of = |n_in| Some(ctx.grids.of(name)?.granularity.group_len(n_in));
+        let granularity = ctx.grids.of(name)?.granularity;
         let weight = B::in_f32(ctx.block.params().linear(name).weight.clone()).abs();
         let [_, n_in] = weight.dims();
-        let len = len_of(n_in)?;
-        let of_group = |start: usize| {
-            let part = weight.clone().narrow(1, start, len.min(n_in - start));
+        let of_group = |columns: Range<usize>| {
+            let part = weight.clone().narrow(1, columns.start, columns.len());
             let max = part.clone().max_dim(1).clamp_min(1e-6);
             part / max
         };
-        Some(Tensor::cat((0..n_in).step_by(len).map(of_group).collect(), 1))
+        Some(Tensor::cat(granularity.columns(n_in).map(of_group).collect(), 1))
     };
     let relative = Tensor::cat(group.linears.iter().filter_map(relative).collect(), 0);
     let [n_out, _] = relative.dims();

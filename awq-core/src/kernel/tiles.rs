@@ -4,6 +4,7 @@
 use half::f16;
 use rayon::prelude::*;
 
+use crate::numbers::Number;
 use crate::quantized::{QuantizedWeight, ZeroPoints};
 
 /// Outputs of one tile.
@@ -202,7 +203,7 @@ fn params(weight: &QuantizedWeight, segments: &[Segment], compact: bool) -> Para
             params
         })
         .collect();
-    let is_half = |scale: &f32| f16::from_f32(*scale).to_f32() == *scale;
+    let is_half = |scale: &f32| Number::F16.round(*scale) == *scale;
     if !compact || matches!(weight.zero_point, ZeroPoints::Real(_)) || !weight.scale.iter().all(is_half) {
         return Params::Wide(wide);
     }

@@ -203,12 +203,12 @@ impl Quip {
         let (damped, feedback) =
             hessian.damped(ctx, self.damp, notes, |h| ldl_feedback(h, n_in).map(|l| (h.to_vec(), l)))?;
         let (grid, params) = self.grid_params(&weight, n_in, ctx.grid);
-        let n_groups = grid.granularity.n_groups(n_in);
+        let groups = grid.granularity.groups(weight.len() / n_in, n_in);
         let weight = match self.grid {
             QuipGrid::OneScale => clamped_to_codes(weight, &params[0], &grid),
             QuipGrid::Grouped => weight,
         };
-        let rounding = Rounding { grid: &grid, params: &params, n_groups, order: &order };
+        let rounding = Rounding { grid: &grid, params: &params, groups, order: &order };
         let mut codes = rounding.ldlq(&weight, &feedback);
         if let QuipRounding::LdlqRg(GreedyPasses { n_passes }) = self.rounding {
             rounding.greedy_passes(&weight, &mut codes, &damped, n_passes.get());

@@ -1,6 +1,6 @@
 //! LDLQ and greedy passes onto grids that are known beforehand. Rows do not depend on each other.
 
-use awq_core::grid::{Grid, GroupParams};
+use awq_core::grid::{Grid, GroupParams, Groups};
 use rayon::prelude::*;
 
 use crate::linalg::{ROWS_PER_TASK, subtract_product};
@@ -13,7 +13,7 @@ pub(super) struct Rounding<'a> {
     pub(super) grid: &'a Grid,
     /// Row-major `[n_out, n_groups]`, or one for the whole matrix.
     pub(super) params: &'a [GroupParams],
-    pub(super) n_groups: usize,
+    pub(super) groups: Groups,
     /// Column `j` of Hessian and feedback is column `order[j]` of the weight.
     pub(super) order: &'a [u32],
 }
@@ -86,10 +86,8 @@ impl Rounding<'_> {
     }
 
     fn params(&self, row: usize, column: usize) -> GroupParams {
-        if self.params.len() == 1 {
-            return self.params[0];
-        }
-        self.params[row * self.n_groups + column / self.grid.granularity.group_len(self.order.len())]
+        let n_in = self.order.len();
+        self.params[self.groups.group_of(row * n_in + column)]
     }
 }
 
