@@ -196,6 +196,29 @@ impl PackedCheckpoint {
         })
     }
 
+    /// Stored bits a weight: of all linears together, as the quantized model itself was listed, where they share a grid.
+    fn bits_per_weight(&self, name: &str, linear: &PackedLinear) -> Option<f64> {
+        if self.header.overrides.is_empty() {
+            return Some(self.header.bits_per_weight);
+        }
+        let [n_out, n_in] = linear.shape;
+        let stored_bits = match linear.transform {
+            PackedTransform::Identity => {
+                let n_scales = scales_shape(linear).iter().product();
+                let zero_points = self.tensors.raw(&format!("{name}.zero_points")).ok()?;
+                let zero_point = match zero_points.dtype {
+                    Dtype::U8 => ZeroPoints::Codes(Vec::new()),
+                    _ => ZeroPoints::Real(Vec::new()),
+                };
+                let (codes, scale) = (Vec::new(), vec![0.0; n_scales]);
+                let (grid, transform) = (linear.grid, WeightTransform::Identity);
+                QuantizedWeight { n_out, n_in, grid, codes, scale, zero_point, transform }.stored_bits()
+            }
+            _ => self.read_packed(name, linear).ok()?.stored_bits(),
+        };
+        Some(stored_bits as f64 / (n_out * n_in) as f64)
+    }
+
     fn zero_points(&self, name: &str, shape: &[usize], max_code: u8) -> Result<ZeroPoints, LoadError> {
         let tensor = format!("{name}.zero_points");
         if self.tensors.raw(&tensor)?.dtype != Dtype::U8 {
@@ -340,10 +363,9 @@ impl Checkpoint for PackedCheckpoint {
     }
 
     fn stored_type(&self, name: &str) -> Option<StoredType> {
-        let Some((_, linear)) = self.linear(name) else { return self.tensors.stored_type(name) };
+        let Some((tensor, linear)) = self.linear(name) else { return self.tensors.stored_type(name) };
         let name = format!("packed {} {}", self.header.method, linear.grid.label());
-        // Bits of all linears together: what the quantized model itself was listed with.
-        Some(StoredType::codes(name, linear.grid, self.header.bits_per_weight))
+        Some(StoredType::codes(name, linear.grid, self.bits_per_weight(tensor, linear)?))
     }
 
     fn notes(&self) -> Vec<String> {

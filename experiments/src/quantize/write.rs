@@ -239,7 +239,9 @@ mod tests {
     }
 
     /// Every kind of zero point, of granularity and of transform.
-    const METHODS: [(&str, &str); 7] = [
+    const METHODS: [(&str, &str); 9] = [
+        ("rtn-nf4g64-f32", ""),
+        ("rtn-e2m1g32-e8m0", ""),
         ("awq-w4g40", ""),
         ("rtn-w3", ""),
         ("hqq-w4g32", ""),
@@ -258,6 +260,68 @@ mod tests {
         ),
     ];
 
+    #[track_caller]
+    fn check_same_tensors(read: &OpenedModel, quantized: &Quantized, label: &str) {
+        assert_eq!(read.checkpoint.names(), quantized.checkpoint.names(), "{label}");
+        for name in read.checkpoint.names() {
+            assert_eq!(read.checkpoint.shape(&name), quantized.checkpoint.shape(&name), "{label}: {name}");
+            let packed = |checkpoint: &dyn Checkpoint| checkpoint.read_quantized(&name).unwrap();
+            assert!(
+                packed(read.checkpoint.as_ref()) == packed(quantized.checkpoint.as_ref()),
+                "{label}: {name} is stored otherwise"
+            );
+            let bits = |checkpoint: &dyn Checkpoint| -> Vec<u32> {
+                checkpoint.read_f32(&name).unwrap().into_iter().map(f32::to_bits).collect()
+            };
+            assert!(bits(read.checkpoint.as_ref()) == bits(quantized.checkpoint.as_ref()), "{label}: {name}");
+        }
+    }
+
+    /// Written with a grid for each linear, and `v_proj` in full precision: a scale of `o_proj` is folded into it.
+    fn mixed(opened: &OpenedModel) -> (Quantized, tempfile::TempDir) {
+        let mut request: Request = "awq-w4g32".parse().unwrap();
+        let overrides = ["*.down_proj=w8", "mlp.gate_proj=nf4g16", "*.v_proj=fp"];
+        request.overrides = overrides.iter().map(|text| text.parse().unwrap()).collect();
+        let recipe = request.recipe(&opened.config, || calibration_text("bundled")).unwrap();
+        let (quantized, folder) = (quantized(opened, &recipe), tempfile::tempdir().unwrap());
+        write(folder.path(), opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized).unwrap()).unwrap();
+        (quantized, folder)
+    }
+
+    #[test]
+    fn each_linear_is_read_with_its_own_grid() {
+        let opened = opened();
+        let (quantized, folder) = mixed(&opened);
+        let read = open_model(folder.path()).unwrap();
+        check_same_tensors(&read, &quantized, "mixed");
+        let header = read.packed.as_ref().unwrap();
+        assert_eq!(header.linears.len(), 12);
+        let label = |name: &str| header.linears[&format!("model.layers.1.{name}")].grid.label();
+        assert_eq!([label("self_attn.q_proj"), label("mlp.down_proj")], ["W4 g32", "W8 g32"]);
+        assert_eq!(label("mlp.gate_proj"), "NF4 g16");
+        assert_eq!(header.rule().label(), "W4 g32 (*.down_proj W8 g32, mlp.gate_proj NF4 g16, *.v_proj FP)");
+        let wiring = wiring_of(&read.config, read.checkpoint.as_ref()).unwrap();
+        let storage = Storage::of(&wiring, &read.config, read.checkpoint.as_ref()).unwrap();
+        let of_all = quantized.full_precision.unwrap().bits_per_weight_of_all;
+        assert!((storage.bits_per_weight - of_all).abs() < 1e-9, "{storage:?}, {of_all}");
+        let names: Vec<&str> = storage.types.iter().map(|share| share.name.as_str()).collect();
+        assert_eq!(names, ["packed AWQ W4 g32", "packed AWQ NF4 g16", "packed AWQ W8 g32", "F32"]);
+    }
+
+    #[test]
+    fn a_grid_that_contradicts_itself_is_named_when_it_is_read() {
+        let (_, folder) = mixed(&opened());
+        let file = folder.path().join(HEADER_FILE);
+        let mut header: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        header["linears"]["model.layers.0.mlp.gate_proj"]["grid"]["bits"] = 3.into();
+        fs::write(&file, header.to_string()).unwrap();
+        let error = open_model(folder.path()).err().unwrap().to_string();
+        assert!(
+            error.contains("linears.model.layers.0.mlp.gate_proj") && error.contains("is a table of 4 bits"),
+            "{error}"
+        );
+    }
+
     #[test]
     fn what_is_written_is_read_again_bit_for_bit() {
         let opened = opened();
@@ -274,19 +338,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             write(folder.path(), &opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized).unwrap()).unwrap();
             let read = open_model(folder.path()).unwrap();
-            assert_eq!(read.checkpoint.names(), quantized.checkpoint.names(), "{label}");
-            for name in read.checkpoint.names() {
-                assert_eq!(read.checkpoint.shape(&name), quantized.checkpoint.shape(&name), "{label}: {name}");
-                let packed = |checkpoint: &dyn Checkpoint| checkpoint.read_quantized(&name).unwrap();
-                assert!(
-                    packed(read.checkpoint.as_ref()) == packed(quantized.checkpoint.as_ref()),
-                    "{label}: {name} is stored otherwise"
-                );
-                let bits = |checkpoint: &dyn Checkpoint| -> Vec<u32> {
-                    checkpoint.read_f32(&name).unwrap().into_iter().map(f32::to_bits).collect()
-                };
-                assert!(bits(read.checkpoint.as_ref()) == bits(quantized.checkpoint.as_ref()), "{label}: {name}");
-            }
+            check_same_tensors(&read, &quantized, &label);
             let wiring = wiring_of(&read.config, read.checkpoint.as_ref()).unwrap();
             let codes = codes_sha256(&wiring, read.config.n_blocks, read.checkpoint.as_ref()).unwrap();
             assert_eq!(codes, quantized.codes_sha256, "{label}");
