@@ -4,6 +4,8 @@ use burn::tensor::FloatDType;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::numbers::of_table;
+
 /// Precision of the inputs of a matrix product. Sums, norms, softmax and losses are f32 (or wider) in both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -23,7 +25,7 @@ impl Arithmetic {
     }
 }
 
-/// Type of weights and activations in the memory of a GPU. Norms, softmax, losses and all that methods compute are f32 in
+/// Type of weights and activations in the memory of a GPU, and of plain floats in files. On a GPU norms, softmax, losses and all that methods compute are f32 in
 /// each; matrix products are summed in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -46,11 +48,7 @@ impl FloatType {
 
     /// Its name in configurations: `f16`.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-        }
+        self.number().name()
     }
 
     /// burn's name for it.
@@ -62,3 +60,6 @@ impl FloatType {
         }
     }
 }
+
+of_table!(Arithmetic: F32, Bf16);
+of_table!(FloatType: F32, F16, Bf16);

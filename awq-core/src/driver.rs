@@ -11,18 +11,22 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::QuantBackend;
-use crate::grid::Grid;
 use crate::load::{Checkpoint, LoadError};
 pub use crate::log::{BlockLog, LinearLog, ScaleSearchLog};
 use crate::method::{MethodError, QuantMethod};
 use crate::model::{Decoder, for_each_block};
+use crate::pack::PackedWeight;
+use crate::rule::ModelGrids;
 
 mod edit;
+mod head;
+mod share;
 mod stored;
 mod stream;
 
 use self::edit::quantize_block;
-pub use self::stored::{BlockCodes, Pass, QuantizedModel, codes_sha256, quantize_model};
+pub use self::share::FullPrecisionShare;
+pub use self::stored::{BlockCodes, Pass, QuantizedModel, codes_sha256, head_tensors, quantize_model};
 use self::stream::{Stream, Streams, compares};
 
 /// What the blocks after the first see during calibration.
@@ -46,13 +50,13 @@ pub struct Calibration<'a> {
     pub propagation: Propagation,
 }
 
-/// One method on one grid.
-#[derive(Clone, Copy)]
+/// One method on one grid, or on several.
+#[derive(Clone)]
 pub struct Job<'a, B: QuantBackend> {
     /// The method.
     pub method: &'a dyn QuantMethod<B>,
-    /// The grid.
-    pub grid: Grid,
+    /// The grid of each linear.
+    pub grids: ModelGrids,
 }
 
 /// One block of one job, quantized.
@@ -91,6 +95,12 @@ pub trait BlockSink {
     /// Whatever keeps the sink from it.
     fn keep(&mut self, job_idx: usize, block: QuantizedBlock) -> Result<(), Self::Error>;
 
+    /// Takes the head of a job whose rule asks for it, behind its last block.
+    ///
+    /// # Errors
+    /// As [`BlockSink::keep`].
+    fn keep_head(&mut self, job_idx: usize, head: PackedWeight) -> Result<(), Self::Error>;
+
     /// All jobs are done with a block, on which `shared_seconds` were spent for all of them.
     fn passed(&mut self, block_idx: usize, shared_seconds: f64);
 }
@@ -110,10 +120,10 @@ pub fn quantize_blocks<B: QuantBackend, S: BlockSink>(
     let mut last = Instant::now();
     let mut results: Vec<Result<(), MethodError>> = jobs.iter().map(|_| Ok(())).collect();
     let begun = (0..jobs.len()).map(|job_idx| match sink.begun(job_idx) {
-        Some(Begun { n_blocks, checkpoint }) => (n_blocks, Some(decoder.over(checkpoint))),
-        None => (0, None),
+        Some(Begun { n_blocks, checkpoint }) => Ok((n_blocks, Some(decoder.over(checkpoint)?))),
+        None => Ok((0, None)),
     });
-    let begun: Vec<_> = begun.collect();
+    let begun: Vec<_> = begun.collect::<Result<_, LoadError>>()?;
     let mut streams = Streams::start(decoder, calibration, jobs)?;
     for_each_block(decoder, |block_idx, block| -> Result<(), S::Error> {
         let block = block.as_ref();
@@ -160,5 +170,12 @@ pub fn quantize_blocks<B: QuantBackend, S: BlockSink>(
         last = Instant::now();
         Ok(())
     })?;
+    for (job_idx, job) in jobs.iter().enumerate() {
+        let (Ok(()), Some(grid)) = (&results[job_idx], job.grids.head()) else { continue };
+        match head::quantize_head(decoder, job.method, grid) {
+            Ok(head) => sink.keep_head(job_idx, head)?,
+            Err(error) => results[job_idx] = Err(error),
+        }
+    }
     Ok(results)
 }

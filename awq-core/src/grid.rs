@@ -1,4 +1,5 @@
-//! Uniform quantization grids: which integer codes exist, which slice of a weight shares one scale, and how both are chosen.
+//! Quantization grids: which codes exist and what they stand for, which slice of a weight shares one scale, and how both are
+//! chosen.
 //!
 //! A [`Grid`] is an axis of an experiment of its own: a method rounds *onto* a grid and can never change it.
 //! The same words mean different things in different code bases (`style`: "symmetric", "range"), so every convention
@@ -11,19 +12,25 @@
 //! | [`Symmetry::SymmetricRestricted`] (AWQ without zero point) | `amax / (2^(b-1) - 1)` | `2^(b-1)` | `1 ..= 2^b - 1` |
 //!
 //! A weight is restored as `(code - zero_point) * scale`. Rounding is half to even everywhere.
+//!
+//! The codes of a grid with a [`Codebook`] stand for the values of a table instead: a weight is restored as
+//! `values[code] * scale`, its scale comes from the group's largest magnitude, and it has no zero point.
 
 use std::num::NonZeroU16;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::codebook::Codebook;
+use crate::numbers::of_table;
+
+mod groups;
+mod rounding;
+
+pub use groups::Groups;
+
 /// Smallest width of a group's range: keeps the scale of a constant group away from zero (the AWQ code's constant).
 pub const RANGE_FLOOR: f32 = 1e-5;
-
-/// Adding and subtracting 1.5 * 2^23 rounds half to even; exact for magnitudes below 2^22.
-const ROUND: f32 = 12_582_912.0;
-/// Bound applied before [`ROUND`]: far outside every code range, far inside its exact range.
-const ROUND_BOUND: f32 = 1e6;
 
 /// Number of bits of one code, 2 to 8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -127,19 +134,20 @@ pub enum ScaleDtype {
     F16,
     /// 32-bit float, for comparisons with references that never round scales.
     F32,
+    /// A power of two in 8 bits, the largest that is not above the scale (OCP Microscaling Formats). With a codebook only.
+    E8m0,
 }
+
+of_table!(ScaleDtype: F16, F32, E8m0);
 
 impl ScaleDtype {
     /// Bits of one stored scale.
     pub const fn bits(self) -> u32 {
-        match self {
-            Self::F16 => 16,
-            Self::F32 => 32,
-        }
+        self.number().bits()
     }
 }
 
-/// A uniform quantization grid.
+/// A quantization grid: codes that are spaced evenly, or those of a codebook ([`Grid::of_codebook`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Grid {
@@ -153,9 +161,44 @@ pub struct Grid {
     pub range_includes_zero: bool,
     /// How scales are stored.
     pub scale_dtype: ScaleDtype,
+    /// What codes stand for; `None` where they are spaced evenly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub values: Option<Codebook>,
 }
 
 impl Grid {
+    /// A grid of the values of a codebook. Its zero is fixed, as on a symmetric grid.
+    pub const fn of_codebook(values: Codebook, granularity: Granularity, scale_dtype: ScaleDtype) -> Self {
+        Self {
+            bits: values.bits(),
+            granularity,
+            symmetry: Symmetry::SymmetricFullRange,
+            range_includes_zero: false,
+            scale_dtype,
+            values: Some(values),
+        }
+    }
+
+    /// What contradicts itself, of a grid that was read.
+    ///
+    /// # Errors
+    /// The keys and what is wrong with them, in words.
+    pub fn check(&self) -> Result<(), String> {
+        match self.values {
+            Some(values) if *self != Self::of_codebook(values, self.granularity, self.scale_dtype) => Err(format!(
+                "values = \"{}\" is a table of {} bits without zero points, and other keys say otherwise",
+                values.facts().key,
+                values.bits().get()
+            )),
+            None if self.scale_dtype == ScaleDtype::E8m0 => Err(
+                "scale_dtype = \"e8m0\" goes with `values` only: codes that are spaced evenly would not reach the ends of a \
+                 group's range; use f16"
+                    .into(),
+            ),
+            _ => Ok(()),
+        }
+    }
+
     /// The grid of the official AWQ code: asymmetric, over each group's own range, with scales in f16.
     pub const fn awq(bits: Bits, granularity: Granularity) -> Self {
         Self {
@@ -164,17 +207,30 @@ impl Grid {
             symmetry: Symmetry::Asymmetric,
             range_includes_zero: false,
             scale_dtype: ScaleDtype::F16,
+            values: None,
         }
     }
 
-    /// `W4 g128`, with the departures from an asymmetric grid named: `W4 g128 sym-full`.
+    /// `W4 g128`, with the departures from an asymmetric grid named: `W4 g128 sym-full`; `NF4 g64` of a codebook.
     pub fn label(&self) -> String {
+        if let Some(values) = self.values {
+            return self.codebook_label(values);
+        }
         let symmetry = match self.symmetry {
             Symmetry::Asymmetric => "",
             Symmetry::SymmetricFullRange => " sym-full",
             Symmetry::SymmetricRestricted => " sym-restricted",
         };
         format!("W{} {}{symmetry}", self.bits.get(), self.granularity.label())
+    }
+
+    fn codebook_label(&self, values: Codebook) -> String {
+        let group = self.granularity.label();
+        match (values, self.scale_dtype, group.as_str()) {
+            (Codebook::E2m1, ScaleDtype::E8m0, "g32") => "MXFP4 g32".into(),
+            (_, ScaleDtype::E8m0, _) => format!("{} {group} e8m0", values.facts().name),
+            (_, ScaleDtype::F16 | ScaleDtype::F32, _) => format!("{} {group}", values.facts().name),
+        }
     }
 
     /// Smallest code in use: 1 on a restricted grid, else 0.
@@ -188,6 +244,9 @@ impl Grid {
         let max_code = f32::from(self.bits.max_code());
         let middle = f32::from(self.bits.max_code() / 2 + 1);
         let amax = min.abs().max(max.abs());
+        if let Some(values) = self.values {
+            return GroupParams { scale: self.codebook_scale(values, amax), zero_point: 0.0 };
+        }
         let scale = match self.symmetry {
             Symmetry::Asymmetric => (max - min).max(RANGE_FLOOR) / max_code,
             Symmetry::SymmetricFullRange => (2.0 * amax).max(RANGE_FLOOR) / max_code,
@@ -201,34 +260,25 @@ impl Grid {
         GroupParams { scale, zero_point }
     }
 
+    fn codebook_scale(&self, values: Codebook, amax: f32) -> f32 {
+        let amax = match self.scale_dtype {
+            // As bitsandbytes: a group of zeros has the scale 0.
+            ScaleDtype::F32 | ScaleDtype::E8m0 => amax,
+            ScaleDtype::F16 => amax.max(RANGE_FLOOR),
+        };
+        self.scale_dtype.round(amax / values.facts().unit)
+    }
+
     /// Scale and zero point of a group from its own minimum and maximum.
     pub fn group_params_of(&self, group: &[f32]) -> GroupParams {
         group_params(group, self)
     }
-
-    /// The code nearest to a weight, as plain rounding picks it.
-    #[inline]
-    pub fn nearest_code(&self, weight: f32, params: &GroupParams) -> u8 {
-        let (low, high) = (f32::from(self.min_code()), f32::from(self.bits.max_code()));
-        code(weight, params.scale, params.zero_point, low, high) as u8
-    }
-}
-
-impl GroupParams {
-    /// The weight that a code stands for.
-    #[inline]
-    pub fn weight(&self, code: u8) -> f32 {
-        (f32::from(code) - self.zero_point) * self.scale
-    }
 }
 
 impl ScaleDtype {
-    /// The nearest value that this type stores (half to even), as f32.
+    /// What is stored for a scale, as f32.
     pub fn round(self, scale: f32) -> f32 {
-        match self {
-            Self::F16 => half::f16::from_f32(scale).to_f32(),
-            Self::F32 => scale,
-        }
+        self.number().round(scale)
     }
 }
 
@@ -239,14 +289,6 @@ pub struct GroupParams {
     pub scale: f32,
     /// The code that means zero; a whole number.
     pub zero_point: f32,
-}
-
-/// The code of one weight, as a float.
-#[inline(always)]
-pub(crate) fn code(w: f32, scale: f32, zero_point: f32, low: f32, high: f32) -> f32 {
-    let steps = (w / scale).clamp(-ROUND_BOUND, ROUND_BOUND);
-    let rounded = (steps + ROUND) - ROUND;
-    (rounded + zero_point).clamp(low, high)
 }
 
 /// Parameters of a group from its extrema.

@@ -15,7 +15,9 @@ use crate::capture::{BlockInputs, CaptureNeeds, InputStats};
 use crate::grid::Grid;
 use crate::log::{BlockLog, LinearLog};
 use crate::model::{Block, LinearFacts, LinearName};
+use crate::numbers::of_table;
 use crate::quantized::QuantizedWeight;
+use crate::rule::BlockGrids;
 
 /// What a method is given of one block.
 #[derive(Clone, Copy)]
@@ -26,10 +28,10 @@ pub struct BlockCtx<'a, B: QuantBackend> {
     pub block: &'a dyn Block<B>,
     /// What its linears see on the calibration sequences; `None` where the method needs nothing.
     pub inputs: Option<&'a BlockInputs<B>>,
-    /// The linears to quantize: all of the block, or one stage of it.
+    /// The linears to quantize, of all of the block or of one stage of it. Those that stay in full precision are none of them.
     pub linears: &'a [LinearFacts],
-    /// The grid to round to.
-    pub grid: &'a Grid,
+    /// The grid of each linear of the block.
+    pub grids: &'a BlockGrids,
 }
 
 impl<'a, B: QuantBackend> BlockCtx<'a, B> {
@@ -43,7 +45,15 @@ impl<'a, B: QuantBackend> BlockCtx<'a, B> {
             .ok_or(MethodError::NoCalibration { block_idx: self.block_idx, linear: captured_as.0 })
     }
 
-    /// The context of one linear.
+    /// The grid of a linear that is quantized.
+    ///
+    /// # Panics
+    /// If it stays in full precision: it is none of `linears`.
+    pub fn grid(&self, linear: LinearName) -> &'a Grid {
+        self.grids.of(linear).unwrap_or_else(|| panic!("{linear}: a linear in full precision has no grid"))
+    }
+
+    /// The context of one of `linears`.
     pub fn linear(&self, facts: &LinearFacts) -> LinearCtx<'a, B> {
         LinearCtx {
             block_idx: self.block_idx,
@@ -51,7 +61,7 @@ impl<'a, B: QuantBackend> BlockCtx<'a, B> {
             weight: self.block.params().linear(facts.name).weight.clone(),
             input: self.inputs.and_then(|inputs| inputs.get(facts.input)),
             input_scale: None,
-            grid: self.grid,
+            grid: self.grid(facts.name),
         }
     }
 }
@@ -143,6 +153,8 @@ pub enum Precision {
     F64,
 }
 
+of_table!(Precision: F32, F64);
+
 /// What a method wants done to a block. The driver applies it: folds first, then weights.
 #[derive(Debug)]
 pub struct BlockEdit<B: QuantBackend> {
@@ -167,6 +179,19 @@ pub trait MethodSettings {
         false
     }
 
+    /// Whether it can quantize a linear outside of blocks, the head, of which no activations are known.
+    fn quantizes_head(&self) -> bool {
+        false
+    }
+
+    /// Whether it can round to a grid.
+    ///
+    /// # Errors
+    /// Why it cannot, and which grid to choose instead, in words.
+    fn supports(&self, _grid: &Grid) -> Result<(), String> {
+        Ok(())
+    }
+
     /// What is wrong with the settings, where their types cannot tell.
     ///
     /// # Errors
@@ -183,6 +208,11 @@ pub trait QuantMethod<B: QuantBackend>: MethodSettings + Send + Sync {
     /// # Errors
     /// Activations or weights that the method cannot handle, with block and linear.
     fn quantize_block(&self, ctx: &BlockCtx<'_, B>) -> Result<BlockEdit<B>, MethodError>;
+
+    /// What quantizes the head; `None` where [`MethodSettings::quantizes_head`] says that it cannot.
+    fn of_head(&self) -> Option<&dyn LinearMethod<B>> {
+        None
+    }
 }
 
 /// A method that looks at one linear at a time.

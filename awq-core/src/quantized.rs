@@ -8,7 +8,7 @@ use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::grid::{Granularity, Grid, Symmetry};
+use crate::grid::{Grid, GroupParams, Symmetry};
 use crate::transform::WeightTransform;
 
 /// The codes that mean zero, one a group, shaped as the scales.
@@ -45,7 +45,7 @@ pub struct QuantizedWeight {
     pub scale: Vec<f32>,
     /// One zero point a group, shaped as `scale`.
     pub zero_point: ZeroPoints,
-    /// What lies between `(code - zero_point) * scale` and the weight; the identity for RTN and AWQ.
+    /// What lies between what codes stand for and the weight; the identity for RTN and AWQ.
     pub transform: WeightTransform,
 }
 
@@ -53,20 +53,16 @@ impl QuantizedWeight {
     /// The weights that the codes stand for, row-major `[n_out, n_in]`.
     pub fn dequantize(&self) -> Vec<f32> {
         let mut weight = vec![0.0; self.codes.len()];
-        let group_len = self.group_len();
-        let n_groups = self.n_in.div_ceil(group_len).max(1);
-        let per_tensor = self.grid.granularity == Granularity::PerTensor;
-        weight.par_chunks_mut(self.n_in).zip(self.codes.par_chunks(self.n_in)).enumerate().for_each(
-            |(row, (weight, codes))| {
-                for (group, (weight, codes)) in weight.chunks_mut(group_len).zip(codes.chunks(group_len)).enumerate() {
-                    let index = if per_tensor { 0 } else { row * n_groups + group };
-                    let (scale, zero_point) = (self.scale[index], self.zero_point.get(index));
-                    for (w, &q) in weight.iter_mut().zip(codes) {
-                        *w = (f32::from(q) - zero_point) * scale;
-                    }
-                }
-            },
-        );
+        let groups = self.grid.granularity.groups(self.n_out, self.n_in);
+        let rows = weight.par_chunks_mut(self.n_in).zip(self.codes.par_chunks(self.n_in));
+        rows.enumerate().for_each(|(row, (weight, codes))| {
+            let parts = weight.chunks_mut(groups.len).zip(codes.chunks(groups.len));
+            for (part, (weight, codes)) in parts.enumerate() {
+                let index = groups.group_of(row * self.n_in + part * groups.len);
+                let params = GroupParams { scale: self.scale[index], zero_point: self.zero_point.get(index) };
+                self.grid.restore_group(codes, &params, weight);
+            }
+        });
         self.transform.apply(weight, self.n_in)
     }
 

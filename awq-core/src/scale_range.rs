@@ -5,8 +5,8 @@
 
 use crate::backend::{QuantBackend, float_vec};
 use crate::grid::ScaleDtype;
-use crate::method::{BlockCtx, BlockEdit, MethodError, QuantMethod};
-use crate::model::{LinearFacts, LinearName};
+use crate::method::{BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, QuantMethod};
+use crate::model::LinearName;
 use crate::quantized::{QuantizedWeight, ZeroPoints};
 
 /// What the method asks for, whose scales and zero points are numbers of their storage type.
@@ -19,18 +19,19 @@ pub(crate) fn checked_edit<B: QuantBackend>(
 ) -> Result<BlockEdit<B>, MethodError> {
     let beyond =
         |linear: LinearName, what| MethodError::ScaleRange { block_idx: ctx.block_idx, linear: linear.0, what };
-    let is_f16 = ctx.grid.scale_dtype == ScaleDtype::F16;
+    let is_f16 = |linear: LinearName| ctx.grids.of(linear).is_some_and(|grid| grid.scale_dtype == ScaleDtype::F16);
     let weight = |linear: LinearName| ctx.block.params().linear(linear).weight.clone();
     let edit = method.quantize_block(ctx).map_err(|error| match error {
         // Losses are infinite where a scale is.
-        MethodError::NotFinite { .. } if is_f16 => {
-            let nearest = |facts: &LinearFacts| (facts.name, B::quantize_weight(weight(facts.name), ctx.grid));
-            let reasons = ctx.linears.iter().map(nearest).filter_map(|(name, it)| Some((name, out_of_range(&it)?)));
+        MethodError::NotFinite { .. } => {
+            let nearest = |name: LinearName| (name, B::quantize_weight(weight(name), ctx.grid(name)));
+            let in_f16 = ctx.linears.iter().map(|facts| facts.name).filter(|name| is_f16(*name));
+            let reasons = in_f16.map(nearest).filter_map(|(name, it)| Some((name, out_of_range(&it)?)));
             reasons.into_iter().next().map_or(error, |(name, what)| beyond(name, what))
         }
         error => error,
     })?;
-    for (name, quantized) in edit.linears.iter().filter(|_| is_f16) {
+    for (name, quantized) in edit.linears.iter().filter(|(name, _)| is_f16(**name)) {
         // A matrix of zeros has no scale to lose.
         let is_nothing = || float_vec(weight(*name)).iter().all(|weight| *weight == 0.0);
         if let Some(what) = out_of_range(quantized).filter(|_| !is_nothing()) {
@@ -38,6 +39,21 @@ pub(crate) fn checked_edit<B: QuantBackend>(
         }
     }
     Ok(edit)
+}
+
+/// What a method makes of one linear, whose scales and zero points are numbers of their storage type.
+///
+/// # Errors
+/// Those of the method, and [`MethodError::ScaleRange`].
+pub(crate) fn checked_linear<B: QuantBackend>(
+    method: &dyn LinearMethod<B>,
+    ctx: &LinearCtx<'_, B>,
+) -> Result<QuantizedWeight, MethodError> {
+    let (quantized, _) = method.quantize_linear(ctx)?;
+    match out_of_range(&quantized).filter(|_| ctx.grid.scale_dtype == ScaleDtype::F16) {
+        Some(what) => Err(MethodError::ScaleRange { block_idx: ctx.block_idx, linear: ctx.linear.0, what }),
+        None => Ok(quantized),
+    }
 }
 
 /// The first scale or zero point that rounding to its storage type made infinite, or 0.

@@ -119,6 +119,7 @@ mod tests {
             symmetry: Symmetry::Asymmetric,
             range_includes_zero: true,
             scale_dtype: ScaleDtype::F16,
+            values: None,
         }
     }
 

@@ -217,7 +217,7 @@ mod tests {
                 let mut errors = Vec::new();
                 for i in start..end {
                     codes.push(case.grid.nearest_code(w[i] as f32, &params[i / 16]));
-                    let (before, q) = (w[i], f64::from(params[i / 16].weight(codes[codes.len() - 1])));
+                    let (before, q) = (w[i], f64::from(case.grid.weight(codes[codes.len() - 1], &params[i / 16])));
                     let error = (before - q) / u[i * n + i];
                     (i..end).for_each(|j| w[j] += before * p[i * n + j] - error * u[i * n + j]);
                     rounded.push(q);

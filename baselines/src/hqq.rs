@@ -26,7 +26,7 @@ use std::num::NonZeroU16;
 
 use awq_core::backend::{QuantBackend, float_vec};
 use awq_core::capture::CaptureNeeds;
-use awq_core::grid::{Granularity, Grid, Symmetry};
+use awq_core::grid::{Grid, GroupParams, Symmetry};
 use awq_core::log::LinearLog;
 use awq_core::method::{
     BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod, quantize_each_linear,
@@ -85,6 +85,16 @@ impl MethodSettings for Hqq {
         CaptureNeeds { inputs: false, ..CaptureNeeds::default() }
     }
 
+    fn supports(&self, grid: &Grid) -> Result<(), String> {
+        if grid.values.is_some() {
+            return Err("HQQ moves zero points, and a table of values has none; choose grids.bits".into());
+        }
+        if grid.symmetry != Symmetry::Asymmetric {
+            return Err("HQQ moves zero points; set grids.symmetry = \"asymmetric\"".into());
+        }
+        Ok(())
+    }
+
     fn check(&self) -> Result<(), String> {
         if !(self.lp_norm > 0.0 && self.lp_norm <= 1.0) {
             return Err(format!("lp_norm = {} is outside 0 .. 1; the authors' code has 0.7", self.lp_norm));
@@ -97,25 +107,25 @@ impl MethodSettings for Hqq {
         }
         Ok(())
     }
+
+    fn quantizes_head(&self) -> bool {
+        true
+    }
 }
 
 impl<B: QuantBackend> LinearMethod<B> for Hqq {
     fn quantize_linear(&self, ctx: &LinearCtx<'_, B>) -> Result<(QuantizedWeight, LinearLog), MethodError> {
-        if ctx.grid.symmetry != Symmetry::Asymmetric {
-            return Err(ctx.unsupported("HQQ moves zero points; set grids.symmetry = \"asymmetric\""));
-        }
+        self.supports(ctx.grid).map_err(|problem| ctx.unsupported(problem))?;
         let weight = float_vec(ctx.weight.clone());
         if weight.iter().any(|w| !w.is_finite()) {
             return Err(ctx.not_finite("a weight"));
         }
         let [n_out, n_in] = ctx.weight.dims();
-        let row_len = if ctx.grid.granularity == Granularity::PerTensor { n_out * n_in } else { n_in };
-        let len = ctx.grid.granularity.group_len(row_len);
-        // Groups do not cross rows; the last of a row may be short.
-        let groups: Vec<&[f32]> = weight.chunks(row_len).flat_map(|row| row.chunks(len)).collect();
+        let groups: Vec<&[f32]> = ctx.grid.granularity.groups(n_out, n_in).of(&weight).collect();
         let solved: Vec<Solved> = groups.par_iter().map(|group| self.solve(group, ctx.grid)).collect();
         let codes = groups.iter().zip(&solved).flat_map(|(group, solved)| {
-            group.iter().map(|&w| code(w, solved.scale, solved.zero_point, ctx.grid) as u8)
+            let params = GroupParams { scale: solved.scale, zero_point: solved.zero_point };
+            group.iter().map(move |&w| ctx.grid.nearest_code_of_real_zero(w, &params))
         });
         let zero_points = solved.iter().map(|solved| solved.zero_point);
         let quantized = QuantizedWeight {
@@ -145,6 +155,10 @@ impl<B: QuantBackend> LinearMethod<B> for Hqq {
 impl<B: QuantBackend> QuantMethod<B> for Hqq {
     fn quantize_block(&self, ctx: &BlockCtx<'_, B>) -> Result<BlockEdit<B>, MethodError> {
         quantize_each_linear(self, ctx)
+    }
+
+    fn of_head(&self) -> Option<&dyn LinearMethod<B>> {
+        Some(self)
     }
 }
 
@@ -182,8 +196,9 @@ impl Hqq {
 
     /// The zero point that fits the codes of the current one best, the shrunken error taken out of the weights.
     fn next(&self, group: &[f32], scale: f32, zero_point: f32, beta: f64, grid: &Grid) -> f32 {
+        let params = GroupParams { scale, zero_point };
         let target = |&w: &f32| {
-            let code = code(w, scale, zero_point, grid);
+            let code = f32::from(grid.nearest_code_of_real_zero(w, &params));
             let error = f64::from(w - (code - zero_point) * scale);
             let kept = self.shrink(error, beta);
             f64::from(code) - (f64::from(w) - kept) / f64::from(scale)
@@ -216,13 +231,10 @@ fn start(group: &[f32], scale: f32, grid: &Grid) -> f32 {
     -min / scale
 }
 
-/// The code nearest to a weight under a real zero point.
-fn code(w: f32, scale: f32, zero_point: f32, grid: &Grid) -> f32 {
-    (w / scale + zero_point).round_ties_even().clamp(0.0, f32::from(grid.bits.max_code()))
-}
-
 fn absolute_error(group: &[f32], scale: f32, zero_point: f32, grid: &Grid) -> f64 {
-    let error = |&w: &f32| f64::from(((code(w, scale, zero_point, grid) - zero_point) * scale - w).abs());
+    let params = GroupParams { scale, zero_point };
+    let restored = |w| grid.weight(grid.nearest_code_of_real_zero(w, &params), &params);
+    let error = |&w: &f32| f64::from((restored(w) - w).abs());
     group.iter().map(error).sum()
 }
 
@@ -230,7 +242,7 @@ fn absolute_error(group: &[f32], scale: f32, zero_point: f32, grid: &Grid) -> f6
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use awq_core::grid::ScaleDtype;
+    use awq_core::grid::{Granularity, ScaleDtype};
 
     use super::*;
     use crate::rtn::Rtn;

@@ -31,6 +31,10 @@ impl MethodSettings for Rtn {
     fn needs(&self) -> CaptureNeeds {
         CaptureNeeds { inputs: false, ..CaptureNeeds::default() }
     }
+
+    fn quantizes_head(&self) -> bool {
+        true
+    }
 }
 
 impl<B: QuantBackend> LinearMethod<B> for Rtn {
@@ -42,5 +46,9 @@ impl<B: QuantBackend> LinearMethod<B> for Rtn {
 impl<B: QuantBackend> QuantMethod<B> for Rtn {
     fn quantize_block(&self, ctx: &BlockCtx<'_, B>) -> Result<BlockEdit<B>, MethodError> {
         quantize_each_linear(self, ctx)
+    }
+
+    fn of_head(&self) -> Option<&dyn LinearMethod<B>> {
+        Some(self)
     }
 }

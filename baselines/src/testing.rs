@@ -100,6 +100,7 @@ pub(crate) fn grid(bits: u8, group_size: u16) -> Grid {
         symmetry: Symmetry::Asymmetric,
         range_includes_zero: true,
         scale_dtype: ScaleDtype::F32,
+        values: None,
     }
 }
 

@@ -24,6 +24,7 @@ const GRID: Grid = Grid {
     symmetry: Symmetry::Asymmetric,
     range_includes_zero: true,
     scale_dtype: ScaleDtype::F32,
+    values: None,
 };
 
 fn gptq(order: ColumnOrder) -> Gptq {
@@ -65,7 +66,9 @@ fn block(unit: f32, dead: impl Fn(usize) -> bool) -> (Box<dyn Block<Flex>>, Bloc
 
 fn quantize(method: &dyn QuantMethod<Flex>, block: &dyn Block<Flex>, inputs: &BlockInputs<Flex>) -> BlockEdit<Flex> {
     let linears = &block.layout().linears;
-    method.quantize_block(&BlockCtx { block_idx: 0, block, inputs: Some(inputs), linears, grid: &GRID }).unwrap()
+    method
+        .quantize_block(&BlockCtx { block_idx: 0, block, inputs: Some(inputs), linears, grids: &GRID.into() })
+        .unwrap()
 }
 
 #[test]

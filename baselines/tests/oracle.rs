@@ -24,6 +24,7 @@ const GRID: Grid = Grid {
     symmetry: Symmetry::Asymmetric,
     range_includes_zero: true,
     scale_dtype: ScaleDtype::F32,
+    values: None,
 };
 
 /// Settings of the official code: 1% damping, blocks of 128 columns, everything in f32.
@@ -79,8 +80,8 @@ fn codes_agree_with_the_official_code() {
     let hidden = Tensor::<Flex, 3>::from_data(hidden, &Default::default());
     let (inputs, _) = BlockInputs::capture(block.as_ref(), &[hidden]);
     let layout = block.layout();
-    let ctx =
-        BlockCtx { block_idx: 0, block: block.as_ref(), inputs: Some(&inputs), linears: &layout.linears, grid: &GRID };
+    let (linears, grids) = (&layout.linears, &GRID.into());
+    let ctx = BlockCtx { block_idx: 0, block: block.as_ref(), inputs: Some(&inputs), linears, grids };
     for linear in ["self_attn.q_proj", "mlp.down_proj"] {
         let facts = layout.linears.iter().find(|facts| facts.name.0 == linear).unwrap();
         let ctx = ctx.linear(facts);

@@ -13,6 +13,7 @@ use awq_core::load::{Checkpoint, EditedCheckpoint, LoadError};
 use awq_core::method::QuantMethod;
 use awq_core::model::tiny::{self, TinySpec};
 use awq_core::model::{open_decoder, wiring_of};
+use awq_core::pack::PackedWeight;
 use baselines::gptaq::Gptaq;
 use baselines::gptq::Gptq;
 use baselines::rtn::Rtn;
@@ -58,6 +59,10 @@ impl BlockSink for Cut {
         Ok(())
     }
 
+    fn keep_head(&mut self, _: usize, _: PackedWeight) -> Result<(), Full> {
+        Ok(())
+    }
+
     fn passed(&mut self, _: usize, _: f64) {}
 }
 
@@ -90,7 +95,7 @@ fn a_pass_that_was_cut_off_goes_on_where_it_was() {
     ];
     for (propagation, methods) in cases {
         let grid = Grid::awq(Bits::new(3).unwrap(), Granularity::PerGroup(NonZeroU16::new(32).unwrap()));
-        let jobs = methods.map(|method| Job { method, grid });
+        let jobs = methods.map(|method| Job { method, grids: grid.into() });
         let calibration = Some(Calibration { sequences: &sequences, propagation });
         let whole = quantize_model(decoder.as_ref(), calibration, &jobs, &mut |_| {}).unwrap();
         // In the middle of a block, at its end, and before the first.

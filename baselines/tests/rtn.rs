@@ -19,6 +19,7 @@ fn grid(bits: u8) -> Grid {
         symmetry: Symmetry::Asymmetric,
         range_includes_zero: false,
         scale_dtype: ScaleDtype::F16,
+        values: None,
     }
 }
 
@@ -40,7 +41,7 @@ fn awq() -> Awq {
 fn pass(spec: &TinySpec, propagation: Propagation, bits: u8, methods: &[&dyn QuantMethod<Flex>]) -> Pass {
     let decoder = tiny::decoder::<Flex>(spec, 7, &Default::default()).unwrap();
     let sequences = tiny::sequences(spec, 6, 24, 3);
-    let jobs: Vec<Job<'_, Flex>> = methods.iter().map(|&method| Job { method, grid: grid(bits) }).collect();
+    let jobs: Vec<Job<'_, Flex>> = methods.iter().map(|&method| Job { method, grids: grid(bits).into() }).collect();
     let calibration = Calibration { sequences: &sequences, propagation };
     quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| {}).unwrap()
 }

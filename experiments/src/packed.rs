@@ -25,25 +25,25 @@ use serde_json::json;
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 
 /// Bytes that [`write()`] needs at least while it writes: the tensors are in two files at its end. Codes and scales of the
-/// linears, 16 bits a value of everything else.
-pub fn needed_bytes(checkpoint: &dyn Checkpoint, is_linear: impl Fn(&str) -> bool, grid: &Grid) -> u64 {
-    let (linears, others): (Vec<String>, Vec<String>) =
-        checkpoint.names().into_iter().partition(|name| is_linear(name));
-    let n_values =
-        |name: &String| checkpoint.shape(name).unwrap_or_default().iter().map(|&dim| dim as u64).product::<u64>();
-    2 * (bytes_of_codes(checkpoint, &linears, grid) + others.iter().map(|name| 2 * n_values(name)).sum::<u64>())
+/// linears that `grid_of` gives a grid, 16 bits a value of everything else.
+pub fn needed_bytes(checkpoint: &dyn Checkpoint, grid_of: impl Fn(&str) -> Option<Grid>) -> u64 {
+    let n_bytes = |name: &String| match grid_of(name) {
+        Some(grid) => bytes_of_codes(checkpoint, name, &grid),
+        None => 2 * n_values(checkpoint, name),
+    };
+    2 * checkpoint.names().iter().map(n_bytes).sum::<u64>()
 }
 
-/// Bytes of the codes and scales of `linears` on `grid`.
-pub fn bytes_of_codes(checkpoint: &dyn Checkpoint, linears: &[String], grid: &Grid) -> u64 {
-    let n_bytes = |name: &String| {
-        let shape = checkpoint.shape(name).unwrap_or_default();
-        let n_values: u64 = shape.iter().map(|&dim| dim as u64).product();
-        let n_in = shape.last().copied().unwrap_or(1).max(1);
-        let n_scales = n_values / n_in as u64 * grid.granularity.n_groups(n_in) as u64;
-        (n_values * u64::from(grid.bits.get())).div_ceil(8) + n_scales * u64::from(grid.scale_dtype.bits() / 8 + 1)
-    };
-    linears.iter().map(n_bytes).sum()
+fn n_values(checkpoint: &dyn Checkpoint, name: &str) -> u64 {
+    checkpoint.shape(name).unwrap_or_default().iter().map(|&dim| dim as u64).product()
+}
+
+/// Bytes of the codes and scales of a linear on `grid`.
+pub fn bytes_of_codes(checkpoint: &dyn Checkpoint, name: &str, grid: &Grid) -> u64 {
+    let n_in = checkpoint.shape(name).and_then(|shape| shape.last().copied()).unwrap_or(1).max(1);
+    let n_values = n_values(checkpoint, name);
+    let n_scales = n_values / n_in as u64 * grid.granularity.n_groups(n_in) as u64;
+    (n_values * u64::from(grid.bits.get())).div_ceil(8) + n_scales * u64::from(grid.scale_dtype.bits() / 8 + 1)
 }
 
 /// Writes `checkpoint`, with everything of `opened` that is not a tensor, into an empty folder.
@@ -260,7 +260,9 @@ mod tests {
     }
 
     /// Every kind of zero point, of granularity and of transform.
-    const METHODS: [(&str, &str); 7] = [
+    const METHODS: [(&str, &str); 9] = [
+        ("rtn-nf4g64-f32", ""),
+        ("rtn-e2m1g32-e8m0", ""),
         ("awq-w4g40", ""),
         ("rtn-w3", ""),
         ("hqq-w4g32", ""),
@@ -279,6 +281,68 @@ mod tests {
         ),
     ];
 
+    #[track_caller]
+    fn check_same_tensors(read: &OpenedModel, quantized: &Quantized, label: &str) {
+        assert_eq!(read.checkpoint.names(), quantized.checkpoint.names(), "{label}");
+        for name in read.checkpoint.names() {
+            assert_eq!(read.checkpoint.shape(&name), quantized.checkpoint.shape(&name), "{label}: {name}");
+            let packed = |checkpoint: &dyn Checkpoint| checkpoint.read_quantized(&name).unwrap();
+            assert!(
+                packed(read.checkpoint.as_ref()) == packed(quantized.checkpoint.as_ref()),
+                "{label}: {name} is stored otherwise"
+            );
+            let bits = |checkpoint: &dyn Checkpoint| -> Vec<u32> {
+                checkpoint.read_f32(&name).unwrap().into_iter().map(f32::to_bits).collect()
+            };
+            assert!(bits(read.checkpoint.as_ref()) == bits(quantized.checkpoint.as_ref()), "{label}: {name}");
+        }
+    }
+
+    /// Written with a grid for each linear, and `v_proj` in full precision: a scale of `o_proj` is folded into it.
+    fn mixed(model: &Model) -> (Quantized, tempfile::TempDir) {
+        let mut request: Request = "awq-w4g32".parse().unwrap();
+        let overrides = ["*.down_proj=w8", "mlp.gate_proj=nf4g16", "*.v_proj=fp"];
+        request.overrides = overrides.iter().map(|text| text.parse().unwrap()).collect();
+        let recipe = request.recipe(&model.opened.config, || calibration_text("bundled")).unwrap();
+        let (quantized, folder) = (quantized(model, &recipe), tempfile::tempdir().unwrap());
+        write(folder.path(), &model.opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized).unwrap())
+            .unwrap();
+        (quantized, folder)
+    }
+
+    #[test]
+    fn each_linear_is_read_with_its_own_grid() {
+        let (quantized, folder) = mixed(&opened());
+        let read = open_model(folder.path()).unwrap();
+        check_same_tensors(&read, &quantized, "mixed");
+        let header = read.packed.as_ref().unwrap();
+        assert_eq!(header.linears.len(), 12);
+        let label = |name: &str| header.linears[&format!("model.layers.1.{name}")].grid.label();
+        assert_eq!([label("self_attn.q_proj"), label("mlp.down_proj")], ["W4 g32", "W8 g32"]);
+        assert_eq!(label("mlp.gate_proj"), "NF4 g16");
+        assert_eq!(header.rule().label(), "W4 g32 (*.down_proj W8 g32, mlp.gate_proj NF4 g16, *.v_proj FP)");
+        let wiring = wiring_of(&read.config, read.checkpoint.as_ref()).unwrap();
+        let storage = Storage::of(&wiring, &read.config, read.checkpoint.as_ref()).unwrap();
+        let of_all = quantized.full_precision.unwrap().bits_per_weight_of_all;
+        assert!((storage.bits_per_weight - of_all).abs() < 1e-9, "{storage:?}, {of_all}");
+        let names: Vec<&str> = storage.types.iter().map(|share| share.name.as_str()).collect();
+        assert_eq!(names, ["packed AWQ W4 g32", "packed AWQ NF4 g16", "packed AWQ W8 g32", "F32"]);
+    }
+
+    #[test]
+    fn a_grid_that_contradicts_itself_is_named_when_it_is_read() {
+        let (_, folder) = mixed(&opened());
+        let file = folder.path().join(HEADER_FILE);
+        let mut header: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        header["linears"]["model.layers.0.mlp.gate_proj"]["grid"]["bits"] = 3.into();
+        fs::write(&file, header.to_string()).unwrap();
+        let error = open_model(folder.path()).err().unwrap().to_string();
+        assert!(
+            error.contains("linears.model.layers.0.mlp.gate_proj") && error.contains("is a table of 4 bits"),
+            "{error}"
+        );
+    }
+
     #[test]
     fn what_is_written_is_read_again_bit_for_bit() {
         let model = opened();
@@ -296,19 +360,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             write(folder.path(), opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized).unwrap()).unwrap();
             let read = open_model(folder.path()).unwrap();
-            assert_eq!(read.checkpoint.names(), quantized.checkpoint.names(), "{label}");
-            for name in read.checkpoint.names() {
-                assert_eq!(read.checkpoint.shape(&name), quantized.checkpoint.shape(&name), "{label}: {name}");
-                let packed = |checkpoint: &dyn Checkpoint| checkpoint.read_quantized(&name).unwrap();
-                assert!(
-                    packed(read.checkpoint.as_ref()) == packed(quantized.checkpoint.as_ref()),
-                    "{label}: {name} is stored otherwise"
-                );
-                let bits = |checkpoint: &dyn Checkpoint| -> Vec<u32> {
-                    checkpoint.read_f32(&name).unwrap().into_iter().map(f32::to_bits).collect()
-                };
-                assert!(bits(read.checkpoint.as_ref()) == bits(quantized.checkpoint.as_ref()), "{label}: {name}");
-            }
+            check_same_tensors(&read, &quantized, &label);
             let wiring = wiring_of(&read.config, read.checkpoint.as_ref()).unwrap();
             let codes = codes_sha256(&wiring, read.config.n_blocks, read.checkpoint.as_ref()).unwrap();
             assert_eq!(codes, quantized.codes_sha256, "{label}");
@@ -358,8 +410,8 @@ mod tests {
         write(folder.path(), opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized).unwrap()).unwrap();
         let written = folder.path().join(WEIGHTS).metadata().unwrap().len();
         let wiring = wiring_of(&opened.config, opened.checkpoint.as_ref()).unwrap();
-        let is_linear = |name: &str| wiring.quantizes(name);
-        let needed = needed_bytes(opened.checkpoint.as_ref(), is_linear, &recipe.grid) as f64 / 2.0;
+        let grid_of = |name: &str| wiring.quantizes(name).then_some(recipe.rule.grid);
+        let needed = needed_bytes(opened.checkpoint.as_ref(), grid_of) as f64 / 2.0;
         // The tiny model's embedding is f32.
         assert!((0.4..1.05).contains(&(needed / written as f64)), "{needed} for {written}");
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use awq_core::arithmetic::FloatType;
 use awq_core::driver::Propagation;
 use awq_core::grid::Grid;
+use awq_core::rule::{GridOverride, GridRule};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -43,6 +44,9 @@ pub struct QuantizationCell {
     pub method: MethodSpec,
     /// The grid that it rounds to.
     pub grid: Grid,
+    /// Linears that have another grid, or none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<GridOverride>,
     /// The experiment's calibration, also where the method looks at no activations: the output error of its blocks is
     /// measured on it. `None` where the experiment has none.
     pub calibration: Option<CalibrationSpec>,
@@ -56,6 +60,11 @@ pub struct QuantizationCell {
 }
 
 impl QuantizationCell {
+    /// The grid of each linear.
+    pub fn rule(&self) -> GridRule {
+        GridRule { grid: self.grid, overrides: self.overrides.clone() }
+    }
+
     /// What the method saw on the calibration sequences; `None` where it looks at no activations.
     pub fn propagation(&self) -> Option<Propagation> {
         let calibration = self.calibration.as_ref().filter(|_| self.method.settings().needs().inputs)?;
@@ -88,9 +97,9 @@ impl Cell {
         self.quantization.as_ref().map_or_else(|| "FP".to_owned(), |q| q.method.label())
     }
 
-    /// `W4 g128`; empty for full precision.
+    /// `W4 g128`, with the overrides of some linears if there are any; empty for full precision.
     pub fn grid_label(&self) -> String {
-        self.quantization.as_ref().map_or_else(String::new, |q| q.grid.label())
+        self.quantization.as_ref().map_or_else(String::new, |q| q.rule().label())
     }
 
     /// `SmolLM2-135M AWQ W4 g128`: how messages name a cell. A named calibration, the draw where there are several, and
@@ -130,10 +139,10 @@ const CELLS_OF_A_PASS: usize = 16;
 /// The quantized cells among `cells` as passes over their model's blocks: each of one calibration, and of whole grids, for
 /// methods share most of their work on one grid.
 pub fn passes<'a>(cells: impl IntoIterator<Item = &'a Cell>) -> Vec<Vec<&'a Cell>> {
-    let mut by_calibration: BTreeMap<Option<&CalibrationSpec>, Vec<(Grid, &Cell)>> = BTreeMap::new();
+    let mut by_calibration: BTreeMap<Option<&CalibrationSpec>, Vec<(GridRule, &Cell)>> = BTreeMap::new();
     for cell in cells {
         if let Some(quantization) = &cell.quantization {
-            by_calibration.entry(quantization.calibration.as_ref()).or_default().push((quantization.grid, cell));
+            by_calibration.entry(quantization.calibration.as_ref()).or_default().push((quantization.rule(), cell));
         }
     }
     let mut passes: Vec<Vec<&Cell>> = Vec::new();
@@ -193,11 +202,12 @@ impl Plan {
                     .iter()
                     .flat_map(|entry| spec.calibrations_of(entry).into_iter().map(move |used| (entry, used)))
             };
-            let quantized = spec.grids.iter().flat_map(GridSweep::grids).flat_map(|grid| {
+            let quantized = spec.grids.iter().flat_map(GridSweep::rules).flat_map(|rule| {
                 uses().map(move |(entry, used)| {
                     cell(Some(QuantizationCell {
                         method: entry.method.clone(),
-                        grid,
+                        grid: rule.grid,
+                        overrides: rule.overrides.clone(),
                         calibration: used.spec,
                         calibration_name: used.name,
                         draw: used.draw,

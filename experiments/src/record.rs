@@ -8,7 +8,7 @@
 //! by its hash, and shown by the plan of whoever asks. A key that an experiment's file gets or loses makes no record unreadable.
 
 use awq_core::arithmetic::Arithmetic;
-use awq_core::driver::BlockLog;
+use awq_core::driver::{BlockLog, FullPrecisionShare};
 use awq_core::load::packed::PackedHeader;
 use awq_core::model::Storage;
 use serde::{Deserialize, Serialize};
@@ -166,7 +166,7 @@ pub struct PackedOrigin {
 impl From<&PackedHeader> for PackedOrigin {
     fn from(header: &PackedHeader) -> Self {
         Self {
-            label: format!("{} {}", header.method, header.grid.label()),
+            label: format!("{} {}", header.method, header.rule().label()),
             bits_per_weight: header.bits_per_weight,
             codes_sha256: header.codes_sha256.clone(),
         }
@@ -262,6 +262,9 @@ pub struct Quantization {
     pub calibration_text_sha256: Option<String>,
     /// Stored bits per quantized weight, scales and zero points counted.
     pub bits_per_weight: f64,
+    /// Linears of the blocks that were left in full precision; absent where none was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_precision: Option<FullPrecisionShare>,
     /// sha256 over all codes, scales and zero points in block and linear order.
     pub codes_sha256: String,
     /// Calibration sequences used; 0 where the method needs none.

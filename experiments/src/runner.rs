@@ -131,6 +131,15 @@ fn run_model(
         Ok(model) => model,
         Err(error) => return fail_all(cells, Stage::Load, &error, &BTreeMap::new(), sink),
     };
+    // Overrides that do not fit the model are found before any work.
+    let mut fitting = Vec::new();
+    for &cell in cells {
+        match cell.quantization.as_ref().map(|quantization| quantization.rule().resolve(&model.wiring)).transpose() {
+            Ok(_) => fitting.push(cell),
+            Err(error) => sink(cell, failed(Stage::Load, &error.into()), &model.files)?,
+        }
+    }
+    let cells = fitting.as_slice();
     // One experiment has one precision.
     let precision = cells.first().map_or(FloatType::F32, |cell| cell.precision);
     let machine = Machine { device: &options.device, precision, codes: &options.codes, progress };

@@ -44,7 +44,7 @@ fn every_file_parses_and_plans() {
         }
         let plan = Plan::new(&spec);
         let n_runs: usize = spec.methods.iter().map(|entry| spec.calibrations_of(entry).len()).sum();
-        let n_quantized = spec.models.len() * n_runs * spec.grids.as_ref().map_or(0, |grids| grids.grids().len());
+        let n_quantized = spec.models.len() * n_runs * spec.grids.as_ref().map_or(0, |grids| grids.rules().len());
         let n_full = if spec.evaluations.is_empty() { 0 } else { spec.models.len() };
         assert_eq!(plan.cells().count(), n_full + n_quantized, "{}", path.display());
         assert!(plan.describe().starts_with(&format!("Question: {}\n", spec.question)));

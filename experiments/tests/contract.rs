@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use awq_core::backend::float_vec;
 use awq_core::capture::BlockInputs;
+use awq_core::codebook::Codebook;
 use awq_core::driver::{Calibration, Job, Propagation, quantize_model};
 use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
 use awq_core::load::{ModelConfig, SafetensorsCheckpoint};
@@ -78,6 +79,7 @@ fn grid(bits: u8) -> Grid {
         symmetry: Symmetry::Asymmetric,
         range_includes_zero: false,
         scale_dtype: ScaleDtype::F16,
+        values: None,
     }
 }
 
@@ -125,7 +127,13 @@ impl Case {
     #[track_caller]
     fn edit(&self, method: &MethodSpec, grid: &Grid) -> BlockEdit<Flex> {
         let linears = &self.block.layout().linears;
-        let ctx = BlockCtx { block_idx: 0, block: self.block.as_ref(), inputs: Some(&self.inputs), linears, grid };
+        let ctx = BlockCtx {
+            block_idx: 0,
+            block: self.block.as_ref(),
+            inputs: Some(&self.inputs),
+            linears,
+            grids: &(*grid).into(),
+        };
         method.method::<Flex>().quantize_block(&ctx).unwrap_or_else(|error| panic!("{}: {error}", method.label()))
     }
 }
@@ -180,6 +188,9 @@ fn every_registered_method_has_an_example_that_passes_its_own_check() {
     assert_eq!(labels.len(), methods().len(), "two examples share a label: {:?}", labels.keys());
     for method in methods() {
         assert_eq!(method.settings().check(), Ok(()), "{}", method.label());
+        assert_eq!(method.settings().supports(&grid(4)), Ok(()), "{}", method.label());
+        let has_head = method.method::<Flex>().of_head().is_some();
+        assert_eq!(method.settings().quantizes_head(), has_head, "{}", method.label());
     }
 }
 
@@ -216,6 +227,65 @@ fn numbers_change_with_the_version_alone() {
     keep_salient version 1, FP 3% (random): 2.99e-3, 1.13e-2
     fixed_scale version 1, s=2 on 3%: 3.65e-3, 1.37e-2
     ");
+}
+
+/// Tables of values in groups of 40, and MXFP4.
+fn codebook_grids() -> Vec<Grid> {
+    let ragged = grid(4).granularity;
+    let mx = Granularity::PerGroup(NonZeroU16::new(32).unwrap());
+    vec![
+        Grid::of_codebook(Codebook::Nf4, ragged, ScaleDtype::F32),
+        Grid::of_codebook(Codebook::Nf4, ragged, ScaleDtype::F16),
+        Grid::of_codebook(Codebook::E2m1, mx, ScaleDtype::E8m0),
+    ]
+}
+
+#[test]
+fn tables_of_values_are_rounded_to_soundly_or_refused_beforehand() {
+    let mut n_supported = 0;
+    for (case, grid) in
+        Case::of_each_family(6).iter().flat_map(|case| codebook_grids().into_iter().map(move |g| (case, g)))
+    {
+        for method in methods() {
+            let label = format!("{} on {}", method.label(), grid.label());
+            let linears = &case.block.layout().linears;
+            let (inputs, grids) = (Some(&case.inputs), &grid.into());
+            let ctx = BlockCtx { block_idx: 0, block: case.block.as_ref(), inputs, linears, grids };
+            let done = method.method::<Flex>().quantize_block(&ctx).map(|_| ()).map_err(|error| error.to_string());
+            match method.settings().supports(&grid) {
+                Ok(()) => {
+                    check_sound(&method, case, &grid);
+                    n_supported += 1;
+                }
+                Err(problem) => assert!(done.unwrap_err().ends_with(&problem), "{label}: {problem}"),
+            }
+        }
+    }
+    // RTN, AWQ, GPTQ in each of its orders, GPTAQ, AWQ+GPTQ and fixed scales at least.
+    assert!(n_supported >= 2 * 3 * 9, "{n_supported}");
+}
+
+/// What a method gains on evenly spaced codes it gains on a table of values.
+#[test]
+fn on_tables_of_values_no_method_loses_to_plain_rounding_on_its_own_loss() {
+    for case in Case::of_each_family(12) {
+        for (method, grid) in
+            methods().into_iter().flat_map(|m| codebook_grids().into_iter().map(move |g| (m.clone(), g)))
+        {
+            if method.settings().supports(&grid).is_err() {
+                continue;
+            }
+            let edit = check_sound(&method, &case, &grid);
+            let sum = |loss: fn(&awq_core::log::LinearLog) -> Option<f64>| {
+                edit.log.linears.iter().filter_map(loss).sum::<f64>()
+            };
+            let (before, after) = (sum(|log| log.loss_before), sum(|log| log.loss_after));
+            assert!(after <= before, "{} on {}: {after} above {before}", method.label(), grid.label());
+            for search in &edit.log.scale_searches {
+                assert!(search.loss_after <= search.loss_before, "{} on {}", method.label(), grid.label());
+            }
+        }
+    }
 }
 
 #[test]
@@ -270,7 +340,7 @@ fn eight_bits_change_the_output_little() {
     for decoder in [tiny::decoder(&TinySpec::MHA, 7, &Default::default()).unwrap(), opt()] {
         let methods = methods();
         let jobs: Vec<Job<'_, Flex>> =
-            methods.iter().map(|method| Job { method: method.method::<Flex>(), grid: grid(8) }).collect();
+            methods.iter().map(|method| Job { method: method.method::<Flex>(), grids: grid(8).into() }).collect();
         let calibration = Calibration { sequences: &sequences, propagation: Propagation::Quantized };
         let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| {}).unwrap();
         let family = &decoder.config().architecture;
@@ -296,7 +366,7 @@ fn gptq_works_through_the_stages_of_each_family() {
     let llama = tiny::decoder(&TinySpec::MHA, 7, &Default::default()).unwrap();
     for decoder in [llama, opt(), fixture("qwen3-tiny"), fixture("mixtral-tiny")] {
         let jobs: Vec<Job<'_, Flex>> =
-            [&rtn, &gptq].iter().map(|method| Job { method: method.method::<Flex>(), grid: grid(3) }).collect();
+            [&rtn, &gptq].iter().map(|method| Job { method: method.method::<Flex>(), grids: grid(3).into() }).collect();
         let calibration = Calibration { sequences: &sequences, propagation: Propagation::QuantizedPerStage };
         let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| {}).unwrap();
         let [rtn, gptq] = <[_; 2]>::try_from(pass.models).unwrap().map(|model| model.unwrap().logs);
@@ -339,8 +409,8 @@ fn an_expert_without_tokens_is_survived() {
 fn gptaq_refuses_experts() {
     let gptaq = methods().into_iter().find(|method| method.key() == "gptaq").unwrap();
     let case = Case::of(fixture("mixtral-tiny").as_ref(), 2, |_| {});
-    let (linears, grid) = (&case.block.layout().linears, grid(3));
-    let ctx = BlockCtx { block_idx: 0, block: case.block.as_ref(), inputs: Some(&case.inputs), linears, grid: &grid };
+    let (linears, grids) = (&case.block.layout().linears, &grid(3).into());
+    let ctx = BlockCtx { block_idx: 0, block: case.block.as_ref(), inputs: Some(&case.inputs), linears, grids };
     assert_snapshot!(
         gptaq.method::<Flex>().quantize_block(&ctx).unwrap_err(),
         @"block 0, block_sparse_moe.experts.0.w1: GPTAQ compares what a linear sees with what it sees in the full-precision model, and an expert sees other tokens there; use gptq"

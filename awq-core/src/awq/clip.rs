@@ -1,6 +1,7 @@
 //! The clip search: a bound for each group of weights, judged by that group's own output error.
 
 use std::num::{NonZeroU16, NonZeroUsize};
+use std::ops::Range;
 
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
@@ -41,14 +42,15 @@ impl ClipSearch {
         weight: Tensor<B, 2>,
         rows: Tensor<B, 2>,
     ) -> Result<ClipOutcome<B>, MethodError> {
-        if ctx.grid.granularity == Granularity::PerTensor {
+        let grid = ctx.grid(linear);
+        if grid.granularity == Granularity::PerTensor {
             return Err(MethodError::Unsupported {
                 block_idx: ctx.block_idx,
                 linear: linear.0.into(),
                 what: "clip bounds belong to rows or groups; set clip = \"off\" for a per_tensor grid".into(),
             });
         }
-        let outcome = B::clip_search(B::in_f32(weight), &group_grams(rows, ctx.grid), ctx.grid, &self.factors());
+        let outcome = B::clip_search(B::in_f32(weight), &group_grams(rows, grid), grid, &self.factors());
         if !outcome.loss_after.is_finite() {
             return Err(MethodError::NotFinite {
                 block_idx: ctx.block_idx,
@@ -63,10 +65,9 @@ impl ClipSearch {
 /// `X_g^T X_g / n` of each group's columns of `rows: [n, in]`; the last may be smaller.
 fn group_grams<B: QuantBackend>(rows: Tensor<B, 2>, grid: &Grid) -> Vec<Tensor<B, 2>> {
     let [n, n_in] = rows.dims();
-    let len = grid.granularity.group_len(n_in);
-    let gram = |start: usize| {
-        let x = rows.clone().narrow(1, start, len.min(n_in - start));
+    let gram = |columns: Range<usize>| {
+        let x = rows.clone().narrow(1, columns.start, columns.len());
         x.clone().transpose().matmul(x) / n as f64
     };
-    (0..n_in).step_by(len).map(gram).collect()
+    grid.granularity.columns(n_in).map(gram).collect()
 }

@@ -45,7 +45,8 @@ pub use search::{ScaleFormula, ScaleSearch};
 #[derive(PartialEq)]
 struct AskedSearch {
     group: String,
-    grid: Grid,
+    /// Of each linear of the group; `None` for those in full precision.
+    grids: Vec<Option<Grid>>,
     search: ScaleSearch,
 }
 
@@ -173,10 +174,14 @@ impl Awq {
         let ScaleStep::Search(search) = &self.scale else { return Ok(Vec::new()) };
         let mut scales = Vec::new();
         for (group_idx, group) in ctx.block.layout().scale_groups.iter().enumerate() {
+            let grids: Vec<Option<Grid>> = group.linears.iter().map(|&linear| ctx.grids.of(linear).copied()).collect();
+            if grids.iter().all(Option::is_none) {
+                continue;
+            }
             let run = || search.run(ctx, group);
             let (scale, search_log) = match ctx.inputs {
                 Some(inputs) => {
-                    let asked = AskedSearch { group: group.label(), grid: *ctx.grid, search: search.clone() };
+                    let asked = AskedSearch { group: group.label(), grids, search: search.clone() };
                     (*inputs.shared().get(asked, run)?).clone()
                 }
                 None => run()?,
@@ -224,7 +229,7 @@ impl<B: QuantBackend> QuantMethod<B> for Awq {
 
 /// Scales are folded across linears, so a method that has some needs the whole block at once.
 fn whole_block<B: QuantBackend>(ctx: &BlockCtx<'_, B>) -> Result<(), MethodError> {
-    if ctx.linears.len() == ctx.block.layout().linears.len() {
+    if ctx.linears.len() == ctx.grids.quantized(&ctx.block.layout().linears).len() {
         return Ok(());
     }
     Err(MethodError::Unsupported {

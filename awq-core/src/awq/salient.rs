@@ -18,11 +18,12 @@ use super::{Nearest, whole_block};
 use crate::backend::{QuantBackend, float_vec};
 use crate::capture::CaptureNeeds;
 use crate::fold::fold;
-use crate::grid::Grid;
+use crate::grid::{Grid, ScaleDtype};
 use crate::log::{BlockLog, LinearLog, StepChange};
 use crate::method::{
     BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod, quantize_each_linear,
 };
+use crate::model::ScaleGroup;
 use crate::quantized::QuantizedWeight;
 use crate::rotation::shuffle;
 use crate::transform::{KeptInputs, WeightTransform};
@@ -72,6 +73,15 @@ impl MethodSettings for KeepSalient {
         CaptureNeeds { inputs: self.by == SalientBy::Activation, ..CaptureNeeds::default() }
     }
 
+    fn supports(&self, grid: &Grid) -> Result<(), String> {
+        match grid.scale_dtype {
+            ScaleDtype::E8m0 => {
+                Err("kept channels are stored in the type of scales; choose scale_dtype f16 or f32".into())
+            }
+            ScaleDtype::F16 | ScaleDtype::F32 => Ok(()),
+        }
+    }
+
     fn check(&self) -> Result<(), String> {
         check_fraction(self.fraction)
     }
@@ -79,6 +89,7 @@ impl MethodSettings for KeepSalient {
 
 impl<B: QuantBackend> LinearMethod<B> for KeepSalient {
     fn quantize_linear(&self, ctx: &LinearCtx<'_, B>) -> Result<(QuantizedWeight, LinearLog), MethodError> {
+        self.supports(ctx.grid).map_err(|problem| ctx.unsupported(problem))?;
         let (rounded, log) = Nearest.quantize_linear(ctx)?;
         let weight = float_vec(ctx.weight.clone());
         let channels = self.channels(ctx, &weight)?;
@@ -173,7 +184,9 @@ impl<B: QuantBackend> QuantMethod<B> for FixedScale {
         let layout = ctx.block.layout();
         let mut params = ctx.block.params().clone();
         let mut edit = BlockEdit { scales: Vec::new(), linears: Default::default(), log: BlockLog::default() };
-        for (group_idx, group) in layout.scale_groups.iter().enumerate() {
+        let is_quantized = |group: &ScaleGroup| group.linears.iter().any(|&linear| ctx.grids.of(linear).is_some());
+        let groups = layout.scale_groups.iter().enumerate();
+        for (group_idx, group) in groups.filter(|(_, group)| is_quantized(group)) {
             let scale = self.scale(ctx.input(group.input)?.mean_abs());
             params = fold(params, group, &scale);
             edit.scales.push((group_idx, scale));
@@ -185,7 +198,7 @@ impl<B: QuantBackend> QuantMethod<B> for FixedScale {
                 |(group_idx, _): &&(usize, _)| layout.scale_groups[*group_idx].linears.contains(&facts.name);
             if let Some((_, scale)) = edit.scales.iter().find(of_linear) {
                 let weight = ctx.block.params().linear(facts.name).weight.clone();
-                log.step_change = Some(step_change(weight, scale.clone(), ctx.grid));
+                log.step_change = Some(step_change(weight, scale.clone(), ctx.grid(facts.name)));
             }
             edit.linears.insert(facts.name, quantized);
             edit.log.linears.push(log);

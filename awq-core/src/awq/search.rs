@@ -1,6 +1,7 @@
 //! The scale search: one exponent per group of linears, judged by the output error of the module that they feed.
 
 use std::num::NonZeroU16;
+use std::ops::Range;
 
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
 use crate::capture::InputStats;
+use crate::grid::Grid;
 use crate::log::ScaleSearchLog;
 use crate::method::{BlockCtx, MethodError};
 use crate::model::layers::Linear;
@@ -95,19 +97,21 @@ impl ScaleSearch {
         input: &InputStats<B>,
         scale: &Tensor<B, 1>,
     ) -> Result<f64, MethodError> {
-        let quantized = |name: LinearName| {
-            B::fake_quant_scaled(B::in_f32(ctx.block.params().linear(name).weight.clone()), scale.clone(), ctx.grid)
+        let quantized = |name: LinearName, grid: &Grid| {
+            B::fake_quant_scaled(B::in_f32(ctx.block.params().linear(name).weight.clone()), scale.clone(), grid)
         };
         if group.inspect == Inspect::Linear {
             let name = group.linears[0];
-            let delta = quantized(name) - B::in_f32(ctx.block.params().linear(name).weight.clone());
+            let delta = quantized(name, ctx.grid(name)) - B::in_f32(ctx.block.params().linear(name).weight.clone());
             return Ok(linear_loss(delta, input.gram()));
         }
         let mut params = BlockParams { arithmetic: self.arithmetic, ..ctx.block.params().clone() };
         let original = ctx.block.with_params(params.clone());
-        for &name in &group.linears {
+        // A linear in full precision computes the same whatever the scale.
+        let with_grid = |&name: &LinearName| Some((name, ctx.grids.of(name)?));
+        for (name, grid) in group.linears.iter().filter_map(with_grid) {
             let bias = params.linear(name).bias.clone();
-            params.linears.insert(name, Linear { weight: quantized(name), bias });
+            params.linears.insert(name, Linear { weight: quantized(name, grid), bias });
         }
         let candidate = ctx.block.with_params(params);
         let inputs =
@@ -141,20 +145,22 @@ fn candidate_scale<B: QuantBackend>(
     scale / norm
 }
 
-/// Mean over all rows of the group's linears of `|w| / max|w of its quantization group|`, `[in]`.
+/// Mean over all rows of the group's quantized linears of `|w| / max|w of its quantization group|`, `[in]`.
 fn relative_weight_mean<B: QuantBackend>(ctx: &BlockCtx<'_, B>, group: &ScaleGroup) -> Tensor<B, 1> {
-    let weights = group.linears.iter().map(|&name| ctx.block.params().linear(name).weight.clone()).collect();
-    let weight = B::in_f32(Tensor::cat(weights, 0)).abs();
-    let [n_out, n_in] = weight.dims();
-    let len = ctx.grid.granularity.group_len(n_in);
-    let relative = |start: usize| {
-        let len = len.min(n_in - start);
-        let part = weight.clone().narrow(1, start, len);
-        let max = part.clone().max_dim(1).clamp_min(1e-6);
-        part / max
+    let relative = |&name: &LinearName| {
+        let granularity = ctx.grids.of(name)?.granularity;
+        let weight = B::in_f32(ctx.block.params().linear(name).weight.clone()).abs();
+        let [_, n_in] = weight.dims();
+        let of_group = |columns: Range<usize>| {
+            let part = weight.clone().narrow(1, columns.start, columns.len());
+            let max = part.clone().max_dim(1).clamp_min(1e-6);
+            part / max
+        };
+        Some(Tensor::cat(granularity.columns(n_in).map(of_group).collect(), 1))
     };
-    let parts = (0..n_in).step_by(len).map(relative).collect();
-    Tensor::cat(parts, 1).sum_dim(0).squeeze::<1>() / n_out as f64
+    let relative = Tensor::cat(group.linears.iter().filter_map(relative).collect(), 0);
+    let [n_out, _] = relative.dims();
+    relative.sum_dim(0).squeeze::<1>() / n_out as f64
 }
 
 /// Mean over tokens and outputs of `(x dW^T)^2`, from `G = X^T X / n_tokens`: `tr(dW G dW^T) / out`. As many operations as

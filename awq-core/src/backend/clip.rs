@@ -27,13 +27,12 @@ pub(super) fn clip_search<B: QuantBackend>(
     factors: &[f64],
 ) -> ClipOutcome<B> {
     let [n_out, n_in] = weight.dims();
-    let len = grid.granularity.group_len(n_in);
     let mean_over_rows =
         |errors: Tensor<B, 2>| float_vec(errors).into_iter().map(f64::from).sum::<f64>() / n_out as f64;
     let (mut weights, mut bounds) = (Vec::new(), Vec::new());
     let (mut loss_before, mut loss_after) = (0.0, 0.0);
-    for (gram, start) in grams.iter().zip((0..n_in).step_by(len)) {
-        let part = weight.clone().narrow(1, start, len.min(n_in - start));
+    for (gram, columns) in grams.iter().zip(grid.granularity.columns(n_in)) {
+        let part = weight.clone().narrow(1, columns.start, columns.len());
         let full = part.clone().abs().max_dim(1);
         let clamped = |bound: &Tensor<B, 2>| part.clone().min_pair(bound.clone()).max_pair(bound.clone().neg());
         let error = |bound: &Tensor<B, 2>| {

@@ -24,6 +24,7 @@ pub use clip::ClipOutcome;
 use crate::grid::Grid;
 pub use crate::host::attention::AttentionShape;
 use crate::kernel::DeviceWeight;
+use crate::numbers::Number;
 use crate::quantized::QuantizedWeight;
 
 /// A burn backend that this crate runs on. Overrides must agree with the defaults up to rounding.
@@ -49,7 +50,7 @@ pub trait QuantBackend: Backend {
                 return t.cast(FloatDType::BF16).cast(stored);
             }
             let dims = t.dims();
-            let values = float_vec(t).into_iter().map(|x| half::bf16::from_f32(x).to_f32()).collect();
+            let values = float_vec(t).into_iter().map(|x| Number::Bf16.round(x)).collect();
             Tensor::from_data(TensorData::new(values, dims), (&device, stored))
         };
         Self::matmul_transposed(rounded(x), rounded(weight))

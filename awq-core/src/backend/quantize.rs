@@ -9,10 +9,14 @@ use crate::grid::{Granularity, Grid, RANGE_FLOOR, ScaleDtype, Symmetry};
 use crate::quantized::{QuantizedWeight, ZeroPoints};
 use crate::transform::WeightTransform;
 
-/// The definition of quantization in tensor operations, for any backend; in f32, whatever the weight is.
+/// The definition of quantization in tensor operations, for any backend; in f32, whatever the weight is. A codebook is looked
+/// up on the host.
 pub(super) fn quantize<B: QuantBackend>(weight: Tensor<B, 2>, grid: &Grid) -> QuantizedWeight {
     let weight = B::in_f32(weight);
     let [n_out, n_in] = weight.dims();
+    if grid.values.is_some() {
+        return crate::host::grid::quantize(&float_vec(weight), n_out, n_in, grid);
+    }
     let (mut all_codes, mut scales, mut zero_points) = (Vec::new(), Vec::new(), Vec::new());
     for segment in segments(weight, grid) {
         let params = group_params(segment.clone(), grid);
@@ -43,6 +47,11 @@ pub(super) fn quantize<B: QuantBackend>(weight: Tensor<B, 2>, grid: &Grid) -> Qu
 pub(super) fn fake_quant<B: QuantBackend>(weight: Tensor<B, 2>, grid: &Grid) -> Tensor<B, 2> {
     let weight = B::in_f32(weight);
     let [n_out, n_in] = weight.dims();
+    if grid.values.is_some() {
+        let (mut values, device) = (float_vec(weight.clone()), weight.device());
+        crate::host::grid::fake_quant(&mut values, n_out, n_in, grid);
+        return Tensor::from_data(TensorData::new(values, [n_out, n_in]), (&device, DType::F32));
+    }
     let restore = |segment: Tensor<B, 3>| {
         let [rows, groups, len] = segment.dims();
         let params = group_params(segment.clone(), grid);

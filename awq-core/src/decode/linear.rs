@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::model::DecodeOptions;
-use super::stack::stack;
+use super::stack::{has_kernel, stack};
 use crate::host;
 use crate::kernel::{Kernel, QuantMatmul};
 use crate::load::{Checkpoint, LoadError, read_exact_shape};
@@ -16,6 +16,8 @@ pub(super) struct Linear {
     bias: Option<Vec<f32>>,
     pub(super) n_in: usize,
     pub(super) n_out: usize,
+    /// Whether codes were dequantized, because no kernel takes them.
+    dequantized: bool,
 }
 
 enum Weight {
@@ -23,6 +25,8 @@ enum Weight {
     Dense(Arc<Vec<f32>>),
     /// In the order of a kernel.
     Packed(Box<dyn QuantMatmul>),
+    /// Each linear by itself, with its bias: some have codes that a kernel takes, but not on one grid.
+    Apart(Vec<Linear>),
 }
 
 /// One of the linears of a [`Linear`].
@@ -36,8 +40,8 @@ pub(super) struct Part {
 }
 
 impl Linear {
-    /// Reads `parts` and joins them. They are packed where the checkpoint has all of them quantized on one grid and nothing
-    /// lies between codes and weights, and dense otherwise.
+    /// Reads `parts` and joins them. They are packed where the checkpoint has all of them quantized on one grid and a kernel takes
+    /// their codes, apart where it takes those of some, and dense otherwise.
     pub(super) fn load(
         checkpoint: &dyn Checkpoint,
         parts: &[Part],
@@ -45,11 +49,17 @@ impl Linear {
         options: &DecodeOptions,
     ) -> Result<Self, LoadError> {
         let n_out: usize = parts.iter().map(|part| part.n_out).sum();
-        let weight = match read_packed(checkpoint, parts, n_in, options)? {
-            Some(packed) => Weight::Packed(packed),
-            None => Weight::Dense(Arc::new(read_dense(checkpoint, parts, n_in)?)),
+        let (weight, dequantized) = match read_codes(checkpoint, parts, n_in, options)? {
+            Codes::Together(packed) => (Weight::Packed(packed), false),
+            Codes::Apart if parts.len() > 1 => {
+                let alone = |part| Self::load(checkpoint, std::slice::from_ref(part), n_in, options);
+                let linears = parts.iter().map(alone).collect::<Result<_, _>>()?;
+                return Ok(Self { weight: Weight::Apart(linears), bias: None, n_in, n_out, dequantized: false });
+            }
+            Codes::Apart | Codes::Unread => (Weight::Dense(Arc::new(read_dense(checkpoint, parts, n_in)?)), true),
+            Codes::None => (Weight::Dense(Arc::new(read_dense(checkpoint, parts, n_in)?)), false),
         };
-        Ok(Self { weight, bias: read_biases(checkpoint, parts)?, n_in, n_out })
+        Ok(Self { weight, bias: read_biases(checkpoint, parts)?, n_in, n_out, dequantized })
     }
 
     /// A head: dense, in memory that a tied embedding shares, or rounded to the nearest code of `grid`.
@@ -59,7 +69,7 @@ impl Linear {
             Some(grid) => Weight::Packed(pack(&host::grid::quantize(&weight, n_out, n_in, grid), options)),
             None => Weight::Dense(weight),
         };
-        Self { weight, bias: None, n_in, n_out }
+        Self { weight, bias: None, n_in, n_out, dequantized: false }
     }
 
     /// `out = x W^T + b` for `x: [n, n_in]` and `out: [n, n_out]`.
@@ -68,11 +78,23 @@ impl Linear {
             Weight::Dense(weight) if x.len() == self.n_in => host::matvec::matvec(weight, x, out),
             Weight::Dense(weight) => out.copy_from_slice(&host::matmul::matmul_transposed(x, weight, self.n_in)),
             Weight::Packed(packed) => packed.matmul(x, out),
+            Weight::Apart(linears) => self.forward_apart(linears, x, out),
         }
         if let Some(bias) = &self.bias {
             for row in out.chunks_exact_mut(self.n_out) {
                 row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
             }
+        }
+    }
+
+    fn forward_apart(&self, linears: &[Self], x: &[f32], out: &mut [f32]) {
+        let mut first = 0;
+        let mut product = Vec::new();
+        for linear in linears {
+            linear.product(x, &mut product);
+            let rows = out.chunks_exact_mut(self.n_out).zip(product.chunks_exact(linear.n_out));
+            rows.for_each(|(out, product)| out[first..first + linear.n_out].copy_from_slice(product));
+            first += linear.n_out;
         }
     }
 
@@ -82,8 +104,20 @@ impl Linear {
         self.forward(x, out);
     }
 
+    /// Itself, or its linears where each is held apart.
+    pub(super) fn parts(&self) -> &[Self] {
+        match &self.weight {
+            Weight::Apart(linears) => linears,
+            Weight::Dense(_) | Weight::Packed(_) => std::slice::from_ref(self),
+        }
+    }
+
     pub(super) fn is_packed(&self) -> bool {
         matches!(self.weight, Weight::Packed(_))
+    }
+
+    pub(super) fn is_dequantized(&self) -> bool {
+        self.dequantized
     }
 
     /// Bytes of the weight, all of which a step reads.
@@ -91,33 +125,55 @@ impl Linear {
         match &self.weight {
             Weight::Dense(weight) => size_of_val(weight.as_slice()),
             Weight::Packed(packed) => packed.packed_bytes(),
+            Weight::Apart(linears) => linears.iter().map(Self::bytes).sum(),
         }
     }
 }
 
-fn read_packed(
+/// The codes of some linears.
+enum Codes {
+    /// A checkpoint has none of them quantized.
+    None,
+    /// No kernel takes those of any.
+    Unread,
+    /// A kernel takes those of some, or of all, but not as one matrix.
+    Apart,
+    /// All of them, as one matrix.
+    Together(Box<dyn QuantMatmul>),
+}
+
+fn read_codes(
     checkpoint: &dyn Checkpoint,
     parts: &[Part],
     n_in: usize,
     options: &DecodeOptions,
-) -> Result<Option<Box<dyn QuantMatmul>>, LoadError> {
+) -> Result<Codes, LoadError> {
     let mut weights = Vec::with_capacity(parts.len());
     for part in parts {
         let name = format!("{}.weight", part.name);
-        let Some(weight) = checkpoint.read_quantized(&name)? else { return Ok(None) };
+        let Some(weight) = checkpoint.read_quantized(&name)? else { continue };
         let (expected, found) = (vec![part.n_out, n_in], vec![weight.n_out, weight.n_in]);
         if found != expected {
             return Err(LoadError::WrongShape { file: checkpoint.source().to_owned(), name, expected, found });
         }
         weights.push(weight);
     }
-    Ok(stack(weights).map(|weight| pack(&weight, options)))
+    let (n_quantized, has_kernel) = (weights.len(), weights.iter().any(has_kernel));
+    let stacked = if n_quantized == parts.len() { stack(weights) } else { None };
+    Ok(match stacked {
+        Some(weight) => Codes::Together(pack(&weight, options)),
+        None if n_quantized == 0 => Codes::None,
+        None if has_kernel => Codes::Apart,
+        None => Codes::Unread,
+    })
 }
 
-/// A weight without a transform, for the best kernel of this CPU.
+/// A weight that has a kernel, for the best one of this CPU.
 fn pack(weight: &QuantizedWeight, options: &DecodeOptions) -> Box<dyn QuantMatmul> {
     let packed = Kernel::best(options.activations).pack(weight);
-    packed.unwrap_or_else(|error| panic!("the best kernel takes every weight that has rows and no transform: {error}"))
+    packed.unwrap_or_else(|error| {
+        panic!("the best kernel takes every weight that has rows, no transform and no table: {error}")
+    })
 }
 
 fn read_dense(checkpoint: &dyn Checkpoint, parts: &[Part], n_in: usize) -> Result<Vec<f32>, LoadError> {

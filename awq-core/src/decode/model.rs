@@ -36,8 +36,10 @@ impl DecodeOptions {
 pub struct Footprint {
     /// Bytes of the linears and of the head; of experts, those that one token goes through.
     pub step_bytes: usize,
-    /// Linears of blocks that are packed; those that read one input count as one.
+    /// Linears of blocks that are packed; those that read one input count as one where they lie on one grid.
     pub n_packed: usize,
+    /// Those that are quantized and held as floats, because no kernel takes their codes.
+    pub n_dequantized: usize,
     /// All linears of blocks, counted so.
     pub n_linears: usize,
 }
@@ -120,11 +122,18 @@ impl DecodeModel {
         let reader = Reader { config: &config, wiring: &wiring, checkpoint, options };
         let blocks: Result<_, LoadError> = (0..config.n_blocks).map(|block_idx| reader.block(block_idx)).collect();
         let final_norm = reader.norm(&wiring.final_norm, hidden)?;
-        let dense_head = match &wiring.head {
-            None => embedding.clone(),
-            Some(name) => Arc::new(read_exact_shape(checkpoint, name, &[config.vocab_size, hidden])?),
+        let head = match &wiring.head {
+            None => Linear::head(embedding.clone(), hidden, options),
+            Some(name) if options.head.is_none() => {
+                let name = name.strip_suffix(".weight").unwrap_or(name).to_owned();
+                let part = Part { name, n_out: config.vocab_size, has_bias: false };
+                Linear::load(checkpoint, &[part], hidden, options)?
+            }
+            Some(name) => {
+                let dense = Arc::new(read_exact_shape(checkpoint, name, &[config.vocab_size, hidden])?);
+                Linear::head(dense, hidden, options)
+            }
         };
-        let head = Linear::head(dense_head, hidden, options);
         let heads = reader.heads();
         Ok(Self { heads, embedding, unusable_ids, positions, blocks: blocks?, final_norm, head, config })
     }
@@ -138,10 +147,12 @@ impl DecodeModel {
     pub fn footprint(&self) -> Footprint {
         let linears: Vec<(&Linear, f64)> = self.blocks.iter().flat_map(DecodeBlock::linears).collect();
         let step_bytes: f64 = linears.iter().map(|(linear, share)| linear.bytes() as f64 * share).sum();
+        let parts = || linears.iter().flat_map(|(linear, _)| linear.parts());
         Footprint {
             step_bytes: step_bytes as usize + self.head.bytes(),
-            n_packed: linears.iter().filter(|(linear, _)| linear.is_packed()).count(),
-            n_linears: linears.len(),
+            n_packed: parts().filter(|linear| linear.is_packed()).count(),
+            n_dequantized: parts().filter(|linear| linear.is_dequantized()).count(),
+            n_linears: parts().count(),
         }
     }
 }

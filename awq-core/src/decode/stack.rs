@@ -4,7 +4,7 @@ use crate::grid::{Granularity, Grid};
 use crate::quantized::{QuantizedWeight, ZeroPoints};
 use crate::transform::WeightTransform;
 
-/// The rows of `weights` one after the other. `None` where they have a transform, or do not share input channels, bits,
+/// The rows of `weights` one after the other. `None` where they have a transform or a codebook, which no kernel takes, or do not share input channels, bits,
 /// groups and the kind of zero points.
 pub(super) fn stack(weights: Vec<QuantizedWeight>) -> Option<QuantizedWeight> {
     let mut weights = weights.into_iter().map(with_own_scales);
@@ -29,9 +29,14 @@ pub(super) fn stack(weights: Vec<QuantizedWeight>) -> Option<QuantizedWeight> {
     Some(stacked)
 }
 
-/// A weight without a transform; one scale for the whole matrix becomes the same scale for every row.
+/// Whether kernels take the codes of a weight: nothing lies between codes and weights, and codes are spaced evenly.
+pub(super) fn has_kernel(weight: &QuantizedWeight) -> bool {
+    weight.transform == WeightTransform::Identity && weight.grid.values.is_none()
+}
+
+/// A weight that has a kernel; one scale for the whole matrix becomes the same scale for every row.
 fn with_own_scales(weight: QuantizedWeight) -> Option<QuantizedWeight> {
-    if weight.transform != WeightTransform::Identity {
+    if !has_kernel(&weight) {
         return None;
     }
     if weight.grid.granularity != Granularity::PerTensor {
@@ -66,6 +71,7 @@ mod tests {
             symmetry: Symmetry::Asymmetric,
             range_includes_zero: true,
             scale_dtype: ScaleDtype::F16,
+            values: None,
         };
         let weight: Vec<f32> = (0..n_out * 10).map(|i| ((i * 37 + n_out) % 101) as f32 / 50.0 - 0.9).collect();
         crate::host::grid::quantize(&weight, n_out, 10, &grid)

@@ -1,6 +1,6 @@
 //! One job on one block: what the method asks for, applied.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
@@ -33,7 +33,7 @@ pub(super) fn quantize_block<B: QuantBackend>(
     seen: Seen<B>,
     compared: Option<&BlockInputs<B>>,
 ) -> Result<Edited<B>, MethodError> {
-    let layout = block.layout();
+    let (layout, grids) = (block.layout(), job.grids.block(block_idx));
     let stages: Vec<Vec<LinearFacts>> = match propagation {
         Propagation::QuantizedPerStage => layout.stages.iter().map(|stage| stage_facts(layout, stage)).collect(),
         Propagation::FullPrecision | Propagation::Quantized => vec![layout.linears.clone()],
@@ -41,23 +41,28 @@ pub(super) fn quantize_block<B: QuantBackend>(
     let Seen { hidden, mut inputs, outputs: expected } = seen;
     let mut edited: Option<Box<dyn Block<B>>> = None;
     let mut log = BlockLog::default();
-    let mut weights = BTreeMap::new();
+    let (mut weights, mut folded) = (BTreeMap::new(), BTreeSet::new());
     for (stage_idx, linears) in stages.iter().enumerate() {
+        let linears = &grids.quantized(linears);
+        if linears.is_empty() && stages.len() > 1 {
+            continue;
+        }
         let block = edited.as_deref().unwrap_or(block);
         if stage_idx > 0 {
             inputs = Seen::of(block, hidden.clone(), compared).inputs;
         }
-        let ctx = BlockCtx { block_idx, block, inputs: Some(inputs.as_ref()), linears, grid: &job.grid };
+        let ctx = BlockCtx { block_idx, block, inputs: Some(inputs.as_ref()), linears, grids };
         let applied = apply(block, decide(job.method, &ctx)?);
         log.scale_searches.extend(applied.log.scale_searches);
         log.linears.extend(applied.log.linears);
         weights.extend(applied.weights);
+        folded.extend(applied.folded);
         edited = Some(applied.block);
     }
     let block = edited.as_deref().unwrap_or(block);
     let outputs = run(block, &hidden);
     let log = with_output_error(log, &expected, &outputs);
-    Ok(Edited { codes: BlockCodes::new(weights, block), log, outputs })
+    Ok(Edited { codes: BlockCodes::new(weights, &folded, block), log, outputs })
 }
 
 /// What the method asks for. The log says of which linears its activations say nothing.
@@ -93,14 +98,19 @@ fn with_output_error<B: QuantBackend>(log: BlockLog, expected: &[Tensor<B, 3>], 
 struct Applied<B: QuantBackend> {
     block: Box<dyn Block<B>>,
     weights: BTreeMap<LinearName, Arc<PackedWeight>>,
+    /// Linears into which a scale was folded.
+    folded: BTreeSet<LinearName>,
     log: BlockLog,
 }
 
 /// The block that an edit asks for.
 fn apply<B: QuantBackend>(block: &dyn Block<B>, edit: BlockEdit<B>) -> Applied<B> {
     let mut params = block.params().clone();
+    let mut folded = BTreeSet::new();
     for (group_idx, scale) in &edit.scales {
-        params = fold(params, &block.layout().scale_groups[*group_idx], scale);
+        let group = &block.layout().scale_groups[*group_idx];
+        params = fold(params, group, scale);
+        folded.extend(group.folded_linears());
     }
     let mut weights = BTreeMap::new();
     for (name, quantized) in edit.linears {
@@ -110,11 +120,5 @@ fn apply<B: QuantBackend>(block: &dyn Block<B>, edit: BlockEdit<B>) -> Applied<B
         params.linears.insert(name, Linear { weight, bias: linear.bias });
         weights.insert(name, Arc::new(PackedWeight::new(quantized)));
     }
-    // Folded weights are stored where they are quantized alone: one left out would be read unscaled again.
-    let is_stored = |facts: &LinearFacts| weights.contains_key(&facts.name);
-    assert!(
-        edit.scales.is_empty() || block.layout().linears.iter().all(is_stored),
-        "a method that scales channels must quantize every linear of the block"
-    );
-    Applied { block: block.with_params(params), weights, log: edit.log }
+    Applied { block: block.with_params(params), weights, folded, log: edit.log }
 }

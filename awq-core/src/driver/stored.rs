@@ -20,39 +20,39 @@ pub struct BlockCodes {
     weights: BTreeMap<LinearName, Arc<PackedWeight>>,
     /// Biases and norms, changed where a scale was folded in.
     biases: BTreeMap<LinearName, Vec<f32>>,
-    /// Linears that stay in full precision, likewise.
+    /// Linears that no method quantizes, and those left in full precision into which a scale was folded.
     kept: BTreeMap<LinearName, Vec<f32>>,
     norms: BTreeMap<NormName, (Vec<f32>, Option<Vec<f32>>)>,
 }
 
 impl BlockCodes {
-    pub(super) fn new<B: QuantBackend>(weights: BTreeMap<LinearName, Arc<PackedWeight>>, block: &dyn Block<B>) -> Self {
+    /// `folded`: linears into which a scale was folded. Those among them that are not quantized are no longer as the checkpoint
+    /// has them.
+    pub(super) fn new<B: QuantBackend>(
+        weights: BTreeMap<LinearName, Arc<PackedWeight>>,
+        folded: &BTreeSet<LinearName>,
+        block: &dyn Block<B>,
+    ) -> Self {
         let params = block.params();
-        let is_kept = |name: &LinearName| !block.layout().linears.iter().any(|facts| facts.name == *name);
+        let is_left = |name: &LinearName| !weights.contains_key(name) && folded.contains(name);
+        let is_kept =
+            |name: &LinearName| is_left(name) || !block.layout().linears.iter().any(|facts| facts.name == *name);
         let bias = |(name, linear): (&LinearName, &Linear<B>)| linear.bias.clone().map(|bias| (*name, float_vec(bias)));
         let norm = |(name, norm): (&NormName, &Norm<B>)| {
             (*name, (float_vec(norm.weight.clone()), norm.bias.clone().map(float_vec)))
         };
-        Self {
-            weights,
-            biases: params.linears.iter().filter_map(bias).collect(),
-            kept: params
-                .linears
-                .iter()
-                .filter(|(name, _)| is_kept(name))
-                .map(|(name, linear)| (*name, float_vec(linear.weight.clone())))
-                .collect(),
-            norms: params.norms.iter().map(norm).collect(),
-        }
+        let kept = (params.linears.iter())
+            .filter(|(name, _)| is_kept(name))
+            .map(|(name, linear)| (*name, float_vec(linear.weight.clone())))
+            .collect();
+        let is_stored = |name: &LinearName| weights.contains_key(name) || is_kept(name);
+        let biases = params.linears.iter().filter(|(name, _)| is_stored(name)).filter_map(bias).collect();
+        Self { weights, biases, kept, norms: params.norms.iter().map(norm).collect() }
     }
 
     /// Stored bits of the quantized weights, scales and zero points counted, and how many weights they are.
     pub fn stored_bits(&self) -> (u64, u64) {
-        let weights = self.weights.values().map(|weight| {
-            let (n_out, n_in) = weight.shape();
-            (weight.stored_bits(), (n_out * n_in) as u64)
-        });
-        weights.fold((0, 0), |(bits, n), (more_bits, more)| (bits + more_bits, n + more))
+        stored_bits(self.weights.values().map(Arc::as_ref))
     }
 
     /// The tensors under the names that block `block_idx` of `base` has them by.
@@ -84,6 +84,7 @@ impl BlockCodes {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct QuantizedModel {
     blocks: Vec<BlockCodes>,
+    head: Option<Arc<PackedWeight>>,
     /// What happened in each block.
     pub logs: Vec<BlockLog>,
 }
@@ -94,10 +95,15 @@ impl QuantizedModel {
         &self.blocks
     }
 
+    /// Every quantized weight, in the order of blocks and linears.
+    fn weights(&self) -> impl Iterator<Item = &PackedWeight> {
+        self.blocks.iter().flat_map(|block| block.weights.values()).chain(&self.head).map(Arc::as_ref)
+    }
+
     /// sha256 over all codes, scales and zero points, in the order of blocks and linears: equal means bit for bit the same.
     pub fn codes_sha256(&self) -> String {
         let mut hasher = Sha256::new();
-        for weight in self.blocks.iter().flat_map(|block| block.weights.values()) {
+        for weight in self.weights() {
             weight.unpack().hash_into(&mut hasher);
         }
         hex(hasher)
@@ -105,18 +111,33 @@ impl QuantizedModel {
 
     /// Stored bits per quantized weight, scales and zero points counted.
     pub fn bits_per_weight(&self) -> f64 {
-        let blocks = self.blocks.iter().map(BlockCodes::stored_bits);
-        let (bits, n) = blocks.fold((0, 0), |(bits, n), (more_bits, more)| (bits + more_bits, n + more));
+        let (bits, n) = stored_bits(self.weights());
         bits as f64 / n.max(1) as f64
     }
 
     /// The model as a checkpoint, over the one that it was made from: what runs it.
     pub fn into_checkpoint(self, wiring: &Wiring, base: Arc<dyn Checkpoint>) -> EditedCheckpoint {
         let blocks = self.blocks.iter().enumerate();
-        let edits: Vec<Arc<dyn Checkpoint>> =
+        let mut edits: Vec<Arc<dyn Checkpoint>> =
             blocks.map(|(idx, block)| Arc::new(block.tensors(wiring, idx, base.as_ref())) as _).collect();
+        edits.extend(self.head.map(|head| Arc::new(head_tensors(wiring, head)) as _));
         EditedCheckpoint::new(base, edits)
     }
+}
+
+/// A quantized head under the name that a checkpoint has it by.
+pub fn head_tensors(wiring: &Wiring, head: Arc<PackedWeight>) -> EditedTensors {
+    let mut tensors = EditedTensors::default();
+    tensors.insert_packed(wiring.head_name().to_owned(), head);
+    tensors
+}
+
+fn stored_bits<'a>(weights: impl Iterator<Item = &'a PackedWeight>) -> (u64, u64) {
+    let counted = weights.map(|weight| {
+        let (n_out, n_in) = weight.shape();
+        (weight.stored_bits(), (n_out * n_in) as u64)
+    });
+    counted.fold((0, 0), |(bits, n), (more_bits, more)| (bits + more_bits, n + more))
 }
 
 /// Result of one pass for all its jobs, in memory.
@@ -160,6 +181,11 @@ impl BlockSink for InMemory<'_> {
         Ok(())
     }
 
+    fn keep_head(&mut self, job_idx: usize, head: PackedWeight) -> Result<(), LoadError> {
+        self.models[job_idx].head = Some(Arc::new(head));
+        Ok(())
+    }
+
     fn passed(&mut self, block_idx: usize, shared_seconds: f64) {
         self.shared_seconds += shared_seconds;
         (self.progress)(block_idx);
@@ -180,6 +206,9 @@ pub fn codes_sha256(wiring: &Wiring, n_blocks: usize, checkpoint: &dyn Checkpoin
                 weight.hash_into(&mut hasher);
             }
         }
+    }
+    if let Some(head) = checkpoint.read_quantized(wiring.head_name())? {
+        head.hash_into(&mut hasher);
     }
     Ok(hex(hasher))
 }

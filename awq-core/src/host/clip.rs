@@ -5,7 +5,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::elementwise::dot;
-use crate::grid::{Grid, GroupParams, code, group_params};
+use crate::grid::{Grid, group_params};
 
 /// Rows judged together: their candidate errors times the Gram matrix are one small matrix product.
 const ROWS_PER_TASK: usize = 32;
@@ -24,15 +24,13 @@ pub struct ClipBounds {
 /// See [`crate::backend::QuantBackend::clip_search`]; clamps `weight: [out, n_in]` in place.
 pub fn clip_search(weight: &mut [f32], n_in: usize, grams: &[Vec<f32>], grid: &Grid, factors: &[f64]) -> ClipBounds {
     let n_out = weight.len() / n_in;
-    let len = grid.granularity.group_len(n_in);
     let mut bound = vec![0.0_f32; n_out * grams.len()];
     let tasks = weight.par_chunks_mut(n_in * ROWS_PER_TASK).zip(bound.par_chunks_mut(grams.len() * ROWS_PER_TASK));
     // Losses of a task are summed in row order and tasks in their order: no thread count changes the sum.
     let losses: Vec<(f64, f64)> = tasks
         .map(|(rows, bounds)| {
             let (mut before, mut after) = (0.0, 0.0);
-            for (group, gram) in grams.iter().enumerate() {
-                let columns = group * len..(group * len + len).min(n_in);
+            for ((group, gram), columns) in grams.iter().enumerate().zip(grid.granularity.columns(n_in)) {
                 let part: Vec<f32> = rows.chunks_exact(n_in).flat_map(|row| &row[columns.clone()]).copied().collect();
                 let best = best_bounds(&part, columns.len(), gram, grid, factors);
                 for (row_idx, (row, found)) in rows.chunks_exact_mut(n_in).zip(best).enumerate() {
@@ -91,10 +89,10 @@ vectorized! {
         for (d, &w) in delta.iter_mut().zip(row) {
             *d = w.clamp(-bound, bound);
         }
-        let GroupParams { scale, zero_point } = group_params(delta, grid);
-        let (low, high) = (f32::from(grid.min_code()), f32::from(grid.bits.max_code()));
+        let params = group_params(delta, grid);
+        grid.fake_quant_group(delta, &params);
         for (d, &w) in delta.iter_mut().zip(row) {
-            *d = (code(*d, scale, zero_point, low, high) - zero_point) * scale - w;
+            *d -= w;
         }
     }
 

@@ -122,6 +122,9 @@ pub enum KernelError {
     /// Something lies between the codes and the weight.
     #[error("a weight with a transform (permuted, kept or rotated inputs) has no packed kernel; dequantize it")]
     Transformed,
+    /// Codes stand for the values of a table.
+    #[error("codes of a table of values ({0}) have no packed kernel; dequantize the weight")]
+    Codebook(&'static str),
     /// The weight is empty.
     #[error("a [{0}, {1}] weight is empty")]
     Empty(usize, usize),
@@ -234,6 +237,9 @@ impl Kernel {
         }
         if weight.transform != WeightTransform::Identity {
             return Err(KernelError::Transformed);
+        }
+        if let Some(values) = weight.grid.values {
+            return Err(KernelError::Codebook(values.facts().name));
         }
         (self.build)(weight).ok_or(KernelError::Unavailable(self.name))
     }

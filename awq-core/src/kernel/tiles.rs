@@ -4,7 +4,7 @@
 use half::f16;
 use rayon::prelude::*;
 
-use crate::grid::Granularity;
+use crate::numbers::Number;
 use crate::quantized::{QuantizedWeight, ZeroPoints};
 
 /// Outputs of one tile.
@@ -191,23 +191,19 @@ fn pack_lane(chunk: &mut [Line], lane: usize, codes: &[u8], bits: usize) {
 }
 
 fn params(weight: &QuantizedWeight, segments: &[Segment], compact: bool) -> Params {
-    let (group_len, n_tiles) = (weight.group_len().max(1), n_tiles(weight.n_out));
-    let n_groups = weight.n_in.div_ceil(group_len);
+    let (n_tiles, groups) = (n_tiles(weight.n_out), weight.grid.granularity.groups(weight.n_out, weight.n_in));
     let wide: Vec<Wide> = (0..n_tiles * segments.len())
         .map(|i| {
             let (tile, segment) = (i / segments.len(), &segments[i % segments.len()]);
             let mut params = Wide { scale: [0.0; TILE], zero_point: [0.0; TILE] };
             for lane in 0..TILE.min(weight.n_out.saturating_sub(tile * TILE)) {
-                let index = match weight.grid.granularity {
-                    Granularity::PerTensor => 0,
-                    _ => (tile * TILE + lane) * n_groups + segment.start / group_len,
-                };
+                let index = groups.group_of((tile * TILE + lane) * weight.n_in + segment.start);
                 (params.scale[lane], params.zero_point[lane]) = (weight.scale[index], weight.zero_point.get(index));
             }
             params
         })
         .collect();
-    let is_half = |scale: &f32| f16::from_f32(*scale).to_f32() == *scale;
+    let is_half = |scale: &f32| Number::F16.round(*scale) == *scale;
     if !compact || matches!(weight.zero_point, ZeroPoints::Real(_)) || !weight.scale.iter().all(is_half) {
         return Params::Wide(wide);
     }

@@ -172,6 +172,9 @@ fn facts(weight: &QuantizedWeight) -> Result<UnitFacts, KernelError> {
     if weight.transform != WeightTransform::Identity {
         return Err(KernelError::Transformed);
     }
+    if let Some(values) = weight.grid.values {
+        return Err(KernelError::Codebook(values.facts().name));
+    }
     if bits > 4 {
         return Err(KernelError::TooManyBits(bits));
     }

@@ -4,29 +4,15 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
+use crate::arithmetic::FloatType;
+
 /// Elements converted by one task: large enough to hide the cost of a task, small enough to share.
 const CHUNK: usize = 1 << 16;
 
-/// The plain float types that checkpoints store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FloatType {
-    F32,
-    F16,
-    Bf16,
-}
-
-impl FloatType {
-    pub(super) fn n_bytes(self) -> usize {
-        match self {
-            FloatType::F32 => 4,
-            FloatType::F16 | FloatType::Bf16 => 2,
-        }
-    }
-}
-
 /// Converts `bytes`, whose length is a multiple of the element size, to `f32` (exact for all three types).
 pub(super) fn to_f32(float: FloatType, bytes: &[u8]) -> Vec<f32> {
-    let mut values = vec![0.0; bytes.len() / float.n_bytes()];
+    let n_bytes = float.number().bits() as usize / 8;
+    let mut values = vec![0.0; bytes.len() / n_bytes];
     let convert = match float {
         FloatType::F32 => from_f32_bytes,
         FloatType::F16 => from_f16_bytes,
@@ -34,7 +20,7 @@ pub(super) fn to_f32(float: FloatType, bytes: &[u8]) -> Vec<f32> {
     };
     values
         .par_chunks_mut(CHUNK)
-        .zip(bytes.par_chunks(CHUNK * float.n_bytes()))
+        .zip(bytes.par_chunks(CHUNK * n_bytes))
         .for_each(|(values, bytes)| convert(bytes, values));
     values
 }

@@ -1,6 +1,6 @@
 //! What methods changed, over the checkpoint that they changed it in: the one way in which a quantized model is run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -40,11 +40,13 @@ impl EditedCheckpoint {
 
 impl Checkpoint for EditedCheckpoint {
     fn names(&self) -> Vec<String> {
-        self.base.names()
+        // A tied head that is quantized is a tensor of its own.
+        let names: BTreeSet<String> = self.base.names().into_iter().chain(self.edit_of.keys().cloned()).collect();
+        names.into_iter().collect()
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.base.shape(name)
+        self.holder(name).shape(name)
     }
 
     fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
@@ -64,6 +66,9 @@ impl Checkpoint for EditedCheckpoint {
     }
 
     fn is_copy(&self, name: &str, other: &str) -> Result<bool, LoadError> {
+        if self.edit_of.contains_key(name) || self.edit_of.contains_key(other) {
+            return Ok(false);
+        }
         self.base.is_copy(name, other)
     }
 

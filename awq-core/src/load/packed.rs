@@ -6,7 +6,7 @@
 //! | tensor | type | shape | |
 //! |---|---|---|---|
 //! | `{linear}.codes` | U32 | `[n_out, words]` | [`PackLayout::Stream`]: a row is one string of bits, lowest first |
-//! | `{linear}.scales` | F16, F32 | `[n_out, n_groups]`, `[1, 1]` per tensor | `weight = (code - zero_point) * scale` |
+//! | `{linear}.scales` | F16, F32 | `[n_out, n_groups]`, `[1, 1]` per tensor | `weight = (code - zero_point) * scale`, with a codebook `values[code] * scale` |
 //! | `{linear}.zero_points` | U8; F16, F32 | as `scales` | codes that mean zero; a float type for real numbers |
 //! | `{linear}.input_order` | U32 | `[n_in]` | only with permuted inputs: column `j` of the codes is channel `input_order[j]` |
 //! | `{linear}.kept_inputs` | U32 | `[n_kept]` | only with kept inputs: their channels |
@@ -28,6 +28,7 @@ use crate::grid::{Granularity, Grid};
 use crate::pack::PackLayout;
 use crate::quantized::{QuantizedWeight, ZeroPoints};
 use crate::rotation::{Rotation, RotationKind};
+use crate::rule::{GridOverride, GridRule};
 use crate::transform::{KeptInputs, RotatedWeight, WeightTransform};
 
 /// Name of the header's file.
@@ -47,6 +48,9 @@ pub struct PackedHeader {
     pub settings: Json,
     /// The grid that was asked for.
     pub grid: Grid,
+    /// Linears for which another grid was asked, or none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<GridOverride>,
     /// Stored bits per quantized weight: codes, scales, zero points and what transforms keep.
     pub bits_per_weight: f64,
     /// What it was calibrated on, as an experiment's file has it.
@@ -93,6 +97,11 @@ pub enum PackedTransform {
 }
 
 impl PackedHeader {
+    /// The grids that were asked for.
+    pub fn rule(&self) -> GridRule {
+        GridRule { grid: self.grid, overrides: self.overrides.clone() }
+    }
+
     /// Reads the header of `folder`.
     ///
     /// # Errors
@@ -150,6 +159,7 @@ impl PackedCheckpoint {
         if n_out == 0 || n_in == 0 {
             return Err(self.bad(name, format!("shape {:?} has no weight", linear.shape)));
         }
+        grid.check().map_err(|problem| self.bad(name, problem))?;
         let n_words = PackLayout::Stream.words_per_row(n_in, grid.bits);
         self.bytes(&format!("{name}.codes"), &[n_out, n_words], Dtype::U32)?;
         for part in ["scales", "zero_points"] {
@@ -184,6 +194,29 @@ impl PackedCheckpoint {
             zero_point: self.zero_points(name, &scales_shape, grid.bits.max_code())?,
             transform: self.transform(name, linear)?,
         })
+    }
+
+    /// Stored bits a weight: of all linears together, as the quantized model itself was listed, where they share a grid.
+    fn bits_per_weight(&self, name: &str, linear: &PackedLinear) -> Option<f64> {
+        if self.header.overrides.is_empty() {
+            return Some(self.header.bits_per_weight);
+        }
+        let [n_out, n_in] = linear.shape;
+        let stored_bits = match linear.transform {
+            PackedTransform::Identity => {
+                let n_scales = scales_shape(linear).iter().product();
+                let zero_points = self.tensors.raw(&format!("{name}.zero_points")).ok()?;
+                let zero_point = match zero_points.dtype {
+                    Dtype::U8 => ZeroPoints::Codes(Vec::new()),
+                    _ => ZeroPoints::Real(Vec::new()),
+                };
+                let (codes, scale) = (Vec::new(), vec![0.0; n_scales]);
+                let (grid, transform) = (linear.grid, WeightTransform::Identity);
+                QuantizedWeight { n_out, n_in, grid, codes, scale, zero_point, transform }.stored_bits()
+            }
+            _ => self.read_packed(name, linear).ok()?.stored_bits(),
+        };
+        Some(stored_bits as f64 / (n_out * n_in) as f64)
     }
 
     fn zero_points(&self, name: &str, shape: &[usize], max_code: u8) -> Result<ZeroPoints, LoadError> {
@@ -319,6 +352,9 @@ impl Checkpoint for PackedCheckpoint {
     }
 
     fn is_copy(&self, name: &str, other: &str) -> Result<bool, LoadError> {
+        if self.linear(name).is_some() || self.linear(other).is_some() {
+            return Ok(false);
+        }
         self.tensors.is_copy(name, other)
     }
 
@@ -327,10 +363,9 @@ impl Checkpoint for PackedCheckpoint {
     }
 
     fn stored_type(&self, name: &str) -> Option<StoredType> {
-        let Some((_, linear)) = self.linear(name) else { return self.tensors.stored_type(name) };
+        let Some((tensor, linear)) = self.linear(name) else { return self.tensors.stored_type(name) };
         let name = format!("packed {} {}", self.header.method, linear.grid.label());
-        // Bits of all linears together: what the quantized model itself was listed with.
-        Some(StoredType::codes(name, linear.grid, self.header.bits_per_weight))
+        Some(StoredType::codes(name, linear.grid, self.bits_per_weight(tensor, linear)?))
     }
 
     fn notes(&self) -> Vec<String> {

@@ -8,9 +8,10 @@ use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::Deserialize;
 
 use super::error::nearest_names;
-use super::floats::{self, FloatType};
+use super::floats;
 use super::map::MappedFile;
 use super::{Checkpoint, LoadError, StoredType, read_json};
+use crate::arithmetic::FloatType;
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";

@@ -150,16 +150,24 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
         }))
     }
 
-    fn over(&self, checkpoint: Arc<dyn Checkpoint>) -> Box<dyn Decoder<B>> {
-        Box::new(Self { checkpoint, ..self.clone() })
+    fn over(&self, checkpoint: Arc<dyn Checkpoint>) -> Result<Box<dyn Decoder<B>>, LoadError> {
+        let head = match checkpoint.read_quantized(self.wiring.head_name())? {
+            Some(head) => Some(B::dequantize_weight(&head, &self.device)),
+            None => self.head.clone(),
+        };
+        Ok(Box::new(Self { checkpoint, head, ..self.clone() }))
     }
 
     fn final_norm(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
         self.final_norm.forward(hidden)
     }
 
+    fn head_weight(&self) -> Tensor<B, 2> {
+        self.head.as_ref().unwrap_or(&self.embedding).clone()
+    }
+
     fn head(&self, rows: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2> {
-        product(rows, self.head.as_ref().unwrap_or(&self.embedding).clone(), arithmetic)
+        product(rows, self.head_weight(), arithmetic)
     }
 }
 
@@ -327,11 +335,11 @@ mod tests {
         let group = Granularity::PerGroup(NonZeroU16::new(32).unwrap());
         let grid = Grid::awq(Bits::new(4).unwrap(), group);
         let plain = Awq { scale: ScaleStep::Off, clip: ClipStep::Off };
-        let pass = quantize_model(&decoder, None, &[Job { method: &plain, grid }], &mut |_| {}).unwrap();
+        let pass = quantize_model(&decoder, None, &[Job { method: &plain, grids: grid.into() }], &mut |_| {}).unwrap();
         let model = pass.models.into_iter().next().unwrap().unwrap();
         let (codes, bits) = (model.codes_sha256(), model.bits_per_weight());
         let quantized = Arc::new(model.into_checkpoint(&wiring, base));
-        let of_model = outputs(decoder.over(quantized.clone()).as_ref());
+        let of_model = outputs(decoder.over(quantized.clone()).unwrap().as_ref());
         assert_eq!(codes_sha256(&wiring, 2, quantized.as_ref()).unwrap(), codes);
         let storage = Storage::of(&wiring, &config, quantized.as_ref()).unwrap();
         assert!(storage.types.len() == 1 && (storage.bits_per_weight - bits).abs() < 1e-9, "{storage:?}");

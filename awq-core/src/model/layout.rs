@@ -167,6 +167,17 @@ pub struct BlockLayout {
     pub scale_groups: Vec<ScaleGroup>,
 }
 
+impl ScaleGroup {
+    /// Every linear whose weight or bias folding a scale of the group changes.
+    pub(crate) fn folded_linears(&self) -> impl Iterator<Item = LinearName> {
+        let prev_op = match self.prev_op {
+            PrevOp::Linear(name) => Some(name),
+            PrevOp::Norm(_) => None,
+        };
+        self.linears.iter().chain(&self.followers).copied().chain(prev_op)
+    }
+}
+
 impl BlockTable {
     /// The layout of a block with `n_experts` experts, 0 for a table that names none.
     pub fn layout(&self, n_experts: usize) -> BlockLayout {

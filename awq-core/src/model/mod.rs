@@ -127,11 +127,18 @@ pub trait Decoder<B: QuantBackend>: Send + Sync {
     /// A missing, misshapen or non-finite tensor, with file and name.
     fn block(&self, block_idx: usize) -> Result<Box<dyn Block<B>>, LoadError>;
 
-    /// The same model with the blocks that `checkpoint` has. All else is shared: no method changes it.
-    fn over(&self, checkpoint: Arc<dyn Checkpoint>) -> Box<dyn Decoder<B>>;
+    /// The same model with the blocks that `checkpoint` has, and its head where that is quantized. All else is shared: no method
+    /// changes it.
+    ///
+    /// # Errors
+    /// A head that cannot be read.
+    fn over(&self, checkpoint: Arc<dyn Checkpoint>) -> Result<Box<dyn Decoder<B>>, LoadError>;
 
     /// The last norm: hidden states `[batch, seq, hidden]` to what the head multiplies.
     fn final_norm(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3>;
+
+    /// The weight of the head, `[vocab, hidden]`; the embedding where they are tied.
+    fn head_weight(&self) -> Tensor<B, 2>;
 
     /// Normed hidden rows `[n, hidden]` to logits `[n, vocab]`.
     fn head(&self, rows: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2>;

@@ -171,7 +171,7 @@ impl Wiring {
     }
 }
 
-const HEAD: &str = "lm_head.weight";
+pub(super) const HEAD: &str = "lm_head.weight";
 
 /// Ends of the names of buffers that transformers has stored at some time, or that other programs do.
 const BUFFERS: &[&str] = &[

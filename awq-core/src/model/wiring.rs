@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::layers::NormKind;
+use super::tensors::HEAD;
 use super::{BlockLayout, LinearName, NormName};
 use crate::load::ModelConfig;
 
@@ -209,6 +210,11 @@ impl Wiring {
         format!("{}.{block_idx}.{linear}", self.block_prefix)
     }
 
+    /// Tensor of the head; the name that it would have where it is the embedding.
+    pub fn head_name(&self) -> &str {
+        self.head.as_deref().unwrap_or(HEAD)
+    }
+
     /// Name of a norm of a block, without `.weight`.
     pub fn block_norm(&self, block_idx: usize, norm: NormName) -> String {
         format!("{}.{block_idx}.{}", self.block_prefix, norm.0)
@@ -216,9 +222,14 @@ impl Wiring {
 
     /// Whether the tensor `name` is a weight that methods quantize.
     pub fn quantizes(&self, name: &str) -> bool {
-        let Some((block_idx, linear)) = self.in_block(name) else { return false };
-        let Some(block) = self.blocks.get(block_idx) else { return false };
-        linear.strip_suffix(".weight").is_some_and(|linear| block.layout.linears.iter().any(|it| it.name.0 == linear))
+        self.quantizable_linear(name).is_some()
+    }
+
+    /// The linear whose weight the tensor `name` is, if methods quantize it.
+    pub fn quantizable_linear(&self, name: &str) -> Option<LinearName> {
+        let (block_idx, linear) = self.in_block(name)?;
+        let (block, linear) = (self.blocks.get(block_idx)?, linear.strip_suffix(".weight")?);
+        block.layout.linears.iter().map(|facts| facts.name).find(|name| name.0 == linear)
     }
 
     /// The block that the tensor `name` belongs to, and its name there.

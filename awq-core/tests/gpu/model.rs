@@ -30,14 +30,17 @@ fn run<B: QuantBackend>() -> (Vec<Vec<f32>>, Vec<QuantizedModel>) {
     let sequences = tiny::sequences(&TinySpec::GQA, 4, 24, 3);
     let calibration = Calibration { sequences: &sequences, propagation: Propagation::FullPrecision };
     let (awq, plain) = (official_awq(), no_search());
-    let jobs = [Job { method: &plain, grid: grid(3, group(32)) }, Job { method: &awq, grid: grid(3, group(32)) }];
+    let jobs = [
+        Job { method: &plain, grids: grid(3, group(32)).into() },
+        Job { method: &awq, grids: grid(3, group(32)).into() },
+    ];
     let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| {}).unwrap();
     let models: Vec<QuantizedModel> = pass.models.into_iter().map(Result::unwrap).collect();
     let mut all = vec![logits(decoder.as_ref())];
     let base: Arc<dyn Checkpoint> = Arc::new(tiny::checkpoint(&TinySpec::GQA, 7));
     let wiring = wiring_of(decoder.config(), base.as_ref()).unwrap();
     let checkpoint = |model: &QuantizedModel| Arc::new(model.clone().into_checkpoint(&wiring, base.clone()));
-    all.extend(models.iter().map(|model| logits(decoder.over(checkpoint(model)).as_ref())));
+    all.extend(models.iter().map(|model| logits(decoder.over(checkpoint(model)).unwrap().as_ref())));
     (all, models)
 }
 

@@ -122,9 +122,12 @@ fn clip_samples_tokens_by_an_even_stride() {
 
 #[test]
 fn clip_loops_agree_with_their_definition() {
+    use awq_core::codebook::Codebook;
+    use awq_core::grid::{Grid, ScaleDtype};
     const N_IN: usize = 80;
     let factors: Vec<f64> = (0..10).map(|i| 1.0 - f64::from(i) / 20.0).collect();
-    for grid in [grid(3, group(32)), grid(2, group(32)), grid(4, awq_core::grid::Granularity::PerChannel)] {
+    let nf4 = Grid::of_codebook(Codebook::Nf4, group(32), ScaleDtype::F32);
+    for grid in [grid(3, group(32)), grid(2, group(32)), grid(4, awq_core::grid::Granularity::PerChannel), nf4] {
         fn search<B: QuantBackend>(grid: &awq_core::grid::Grid, factors: &[f64]) -> (Vec<f32>, Vec<f32>, [f64; 2]) {
             let weight = tensor::<B, 2>(&numbers(70 * N_IN, 1), [70, N_IN]);
             let rows = tensor::<B, 2>(&numbers(50 * N_IN, 2), [50, N_IN]);
@@ -187,7 +190,7 @@ fn error_of(case: &Case, calibrated: bool, grid: &awq_core::grid::Grid) -> Metho
         block: case.block.as_ref(),
         inputs: calibrated.then_some(&case.inputs),
         linears: &case.block.layout().linears,
-        grid,
+        grids: &(*grid).into(),
     };
     official_awq().quantize_block(&ctx).unwrap_err()
 }

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use awq_core::arithmetic::Arithmetic;
 use awq_core::awq::{KeepSalient, SalientBy};
 use awq_core::backend::float_vec;
+use awq_core::codebook::Codebook;
 use awq_core::decode::{DecodeError, DecodeModel, DecodeOptions, Session};
 use awq_core::driver::{Calibration, Job, Propagation, codes_sha256, quantize_model};
-use awq_core::grid::{Granularity, Grid};
+use awq_core::grid::{Granularity, Grid, ScaleDtype};
 use awq_core::kernel::Activations;
 use awq_core::load::{Checkpoint, EditedCheckpoint, LoadError, ModelConfig, open_model};
 use awq_core::method::QuantMethod;
 use awq_core::model::tiny::{self, TinySpec};
 use awq_core::model::{NoTap, open_decoder, wiring_of};
+use awq_core::rule::{GridOverride, GridRule};
 
 use crate::fixture::{FAMILIES, Fixture};
 use crate::oracle::asset;
@@ -139,14 +141,15 @@ fn a_trained_model_decodes_as_its_blocks_do() {
 }
 
 /// A tiny model after `method`, which looks at nothing, as a checkpoint.
-fn quantized(spec: &TinySpec, method: &dyn QuantMethod<Cpu>, grid: Grid) -> Arc<EditedCheckpoint> {
+fn quantized(spec: &TinySpec, method: &dyn QuantMethod<Cpu>, rule: impl Into<GridRule>) -> Arc<EditedCheckpoint> {
     let base = Arc::new(tiny::checkpoint(spec, 3));
     let decoder = open_decoder::<Cpu>(spec.config(), base.clone(), &Default::default()).unwrap();
     let ids = tiny::sequences(spec, 2, 20, 1);
     let calibration = Calibration { sequences: &ids, propagation: Propagation::FullPrecision };
-    let pass = quantize_model(decoder.as_ref(), Some(calibration), &[Job { method, grid }], &mut |_| ()).unwrap();
-    let model = pass.models.into_iter().next().unwrap().unwrap();
     let wiring = wiring_of(&spec.config(), base.as_ref()).unwrap();
+    let jobs = [Job { method, grids: rule.into().resolve(&wiring).unwrap() }];
+    let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| ()).unwrap();
+    let model = pass.models.into_iter().next().unwrap().unwrap();
     let expected = model.codes_sha256();
     let checkpoint = Arc::new(model.into_checkpoint(&wiring, base));
     assert_eq!(codes_sha256(&wiring, spec.n_blocks, checkpoint.as_ref()).unwrap(), expected);
@@ -185,6 +188,39 @@ fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     let sum = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
     let differences = sum(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)));
     (differences / sum(&mut expected.iter().map(|v| f64::from(*v)))).sqrt()
+}
+
+/// q, k and v read one input, as gate and up do. What a kernel takes is packed all the same where they differ.
+#[test]
+fn linears_of_several_grids_decode_as_dequantized_blocks_do() {
+    let nf4 = Some(Grid::of_codebook(Codebook::Nf4, group(32), ScaleDtype::F32));
+    let eight = Some(grid(8, group(32)));
+    // Packed, dequantized and all linears of a block.
+    let cases = [
+        (vec![("self_attn.k_proj", eight), ("mlp.gate_proj", None)], [6, 0, 7]),
+        (vec![("self_attn.*", None)], [2, 0, 4]),
+        (vec![("self_attn.v_proj", nf4), ("mlp.down_proj", nf4)], [4, 2, 6]),
+        (vec![("*", nf4)], [0, 4, 4]),
+    ];
+    for spec in [TinySpec::GQA, TinySpec::MHA] {
+        let ids = tiny::sequences(&spec, 1, 30, 5).remove(0);
+        for (overrides, of_block) in &cases {
+            let one = |(linears, grid): &(&str, Option<Grid>)| GridOverride { linears: (*linears).into(), grid: *grid };
+            let rule = GridRule { grid: grid(4, group(32)), overrides: overrides.iter().map(one).collect() };
+            let label = rule.label();
+            let checkpoint = quantized(&spec, &no_search(), rule);
+            let options = DecodeOptions { activations: Activations::F32, head: None };
+            let model = DecodeModel::load(spec.config(), checkpoint.as_ref(), &options).unwrap();
+            let found = model.footprint();
+            let found = [found.n_packed, found.n_dequantized, found.n_linears];
+            assert_eq!(found, of_block.map(|n| n * spec.n_blocks), "{label}");
+            let expected = block_logits(&spec.config(), checkpoint, &ids);
+            for lengths in [&[30][..], &[7, 1]] {
+                let error = relative_error(&in_pieces(&model, &ids, lengths), &expected);
+                assert!(error < 1e-5, "{label}, in pieces of {lengths:?}: off by {error:e}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn open(spec: &TinySpec, checkpoint: MemoryCheckpoint) -> Box<dyn Decoder<Cpu>> 
 }
 
 fn jobs<'a>(methods: &[&'a dyn QuantMethod<Cpu>]) -> Vec<Job<'a, Cpu>> {
-    methods.iter().map(|&method| Job { method, grid: grid(3, group(32)) }).collect()
+    methods.iter().map(|&method| Job { method, grids: grid(3, group(32)).into() }).collect()
 }
 
 fn pass(decoder: &dyn Decoder<Cpu>, propagation: Propagation, methods: &[&dyn QuantMethod<Cpu>]) -> Pass {
@@ -172,7 +172,7 @@ fn quantized_decoder_carries_what_was_folded() {
 /// A quantized model as it is run.
 fn over(decoder: &dyn Decoder<Cpu>, model: QuantizedModel, base: Arc<dyn Checkpoint>) -> Box<dyn Decoder<Cpu>> {
     let wiring = wiring_of(decoder.config(), base.as_ref()).unwrap();
-    decoder.over(Arc::new(model.into_checkpoint(&wiring, base)))
+    decoder.over(Arc::new(model.into_checkpoint(&wiring, base))).unwrap()
 }
 
 fn logits(decoder: &dyn Decoder<Cpu>, spec: &TinySpec) -> Vec<f32> {

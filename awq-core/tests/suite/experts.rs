@@ -85,7 +85,7 @@ fn experts_that_are_copies_are_the_module_that_they_copy() {
 fn quantize(decoder: &dyn Decoder<Cpu>, method: &dyn QuantMethod<Cpu>, propagation: Propagation) -> QuantizedModel {
     let sequences = tiny::sequences(&SPEC, 4, 24, 3);
     let calibration = Calibration { sequences: &sequences, propagation };
-    let jobs = [Job { method, grid: grid(3, group(32)) }];
+    let jobs = [Job { method, grids: grid(3, group(32)).into() }];
     let pass = quantize_model(decoder, Some(calibration), &jobs, &mut |_| {}).unwrap();
     pass.models.into_iter().next().unwrap().unwrap()
 }
@@ -97,7 +97,7 @@ fn the_router_takes_the_scale_and_keeps_its_precision() {
     let model = quantize(decoder.as_ref(), &official_awq(), Propagation::FullPrecision);
     let wiring = wiring_of(&config(), base.as_ref()).unwrap();
     let checkpoint = Arc::new(model.clone().into_checkpoint(&wiring, base.clone()));
-    let decoded = block_outputs(decoder.over(checkpoint.clone()).as_ref());
+    let decoded = block_outputs(decoder.over(checkpoint.clone()).unwrap().as_ref());
 
     let (router, norm) =
         ("model.layers.0.block_sparse_moe.gate.weight", "model.layers.0.post_attention_layernorm.weight");

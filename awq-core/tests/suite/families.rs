@@ -61,7 +61,7 @@ fn each_step_of_awq_brings_blocks_closer() {
         let decoder = fixture.open::<Cpu>().unwrap();
         let calibration = Calibration { sequences: &fixture.ids, propagation: Propagation::FullPrecision };
         let methods: [&dyn QuantMethod<Cpu>; 3] = [&no_search(), &scale_only, &official_awq()];
-        let jobs = methods.map(|method| Job { method, grid: grid(3, group(16)) });
+        let jobs = methods.map(|method| Job { method, grids: grid(3, group(16)).into() });
         let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| {}).unwrap();
         let [plain, scaled, both] = <[_; 3]>::try_from(pass.models).unwrap().map(|model| model.unwrap().logs);
         let labels: Vec<String> = decoder.layout(0).scale_groups.iter().map(ScaleGroup::label).collect();

@@ -5,7 +5,7 @@ use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
 use awq_core::quantized::QuantizedWeight;
 use burn::tensor::Tensor;
 
-use crate::support::{Cpu, Definition, OtherCpu, all_grids, grid, group, numbers, tensor};
+use crate::support::{Cpu, Definition, OtherCpu, all_grids, codebook_grids, grid, group, numbers, tensor};
 
 const N_OUT: usize = 5;
 const N_IN: usize = 576;
@@ -30,7 +30,7 @@ fn fake_quant<B: QuantBackend>(weight: &[f32], n_in: usize, grid: &Grid) -> Vec<
 
 #[test]
 fn backends_and_definition_agree_bit_for_bit() {
-    for grid in all_grids() {
+    for grid in all_grids().into_iter().chain(codebook_grids()) {
         let expected = quantize::<Definition>(&weight(), N_IN, &grid);
         assert_eq!(quantize::<Cpu>(&weight(), N_IN, &grid), expected, "{grid:?}");
         assert_eq!(quantize::<OtherCpu>(&weight(), N_IN, &grid), expected, "{grid:?}");
@@ -39,7 +39,7 @@ fn backends_and_definition_agree_bit_for_bit() {
 
 #[test]
 fn fake_quantization_is_quantization_and_back_bit_for_bit() {
-    for grid in all_grids() {
+    for grid in all_grids().into_iter().chain(codebook_grids()) {
         let expected = quantize::<Cpu>(&weight(), N_IN, &grid).dequantize();
         assert_eq!(fake_quant::<Cpu>(&weight(), N_IN, &grid), expected, "{grid:?}");
         assert_eq!(fake_quant::<Definition>(&weight(), N_IN, &grid), expected, "{grid:?}");
@@ -94,6 +94,7 @@ fn table_params(group: &[f32], grid: &Grid) -> (f32, f32) {
     let scale = match grid.scale_dtype {
         ScaleDtype::F16 => half::f16::from_f32(scale).to_f32(),
         ScaleDtype::F32 => scale,
+        ScaleDtype::E8m0 => unreachable!("evenly spaced codes have no such scales"),
     };
     match grid.symmetry {
         Symmetry::Asymmetric => (scale, (-min / scale).round_ties_even().clamp(0.0, highest(grid))),

@@ -3,6 +3,7 @@
 
 mod awq;
 mod awq_losses;
+mod codebooks;
 mod decode;
 mod driver;
 mod experts;
@@ -13,6 +14,7 @@ mod grid;
 mod kernels;
 mod loops;
 mod oracle;
+mod rules;
 mod salient;
 mod support;
 mod tensors;

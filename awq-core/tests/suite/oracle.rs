@@ -165,10 +165,9 @@ impl Replay {
     }
 
     fn edit(&self, method: &dyn QuantMethod<Cpu>) -> BlockEdit<Cpu> {
-        let grid = Self::grid();
+        let grids = &Self::grid().into();
         let linears = &self.block.layout().linears;
-        let ctx =
-            BlockCtx { block_idx: 0, block: self.block.as_ref(), inputs: Some(&self.inputs), linears, grid: &grid };
+        let ctx = BlockCtx { block_idx: 0, block: self.block.as_ref(), inputs: Some(&self.inputs), linears, grids };
         method.quantize_block(&ctx).unwrap()
     }
 }

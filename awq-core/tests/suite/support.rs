@@ -6,6 +6,7 @@ use awq_core::arithmetic::Arithmetic;
 use awq_core::awq::{Awq, ClipSearch, ClipStep, ScaleFormula, ScaleSearch, ScaleStep};
 use awq_core::backend::{QuantBackend, float_vec};
 use awq_core::capture::BlockInputs;
+use awq_core::codebook::Codebook;
 use awq_core::fold::fold;
 use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
 use awq_core::method::{BlockCtx, BlockEdit, QuantMethod};
@@ -67,6 +68,7 @@ pub(crate) fn grid(bits: u8, granularity: Granularity) -> Grid {
         symmetry: Symmetry::Asymmetric,
         range_includes_zero: false,
         scale_dtype: ScaleDtype::F32,
+        values: None,
     }
 }
 
@@ -85,6 +87,19 @@ pub(crate) fn all_grids() -> Vec<Grid> {
                         grids.push(Grid { symmetry, range_includes_zero, scale_dtype, ..grid(bits, granularity) });
                     }
                 }
+            }
+        }
+    }
+    grids
+}
+
+/// Tables of values, with groups that divide 576, leave a rest, and are larger than it.
+pub(crate) fn codebook_grids() -> Vec<Grid> {
+    let mut grids = Vec::new();
+    for values in Codebook::ALL {
+        for granularity in [Granularity::PerTensor, Granularity::PerChannel, group(64), group(128), group(1000)] {
+            for scale_dtype in [ScaleDtype::F16, ScaleDtype::F32, ScaleDtype::E8m0] {
+                grids.push(Grid::of_codebook(values, granularity, scale_dtype));
             }
         }
     }
@@ -149,7 +164,7 @@ impl Case {
             block: self.block.as_ref(),
             inputs: Some(&self.inputs),
             linears: &self.block.layout().linears,
-            grid,
+            grids: &(*grid).into(),
         };
         method.quantize_block(&ctx).unwrap()
     }

@@ -106,7 +106,7 @@ fn calibration_and_scale_searches_see_through_windows() {
     let losses = |windows: [Option<usize>; 2]| {
         let decoder = decoder(windows);
         let calibration = Calibration { sequences: &sequences, propagation: Propagation::FullPrecision };
-        let job = Job { method: &scale_only, grid: grid(3, group(16)) };
+        let job = Job { method: &scale_only, grids: grid(3, group(16)).into() };
         let pass = quantize_model(decoder.as_ref(), Some(calibration), &[job], &mut |_| {}).unwrap();
         let logs = pass.models.into_iter().next().unwrap().unwrap().logs;
         logs.into_iter().flat_map(|log| log.scale_searches).map(|search| search.losses).collect::<Vec<_>>()

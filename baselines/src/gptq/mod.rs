@@ -247,8 +247,8 @@ impl Gptq {
         if !self.fixes_groups(grid) {
             return Groups::Following { len };
         }
-        let row_params = |row| <[f32]>::chunks(row, len).map(|group| self.range.params(group, grid));
-        let params: Vec<GroupParams> = weight.par_chunks(n_in).flat_map_iter(row_params).collect();
+        let groups: Vec<&[f32]> = grid.granularity.groups(weight.len() / n_in, n_in).of(weight).collect();
+        let params: Vec<GroupParams> = groups.par_iter().map(|group| self.range.params(group, grid)).collect();
         Groups::Fixed { of_column: order.iter().map(|&channel| channel as usize / len).collect(), params }
     }
 }

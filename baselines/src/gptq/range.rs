@@ -63,7 +63,7 @@ impl MseSearch {
             let keep = (1.0 - i as f64 / n_steps) as f32;
             let params = grid.group_params(min * keep, max * keep);
             let error = |&w: &f32| {
-                let error = (params.weight(grid.nearest_code(w, &params)) - w).abs();
+                let error = (grid.weight(grid.nearest_code(w, &params), &params) - w).abs();
                 f64::from(error.powf(self.exponent as f32))
             };
             let error: f64 = group.iter().map(error).sum();

@@ -106,7 +106,7 @@ impl<'a> Solver<'a> {
                 let code = self.grid.nearest_code(value, params);
                 codes[column] = code;
                 let factor = &self.factor[column * n_in..(column + 1) * n_in];
-                let error = (value - params.weight(code)) / factor[column];
+                let error = (value - self.grid.weight(code, params)) / factor[column];
                 let at = row * block.len() + column - block.start;
                 errors[at] = error;
                 let later = column + 1..block.end;
@@ -118,7 +118,7 @@ impl<'a> Solver<'a> {
                     for (w, p) in weight[later.clone()].iter_mut().zip(&corrections[later]) {
                         *w += value * p;
                     }
-                    negated[at] = -params.weight(code);
+                    negated[at] = -self.grid.weight(code, params);
                 }
             }
         }

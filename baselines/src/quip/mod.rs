@@ -129,6 +129,13 @@ impl MethodSettings for Quip {
         CaptureNeeds { inputs: true, ..CaptureNeeds::default() }
     }
 
+    fn supports(&self, grid: &Grid) -> Result<(), String> {
+        match grid.values {
+            Some(_) => Err("QuIP rounds onto evenly spaced codes; choose grids.bits, not a table of values".into()),
+            None => Ok(()),
+        }
+    }
+
     fn check(&self) -> Result<(), String> {
         if (0.0..=1.0).contains(&self.damp) {
             return Ok(());
@@ -139,6 +146,7 @@ impl MethodSettings for Quip {
 
 impl<B: QuantBackend> LinearMethod<B> for Quip {
     fn quantize_linear(&self, ctx: &LinearCtx<'_, B>) -> Result<(QuantizedWeight, LinearLog), MethodError> {
+        self.supports(ctx.grid).map_err(|problem| ctx.unsupported(problem))?;
         let weight = float_vec(ctx.weight.clone());
         if weight.iter().any(|w| !w.is_finite()) {
             return Err(ctx.not_finite("a weight"));
@@ -195,12 +203,12 @@ impl Quip {
         let (damped, feedback) =
             hessian.damped(ctx, self.damp, notes, |h| ldl_feedback(h, n_in).map(|l| (h.to_vec(), l)))?;
         let (grid, params) = self.grid_params(&weight, n_in, ctx.grid);
-        let n_groups = grid.granularity.n_groups(n_in);
+        let groups = grid.granularity.groups(weight.len() / n_in, n_in);
         let weight = match self.grid {
             QuipGrid::OneScale => clamped_to_codes(weight, &params[0], &grid),
             QuipGrid::Grouped => weight,
         };
-        let rounding = Rounding { grid: &grid, params: &params, n_groups, order: &order };
+        let rounding = Rounding { grid: &grid, params: &params, groups, order: &order };
         let mut codes = rounding.ldlq(&weight, &feedback);
         if let QuipRounding::LdlqRg(GreedyPasses { n_passes }) = self.rounding {
             rounding.greedy_passes(&weight, &mut codes, &damped, n_passes.get());
@@ -227,13 +235,9 @@ impl Quip {
                 let grid = Grid { granularity: Granularity::PerTensor, symmetry: Symmetry::Asymmetric, ..*grid };
                 (grid, vec![one_scale(weight, &grid)])
             }
-            QuipGrid::Grouped if grid.granularity == Granularity::PerTensor => {
-                (*grid, vec![grid.group_params_of(weight)])
-            }
             QuipGrid::Grouped => {
-                let len = grid.granularity.group_len(n_in);
-                let groups = weight.chunks(n_in).flat_map(|row| row.chunks(len));
-                (*grid, groups.map(|group| grid.group_params_of(group)).collect())
+                let groups = grid.granularity.groups(weight.len() / n_in, n_in);
+                (*grid, groups.of(weight).map(|group| grid.group_params_of(group)).collect())
             }
         }
     }
@@ -253,7 +257,7 @@ fn one_scale(weight: &[f32], grid: &Grid) -> GroupParams {
 
 /// Weights beyond the outermost codes moved onto them (algorithm 1, line 9): feedback does not make up for what is cut off.
 fn clamped_to_codes(mut weight: Vec<f32>, params: &GroupParams, grid: &Grid) -> Vec<f32> {
-    let (low, high) = (params.weight(grid.min_code()), params.weight(grid.bits.max_code()));
+    let (low, high) = (grid.weight(grid.min_code(), params), grid.weight(grid.bits.max_code(), params));
     weight.iter_mut().for_each(|w| *w = w.clamp(low, high));
     weight
 }

@@ -1,6 +1,6 @@
 //! LDLQ and greedy passes onto grids that are known beforehand. Rows do not depend on each other.
 
-use awq_core::grid::{Grid, GroupParams};
+use awq_core::grid::{Grid, GroupParams, Groups};
 use rayon::prelude::*;
 
 use crate::linalg::{ROWS_PER_TASK, subtract_product};
@@ -13,7 +13,7 @@ pub(super) struct Rounding<'a> {
     pub(super) grid: &'a Grid,
     /// Row-major `[n_out, n_groups]`, or one for the whole matrix.
     pub(super) params: &'a [GroupParams],
-    pub(super) n_groups: usize,
+    pub(super) groups: Groups,
     /// Column `j` of Hessian and feedback is column `order[j]` of the weight.
     pub(super) order: &'a [u32],
 }
@@ -36,8 +36,8 @@ impl Rounding<'_> {
                     for i in (start..end).rev() {
                         let column = self.order[i] as usize;
                         let params = self.params(task * ROWS_PER_TASK + row, column);
-                        codes[column] = self.code(target[i], &params);
-                        let error = params.weight(codes[column]) - weight[column];
+                        codes[column] = self.grid.nearest_code_of_real_zero(target[i], &params);
+                        let error = self.grid.weight(codes[column], &params) - weight[column];
                         errors[i - start] = error;
                         let feedback = &feedback[i * n + start..i * n + i];
                         for (target, l) in target[start..i].iter_mut().zip(feedback) {
@@ -62,7 +62,7 @@ impl Rounding<'_> {
             let mut errors: Vec<f32> = (0..weight.len())
                 .map(|at| {
                     let (row, column) = (at / n, self.order[at % n] as usize);
-                    params(row, column).weight(codes[row * n + column]) - weight[row * n + column]
+                    self.grid.weight(codes[row * n + column], &params(row, column)) - weight[row * n + column]
                 })
                 .collect();
             for _ in 0..n_passes {
@@ -71,11 +71,11 @@ impl Rounding<'_> {
                     let (column, hessian) = (self.order[i] as usize, &hessian[i * n..(i + 1) * n]);
                     for (row, errors) in errors.chunks_mut(n).enumerate() {
                         let (params, code) = (params(row, column), &mut codes[row * n + column]);
-                        let best = params.weight(*code) - dot(errors, hessian) / hessian[i];
-                        let next = self.code(best, &params);
+                        let best = self.grid.weight(*code, &params) - dot(errors, hessian) / hessian[i];
+                        let next = self.grid.nearest_code_of_real_zero(best, &params);
                         changed |= next != *code;
                         *code = next;
-                        errors[i] = params.weight(next) - weight[row * n + column];
+                        errors[i] = self.grid.weight(next, &params) - weight[row * n + column];
                     }
                 }
                 if !changed {
@@ -86,16 +86,8 @@ impl Rounding<'_> {
     }
 
     fn params(&self, row: usize, column: usize) -> GroupParams {
-        if self.params.len() == 1 {
-            return self.params[0];
-        }
-        self.params[row * self.n_groups + column / self.grid.granularity.group_len(self.order.len())]
-    }
-
-    /// The code nearest to a weight, for zero points that need not be codes.
-    fn code(&self, weight: f32, params: &GroupParams) -> u8 {
-        let (low, high) = (f32::from(self.grid.min_code()), f32::from(self.grid.bits.max_code()));
-        (weight / params.scale + params.zero_point).round_ties_even().clamp(low, high) as u8
+        let n_in = self.order.len();
+        self.params[self.groups.group_of(row * n_in + column)]
     }
 }
 

@@ -194,8 +194,9 @@ fn one_scale_clamps_weights_before_they_are_rounded() {
     let hessian = Hessian::of(&case.ctx(), Precision::F64).unwrap();
     let feedback = hessian.damped(&case.ctx(), 0.01, &mut Vec::new(), |h| ldl_feedback(h, 32)).unwrap();
     let order: Vec<u32> = (0..32).collect();
-    let rounding = Rounding { grid: &found.grid, params: &[params], n_groups: 1, order: &order };
-    let outermost = params.weight(3);
+    let rounding =
+        Rounding { grid: &found.grid, params: &[params], groups: found.grid.granularity.groups(4, 32), order: &order };
+    let outermost = found.grid.weight(3, &params);
     assert!(case.weight[31] > 2.0 * outermost, "the weight is not beyond the grid");
     let clamped: Vec<f32> = case.weight.iter().map(|w| w.clamp(-outermost, outermost)).collect();
     assert_eq!(found.codes, rounding.ldlq(&clamped, &feedback));

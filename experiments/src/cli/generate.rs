@@ -60,8 +60,12 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         Stop::MaxTokens => "--max-tokens reached",
         Stop::ContextFull => "the context is full",
     };
+    let dequantized = match footprint.n_dequantized {
+        0 => String::new(),
+        n => format!(", {n} dequantized to floats: no kernel takes their codes"),
+    };
     args.model.machine.progress().note(&format!(
-        "{} ({ended})\nloaded in {load_seconds:.2} s, {} threads; a step reads {:.1} MB of weights ({} of {} linears packed); cache {:.1} MB, peak memory {:.1} MB",
+        "{} ({ended})\nloaded in {load_seconds:.2} s, {} threads; a step reads {:.1} MB of weights ({} of {} linears packed{dequantized}); cache {:.1} MB, peak memory {:.1} MB",
         done.describe(),
         rayon::current_num_threads(),
         mb(footprint.step_bytes),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
+use awq_core::codebook::Codebook;
 use awq_core::driver::codes_sha256;
 use awq_core::grid::{Bits, Granularity, ScaleDtype};
 use awq_core::load::open_model;
@@ -11,10 +12,11 @@ use clap::{Args, ValueEnum};
 
 use super::model::{ModelArgs, parse_bits};
 use crate::codes::CodeStore;
+use crate::config::OverrideSpec;
 use crate::device;
 use crate::packed;
 use crate::quantize::place::{self, Place};
-use crate::quantize::request::Request;
+use crate::quantize::request::{Codes, Request};
 use crate::quantize::{header, needed_bytes, quantize};
 
 /// Quantize a model and write it as a packed checkpoint, which `generate`, `chat` and experiments load without the original.
@@ -34,14 +36,22 @@ pub(super) struct QuantizeArgs {
     #[arg(long, value_name = "METHOD")]
     method: String,
     /// Bits of a code, 2 to 8.
-    #[arg(long, value_name = "N", value_parser = parse_bits)]
-    bits: Bits,
+    #[arg(long, value_name = "N", value_parser = parse_bits, required_unless_present = "values")]
+    bits: Option<Bits>,
+    /// A table of values in place of evenly spaced codes. NF4 of bitsandbytes is nf4 with groups of 64 and f32 scales, MXFP4 is e2m1
+    /// with groups of 32 and e8m0 scales.
+    #[arg(long, value_name = "TABLE", value_parser = parse_values, conflicts_with = "bits")]
+    values: Option<Codebook>,
     /// Input channels that share a scale [default: all of an output channel].
     #[arg(long, value_name = "N")]
     group_size: Option<std::num::NonZeroU16>,
-    /// Type in which scales are stored: f32 for the rare weight whose scales f16 cannot hold.
+    /// Type in which scales are stored: f32 for the rare weight whose scales f16 cannot hold; e8m0, powers of two, with --values.
     #[arg(long, value_enum, default_value_t = ScaleDtypeArg::F16)]
     scale_dtype: ScaleDtypeArg,
+    /// Another grid for some linears: *.down_proj=w8g64, *.down_proj=w8 with the group of the others, or model.layers.0.*=fp to
+    /// leave them in full precision; may be given several times, the first that matches decides.
+    #[arg(long = "override", value_name = "LINEARS=GRID")]
+    overrides: Vec<OverrideSpec>,
     /// Folder to create.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -51,6 +61,7 @@ pub(super) struct QuantizeArgs {
 enum ScaleDtypeArg {
     F16,
     F32,
+    E8m0,
 }
 
 impl From<ScaleDtypeArg> for ScaleDtype {
@@ -58,8 +69,14 @@ impl From<ScaleDtypeArg> for ScaleDtype {
         match argument {
             ScaleDtypeArg::F16 => Self::F16,
             ScaleDtypeArg::F32 => Self::F32,
+            ScaleDtypeArg::E8m0 => Self::E8m0,
         }
     }
+}
+
+fn parse_values(key: &str) -> Result<Codebook, String> {
+    let known = || Codebook::ALL.map(|book| book.facts().key).join(", ");
+    Codebook::named(key).ok_or_else(|| format!("no table of values is called `{key}`; choose one of {}", known()))
 }
 
 pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
@@ -67,12 +84,22 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     device::set_threads(args.model.machine.threads.map(std::num::NonZero::get));
     let granularity = args.group_size.map_or(Granularity::PerChannel, Granularity::PerGroup);
     let scale_dtype = args.scale_dtype.into();
-    let request = Request { method: args.method.clone(), bits: args.bits, granularity, scale_dtype };
+    let wanted = match (args.values, args.bits) {
+        (Some(values), _) => Codes::Of(values),
+        (None, bits) => Codes::Even(bits.context("--bits is missing")?),
+    };
+    let request = Request {
+        method: args.method.clone(),
+        codes: wanted,
+        granularity,
+        scale_dtype,
+        overrides: args.overrides.clone(),
+    };
     // Before the long work: a folder that cannot be used is found at once.
     place::check(&args.out, args.model.path())?;
     let model = args.model.open()?;
     let recipe = args.model.recipe(&request, &model.opened)?;
-    let place = Place::claim(&args.out, needed_bytes(&model, &recipe))?;
+    let place = Place::claim(&args.out, needed_bytes(&model, &recipe)?)?;
     let (store, progress) = (args.model.machine.store()?, args.model.machine.progress());
     let codes = CodeStore::from_env(store.cache(), &progress)?;
     let quantized = quantize(&model, &recipe, (device, &codes), &store, &progress)?;
@@ -84,8 +111,12 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let n_bytes = written.checkpoint.bytes_on_disk();
     drop(written);
     place.finish()?;
+    let left = quantized.full_precision.map_or_else(String::new, |share| {
+        let (n, bits) = (share.n_weights, share.bits_per_weight_of_all);
+        format!(", {n} weights of linears left in full precision, {bits:.3} bits per weight over all linears")
+    });
     super::print(&format!(
-        "{}: {}, {:.3} bits per quantized weight, {:.1} MB on disk, codes {found}\n",
+        "{}: {}, {:.3} bits per quantized weight{left}, {:.1} MB on disk, codes {found}\n",
         args.out.display(),
         recipe.label(),
         quantized.bits_per_weight,

@@ -1,5 +1,5 @@
-//! One stored block: a folder in the layout of packed checkpoints ([`awq_core::load::packed`]) with only the tensors that the
-//! method changed, and the log of the block beside.
+//! One stored block, or head: a folder in the layout of packed checkpoints ([`awq_core::load::packed`]) with only the tensors that the
+//! method changed, and a log beside.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use awq_core::driver::{BlockLog, QuantizedBlock};
+use awq_core::driver::BlockLog;
 use awq_core::load::EditedTensors;
 use awq_core::load::packed::{HEADER_FILE, LAYOUT_VERSION, PackedCheckpoint, PackedHeader};
 use serde::{Deserialize, Serialize};
@@ -23,8 +23,8 @@ use crate::provenance::Provenance;
 /// What a method logged, and what was asked.
 pub(super) const LOG_FILE: &str = "quantized.json";
 
-/// A block that is stored.
-pub(super) struct StoredBlock {
+/// A block that is stored, or the head.
+pub(super) struct StoredPart {
     pub(super) tensors: Arc<PackedCheckpoint>,
     pub(super) log: Log,
 }
@@ -36,13 +36,14 @@ pub(super) struct Log {
     question: Json,
     /// [`hash_of_tensors`].
     tensors_sha256: String,
-    /// Stored bits of the block's quantized weights.
+    /// Stored bits of its quantized weights.
     pub(super) stored_bits: u64,
     /// How many they are.
     pub(super) n_weights: u64,
     /// Wall time of reading and capturing the block, shared by all cells of that pass.
     pub(super) shared_seconds: f64,
-    pub(super) block: BlockLog,
+    /// What happened in the block; none of the head.
+    pub(super) block: Option<BlockLog>,
 }
 
 /// The folder of a block in the folder of its question.
@@ -50,32 +51,35 @@ pub(super) fn folder_in(codes: &Path, block_idx: usize) -> PathBuf {
     codes.join(format!("{block_idx:05}"))
 }
 
-impl StoredBlock {
-    /// Writes a block into an empty folder.
-    pub(super) fn write(
-        folder: &Path,
-        tensors: &EditedTensors,
-        header: PackedHeader,
-        question: &Json,
-        block: QuantizedBlock,
-    ) -> anyhow::Result<()> {
-        let (stored_bits, n_weights) = block.codes.stored_bits();
+/// What is to be stored.
+pub(super) struct Part<'a> {
+    pub(super) tensors: &'a EditedTensors,
+    /// Stored bits of the quantized weights, and how many they are.
+    pub(super) stored_bits: (u64, u64),
+    pub(super) shared_seconds: f64,
+    pub(super) log: Option<BlockLog>,
+}
+
+impl StoredPart {
+    /// Writes a part into an empty folder.
+    pub(super) fn write(folder: &Path, part: Part<'_>, header: PackedHeader, question: &Json) -> anyhow::Result<()> {
+        let (stored_bits, n_weights) = part.stored_bits;
         let bits_per_weight = stored_bits as f64 / n_weights.max(1) as f64;
-        write_codes(folder, tensors, PackedHeader { bits_per_weight, ..header })?;
+        write_codes(folder, part.tensors, PackedHeader { bits_per_weight, ..header })?;
         let log = Log {
             question: question.clone(),
             tensors_sha256: hash_of_tensors(folder)?,
             stored_bits,
             n_weights,
-            shared_seconds: block.shared_seconds,
-            block: block.log,
+            shared_seconds: part.shared_seconds,
+            block: part.log,
         };
         let log_file = folder.join(LOG_FILE);
         let json = serde_json::to_vec(&log).context("logs are JSON")?;
         write_durably(&log_file, &json).with_context(|| cannot_write(&log_file))
     }
 
-    /// Reads a block.
+    /// Reads a part.
     ///
     /// # Errors
     /// Anything that is not as it was written.
@@ -94,6 +98,7 @@ pub(super) fn header(question: &Question<'_>) -> anyhow::Result<PackedHeader> {
         method: question.method.label(),
         settings: serde_json::to_value(question.method).context("settings are JSON")?,
         grid: *question.grid,
+        overrides: question.overrides.to_vec(),
         bits_per_weight: 0.0,
         calibration: None,
         codes_sha256: String::new(),

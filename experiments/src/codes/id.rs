@@ -6,6 +6,7 @@ use anyhow::Context;
 use awq_core::arithmetic::FloatType;
 use awq_core::driver::Propagation;
 use awq_core::grid::Grid;
+use awq_core::rule::{GridOverride, GridRule};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -26,6 +27,8 @@ pub struct Question<'a> {
     pub(super) method: &'a MethodSpec,
     method_version: u32,
     pub(super) grid: &'a Grid,
+    #[serde(skip_serializing_if = "<[GridOverride]>::is_empty")]
+    pub(super) overrides: &'a [GridOverride],
     /// [`hash_of_sequences`]: of the tokens themselves, whatever text and sampling they come from.
     calibration: Option<&'a str>,
     propagation: Option<Propagation>,
@@ -38,11 +41,11 @@ pub struct Question<'a> {
 }
 
 impl<'a> Question<'a> {
-    /// The question of one method on one grid. `calibration` is the hash of its sequences and how they travel, `device` as a
+    /// The question of one method on the grids of a rule. `calibration` is the hash of its sequences and how they travel, `device` as a
     /// run names it.
     pub fn new(
         model: &'a BTreeMap<String, String>,
-        (method, grid): (&'a MethodSpec, &'a Grid),
+        (method, rule): (&'a MethodSpec, &'a GridRule),
         calibration: Option<(&'a str, Propagation)>,
         (device, precision): (&'a str, FloatType),
     ) -> Self {
@@ -50,7 +53,8 @@ impl<'a> Question<'a> {
             model: crate::inputs::deciding(model).collect(),
             method,
             method_version: method.version(),
-            grid,
+            grid: &rule.grid,
+            overrides: &rule.overrides,
             calibration: calibration.map(|(sequences, _)| sequences),
             propagation: calibration.map(|(_, propagation)| propagation),
             precision,

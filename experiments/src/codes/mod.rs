@@ -14,12 +14,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::ensure;
-use awq_core::driver::{Begun, BlockLog, QuantizedBlock, codes_sha256};
+use awq_core::driver::{Begun, BlockLog, QuantizedBlock, codes_sha256, head_tensors};
 use awq_core::load::{Checkpoint, EditedCheckpoint};
 use awq_core::model::wiring::Wiring;
+use awq_core::pack::PackedWeight;
+use awq_core::rule::GridRule;
 use tempfile::TempDir;
 
-use self::block::{LOG_FILE, StoredBlock};
+use self::block::{LOG_FILE, Part, StoredPart};
 pub use self::id::{QuantizationId, Question, hash_of_sequences};
 use crate::assets::Partial;
 use crate::progress::Progress;
@@ -120,12 +122,18 @@ impl CodeStore {
     /// Settings that are no JSON.
     pub fn open(&self, question: &Question<'_>, base: BaseTensors) -> anyhow::Result<Codes> {
         let folder = self.folder().join(question.id()?.0);
-        let header = block::header(question)?;
-        let question = serde_json::to_value(question)?;
-        let mut codes = Codes { store: self.clone(), folder, question, header, base, blocks: Vec::new() };
+        let mut codes = Codes {
+            store: self.clone(),
+            folder,
+            header: block::header(question)?,
+            question: serde_json::to_value(question)?,
+            base,
+            blocks: Vec::new(),
+            head: None,
+        };
         for block_idx in 0..codes.n_blocks_of_model() {
             let of_block = codes.folder_of(block_idx);
-            match of_block.is_dir().then(|| StoredBlock::read(&of_block)) {
+            match of_block.is_dir().then(|| StoredPart::read(&of_block)) {
                 Some(Ok(block)) => codes.blocks.push(block),
                 Some(Err(_)) => {
                     let behind = (block_idx..codes.n_blocks_of_model()).map(|idx| codes.folder_of(idx));
@@ -135,6 +143,7 @@ impl CodeStore {
                 None => break,
             }
         }
+        codes.head = StoredPart::read(&codes.folder_of_head()).ok();
         // Those that were not used for longest are dropped first.
         let _ = File::open(codes.folder_of(0).join(LOG_FILE)).and_then(|file| file.set_modified(SystemTime::now()));
         Ok(codes)
@@ -175,7 +184,8 @@ pub struct Codes {
     question: serde_json::Value,
     header: awq_core::load::PackedHeader,
     base: BaseTensors,
-    blocks: Vec<StoredBlock>,
+    blocks: Vec<StoredPart>,
+    head: Option<StoredPart>,
 }
 
 impl Codes {
@@ -187,14 +197,29 @@ impl Codes {
         block::folder_in(&self.folder, block_idx)
     }
 
+    fn folder_of_head(&self) -> PathBuf {
+        self.folder.join("head")
+    }
+
+    /// The blocks, and the head where it is quantized.
+    fn parts(&self) -> impl Iterator<Item = &StoredPart> {
+        self.blocks.iter().chain(&self.head)
+    }
+
     /// Blocks that are stored.
     pub fn n_blocks(&self) -> usize {
         self.blocks.len()
     }
 
-    /// Whether all blocks of the model are stored.
+    /// Whether all that is asked for is stored.
     pub fn is_whole(&self) -> bool {
-        self.n_blocks() == self.n_blocks_of_model()
+        let has_head = self.head.is_some() || self.rule().head().is_none();
+        self.n_blocks() == self.n_blocks_of_model() && has_head
+    }
+
+    /// The grids that were asked for.
+    pub fn rule(&self) -> GridRule {
+        self.header.rule()
     }
 
     /// What a pass goes on from.
@@ -207,25 +232,45 @@ impl Codes {
     /// # Errors
     /// A disk that is full, or a folder that cannot be written.
     pub fn keep(&mut self, block: QuantizedBlock) -> anyhow::Result<()> {
-        let (folder, base) = (self.folder_of(self.n_blocks()), &self.base);
-        let tensors = block.codes.tensors(&base.wiring, self.n_blocks(), base.checkpoint.as_ref());
-        let partial = Partial::new(self.store.cache())?;
-        StoredBlock::write(partial.path(), &tensors, self.header.clone(), &self.question, block)?;
-        // Another run that answers the same question may be quicker, and has the same codes.
-        partial.finish(&folder, |found| StoredBlock::read(found).is_ok())?;
-        self.blocks.push(StoredBlock::read(&folder)?);
+        let (block_idx, base) = (self.n_blocks(), &self.base);
+        let tensors = block.codes.tensors(&base.wiring, block_idx, base.checkpoint.as_ref());
+        let (stored_bits, shared_seconds) = (block.codes.stored_bits(), block.shared_seconds);
+        let part = Part { tensors: &tensors, stored_bits, shared_seconds, log: Some(block.log) };
+        let stored = self.store_part(&self.folder_of(block_idx), part)?;
+        self.blocks.push(stored);
         Ok(())
+    }
+
+    /// Stores the quantized head.
+    ///
+    /// # Errors
+    /// As [`Codes::keep`].
+    pub fn keep_head(&mut self, head: PackedWeight) -> anyhow::Result<()> {
+        let (n_out, n_in) = head.shape();
+        let stored_bits = (head.stored_bits(), (n_out * n_in) as u64);
+        let tensors = head_tensors(&self.base.wiring, Arc::new(head));
+        let part = Part { tensors: &tensors, stored_bits, shared_seconds: 0.0, log: None };
+        self.head = Some(self.store_part(&self.folder_of_head(), part)?);
+        Ok(())
+    }
+
+    fn store_part(&self, folder: &Path, part: Part<'_>) -> anyhow::Result<StoredPart> {
+        let partial = Partial::new(self.store.cache())?;
+        StoredPart::write(partial.path(), part, self.header.clone(), &self.question)?;
+        // Another run that answers the same question may be quicker, and has the same codes.
+        partial.finish(folder, |found| StoredPart::read(found).is_ok())?;
+        StoredPart::read(folder)
     }
 
     /// The model with these codes in place of its own weights: what runs it.
     pub fn checkpoint(&self) -> Arc<dyn Checkpoint> {
-        let edits = self.blocks.iter().map(|block| block.tensors.clone() as Arc<dyn Checkpoint>).collect();
+        let edits = self.parts().map(|part| part.tensors.clone() as Arc<dyn Checkpoint>).collect();
         Arc::new(EditedCheckpoint::new(self.base.checkpoint.clone(), edits))
     }
 
     /// What happened in each block.
     pub fn logs(&self) -> impl Iterator<Item = &BlockLog> {
-        self.blocks.iter().map(|block| &block.log.block)
+        self.blocks.iter().filter_map(|block| block.log.block.as_ref())
     }
 
     /// Wall time of reading and capturing, shared by all cells of the pass that it was spent in.
@@ -235,7 +280,7 @@ impl Codes {
 
     /// Stored bits per quantized weight, scales and zero points counted.
     pub fn bits_per_weight(&self) -> f64 {
-        let sum = |of: fn(&block::Log) -> u64| self.blocks.iter().map(|block| of(&block.log)).sum::<u64>();
+        let sum = |of: fn(&block::Log) -> u64| self.parts().map(|part| of(&part.log)).sum::<u64>();
         sum(|log| log.stored_bits) as f64 / sum(|log| log.n_weights).max(1) as f64
     }
 

@@ -10,6 +10,7 @@ use awq_core::grid::{Bits, Granularity, Grid};
 use awq_core::load::{ModelConfig, SafetensorsCheckpoint};
 use awq_core::model::tiny::{self, TinySpec};
 use awq_core::model::{open_decoder, wiring_of};
+use awq_core::rule::{GridOverride, GridRule};
 
 use super::*;
 use crate::registry::MethodSpec;
@@ -62,8 +63,16 @@ fn made(config: ModelConfig, checkpoint: Arc<dyn Checkpoint>) -> Made {
     let sequences: Vec<Vec<u32>> = (0..4).map(|row| (0..16).map(|i| (row * 7 + i * 3) % 16).collect()).collect();
     let calibration = Calibration { sequences: &sequences, propagation: Propagation::Quantized };
     let methods = methods();
+    // Linears of other grids, and two in full precision into which scales are folded.
+    let other = Some(Grid { bits: Bits::new(8).unwrap(), ..grid() });
+    let overrides = [("*.k_proj", other), ("*.v_proj", None), ("mlp.gate_proj", None), ("fc1", None)];
+    let named = |name: &str| wiring.blocks[0].layout.linears.iter().any(|facts| facts.name.0.ends_with(name));
+    let overrides = (overrides.into_iter())
+        .filter(|(linears, _)| named(linears.trim_start_matches('*')))
+        .map(|(linears, grid)| GridOverride { linears: linears.to_owned(), grid });
+    let grids = GridRule { grid: grid(), overrides: overrides.collect() }.resolve(&wiring).unwrap();
     let jobs: Vec<Job<'_, Backend>> =
-        methods.iter().map(|method| Job { method: method.method::<Backend>(), grid: grid() }).collect();
+        methods.iter().map(|method| Job { method: method.method::<Backend>(), grids: grids.clone() }).collect();
     let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| ()).unwrap();
     let models = methods.clone().into_iter().zip(pass.models.into_iter().map(Result::unwrap)).collect();
     Made { base: BaseTensors { wiring, checkpoint }, models }
@@ -98,18 +107,18 @@ fn files() -> BTreeMap<String, String> {
     BTreeMap::from([("model.safetensors".to_owned(), "a".repeat(64)), ("config.json".to_owned(), "b".repeat(64))])
 }
 
-fn question<'a>(files: &'a BTreeMap<String, String>, method: &'a MethodSpec, grid: &'a Grid) -> Question<'a> {
-    Question::new(files, (method, grid), Some(("c", Propagation::Quantized)), ("flex", FloatType::F32))
+fn question<'a>(files: &'a BTreeMap<String, String>, method: &'a MethodSpec, rule: &'a GridRule) -> Question<'a> {
+    Question::new(files, (method, rule), Some(("c", Propagation::Quantized)), ("flex", FloatType::F32))
 }
 
 #[test]
 fn codes_are_kept_bit_for_bit() {
-    let (grid, cache) = (grid(), tempfile::tempdir().unwrap());
+    let (rule, cache) = (GridRule::from(grid()), tempfile::tempdir().unwrap());
     let store = CodeStore::new(cache.path(), 1 << 30);
     for (made, model) in [(llama(), "1"), (opt(), "2")] {
         let files = BTreeMap::from([("model.safetensors".to_owned(), model.repeat(64))]);
         for (method, model) in &made.models {
-            let (question, label) = (question(&files, method, &grid), method.label());
+            let (question, label) = (question(&files, method, &rule), method.label());
             let empty = store.open(&question, made.base.clone()).unwrap();
             assert!(empty.n_blocks() == 0 && !empty.is_whole() && empty.begun().is_none(), "{label}");
             keep(&store, &question, &made, model);
@@ -133,11 +142,11 @@ fn codes_are_kept_bit_for_bit() {
 
 #[test]
 fn a_pass_goes_on_behind_the_blocks_that_are_stored() {
-    let (files, grid, cache) = (files(), grid(), tempfile::tempdir().unwrap());
+    let (files, rule, cache) = (files(), GridRule::from(grid()), tempfile::tempdir().unwrap());
     let store = CodeStore::new(cache.path(), 1 << 30);
     let made = llama();
     let (method, model) = &made.models[1];
-    let question = question(&files, method, &grid);
+    let question = question(&files, method, &rule);
     let mut codes = store.open(&question, made.base.clone()).unwrap();
     codes.keep(blocks(model, 0).remove(0)).unwrap();
     drop(codes);
@@ -150,18 +159,22 @@ fn a_pass_goes_on_behind_the_blocks_that_are_stored() {
 #[test]
 fn every_part_of_the_question_counts() {
     let (base, grid, all) = (files(), grid(), methods());
+    let rule = GridRule::from(grid);
     let id = |question: &Question<'_>| question.id().unwrap();
-    let first = id(&question(&base, &all[0], &grid));
-    assert_eq!(id(&question(&base, &all[0], &grid)), first);
-    let other_grid = Grid { range_includes_zero: !grid.range_includes_zero, ..grid };
+    let first = id(&question(&base, &all[0], &rule));
+    assert_eq!(id(&question(&base, &all[0], &rule)), first);
+    let other_grid = GridRule::from(Grid { range_includes_zero: !grid.range_includes_zero, ..grid });
+    let left = GridOverride { linears: "mlp.*".into(), grid: None };
+    let with_override = GridRule { overrides: vec![left], ..rule.clone() };
     let mut other_files = base.clone();
     other_files.insert("model.safetensors".into(), "d".repeat(64));
     let ask =
-        |calibration, device, precision| id(&Question::new(&base, (&all[0], &grid), calibration, (device, precision)));
+        |calibration, device, precision| id(&Question::new(&base, (&all[0], &rule), calibration, (device, precision)));
     let others = [
-        id(&question(&base, &all[1], &grid)),
+        id(&question(&base, &all[1], &rule)),
         id(&question(&base, &all[0], &other_grid)),
-        id(&question(&other_files, &all[0], &grid)),
+        id(&question(&base, &all[0], &with_override)),
+        id(&question(&other_files, &all[0], &rule)),
         ask(None, "flex", FloatType::F32),
         ask(Some(("other", Propagation::Quantized)), "flex", FloatType::F32),
         ask(Some(("c", Propagation::FullPrecision)), "flex", FloatType::F32),
@@ -175,7 +188,7 @@ fn every_part_of_the_question_counts() {
     assert_eq!(on("cuda:0"), on("cuda:1"));
     let mut with_template = base.clone();
     with_template.insert("chat_template.jinja".into(), "e".repeat(64));
-    assert_eq!(id(&question(&with_template, &all[0], &grid)), first);
+    assert_eq!(id(&question(&with_template, &all[0], &rule)), first);
 }
 
 #[test]
@@ -189,11 +202,11 @@ fn sequences_are_told_apart_by_tokens_and_bounds() {
 
 #[test]
 fn damaged_blocks_are_removed_with_those_behind_them() {
-    let (files, grid, cache) = (files(), grid(), tempfile::tempdir().unwrap());
+    let (files, rule, cache) = (files(), GridRule::from(grid()), tempfile::tempdir().unwrap());
     let store = CodeStore::new(cache.path(), 1 << 30);
     let made = llama();
     let (method, model) = &made.models[0];
-    let question = question(&files, method, &grid);
+    let question = question(&files, method, &rule);
     let folder = store.folder().join(question.id().unwrap().0);
     let damage = |block_idx: usize, name: &str, edit: &dyn Fn(&mut Vec<u8>)| {
         keep(&store, &question, &made, model);
@@ -214,12 +227,12 @@ fn damaged_blocks_are_removed_with_those_behind_them() {
 
 #[test]
 fn those_not_used_for_longest_are_dropped_first() {
-    let (grid, cache) = (grid(), tempfile::tempdir().unwrap());
+    let (rule, cache) = (GridRule::from(grid()), tempfile::tempdir().unwrap());
     let made = llama();
     let (method, model) = &made.models[0];
     let models: Vec<_> =
         ["1", "2", "3", "4"].map(|digit| BTreeMap::from([("m.gguf".to_owned(), digit.repeat(64))])).into();
-    let questions: Vec<Question<'_>> = models.iter().map(|files| question(files, method, &grid)).collect();
+    let questions: Vec<Question<'_>> = models.iter().map(|files| question(files, method, &rule)).collect();
     // Times of files are as coarse as some milliseconds.
     let wait = || std::thread::sleep(Duration::from_millis(20));
     let use_codes = |store: &CodeStore, index: usize| {
@@ -249,11 +262,11 @@ fn those_not_used_for_longest_are_dropped_first() {
 
 #[test]
 fn a_scratch_store_goes_with_its_last_copy() {
-    let (files, grid, cache) = (files(), grid(), tempfile::tempdir().unwrap());
+    let (files, rule, cache) = (files(), GridRule::from(grid()), tempfile::tempdir().unwrap());
     let made = llama();
     let (method, model) = &made.models[0];
     let store = CodeStore::scratch(cache.path()).unwrap();
-    let question = question(&files, method, &grid);
+    let question = question(&files, method, &rule);
     let codes = keep(&store, &question, &made, model);
     let folder = store.folder();
     drop(store);

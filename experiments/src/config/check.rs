@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, bail, ensure};
 use awq_core::arithmetic::FloatType;
 
-use super::{EvaluationSpec, ExperimentFile, ExperimentSpec, FigureSpec, ModelSource, ProtocolSpec, TableAxis};
+use super::{
+    EvaluationSpec, ExperimentFile, ExperimentSpec, FigureSpec, GridSweep, ModelSource, ProtocolSpec, TableAxis,
+};
 use crate::eval::registry::MetricKey;
 use crate::plan::{Cell, Plan};
 
@@ -25,6 +27,30 @@ impl ExperimentSpec {
         Ok(())
     }
 
+    /// Every grid that some linears have makes sense, and every method can round to it.
+    fn check_grids(&self) -> anyhow::Result<()> {
+        for rule in self.grids.iter().flat_map(GridSweep::rules) {
+            let methods = || self.methods.iter().map(|entry| &entry.method);
+            if let Some(method) = methods().find(|one| rule.head().is_some() && !one.settings().quantizes_head()) {
+                bail!(
+                    "method `{}` cannot quantize `lm_head`, of which no activations are known; quantize it with rtn or hqq, or \
+                     remove its override",
+                    method.key()
+                );
+            }
+            for grid in rule.grids() {
+                grid.check().map_err(|problem| anyhow::anyhow!("section `[grids]`: {problem}"))?;
+                for method in self.methods.iter().map(|entry| &entry.method) {
+                    let supported = method.settings().supports(grid);
+                    supported.map_err(|problem| {
+                        anyhow::anyhow!("method `{}` on {}: {problem}", method.key(), grid.label())
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Whether models are quantized and scored; an experiment may only time things.
     fn measures_quality(&self) -> bool {
         self.speed.is_none() || self.grids.is_some() || !self.methods.is_empty() || !self.evaluations.is_empty()
@@ -34,7 +60,7 @@ impl ExperimentSpec {
         not_empty("models", self.models.len())?;
         not_empty("methods", self.methods.len())?;
         let grids = self.grids.as_ref().context("section `[grids]` is missing; say which bits and groups")?;
-        not_empty("grids.bits", grids.bits.len())?;
+        grids.check()?;
         not_empty("grids.granularity", grids.granularity.len())?;
         not_empty("evaluations", self.evaluations.len())?;
         self.check_calibrations()?;
@@ -58,6 +84,7 @@ impl ExperimentSpec {
         for method in self.methods.iter().map(|entry| &entry.method) {
             method.settings().check().map_err(|problem| anyhow::anyhow!("method `{}`: {problem}", method.key()))?;
         }
+        self.check_grids()?;
         let mut names: Vec<&str> = self.models.iter().map(|model| model.name.as_str()).collect();
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {

@@ -9,6 +9,7 @@ mod calibration;
 mod check;
 mod draws;
 mod file;
+mod grids;
 mod layout;
 pub(crate) mod names;
 mod place;
@@ -21,7 +22,6 @@ use std::num::{NonZeroU16, NonZeroUsize};
 
 use anyhow::Context;
 use awq_core::arithmetic::{Arithmetic, FloatType};
-use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,7 @@ pub use self::calibration::{CalibrationSpec, CalibrationUse, MethodEntry, NamedC
 pub use self::check::json_schema;
 pub use self::draws::{Draw, DrawnCalibration};
 pub use self::file::ExperimentFile;
+pub use self::grids::{GridChange, GridKeys, GridSweep, OverrideSpec};
 pub use self::layout::*;
 pub use self::published::{PublishedFor, PublishedRow, PublishedTable};
 pub use self::reference::ReferenceValue;
@@ -91,39 +92,6 @@ pub struct RunSpec {
     /// CPU threads; all cores when absent. Never changes a result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<NonZeroUsize>,
-}
-
-/// Lists whose product gives the grids.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct GridSweep {
-    /// Bits of a code.
-    pub bits: Vec<Bits>,
-    /// `"per_tensor"`, `"per_channel"` or `{ per_group = 128 }`.
-    pub granularity: Vec<Granularity>,
-    /// Where zero lies.
-    pub symmetry: Symmetry,
-    /// Whether a group's range is widened to hold zero (AWQ: false, GPTQ: true).
-    pub range_includes_zero: bool,
-    /// How scales are stored.
-    pub scale_dtype: ScaleDtype,
-}
-
-impl GridSweep {
-    /// Every grid, granularity outermost, in the order of the lists.
-    pub fn grids(&self) -> Vec<Grid> {
-        let grid = |bits, granularity| Grid {
-            bits,
-            granularity,
-            symmetry: self.symmetry,
-            range_includes_zero: self.range_includes_zero,
-            scale_dtype: self.scale_dtype,
-        };
-        self.granularity
-            .iter()
-            .flat_map(|&granularity| self.bits.iter().map(move |&bits| grid(bits, granularity)))
-            .collect()
-    }
 }
 
 /// A text that a metric is measured on, and how it is scored. Metrics of one such text are measured in one pass.

@@ -335,3 +335,51 @@ fn a_baseline_is_one_of_the_methods() {
         "FILE: not a valid experiment: key `report.baseline`: no method of this experiment is labelled `GPQT`; use one of: GPTQ, RTN"
     );
 }
+
+/// The third grid of [`HEAD`]'s with two lists of overrides beside none.
+fn with_overrides(overrides: &str) -> String {
+    HEAD.replace("scale_dtype = \"f16\"\n", &format!("scale_dtype = \"f16\"\noverrides = {overrides}\n")) + RTN
+}
+
+#[test]
+fn overrides_of_grids_are_cells_of_their_own() {
+    let overrides = "[[], [{ linears = \"*.down_proj\", grid = { bits = 8 } }], [\n\
+                     { linears = \"model.layers.0.*\", grid = \"full_precision\" },\n\
+                     { linears = \"mlp.*\", grid = { granularity = \"per_channel\", symmetry = \"symmetric_full_range\" } }]]";
+    let spec = read_all(&with_overrides(overrides)).unwrap();
+    let planned: Vec<Cell> = Plan::new(&spec).cells().cloned().collect();
+    let labels: Vec<String> = planned.iter().map(Cell::label).collect();
+    assert_eq!(
+        labels,
+        [
+            "m FP",
+            "m RTN W3 g128",
+            "m RTN W3 g128 (*.down_proj W8 g128)",
+            "m RTN W3 g128 (model.layers.0.* FP, mlp.* W3 per-channel sym-full)"
+        ]
+    );
+    // Without overrides it is the cell of a file that knows none.
+    assert_eq!(planned[1].id(), cells(&[RTN])[1].id());
+    let json = serde_json::to_string(&planned[1]).unwrap();
+    assert!(!json.contains("overrides"), "records of before would have other ids: {json}");
+    let ids: std::collections::BTreeSet<_> = planned.iter().map(Cell::id).collect();
+    assert_eq!(ids.len(), planned.len());
+    for cell in &planned {
+        assert_eq!(serde_json::from_str::<Cell>(&serde_json::to_string(cell).unwrap()).unwrap(), *cell);
+    }
+    let written = spec.to_toml().unwrap();
+    assert_eq!(read_all(&written).unwrap(), spec, "{written}");
+}
+
+#[test]
+fn overrides_that_say_nothing_are_refused_by_place() {
+    let error = |overrides: &str| read_all(&with_overrides(overrides)).unwrap_err();
+    let word = error("[[{ linears = \"*\", grid = \"skip\" }]]");
+    let expected =
+        "invalid value: string \"skip\", expected `\"full_precision\"` or keys of a grid, such as `{ bits = 8 }`";
+    assert!(word.contains("`grids.overrides[0][0].grid`") && word.contains(expected), "{word}");
+    let key = error("[[{ linears = \"*\", grid = { bit = 8 } }]]");
+    assert!(key.contains("grids.overrides[0][0].grid.bit") && key.contains("unknown field `bit`"), "{key}");
+    let bits = error("[[{ linears = \"*\", grid = { bits = 9 } }]]");
+    assert!(bits.contains("bits = 9 is outside 2..=8"), "{bits}");
+}

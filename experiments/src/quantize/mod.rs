@@ -9,9 +9,10 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
-use awq_core::grid::Grid;
+use awq_core::driver::FullPrecisionShare;
 use awq_core::load::Checkpoint;
 use awq_core::load::packed::{LAYOUT_VERSION, PackedHeader};
+use awq_core::rule::GridRule;
 
 use crate::assets::{AssetStore, sha256_of};
 use crate::codes::{CodeStore, Codes};
@@ -31,8 +32,8 @@ use crate::session::{Machine, Model, Session, Wanted};
 pub struct Recipe {
     /// The method and its settings.
     pub method: MethodSpec,
-    /// The grid.
-    pub grid: Grid,
+    /// The grid of each linear.
+    pub rule: GridRule,
     /// What it is calibrated on; `None` for methods that look at no activations.
     pub calibration: Option<CalibrationSpec>,
 }
@@ -40,7 +41,7 @@ pub struct Recipe {
 impl Recipe {
     /// `AWQ W4 g128`.
     pub fn label(&self) -> String {
-        format!("{} {}", self.method.label(), self.grid.label())
+        format!("{} {}", self.method.label(), self.rule.label())
     }
 }
 
@@ -50,6 +51,8 @@ pub struct Quantized {
     pub checkpoint: Arc<dyn Checkpoint>,
     /// Stored bits per quantized weight.
     pub bits_per_weight: f64,
+    /// Linears of the blocks that were left in full precision.
+    pub full_precision: Option<FullPrecisionShare>,
     /// See [`codes_sha256`](awq_core::driver::codes_sha256).
     pub codes_sha256: String,
 }
@@ -69,18 +72,33 @@ pub fn quantize(
         let source = model.opened.checkpoint.source().display();
         anyhow::bail!("{source}: is quantized already ({}); quantize the model that it was made from", packed.method);
     }
+    ensure!(
+        recipe.rule.head().is_none() || recipe.method.settings().quantizes_head(),
+        "method `{}` cannot quantize `lm_head`, of which no activations are known; quantize it with rtn or hqq, or remove its override",
+        recipe.method.key()
+    );
+    for grid in recipe.rule.grids() {
+        let problem = grid.check().and_then(|()| recipe.method.settings().supports(grid));
+        problem
+            .map_err(|problem| anyhow::anyhow!("method `{}` on {}: {problem}", recipe.method.key(), grid.label()))?;
+    }
     let machine = Machine { device, precision: FloatType::F32, codes, progress };
     let made = run_on(device, FloatType::F32, QuantizeJob { model, recipe, machine, texts: Texts::new(store) })?;
     let (bits_per_weight, codes_sha256) = (made.bits_per_weight(), made.sha256()?);
+    let full_precision = model.left_in_full_precision(&made)?;
     let checkpoint = made.checkpoint();
     // What is open can be read to the end.
     codes.trim();
-    Ok(Quantized { checkpoint, bits_per_weight, codes_sha256 })
+    Ok(Quantized { checkpoint, bits_per_weight, full_precision, codes_sha256 })
 }
 
 /// Bytes that must be free for `recipe`'s packed checkpoint of a model.
-pub fn needed_bytes(model: &Model, recipe: &Recipe) -> u64 {
-    packed::needed_bytes(model.opened.checkpoint.as_ref(), |name| model.wiring.quantizes(name), &recipe.grid)
+///
+/// # Errors
+/// Overrides that do not fit the model.
+pub fn needed_bytes(model: &Model, recipe: &Recipe) -> anyhow::Result<u64> {
+    recipe.rule.resolve(&model.wiring)?;
+    Ok(packed::needed_bytes(model.opened.checkpoint.as_ref(), |name| model.grid_of(&recipe.rule, name)))
 }
 
 struct QuantizeJob<'a> {
@@ -94,15 +112,15 @@ impl DeviceJob for QuantizeJob<'_> {
     type Output = Codes;
 
     fn run<B: QuantBackend>(mut self, device: B::Device) -> anyhow::Result<Codes> {
-        let Recipe { method, grid, calibration } = self.recipe;
+        let Recipe { method, rule, calibration } = self.recipe;
         let session = Session::<B>::open(self.model, self.machine, &device)?;
         let calibrated = calibration.as_ref().map(|spec| session.calibrate(spec, None, &mut self.texts)).transpose()?;
-        let codes = session.stored(method, grid, calibrated.as_ref())?;
+        let codes = session.stored(method, rule, calibrated.as_ref())?;
         if codes.is_whole() {
             return Ok(codes);
         }
         let label = format!("quantize to {}, blocks", self.recipe.label());
-        let made = session.quantize(&label, vec![Wanted { method, grid: *grid, codes }], calibrated.as_ref())?;
+        let made = session.quantize(&label, vec![Wanted { method, rule: rule.clone(), codes }], calibrated.as_ref())?;
         made.into_iter().next().context("one job gives one model")?.with_context(|| self.recipe.label())
     }
 }
@@ -117,7 +135,8 @@ pub fn header(recipe: &Recipe, quantized: &Quantized) -> anyhow::Result<PackedHe
         layout_version: LAYOUT_VERSION,
         method: recipe.method.label(),
         settings: serde_json::to_value(&recipe.method)?,
-        grid: recipe.grid,
+        grid: recipe.rule.grid,
+        overrides: recipe.rule.overrides.clone(),
         bits_per_weight: quantized.bits_per_weight,
         calibration: recipe.calibration.as_ref().map(serde_json::to_value).transpose()?,
         codes_sha256: quantized.codes_sha256.clone(),

@@ -151,6 +151,7 @@ mod tests {
             method_version: None,
             calibration_text_sha256: None,
             bits_per_weight: 4.0,
+            full_precision: None,
             codes_sha256: "c".into(),
             n_calibration_sequences: 0,
             calibration_overlap_tokens: 0,

@@ -280,7 +280,7 @@ fn row(
     let (record, done, estimator) = (cell.record, cell.done, metric.quantity().estimator);
     let method = cell.method_label();
     let grid = record.cell.quantization.as_ref().map(|quantization| quantization.grid);
-    let grid_label = grid.map(|grid| grid.label());
+    let grid_label = grid.map(|_| record.cell.grid_label());
     let estimate = stats::estimate(&measurement.samples, estimator, BOOTSTRAP).ok();
     let to_fp =
         compare(cell, (measurement, estimator), finished, |other| grid.is_some() && other.quantization.is_none());
@@ -290,6 +290,7 @@ fn row(
     let high = |paired: Option<Paired>| paired.map(|paired| paired.interval.high);
     let block_len = |paired: Option<Paired>| paired.map(|paired| paired.block_len);
     let quantization = done.quantization.as_ref();
+    let full_precision = quantization.and_then(|quantization| quantization.full_precision);
     let planned = record.cell.quantization.as_ref();
     let steps = quantization.and_then(step_change);
     let row = Row {
@@ -298,6 +299,8 @@ fn row(
         bits: grid.map(|grid| u64::from(grid.bits.get())),
         granularity: grid.map(|grid| grid.granularity.label()),
         bits_per_weight: cell.bits_per_weight(),
+        full_precision_weights: full_precision.map(|share| share.n_weights),
+        bits_per_weight_of_all: full_precision.map(|share| share.bits_per_weight_of_all),
         base_storage: cell.base_storage(),
         base_bits_per_weight: cell.base_bits_per_weight(),
         metric,

@@ -41,7 +41,7 @@ pub mod terminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use polars::prelude::{CsvWriter, DataFrame, ParquetWriter, SerWriter};
+use polars::prelude::{CsvWriter, DataFrame, ParquetWriter, PolarsResult, SerWriter};
 use tempfile::NamedTempFile;
 
 use self::html::{Drawing, Page};
@@ -95,7 +95,7 @@ pub fn write_report<C>(
     let newest = frame::newest(&asked);
     let draws::Rows { cells, shown: rows, records: means } = draws::rows(&newest, &plan.references, &plan.baseline)?;
     let means: Vec<&Record> = means.iter().map(|record| &**record).collect();
-    let mut data = Row::to_frame(&cells).context("cannot build the frame of the records")?;
+    let mut data = frame_of(&cells).context("cannot build the frame of the records")?;
     let pivots = pivots(plan, &rows, &means);
     let mut document = document(plan, &rows, &means, &pivots);
     let (timed, not_timed) = told_apart(speed);
@@ -133,6 +133,13 @@ pub fn write_report<C>(
         write_frame(&mut data, &files.csv, &files.parquet)?;
     }
     Ok(files)
+}
+
+/// The frame of `rows`, without the columns that only overrides of grids fill where there are none.
+fn frame_of(rows: &[Row]) -> PolarsResult<DataFrame> {
+    let frame = Row::to_frame(rows)?;
+    let overridden = rows.iter().any(|row| row.full_precision_weights.is_some());
+    Ok(if overridden { frame } else { frame.drop_many(["full_precision_weights", "bits_per_weight_of_all"]) })
 }
 
 fn write_frame(data: &mut DataFrame, csv_path: &Path, parquet_path: &Path) -> anyhow::Result<()> {

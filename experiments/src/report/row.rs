@@ -26,6 +26,10 @@ columns! {
         /// Stored bits per quantized weight with scales and zero points; of the base model, what its file stores; null where
         /// the record does not tell.
         bits_per_weight: Option<f64>,
+        /// Weights of linears that were left in full precision; null where none was. The column is left out where all are null.
+        full_precision_weights: Option<u64>,
+        /// Stored bits per weight over all linears of blocks, these among them, likewise.
+        bits_per_weight_of_all: Option<f64>,
         /// In what types the file of the base model stores the linears of blocks; null where the record does not tell.
         base_storage: Option<String>,
         /// Stored bits per weight of these, with scales and minima.

@@ -201,17 +201,25 @@ fn on_grid<'a>(row: &Row, rows: &'a [Row]) -> Vec<&'a Row> {
 
 fn notes(rows: &[Row]) -> Vec<String> {
     let sources: BTreeSet<&str> = rows.iter().filter_map(|row| row.reference_source.as_deref()).collect();
+    let cell = |row: &Row| format!("{} {}", row.method, row.grid.as_deref().unwrap_or_default()).trim_end().to_owned();
     let overlap = |row: &Row| {
         let tokens = row.calibration_overlap_tokens.filter(|&tokens| tokens > 0)?;
-        let cell = format!("{} {}", row.method, row.grid.as_deref().unwrap_or_default());
         Some(format!(
             "{}: {} calibration tokens also occur in scored windows; its number is optimistic.",
-            cell.trim_end(),
+            cell(row),
             grouped(tokens)
         ))
     };
+    let left = |row: &Row| {
+        let (n_weights, bits) = (row.full_precision_weights?, row.bits_per_weight_of_all?);
+        Some(format!(
+            "{}: {} weights of linears stay in full precision, which bits/w leaves out; over all linears it is {bits:.2}.",
+            cell(row),
+            grouped(n_weights)
+        ))
+    };
     let papers = sources.into_iter().map(|source| format!("Paper: {source}."));
-    papers.chain(rows.iter().filter_map(overlap)).collect()
+    papers.chain(rows.iter().filter_map(overlap)).chain(rows.iter().filter_map(left)).collect()
 }
 
 pub(crate) fn missing() -> String {

@@ -36,6 +36,7 @@ pub(super) fn grid(bits: u8, group_size: u16) -> Grid {
         symmetry: Symmetry::Asymmetric,
         range_includes_zero: false,
         scale_dtype: ScaleDtype::F16,
+        values: None,
     }
 }
 
@@ -54,7 +55,7 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
     });
     let quantization = method.map(|(json, grid)| {
         let method: MethodSpec = serde_json::from_str(json).unwrap();
-        QuantizationCell { method, grid, calibration: None, calibration_name: None, draw: None }
+        QuantizationCell { method, grid, overrides: Vec::new(), calibration: None, calibration_name: None, draw: None }
     });
     let model = ModelSpec { name: "Tiny_1M".into(), source: ModelSource::Bundled(Bundled {}) };
     let cell = Cell { model, quantization, evaluations: Vec::new(), precision: Default::default() };
@@ -91,6 +92,7 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
             method_version: None,
             calibration_text_sha256: None,
             bits_per_weight,
+            full_precision: None,
             codes_sha256: "c".repeat(64),
             n_calibration_sequences: 16,
             calibration_overlap_tokens: 0,

@@ -12,7 +12,7 @@ use crate::guard::guarded;
 use crate::plan::Cell;
 use crate::provenance::peak_resident_bytes;
 use crate::record::{Cost, Done, Outcome, Quantization, Stage};
-use crate::session::{BaseModels, Calibrated, PreparedTexts, Session, Wanted};
+use crate::session::{BaseModels, Calibrated, Model, PreparedTexts, Session, Wanted};
 
 /// A session with what its cells are scored on.
 pub(super) struct Scoring<'s, 'm, B: QuantBackend> {
@@ -49,15 +49,15 @@ impl ModelJob<'_, '_, '_> {
         let mut wanted: Vec<Wanted<'_>> = Vec::new();
         for &cell in cells {
             let Some(quantization) = &cell.quantization else { continue };
-            let (method, grid) = (&quantization.method, quantization.grid);
-            let codes = at.session.stored(method, &grid, calibrated)?;
+            let (method, rule) = (&quantization.method, quantization.rule());
+            let codes = at.session.stored(method, &rule, calibrated)?;
             if codes.is_whole() {
                 let quantized = Quantized { codes: &codes, from_store: true, calibration: calibrated };
                 let outcome = at.evaluate(cell, Some(&quantized));
                 (self.sink)(cell, outcome, &self.assets)?;
             } else {
                 missing.push(cell);
-                wanted.push(Wanted { method, grid, codes });
+                wanted.push(Wanted { method, rule, codes });
             }
         }
         self.note_stored(name, cells.len(), &wanted);
@@ -110,13 +110,13 @@ impl<B: QuantBackend> Scoring<'_, '_, B> {
     fn measure(&mut self, cell: &Cell, quantized: Option<&Quantized<'_>>, start: Instant) -> anyhow::Result<Done> {
         let Self { session, texts, base } = self;
         let calibration = quantized.and_then(|quantized| quantized.calibration).map(|calibrated| &calibrated.set);
-        let changed = quantized.map(|quantized| session.quantized(quantized.codes));
+        let changed = quantized.map(|quantized| session.quantized(quantized.codes)).transpose()?;
         let decoder = changed.as_deref().unwrap_or(session.decoder());
         let measurements = session.score(&cell.label(), decoder, &cell.evaluations, (texts, base), calibration)?;
         let seconds = |codes: &Codes| codes.logs().map(|log| log.seconds).sum::<f64>();
         Ok(Done {
             measurements,
-            quantization: quantized.map(|quantized| quantized.describe(cell, texts)).transpose()?,
+            quantization: quantized.map(|quantized| quantized.describe(cell, texts, session.model())).transpose()?,
             packed: session.model().opened.packed.as_ref().map(Into::into),
             storage: session.model().storage.clone(),
             cost: Cost {
@@ -131,7 +131,7 @@ impl<B: QuantBackend> Scoring<'_, '_, B> {
 }
 
 impl Quantized<'_> {
-    fn describe(&self, cell: &Cell, texts: &PreparedTexts) -> anyhow::Result<Quantization> {
+    fn describe(&self, cell: &Cell, texts: &PreparedTexts, model: &Model) -> anyhow::Result<Quantization> {
         let overlap = |set: &CalibrationSet| {
             let windows: Vec<&[u32]> =
                 cell.evaluations.iter().flat_map(|evaluation| texts[evaluation.text()].windows.slices()).collect();
@@ -141,6 +141,7 @@ impl Quantized<'_> {
             method_version: cell.quantization.as_ref().map(|quantization| quantization.method.version()),
             calibration_text_sha256: self.calibration.map(|calibrated| calibrated.text_sha256.clone()),
             bits_per_weight: self.codes.bits_per_weight(),
+            full_precision: model.left_in_full_precision(self.codes)?,
             codes_sha256: self.codes.sha256()?,
             n_calibration_sequences: self.calibration.map_or(0, |calibrated| calibrated.set.ids.len()),
             calibration_overlap_tokens: self.calibration.map_or(0, |calibrated| overlap(&calibrated.set)),

@@ -11,16 +11,20 @@ use std::sync::Arc;
 use anyhow::Context;
 use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
+use awq_core::driver::FullPrecisionShare;
+use awq_core::grid::Grid;
 use awq_core::load::{OpenedModel, open_model};
 use awq_core::model::wiring::Wiring;
 use awq_core::model::{Decoder, Storage, open_decoder, wiring_of};
+use awq_core::rule::GridRule;
 
 pub use self::calibrate::Calibrated;
 pub use self::quantize::Wanted;
 pub use self::score::{BaseModels, Prepared, PreparedTexts};
 use crate::assets::AssetStore;
-use crate::codes::{BaseTensors, CodeStore};
+use crate::codes::{BaseTensors, CodeStore, Codes};
 use crate::config::ModelSpec;
+use crate::packed::bytes_of_codes;
 use crate::progress::Progress;
 
 /// A model whose headers are read and checked.
@@ -55,6 +59,31 @@ impl Model {
         wiring.notes.iter().for_each(|note| progress.note(note));
         let storage = Storage::of(&wiring, &opened.config, opened.checkpoint.as_ref());
         Ok(Self { opened, wiring: Arc::new(wiring), storage, files })
+    }
+}
+
+impl Model {
+    /// The grid of a tensor that `rule` quantizes.
+    pub fn grid_of(&self, rule: &GridRule, name: &str) -> Option<Grid> {
+        let linear = self.wiring.quantizable_linear(name)?;
+        rule.grid_of(name.strip_suffix(".weight")?, linear.0).copied()
+    }
+
+    /// What the rule of `codes` leaves in full precision.
+    ///
+    /// # Errors
+    /// Overrides that do not fit the model.
+    pub fn left_in_full_precision(&self, codes: &Codes) -> anyhow::Result<Option<FullPrecisionShare>> {
+        let (grids, base) = (codes.rule().resolve(&self.wiring)?, self.opened.checkpoint.as_ref());
+        let quantized = codes.checkpoint();
+        Ok(FullPrecisionShare::of(&grids, &self.wiring, &self.opened.config, (base, quantized.as_ref())))
+    }
+
+    /// Bytes of all codes that `rule` makes.
+    pub fn bytes_of_codes(&self, rule: &GridRule) -> u64 {
+        let checkpoint = self.opened.checkpoint.as_ref();
+        let bytes = |name: &String| self.grid_of(rule, name).map(|grid| bytes_of_codes(checkpoint, name, &grid));
+        checkpoint.names().iter().filter_map(bytes).sum::<u64>()
     }
 }
 

@@ -3,15 +3,15 @@
 use anyhow::ensure;
 use awq_core::backend::QuantBackend;
 use awq_core::driver::{Begun, BlockSink, Job, QuantizedBlock, quantize_blocks};
-use awq_core::grid::Grid;
 use awq_core::method::MethodError;
 use awq_core::model::Decoder;
+use awq_core::pack::PackedWeight;
+use awq_core::rule::GridRule;
 
 use super::{Calibrated, Session};
 use crate::assets::cannot_write;
 use crate::codes::{Codes, Question};
 use crate::guard::guarded;
-use crate::packed::bytes_of_codes;
 use crate::progress::Bar;
 use crate::registry::MethodSpec;
 
@@ -19,8 +19,8 @@ use crate::registry::MethodSpec;
 pub struct Wanted<'a> {
     /// The method.
     pub method: &'a MethodSpec,
-    /// The grid.
-    pub grid: Grid,
+    /// The grid of each linear.
+    pub rule: GridRule,
     /// What is stored of them.
     pub codes: Codes,
 }
@@ -30,10 +30,15 @@ impl<B: QuantBackend> Session<'_, B> {
     ///
     /// # Errors
     /// Settings that are no JSON.
-    pub fn stored(&self, method: &MethodSpec, grid: &Grid, calibrated: Option<&Calibrated>) -> anyhow::Result<Codes> {
+    pub fn stored(
+        &self,
+        method: &MethodSpec,
+        rule: &GridRule,
+        calibrated: Option<&Calibrated>,
+    ) -> anyhow::Result<Codes> {
         let calibration = calibrated.map(|one| (one.sequences_sha256.as_str(), one.propagation));
         let on = (self.machine.device, self.machine.precision);
-        let question = Question::new(&self.model.files, (method, grid), calibration, on);
+        let question = Question::new(&self.model.files, (method, rule), calibration, on);
         self.machine.codes.open(&question, self.base_tensors())
     }
 
@@ -41,7 +46,7 @@ impl<B: QuantBackend> Session<'_, B> {
     /// `label` says which pass it is.
     ///
     /// # Errors
-    /// A disk without room for them, a block that cannot be read or stored. What a method objects to is its own result.
+    /// Overrides that do not fit the model, a disk without room for the codes, a block that cannot be read or stored. What a method objects to is its own result.
     pub fn quantize(
         &self,
         label: &str,
@@ -49,11 +54,15 @@ impl<B: QuantBackend> Session<'_, B> {
         calibrated: Option<&Calibrated>,
     ) -> anyhow::Result<Vec<Result<Codes, MethodError>>> {
         self.check_room(&wanted)?;
-        let jobs: Vec<Job<'_, B>> =
-            wanted.iter().map(|one| Job { method: one.method.method::<B>(), grid: one.grid }).collect();
+        let mut jobs: Vec<Job<'_, B>> = Vec::new();
+        let mut codes = Vec::new();
+        for one in wanted {
+            jobs.push(Job { method: one.method.method::<B>(), grids: one.rule.resolve(&self.model.wiring)? });
+            codes.push(one.codes);
+        }
         let bar = self.machine.progress.bar(label, self.decoder.config().n_blocks as u64);
         let calibration = calibrated.map(Calibrated::calibration);
-        let mut sink = Stored { codes: wanted.into_iter().map(|one| one.codes).collect(), bar: &bar };
+        let mut sink = Stored { codes, bar: &bar };
         let results = guarded(|| quantize_blocks(self.decoder.as_ref(), calibration, &jobs, &mut sink))?;
         let codes = sink.codes;
         bar.finish();
@@ -61,17 +70,17 @@ impl<B: QuantBackend> Session<'_, B> {
     }
 
     /// The model with `codes` in place of its weights.
-    pub fn quantized(&self, codes: &Codes) -> Box<dyn Decoder<B>> {
-        self.decoder.over(codes.checkpoint())
+    ///
+    /// # Errors
+    /// A head that cannot be read.
+    pub fn quantized(&self, codes: &Codes) -> anyhow::Result<Box<dyn Decoder<B>>> {
+        Ok(self.decoder.over(codes.checkpoint())?)
     }
 
     fn check_room(&self, wanted: &[Wanted<'_>]) -> anyhow::Result<()> {
-        let checkpoint = self.model.opened.checkpoint.as_ref();
-        let linears: Vec<String> =
-            checkpoint.names().into_iter().filter(|name| self.model.wiring.quantizes(name)).collect();
         let n_blocks = self.decoder.config().n_blocks.max(1) as u64;
         let missing = |one: &Wanted<'_>| {
-            bytes_of_codes(checkpoint, &linears, &one.grid) / n_blocks * (n_blocks - one.codes.n_blocks() as u64)
+            self.model.bytes_of_codes(&one.rule) / n_blocks * (n_blocks - one.codes.n_blocks() as u64)
         };
         let needed: u64 = wanted.iter().map(missing).sum();
         let folder = self.machine.codes.folder();
@@ -102,6 +111,10 @@ impl BlockSink for Stored<'_> {
 
     fn keep(&mut self, job_idx: usize, block: QuantizedBlock) -> anyhow::Result<()> {
         self.codes[job_idx].keep(block)
+    }
+
+    fn keep_head(&mut self, job_idx: usize, head: PackedWeight) -> anyhow::Result<()> {
+        self.codes[job_idx].keep_head(head)
     }
 
     fn passed(&mut self, _: usize, _: f64) {

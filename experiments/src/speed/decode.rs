@@ -108,7 +108,7 @@ fn packed_form(
 ) -> anyhow::Result<Form> {
     let DecodeFormat { bits, granularity, activations, head_bits } = *format;
     let grid = Grid::awq(bits, granularity);
-    let recipe = Recipe { method: MethodSpec::Rtn(Rtn {}), grid, calibration: None };
+    let recipe = Recipe { method: MethodSpec::Rtn(Rtn {}), rule: grid.into(), calibration: None };
     let quantized = quantize(opened, &recipe, ("flex", codes), store, progress)?;
     let options = DecodeOptions { activations, head: head_bits.map(head_grid) };
     let packed = PackedForm { bits: bits.get(), granularity: granularity.label(), activations, precision: None };

@@ -10,6 +10,7 @@ mod commands;
 mod decoding;
 mod draws;
 mod families;
+mod grids;
 mod interruption;
 mod metrics;
 mod packing;

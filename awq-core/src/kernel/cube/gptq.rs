@@ -48,6 +48,7 @@ impl<B: Backend> GptqWeight<B> {
         let whole = |n: usize| n > 0 && n.is_multiple_of(PER_WORD);
         let n_groups = weight.n_in.div_ceil(weight.group_len().max(1));
         weight.grid.bits.get() == 4
+            && weight.grid.values.is_none()
             && whole(weight.n_in)
             && whole(weight.n_out)
             && weight.scale.len() == weight.n_out * n_groups

@@ -12,7 +12,8 @@ use std::fmt;
 use half::f16;
 use rayon::prelude::*;
 
-use crate::load::floats::{self, FloatType};
+use crate::arithmetic::FloatType;
+use crate::load::floats;
 
 /// A storage type that this reader converts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -425,7 +425,7 @@ fn smollm2_embeddings_and_weights_equal_the_oracle() {
     let forward = std::fs::read(forward).unwrap();
     let forward = SafeTensors::deserialize(&forward).unwrap();
     let oracle = |name: &str| {
-        crate::load::floats::to_f32(crate::load::floats::FloatType::F32, forward.tensor(name).unwrap().data())
+        crate::load::floats::to_f32(crate::arithmetic::FloatType::F32, forward.tensor(name).unwrap().data())
     };
     let ids = forward.tensor("ids").unwrap();
     assert_eq!(ids.dtype(), safetensors::Dtype::I32);
