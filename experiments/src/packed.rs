@@ -298,9 +298,9 @@ mod tests {
         }
     }
 
-    /// Written with a grid for each linear, and `v_proj` in full precision: a scale of `o_proj` is folded into it.
+    /// Written with linears of several grids, and `v_proj` in full precision.
     fn mixed(model: &Model) -> (Quantized, tempfile::TempDir) {
-        let mut request: Request = "awq-w4g32".parse().unwrap();
+        let mut request: Request = "rtn-w4g32".parse().unwrap();
         let overrides = ["*.down_proj=w8", "mlp.gate_proj=nf4g16", "*.v_proj=fp"];
         request.overrides = overrides.iter().map(|text| text.parse().unwrap()).collect();
         let recipe = request.recipe(&model.opened.config, || calibration_text("bundled")).unwrap();
@@ -326,7 +326,7 @@ mod tests {
         let of_all = quantized.full_precision.unwrap().bits_per_weight_of_all;
         assert!((storage.bits_per_weight - of_all).abs() < 1e-9, "{storage:?}, {of_all}");
         let names: Vec<&str> = storage.types.iter().map(|share| share.name.as_str()).collect();
-        assert_eq!(names, ["packed AWQ W4 g32", "packed AWQ NF4 g16", "packed AWQ W8 g32", "F32"]);
+        assert_eq!(names, ["packed RTN W4 g32", "packed RTN NF4 g16", "packed RTN W8 g32", "F32"]);
     }
 
     #[test]

@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::num::NonZeroU16;
-use std::sync::Arc;
 
+use awq_core::driver::FullPrecisionShare;
 use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
 use awq_core::log::BlockLog;
 use awq_core::model::{Storage, StoredShare};
@@ -325,23 +325,52 @@ fn overlap_is_noted_under_the_text_that_it_concerns() {
     assert_eq!(overlaps("wikitext2-test"), [0, 0, 0, 0]);
 }
 
-#[test]
-fn csv_and_parquet_read_back_as_the_same_frame() {
+/// What a report of `records` writes as CSV and Parquet is the frame that it is made of, which is returned.
+#[track_caller]
+fn frame_read_back(records: &[Record]) -> DataFrame {
     let folder = tempfile::tempdir().unwrap();
-    let records = records();
-    let files = write_report(folder.path(), &plan(&records, references()), &records, &[]).unwrap();
-    let written = Row::to_frame(&rows(&records, &references())).unwrap();
+    let files = write_report(folder.path(), &plan(records, references()), records, &[]).unwrap();
+    let written = frame_of(&rows(records, &references())).unwrap();
     let parquet = ParquetReader::new(File::open(&files.parquet).unwrap()).finish().unwrap();
     let csv = CsvReadOptions::default()
-        .with_schema(Some(Arc::new(Row::schema())))
+        .with_schema(Some(written.schema().clone()))
         .into_reader_with_file_handle(File::open(&files.csv).unwrap())
         .finish()
         .unwrap();
     assert!(parquet.equals_missing(&written), "{parquet}");
     assert!(csv.equals_missing(&written), "{csv}");
-    assert_eq!(Row::from_frame(&parquet).unwrap(), rows(&records, &references()));
-    let names: Vec<&str> = written.get_column_names().into_iter().map(|name| name.as_str()).collect();
-    assert_eq!(names, Row::COLUMNS.iter().map(|column| column.0).collect::<Vec<_>>());
+    parquet
+}
+
+#[test]
+fn csv_and_parquet_read_back_as_the_same_frame() {
+    let names = |frame: &DataFrame| -> Vec<String> {
+        frame.get_column_names().into_iter().map(|name| name.to_string()).collect()
+    };
+    let mut records = records();
+    let plain = names(&frame_read_back(&records));
+    // One cell with linears in full precision gives the columns that only such cells fill.
+    let share = FullPrecisionShare { n_weights: 4096, bits_per_weight_of_all: 5.5 };
+    done(&mut records[0]).quantization.as_mut().unwrap().full_precision = Some(share);
+    let frame = frame_read_back(&records);
+    assert_eq!(Row::from_frame(&frame).unwrap(), rows(&records, &references()));
+    assert_eq!(names(&frame), Row::COLUMNS.iter().map(|column| column.0).collect::<Vec<_>>());
+    let of_overrides = |name: &&String| !["full_precision_weights", "bits_per_weight_of_all"].contains(&name.as_str());
+    assert_eq!(names(&frame).iter().filter(of_overrides).cloned().collect::<Vec<_>>(), plain);
+    assert_eq!(plain.len() + 2, Row::COLUMNS.len());
+}
+
+#[test]
+fn linears_in_full_precision_are_noted_below_a_table() {
+    let mut records = records();
+    let share = FullPrecisionShare { n_weights: 12_345, bits_per_weight_of_all: 5.5 };
+    done(&mut records[0]).quantization.as_mut().unwrap().full_precision = Some(share);
+    let folder = tempfile::tempdir().unwrap();
+    let files = write_report(folder.path(), &plan(&records, Vec::new()), &records, &[]).unwrap();
+    let table = std::fs::read_to_string(&files.markdown).unwrap();
+    let note =
+        "12,345 weights of linears stay in full precision, which bits/w leaves out; over all linears it is 5.50.";
+    assert!(table.contains(note), "{table}");
 }
 
 #[test]
