@@ -2,7 +2,7 @@
 """Makes the tiny checkpoints below awq-core/tests/fixtures, and what PyPI's transformers computes with them.
 
     python3 -m venv venv && venv/bin/pip install transformers torch safetensors
-    venv/bin/python scripts/make-fixtures.py
+    venv/bin/python scripts/make-fixtures.py [NAME ...]
 
 One folder a model: config.json and model.safetensors as transformers writes them, and expected.safetensors with `ids`
 [n_sequences, seq_len] (i32) and `logits` [n_sequences, seq_len, vocab] (f32), computed in f32 on the CPU. Weights are
@@ -11,6 +11,7 @@ model's, biases and norms included: a mistake of order, offset or sign then move
 """
 
 import pathlib
+import sys
 
 import safetensors.torch
 import torch
@@ -51,6 +52,22 @@ MODELS = {
     "qwen3-tiny": transformers.Qwen3Config(**GATED, num_key_value_heads=2, head_dim=12, attention_bias=True),
     # Four experts, of which each token goes through two.
     "mixtral-tiny": transformers.MixtralConfig(**GATED, num_key_value_heads=4, num_local_experts=4),
+    # Norms of 1 + w, a scaled embedding, heads wider than hidden_size / n_heads, and a gate through GELU.
+    "gemma-tiny": transformers.GemmaConfig(**GATED, num_key_value_heads=4, head_dim=12),
+    # Capped scores and logits, a norm on both sides of each module, and a scale of scores that no width gives.
+    "gemma2-tiny": transformers.Gemma2Config(
+        **GATED, num_key_value_heads=2, head_dim=12, query_pre_attn_scalar=20, sliding_window=7,
+        attn_logit_softcapping=2.0, final_logit_softcapping=3.0,
+    ),
+    # Norms of heads, and another base of rotary frequencies in the block with a window.
+    "gemma3-tiny": transformers.Gemma3TextConfig(
+        **GATED, num_key_value_heads=2, head_dim=12, query_pre_attn_scalar=20, sliding_window=7,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
 }
 
 
@@ -60,7 +77,8 @@ def randomize(model, generator):
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if "norm" in name and name.endswith("weight"):
-            noise = 1 + 0.3 * noise
+            # Gemma's store one less than what they multiply by.
+            noise = (0 if "gemma" in model.config.model_type else 1) + 0.3 * noise
         elif parameter.dim() == 1:
             noise = 0.3 * noise
         elif "embed" in name:
@@ -71,8 +89,10 @@ def randomize(model, generator):
 
 
 @torch.no_grad()
-def main():
+def main(names):
     for seed, (name, config) in enumerate(MODELS.items()):
+        if names and name not in names:
+            continue
         generator = torch.Generator().manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
         randomize(model, generator)
@@ -88,4 +108,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

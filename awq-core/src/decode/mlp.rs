@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 
 use super::linear::Linear;
-use crate::host::elementwise::swiglu;
+use crate::activation::Activation;
+use crate::host::elementwise::{activate, swiglu};
 use crate::host::routing::route;
 
 /// A feed-forward module.
@@ -25,8 +26,8 @@ pub(super) struct Dense {
 /// What happens between the linears of a feed-forward module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Inner {
-    SwiGlu,
-    Relu,
+    Gated(Activation),
+    Plain(Activation),
 }
 
 /// What a pass through a module writes, allocated once.
@@ -82,25 +83,31 @@ impl Dense {
     fn forward(&self, x: &[f32], up: &mut Vec<f32>, inner: &mut Vec<f32>, out: &mut Vec<f32>) {
         self.up.product(x, up);
         match self.inner {
-            Inner::SwiGlu => {
-                gate(up, inner, self.down.n_in);
+            Inner::Gated(activation) => {
+                gate(activation, up, inner, self.down.n_in);
                 self.down.product(inner, out);
             }
-            Inner::Relu => {
-                up.iter_mut().for_each(|value| *value = value.max(0.0));
+            Inner::Plain(activation) => {
+                activate(activation, up);
                 self.down.product(up, out);
             }
         }
     }
 }
 
-/// `silu(gate) * up` of rows that hold both.
-fn gate(gates_and_ups: &[f32], inner: &mut Vec<f32>, width: usize) {
+/// `activation(gate) * up` of rows that hold both.
+fn gate(activation: Activation, gates_and_ups: &[f32], inner: &mut Vec<f32>, width: usize) {
     inner.resize(gates_and_ups.len() / 2, 0.0);
     let rows = inner.par_chunks_exact_mut(width).zip(gates_and_ups.par_chunks_exact(2 * width));
     rows.for_each(|(inner, row)| {
         let (gate, up) = row.split_at(width);
         inner.copy_from_slice(gate);
-        swiglu(inner, up);
+        match activation {
+            Activation::Silu => swiglu(inner, up),
+            _ => {
+                activate(activation, inner);
+                inner.iter_mut().zip(up).for_each(|(gate, up)| *gate *= up);
+            }
+        }
     });
 }

@@ -32,6 +32,17 @@ struct Heads {
     dim: usize,
 }
 
+/// What becomes of the products of queries and keys.
+#[derive(Clone, Copy, Debug)]
+struct Scoring {
+    /// See [`crate::load::ModelConfig::windows`].
+    window: Option<usize>,
+    /// What they are multiplied by.
+    scale: f32,
+    /// Then `cap * tanh(x / cap)`.
+    cap: Option<f32>,
+}
+
 impl Heads {
     fn q_width(self) -> usize {
         self.n_q * self.dim

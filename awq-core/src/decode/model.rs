@@ -3,16 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::Heads;
 use super::linear::{Linear, Part};
 use super::mlp::{Dense, Inner, Mlp};
+use super::{Heads, Scoring};
 use crate::grid::Grid;
+use crate::host::attention::score_scale;
 use crate::host::elementwise;
 use crate::kernel::Activations;
-use crate::load::{Checkpoint, LoadError, ModelConfig, read_exact_shape};
+use crate::load::{Checkpoint, LoadError, ModelConfig, Rope, read_exact_shape};
 use crate::model::layers::NormKind;
 use crate::model::rows::{TokenRows, position_rows};
-use crate::model::wiring::{DenseWiring, ExpertsWiring, FeedForward, HeadNorms, InnerWiring, Positions, Wiring};
+use crate::model::wiring::{
+    DenseWiring, ExpertsWiring, FeedForward, HeadNorms, InnerWiring, LogitsWiring, Positions, Wiring,
+};
 use crate::model::wiring_of;
 use crate::model::{LinearName, NormName};
 
@@ -50,24 +53,32 @@ pub struct DecodeModel {
     pub(super) embedding: Arc<Vec<f32>>,
     /// Ids whose row of the embedding is not finite.
     pub(super) unusable_ids: BTreeSet<u32>,
-    /// `[max_positions, hidden]`, where positions are learned; elsewhere queries and keys are rotated.
+    /// See [`Wiring::embedding_scale`].
+    pub(super) embedding_scale: Option<f32>,
+    /// `[max_positions, hidden]`, where positions are learned.
     pub(super) positions: Option<Vec<f32>>,
+    /// See [`Wiring::ropes`].
+    pub(super) ropes: Vec<Rope>,
     pub(super) blocks: Vec<DecodeBlock>,
     pub(super) final_norm: HostNorm,
     pub(super) head: Linear,
+    pub(super) logits: LogitsWiring,
 }
 
 /// One block.
 pub(super) struct DecodeBlock {
     pub(super) attention_norm: HostNorm,
-    /// See [`ModelConfig::windows`].
-    pub(super) window: Option<usize>,
+    pub(super) scoring: Scoring,
+    /// Which of the ropes turns queries and keys.
+    pub(super) rope: Option<usize>,
     /// Queries, keys and values.
     pub(super) qkv: Linear,
     pub(super) head_norms: Option<HostHeadNorms>,
     pub(super) o: Linear,
+    pub(super) norm_after_attention: Option<HostNorm>,
     pub(super) mlp_norm: HostNorm,
     pub(super) mlp: Mlp,
+    pub(super) norm_after_mlp: Option<HostNorm>,
 }
 
 impl DecodeBlock {
@@ -88,6 +99,7 @@ pub(super) struct HostHeadNorms {
 /// A norm on rows, `[n, n_channels]`.
 pub(super) struct HostNorm {
     kind: NormKind,
+    /// What multiplies.
     weight: Vec<f32>,
     /// Zeros for an RMS norm.
     bias: Vec<f32>,
@@ -97,7 +109,7 @@ pub(super) struct HostNorm {
 impl HostNorm {
     pub(super) fn apply(&self, rows: &mut [f32]) {
         match self.kind {
-            NormKind::Rms => elementwise::rms_norm(rows, &self.weight, self.eps),
+            NormKind::Rms | NormKind::RmsPlusOne => elementwise::rms_norm(rows, &self.weight, self.eps),
             NormKind::Layer => elementwise::layer_norm(rows, &self.weight, &self.bias, self.eps),
         }
     }
@@ -126,7 +138,20 @@ impl DecodeModel {
         };
         let head = Linear::head(dense_head, hidden, options);
         let heads = reader.heads();
-        Ok(Self { heads, embedding, unusable_ids, positions, blocks: blocks?, final_norm, head, config })
+        let Wiring { embedding_scale, ropes, logits, .. } = wiring;
+        Ok(Self {
+            config,
+            heads,
+            embedding,
+            unusable_ids,
+            embedding_scale,
+            positions,
+            ropes,
+            blocks: blocks?,
+            final_norm,
+            head,
+            logits,
+        })
     }
 
     /// The model's configuration.
@@ -171,8 +196,8 @@ impl Reader<'_> {
         };
         let dense = |module: &DenseWiring| -> Result<Dense, LoadError> {
             let inner = match module.inner {
-                InnerWiring::SwiGlu { .. } => Inner::SwiGlu,
-                InnerWiring::Relu { .. } => Inner::Relu,
+                InnerWiring::Gated { activation, .. } => Inner::Gated(activation),
+                InnerWiring::Plain { activation, .. } => Inner::Plain(activation),
             };
             Ok(Dense { inner, up: linear(&module.ups())?, down: linear(&[module.down])? })
         };
@@ -182,10 +207,16 @@ impl Reader<'_> {
             |names: HeadNorms| -> Result<_, LoadError> { Ok(HostHeadNorms { q: norm(names.q)?, k: norm(names.k)? }) };
         Ok(DecodeBlock {
             attention_norm: norm(attention.norm)?,
-            window: self.config.windows[block_idx],
+            scoring: Scoring {
+                window: self.config.windows[block_idx],
+                scale: score_scale(attention.scale, self.config.head_dim),
+                cap: attention.cap.map(|cap| cap as f32),
+            },
+            rope: attention.rope,
             qkv: linear(&[attention.q, attention.k, attention.v])?,
             head_norms: attention.head_norms.map(head_norms).transpose()?,
             o: linear(&[attention.o])?,
+            norm_after_attention: attention.norm_after.map(norm).transpose()?,
             mlp_norm: norm(mlp.norm)?,
             mlp: match &mlp.module {
                 FeedForward::Dense(module) => Mlp::Dense(dense(module)?),
@@ -195,6 +226,7 @@ impl Reader<'_> {
                     experts: experts.iter().map(dense).collect::<Result<_, _>>()?,
                 },
             },
+            norm_after_mlp: mlp.norm_after.map(norm).transpose()?,
         })
     }
 
@@ -205,10 +237,8 @@ impl Reader<'_> {
     fn norm(&self, name: &str, n_channels: usize) -> Result<HostNorm, LoadError> {
         let read = |what: &str| read_exact_shape(self.checkpoint, &format!("{name}.{what}"), &[n_channels]);
         let kind = self.wiring.norm;
-        let bias = match kind {
-            NormKind::Rms => vec![0.0; n_channels],
-            NormKind::Layer => read("bias")?,
-        };
-        Ok(HostNorm { kind, weight: read("weight")?, bias, eps: self.config.norm_eps as f32 })
+        let bias = if kind.has_bias() { read("bias")? } else { vec![0.0; n_channels] };
+        let weight = read("weight")?.into_iter().map(|weight| weight + kind.offset()).collect();
+        Ok(HostNorm { kind, weight, bias, eps: self.config.norm_eps as f32 })
     }
 }

@@ -6,8 +6,9 @@ use super::cache::KvCache;
 use super::mlp::MlpBuffers;
 use super::model::{DecodeBlock, DecodeModel};
 use crate::host::attention::rotate_row;
+use crate::host::elementwise::soft_cap;
 use crate::host::vectorized;
-use crate::load::ModelConfig;
+use crate::load::Rope;
 
 /// Tokens of a prompt that go through the blocks at once: enough to fill the matrix kernels, and buffers stay small.
 const PREFILL_TOKENS: usize = 256;
@@ -65,13 +66,16 @@ pub struct Session<'m> {
     n_past: usize,
     /// One a block.
     caches: Vec<KvCache>,
-    rotary: Option<Rotary>,
+    /// One a rope of the model.
+    rotaries: Vec<Rotary>,
     buffers: Buffers,
 }
 
 /// Cosines and sines of the positions reached so far, `[n, half]`.
 struct Rotary {
-    /// `head_dim / 2`.
+    /// Channels of a head.
+    head_dim: usize,
+    /// Half of those that are rotated.
     half: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -100,8 +104,8 @@ impl<'m> Session<'m> {
             return Err(DecodeError::TooLong { asked: capacity, longest });
         }
         let caches = model.blocks.iter().map(|_| KvCache::new(model.heads, capacity)).collect();
-        let rotary = model.positions.is_none().then(|| Rotary::new(&model.config));
-        Ok(Self { model, capacity, n_past: 0, caches, rotary, buffers: Buffers::default() })
+        let rotaries = model.ropes.iter().map(|rope| Rotary::new(rope, model.heads.dim)).collect();
+        Ok(Self { model, capacity, n_past: 0, caches, rotaries, buffers: Buffers::default() })
     }
 
     /// Tokens fed so far.
@@ -181,22 +185,28 @@ impl<'m> Session<'m> {
 
     /// Takes `ids` through all blocks; their hidden states are then in the buffers.
     fn pass(&mut self, ids: &[u32]) {
-        let Self { model, n_past, caches, rotary, buffers, .. } = self;
+        let Self { model, n_past, caches, rotaries, buffers, .. } = self;
         buffers.embed(model, ids, *n_past);
-        if let Some(rotary) = rotary {
-            rotary.reach(&model.config, *n_past + ids.len());
+        for (rotary, rope) in rotaries.iter_mut().zip(&model.ropes) {
+            rotary.reach(rope, *n_past + ids.len());
         }
         for (block, cache) in model.blocks.iter().zip(caches) {
             buffers.normed.clone_from(&buffers.hidden);
             block.attention_norm.apply(&mut buffers.normed);
             block.qkv.product(&buffers.normed, &mut buffers.qkv);
-            buffers.attend(model.heads, block, cache, rotary.as_ref(), *n_past);
+            buffers.attend(model.heads, block, cache, block.rope.map(|rope| &rotaries[rope]), *n_past);
             block.o.product(&buffers.mixed, &mut buffers.delta);
+            if let Some(norm) = &block.norm_after_attention {
+                norm.apply(&mut buffers.delta);
+            }
             add(&mut buffers.hidden, &buffers.delta);
 
             buffers.normed.clone_from(&buffers.hidden);
             block.mlp_norm.apply(&mut buffers.normed);
             block.mlp.forward(&buffers.normed, &mut buffers.mlp, &mut buffers.delta);
+            if let Some(norm) = &block.norm_after_mlp {
+                norm.apply(&mut buffers.delta);
+            }
             add(&mut buffers.hidden, &buffers.delta);
         }
         self.n_past += ids.len();
@@ -210,6 +220,9 @@ impl<'m> Session<'m> {
         buffers.normed.extend_from_slice(&buffers.hidden[first..]);
         model.final_norm.apply(&mut buffers.normed);
         model.head.product(&buffers.normed, &mut buffers.logits);
+        if let Some(cap) = model.logits.cap {
+            soft_cap(&mut buffers.logits, cap as f32);
+        }
     }
 }
 
@@ -219,6 +232,9 @@ impl Buffers {
         self.hidden.clear();
         for &id in ids {
             self.hidden.extend_from_slice(&model.embedding[id as usize * width..][..width]);
+        }
+        if let Some(scale) = model.embedding_scale {
+            self.hidden.iter_mut().for_each(|value| *value *= scale);
         }
         if let Some(positions) = &model.positions {
             add(&mut self.hidden, &positions[n_past * width..]);
@@ -250,18 +266,18 @@ impl Buffers {
         }
         let n_positions = n_past + n;
         self.mixed.resize(n * q_width, 0.0);
-        attend(cache, heads, block.window, &self.qkv, stride, n_positions, &mut self.mixed);
+        attend(cache, heads, block.scoring, &self.qkv, stride, n_positions, &mut self.mixed);
     }
 }
 
 impl Rotary {
-    fn new(config: &ModelConfig) -> Self {
-        Self { half: config.head_dim / 2, cos: Vec::new(), sin: Vec::new() }
+    fn new(rope: &Rope, head_dim: usize) -> Self {
+        Self { head_dim, half: rope.n_channels / 2, cos: Vec::new(), sin: Vec::new() }
     }
 
     /// Adds the angles of the positions before `end` that are not there yet.
-    fn reach(&mut self, config: &ModelConfig, end: usize) {
-        let (cos, sin) = config.rotary_angles(self.cos.len() / self.half..end);
+    fn reach(&mut self, rope: &Rope, end: usize) {
+        let (cos, sin) = rope.angles(self.cos.len() / self.half..end);
         self.cos.extend(cos);
         self.sin.extend(sin);
     }
@@ -269,7 +285,7 @@ impl Rotary {
     /// Rotates every head of a row.
     fn rotate(&self, row: &mut [f32], position: usize) {
         let angles = position * self.half..(position + 1) * self.half;
-        rotate_row(row, &self.cos[angles.clone()], &self.sin[angles]);
+        rotate_row(row, self.head_dim, &self.cos[angles.clone()], &self.sin[angles]);
     }
 }
 

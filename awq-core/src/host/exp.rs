@@ -26,9 +26,25 @@ pub fn exp(x: f32) -> f32 {
     p * power
 }
 
+/// `tanh(x)`, off by at most 3e-7.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (1.0 + exp(2.0 * x))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::exp;
+    use super::{exp, tanh};
+
+    #[test]
+    fn tanh_agrees_with_libm() {
+        for i in -30_000..30_000 {
+            let x = i as f32 / 1000.0;
+            let error = (f64::from(tanh(x)) - f64::from(x).tanh()).abs();
+            assert!(error < 3e-7, "tanh({x}) is off by {error:e}");
+        }
+        assert_eq!((tanh(f32::NEG_INFINITY), tanh(1e30)), (-1.0, 1.0));
+    }
 
     #[test]
     fn agrees_with_libm_over_the_whole_range() {

@@ -23,6 +23,12 @@ pub(crate) struct Class {
     pub(crate) head_dim: Option<usize>,
     /// Base of the rotary frequencies.
     pub(crate) rope_theta: f64,
+    /// That of blocks with a window, where they have one of their own.
+    pub(crate) local_rope_theta: Option<f64>,
+    /// The key of the share of a head's channels that is rotated, and its value; `None` where whole heads are.
+    pub(crate) rotary_share: Option<(&'static str, f64)>,
+    /// The context before a stretch, in a class that has a default for it.
+    pub(crate) original_positions: Option<usize>,
     /// Which blocks have a sliding window.
     pub(crate) windows: Windows,
     /// The key of what norms add to the variance, if the class has one, and its value.

@@ -41,7 +41,7 @@ pub use self::gguf::GgufCheckpoint;
 pub use self::memory::MemoryCheckpoint;
 pub use self::overlay::QuantizedCheckpoint;
 pub use self::packed::{PackedCheckpoint, PackedHeader};
-pub use self::rope::RopeScaling;
+pub use self::rope::{Rope, RopeScaling};
 pub use self::safetensors::SafetensorsCheckpoint;
 pub use self::storage::StoredType;
 pub use self::tokenizer::Tokenizer;

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use burn::tensor::activation::relu;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 
 use super::layers::{Linear, Norm, NormKind, matrix, product, vector};
@@ -12,6 +11,7 @@ use super::rotary::Rotary;
 use super::rows::{TokenRows, position_rows};
 use super::wiring::{BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerWiring, Positions, Wiring};
 use super::{Block, BlockLayout, BlockParams, Decoder, NormName, Tap, ids_tensor};
+use crate::activation::Activation;
 use crate::arithmetic::Arithmetic;
 use crate::backend::{AttentionShape, QuantBackend, float_vec};
 use crate::host::routing::route;
@@ -25,19 +25,14 @@ pub(super) struct WiredDecoder<B: QuantBackend> {
     embedding: Tensor<B, 2>,
     /// See [`TokenRows`].
     unusable_ids: BTreeSet<u32>,
-    positions: PositionTensors<B>,
+    /// Rows `[max_positions, hidden]` that are added to the embedding, where positions are learned.
+    positions: Option<Tensor<B, 2>>,
+    /// See [`Wiring::ropes`].
+    rotaries: Vec<Arc<Rotary<B>>>,
     final_norm: Norm<B>,
     /// `None` for a tied head: the embedding is used.
     head: Option<Tensor<B, 2>>,
     device: B::Device,
-}
-
-/// How positions enter.
-enum PositionTensors<B: QuantBackend> {
-    /// Through queries and keys.
-    Rotary(Arc<Rotary<B>>),
-    /// Rows `[max_positions, hidden]` that are added to the embedding.
-    Learned(Tensor<B, 2>),
 }
 
 impl<B: QuantBackend> WiredDecoder<B> {
@@ -56,18 +51,19 @@ impl<B: QuantBackend> WiredDecoder<B> {
         let rows = TokenRows::read(source, &wiring, &config)?;
         let embedding = Tensor::from_data(TensorData::new(rows.values, vocab_by_hidden), device);
         let positions = match &wiring.positions {
-            Positions::Rotary => PositionTensors::Rotary(Arc::new(Rotary::new(config.clone(), device.clone()))),
+            Positions::Rotary => None,
             Positions::Learned { tensor, first_row } => {
                 let rows = position_rows(source, tensor, *first_row, &config)?;
                 let shape = [config.max_positions, hidden];
-                PositionTensors::Learned(Tensor::from_data(TensorData::new(rows, shape), device))
+                Some(Tensor::from_data(TensorData::new(rows, shape), device))
             }
         };
+        let rotaries = wiring.ropes.iter().map(|rope| Arc::new(Rotary::new(rope.clone(), device.clone()))).collect();
         let final_norm = norm(source, &wiring.final_norm, hidden, wiring.norm, config.norm_eps, device)?;
         let head = wiring.head.as_ref().map(|name| matrix(source, name, vocab_by_hidden, device)).transpose()?;
         let device = device.clone();
         let unusable_ids = rows.unusable_ids;
-        Ok(Self { config, wiring, checkpoint, embedding, unusable_ids, positions, final_norm, head, device })
+        Ok(Self { config, wiring, checkpoint, embedding, unusable_ids, positions, rotaries, final_norm, head, device })
     }
 }
 
@@ -81,10 +77,7 @@ fn norm<B: QuantBackend>(
     device: &B::Device,
 ) -> Result<Norm<B>, LoadError> {
     let read = |what: &str| vector(source, &format!("{prefix}.{what}"), n_channels, device);
-    let bias = match kind {
-        NormKind::Rms => None,
-        NormKind::Layer => Some(read("bias")?),
-    };
+    let bias = kind.has_bias().then(|| read("bias")).transpose()?;
     Ok(Norm { weight: read("weight")?, bias, kind, eps })
 }
 
@@ -112,9 +105,13 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
         let [batch, seq] = ids.dims();
         let rows = self.embedding.clone().select(0, ids.reshape([batch * seq]));
         let rows = rows.reshape([batch, seq, self.config.hidden_size]);
+        let rows = match self.wiring.embedding_scale {
+            None => rows,
+            Some(scale) => rows * scale,
+        };
         match &self.positions {
-            PositionTensors::Rotary(_) => rows,
-            PositionTensors::Learned(positions) => rows + positions.clone().narrow(0, 0, seq).unsqueeze::<3>(),
+            None => rows,
+            Some(positions) => rows + positions.clone().narrow(0, 0, seq).unsqueeze::<3>(),
         }
     }
 
@@ -140,11 +137,10 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
                 n_kv_heads: config.n_kv_heads,
                 head_dim: config.head_dim,
                 window: config.windows[block_idx],
+                scale: block.attention.scale,
+                cap: block.attention.cap,
             },
-            rotary: match &self.positions {
-                PositionTensors::Rotary(rotary) => Some(rotary.clone()),
-                PositionTensors::Learned(_) => None,
-            },
+            rotary: block.attention.rope.map(|rope| self.rotaries[rope].clone()),
         }))
     }
 
@@ -153,7 +149,11 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
     }
 
     fn head(&self, rows: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2> {
-        product(rows, self.head.as_ref().unwrap_or(&self.embedding).clone(), arithmetic)
+        let logits = product(rows, self.head.as_ref().unwrap_or(&self.embedding).clone(), arithmetic);
+        match self.wiring.logits.cap {
+            None => logits,
+            Some(cap) => B::soft_cap(logits, cap),
+        }
     }
 }
 
@@ -179,10 +179,11 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
     }
 
     fn forward(&self, hidden: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
-        let normed = self.params.norm(self.wiring.attention.norm).forward(hidden.clone());
-        let hidden = hidden + self.attention(normed, tap);
-        let normed = self.params.norm(self.wiring.mlp.norm).forward(hidden.clone());
-        hidden + self.mlp(normed, tap)
+        let BlockWiring { attention, mlp, .. } = self.wiring.as_ref();
+        let normed = self.params.norm(attention.norm).forward(hidden.clone());
+        let hidden = hidden + self.after(attention.norm_after, self.attention(normed, tap));
+        let normed = self.params.norm(mlp.norm).forward(hidden.clone());
+        hidden + self.after(mlp.norm_after, self.mlp(normed, tap))
     }
 
     fn attention(&self, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
@@ -209,6 +210,14 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
 }
 
 impl<B: QuantBackend> WiredBlock<B> {
+    /// What a module's output goes through before it is added.
+    fn after(&self, norm: Option<NormName>, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        match norm {
+            None => x,
+            Some(norm) => self.params.norm(norm).forward(x),
+        }
+    }
+
     /// Normalizes each head of `[batch, seq, n_heads * head_dim]`.
     fn norm_heads(&self, norm: NormName, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let ([batch, seq, width], head_dim) = (x.dims(), self.shape.head_dim);
@@ -219,14 +228,17 @@ impl<B: QuantBackend> WiredBlock<B> {
     /// A feed-forward module, or one expert.
     fn dense(&self, module: &DenseWiring, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
         let inner = match module.inner {
-            InnerWiring::SwiGlu { gate, up } => {
+            InnerWiring::Gated { gate, up, activation } => {
                 tap.see(gate, &input);
-                let gate = self.params.forward(gate, input.clone());
-                B::swiglu(gate, self.params.forward(up, input))
+                let (gate, up) = (self.params.forward(gate, input.clone()), self.params.forward(up, input));
+                match activation {
+                    Activation::Silu => B::swiglu(gate, up),
+                    _ => B::activate(activation, gate) * up,
+                }
             }
-            InnerWiring::Relu { up } => {
+            InnerWiring::Plain { up, activation } => {
                 tap.see(up, &input);
-                relu(self.params.forward(up, input))
+                B::activate(activation, self.params.forward(up, input))
             }
         };
         tap.see(module.down, &inner);

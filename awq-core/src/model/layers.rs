@@ -55,7 +55,7 @@ pub(crate) fn product<B: QuantBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>, ar
 /// What a norm does with its weight.
 #[derive(Clone, Debug)]
 pub struct Norm<B: QuantBackend> {
-    /// `[hidden]`, multiplies.
+    /// `[hidden]`, multiplies; of [`NormKind::RmsPlusOne`] one less than what multiplies.
     pub weight: Tensor<B, 1>,
     /// `[hidden]`, is added; LayerNorm only.
     pub bias: Option<Tensor<B, 1>>,
@@ -70,8 +70,25 @@ pub struct Norm<B: QuantBackend> {
 pub enum NormKind {
     /// `x / rms(x)`.
     Rms,
+    /// The same; what is stored is one less than what multiplies (Gemma).
+    RmsPlusOne,
     /// `(x - mean(x)) / std(x)`.
     Layer,
+}
+
+impl NormKind {
+    /// Whether such a norm adds a bias.
+    pub(crate) fn has_bias(self) -> bool {
+        matches!(self, Self::Layer)
+    }
+
+    /// What multiplies, less what is stored.
+    pub(crate) fn offset(self) -> f32 {
+        match self {
+            Self::RmsPlusOne => 1.0,
+            Self::Rms | Self::Layer => 0.0,
+        }
+    }
 }
 
 impl<B: QuantBackend> Norm<B> {
@@ -80,6 +97,7 @@ impl<B: QuantBackend> Norm<B> {
         let weight = self.weight.clone();
         match self.kind {
             NormKind::Rms => B::rms_norm(x, weight, self.eps),
+            NormKind::RmsPlusOne => B::rms_norm(x, B::in_f32(weight) + 1.0, self.eps),
             NormKind::Layer => {
                 let bias = self.bias.clone().unwrap_or_else(|| weight.zeros_like());
                 // burn has an operation of that name, too.

@@ -10,17 +10,18 @@ use serde_json::json;
 use super::layers::NormKind;
 use super::layout::{reads, scales};
 use super::wiring::{
-    AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, MlpWiring, Positions, Wiring,
+    AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, LogitsWiring, MlpWiring, Positions, Wiring,
 };
 use super::{BlockTable, GroupTable, Inspect, LinearName, NormName, PrevOp, check_fixed};
+use crate::activation::Activation;
 use crate::load::{Checkpoint, Class, GgufArchitecture, KvHeads, LoadError, ModelConfig, Windows};
 
 pub(super) const Q: LinearName = LinearName("self_attn.q_proj");
 pub(super) const K: LinearName = LinearName("self_attn.k_proj");
 pub(super) const V: LinearName = LinearName("self_attn.v_proj");
 pub(super) const O: LinearName = LinearName("self_attn.o_proj");
-const GATE: LinearName = LinearName("mlp.gate_proj");
-const UP: LinearName = LinearName("mlp.up_proj");
+pub(super) const GATE: LinearName = LinearName("mlp.gate_proj");
+pub(super) const UP: LinearName = LinearName("mlp.up_proj");
 const DOWN: LinearName = LinearName("mlp.down_proj");
 const ATTENTION_NORM: NormName = NormName("input_layernorm");
 pub(super) const MLP_NORM: NormName = NormName("post_attention_layernorm");
@@ -32,7 +33,7 @@ const TABLE_GQA: BlockTable =
 const TABLE_MHA: BlockTable =
     BlockTable { linears: LINEARS, stages: STAGES, scale_groups: &[QKV, O_GROUP, GATE_UP, DOWN_GROUP] };
 
-const LINEARS: &[super::LinearFacts] = &[
+pub(super) const LINEARS: &[super::LinearFacts] = &[
     reads(Q, Q, false),
     reads(K, Q, false),
     reads(V, Q, true),
@@ -41,14 +42,18 @@ const LINEARS: &[super::LinearFacts] = &[
     reads(UP, GATE, true),
     reads(DOWN, DOWN, true),
 ];
-pub(super) const ATTENTION: AttentionWiring =
-    AttentionWiring { norm: ATTENTION_NORM, q: Q, k: K, v: V, o: O, head_norms: None };
-const DENSE: DenseWiring = DenseWiring { inner: InnerWiring::SwiGlu { gate: GATE, up: UP }, down: DOWN };
-const STAGES: &[&[LinearName]] = &[&[K, V, Q], &[O], &[UP, GATE], &[DOWN]];
+pub(super) const ATTENTION: AttentionWiring = AttentionWiring::rotated(ATTENTION_NORM, [Q, K, V, O]);
+const DENSE: DenseWiring = gated(Activation::Silu);
+pub(super) const STAGES: &[&[LinearName]] = &[&[K, V, Q], &[O], &[UP, GATE], &[DOWN]];
 pub(super) const QKV: GroupTable = scales(PrevOp::Norm(ATTENTION_NORM), &[Q, K, V], Inspect::Attention);
 pub(super) const O_GROUP: GroupTable = scales(PrevOp::Linear(V), &[O], Inspect::Linear);
 const GATE_UP: GroupTable = scales(PrevOp::Norm(MLP_NORM), &[GATE, UP], Inspect::Mlp);
-const DOWN_GROUP: GroupTable = scales(PrevOp::Linear(UP), &[DOWN], Inspect::Linear);
+pub(super) const DOWN_GROUP: GroupTable = scales(PrevOp::Linear(UP), &[DOWN], Inspect::Linear);
+
+/// The feed-forward module with another activation.
+pub(super) const fn gated(activation: Activation) -> DenseWiring {
+    DenseWiring { inner: InnerWiring::Gated { gate: GATE, up: UP, activation }, down: DOWN }
+}
 
 /// Llama 1 to 3 and what copies it.
 pub(crate) const LLAMA: Class = Class {
@@ -63,6 +68,9 @@ pub(crate) const LLAMA: Class = Class {
     max_positions: 2048,
     head_dim: None,
     rope_theta: 10_000.0,
+    local_rope_theta: None,
+    rotary_share: None,
+    original_positions: None,
     windows: Windows::Never,
     norm_eps: (Some("rms_norm_eps"), 1e-6),
     tied_head: false,
@@ -127,7 +135,7 @@ pub(super) fn block(config: &ModelConfig) -> BlockWiring {
     BlockWiring {
         layout: table.layout(0),
         attention: ATTENTION,
-        mlp: MlpWiring { norm: MLP_NORM, module: FeedForward::Dense(DENSE) },
+        mlp: MlpWiring { norm: MLP_NORM, module: FeedForward::Dense(DENSE), norm_after: None },
     }
 }
 
@@ -144,15 +152,23 @@ pub(super) fn decoder(
         check_fixed(config, checkpoint, &[("hidden_act", json!("silu"))])?;
     }
     let block = Arc::new(block);
-    Ok(Wiring {
+    Ok(named(config, vec![block; config.n_blocks], biased))
+}
+
+/// A decoder whose tensors have Llama's names.
+pub(super) fn named(config: &ModelConfig, blocks: Vec<Arc<BlockWiring>>, biased: Vec<LinearName>) -> Wiring {
+    Wiring {
         embedding: "model.embed_tokens.weight".into(),
+        embedding_scale: None,
         positions: Positions::Rotary,
+        ropes: vec![config.rope()],
         block_prefix: "model.layers".into(),
-        blocks: vec![block; config.n_blocks],
+        blocks,
         norm: NormKind::Rms,
         biased,
         final_norm: "model.norm".into(),
         head: (!config.tie_word_embeddings).then(|| "lm_head.weight".into()),
+        logits: LogitsWiring::default(),
         notes: Vec::new(),
-    })
+    }
 }

@@ -5,10 +5,12 @@
 //! and one for the inside of each. The router reads the scaled input as well, so its columns are multiplied here;
 //! AutoAWQ's list leaves it out. The router stays in full precision.
 
+use super::keys::number;
 use super::layout::{reads, scales};
 use super::llama::{ATTENTION, K, LLAMA, MLP_NORM, O, O_GROUP, Q, QKV, V, decoder};
 use super::wiring::{BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerWiring, MlpWiring, Wiring};
 use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, PrevOp, bad_key};
+use crate::activation::Activation;
 use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig, Windows};
 
 const ROUTER: LinearName = LinearName("block_sparse_moe.gate");
@@ -77,21 +79,14 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
     }
     let expert = |expert: usize| {
         let [gate, up, down] = [W1, W3, W2].map(|name| name.of_expert(expert));
-        DenseWiring { inner: InnerWiring::SwiGlu { gate, up }, down }
+        DenseWiring { inner: InnerWiring::Gated { gate, up, activation: Activation::Silu }, down }
     };
     let experts = ExpertsWiring { router: ROUTER, n_active, experts: (0..n_experts).map(expert).collect() };
     let table = if config.n_heads == config.n_kv_heads { TABLE_MHA } else { TABLE_GQA };
     let block = BlockWiring {
         layout: table.layout(n_experts),
         attention: ATTENTION,
-        mlp: MlpWiring { norm: MLP_NORM, module: FeedForward::Experts(experts) },
+        mlp: MlpWiring { norm: MLP_NORM, module: FeedForward::Experts(experts), norm_after: None },
     };
     decoder(config, checkpoint, block, Vec::new())
-}
-
-/// A key of the file; the class's value where it is absent.
-fn number(config: &ModelConfig, checkpoint: &dyn Checkpoint, key: &str, default: usize) -> Result<usize, LoadError> {
-    let Some(value) = config.raw.get(key) else { return Ok(default) };
-    let number = value.as_u64().and_then(|number| usize::try_from(number).ok()).filter(|number| *number > 0);
-    number.ok_or_else(|| bad_key(checkpoint, key, format!("{value}, expected a positive integer")))
 }

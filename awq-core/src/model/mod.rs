@@ -15,6 +15,8 @@ use crate::backend::QuantBackend;
 use crate::load::{Checkpoint, Class, LoadError, ModelConfig};
 
 mod decoder;
+pub mod gemma;
+mod keys;
 pub mod layers;
 mod layout;
 pub mod llama;
@@ -139,6 +141,9 @@ type WireFamily = fn(&ModelConfig, &dyn Checkpoint) -> Result<Wiring, LoadError>
 
 /// Each class of transformers that is known, and what wires it.
 const FAMILIES: &[(&Class, WireFamily)] = &[
+    (&gemma::GEMMA, gemma::wiring),
+    (&gemma::GEMMA2, gemma::gemma2_wiring),
+    (&gemma::GEMMA3, gemma::gemma3_wiring),
     (&llama::LLAMA, llama::wiring),
     (&llama::MISTRAL, llama::wiring),
     (&mixtral::MIXTRAL, mixtral::wiring),

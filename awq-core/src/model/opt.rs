@@ -10,9 +10,10 @@ use serde_json::json;
 use super::layers::NormKind;
 use super::layout::{reads, scales};
 use super::wiring::{
-    AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, MlpWiring, Positions, Wiring,
+    AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, LogitsWiring, MlpWiring, Positions, Wiring,
 };
 use super::{BlockTable, Inspect, LinearName, NormName, PrevOp, bad_key, check_fixed};
+use crate::activation::Activation;
 use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig, Windows};
 
 const Q: LinearName = LinearName("self_attn.q_proj");
@@ -61,6 +62,9 @@ pub(crate) const OPT: Class = Class {
     head_dim: None,
     // Positions are learned.
     rope_theta: 10_000.0,
+    local_rope_theta: None,
+    rotary_share: None,
+    original_positions: None,
     windows: Windows::Never,
     norm_eps: (None, 1e-5),
     tied_head: true,
@@ -89,24 +93,31 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
     let prefix = prefix(checkpoint);
     let block = Arc::new(BlockWiring {
         layout: TABLE.layout(0),
-        attention: AttentionWiring { norm: ATTENTION_NORM, q: Q, k: K, v: V, o: O, head_norms: None },
+        attention: AttentionWiring { rope: None, ..AttentionWiring::rotated(ATTENTION_NORM, [Q, K, V, O]) },
         mlp: MlpWiring {
             norm: MLP_NORM,
-            module: FeedForward::Dense(DenseWiring { inner: InnerWiring::Relu { up: FC1 }, down: FC2 }),
+            module: FeedForward::Dense(DenseWiring {
+                inner: InnerWiring::Plain { up: FC1, activation: Activation::Relu },
+                down: FC2,
+            }),
+            norm_after: None,
         },
     });
     Ok(Wiring {
         embedding: format!("{prefix}.embed_tokens.weight"),
+        embedding_scale: None,
         positions: Positions::Learned {
             tensor: format!("{prefix}.embed_positions.weight"),
             first_row: POSITION_OFFSET,
         },
+        ropes: Vec::new(),
         block_prefix: format!("{prefix}.layers"),
         blocks: vec![block; config.n_blocks],
         norm: NormKind::Layer,
         biased: if config.attention_bias { vec![Q, K, V, O, FC1, FC2] } else { Vec::new() },
         final_norm: format!("{prefix}.final_layer_norm"),
         head: (!config.tie_word_embeddings).then(|| "lm_head.weight".into()),
+        logits: LogitsWiring::default(),
         notes: Vec::new(),
     })
 }

@@ -8,7 +8,7 @@ use super::llama::{QWEN2, block, decoder, may_be_biased};
 use super::wiring::{AttentionWiring, BlockWiring, HeadNorms, Wiring};
 use crate::load::{Checkpoint, Class, GgufArchitecture, LoadError, ModelConfig};
 
-const HEAD_NORMS: HeadNorms = HeadNorms { q: NormName("self_attn.q_norm"), k: NormName("self_attn.k_norm") };
+pub(super) const HEAD_NORMS: HeadNorms = HeadNorms { q: NormName("self_attn.q_norm"), k: NormName("self_attn.k_norm") };
 
 /// Qwen3 0.6B to 32B. `attention_bias` is about all four linears of the attention module.
 pub(crate) const QWEN3: Class = Class {

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 
 use super::LinearName;
-use super::layers::NormKind;
 use super::wiring::{Positions, Wiring};
 use crate::load::{Checkpoint, LoadError, ModelConfig, read_exact_shape};
 
@@ -21,7 +20,7 @@ impl Wiring {
         }
         let mut norm = |name: &str, n_channels: usize| {
             tensors.insert(format!("{name}.weight"), vec![n_channels]);
-            if self.norm == NormKind::Layer {
+            if self.norm.has_bias() {
                 tensors.insert(format!("{name}.bias"), vec![n_channels]);
             }
         };

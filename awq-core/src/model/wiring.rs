@@ -6,15 +6,20 @@ use std::sync::Arc;
 
 use super::layers::NormKind;
 use super::{BlockLayout, LinearName, NormName};
-use crate::load::ModelConfig;
+use crate::activation::Activation;
+use crate::load::{ModelConfig, Rope};
 
 /// A decoder as data.
 #[derive(Clone, Debug)]
 pub struct Wiring {
     /// Tensor of the token embedding, `[vocab, hidden]`.
     pub embedding: String,
+    /// What rows of the embedding are multiplied by where they enter the first block; the head is not.
+    pub embedding_scale: Option<f32>,
     /// How positions enter.
     pub positions: Positions,
+    /// How queries and keys may be rotated; a block names the one that it uses.
+    pub ropes: Vec<Rope>,
     /// What the names of the tensors of all blocks begin with: `{block_prefix}.{block_idx}.{linear}.weight`.
     pub block_prefix: String,
     /// One for each block; blocks that are alike share it.
@@ -28,8 +33,17 @@ pub struct Wiring {
     pub final_norm: String,
     /// Tensor of the head, `[vocab, hidden]`; `None` where it is the embedding.
     pub head: Option<String>,
+    /// What becomes of the head's products.
+    pub logits: LogitsWiring,
     /// What a user should know of the checkpoint, a sentence each: tensors that are not read, a head that is not tied.
     pub notes: Vec<String>,
+}
+
+/// `cap * tanh(x / cap)` of the head's products `x`; without a cap, `x`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LogitsWiring {
+    /// No logit is larger.
+    pub cap: Option<f64>,
 }
 
 /// A block as data.
@@ -46,7 +60,7 @@ pub struct BlockWiring {
 /// How positions enter a decoder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Positions {
-    /// Queries and keys are rotated, half-split pairing.
+    /// In attention: queries and keys of blocks that name a rope are rotated, half-split pairing.
     Rotary,
     /// A row of a table is added to the embedding.
     Learned {
@@ -59,7 +73,7 @@ pub enum Positions {
 
 /// `hidden + o(attention(q(x), k(x), v(x)))` with `x = norm(hidden)`; with head norms, each head of q and of k is
 /// normalized before it is rotated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionWiring {
     /// What is normalized first.
     pub norm: NormName,
@@ -73,6 +87,21 @@ pub struct AttentionWiring {
     pub o: LinearName,
     /// Norms of single heads, of `head_dim` channels.
     pub head_norms: Option<HeadNorms>,
+    /// Which of the decoder's ropes turns queries and keys; `None` where they are not rotated.
+    pub rope: Option<usize>,
+    /// What the products of queries and keys are multiplied by; `None` for `1 / sqrt(head_dim)`.
+    pub scale: Option<f64>,
+    /// Scores `x` become `cap * tanh(x / cap)`.
+    pub cap: Option<f64>,
+    /// What the output goes through before it is added.
+    pub norm_after: Option<NormName>,
+}
+
+impl AttentionWiring {
+    /// Rotated by the first rope, and nothing else.
+    pub(super) const fn rotated(norm: NormName, [q, k, v, o]: [LinearName; 4]) -> Self {
+        Self { norm, q, k, v, o, head_norms: None, rope: Some(0), scale: None, cap: None, norm_after: None }
+    }
 }
 
 /// Norms that all heads of a block share.
@@ -91,6 +120,8 @@ pub struct MlpWiring {
     pub norm: NormName,
     /// What is added to the residual stream.
     pub module: FeedForward,
+    /// What the output goes through before it is added.
+    pub norm_after: Option<NormName>,
 }
 
 /// A feed-forward module.
@@ -146,8 +177,8 @@ impl DenseWiring {
     /// The linears that read its input.
     pub(crate) fn ups(&self) -> Vec<LinearName> {
         match self.inner {
-            InnerWiring::SwiGlu { gate, up } => vec![gate, up],
-            InnerWiring::Relu { up } => vec![up],
+            InnerWiring::Gated { gate, up, .. } => vec![gate, up],
+            InnerWiring::Plain { up, .. } => vec![up],
         }
     }
 }
@@ -155,17 +186,21 @@ impl DenseWiring {
 /// The inside of a feed-forward module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InnerWiring {
-    /// `silu(gate(x)) * up(x)`.
-    SwiGlu {
+    /// `activation(gate(x)) * up(x)`.
+    Gated {
         /// The gate.
         gate: LinearName,
         /// What is gated.
         up: LinearName,
+        /// What is done to the gate.
+        activation: Activation,
     },
-    /// `max(up(x), 0)`.
-    Relu {
+    /// `activation(up(x))`.
+    Plain {
         /// The first linear.
         up: LinearName,
+        /// What is done to its output.
+        activation: Activation,
     },
 }
 
@@ -193,7 +228,8 @@ impl BlockWiring {
     /// The norms.
     pub fn norms(&self) -> Vec<NormName> {
         let of_heads = self.attention.head_norms.into_iter().flat_map(|norms| [norms.q, norms.k]);
-        [self.attention.norm, self.mlp.norm].into_iter().chain(of_heads).collect()
+        let after = self.attention.norm_after.into_iter().chain(self.mlp.norm_after);
+        [self.attention.norm, self.mlp.norm].into_iter().chain(of_heads).chain(after).collect()
     }
 
     /// Channels of a norm.

@@ -188,6 +188,49 @@ fn other_models_of_a_known_class_are_refused() {
 }
 
 #[test]
+fn what_gemma_cannot_compute_is_refused() {
+    check_refused("gemma2-tiny", "query_pre_attn_scalar", json!(null), "null, expected a positive number");
+    check_refused("gemma2-tiny", "final_logit_softcapping", json!(-1), "-1, expected a positive number or null");
+    check_refused(
+        "gemma3-tiny",
+        "hidden_activation",
+        json!("mish"),
+        "\"mish\", expected one of relu, silu, swish, gelu_new, gelu_pytorch_tanh",
+    );
+    check_refused(
+        "gemma-tiny",
+        "hidden_activation",
+        json!("gelu"),
+        "expected \"gelu_pytorch_tanh\" or null: transformers 5 does not look at it",
+    );
+}
+
+/// Each part of a Gemma that other families lack moves its logits.
+#[test]
+fn caps_scales_and_bases_of_gemma_matter() {
+    for (name, key, value) in [
+        ("gemma2-tiny", "attn_logit_softcapping", json!(null)),
+        ("gemma2-tiny", "final_logit_softcapping", json!(null)),
+        ("gemma2-tiny", "query_pre_attn_scalar", json!(12)),
+    ] {
+        let mut fixture = Fixture::read(name);
+        fixture.config.raw[key] = value;
+        assert!(largest_difference(&fixture.run::<Cpu>(), &fixture.logits) > 0.01, "{name}: {key}");
+    }
+    let mut fixture = Fixture::read("gemma3-tiny");
+    fixture.config.local_rope = None;
+    assert!(largest_difference(&fixture.run::<Cpu>(), &fixture.logits) > 0.01);
+}
+
+/// What the first Gemma's files call `gelu` is the formula with a tangent.
+#[test]
+fn gemmas_first_name_of_its_activation_is_known() {
+    let mut fixture = Fixture::read("gemma-tiny");
+    fixture.config.raw["hidden_act"] = json!("gelu");
+    assert!(largest_difference(&fixture.run::<Cpu>(), &fixture.logits) < 1e-4);
+}
+
+#[test]
 fn opt_heads_that_do_not_fill_the_width_are_refused() {
     let mut fixture = Fixture::read("opt-tiny");
     fixture.config = ModelConfig { n_heads: 3, n_kv_heads: 3, head_dim: 10, ..fixture.config };

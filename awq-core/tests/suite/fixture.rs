@@ -10,7 +10,10 @@ use awq_core::model::{Block, Decoder, NoTap, open_decoder};
 use safetensors::SafeTensors;
 
 /// One of each family, and of those whose blocks can slide one with windows shorter than its sequences.
-pub(crate) const FAMILIES: [&str; 8] = [
+pub(crate) const FAMILIES: [&str; 11] = [
+    "gemma-tiny",
+    "gemma2-tiny",
+    "gemma3-tiny",
     "llama-tiny",
     "mistral-tiny",
     "mistral-window",
