@@ -24,6 +24,9 @@ SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_at
 # What the Llama class and its relatives have beyond that.
 GATED = SIZES | {"intermediate_size": 48, "max_position_embeddings": 32, "rms_norm_eps": 1e-5}
 
+# The same under LayerNorms.
+LAYERED = SIZES | {"intermediate_size": 48, "max_position_embeddings": 32, "num_key_value_heads": 4}
+
 MODELS = {
     # Every linear with a bias, learned positions, tied head.
     "opt-tiny": transformers.OPTConfig(**SIZES, ffn_dim=64, max_position_embeddings=32),
@@ -66,6 +69,43 @@ MODELS = {
         rope_parameters={
             "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0},
             "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
+    # No norm before a module, one after each, and one over all heads of q and k; frequencies that YaRN stretches.
+    "olmo2-tiny": transformers.Olmo2Config(
+        **GATED,
+        num_key_value_heads=2,
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "beta_fast": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    ),
+    # Factors of embeddings, scores, what modules add, and logits.
+    "granite-tiny": transformers.GraniteConfig(
+        **GATED, num_key_value_heads=2, embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.4,
+        logits_scaling=2.5, mlp_bias=True,
+    ),
+    # The second block has no positions.
+    "smollm3-tiny": transformers.SmolLM3Config(
+        **GATED, num_key_value_heads=2, no_rope_layers=[1, 0], pad_token_id=0, bos_token_id=1, eos_token_id=2
+    ),
+    # Half of a head rotated, LayerNorms, and biases on q, k and v.
+    "stablelm-tiny": transformers.StableLmConfig(**LAYERED, partial_rotary_factor=0.5, use_qkv_bias=True),
+    # Modules side by side, which read one norm.
+    "stablelm-parallel": transformers.StableLmConfig(
+        **LAYERED, partial_rotary_factor=0.25, use_parallel_residual=True
+    ),
+    # q, k and v in one tensor, gate and up in another, and a window.
+    "phi3-tiny": transformers.Phi3Config(**GATED, num_key_value_heads=2, sliding_window=9, pad_token_id=0),
+    # LongRoPE's short factors, on half of a head.
+    "phi3-long": transformers.Phi3Config(
+        **GATED | {"max_position_embeddings": 128},
+        num_key_value_heads=4,
+        pad_token_id=0,
+        original_max_position_embeddings=32,
+        partial_rotary_factor=0.5,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 500.0, "short_factor": [1.0, 1.5], "long_factor": [2.0, 5.0],
         },
     ),
 }

@@ -14,7 +14,7 @@ use crate::load::{Checkpoint, LoadError, ModelConfig, Rope, read_exact_shape};
 use crate::model::layers::NormKind;
 use crate::model::rows::{TokenRows, position_rows};
 use crate::model::wiring::{
-    DenseWiring, ExpertsWiring, FeedForward, HeadNorms, InnerWiring, LogitsWiring, Positions, Wiring,
+    DenseWiring, ExpertsWiring, FeedForward, InnerWiring, LogitsWiring, Positions, QkNorms, Residual, Wiring,
 };
 use crate::model::wiring_of;
 use crate::model::{LinearName, NormName};
@@ -67,16 +67,17 @@ pub struct DecodeModel {
 
 /// One block.
 pub(super) struct DecodeBlock {
-    pub(super) attention_norm: HostNorm,
+    pub(super) residual: Residual,
+    pub(super) attention_norm: Option<HostNorm>,
     pub(super) scoring: Scoring,
     /// Which of the ropes turns queries and keys.
     pub(super) rope: Option<usize>,
     /// Queries, keys and values.
     pub(super) qkv: Linear,
-    pub(super) head_norms: Option<HostHeadNorms>,
+    pub(super) qk_norms: Option<HostQkNorms>,
     pub(super) o: Linear,
     pub(super) norm_after_attention: Option<HostNorm>,
-    pub(super) mlp_norm: HostNorm,
+    pub(super) mlp_norm: Option<HostNorm>,
     pub(super) mlp: Mlp,
     pub(super) norm_after_mlp: Option<HostNorm>,
 }
@@ -90,8 +91,8 @@ impl DecodeBlock {
     }
 }
 
-/// Norms of single heads.
-pub(super) struct HostHeadNorms {
+/// Norms of queries and keys.
+pub(super) struct HostQkNorms {
     pub(super) q: HostNorm,
     pub(super) k: HostNorm,
 }
@@ -203,10 +204,11 @@ impl Reader<'_> {
         };
         let norm =
             |name: NormName| self.norm(&self.wiring.block_norm(block_idx, name), wiring.n_channels(name, self.config));
-        let head_norms =
-            |names: HeadNorms| -> Result<_, LoadError> { Ok(HostHeadNorms { q: norm(names.q)?, k: norm(names.k)? }) };
+        let qk_norms =
+            |names: QkNorms| -> Result<_, LoadError> { Ok(HostQkNorms { q: norm(names.q)?, k: norm(names.k)? }) };
         Ok(DecodeBlock {
-            attention_norm: norm(attention.norm)?,
+            residual: wiring.residual,
+            attention_norm: attention.norm.map(norm).transpose()?,
             scoring: Scoring {
                 window: self.config.windows[block_idx],
                 scale: score_scale(attention.scale, self.config.head_dim),
@@ -214,10 +216,10 @@ impl Reader<'_> {
             },
             rope: attention.rope,
             qkv: linear(&[attention.q, attention.k, attention.v])?,
-            head_norms: attention.head_norms.map(head_norms).transpose()?,
+            qk_norms: attention.qk_norms.map(qk_norms).transpose()?,
             o: linear(&[attention.o])?,
             norm_after_attention: attention.norm_after.map(norm).transpose()?,
-            mlp_norm: norm(mlp.norm)?,
+            mlp_norm: mlp.norm.map(norm).transpose()?,
             mlp: match &mlp.module {
                 FeedForward::Dense(module) => Mlp::Dense(dense(module)?),
                 FeedForward::Experts(ExpertsWiring { router, n_active, experts }) => Mlp::Experts {

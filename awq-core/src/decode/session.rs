@@ -4,11 +4,12 @@ use super::Heads;
 use super::attention::attend;
 use super::cache::KvCache;
 use super::mlp::MlpBuffers;
-use super::model::{DecodeBlock, DecodeModel};
+use super::model::{DecodeBlock, DecodeModel, HostNorm};
 use crate::host::attention::rotate_row;
 use crate::host::elementwise::soft_cap;
 use crate::host::vectorized;
 use crate::load::Rope;
+use crate::model::wiring::{Order, Residual};
 
 /// Tokens of a prompt that go through the blocks at once: enough to fill the matrix kernels, and buffers stay small.
 const PREFILL_TOKENS: usize = 256;
@@ -90,6 +91,7 @@ struct Buffers {
     mixed: Vec<f32>,
     delta: Vec<f32>,
     mlp: MlpBuffers,
+    of_mlp: Vec<f32>,
     logits: Vec<f32>,
 }
 
@@ -191,23 +193,21 @@ impl<'m> Session<'m> {
             rotary.reach(rope, *n_past + ids.len());
         }
         for (block, cache) in model.blocks.iter().zip(caches) {
-            buffers.normed.clone_from(&buffers.hidden);
-            block.attention_norm.apply(&mut buffers.normed);
+            buffers.norm(block.attention_norm.as_ref());
             block.qkv.product(&buffers.normed, &mut buffers.qkv);
+            if block.residual.order == Order::SideBySide {
+                // Before attention adds to what it sees.
+                buffers.norm(block.mlp_norm.as_ref());
+                block.mlp.forward(&buffers.normed, &mut buffers.mlp, &mut buffers.of_mlp);
+            }
             buffers.attend(model.heads, block, cache, block.rope.map(|rope| &rotaries[rope]), *n_past);
             block.o.product(&buffers.mixed, &mut buffers.delta);
-            if let Some(norm) = &block.norm_after_attention {
-                norm.apply(&mut buffers.delta);
+            add_output(&mut buffers.hidden, &mut buffers.delta, block.norm_after_attention.as_ref(), block.residual);
+            if block.residual.order == Order::AttentionFirst {
+                buffers.norm(block.mlp_norm.as_ref());
+                block.mlp.forward(&buffers.normed, &mut buffers.mlp, &mut buffers.of_mlp);
             }
-            add(&mut buffers.hidden, &buffers.delta);
-
-            buffers.normed.clone_from(&buffers.hidden);
-            block.mlp_norm.apply(&mut buffers.normed);
-            block.mlp.forward(&buffers.normed, &mut buffers.mlp, &mut buffers.delta);
-            if let Some(norm) = &block.norm_after_mlp {
-                norm.apply(&mut buffers.delta);
-            }
-            add(&mut buffers.hidden, &buffers.delta);
+            add_output(&mut buffers.hidden, &mut buffers.of_mlp, block.norm_after_mlp.as_ref(), block.residual);
         }
         self.n_past += ids.len();
     }
@@ -220,6 +220,9 @@ impl<'m> Session<'m> {
         buffers.normed.extend_from_slice(&buffers.hidden[first..]);
         model.final_norm.apply(&mut buffers.normed);
         model.head.product(&buffers.normed, &mut buffers.logits);
+        if let Some(divisor) = model.logits.divisor {
+            buffers.logits.iter_mut().for_each(|logit| *logit /= divisor as f32);
+        }
         if let Some(cap) = model.logits.cap {
             soft_cap(&mut buffers.logits, cap as f32);
         }
@@ -241,7 +244,15 @@ impl Buffers {
         }
     }
 
-    /// Normalizes heads where they have norms, rotates, stores keys and values, and mixes values.
+    /// What a module sees of the residual stream.
+    fn norm(&mut self, norm: Option<&HostNorm>) {
+        self.normed.clone_from(&self.hidden);
+        if let Some(norm) = norm {
+            norm.apply(&mut self.normed);
+        }
+    }
+
+    /// Normalizes queries and keys where they have norms, rotates, stores keys and values, and mixes values.
     fn attend(
         &mut self,
         heads: Heads,
@@ -255,7 +266,7 @@ impl Buffers {
         let n = self.qkv.len() / stride;
         for (i, row) in self.qkv.chunks_exact_mut(stride).enumerate() {
             let (rotated, value) = row.split_at_mut(q_width + kv_width);
-            if let Some(norms) = &block.head_norms {
+            if let Some(norms) = &block.qk_norms {
                 norms.q.apply(&mut rotated[..q_width]);
                 norms.k.apply(&mut rotated[q_width..]);
             }
@@ -287,6 +298,17 @@ impl Rotary {
         let angles = position * self.half..(position + 1) * self.half;
         rotate_row(row, self.head_dim, &self.cos[angles.clone()], &self.sin[angles]);
     }
+}
+
+/// Adds a module's output to the residual stream.
+fn add_output(hidden: &mut [f32], output: &mut [f32], norm_after: Option<&HostNorm>, residual: Residual) {
+    if let Some(norm) = norm_after {
+        norm.apply(output);
+    }
+    if let Some(scale) = residual.scale {
+        output.iter_mut().for_each(|value| *value *= scale as f32);
+    }
+    add(hidden, output);
 }
 
 vectorized! {

@@ -1,6 +1,7 @@
 //! [`Class`]: what a transformers class takes for granted where its `config.json` is silent.
 
 use super::LoadError;
+use super::fused::Fused;
 use super::keys::Keys;
 use super::windows::Windows;
 
@@ -41,6 +42,8 @@ pub(crate) struct Class {
     pub(crate) eos_id: Option<u32>,
     /// Keys that change what is computed and that the family reads itself; all others of that kind are refused.
     pub(crate) own_keys: &'static [&'static str],
+    /// Tensors that hold the rows of several linears.
+    pub(crate) fused: &'static [Fused],
     /// What it is in a GGUF file; `None` where such files are not read.
     pub(crate) gguf: Option<GgufArchitecture>,
 }

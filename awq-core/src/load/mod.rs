@@ -9,6 +9,7 @@ mod error;
 mod floats;
 mod folder;
 mod foreign;
+mod fused;
 mod gguf;
 mod hugging_face;
 mod keys;
@@ -37,6 +38,8 @@ pub(crate) use self::class::{Class, GgufArchitecture, KvHeads};
 pub use self::config::ModelConfig;
 pub use self::error::LoadError;
 pub use self::folder::check_folder;
+pub(crate) use self::fused::Fused;
+pub use self::fused::in_parts;
 pub use self::gguf::GgufCheckpoint;
 pub use self::memory::MemoryCheckpoint;
 pub use self::overlay::QuantizedCheckpoint;
@@ -193,8 +196,8 @@ fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
         let checkpoint = PackedCheckpoint::open_folder(folder)?;
         let packed = Some(checkpoint.header().clone());
         return Ok(OpenedModel {
+            checkpoint: in_parts(&config, Arc::new(checkpoint)),
             config,
-            checkpoint: Arc::new(checkpoint),
             tokenizer,
             packed,
             chat_template,
@@ -203,6 +206,7 @@ fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
     }
     let checkpoint = Arc::new(SafetensorsCheckpoint::open_folder(folder)?);
     foreign::check_tensors(checkpoint.as_ref())?;
+    let checkpoint = in_parts(&config, checkpoint);
     Ok(OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template, special_tokens })
 }
 

@@ -9,7 +9,9 @@ use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use super::layers::{Linear, Norm, NormKind, matrix, product, vector};
 use super::rotary::Rotary;
 use super::rows::{TokenRows, position_rows};
-use super::wiring::{BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerWiring, Positions, Wiring};
+use super::wiring::{
+    BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerWiring, LogitsWiring, Order, Positions, Wiring,
+};
 use super::{Block, BlockLayout, BlockParams, Decoder, NormName, Tap, ids_tensor};
 use crate::activation::Activation;
 use crate::arithmetic::Arithmetic;
@@ -150,7 +152,12 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
 
     fn head(&self, rows: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2> {
         let logits = product(rows, self.head.as_ref().unwrap_or(&self.embedding).clone(), arithmetic);
-        match self.wiring.logits.cap {
+        let LogitsWiring { divisor, cap } = self.wiring.logits;
+        let logits = match divisor {
+            None => logits,
+            Some(divisor) => logits / divisor,
+        };
+        match cap {
             None => logits,
             Some(cap) => B::soft_cap(logits, cap),
         }
@@ -179,11 +186,22 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
     }
 
     fn forward(&self, hidden: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
-        let BlockWiring { attention, mlp, .. } = self.wiring.as_ref();
-        let normed = self.params.norm(attention.norm).forward(hidden.clone());
-        let hidden = hidden + self.after(attention.norm_after, self.attention(normed, tap));
-        let normed = self.params.norm(mlp.norm).forward(hidden.clone());
-        hidden + self.after(mlp.norm_after, self.mlp(normed, tap))
+        let BlockWiring { attention, mlp, residual, .. } = self.wiring.as_ref();
+        let normed = self.normed(attention.norm, &hidden);
+        let of_attention = self.added(attention.norm_after, self.attention(normed.clone(), tap));
+        match residual.order {
+            Order::AttentionFirst => {
+                let hidden = hidden + of_attention;
+                let normed = self.normed(mlp.norm, &hidden);
+                hidden + self.added(mlp.norm_after, self.mlp(normed, tap))
+            }
+            Order::SideBySide => {
+                // One tensor where both read one: it is captured under two names.
+                let is_shared = mlp.norm == attention.norm;
+                let normed = if is_shared { normed } else { self.normed(mlp.norm, &hidden) };
+                hidden + of_attention + self.added(mlp.norm_after, self.mlp(normed, tap))
+            }
+        }
     }
 
     fn attention(&self, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
@@ -191,8 +209,8 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
         tap.see(names.q, &input);
         let project = |name| self.params.forward(name, input.clone());
         let (mut q, mut k, v) = (project(names.q), project(names.k), project(names.v));
-        if let Some(norms) = names.head_norms {
-            (q, k) = (self.norm_heads(norms.q, q), self.norm_heads(norms.k, k));
+        if let Some(norms) = names.qk_norms {
+            (q, k) = (self.norm_qk(norms.q, q), self.norm_qk(norms.k, k));
         }
         let [_, seq, _] = input.dims();
         let table = self.rotary.as_ref().map(|rotary| rotary.first(seq));
@@ -210,19 +228,32 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
 }
 
 impl<B: QuantBackend> WiredBlock<B> {
-    /// What a module's output goes through before it is added.
-    fn after(&self, norm: Option<NormName>, x: Tensor<B, 3>) -> Tensor<B, 3> {
+    /// What a module sees of the residual stream.
+    fn normed(&self, norm: Option<NormName>, hidden: &Tensor<B, 3>) -> Tensor<B, 3> {
         match norm {
-            None => x,
-            Some(norm) => self.params.norm(norm).forward(x),
+            None => hidden.clone(),
+            Some(norm) => self.params.norm(norm).forward(hidden.clone()),
         }
     }
 
-    /// Normalizes each head of `[batch, seq, n_heads * head_dim]`.
-    fn norm_heads(&self, norm: NormName, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let ([batch, seq, width], head_dim) = (x.dims(), self.shape.head_dim);
-        let heads = x.reshape([batch, seq * (width / head_dim), head_dim]);
-        self.params.norm(norm).forward(heads).reshape([batch, seq, width])
+    /// What is added of a module's output.
+    fn added(&self, norm_after: Option<NormName>, output: Tensor<B, 3>) -> Tensor<B, 3> {
+        let output = match norm_after {
+            None => output,
+            Some(norm) => self.params.norm(norm).forward(output),
+        };
+        match self.wiring.residual.scale {
+            None => output,
+            Some(scale) => output * scale,
+        }
+    }
+
+    /// Normalizes queries or keys, `[batch, seq, n_heads * head_dim]`, as many channels at once as the norm has.
+    fn norm_qk(&self, norm: NormName, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let (norm, [batch, seq, width]) = (self.params.norm(norm), x.dims());
+        let [n_channels] = norm.weight.dims();
+        let rows = x.reshape([batch, seq * (width / n_channels), n_channels]);
+        norm.forward(rows).reshape([batch, seq, width])
     }
 
     /// A feed-forward module, or one expert.

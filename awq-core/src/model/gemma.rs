@@ -10,12 +10,12 @@
 
 use std::sync::Arc;
 
-use super::keys::{activation, factor};
+use super::keys::{activation, factor, required_factor};
 use super::layers::NormKind;
 use super::layout::scales;
 use super::llama::{DOWN_GROUP, GATE, LINEARS, LLAMA, O_GROUP, QKV, STAGES, UP, block, gated, may_be_biased, named};
 use super::qwen3::HEAD_NORMS;
-use super::wiring::{AttentionWiring, BlockWiring, FeedForward, LogitsWiring, MlpWiring, Wiring};
+use super::wiring::{AttentionWiring, BlockWiring, FeedForward, LogitsWiring, MlpWiring, Residual, Wiring};
 use super::{BlockTable, GroupTable, Inspect, NormName, PrevOp, bad_key};
 use crate::activation::Activation;
 use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig, Windows};
@@ -109,7 +109,7 @@ pub(super) fn gemma2_wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -
     let block = sandwiched(config, checkpoint)?;
     let attention = AttentionWiring { cap, ..block.attention };
     let block = Arc::new(BlockWiring { attention, ..block });
-    let logits = LogitsWiring { cap: factor(config, checkpoint, LOGIT_CAP, Some(30.0))? };
+    let logits = LogitsWiring { cap: factor(config, checkpoint, LOGIT_CAP, Some(30.0))?, ..LogitsWiring::default() };
     Ok(Wiring { logits, ..decoder(config, vec![block; config.n_blocks]) })
 }
 
@@ -117,12 +117,12 @@ pub(super) fn gemma2_wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -
 pub(super) fn gemma3_wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {
     let block = sandwiched(config, checkpoint)?;
     let rotated_by = |rope: usize| {
-        let attention = AttentionWiring { head_norms: Some(HEAD_NORMS), rope: Some(rope), ..block.attention };
+        let attention = AttentionWiring { qk_norms: Some(HEAD_NORMS), rope: Some(rope), ..block.attention };
         Arc::new(BlockWiring { attention, ..block.clone() })
     };
     let [full, sliding] = [0, 1].map(rotated_by);
     let blocks = config.windows.iter().map(|window| if window.is_some() { sliding.clone() } else { full.clone() });
-    let logits = LogitsWiring { cap: factor(config, checkpoint, LOGIT_CAP, None)? };
+    let logits = LogitsWiring { cap: factor(config, checkpoint, LOGIT_CAP, None)?, ..LogitsWiring::default() };
     let ropes = vec![config.rope(), config.local_rope.clone().unwrap_or_else(|| config.rope())];
     Ok(Wiring { logits, ropes, ..decoder(config, blocks.collect()) })
 }
@@ -130,16 +130,15 @@ pub(super) fn gemma3_wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -
 /// A block with a norm before and one after each module.
 fn sandwiched(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<BlockWiring, LoadError> {
     let table = if config.n_heads == config.n_kv_heads { TABLE_MHA } else { TABLE_GQA };
-    let scalar = factor(config, checkpoint, SCALAR, Some(256.0))?;
-    let scalar = scalar.ok_or_else(|| bad_key(checkpoint, SCALAR, "null, expected a positive number".into()))?;
+    let scalar = required_factor(config, checkpoint, SCALAR, 256.0)?;
     let module = FeedForward::Dense(gated(activation(config, checkpoint, "hidden_activation", Activation::GeluTanh)?));
     let attention = AttentionWiring {
         scale: Some(scalar.sqrt().recip()),
         norm_after: Some(AFTER_ATTENTION),
         ..block(config).attention
     };
-    let mlp = MlpWiring { norm: BEFORE_MLP, module, norm_after: Some(AFTER_MLP) };
-    Ok(BlockWiring { layout: table.layout(0), attention, mlp })
+    let mlp = MlpWiring { norm: Some(BEFORE_MLP), module, norm_after: Some(AFTER_MLP) };
+    Ok(BlockWiring { layout: table.layout(0), attention, mlp, residual: Residual::PLAIN })
 }
 
 fn decoder(config: &ModelConfig, blocks: Vec<Arc<BlockWiring>>) -> Wiring {

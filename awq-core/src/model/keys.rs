@@ -33,6 +33,17 @@ pub(super) fn factor(
     }
 }
 
+/// A factor that must not be `null`; `default` where the key is absent.
+pub(super) fn required_factor(
+    config: &ModelConfig,
+    checkpoint: &dyn Checkpoint,
+    key: &str,
+    default: f64,
+) -> Result<f64, LoadError> {
+    let factor = factor(config, checkpoint, key, Some(default))?;
+    factor.ok_or_else(|| bad_key(checkpoint, key, "null, expected a positive number".into()))
+}
+
 /// Names of transformers' activations; several stand for one function.
 const ACTIVATIONS: &[(&str, Activation)] = &[
     ("relu", Activation::Relu),

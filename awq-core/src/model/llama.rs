@@ -10,7 +10,8 @@ use serde_json::json;
 use super::layers::NormKind;
 use super::layout::{reads, scales};
 use super::wiring::{
-    AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, LogitsWiring, MlpWiring, Positions, Wiring,
+    AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, LogitsWiring, MlpWiring, Positions, Residual,
+    Wiring,
 };
 use super::{BlockTable, GroupTable, Inspect, LinearName, NormName, PrevOp, check_fixed};
 use crate::activation::Activation;
@@ -22,8 +23,8 @@ pub(super) const V: LinearName = LinearName("self_attn.v_proj");
 pub(super) const O: LinearName = LinearName("self_attn.o_proj");
 pub(super) const GATE: LinearName = LinearName("mlp.gate_proj");
 pub(super) const UP: LinearName = LinearName("mlp.up_proj");
-const DOWN: LinearName = LinearName("mlp.down_proj");
-const ATTENTION_NORM: NormName = NormName("input_layernorm");
+pub(super) const DOWN: LinearName = LinearName("mlp.down_proj");
+pub(super) const ATTENTION_NORM: NormName = NormName("input_layernorm");
 pub(super) const MLP_NORM: NormName = NormName("post_attention_layernorm");
 
 /// `o_proj` is scaled only where `v_proj` has as many rows as `o_proj` has columns: with grouped queries one value
@@ -78,6 +79,7 @@ pub(crate) const LLAMA: Class = Class {
     has_mlp_bias_key: true,
     eos_id: Some(2),
     own_keys: &[],
+    fused: &[],
     gguf: Some(GgufArchitecture { name: "llama", interleaved_rows: true }),
 };
 
@@ -135,7 +137,8 @@ pub(super) fn block(config: &ModelConfig) -> BlockWiring {
     BlockWiring {
         layout: table.layout(0),
         attention: ATTENTION,
-        mlp: MlpWiring { norm: MLP_NORM, module: FeedForward::Dense(DENSE), norm_after: None },
+        mlp: MlpWiring { norm: Some(MLP_NORM), module: FeedForward::Dense(DENSE), norm_after: None },
+        residual: Residual::PLAIN,
     }
 }
 

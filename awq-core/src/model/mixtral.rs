@@ -8,7 +8,7 @@
 use super::keys::number;
 use super::layout::{reads, scales};
 use super::llama::{ATTENTION, K, LLAMA, MLP_NORM, O, O_GROUP, Q, QKV, V, decoder};
-use super::wiring::{BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerWiring, MlpWiring, Wiring};
+use super::wiring::{BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerWiring, MlpWiring, Residual, Wiring};
 use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, PrevOp, bad_key};
 use crate::activation::Activation;
 use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig, Windows};
@@ -86,7 +86,8 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
     let block = BlockWiring {
         layout: table.layout(n_experts),
         attention: ATTENTION,
-        mlp: MlpWiring { norm: MLP_NORM, module: FeedForward::Experts(experts), norm_after: None },
+        mlp: MlpWiring { norm: Some(MLP_NORM), module: FeedForward::Experts(experts), norm_after: None },
+        residual: Residual::PLAIN,
     };
     decoder(config, checkpoint, block, Vec::new())
 }

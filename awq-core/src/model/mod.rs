@@ -16,15 +16,20 @@ use crate::load::{Checkpoint, Class, LoadError, ModelConfig};
 
 mod decoder;
 pub mod gemma;
+pub mod granite;
 mod keys;
 pub mod layers;
 mod layout;
 pub mod llama;
 pub mod mixtral;
+pub mod olmo2;
 pub mod opt;
+pub mod phi3;
 pub mod qwen3;
 mod rotary;
 pub(crate) mod rows;
+pub mod smollm3;
+pub mod stablelm;
 mod storage;
 mod tensors;
 pub mod tiny;
@@ -144,12 +149,17 @@ const FAMILIES: &[(&Class, WireFamily)] = &[
     (&gemma::GEMMA, gemma::wiring),
     (&gemma::GEMMA2, gemma::gemma2_wiring),
     (&gemma::GEMMA3, gemma::gemma3_wiring),
+    (&granite::GRANITE, granite::wiring),
     (&llama::LLAMA, llama::wiring),
     (&llama::MISTRAL, llama::wiring),
     (&mixtral::MIXTRAL, mixtral::wiring),
+    (&olmo2::OLMO2, olmo2::wiring),
     (&opt::OPT, opt::wiring),
+    (&phi3::PHI3, phi3::wiring),
     (&llama::QWEN2, llama::qwen2_wiring),
     (&qwen3::QWEN3, qwen3::wiring),
+    (&smollm3::SMOLLM3, smollm3::wiring),
+    (&stablelm::STABLELM, stablelm::wiring),
 ];
 
 /// The classes that are known.

@@ -10,7 +10,8 @@ use serde_json::json;
 use super::layers::NormKind;
 use super::layout::{reads, scales};
 use super::wiring::{
-    AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, LogitsWiring, MlpWiring, Positions, Wiring,
+    AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, LogitsWiring, MlpWiring, Positions, Residual,
+    Wiring,
 };
 use super::{BlockTable, Inspect, LinearName, NormName, PrevOp, bad_key, check_fixed};
 use crate::activation::Activation;
@@ -72,6 +73,7 @@ pub(crate) const OPT: Class = Class {
     has_mlp_bias_key: false,
     eos_id: Some(2),
     own_keys: &[],
+    fused: &[],
     gguf: None,
 };
 
@@ -95,13 +97,14 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
         layout: TABLE.layout(0),
         attention: AttentionWiring { rope: None, ..AttentionWiring::rotated(ATTENTION_NORM, [Q, K, V, O]) },
         mlp: MlpWiring {
-            norm: MLP_NORM,
+            norm: Some(MLP_NORM),
             module: FeedForward::Dense(DenseWiring {
                 inner: InnerWiring::Plain { up: FC1, activation: Activation::Relu },
                 down: FC2,
             }),
             norm_after: None,
         },
+        residual: Residual::PLAIN,
     });
     Ok(Wiring {
         embedding: format!("{prefix}.embed_tokens.weight"),

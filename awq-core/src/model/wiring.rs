@@ -39,9 +39,11 @@ pub struct Wiring {
     pub notes: Vec<String>,
 }
 
-/// `cap * tanh(x / cap)` of the head's products `x`; without a cap, `x`.
+/// `cap * tanh(y / cap)` with `y = x / divisor`, of the head's products `x`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LogitsWiring {
+    /// What they are divided by, if by anything.
+    pub divisor: Option<f64>,
     /// No logit is larger.
     pub cap: Option<f64>,
 }
@@ -55,6 +57,31 @@ pub struct BlockWiring {
     pub attention: AttentionWiring,
     /// The feed-forward module.
     pub mlp: MlpWiring,
+    /// How the outputs of both are added to the residual stream.
+    pub residual: Residual,
+}
+
+/// How the outputs of modules are added to the residual stream.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Residual {
+    /// Which module sees what the other has added.
+    pub order: Order,
+    /// What outputs are multiplied by before they are added, if by anything.
+    pub scale: Option<f64>,
+}
+
+/// Which module sees what the other has added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// The feed-forward module sees what attention has added.
+    AttentionFirst,
+    /// Both see what the block was given.
+    SideBySide,
+}
+
+impl Residual {
+    /// One after the other, as they are.
+    pub const PLAIN: Self = Self { order: Order::AttentionFirst, scale: None };
 }
 
 /// How positions enter a decoder.
@@ -71,12 +98,12 @@ pub enum Positions {
     },
 }
 
-/// `hidden + o(attention(q(x), k(x), v(x)))` with `x = norm(hidden)`; with head norms, each head of q and of k is
-/// normalized before it is rotated.
+/// `hidden + o(attention(q(x), k(x), v(x)))` with `x = norm(hidden)`, where there is a norm; queries and keys may be normalized
+/// before they are rotated.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionWiring {
-    /// What is normalized first.
-    pub norm: NormName,
+    /// What normalizes the residual stream first.
+    pub norm: Option<NormName>,
     /// Queries.
     pub q: LinearName,
     /// Keys.
@@ -85,8 +112,8 @@ pub struct AttentionWiring {
     pub v: LinearName,
     /// Output projection.
     pub o: LinearName,
-    /// Norms of single heads, of `head_dim` channels.
-    pub head_norms: Option<HeadNorms>,
+    /// Norms of queries and keys.
+    pub qk_norms: Option<QkNorms>,
     /// Which of the decoder's ropes turns queries and keys; `None` where they are not rotated.
     pub rope: Option<usize>,
     /// What the products of queries and keys are multiplied by; `None` for `1 / sqrt(head_dim)`.
@@ -100,24 +127,35 @@ pub struct AttentionWiring {
 impl AttentionWiring {
     /// Rotated by the first rope, and nothing else.
     pub(super) const fn rotated(norm: NormName, [q, k, v, o]: [LinearName; 4]) -> Self {
-        Self { norm, q, k, v, o, head_norms: None, rope: Some(0), scale: None, cap: None, norm_after: None }
+        Self { norm: Some(norm), q, k, v, o, qk_norms: None, rope: Some(0), scale: None, cap: None, norm_after: None }
     }
 }
 
-/// Norms that all heads of a block share.
+/// Norms of queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HeadNorms {
+pub struct QkNorms {
     /// Of queries.
     pub q: NormName,
     /// Of keys.
     pub k: NormName,
+    /// What is normalized at once.
+    pub span: NormSpan,
 }
 
-/// `hidden + module(x)` with `x = norm(hidden)`.
+/// What a norm of queries or keys normalizes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormSpan {
+    /// Each head; all share the weight, of `head_dim` channels.
+    Head,
+    /// All heads together.
+    AllHeads,
+}
+
+/// `hidden + module(x)` with `x = norm(hidden)`, where there is a norm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MlpWiring {
-    /// What is normalized first.
-    pub norm: NormName,
+    /// What normalizes the residual stream first; side by side it may be attention's.
+    pub norm: Option<NormName>,
     /// What is added to the residual stream.
     pub module: FeedForward,
     /// What the output goes through before it is added.
@@ -227,15 +265,22 @@ impl BlockWiring {
 
     /// The norms.
     pub fn norms(&self) -> Vec<NormName> {
-        let of_heads = self.attention.head_norms.into_iter().flat_map(|norms| [norms.q, norms.k]);
-        let after = self.attention.norm_after.into_iter().chain(self.mlp.norm_after);
-        [self.attention.norm, self.mlp.norm].into_iter().chain(of_heads).chain(after).collect()
+        let Self { attention, mlp, .. } = self;
+        // Both modules may read the output of one.
+        let of_mlp = mlp.norm.filter(|norm| attention.norm != Some(*norm));
+        let of_qk = attention.qk_norms.into_iter().flat_map(|norms| [norms.q, norms.k]);
+        let after = attention.norm_after.into_iter().chain(mlp.norm_after);
+        attention.norm.into_iter().chain(of_mlp).chain(of_qk).chain(after).collect()
     }
 
     /// Channels of a norm.
     pub fn n_channels(&self, norm: NormName, config: &ModelConfig) -> usize {
-        let is_of_heads = self.attention.head_norms.is_some_and(|norms| norm == norms.q || norm == norms.k);
-        if is_of_heads { config.head_dim } else { config.hidden_size }
+        match self.attention.qk_norms {
+            Some(QkNorms { q, k, span: NormSpan::Head }) if norm == q || norm == k => config.head_dim,
+            Some(QkNorms { q, .. }) if norm == q => config.n_heads * config.head_dim,
+            Some(QkNorms { k, .. }) if norm == k => config.n_kv_heads * config.head_dim,
+            _ => config.hidden_size,
+        }
     }
 }
 

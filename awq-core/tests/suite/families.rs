@@ -5,7 +5,7 @@ use awq_core::driver::{Calibration, Job, Propagation, quantize_model};
 use awq_core::fold::fold;
 use awq_core::load::{Checkpoint, ModelConfig};
 use awq_core::method::QuantMethod;
-use awq_core::model::ScaleGroup;
+use awq_core::model::{PrevOp, ScaleGroup};
 use burn::tensor::Tensor;
 use serde_json::{Value as Json, json};
 
@@ -77,7 +77,7 @@ fn each_step_of_awq_brings_blocks_closer() {
 /// The groups, what judges them and where their scales go are those of the official AWQ code; it clips all but q and k.
 #[test]
 fn opt_table_is_that_of_the_official_code() {
-    use awq_core::model::{Inspect, LinearName, NormName, PrevOp};
+    use awq_core::model::{Inspect, LinearName, NormName};
     let decoder = Fixture::read("opt-tiny").open::<Cpu>().unwrap();
     let layout = decoder.layout(0);
     let groups: Vec<_> =
@@ -98,6 +98,82 @@ fn opt_table_is_that_of_the_official_code() {
     );
     let clipped: Vec<&str> = layout.linears.iter().filter(|facts| facts.clips).map(|facts| facts.name.0).collect();
     assert_eq!(clipped, ["self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2"]);
+}
+
+/// The scale groups of a block: where the inverse goes, what is scaled, what judges.
+fn groups(name: &str) -> Vec<String> {
+    let decoder = Fixture::read(name).open::<Cpu>().unwrap();
+    let group = |group: &ScaleGroup| {
+        let prev_op = match group.prev_op {
+            PrevOp::Norm(norm) => norm.0,
+            PrevOp::Linear(linear) => linear.0,
+        };
+        format!("{prev_op} -> {} by {:?}", group.label(), group.inspect)
+    };
+    decoder.layout(0).scale_groups.iter().map(group).collect()
+}
+
+/// AutoAWQ's groups (`awq/models/gemma2.py`, `awq/models/phi3.py`), with the parts of fused tensors in their place.
+#[test]
+fn scales_go_where_the_tables_of_families_say() {
+    const QKV: &str = "self_attn.q_proj+self_attn.k_proj+self_attn.v_proj";
+    for (name, expected) in [
+        (
+            "gemma2-tiny",
+            vec![
+                format!("input_layernorm -> {QKV} by Attention"),
+                "pre_feedforward_layernorm -> mlp.gate_proj+mlp.up_proj by Mlp".into(),
+                "mlp.up_proj -> mlp.down_proj by Linear".into(),
+            ],
+        ),
+        // Nothing before q, k, v, gate and up takes a scale.
+        ("olmo2-tiny", vec!["mlp.up_proj -> mlp.down_proj by Linear".into()]),
+        (
+            "phi3-long",
+            vec![
+                "input_layernorm -> self_attn.qkv_proj.q+self_attn.qkv_proj.k+self_attn.qkv_proj.v by Attention".into(),
+                "self_attn.qkv_proj.v -> self_attn.o_proj by Linear".into(),
+                "post_attention_layernorm -> mlp.gate_up_proj.gate+mlp.gate_up_proj.up by Mlp".into(),
+                "mlp.gate_up_proj.up -> mlp.down_proj by Linear".into(),
+            ],
+        ),
+        // As in Falcon 7B, one norm feeds both modules.
+        (
+            "stablelm-parallel",
+            vec![
+                format!("input_layernorm -> {QKV}+mlp.gate_proj+mlp.up_proj by Both"),
+                "self_attn.v_proj -> self_attn.o_proj by Linear".into(),
+                "mlp.up_proj -> mlp.down_proj by Linear".into(),
+            ],
+        ),
+    ] {
+        assert_eq!(groups(name), expected, "{name}");
+    }
+}
+
+/// Each key that a family reads itself moves the logits.
+#[test]
+fn keys_of_one_family_matter() {
+    for (name, key, value) in [
+        ("granite-tiny", "embedding_multiplier", json!(2.0)),
+        ("granite-tiny", "attention_multiplier", json!(1.0)),
+        ("granite-tiny", "residual_multiplier", json!(1.0)),
+        ("granite-tiny", "logits_scaling", json!(1.0)),
+        ("smollm3-tiny", "no_rope_layers", json!([1, 1, 1])),
+        ("smollm3-tiny", "no_rope_layers", json!([0, 0])),
+        ("stablelm-parallel", "hidden_act", json!("relu")),
+    ] {
+        let mut fixture = Fixture::read(name);
+        fixture.config.raw[key] = value;
+        assert!(largest_difference(&fixture.run::<Cpu>(), &fixture.logits) > 0.01, "{name}: {key}");
+    }
+    // Without a list all but each fourth block, or each so many-th.
+    let mut fixture = Fixture::read("smollm3-tiny");
+    fixture.config.raw["no_rope_layers"] = json!(null);
+    fixture.config.raw["no_rope_layer_interval"] = json!(2);
+    assert!(largest_difference(&fixture.run::<Cpu>(), &fixture.logits) < 1e-4);
+    check_refused("smollm3-tiny", "no_rope_layers", json!([1]), "[1], expected 0 or 1 for each of 2 blocks");
+    check_refused("granite-tiny", "logits_scaling", json!(null), "null, expected a positive number");
 }
 
 const POSITIONS: &str = "model.decoder.embed_positions.weight";
