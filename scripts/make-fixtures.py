@@ -26,6 +26,8 @@ GATED = SIZES | {"intermediate_size": 48, "max_position_embeddings": 32, "rms_no
 
 # The same under LayerNorms.
 LAYERED = SIZES | {"intermediate_size": 48, "max_position_embeddings": 32, "num_key_value_heads": 4}
+# GPT-2's names of sizes.
+GPT = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32, "n_inner": 48}
 
 MODELS = {
     # Every linear with a bias, learned positions, tied head.
@@ -108,6 +110,24 @@ MODELS = {
             "rope_type": "longrope", "rope_theta": 500.0, "short_factor": [1.0, 1.5], "long_factor": [2.0, 5.0],
         },
     ),
+    # q, k and v of a head together, half of it rotated, modules side by side behind a norm each.
+    "neox-tiny": transformers.GPTNeoXConfig(
+        **LAYERED, rope_parameters={"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
+    ),
+    # The same one after the other, without biases in attention.
+    "neox-in-turn": transformers.GPTNeoXConfig(**LAYERED, use_parallel_residual=False, attention_bias=False),
+    # Modules side by side behind one norm, and a bias on the head.
+    "phi-tiny": transformers.PhiConfig(**LAYERED),
+    # Transposed weights and learned positions.
+    "gpt2-tiny": transformers.GPT2Config(**GPT),
+    # One key head for all queries.
+    "bigcode-tiny": transformers.GPTBigCodeConfig(**GPT),
+    # One norm and one key head.
+    "falcon-7b-tiny": transformers.FalconConfig(**SIZES, max_position_embeddings=32),
+    # A norm for each module, and a key head for two of queries.
+    "falcon-40b-tiny": transformers.FalconConfig(
+        **SIZES, new_decoder_architecture=True, num_kv_heads=2, ffn_hidden_size=48, bias=True
+    ),
 }
 
 
@@ -116,12 +136,12 @@ def randomize(model, generator):
     """Weights of standard deviation 1.5 / sqrt(fan in), embeddings of 0.4, biases of 0.3, norm weights around 1."""
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if "norm" in name and name.endswith("weight"):
+        if ("norm" in name or "ln_" in name) and name.endswith("weight"):
             # Gemma's store one less than what they multiply by.
             noise = (0 if "gemma" in model.config.model_type else 1) + 0.3 * noise
         elif parameter.dim() == 1:
             noise = 0.3 * noise
-        elif "embed" in name:
+        elif "embed" in name or "wte" in name or "wpe" in name:
             noise = 0.4 * noise
         else:
             noise = noise * 1.5 / parameter.shape[-1] ** 0.5

@@ -7,7 +7,9 @@ pub enum Activation {
     Relu,
     /// `x / (1 + exp(-x))`.
     Silu,
-    /// The Gaussian error linear unit by its formula with a hyperbolic tangent (Hendrycks and Gimpel 2016).
+    /// The Gaussian error linear unit (Hendrycks and Gimpel 2016): `x` times the normal distribution's share below `x`.
+    Gelu,
+    /// The same by its formula with a hyperbolic tangent of the paper.
     GeluTanh,
 }
 

@@ -128,6 +128,12 @@ pub trait QuantBackend: Backend {
         match activation {
             Activation::Relu => relu(x),
             Activation::Silu => silu(x),
+            Activation::Gelu => {
+                let dtype = x.dtype();
+                let x = Self::in_f32(x);
+                let share = (x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf();
+                (x * (share + 1.0) * 0.5).cast(dtype)
+            }
             Activation::GeluTanh => {
                 let dtype = x.dtype();
                 // The cube of an f16 would overflow.

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::linear::Linear;
+use super::model::HostNorm;
 use crate::activation::Activation;
 use crate::host::elementwise::{activate, swiglu};
 use crate::host::routing::route;
@@ -21,6 +22,8 @@ pub(super) struct Dense {
     /// Gate and up, or up alone.
     pub(super) up: Linear,
     pub(super) down: Linear,
+    /// What the inside is multiplied by.
+    pub(super) scale: Option<HostNorm>,
 }
 
 /// What happens between the linears of a feed-forward module.
@@ -89,6 +92,9 @@ impl Dense {
             }
             Inner::Plain(activation) => {
                 activate(activation, up);
+                if let Some(scale) = &self.scale {
+                    scale.apply(up);
+                }
                 self.down.product(up, out);
             }
         }

@@ -112,6 +112,9 @@ impl HostNorm {
         match self.kind {
             NormKind::Rms | NormKind::RmsPlusOne => elementwise::rms_norm(rows, &self.weight, self.eps),
             NormKind::Layer => elementwise::layer_norm(rows, &self.weight, &self.bias, self.eps),
+            NormKind::Scale => rows.chunks_exact_mut(self.weight.len()).for_each(|row| {
+                row.iter_mut().zip(&self.weight).for_each(|(value, scale)| *value *= scale);
+            }),
         }
     }
 }
@@ -132,12 +135,14 @@ impl DecodeModel {
         };
         let reader = Reader { config: &config, wiring: &wiring, checkpoint, options };
         let blocks: Result<_, LoadError> = (0..config.n_blocks).map(|block_idx| reader.block(block_idx)).collect();
-        let final_norm = reader.norm(&wiring.final_norm, hidden)?;
+        let final_norm = reader.norm(&wiring.final_norm, wiring.norm, hidden)?;
         let dense_head = match &wiring.head {
             None => embedding.clone(),
             Some(name) => Arc::new(read_exact_shape(checkpoint, name, &[config.vocab_size, hidden])?),
         };
-        let head = Linear::head(dense_head, hidden, options);
+        let read_bias = |name: &String| read_exact_shape(checkpoint, name, &[config.vocab_size]);
+        let head_bias = wiring.head_bias.as_ref().map(read_bias).transpose()?;
+        let head = Linear::head(dense_head, head_bias, hidden, options);
         let heads = reader.heads();
         let Wiring { embedding_scale, ropes, logits, .. } = wiring;
         Ok(Self {
@@ -195,15 +200,22 @@ impl Reader<'_> {
             let parts: Vec<Part> = names.iter().map(|&name| self.part(block_idx, name, shapes[&name][0])).collect();
             Linear::load(self.checkpoint, &parts, shapes[&names[0]][1], self.options)
         };
+        let norm = |name: NormName| {
+            let kind = wiring.norm_kind(name, self.wiring.norm);
+            self.norm(&self.wiring.block_norm(block_idx, name), kind, wiring.n_channels(name, self.config))
+        };
         let dense = |module: &DenseWiring| -> Result<Dense, LoadError> {
             let inner = match module.inner {
                 InnerWiring::Gated { activation, .. } => Inner::Gated(activation),
                 InnerWiring::Plain { activation, .. } => Inner::Plain(activation),
             };
-            Ok(Dense { inner, up: linear(&module.ups())?, down: linear(&[module.down])? })
+            let scale = match module.inner {
+                InnerWiring::Plain { scale, .. } => scale.filter(|_| self.wiring.scaled_activations),
+                InnerWiring::Gated { .. } => None,
+            };
+            let scale = scale.map(norm).transpose()?;
+            Ok(Dense { inner, up: linear(&module.ups())?, down: linear(&[module.down])?, scale })
         };
-        let norm =
-            |name: NormName| self.norm(&self.wiring.block_norm(block_idx, name), wiring.n_channels(name, self.config));
         let qk_norms =
             |names: QkNorms| -> Result<_, LoadError> { Ok(HostQkNorms { q: norm(names.q)?, k: norm(names.k)? }) };
         Ok(DecodeBlock {
@@ -236,9 +248,8 @@ impl Reader<'_> {
         Part { name: self.wiring.linear(block_idx, linear), n_out, has_bias: self.wiring.biased.contains(&linear) }
     }
 
-    fn norm(&self, name: &str, n_channels: usize) -> Result<HostNorm, LoadError> {
+    fn norm(&self, name: &str, kind: NormKind, n_channels: usize) -> Result<HostNorm, LoadError> {
         let read = |what: &str| read_exact_shape(self.checkpoint, &format!("{name}.{what}"), &[n_channels]);
-        let kind = self.wiring.norm;
         let bias = if kind.has_bias() { read("bias")? } else { vec![0.0; n_channels] };
         let weight = read("weight")?.into_iter().map(|weight| weight + kind.offset()).collect();
         Ok(HostNorm { kind, weight, bias, eps: self.config.norm_eps as f32 })

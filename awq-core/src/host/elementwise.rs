@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::exp::{exp, tanh};
+use super::exp::{erf, exp, tanh};
 use crate::activation::Activation;
 
 /// Rows handled by one task: enough work to hide the hand-over, few enough to balance.
@@ -96,6 +96,7 @@ vectorized! {
         match activation {
             Activation::Relu => x.iter_mut().for_each(|v| *v = v.max(0.0)),
             Activation::Silu => x.iter_mut().for_each(|v| *v /= 1.0 + exp(-*v)),
+            Activation::Gelu => x.iter_mut().for_each(|v| *v *= 0.5 + 0.5 * erf(*v * std::f32::consts::FRAC_1_SQRT_2)),
             // `(1 + tanh(u)) / 2 = 1 / (1 + exp(-2 u))`.
             Activation::GeluTanh => x.iter_mut().for_each(|v| {
                 let u = Activation::GELU_FACTOR * (*v + Activation::GELU_CUBE * *v * *v * *v);

@@ -68,23 +68,22 @@ impl ModelConfig {
         let keys = Keys { file, json: &raw };
         let class = class_of(&keys)?;
         switches::check(&keys, class)?;
-        let hidden_size = keys.dimension_or("hidden_size", class.hidden_size)?;
-        let n_blocks = keys.dimension_or("num_hidden_layers", class.n_blocks)?;
-        let n_heads = keys.dimension_or("num_attention_heads", class.n_heads)?;
+        let hidden_size = keys.dimension_or(class.hidden_size.0, class.hidden_size.1)?;
+        let n_blocks = keys.dimension_or(class.n_blocks.0, class.n_blocks.1)?;
+        let n_heads = keys.dimension_or(class.n_heads.0, class.n_heads.1)?;
         let head_dim = class.head_dim(&keys, hidden_size / n_heads)?;
         let (rope, local_rope) = Rope::from_hugging_face(&keys, class, head_dim)?;
-        let (inner_key, inner_size) = class.intermediate_size;
         let (bias_key, has_bias) = class.attention_bias;
         let bias = bias_key.map(|key| keys.optional_bool(key)).transpose()?.flatten();
         let config = Self {
             hidden_size,
-            intermediate_size: keys.dimension_or(inner_key, inner_size)?,
+            intermediate_size: class.inner_size(&keys, hidden_size)?,
             n_blocks,
             n_heads,
             n_kv_heads: class.kv_heads(&keys, n_heads)?,
             head_dim,
-            vocab_size: keys.dimension_or("vocab_size", class.vocab_size)?,
-            max_positions: keys.dimension_or("max_position_embeddings", class.max_positions)?,
+            vocab_size: keys.dimension_or(&["vocab_size"], class.vocab_size)?,
+            max_positions: keys.dimension_or(class.max_positions.0, class.max_positions.1)?,
             norm_eps: match class.norm_eps {
                 (Some(key), _) if raw.get(key).is_some() => keys.float(key)?,
                 (_, default) => default,
@@ -105,7 +104,7 @@ impl ModelConfig {
             architecture: class.name.to_owned(),
             raw: Json::Null,
         };
-        config.check(file, "num_attention_heads", "num_key_value_heads", "head_dim")?;
+        config.check(file, class.n_heads.0[0], "num_key_value_heads", "head_dim")?;
         Ok(Self { raw, ..config })
     }
 

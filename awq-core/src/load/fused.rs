@@ -14,12 +14,71 @@ use crate::quantized::QuantizedWeight;
 pub(crate) struct Fused {
     /// Its name in a block, without `.weight`.
     pub(crate) name: &'static str,
+    /// Which way it lies.
+    pub(crate) order: Order,
     /// What the name of each linear ends with, and its rows.
     pub(crate) parts: &'static [(&'static str, RowsOf)],
 }
 
+/// Which way a fused tensor lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// `[out, in]`, as everywhere.
+    OutIn,
+    /// `[in, out]`, as GPT-2's `Conv1D` has it. A tensor that holds one linear is then fused as well, so that the linear has a
+    /// name of its own.
+    InOut,
+}
+
 /// The rows of a part, in its order.
 type RowsOf = fn(&ModelConfig) -> Vec<usize>;
+
+/// Rows of a tensor with all queries, then all keys, then all values.
+pub(crate) mod by_kind {
+    use crate::load::ModelConfig;
+
+    pub(crate) fn queries(config: &ModelConfig) -> Vec<usize> {
+        (0..config.n_heads * config.head_dim).collect()
+    }
+
+    pub(crate) fn keys(config: &ModelConfig) -> Vec<usize> {
+        let start = config.n_heads * config.head_dim;
+        (start..start + config.n_kv_heads * config.head_dim).collect()
+    }
+
+    pub(crate) fn values(config: &ModelConfig) -> Vec<usize> {
+        let width = config.n_kv_heads * config.head_dim;
+        keys(config).into_iter().map(|row| row + width).collect()
+    }
+}
+
+/// Rows of a tensor that has, for each key head, the queries that it serves, itself and its values.
+pub(crate) mod by_key_head {
+    use std::ops::Range;
+
+    use crate::load::ModelConfig;
+
+    pub(crate) fn queries(config: &ModelConfig) -> Vec<usize> {
+        rows(config, 0..config.n_heads / config.n_kv_heads)
+    }
+
+    pub(crate) fn keys(config: &ModelConfig) -> Vec<usize> {
+        let n_rep = config.n_heads / config.n_kv_heads;
+        rows(config, n_rep..n_rep + 1)
+    }
+
+    pub(crate) fn values(config: &ModelConfig) -> Vec<usize> {
+        let n_rep = config.n_heads / config.n_kv_heads;
+        rows(config, n_rep + 1..n_rep + 2)
+    }
+
+    /// Those of some heads of each group.
+    fn rows(config: &ModelConfig, heads: Range<usize>) -> Vec<usize> {
+        let (n_heads, dim) = (config.n_heads / config.n_kv_heads + 2, config.head_dim);
+        let of_group = |group: usize| (group * n_heads + heads.start) * dim..(group * n_heads + heads.end) * dim;
+        (0..config.n_kv_heads).flat_map(of_group).collect()
+    }
+}
 
 /// `checkpoint` with the parts of fused tensors in their place, where the class of `config` has some. Parts that are stored as
 /// such, as in a folder that this program has packed, are left as they are.
@@ -42,6 +101,7 @@ struct PartsCheckpoint {
 struct Part {
     /// Name of the tensor that holds them.
     fused: String,
+    order: Order,
     rows: Vec<usize>,
 }
 
@@ -52,9 +112,9 @@ impl PartsCheckpoint {
         let (fused_linear, part) = linear.rsplit_once('.')?;
         let fused = self.fused.iter().find(|fused| is_called(fused_linear, fused.name))?;
         let (_, rows) = fused.parts.iter().find(|(known, _)| *known == part)?;
-        let fused = format!("{fused_linear}.{kind}");
-        self.base.shape(&fused)?;
-        Some(Part { fused, rows: rows(&self.config) })
+        let (order, name) = (fused.order, format!("{fused_linear}.{kind}"));
+        self.base.shape(&name)?;
+        Some(Part { fused: name, order, rows: rows(&self.config) })
     }
 
     /// The fused tensor called `name`.
@@ -99,6 +159,9 @@ impl Checkpoint for PartsCheckpoint {
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         let Some(part) = self.part(name) else { return self.base.shape(name) };
         let mut shape = self.base.shape(&part.fused)?;
+        if part.order == Order::InOut {
+            shape.reverse();
+        }
         if shape.first() == Some(&self.n_rows(&part.fused)) {
             shape[0] = part.rows.len();
         }
@@ -110,12 +173,19 @@ impl Checkpoint for PartsCheckpoint {
         let values = self.base.read_any_f32(&part.fused)?;
         let shape = self.base.shape(&part.fused).unwrap_or_default();
         let n_rows = self.n_rows(&part.fused);
-        if shape.first() != Some(&n_rows) {
-            let expected = std::iter::once(n_rows).chain(shape.iter().skip(1).copied()).collect();
+        let rows_at = if part.order == Order::InOut { shape.len().saturating_sub(1) } else { 0 };
+        if shape.get(rows_at) != Some(&n_rows) {
+            let mut expected = shape.clone();
+            if let Some(rows) = expected.get_mut(rows_at) {
+                *rows = n_rows;
+            }
             return Err(LoadError::WrongShape { file: self.file_of(name), name: part.fused, expected, found: shape });
         }
-        let row_len: usize = shape.iter().skip(1).product();
-        Ok(part.rows.into_iter().flat_map(|row| &values[row * row_len..][..row_len]).copied().collect())
+        let row_len = values.len() / n_rows;
+        Ok(match part.order {
+            Order::OutIn => part.rows.iter().flat_map(|row| &values[row * row_len..][..row_len]).copied().collect(),
+            Order::InOut => part.rows.iter().flat_map(|row| values[*row..].iter().step_by(n_rows)).copied().collect(),
+        })
     }
 
     fn is_readable(&self, name: &str) -> bool {
@@ -193,6 +263,32 @@ mod tests {
         assert_eq!(checkpoint.shape(&format!("{QKV}.q.weight")), Some(vec![120, 2]));
         let error = checkpoint.read_f32(&format!("{QKV}.q.weight")).unwrap_err().to_string();
         assert!(error.contains(&format!("\"{QKV}.weight\" has shape [120, 2], expected [128, 2]")), "{error}");
+    }
+
+    /// Two key heads, each with two heads of queries of 16 channels.
+    #[test]
+    fn rows_may_lie_by_the_key_heads_that_they_belong_to() {
+        let config = TinySpec::GQA.config();
+        let (q, k, v) = (by_key_head::queries(&config), by_key_head::keys(&config), by_key_head::values(&config));
+        assert_eq!((q.len(), k.len(), v.len()), (64, 32, 32));
+        assert_eq!([q[0], q[31], q[32], k[0], k[16], v[0], v[16]], [0, 31, 64, 32, 96, 48, 112]);
+        let mut all = [q, k, v].concat();
+        all.sort_unstable();
+        assert!(all.into_iter().eq(0..128));
+    }
+
+    /// Columns of `[in, out]`.
+    #[test]
+    fn a_transposed_tensor_is_turned() {
+        let config = ModelConfig { architecture: "GPT2LMHeadModel".into(), ..TinySpec::MHA.config() };
+        let mut base = MemoryCheckpoint::default();
+        base.insert("h.0.attn.c_attn.weight", &[2, 192], (0..384).map(|i| i as f32).collect());
+        base.insert("h.0.attn.c_attn.bias", &[192], (0..192).map(|i| i as f32).collect());
+        let checkpoint = in_parts(&config, Arc::new(base));
+        assert_eq!(checkpoint.shape("h.0.attn.c_attn.k.weight"), Some(vec![64, 2]));
+        let k = checkpoint.read_f32("h.0.attn.c_attn.k.weight").unwrap();
+        assert_eq!(k[..4], [64.0, 256.0, 65.0, 257.0]);
+        assert_eq!(checkpoint.read_f32("h.0.attn.c_attn.v.bias").unwrap()[0], 128.0);
     }
 
     /// As in a folder that was packed.

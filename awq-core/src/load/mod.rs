@@ -34,12 +34,12 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
-pub(crate) use self::class::{Class, GgufArchitecture, KvHeads};
+pub(crate) use self::class::{Class, GgufArchitecture, InnerSize, KvHeads};
 pub use self::config::ModelConfig;
 pub use self::error::LoadError;
 pub use self::folder::check_folder;
-pub(crate) use self::fused::Fused;
 pub use self::fused::in_parts;
+pub(crate) use self::fused::{Fused, Order, by_key_head, by_kind};
 pub use self::gguf::GgufCheckpoint;
 pub use self::memory::MemoryCheckpoint;
 pub use self::overlay::QuantizedCheckpoint;

@@ -30,11 +30,15 @@ impl QuantizedCheckpoint {
 
 impl Checkpoint for QuantizedCheckpoint {
     fn names(&self) -> Vec<String> {
-        self.base.names()
+        let mut names = self.base.names();
+        // What stands behind an activation is in no other checkpoint.
+        names.extend(self.changed.keys().filter(|name| self.base.shape(name).is_none()).cloned());
+        names.sort();
+        names
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.base.shape(name)
+        self.base.shape(name).or_else(|| self.changed.get(name).map(|values| vec![values.len()]))
     }
 
     fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
@@ -50,7 +54,7 @@ impl Checkpoint for QuantizedCheckpoint {
     }
 
     fn is_readable(&self, name: &str) -> bool {
-        self.packed.contains_key(name) || self.base.is_readable(name)
+        self.packed.contains_key(name) || self.changed.contains_key(name) || self.base.is_readable(name)
     }
 
     fn is_integer(&self, name: &str) -> bool {

@@ -121,7 +121,8 @@ impl Rope {
             let scaling = scaling_from_hugging_face(keys, &inner, parent, class)?;
             Ok(Self { scaling, ..plain })
         };
-        let theta = keys.optional_float("rope_theta")?.unwrap_or(class.rope_theta);
+        let (theta_key, theta) = class.rope_theta;
+        let theta = keys.optional_float(theta_key)?.unwrap_or(theta);
         // transformers 5 has moved `rope_theta` and `rope_scaling` into `rope_parameters`; where both are there, it takes the
         // older key alone, and the base that `rope_parameters` names is lost.
         let (old, new) = (object(keys, SCALING)?, object(keys, PARAMETERS)?);
@@ -310,7 +311,7 @@ fn long_rope(
     let original = original_max_positions as f64;
     let factor = match inner.optional_float("factor")? {
         Some(factor) => factor,
-        None => keys.dimension_or(MAX_POSITIONS, class.max_positions)? as f64 / original,
+        None => keys.dimension_or(class.max_positions.0, class.max_positions.1)? as f64 / original,
     };
     let amplitude = match inner.optional_float("attention_factor")? {
         Some(amplitude) => amplitude,

@@ -34,6 +34,7 @@ pub(super) struct WiredDecoder<B: QuantBackend> {
     final_norm: Norm<B>,
     /// `None` for a tied head: the embedding is used.
     head: Option<Tensor<B, 2>>,
+    head_bias: Option<Tensor<B, 1>>,
     device: B::Device,
 }
 
@@ -63,9 +64,23 @@ impl<B: QuantBackend> WiredDecoder<B> {
         let rotaries = wiring.ropes.iter().map(|rope| Arc::new(Rotary::new(rope.clone(), device.clone()))).collect();
         let final_norm = norm(source, &wiring.final_norm, hidden, wiring.norm, config.norm_eps, device)?;
         let head = wiring.head.as_ref().map(|name| matrix(source, name, vocab_by_hidden, device)).transpose()?;
+        let read_bias = |name: &String| vector(source, name, config.vocab_size, device);
+        let head_bias = wiring.head_bias.as_ref().map(read_bias).transpose()?;
         let device = device.clone();
         let unusable_ids = rows.unusable_ids;
-        Ok(Self { config, wiring, checkpoint, embedding, unusable_ids, positions, rotaries, final_norm, head, device })
+        Ok(Self {
+            config,
+            wiring,
+            checkpoint,
+            embedding,
+            unusable_ids,
+            positions,
+            rotaries,
+            final_norm,
+            head,
+            head_bias,
+            device,
+        })
     }
 }
 
@@ -128,7 +143,14 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
         let linears = linears.collect::<Result<BTreeMap<_, _>, LoadError>>()?;
         let norms = block.norms().into_iter().map(|name| {
             let (prefix, n_channels) = (wiring.block_norm(block_idx, name), block.n_channels(name, config));
-            Ok((name, norm(source, &prefix, n_channels, wiring.norm, config.norm_eps, &self.device)?))
+            let norm = match block.norm_kind(name, wiring.norm) {
+                NormKind::Scale if !wiring.scaled_activations => {
+                    let weight = Tensor::ones([n_channels], &self.device);
+                    Norm { weight, bias: None, kind: NormKind::Scale, eps: config.norm_eps }
+                }
+                kind => norm(source, &prefix, n_channels, kind, config.norm_eps, &self.device)?,
+            };
+            Ok((name, norm))
         });
         let norms = norms.collect::<Result<BTreeMap<_, _>, LoadError>>()?;
         Ok(Box::new(WiredBlock {
@@ -152,6 +174,10 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
 
     fn head(&self, rows: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2> {
         let logits = product(rows, self.head.as_ref().unwrap_or(&self.embedding).clone(), arithmetic);
+        let logits = match &self.head_bias {
+            None => logits,
+            Some(bias) => logits + bias.clone().unsqueeze::<2>(),
+        };
         let LogitsWiring { divisor, cap } = self.wiring.logits;
         let logits = match divisor {
             None => logits,
@@ -267,9 +293,13 @@ impl<B: QuantBackend> WiredBlock<B> {
                     _ => B::activate(activation, gate) * up,
                 }
             }
-            InnerWiring::Plain { up, activation } => {
+            InnerWiring::Plain { up, activation, scale } => {
                 tap.see(up, &input);
-                B::activate(activation, self.params.forward(up, input))
+                let inner = B::activate(activation, self.params.forward(up, input));
+                match scale {
+                    None => inner,
+                    Some(scale) => self.params.norm(scale).forward(inner),
+                }
             }
         };
         tap.see(module.down, &inner);

@@ -18,7 +18,7 @@ use super::qwen3::HEAD_NORMS;
 use super::wiring::{AttentionWiring, BlockWiring, FeedForward, LogitsWiring, MlpWiring, Residual, Wiring};
 use super::{BlockTable, GroupTable, Inspect, NormName, PrevOp, bad_key};
 use crate::activation::Activation;
-use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig, Windows};
+use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig, Windows};
 
 /// In Llama a norm of this name comes before the feed-forward module, here one after attention.
 const AFTER_ATTENTION: NormName = NormName("post_attention_layernorm");
@@ -40,13 +40,13 @@ const PERIOD: &str = "sliding_window_pattern";
 pub(crate) const GEMMA: Class = Class {
     name: "GemmaForCausalLM",
     model_type: "gemma",
-    hidden_size: 3072,
-    intermediate_size: ("intermediate_size", 24_576),
-    n_blocks: 28,
-    n_heads: 16,
+    hidden_size: (&["hidden_size"], 3072),
+    intermediate_size: InnerSize::Key("intermediate_size", 24_576),
+    n_blocks: (&["num_hidden_layers"], 28),
+    n_heads: (&["num_attention_heads"], 16),
     n_kv_heads: KvHeads::Key(Some(16)),
     vocab_size: 256_000,
-    max_positions: 8192,
+    max_positions: (&["max_position_embeddings"], 8192),
     head_dim: Some(256),
     tied_head: true,
     has_mlp_bias_key: false,
@@ -60,10 +60,10 @@ pub(crate) const GEMMA: Class = Class {
 pub(crate) const GEMMA2: Class = Class {
     name: "Gemma2ForCausalLM",
     model_type: "gemma2",
-    hidden_size: 2304,
-    intermediate_size: ("intermediate_size", 9216),
-    n_blocks: 26,
-    n_heads: 8,
+    hidden_size: (&["hidden_size"], 2304),
+    intermediate_size: InnerSize::Key("intermediate_size", 9216),
+    n_blocks: (&["num_hidden_layers"], 26),
+    n_heads: (&["num_attention_heads"], 8),
     n_kv_heads: KvHeads::Key(Some(4)),
     windows: Windows::AllBut { period: 2, period_key: None },
     own_keys: &[SCALAR, SCORE_CAP, LOGIT_CAP],
@@ -75,8 +75,8 @@ pub(crate) const GEMMA3: Class = Class {
     name: "Gemma3ForCausalLM",
     model_type: "gemma3_text",
     vocab_size: 262_208,
-    max_positions: 131_072,
-    rope_theta: 1_000_000.0,
+    max_positions: (&["max_position_embeddings"], 131_072),
+    rope_theta: ("rope_theta", 1_000_000.0),
     local_rope_theta: Some(10_000.0),
     windows: Windows::AllBut { period: 6, period_key: Some(PERIOD) },
     // A cap on scores is not among them: transformers does not look at it.

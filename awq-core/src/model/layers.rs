@@ -74,6 +74,9 @@ pub enum NormKind {
     RmsPlusOne,
     /// `(x - mean(x)) / std(x)`.
     Layer,
+    /// `x` itself: what multiplies stands behind an activation, where nothing else takes the inverse of a scale. It is 1 until a
+    /// method folds one in, and no checkpoint of another program has it.
+    Scale,
 }
 
 impl NormKind {
@@ -86,7 +89,7 @@ impl NormKind {
     pub(crate) fn offset(self) -> f32 {
         match self {
             Self::RmsPlusOne => 1.0,
-            Self::Rms | Self::Layer => 0.0,
+            Self::Rms | Self::Layer | Self::Scale => 0.0,
         }
     }
 }
@@ -98,6 +101,10 @@ impl<B: QuantBackend> Norm<B> {
         match self.kind {
             NormKind::Rms => B::rms_norm(x, weight, self.eps),
             NormKind::RmsPlusOne => B::rms_norm(x, B::in_f32(weight) + 1.0, self.eps),
+            NormKind::Scale => {
+                let dtype = x.dtype();
+                (B::in_f32(x) * B::in_f32(weight).unsqueeze::<3>()).cast(dtype)
+            }
             NormKind::Layer => {
                 let bias = self.bias.clone().unwrap_or_else(|| weight.zeros_like());
                 // burn has an operation of that name, too.

@@ -15,7 +15,7 @@ use super::wiring::{
 };
 use super::{BlockTable, GroupTable, Inspect, LinearName, NormName, PrevOp, check_fixed};
 use crate::activation::Activation;
-use crate::load::{Checkpoint, Class, GgufArchitecture, KvHeads, LoadError, ModelConfig, Windows};
+use crate::load::{Checkpoint, Class, GgufArchitecture, InnerSize, KvHeads, LoadError, ModelConfig, Windows};
 
 pub(super) const Q: LinearName = LinearName("self_attn.q_proj");
 pub(super) const K: LinearName = LinearName("self_attn.k_proj");
@@ -60,15 +60,15 @@ pub(super) const fn gated(activation: Activation) -> DenseWiring {
 pub(crate) const LLAMA: Class = Class {
     name: "LlamaForCausalLM",
     model_type: "llama",
-    hidden_size: 4096,
-    intermediate_size: ("intermediate_size", 11_008),
-    n_blocks: 32,
-    n_heads: 32,
+    hidden_size: (&["hidden_size"], 4096),
+    intermediate_size: InnerSize::Key("intermediate_size", 11_008),
+    n_blocks: (&["num_hidden_layers"], 32),
+    n_heads: (&["num_attention_heads"], 32),
     n_kv_heads: KvHeads::Key(None),
     vocab_size: 32_000,
-    max_positions: 2048,
+    max_positions: (&["max_position_embeddings"], 2048),
     head_dim: None,
-    rope_theta: 10_000.0,
+    rope_theta: ("rope_theta", 10_000.0),
     local_rope_theta: None,
     rotary_share: None,
     original_positions: None,
@@ -87,9 +87,9 @@ pub(crate) const LLAMA: Class = Class {
 pub(crate) const MISTRAL: Class = Class {
     name: "MistralForCausalLM",
     model_type: "mistral",
-    intermediate_size: ("intermediate_size", 14_336),
+    intermediate_size: InnerSize::Key("intermediate_size", 14_336),
     n_kv_heads: KvHeads::Key(Some(8)),
-    max_positions: 4096 * 32,
+    max_positions: (&["max_position_embeddings"], 4096 * 32),
     windows: Windows::EveryBlock(Some(4096)),
     attention_bias: (None, false),
     has_mlp_bias_key: false,
@@ -102,10 +102,10 @@ pub(crate) const MISTRAL: Class = Class {
 pub(crate) const QWEN2: Class = Class {
     name: "Qwen2ForCausalLM",
     model_type: "qwen2",
-    intermediate_size: ("intermediate_size", 22_016),
+    intermediate_size: InnerSize::Key("intermediate_size", 22_016),
     n_kv_heads: KvHeads::Key(Some(32)),
     vocab_size: 151_936,
-    max_positions: 32_768,
+    max_positions: (&["max_position_embeddings"], 32_768),
     windows: Windows::SomeBlocks,
     attention_bias: (None, true),
     has_mlp_bias_key: false,
@@ -168,9 +168,11 @@ pub(super) fn named(config: &ModelConfig, blocks: Vec<Arc<BlockWiring>>, biased:
         block_prefix: "model.layers".into(),
         blocks,
         norm: NormKind::Rms,
+        scaled_activations: false,
         biased,
         final_norm: "model.norm".into(),
         head: (!config.tie_word_embeddings).then(|| "lm_head.weight".into()),
+        head_bias: None,
         logits: LogitsWiring::default(),
         notes: Vec::new(),
     }

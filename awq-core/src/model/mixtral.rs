@@ -11,7 +11,7 @@ use super::llama::{ATTENTION, K, LLAMA, MLP_NORM, O, O_GROUP, Q, QKV, V, decoder
 use super::wiring::{BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerWiring, MlpWiring, Residual, Wiring};
 use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, PrevOp, bad_key};
 use crate::activation::Activation;
-use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig, Windows};
+use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig, Windows};
 
 const ROUTER: LinearName = LinearName("block_sparse_moe.gate");
 const W1: LinearName = LinearName("block_sparse_moe.experts.{}.w1");
@@ -49,10 +49,10 @@ const N_ACTIVE: &str = "num_experts_per_tok";
 pub(crate) const MIXTRAL: Class = Class {
     name: "MixtralForCausalLM",
     model_type: "mixtral",
-    intermediate_size: ("intermediate_size", 14_336),
+    intermediate_size: InnerSize::Key("intermediate_size", 14_336),
     n_kv_heads: KvHeads::Key(Some(8)),
-    max_positions: 4096 * 32,
-    rope_theta: 1_000_000.0,
+    max_positions: (&["max_position_embeddings"], 4096 * 32),
+    rope_theta: ("rope_theta", 1_000_000.0),
     windows: Windows::EveryBlock(None),
     norm_eps: (Some("rms_norm_eps"), 1e-5),
     attention_bias: (None, false),

@@ -15,7 +15,10 @@ use crate::backend::QuantBackend;
 use crate::load::{Checkpoint, Class, LoadError, ModelConfig};
 
 mod decoder;
+pub mod falcon;
 pub mod gemma;
+pub mod gpt2;
+pub mod gpt_neox;
 pub mod granite;
 mod keys;
 pub mod layers;
@@ -24,6 +27,7 @@ pub mod llama;
 pub mod mixtral;
 pub mod olmo2;
 pub mod opt;
+pub mod phi;
 pub mod phi3;
 pub mod qwen3;
 mod rotary;
@@ -146,15 +150,20 @@ type WireFamily = fn(&ModelConfig, &dyn Checkpoint) -> Result<Wiring, LoadError>
 
 /// Each class of transformers that is known, and what wires it.
 const FAMILIES: &[(&Class, WireFamily)] = &[
+    (&falcon::FALCON, falcon::wiring),
     (&gemma::GEMMA, gemma::wiring),
     (&gemma::GEMMA2, gemma::gemma2_wiring),
     (&gemma::GEMMA3, gemma::gemma3_wiring),
+    (&gpt2::GPT2, gpt2::wiring),
+    (&gpt2::BIGCODE, gpt2::bigcode_wiring),
+    (&gpt_neox::GPT_NEOX, gpt_neox::wiring),
     (&granite::GRANITE, granite::wiring),
     (&llama::LLAMA, llama::wiring),
     (&llama::MISTRAL, llama::wiring),
     (&mixtral::MIXTRAL, mixtral::wiring),
     (&olmo2::OLMO2, olmo2::wiring),
     (&opt::OPT, opt::wiring),
+    (&phi::PHI, phi::wiring),
     (&phi3::PHI3, phi3::wiring),
     (&llama::QWEN2, llama::qwen2_wiring),
     (&qwen3::QWEN3, qwen3::wiring),

@@ -15,7 +15,7 @@ use super::wiring::{
 };
 use super::{BlockTable, Inspect, LinearName, NormName, PrevOp, bad_key, check_fixed};
 use crate::activation::Activation;
-use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig, Windows};
+use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig, Windows};
 
 const Q: LinearName = LinearName("self_attn.q_proj");
 const K: LinearName = LinearName("self_attn.k_proj");
@@ -53,16 +53,16 @@ const POSITION_OFFSET: usize = 2;
 pub(crate) const OPT: Class = Class {
     name: "OPTForCausalLM",
     model_type: "opt",
-    hidden_size: 768,
-    intermediate_size: ("ffn_dim", 3072),
-    n_blocks: 12,
-    n_heads: 12,
+    hidden_size: (&["hidden_size"], 768),
+    intermediate_size: InnerSize::Key("ffn_dim", 3072),
+    n_blocks: (&["num_hidden_layers"], 12),
+    n_heads: (&["num_attention_heads"], 12),
     n_kv_heads: KvHeads::AsQueries,
     vocab_size: 50_272,
-    max_positions: 2048,
+    max_positions: (&["max_position_embeddings"], 2048),
     head_dim: None,
     // Positions are learned.
-    rope_theta: 10_000.0,
+    rope_theta: ("rope_theta", 10_000.0),
     local_rope_theta: None,
     rotary_share: None,
     original_positions: None,
@@ -99,7 +99,7 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
         mlp: MlpWiring {
             norm: Some(MLP_NORM),
             module: FeedForward::Dense(DenseWiring {
-                inner: InnerWiring::Plain { up: FC1, activation: Activation::Relu },
+                inner: InnerWiring::Plain { up: FC1, activation: Activation::Relu, scale: None },
                 down: FC2,
             }),
             norm_after: None,
@@ -117,9 +117,11 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
         block_prefix: format!("{prefix}.layers"),
         blocks: vec![block; config.n_blocks],
         norm: NormKind::Layer,
+        scaled_activations: false,
         biased: if config.attention_bias { vec![Q, K, V, O, FC1, FC2] } else { Vec::new() },
         final_norm: format!("{prefix}.final_layer_norm"),
         head: (!config.tie_word_embeddings).then(|| "lm_head.weight".into()),
+        head_bias: None,
         logits: LogitsWiring::default(),
         notes: Vec::new(),
     })

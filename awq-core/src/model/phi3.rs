@@ -11,7 +11,7 @@ use super::llama::{ATTENTION_NORM, DOWN, LLAMA, MLP_NORM, O, block, named};
 use super::wiring::{AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, MlpWiring, Wiring};
 use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, PrevOp};
 use crate::activation::Activation;
-use crate::load::{Checkpoint, Class, Fused, KvHeads, LoadError, ModelConfig, Windows};
+use crate::load::{Checkpoint, Class, Fused, InnerSize, KvHeads, LoadError, ModelConfig, Order, Windows, by_kind};
 
 const Q: LinearName = LinearName("self_attn.qkv_proj.q");
 const K: LinearName = LinearName("self_attn.qkv_proj.k");
@@ -44,11 +44,11 @@ const SHARE: &str = "partial_rotary_factor";
 pub(crate) const PHI3: Class = Class {
     name: "Phi3ForCausalLM",
     model_type: "phi3",
-    hidden_size: 3072,
-    intermediate_size: ("intermediate_size", 8192),
+    hidden_size: (&["hidden_size"], 3072),
+    intermediate_size: InnerSize::Key("intermediate_size", 8192),
     n_kv_heads: KvHeads::Key(None),
     vocab_size: 32_064,
-    max_positions: 4096,
+    max_positions: (&["max_position_embeddings"], 4096),
     rotary_share: Some((SHARE, 1.0)),
     original_positions: Some(4096),
     windows: Windows::EveryBlock(None),
@@ -58,26 +58,16 @@ pub(crate) const PHI3: Class = Class {
     eos_id: Some(32_000),
     own_keys: &[SHARE],
     fused: &[
-        Fused { name: "self_attn.qkv_proj", parts: &[("q", queries), ("k", keys), ("v", values)] },
-        Fused { name: "mlp.gate_up_proj", parts: &[("gate", gates), ("up", ups)] },
+        Fused {
+            name: "self_attn.qkv_proj",
+            order: Order::OutIn,
+            parts: &[("q", by_kind::queries), ("k", by_kind::keys), ("v", by_kind::values)],
+        },
+        Fused { name: "mlp.gate_up_proj", order: Order::OutIn, parts: &[("gate", gates), ("up", ups)] },
     ],
     gguf: None,
     ..LLAMA
 };
-
-fn queries(config: &ModelConfig) -> Vec<usize> {
-    (0..config.n_heads * config.head_dim).collect()
-}
-
-fn keys(config: &ModelConfig) -> Vec<usize> {
-    let start = config.n_heads * config.head_dim;
-    (start..start + config.n_kv_heads * config.head_dim).collect()
-}
-
-fn values(config: &ModelConfig) -> Vec<usize> {
-    let (q_width, kv_width) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
-    (q_width + kv_width..q_width + 2 * kv_width).collect()
-}
 
 fn gates(config: &ModelConfig) -> Vec<usize> {
     (0..config.intermediate_size).collect()

@@ -16,7 +16,7 @@ use super::llama::{
 use super::wiring::{BlockWiring, FeedForward, MlpWiring, Order, Residual, Wiring};
 use super::{BlockTable, GroupTable, Inspect, LinearFacts, PrevOp};
 use crate::activation::Activation;
-use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig};
+use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig};
 
 const PARALLEL: &str = "use_parallel_residual";
 const QKV_BIAS: &str = "use_qkv_bias";
@@ -26,11 +26,11 @@ const SHARE: &str = "partial_rotary_factor";
 pub(crate) const STABLELM: Class = Class {
     name: "StableLmForCausalLM",
     model_type: "stablelm",
-    hidden_size: 2560,
-    intermediate_size: ("intermediate_size", 6912),
+    hidden_size: (&["hidden_size"], 2560),
+    intermediate_size: InnerSize::Key("intermediate_size", 6912),
     n_kv_heads: KvHeads::Key(Some(32)),
     vocab_size: 50_304,
-    max_positions: 4096,
+    max_positions: (&["max_position_embeddings"], 4096),
     rotary_share: Some((SHARE, 0.25)),
     norm_eps: (Some("layer_norm_eps"), 1e-5),
     attention_bias: (Some(QKV_BIAS), false),

@@ -24,8 +24,10 @@ pub struct Wiring {
     pub block_prefix: String,
     /// One for each block; blocks that are alike share it.
     pub blocks: Vec<Arc<BlockWiring>>,
-    /// The kind of every norm.
+    /// The kind of every norm, but for the scales behind activations.
     pub norm: NormKind,
+    /// Whether the checkpoint has scales behind activations; the tensors decide.
+    pub scaled_activations: bool,
     /// The linears that have a bias, in every block that has the linear. A family names those that may have one; the
     /// tensors decide.
     pub biased: Vec<LinearName>,
@@ -33,6 +35,8 @@ pub struct Wiring {
     pub final_norm: String,
     /// Tensor of the head, `[vocab, hidden]`; `None` where it is the embedding.
     pub head: Option<String>,
+    /// Tensor of a bias of the head, `[vocab]`.
+    pub head_bias: Option<String>,
     /// What becomes of the head's products.
     pub logits: LogitsWiring,
     /// What a user should know of the checkpoint, a sentence each: tensors that are not read, a head that is not tied.
@@ -239,6 +243,8 @@ pub enum InnerWiring {
         up: LinearName,
         /// What is done to its output.
         activation: Activation,
+        /// What the result is multiplied by, [`NormKind::Scale`]: it takes the inverse of `down`'s scale.
+        scale: Option<NormName>,
     },
 }
 
@@ -270,7 +276,20 @@ impl BlockWiring {
         let of_mlp = mlp.norm.filter(|norm| attention.norm != Some(*norm));
         let of_qk = attention.qk_norms.into_iter().flat_map(|norms| [norms.q, norms.k]);
         let after = attention.norm_after.into_iter().chain(mlp.norm_after);
-        attention.norm.into_iter().chain(of_mlp).chain(of_qk).chain(after).collect()
+        attention.norm.into_iter().chain(of_mlp).chain(of_qk).chain(after).chain(self.activation_scales()).collect()
+    }
+
+    /// The scales behind activations.
+    fn activation_scales(&self) -> impl Iterator<Item = NormName> {
+        self.mlp.module.parts().iter().filter_map(|part| match part.inner {
+            InnerWiring::Plain { scale, .. } => scale,
+            InnerWiring::Gated { .. } => None,
+        })
+    }
+
+    /// Kind of a norm, in a decoder whose norms are of `kind`.
+    pub fn norm_kind(&self, norm: NormName, kind: NormKind) -> NormKind {
+        if self.activation_scales().any(|scale| scale == norm) { NormKind::Scale } else { kind }
     }
 
     /// Channels of a norm.
@@ -279,6 +298,7 @@ impl BlockWiring {
             Some(QkNorms { q, k, span: NormSpan::Head }) if norm == q || norm == k => config.head_dim,
             Some(QkNorms { q, .. }) if norm == q => config.n_heads * config.head_dim,
             Some(QkNorms { k, .. }) if norm == k => config.n_kv_heads * config.head_dim,
+            _ if self.activation_scales().any(|scale| scale == norm) => config.intermediate_size,
             _ => config.hidden_size,
         }
     }

@@ -1,11 +1,14 @@
 //! Every family against PyPI's transformers, on the checkpoints that `scripts/make-fixtures.py` made with it.
 
+use std::sync::Arc;
+
 use awq_core::awq::{Awq, ClipStep};
-use awq_core::driver::{Calibration, Job, Propagation, quantize_model};
+use awq_core::decode::{DecodeModel, DecodeOptions, Session};
+use awq_core::driver::{Calibration, Job, Propagation, QuantizedModel, quantize_model};
 use awq_core::fold::fold;
 use awq_core::load::{Checkpoint, ModelConfig};
 use awq_core::method::QuantMethod;
-use awq_core::model::{PrevOp, ScaleGroup};
+use awq_core::model::{PrevOp, ScaleGroup, wiring_of};
 use burn::tensor::Tensor;
 use serde_json::{Value as Json, json};
 
@@ -100,6 +103,37 @@ fn opt_table_is_that_of_the_official_code() {
     assert_eq!(clipped, ["self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2"]);
 }
 
+/// By way of its tensors, scales behind activations and parts of fused tensors among them.
+#[test]
+fn quantized_models_decode_as_their_blocks_do() {
+    let scale_only = Awq { clip: ClipStep::Off, ..official_awq() };
+    for name in FAMILIES {
+        let mut fixture = Fixture::read(name);
+        let decoder = fixture.open::<Cpu>().unwrap();
+        let calibration = Calibration { sequences: &fixture.ids, propagation: Propagation::FullPrecision };
+        let jobs = [Job { method: &scale_only, grid: grid(4, group(16)) }];
+        let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| {}).unwrap();
+        let model = pass.models.into_iter().next().unwrap().unwrap();
+        let base = Arc::new(fixture.checkpoint.clone());
+        let wiring = wiring_of(&fixture.config, base.as_ref()).unwrap();
+        let checkpoint = model.clone().into_checkpoint(&wiring, base);
+        let again = QuantizedModel::from_checkpoint(&wiring, &checkpoint, model.logs.clone()).unwrap();
+        assert!(again == model, "{name}: read again, it is another model");
+
+        // As a folder would have it, that was written and is opened.
+        let quantized = wiring_of(&fixture.config, &checkpoint).unwrap();
+        let names: Vec<String> = quantized.tensors(&fixture.config).into_keys().collect();
+        let decode = DecodeModel::load(fixture.config.clone(), &checkpoint, &DecodeOptions::EXACT).unwrap();
+        let mut session = Session::new(&decode, fixture.ids[0].len()).unwrap();
+        let mut found = session.feed_each(&fixture.ids[0][..10]).unwrap();
+        fixture.ids[0][10..].iter().for_each(|&id| found.extend(session.feed_each(&[id]).unwrap()));
+        fixture.checkpoint = renamed(&checkpoint, |name| names.contains(&name.to_owned()).then(|| name.to_owned()));
+        let expected = fixture.run::<Cpu>();
+        check_close(name, &found, &expected[..found.len()], 1e-4);
+        assert!(largest_difference(&expected, &fixture.logits) > 1e-3, "{name}: nothing was rounded");
+    }
+}
+
 /// The scale groups of a block: where the inverse goes, what is scaled, what judges.
 fn groups(name: &str) -> Vec<String> {
     let decoder = Fixture::read(name).open::<Cpu>().unwrap();
@@ -137,6 +171,34 @@ fn scales_go_where_the_tables_of_families_say() {
                 "mlp.gate_up_proj.up -> mlp.down_proj by Linear".into(),
             ],
         ),
+        (
+            "falcon-7b-tiny",
+            vec![
+                "input_layernorm -> self_attention.query_key_value.q+self_attention.query_key_value.k+\
+                 self_attention.query_key_value.v+mlp.dense_h_to_4h by Both"
+                    .into(),
+                "mlp.act -> mlp.dense_4h_to_h by Linear".into(),
+            ],
+        ),
+        (
+            "neox-tiny",
+            vec![
+                "input_layernorm -> attention.query_key_value.q+attention.query_key_value.k+attention.query_key_value.v by \
+                 Attention"
+                    .into(),
+                "post_attention_layernorm -> mlp.dense_h_to_4h by Mlp".into(),
+                "mlp.act -> mlp.dense_4h_to_h by Linear".into(),
+            ],
+        ),
+        (
+            "gpt2-tiny",
+            vec![
+                "ln_1 -> attn.c_attn.q+attn.c_attn.k+attn.c_attn.v by Attention".into(),
+                "attn.c_attn.v -> attn.c_proj.transposed by Linear".into(),
+                "ln_2 -> mlp.c_fc.transposed by Mlp".into(),
+                "mlp.act -> mlp.c_proj.transposed by Linear".into(),
+            ],
+        ),
         // As in Falcon 7B, one norm feeds both modules.
         (
             "stablelm-parallel",
@@ -167,6 +229,18 @@ fn keys_of_one_family_matter() {
         fixture.config.raw[key] = value;
         assert!(largest_difference(&fixture.run::<Cpu>(), &fixture.logits) > 0.01, "{name}: {key}");
     }
+    check_refused(
+        "falcon-7b-tiny",
+        "num_ln_in_parallel_attn",
+        json!(2),
+        "2, expected 1, or 2 with \"new_decoder_architecture\": others do not run in transformers",
+    );
+    check_refused(
+        "falcon-40b-tiny",
+        "parallel_attn",
+        json!(false),
+        "false, but models with \"new_decoder_architecture\" have modules side by side; set it to true",
+    );
     // Without a list all but each fourth block, or each so many-th.
     let mut fixture = Fixture::read("smollm3-tiny");
     fixture.config.raw["no_rope_layers"] = json!(null);
@@ -271,7 +345,7 @@ fn what_gemma_cannot_compute_is_refused() {
         "gemma3-tiny",
         "hidden_activation",
         json!("mish"),
-        "\"mish\", expected one of relu, silu, swish, gelu_new, gelu_pytorch_tanh",
+        "\"mish\", expected one of relu, silu, swish, gelu, gelu_new, gelu_pytorch_tanh",
     );
     check_refused(
         "gemma-tiny",
@@ -296,6 +370,16 @@ fn caps_scales_and_bases_of_gemma_matter() {
     let mut fixture = Fixture::read("gemma3-tiny");
     fixture.config.local_rope = None;
     assert!(largest_difference(&fixture.run::<Cpu>(), &fixture.logits) > 0.01);
+}
+
+/// As the first checkpoints of GPT-2 were saved.
+#[test]
+fn gpt2_checkpoints_saved_without_a_head_have_shorter_names() {
+    let mut fixture = Fixture::read("gpt2-tiny");
+    let expected = fixture.run::<Cpu>();
+    fixture.checkpoint = renamed(&fixture.checkpoint, |name| Some(name.trim_start_matches("transformer.").to_owned()));
+    assert!(fixture.checkpoint.shape("h.0.mlp.c_fc.transposed.weight").is_some());
+    assert_eq!(fixture.run::<Cpu>(), expected);
 }
 
 /// What the first Gemma's files call `gelu` is the formula with a tangent.

@@ -10,17 +10,24 @@ use awq_core::model::{Block, Decoder, NoTap, open_decoder};
 use safetensors::SafeTensors;
 
 /// One of each family, and of those whose blocks can slide one with windows shorter than its sequences.
-pub(crate) const FAMILIES: [&str; 18] = [
+pub(crate) const FAMILIES: [&str; 25] = [
+    "bigcode-tiny",
+    "falcon-40b-tiny",
+    "falcon-7b-tiny",
     "gemma-tiny",
     "gemma2-tiny",
     "gemma3-tiny",
+    "gpt2-tiny",
     "granite-tiny",
     "llama-tiny",
     "mistral-tiny",
     "mistral-window",
     "mixtral-tiny",
+    "neox-in-turn",
+    "neox-tiny",
     "olmo2-tiny",
     "opt-tiny",
+    "phi-tiny",
     "phi3-long",
     "phi3-tiny",
     "qwen2-tiny",

@@ -79,7 +79,7 @@ fn scaled_capped_and_partly_rotated_attention_agrees_with_its_definition() {
 #[test]
 fn activations_and_caps_agree_with_their_definitions() {
     let values: Vec<f32> = numbers(70_000, 4).iter().map(|x| 20.0 * x).collect();
-    for activation in [Activation::Relu, Activation::Silu, Activation::GeluTanh] {
+    for activation in [Activation::Relu, Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
         let run =
             |found: Vec<f32>, expected: Vec<f32>| check_close(&format!("{activation:?}"), &found, &expected, 1e-6);
         let definition = float_vec(Definition::activate(activation, tensor(&values, [1, 1, 70_000])));
@@ -88,6 +88,8 @@ fn activations_and_caps_agree_with_their_definitions() {
     let gelu = float_vec(Definition::activate(Activation::GeluTanh, tensor(&[1.0, -1.0, 3.0, -60.0], [1, 1, 4])));
     // `torch.nn.functional.gelu(x, approximate="tanh")`.
     check_close("GELU", &gelu, &[0.841_192, -0.158_808, 2.996_363, 0.0], 1e-6);
+    let gelu = float_vec(Definition::activate(Activation::Gelu, tensor(&[1.0, -1.0, 3.0, -60.0], [1, 1, 4])));
+    check_close("GELU", &gelu, &[0.841_345, -0.158_655, 2.995_95, 0.0], 1e-6);
     let capped = float_vec(Definition::soft_cap(tensor(&values, [7, 10_000]), 3.0));
     check_close("cap", &float_vec(Cpu::soft_cap(tensor(&values, [7, 10_000]), 3.0)), &capped, 1e-6);
     assert!(capped.iter().all(|x| x.abs() <= 3.0) && (capped[0] - 3.0 * (values[0] / 3.0).tanh()).abs() < 1e-6);
