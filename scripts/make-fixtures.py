@@ -128,6 +128,21 @@ MODELS = {
     "falcon-40b-tiny": transformers.FalconConfig(
         **SIZES, new_decoder_architecture=True, num_kv_heads=2, ffn_hidden_size=48, bias=True
     ),
+    # Six heads: slopes of no power of two.
+    "bloom-tiny": transformers.BloomConfig(vocab_size=VOCAB, hidden_size=36, n_layer=2, n_head=6, bos_token_id=1),
+    "mpt-tiny": transformers.MptConfig(
+        vocab_size=VOCAB, d_model=36, n_layers=2, n_heads=6, max_seq_len=32, attn_config={"softmax_scale": 0.3}
+    ),
+    # Experts in the second block alone, one for all tokens beside them, and weights that do not add up to 1.
+    "qwen2-moe-tiny": transformers.Qwen2MoeConfig(
+        **GATED, num_key_value_heads=4, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        shared_expert_intermediate_size=32, mlp_only_layers=[0],
+    ),
+    # Experts in the second block, weights that add up to 1.
+    "qwen3-moe-tiny": transformers.Qwen3MoeConfig(
+        **GATED, num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        decoder_sparse_step=2, norm_topk_prob=True,
+    ),
 }
 
 

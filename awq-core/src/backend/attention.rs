@@ -3,7 +3,7 @@
 
 use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::QuantBackend;
 use crate::host::attention::AttentionShape;
@@ -85,6 +85,18 @@ fn mix<B: QuantBackend>(
         Some(cap) => (scores / cap).tanh() * cap,
     };
     let scores = scores.reshape([batch, n_kv_heads, n_rep, n_queries, n_keys]);
+    let scores = match &shape.slopes {
+        None => scores,
+        Some(slopes) => {
+            // Positions count from the last key: a softmax does not see by how much all scores are shifted.
+            let distances: Vec<f32> = (0..n_keys).map(|key| key as f32 - (n_keys - 1) as f32).collect();
+            let distances = Tensor::<B, 1>::from_data(TensorData::new(distances, [n_keys]), (&device, DType::F32));
+            let slopes = TensorData::new(slopes.clone(), [n_heads]);
+            let slopes = Tensor::<B, 1>::from_data(slopes, (&device, DType::F32));
+            let slopes = slopes.reshape([1, n_kv_heads, n_rep, 1, 1]);
+            scores + slopes * distances.reshape([1, 1, 1, 1, n_keys])
+        }
+    };
     let ones = || Tensor::<B, 2, Int>::ones([n_queries, n_keys], &device);
     let hide = |scores: Tensor<B, 5>, hidden: Tensor<B, 2, Int>| {
         let mask = hidden.bool().unsqueeze::<5>().expand([batch, n_kv_heads, n_rep, n_queries, n_keys]);

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::cache::{KvCache, TILE};
 use super::{Heads, Scoring};
-use crate::host::attention::first_visible;
+use crate::host::attention::{add_slope, first_visible};
 use crate::host::elementwise::{lane_max, lane_sum, soft_cap_chunk};
 use crate::host::exp::exp;
 use crate::host::vectorized;
@@ -28,6 +28,8 @@ struct Row<'a> {
     first: usize,
     /// The position after the last that it sees.
     end: usize,
+    /// Of its head, by ALiBi.
+    slope: f32,
     /// Where its result begins in the task's part of the output.
     out_start: usize,
 }
@@ -38,7 +40,7 @@ struct Row<'a> {
 pub(super) fn attend(
     cache: &KvCache,
     heads: Heads,
-    scoring: Scoring,
+    scoring: &Scoring,
     queries: &[f32],
     stride: usize,
     n_positions: usize,
@@ -49,7 +51,8 @@ pub(super) fn attend(
     let row = |token: usize, head: usize, out_start| {
         let position = n_positions - n_queries + token;
         let query = &queries[token * stride + head * dim..][..dim];
-        Row { query, first: first_visible(window, position), end: position + 1, out_start }
+        let slope = scoring.slopes.as_ref().map_or(0.0, |slopes| slopes[head]);
+        Row { query, first: first_visible(window, position), end: position + 1, slope, out_start }
     };
     let one_token = |kv_head: usize, out: &mut [f32]| {
         let rows: Vec<Row<'_>> = (0..n_rep).map(|rep| row(0, kv_head * n_rep + rep, rep * dim)).collect();
@@ -82,7 +85,7 @@ pub(super) fn attend(
 }
 
 /// Attention of queries that look at one key head.
-fn attend_rows(cache: &KvCache, kv_head: usize, scoring: Scoring, rows: &[Row<'_>], out: &mut [f32]) {
+fn attend_rows(cache: &KvCache, kv_head: usize, scoring: &Scoring, rows: &[Row<'_>], out: &mut [f32]) {
     for rows in rows.chunks(MAX_ROWS) {
         let first = rows.iter().map(|row| row.first).min().unwrap_or(0) / TILE * TILE;
         let end = rows.iter().map(|row| row.end).max().unwrap_or(first);
@@ -94,7 +97,7 @@ fn attend_rows(cache: &KvCache, kv_head: usize, scoring: Scoring, rows: &[Row<'_
 vectorized! {
     fn attend_block<'a>(
         rows: &'a [Row<'a>],
-        scoring: Scoring,
+        scoring: &'a Scoring,
         first: usize,
         keys: &'a [f32],
         values: &'a [f32],
@@ -113,7 +116,7 @@ vectorized! {
 #[inline(always)]
 fn block<const ROWS: usize>(
     rows: &[Row<'_>],
-    scoring: Scoring,
+    scoring: &Scoring,
     first_position: usize,
     keys: &[f32],
     values: &[f32],
@@ -131,6 +134,9 @@ fn block<const ROWS: usize>(
     for ((row, weights), inverse_sum) in rows.iter().zip(weights.chunks_exact_mut(stride)).zip(&mut inverse_sums) {
         let (before, weights) = weights.split_at_mut(row.first - first_position);
         let (seen, after) = weights.split_at_mut(row.end - row.first);
+        if row.slope != 0.0 {
+            add_slope(seen, row.slope, row.first, row.end - 1);
+        }
         let max = lane_max(seen);
         for weight in seen.iter_mut() {
             *weight = exp(*weight - max);
@@ -228,7 +234,7 @@ mod tests {
     /// Softmax attention in f64, from the definition.
     fn expected(
         heads: Heads,
-        Scoring { window, scale, cap }: Scoring,
+        Scoring { window, scale, cap, slopes }: &Scoring,
         queries: &[Vec<f32>],
         keys: &[Vec<f32>],
         values: &[Vec<f32>],
@@ -242,8 +248,10 @@ mod tests {
                 let dot = |k: Vec<f32>| q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(k)).sum::<f64>();
                 let weight = |(position, k): (usize, &Vec<f32>)| {
                     let is_seen = position <= first + i && window.is_none_or(|window| position + window > first + i);
-                    let score = dot(slice(k)) * f64::from(scale);
+                    let score = dot(slice(k)) * f64::from(*scale);
                     let score = cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
+                    let distance = position as f64 - (first + i) as f64;
+                    let score = score + slopes.as_ref().map_or(0.0, |slopes| f64::from(slopes[head]) * distance);
                     if is_seen { score.exp() } else { 0.0 }
                 };
                 let weights: Vec<f64> = keys.iter().enumerate().map(weight).collect();
@@ -265,7 +273,10 @@ mod tests {
         // Windows that begin within a tile, at its start, and before the text.
         let windows = [None, Some(1), Some(7), Some(16), Some(33), Some(5000)];
         let scoring = |(dim, ..): (usize, usize, usize), window: Option<usize>| {
-            [(1.0 / (dim as f32).sqrt(), None), (0.3, Some(1.5))].map(|(scale, cap)| Scoring { window, scale, cap })
+            [(1.0 / (dim as f32).sqrt(), None), (0.3, Some(1.5))].map(|(scale, cap)| {
+                let slopes = cap.map(|_| vec![0.5, 0.25, 0.1, 0.01, 0.3, 0.7]);
+                Scoring { window, scale, cap, slopes }
+            })
         };
         for ((dim, n_positions, n_queries), scoring) in shapes.into_iter().flat_map(|shape| {
             windows.into_iter().flat_map(move |window| scoring(shape, window)).map(move |scoring| (shape, scoring))
@@ -284,8 +295,8 @@ mod tests {
                 cache.store(position, key, value);
             }
             let mut out = vec![f32::NAN; n_queries * 6 * dim];
-            attend(&cache, heads, scoring, &queries.concat(), stride, n_positions, &mut out);
-            let expected = expected(heads, scoring, &queries, &keys, &values);
+            attend(&cache, heads, &scoring, &queries.concat(), stride, n_positions, &mut out);
+            let expected = expected(heads, &scoring, &queries, &keys, &values);
             for (found, expected) in out.iter().zip(expected) {
                 assert!(
                     (f64::from(*found) - expected).abs() < 1e-5,

@@ -6,14 +6,24 @@ use super::linear::Linear;
 use super::model::HostNorm;
 use crate::activation::Activation;
 use crate::host::elementwise::{activate, swiglu};
-use crate::host::routing::route;
+use crate::host::routing::{Weighting, route};
 
 /// A feed-forward module.
 pub(super) enum Mlp {
     /// One for all tokens.
     Dense(Dense),
     /// See [`crate::model::wiring::ExpertsWiring`].
-    Experts { router: Linear, n_active: usize, experts: Vec<Dense> },
+    Experts(Box<Experts>),
+}
+
+/// See [`crate::model::wiring::ExpertsWiring`].
+pub(super) struct Experts {
+    pub(super) router: Linear,
+    pub(super) n_active: usize,
+    pub(super) weighting: Weighting,
+    pub(super) experts: Vec<Dense>,
+    /// One for all tokens, and what its output is multiplied by the sigmoid of.
+    pub(super) shared: Option<(Dense, Linear)>,
 }
 
 /// A module for all tokens, or an expert.
@@ -49,11 +59,12 @@ impl Mlp {
     pub(super) fn forward(&self, x: &[f32], buffers: &mut MlpBuffers, out: &mut Vec<f32>) {
         match self {
             Self::Dense(module) => module.forward(x, &mut buffers.up, &mut buffers.inner, out),
-            Self::Experts { router, n_active, experts } => {
+            Self::Experts(module) => {
+                let Experts { router, n_active, weighting, experts, shared } = module.as_ref();
                 router.product(x, &mut buffers.logits);
                 out.clear();
                 out.resize(x.len(), 0.0);
-                let shares = route(&buffers.logits, experts.len(), *n_active);
+                let shares = route(&buffers.logits, experts.len(), *n_active, *weighting);
                 for (expert, share) in experts.iter().zip(shares).filter(|(_, share)| !share.tokens.is_empty()) {
                     let MlpBuffers { up, inner, seen, out: of_expert, .. } = buffers;
                     let width = expert.up.n_in;
@@ -65,6 +76,16 @@ impl Mlp {
                         out[token * width..][..width].iter_mut().zip(row).for_each(|(sum, y)| *sum += weight * y);
                     }
                 }
+                if let Some((shared, gate)) = shared {
+                    let MlpBuffers { up, inner, logits, out: of_shared, .. } = buffers;
+                    gate.product(x, logits);
+                    shared.forward(x, up, inner, of_shared);
+                    let rows = out.chunks_exact_mut(gate.n_in).zip(of_shared.chunks_exact(gate.n_in)).zip(logits);
+                    for ((out, row), gate) in rows {
+                        let weight = 1.0 / (1.0 + (-*gate).exp());
+                        out.iter_mut().zip(row).for_each(|(sum, y)| *sum += weight * y);
+                    }
+                }
             }
         }
     }
@@ -73,10 +94,12 @@ impl Mlp {
     pub(super) fn linears(&self) -> Vec<(&Linear, f64)> {
         match self {
             Self::Dense(module) => vec![(&module.up, 1.0), (&module.down, 1.0)],
-            Self::Experts { router, n_active, experts } => {
+            Self::Experts(module) => {
+                let Experts { router, n_active, experts, shared, .. } = module.as_ref();
                 let share = *n_active as f64 / experts.len() as f64;
                 let experts = experts.iter().flat_map(|expert| [(&expert.up, share), (&expert.down, share)]);
-                std::iter::once((router, 1.0)).chain(experts).collect()
+                let shared = shared.iter().flat_map(|(shared, gate)| [&shared.up, &shared.down, gate]);
+                std::iter::once(router).chain(shared).map(|linear| (linear, 1.0)).chain(experts).collect()
             }
         }
     }

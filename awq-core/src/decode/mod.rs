@@ -33,7 +33,7 @@ struct Heads {
 }
 
 /// What becomes of the products of queries and keys.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Scoring {
     /// See [`crate::load::ModelConfig::windows`].
     window: Option<usize>,
@@ -41,6 +41,8 @@ struct Scoring {
     scale: f32,
     /// Then `cap * tanh(x / cap)`.
     cap: Option<f32>,
+    /// For each query head what [`crate::model::wiring::Alibi`] says.
+    slopes: Option<Vec<f32>>,
 }
 
 impl Heads {

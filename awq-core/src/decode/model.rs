@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::linear::{Linear, Part};
-use super::mlp::{Dense, Inner, Mlp};
+use super::mlp::{Dense, Experts, Inner, Mlp};
 use super::{Heads, Scoring};
 use crate::grid::Grid;
 use crate::host::attention::score_scale;
@@ -14,7 +14,8 @@ use crate::load::{Checkpoint, LoadError, ModelConfig, Rope, read_exact_shape};
 use crate::model::layers::NormKind;
 use crate::model::rows::{TokenRows, position_rows};
 use crate::model::wiring::{
-    DenseWiring, ExpertsWiring, FeedForward, InnerWiring, LogitsWiring, Positions, QkNorms, Residual, Wiring,
+    DenseWiring, ExpertsWiring, FeedForward, InnerWiring, LogitsWiring, Positions, QkNorms, Residual, SharedExpert,
+    Wiring,
 };
 use crate::model::wiring_of;
 use crate::model::{LinearName, NormName};
@@ -55,6 +56,7 @@ pub struct DecodeModel {
     pub(super) unusable_ids: BTreeSet<u32>,
     /// See [`Wiring::embedding_scale`].
     pub(super) embedding_scale: Option<f32>,
+    pub(super) embedding_norm: Option<HostNorm>,
     /// `[max_positions, hidden]`, where positions are learned.
     pub(super) positions: Option<Vec<f32>>,
     /// See [`Wiring::ropes`].
@@ -111,7 +113,9 @@ impl HostNorm {
     pub(super) fn apply(&self, rows: &mut [f32]) {
         match self.kind {
             NormKind::Rms | NormKind::RmsPlusOne => elementwise::rms_norm(rows, &self.weight, self.eps),
-            NormKind::Layer => elementwise::layer_norm(rows, &self.weight, &self.bias, self.eps),
+            NormKind::Layer | NormKind::LayerNoBias => {
+                elementwise::layer_norm(rows, &self.weight, &self.bias, self.eps);
+            }
             NormKind::Scale => rows.chunks_exact_mut(self.weight.len()).for_each(|row| {
                 row.iter_mut().zip(&self.weight).for_each(|(value, scale)| *value *= scale);
             }),
@@ -136,6 +140,8 @@ impl DecodeModel {
         let reader = Reader { config: &config, wiring: &wiring, checkpoint, options };
         let blocks: Result<_, LoadError> = (0..config.n_blocks).map(|block_idx| reader.block(block_idx)).collect();
         let final_norm = reader.norm(&wiring.final_norm, wiring.norm, hidden)?;
+        let embedding_norm = wiring.embedding_norm.as_ref();
+        let embedding_norm = embedding_norm.map(|name| reader.norm(name, wiring.norm, hidden)).transpose()?;
         let dense_head = match &wiring.head {
             None => embedding.clone(),
             Some(name) => Arc::new(read_exact_shape(checkpoint, name, &[config.vocab_size, hidden])?),
@@ -151,6 +157,7 @@ impl DecodeModel {
             embedding,
             unusable_ids,
             embedding_scale,
+            embedding_norm,
             positions,
             ropes,
             blocks: blocks?,
@@ -225,6 +232,7 @@ impl Reader<'_> {
                 window: self.config.windows[block_idx],
                 scale: score_scale(attention.scale, self.config.head_dim),
                 cap: attention.cap.map(|cap| cap as f32),
+                slopes: attention.alibi.map(|alibi| alibi.slopes(self.config.n_heads)),
             },
             rope: attention.rope,
             qkv: linear(&[attention.q, attention.k, attention.v])?,
@@ -234,11 +242,18 @@ impl Reader<'_> {
             mlp_norm: mlp.norm.map(norm).transpose()?,
             mlp: match &mlp.module {
                 FeedForward::Dense(module) => Mlp::Dense(dense(module)?),
-                FeedForward::Experts(ExpertsWiring { router, n_active, experts }) => Mlp::Experts {
-                    router: linear(&[*router])?,
-                    n_active: *n_active,
-                    experts: experts.iter().map(dense).collect::<Result<_, _>>()?,
-                },
+                FeedForward::Experts(ExpertsWiring { router, n_active, weighting, experts, shared }) => {
+                    let of_shared = |shared: &SharedExpert| -> Result<_, LoadError> {
+                        Ok((dense(&shared.module)?, linear(&[shared.gate])?))
+                    };
+                    Mlp::Experts(Box::new(Experts {
+                        router: linear(&[*router])?,
+                        n_active: *n_active,
+                        weighting: *weighting,
+                        experts: experts.iter().map(dense).collect::<Result<_, _>>()?,
+                        shared: shared.as_ref().map(of_shared).transpose()?,
+                    }))
+                }
             },
             norm_after_mlp: mlp.norm_after.map(norm).transpose()?,
         })

@@ -239,6 +239,9 @@ impl Buffers {
         if let Some(scale) = model.embedding_scale {
             self.hidden.iter_mut().for_each(|value| *value *= scale);
         }
+        if let Some(norm) = &model.embedding_norm {
+            norm.apply(&mut self.hidden);
+        }
         if let Some(positions) = &model.positions {
             add(&mut self.hidden, &positions[n_past * width..]);
         }
@@ -277,7 +280,7 @@ impl Buffers {
         }
         let n_positions = n_past + n;
         self.mixed.resize(n * q_width, 0.0);
-        attend(cache, heads, block.scoring, &self.qkv, stride, n_positions, &mut self.mixed);
+        attend(cache, heads, &block.scoring, &self.qkv, stride, n_positions, &mut self.mixed);
     }
 }
 

@@ -26,12 +26,14 @@ pub struct AttentionShape {
     pub scale: Option<f64>,
     /// Scores `x` become `cap * tanh(x / cap)`.
     pub cap: Option<f64>,
+    /// A slope a head: `-slope * distance` between query and key is added to its scores (ALiBi).
+    pub slopes: Option<Vec<f32>>,
 }
 
 impl AttentionShape {
     /// Without a window, and with the usual scale.
     pub const fn new(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> Self {
-        Self { n_heads, n_kv_heads, head_dim, window: None, scale: None, cap: None }
+        Self { n_heads, n_kv_heads, head_dim, window: None, scale: None, cap: None, slopes: None }
     }
 
     /// The first position that the query at `position` sees.
@@ -101,6 +103,9 @@ pub fn causal_attention(
             }
             for (row_idx, row) in scores.chunks_exact_mut(n_keys).enumerate() {
                 let query = first_query + row_idx;
+                if let Some(slopes) = &shape.slopes {
+                    add_slope(row, slopes[head], first_key, query);
+                }
                 softmax_between(row, shape.first_visible(query) - first_key, query + 1 - first_key);
             }
             let weights = MatRef::from_row_major_slice(&scores, n_queries, n_keys);
@@ -114,6 +119,14 @@ pub fn causal_attention(
         }
     });
     out
+}
+
+/// Adds `slope` times the position of each key, less that of the query.
+#[inline(always)]
+pub(crate) fn add_slope(scores: &mut [f32], slope: f32, first_key: usize, query: usize) {
+    for (idx, score) in scores.iter_mut().enumerate() {
+        *score += slope * ((first_key + idx) as f32 - query as f32);
+    }
 }
 
 /// `n` rows of `width` values that lie `stride` apart.

@@ -55,6 +55,8 @@ pub(crate) type Dimension = (&'static [&'static str], usize);
 pub(crate) enum InnerSize {
     /// A key and its value.
     Key(&'static str, usize),
+    /// Four times the width of the residual stream, whatever the file says.
+    FourTimes,
     /// A key; where it is absent or `null`, four times the width of the residual stream.
     KeyOrFourTimes(&'static str),
 }
@@ -114,6 +116,7 @@ impl Class {
     pub(super) fn inner_size(&self, keys: &Keys<'_>, hidden_size: usize) -> Result<usize, LoadError> {
         match self.intermediate_size {
             InnerSize::Key(key, default) => keys.dimension_or(&[key], default),
+            InnerSize::FourTimes => Ok(4 * hidden_size),
             InnerSize::KeyOrFourTimes(key) => Ok(keys.optional_dimension(key)?.unwrap_or(4 * hidden_size)),
         }
     }

@@ -5,7 +5,8 @@
 //! | Mistral | all | `sliding_window`; 4096 without the key, none for `null` |
 //! | Mixtral | all | `sliding_window`; none without the key or for `null` |
 //! | Qwen2, Qwen3 | with `use_sliding_window` those from `max_window_layers` (28) on, or as `layer_types` says | `sliding_window`; 4096 without the key |
-//! | SmolLM3 | with `use_sliding_window` those that `layer_types` says | `sliding_window` |
+//! | Qwen3-MoE | with `use_sliding_window` all | `sliding_window`; 4096 without the key |
+//! | SmolLM3, Qwen2-MoE | with `use_sliding_window` those that `layer_types` says | `sliding_window` |
 //! | Phi-3 | all | `sliding_window`; none without the key or for `null` |
 //! | Gemma 2 | every other, from the first on, or as `layer_types` says | `sliding_window`; 4096 without the key |
 //! | Gemma 3 | all but each `sliding_window_pattern`-th (6), or as `layer_types` says | `sliding_window`; 4096 without the key |
@@ -39,6 +40,8 @@ pub(crate) enum Windows {
     SomeBlocks,
     /// Those that `layer_types` says, where `use_sliding_window` is on.
     Listed,
+    /// All, where `use_sliding_window` is on: `sliding_window`, or 4096 where the file does not give it.
+    EveryBlockIfUsed,
     /// All but each so many-th, or those that `layer_types` says, `sliding_window` wide.
     AllBut {
         /// Each so many-th block sees everything, if the key does not say otherwise.
@@ -59,6 +62,10 @@ pub(super) fn from_hugging_face(
         Windows::EveryBlock(default) => every_block(keys, class.name, default, n_blocks),
         Windows::SomeBlocks => some_blocks(keys, n_blocks),
         Windows::Listed => listed(keys, n_blocks),
+        Windows::EveryBlockIfUsed => {
+            let is_on = keys.optional_bool(USE_WINDOW)?.unwrap_or(false);
+            Ok(vec![if is_on { width(keys, Some(DEFAULT_WINDOW))? } else { None }; n_blocks])
+        }
         Windows::AllBut { period, period_key } => all_but(keys, period, period_key, n_blocks),
     }
 }
@@ -188,6 +195,10 @@ pub(super) fn put(keys: &mut Map<String, Json>, class: &Class, windows: &[Option
     let width = windows.iter().flatten().next();
     match class.windows {
         Windows::Never => {}
+        Windows::EveryBlockIfUsed => {
+            keys.insert(USE_WINDOW.into(), json!(width.is_some()));
+            keys.insert(WINDOW.into(), json!(width));
+        }
         Windows::EveryBlock(_) => {
             keys.insert(WINDOW.into(), json!(width));
         }
@@ -251,6 +262,8 @@ mod tests {
             ("Mixtral", json!({ "sliding_window": 8 }), [Some(8); 3]),
             ("Qwen3", json!({ "sliding_window": 8 }), none),
             ("Qwen3", json!({ "sliding_window": 8, "use_sliding_window": true, "max_window_layers": 2 }), last),
+            ("Qwen3Moe", json!({ "sliding_window": 8 }), none),
+            ("Qwen3Moe", json!({ "use_sliding_window": true, "sliding_window": 8 }), [Some(8); 3]),
             ("SmolLM3", json!({}), none),
             ("SmolLM3", json!({ "sliding_window": 8, "layer_types": vec![FULL; 3] }), none),
             (

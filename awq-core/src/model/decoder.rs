@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use burn::tensor::activation::sigmoid;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 
 use super::layers::{Linear, Norm, NormKind, matrix, product, vector};
@@ -27,6 +28,7 @@ pub(super) struct WiredDecoder<B: QuantBackend> {
     embedding: Tensor<B, 2>,
     /// See [`TokenRows`].
     unusable_ids: BTreeSet<u32>,
+    embedding_norm: Option<Norm<B>>,
     /// Rows `[max_positions, hidden]` that are added to the embedding, where positions are learned.
     positions: Option<Tensor<B, 2>>,
     /// See [`Wiring::ropes`].
@@ -63,6 +65,8 @@ impl<B: QuantBackend> WiredDecoder<B> {
         };
         let rotaries = wiring.ropes.iter().map(|rope| Arc::new(Rotary::new(rope.clone(), device.clone()))).collect();
         let final_norm = norm(source, &wiring.final_norm, hidden, wiring.norm, config.norm_eps, device)?;
+        let read_norm = |name: &String| norm(source, name, hidden, wiring.norm, config.norm_eps, device);
+        let embedding_norm = wiring.embedding_norm.as_ref().map(read_norm).transpose()?;
         let head = wiring.head.as_ref().map(|name| matrix(source, name, vocab_by_hidden, device)).transpose()?;
         let read_bias = |name: &String| vector(source, name, config.vocab_size, device);
         let head_bias = wiring.head_bias.as_ref().map(read_bias).transpose()?;
@@ -74,6 +78,7 @@ impl<B: QuantBackend> WiredDecoder<B> {
             checkpoint,
             embedding,
             unusable_ids,
+            embedding_norm,
             positions,
             rotaries,
             final_norm,
@@ -126,6 +131,10 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
             None => rows,
             Some(scale) => rows * scale,
         };
+        let rows = match &self.embedding_norm {
+            None => rows,
+            Some(norm) => norm.forward(rows),
+        };
         match &self.positions {
             None => rows,
             Some(positions) => rows + positions.clone().narrow(0, 0, seq).unsqueeze::<3>(),
@@ -163,6 +172,7 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
                 window: config.windows[block_idx],
                 scale: block.attention.scale,
                 cap: block.attention.cap,
+                slopes: block.attention.alibi.map(|alibi| alibi.slopes(config.n_heads)),
             },
             rotary: block.attention.rope.map(|rope| self.rotaries[rope].clone()),
         }))
@@ -312,9 +322,13 @@ impl<B: QuantBackend> WiredBlock<B> {
         tap.see(wiring.router, &input);
         // f32 in any arithmetic: a rounding error would send tokens elsewhere.
         let logits = self.params.linear(wiring.router).forward(input.clone(), Arithmetic::F32);
+        let of_shared = wiring.shared.map(|shared| {
+            let gate = self.params.linear(shared.gate).forward(input.clone(), Arithmetic::F32);
+            sigmoid(gate) * self.dense(&shared.module, input.clone(), tap)
+        });
         let rows = input.reshape([batch * seq, hidden]);
         let mut sum = rows.zeros_like();
-        let shares = route(&float_vec(logits), wiring.experts.len(), wiring.n_active);
+        let shares = route(&float_vec(logits), wiring.experts.len(), wiring.n_active, wiring.weighting);
         for (expert, share) in wiring.experts.iter().zip(shares).filter(|(_, share)| !share.tokens.is_empty()) {
             let n = share.tokens.len();
             let tokens: Vec<i64> = share.tokens.iter().map(|&token| token as i64).collect();
@@ -324,7 +338,11 @@ impl<B: QuantBackend> WiredBlock<B> {
             let weights = Tensor::<B, 2>::from_data(TensorData::new(share.weights, [n, 1]), &device).cast(dtype);
             sum = sum.select_assign(0, tokens, out * weights, IndexingUpdateOp::Add);
         }
-        sum.reshape([batch, seq, hidden])
+        let sum = sum.reshape([batch, seq, hidden]);
+        match of_shared {
+            None => sum,
+            Some(of_shared) => sum + of_shared,
+        }
     }
 }
 

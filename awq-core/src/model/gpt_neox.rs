@@ -89,6 +89,7 @@ pub(super) fn layered(config: &ModelConfig, names: Names, block: BlockWiring, bi
     Wiring {
         embedding: names.embedding,
         embedding_scale: None,
+        embedding_norm: None,
         positions: Positions::Rotary,
         ropes: vec![config.rope()],
         block_prefix: names.block_prefix,
@@ -106,7 +107,11 @@ pub(super) fn layered(config: &ModelConfig, names: Names, block: BlockWiring, bi
 
 /// A feed-forward module without a gate, whose activation can take the inverse of a scale.
 pub(super) fn plain(up: LinearName, activation: Activation, scale: NormName, down: LinearName) -> FeedForward {
-    FeedForward::Dense(DenseWiring { inner: InnerWiring::Plain { up, activation, scale: Some(scale) }, down })
+    FeedForward::Dense(DenseWiring {
+        inner: InnerWiring::Plain { up, activation, scale: Some(scale) },
+        down,
+        width: None,
+    })
 }
 
 /// Wires a GPT-NeoX model.

@@ -16,6 +16,27 @@ pub(super) fn number(
     number.ok_or_else(|| bad_key(checkpoint, key, format!("{value}, expected a positive integer")))
 }
 
+/// Experts, and those of them that a token goes through: keys with what they stand for where they are absent.
+pub(super) fn n_experts(
+    config: &ModelConfig,
+    checkpoint: &dyn Checkpoint,
+    [(all_key, all), (active_key, active)]: [(&str, usize); 2],
+) -> Result<(usize, usize), LoadError> {
+    let n_experts = number(config, checkpoint, all_key, all)?;
+    let n_active = number(config, checkpoint, active_key, active)?;
+    if n_active > n_experts {
+        let problem = format!("{n_active}, expected at most the {n_experts} experts of {all_key:?}");
+        return Err(bad_key(checkpoint, active_key, problem));
+    }
+    // A damaged number would take memory for each expert.
+    let n_tensors = checkpoint.names().len();
+    if n_experts > n_tensors {
+        let problem = format!("{n_experts}, but the checkpoint has {n_tensors} tensors; correct the number");
+        return Err(bad_key(checkpoint, all_key, problem));
+    }
+    Ok((n_experts, n_active))
+}
+
 /// A factor; `default` where the key is absent, `None` for `null`.
 pub(super) fn factor(
     config: &ModelConfig,

@@ -74,6 +74,8 @@ pub enum NormKind {
     RmsPlusOne,
     /// `(x - mean(x)) / std(x)`.
     Layer,
+    /// The same without a bias (MPT).
+    LayerNoBias,
     /// `x` itself: what multiplies stands behind an activation, where nothing else takes the inverse of a scale. It is 1 until a
     /// method folds one in, and no checkpoint of another program has it.
     Scale,
@@ -89,7 +91,7 @@ impl NormKind {
     pub(crate) fn offset(self) -> f32 {
         match self {
             Self::RmsPlusOne => 1.0,
-            Self::Rms | Self::Layer | Self::Scale => 0.0,
+            Self::Rms | Self::Layer | Self::LayerNoBias | Self::Scale => 0.0,
         }
     }
 }
@@ -105,7 +107,7 @@ impl<B: QuantBackend> Norm<B> {
                 let dtype = x.dtype();
                 (B::in_f32(x) * B::in_f32(weight).unsqueeze::<3>()).cast(dtype)
             }
-            NormKind::Layer => {
+            NormKind::Layer | NormKind::LayerNoBias => {
                 let bias = self.bias.clone().unwrap_or_else(|| weight.zeros_like());
                 // burn has an operation of that name, too.
                 <B as QuantBackend>::layer_norm(x, weight, bias, self.eps)

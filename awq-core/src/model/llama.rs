@@ -53,7 +53,7 @@ pub(super) const DOWN_GROUP: GroupTable = scales(PrevOp::Linear(UP), &[DOWN], In
 
 /// The feed-forward module with another activation.
 pub(super) const fn gated(activation: Activation) -> DenseWiring {
-    DenseWiring { inner: InnerWiring::Gated { gate: GATE, up: UP, activation }, down: DOWN }
+    DenseWiring { inner: InnerWiring::Gated { gate: GATE, up: UP, activation }, down: DOWN, width: None }
 }
 
 /// Llama 1 to 3 and what copies it.
@@ -163,6 +163,7 @@ pub(super) fn named(config: &ModelConfig, blocks: Vec<Arc<BlockWiring>>, biased:
     Wiring {
         embedding: "model.embed_tokens.weight".into(),
         embedding_scale: None,
+        embedding_norm: None,
         positions: Positions::Rotary,
         ropes: vec![config.rope()],
         block_prefix: "model.layers".into(),

@@ -5,12 +5,13 @@
 //! and one for the inside of each. The router reads the scaled input as well, so its columns are multiplied here;
 //! AutoAWQ's list leaves it out. The router stays in full precision.
 
-use super::keys::number;
+use super::keys::n_experts;
 use super::layout::{reads, scales};
 use super::llama::{ATTENTION, K, LLAMA, MLP_NORM, O, O_GROUP, Q, QKV, V, decoder};
 use super::wiring::{BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerWiring, MlpWiring, Residual, Wiring};
-use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, PrevOp, bad_key};
+use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, PrevOp};
 use crate::activation::Activation;
+use crate::host::routing::Weighting;
 use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig, Windows};
 
 const ROUTER: LinearName = LinearName("block_sparse_moe.gate");
@@ -65,23 +66,18 @@ pub(crate) const MIXTRAL: Class = Class {
 
 /// Wires a Mixtral model.
 pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {
-    let n_experts = number(config, checkpoint, N_EXPERTS, 8)?;
-    let n_active = number(config, checkpoint, N_ACTIVE, 2)?;
-    if n_active > n_experts {
-        let problem = format!("{n_active}, expected at most the {n_experts} experts of {N_EXPERTS:?}");
-        return Err(bad_key(checkpoint, N_ACTIVE, problem));
-    }
-    // A damaged number would take memory for each expert.
-    let n_tensors = checkpoint.names().len();
-    if n_experts > n_tensors {
-        let problem = format!("{n_experts}, but the checkpoint has {n_tensors} tensors; correct the number");
-        return Err(bad_key(checkpoint, N_EXPERTS, problem));
-    }
+    let (n_experts, n_active) = n_experts(config, checkpoint, [(N_EXPERTS, 8), (N_ACTIVE, 2)])?;
     let expert = |expert: usize| {
         let [gate, up, down] = [W1, W3, W2].map(|name| name.of_expert(expert));
-        DenseWiring { inner: InnerWiring::Gated { gate, up, activation: Activation::Silu }, down }
+        DenseWiring { inner: InnerWiring::Gated { gate, up, activation: Activation::Silu }, down, width: None }
     };
-    let experts = ExpertsWiring { router: ROUTER, n_active, experts: (0..n_experts).map(expert).collect() };
+    let experts = ExpertsWiring {
+        router: ROUTER,
+        n_active,
+        weighting: Weighting::OfActive,
+        experts: (0..n_experts).map(expert).collect(),
+        shared: None,
+    };
     let table = if config.n_heads == config.n_kv_heads { TABLE_MHA } else { TABLE_GQA };
     let block = BlockWiring {
         layout: table.layout(n_experts),

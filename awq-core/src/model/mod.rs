@@ -14,6 +14,7 @@ use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
 use crate::load::{Checkpoint, Class, LoadError, ModelConfig};
 
+pub mod bloom;
 mod decoder;
 pub mod falcon;
 pub mod gemma;
@@ -25,11 +26,13 @@ pub mod layers;
 mod layout;
 pub mod llama;
 pub mod mixtral;
+pub mod mpt;
 pub mod olmo2;
 pub mod opt;
 pub mod phi;
 pub mod phi3;
 pub mod qwen3;
+pub mod qwen_moe;
 mod rotary;
 pub(crate) mod rows;
 pub mod smollm3;
@@ -150,6 +153,7 @@ type WireFamily = fn(&ModelConfig, &dyn Checkpoint) -> Result<Wiring, LoadError>
 
 /// Each class of transformers that is known, and what wires it.
 const FAMILIES: &[(&Class, WireFamily)] = &[
+    (&bloom::BLOOM, bloom::wiring),
     (&falcon::FALCON, falcon::wiring),
     (&gemma::GEMMA, gemma::wiring),
     (&gemma::GEMMA2, gemma::gemma2_wiring),
@@ -161,12 +165,15 @@ const FAMILIES: &[(&Class, WireFamily)] = &[
     (&llama::LLAMA, llama::wiring),
     (&llama::MISTRAL, llama::wiring),
     (&mixtral::MIXTRAL, mixtral::wiring),
+    (&mpt::MPT, mpt::wiring),
     (&olmo2::OLMO2, olmo2::wiring),
     (&opt::OPT, opt::wiring),
     (&phi::PHI, phi::wiring),
     (&phi3::PHI3, phi3::wiring),
     (&llama::QWEN2, llama::qwen2_wiring),
     (&qwen3::QWEN3, qwen3::wiring),
+    (&qwen_moe::QWEN2_MOE, qwen_moe::qwen2_wiring),
+    (&qwen_moe::QWEN3_MOE, qwen_moe::qwen3_wiring),
     (&smollm3::SMOLLM3, smollm3::wiring),
     (&stablelm::STABLELM, stablelm::wiring),
 ];

@@ -101,6 +101,7 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
             module: FeedForward::Dense(DenseWiring {
                 inner: InnerWiring::Plain { up: FC1, activation: Activation::Relu, scale: None },
                 down: FC2,
+                width: None,
             }),
             norm_after: None,
         },
@@ -109,6 +110,7 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
     Ok(Wiring {
         embedding: format!("{prefix}.embed_tokens.weight"),
         embedding_scale: None,
+        embedding_norm: None,
         positions: Positions::Learned {
             tensor: format!("{prefix}.embed_positions.weight"),
             first_row: POSITION_OFFSET,

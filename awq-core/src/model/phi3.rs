@@ -89,6 +89,7 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
             module: FeedForward::Dense(DenseWiring {
                 inner: InnerWiring::Gated { gate: GATE, up: UP, activation },
                 down: DOWN,
+                width: None,
             }),
             ..block.mlp
         },

@@ -29,6 +29,9 @@ impl Wiring {
             }
         };
         norm(&self.final_norm, self.norm, hidden);
+        if let Some(name) = &self.embedding_norm {
+            norm(name, self.norm, hidden);
+        }
         for (block_idx, block) in self.blocks.iter().enumerate() {
             for name in block.norms() {
                 let kind = block.norm_kind(name, self.norm);

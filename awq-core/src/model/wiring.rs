@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::layers::NormKind;
 use super::{BlockLayout, LinearName, NormName};
 use crate::activation::Activation;
+use crate::host::routing::Weighting;
 use crate::load::{ModelConfig, Rope};
 
 /// A decoder as data.
@@ -16,6 +17,8 @@ pub struct Wiring {
     pub embedding: String,
     /// What rows of the embedding are multiplied by where they enter the first block; the head is not.
     pub embedding_scale: Option<f32>,
+    /// Name of a norm of embeddings, without `.weight`.
+    pub embedding_norm: Option<String>,
     /// How positions enter.
     pub positions: Positions,
     /// How queries and keys may be rotated; a block names the one that it uses.
@@ -91,7 +94,8 @@ impl Residual {
 /// How positions enter a decoder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Positions {
-    /// In attention: queries and keys of blocks that name a rope are rotated, half-split pairing.
+    /// In attention: queries and keys of blocks that name a rope are rotated, half-split pairing; scores of blocks with ALiBi
+    /// depend on distances.
     Rotary,
     /// A row of a table is added to the embedding.
     Learned {
@@ -124,14 +128,58 @@ pub struct AttentionWiring {
     pub scale: Option<f64>,
     /// Scores `x` become `cap * tanh(x / cap)`.
     pub cap: Option<f64>,
+    /// What is added to scores by the distance between query and key.
+    pub alibi: Option<Alibi>,
     /// What the output goes through before it is added.
     pub norm_after: Option<NormName>,
+}
+
+/// Attention with linear biases (Press et al. 2022): `-slope * distance` is added to the scores of a head.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Alibi {
+    /// Slopes `2^(-8 i / n)` of `n` heads; where `n` is no power of two, those of the power below, then every other one of the
+    /// power above (BLOOM).
+    PowerBelow,
+    /// Slopes `2^(-max i / n)`; where `n` is no power of two, every other one of the power above, from the second on and then from the
+    /// first on (MPT).
+    PowerAbove {
+        /// The largest exponent.
+        max: f64,
+    },
+}
+
+impl Alibi {
+    /// The slope of each head.
+    pub fn slopes(self, n_heads: usize) -> Vec<f32> {
+        let slopes = |n: usize, max: f64| (1..=n).map(move |i| (-max * i as f64 / n as f64).exp2() as f32);
+        let above = n_heads.next_power_of_two();
+        match self {
+            Self::PowerBelow if above == n_heads => slopes(above, 8.0).collect(),
+            Self::PowerBelow => slopes(above / 2, 8.0).chain(slopes(above, 8.0).step_by(2)).take(n_heads).collect(),
+            Self::PowerAbove { max } if above == n_heads => slopes(above, max).collect(),
+            Self::PowerAbove { max } => {
+                slopes(above, max).skip(1).step_by(2).chain(slopes(above, max).step_by(2)).take(n_heads).collect()
+            }
+        }
+    }
 }
 
 impl AttentionWiring {
     /// Rotated by the first rope, and nothing else.
     pub(super) const fn rotated(norm: NormName, [q, k, v, o]: [LinearName; 4]) -> Self {
-        Self { norm: Some(norm), q, k, v, o, qk_norms: None, rope: Some(0), scale: None, cap: None, norm_after: None }
+        Self {
+            norm: Some(norm),
+            q,
+            k,
+            v,
+            o,
+            qk_norms: None,
+            rope: Some(0),
+            scale: None,
+            cap: None,
+            alibi: None,
+            norm_after: None,
+        }
     }
 }
 
@@ -182,36 +230,52 @@ pub struct DenseWiring {
     pub inner: InnerWiring,
     /// Back to the residual stream.
     pub down: LinearName,
+    /// Channels that lie between; `None` for the configuration's.
+    pub width: Option<usize>,
 }
 
-/// The sum of `weight_e * expert_e(x)` over the `n_active` experts whose entries in `router(x)` are largest; their
-/// weights are the softmax of these entries alone.
+/// The sum of `weight_e * expert_e(x)` over the `n_active` experts whose entries in `router(x)` are largest, and of what an
+/// expert for all tokens adds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpertsWiring {
     /// `[n_experts, hidden]`. It stays in full precision.
     pub router: LinearName,
     /// Experts that a token goes through.
     pub n_active: usize,
+    /// What the weights of these are.
+    pub weighting: Weighting,
     /// The experts, in the order of the router's outputs.
     pub experts: Vec<DenseWiring>,
+    /// One that every token goes through.
+    pub shared: Option<SharedExpert>,
+}
+
+/// `sigmoid(gate(x)) * module(x)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedExpert {
+    /// What every token goes through.
+    pub module: DenseWiring,
+    /// `[1, hidden]`. It stays in full precision.
+    pub gate: LinearName,
 }
 
 impl FeedForward {
     /// The module, or each of the experts.
-    fn parts(&self) -> &[DenseWiring] {
-        match self {
-            Self::Dense(module) => std::slice::from_ref(module),
-            Self::Experts(experts) => &experts.experts,
-        }
+    fn parts(&self) -> impl Iterator<Item = &DenseWiring> {
+        let (parts, shared) = match self {
+            Self::Dense(module) => (std::slice::from_ref(module), None),
+            Self::Experts(experts) => (experts.experts.as_slice(), experts.shared.as_ref()),
+        };
+        parts.iter().chain(shared.map(|shared| &shared.module))
     }
 
     /// The linears that stay in full precision.
     pub(crate) fn kept(&self) -> impl Iterator<Item = LinearName> {
-        match self {
-            Self::Dense(_) => None,
-            Self::Experts(experts) => Some(experts.router),
-        }
-        .into_iter()
+        let (router, gate) = match self {
+            Self::Dense(_) => (None, None),
+            Self::Experts(experts) => (Some(experts.router), experts.shared.map(|shared| shared.gate)),
+        };
+        router.into_iter().chain(gate)
     }
 }
 
@@ -256,8 +320,9 @@ impl BlockWiring {
         let AttentionWiring { q, k, v, o, .. } = self.attention;
         let attention =
             [(q, [q_width, hidden]), (k, [kv_width, hidden]), (v, [kv_width, hidden]), (o, [hidden, q_width])];
-        let mlp = self.mlp.module.parts().iter().flat_map(|part| {
-            let ups = part.ups().into_iter().map(|up| (up, [inner, hidden]));
+        let mlp = self.mlp.module.parts().flat_map(|part| {
+            let inner = part.width.unwrap_or(inner);
+            let ups = part.ups().into_iter().map(move |up| (up, [inner, hidden]));
             ups.chain([(part.down, [hidden, inner])])
         });
         attention.into_iter().chain(mlp).collect()
@@ -265,8 +330,10 @@ impl BlockWiring {
 
     /// The linears that stay in full precision and their shapes, `[out, in]`.
     pub fn kept_shapes(&self, config: &ModelConfig) -> Vec<(LinearName, [usize; 2])> {
-        let n_experts = self.mlp.module.parts().len();
-        self.mlp.module.kept().map(|router| (router, [n_experts, config.hidden_size])).collect()
+        let FeedForward::Experts(experts) = &self.mlp.module else { return Vec::new() };
+        let router = (experts.router, [experts.experts.len(), config.hidden_size]);
+        let gate = experts.shared.map(|shared| (shared.gate, [1, config.hidden_size]));
+        std::iter::once(router).chain(gate).collect()
     }
 
     /// The norms.
@@ -281,7 +348,7 @@ impl BlockWiring {
 
     /// The scales behind activations.
     fn activation_scales(&self) -> impl Iterator<Item = NormName> {
-        self.mlp.module.parts().iter().filter_map(|part| match part.inner {
+        self.mlp.module.parts().filter_map(|part| match part.inner {
             InnerWiring::Plain { scale, .. } => scale,
             InnerWiring::Gated { .. } => None,
         })
@@ -333,5 +400,28 @@ impl Wiring {
         let mut seen = BTreeSet::new();
         let names = self.blocks.iter().flat_map(|block| block.layout.linears.iter().map(|facts| facts.name));
         names.filter(|name| seen.insert(*name)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Right values: `build_alibi_tensor` of BLOOM and `build_mpt_alibi_tensor` of transformers 5.24.0.
+    #[test]
+    fn slopes_are_those_of_transformers() {
+        let below = Alibi::PowerBelow.slopes(6);
+        let above = Alibi::PowerAbove { max: 8.0 }.slopes(6);
+        for (found, expected) in below.iter().zip([0.25, 0.0625, 0.015_625, 0.003_906_25, 0.5, 0.125]) {
+            assert!((found - expected).abs() < 1e-7, "{below:?}");
+        }
+        for (found, expected) in above.iter().zip([0.25, 0.0625, 0.015_625, 0.003_906_25, 0.5, 0.125]) {
+            assert!((found - expected).abs() < 1e-7, "{above:?}");
+        }
+        let sixteen = Alibi::PowerBelow.slopes(16);
+        assert!(
+            (sixteen[0] - std::f32::consts::FRAC_1_SQRT_2).abs() < 1e-7 && (sixteen[15] - 0.003_906_25).abs() < 1e-9
+        );
+        assert_eq!(Alibi::PowerAbove { max: 4.0 }.slopes(4), [0.5, 0.25, 0.125, 0.0625]);
     }
 }

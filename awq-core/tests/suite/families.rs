@@ -67,9 +67,9 @@ fn each_step_of_awq_brings_blocks_closer() {
         let jobs = methods.map(|method| Job { method, grid: grid(3, group(16)) });
         let pass = quantize_model(decoder.as_ref(), Some(calibration), &jobs, &mut |_| {}).unwrap();
         let [plain, scaled, both] = <[_; 3]>::try_from(pass.models).unwrap().map(|model| model.unwrap().logs);
-        let labels: Vec<String> = decoder.layout(0).scale_groups.iter().map(ScaleGroup::label).collect();
         for ((plain, scaled), both) in plain.iter().zip(&scaled).zip(&both) {
-            assert!(scaled.scale_searches.iter().map(|search| &search.group).eq(&labels), "{name}: {scaled:?}");
+            let labels = decoder.layout(scaled.block_idx).scale_groups.iter().map(ScaleGroup::label);
+            assert!(scaled.scale_searches.iter().map(|search| search.group.clone()).eq(labels), "{name}: {scaled:?}");
             assert!(scaled.scale_searches.iter().all(|search| search.loss_after <= search.loss_before), "{name}");
             let [plain, scaled, both] = [plain, scaled, both].map(|log| log.output_mse.unwrap());
             assert!(both < scaled && scaled < plain, "{name}: {both}, {scaled}, {plain}");
@@ -199,6 +199,15 @@ fn scales_go_where_the_tables_of_families_say() {
                 "mlp.act -> mlp.c_proj.transposed by Linear".into(),
             ],
         ),
+        (
+            "mpt-tiny",
+            vec![
+                "norm_1 -> attn.Wqkv.q+attn.Wqkv.k+attn.Wqkv.v by Attention".into(),
+                "attn.Wqkv.v -> attn.out_proj by Linear".into(),
+                "norm_2 -> ffn.up_proj by Mlp".into(),
+                "ffn.act -> ffn.down_proj by Linear".into(),
+            ],
+        ),
         // As in Falcon 7B, one norm feeds both modules.
         (
             "stablelm-parallel",
@@ -224,6 +233,9 @@ fn keys_of_one_family_matter() {
         ("smollm3-tiny", "no_rope_layers", json!([1, 1, 1])),
         ("smollm3-tiny", "no_rope_layers", json!([0, 0])),
         ("stablelm-parallel", "hidden_act", json!("relu")),
+        ("qwen2-moe-tiny", "norm_topk_prob", json!(true)),
+        ("qwen3-moe-tiny", "norm_topk_prob", json!(false)),
+        ("qwen3-moe-tiny", "num_experts_per_tok", json!(1)),
     ] {
         let mut fixture = Fixture::read(name);
         fixture.config.raw[key] = value;
@@ -241,6 +253,16 @@ fn keys_of_one_family_matter() {
         json!(false),
         "false, but models with \"new_decoder_architecture\" have modules side by side; set it to true",
     );
+    let fixed = |found: &str, expected: &str| {
+        format!("{found}, expected {expected}: other models of this class are not supported")
+    };
+    check_refused("bloom-tiny", "apply_residual_connection_post_layernorm", json!(true), &fixed("true", "false"));
+    check_refused("mpt-tiny", "expansion_ratio", json!(2), &fixed("2", "4"));
+    let mut fixture = Fixture::read("mpt-tiny");
+    fixture.config.raw["attn_config"]["clip_qkv"] = json!(6.0);
+    let message = fixture.open::<Cpu>().err().unwrap().to_string();
+    assert_eq!(message, format!("config.json: key \"attn_config.clip_qkv\": {}", fixed("6.0", "null")));
+    check_refused("qwen2-moe-tiny", "mlp_only_layers", json!("0"), "\"0\", expected a list of block indices");
     // Without a list all but each fourth block, or each so many-th.
     let mut fixture = Fixture::read("smollm3-tiny");
     fixture.config.raw["no_rope_layers"] = json!(null);

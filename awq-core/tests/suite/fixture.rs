@@ -10,8 +10,9 @@ use awq_core::model::{Block, Decoder, NoTap, open_decoder};
 use safetensors::SafeTensors;
 
 /// One of each family, and of those whose blocks can slide one with windows shorter than its sequences.
-pub(crate) const FAMILIES: [&str; 25] = [
+pub(crate) const FAMILIES: [&str; 29] = [
     "bigcode-tiny",
+    "bloom-tiny",
     "falcon-40b-tiny",
     "falcon-7b-tiny",
     "gemma-tiny",
@@ -23,6 +24,7 @@ pub(crate) const FAMILIES: [&str; 25] = [
     "mistral-tiny",
     "mistral-window",
     "mixtral-tiny",
+    "mpt-tiny",
     "neox-in-turn",
     "neox-tiny",
     "olmo2-tiny",
@@ -30,8 +32,10 @@ pub(crate) const FAMILIES: [&str; 25] = [
     "phi-tiny",
     "phi3-long",
     "phi3-tiny",
+    "qwen2-moe-tiny",
     "qwen2-tiny",
     "qwen2-window",
+    "qwen3-moe-tiny",
     "qwen3-tiny",
     "smollm3-tiny",
     "stablelm-parallel",

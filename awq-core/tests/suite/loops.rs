@@ -43,10 +43,11 @@ fn attention_agrees_with_its_definition() {
     }
 }
 
-/// Scores of another scale that are capped, and heads of which the first channels are rotated.
+/// Scores of another scale that are capped and fall with the distance, and heads of which the first channels are rotated.
 #[test]
-fn scaled_capped_and_partly_rotated_attention_agrees_with_its_definition() {
-    let shape = AttentionShape { scale: Some(0.4), cap: Some(1.5), window: Some(50), ..GQA };
+fn scaled_capped_sloped_and_partly_rotated_attention_agrees_with_its_definition() {
+    let slopes = Some(vec![0.5, 0.25, 0.1, 0.01, 0.3, 0.7]);
+    let shape = AttentionShape { scale: Some(0.4), cap: Some(1.5), window: Some(50), slopes, ..GQA };
     let run = |shape: &AttentionShape, half: usize| {
         fn of<B: QuantBackend>(shape: &AttentionShape, half: usize) -> Vec<f32> {
             let rows = |heads: usize, seed| {
@@ -69,6 +70,7 @@ fn scaled_capped_and_partly_rotated_attention_agrees_with_its_definition() {
     for (other, half) in [
         (AttentionShape { scale: None, ..shape.clone() }, 3),
         (AttentionShape { cap: None, ..shape.clone() }, 3),
+        (AttentionShape { slopes: None, ..shape.clone() }, 3),
         (shape.clone(), 8),
     ] {
         let other = run(&other, half);
