@@ -2,7 +2,7 @@
 """Makes the tiny checkpoints below awq-core/tests/fixtures, and what PyPI's transformers computes with them.
 
     python3 -m venv venv && venv/bin/pip install transformers torch safetensors
-    venv/bin/python scripts/make-fixtures.py
+    venv/bin/python scripts/make-fixtures.py [NAME ...]
 
 One folder a model: config.json and model.safetensors as transformers writes them, and expected.safetensors with `ids`
 [n_sequences, seq_len] (i32) and `logits` [n_sequences, seq_len, vocab] (f32), computed in f32 on the CPU. Weights are
@@ -11,6 +11,7 @@ model's, biases and norms included: a mistake of order, offset or sign then move
 """
 
 import pathlib
+import sys
 
 import safetensors.torch
 import torch
@@ -22,6 +23,11 @@ N_SEQUENCES, SEQ_LEN, VOCAB = 2, 24, 64
 SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 # What the Llama class and its relatives have beyond that.
 GATED = SIZES | {"intermediate_size": 48, "max_position_embeddings": 32, "rms_norm_eps": 1e-5}
+
+# The same under LayerNorms.
+LAYERED = SIZES | {"intermediate_size": 48, "max_position_embeddings": 32, "num_key_value_heads": 4}
+# GPT-2's names of sizes.
+GPT = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32, "n_inner": 48}
 
 MODELS = {
     # Every linear with a bias, learned positions, tied head.
@@ -51,6 +57,92 @@ MODELS = {
     "qwen3-tiny": transformers.Qwen3Config(**GATED, num_key_value_heads=2, head_dim=12, attention_bias=True),
     # Four experts, of which each token goes through two.
     "mixtral-tiny": transformers.MixtralConfig(**GATED, num_key_value_heads=4, num_local_experts=4),
+    # Norms of 1 + w, a scaled embedding, heads wider than hidden_size / n_heads, and a gate through GELU.
+    "gemma-tiny": transformers.GemmaConfig(**GATED, num_key_value_heads=4, head_dim=12),
+    # Capped scores and logits, a norm on both sides of each module, and a scale of scores that no width gives.
+    "gemma2-tiny": transformers.Gemma2Config(
+        **GATED, num_key_value_heads=2, head_dim=12, query_pre_attn_scalar=20, sliding_window=7,
+        attn_logit_softcapping=2.0, final_logit_softcapping=3.0,
+    ),
+    # Norms of heads, and another base of rotary frequencies in the block with a window.
+    "gemma3-tiny": transformers.Gemma3TextConfig(
+        **GATED, num_key_value_heads=2, head_dim=12, query_pre_attn_scalar=20, sliding_window=7,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
+    # No norm before a module, one after each, and one over all heads of q and k; frequencies that YaRN stretches.
+    "olmo2-tiny": transformers.Olmo2Config(
+        **GATED,
+        num_key_value_heads=2,
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "beta_fast": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    ),
+    # Factors of embeddings, scores, what modules add, and logits.
+    "granite-tiny": transformers.GraniteConfig(
+        **GATED, num_key_value_heads=2, embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.4,
+        logits_scaling=2.5, mlp_bias=True,
+    ),
+    # The second block has no positions.
+    "smollm3-tiny": transformers.SmolLM3Config(
+        **GATED, num_key_value_heads=2, no_rope_layers=[1, 0], pad_token_id=0, bos_token_id=1, eos_token_id=2
+    ),
+    # Half of a head rotated, LayerNorms, and biases on q, k and v.
+    "stablelm-tiny": transformers.StableLmConfig(**LAYERED, partial_rotary_factor=0.5, use_qkv_bias=True),
+    # Modules side by side, which read one norm.
+    "stablelm-parallel": transformers.StableLmConfig(
+        **LAYERED, partial_rotary_factor=0.25, use_parallel_residual=True
+    ),
+    # q, k and v in one tensor, gate and up in another, and a window.
+    "phi3-tiny": transformers.Phi3Config(**GATED, num_key_value_heads=2, sliding_window=9, pad_token_id=0),
+    # LongRoPE's short factors, on half of a head.
+    "phi3-long": transformers.Phi3Config(
+        **GATED | {"max_position_embeddings": 128},
+        num_key_value_heads=4,
+        pad_token_id=0,
+        original_max_position_embeddings=32,
+        partial_rotary_factor=0.5,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 500.0, "short_factor": [1.0, 1.5], "long_factor": [2.0, 5.0],
+        },
+    ),
+    # q, k and v of a head together, half of it rotated, modules side by side behind a norm each.
+    "neox-tiny": transformers.GPTNeoXConfig(
+        **LAYERED, rope_parameters={"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
+    ),
+    # The same one after the other, without biases in attention.
+    "neox-in-turn": transformers.GPTNeoXConfig(**LAYERED, use_parallel_residual=False, attention_bias=False),
+    # Modules side by side behind one norm, and a bias on the head.
+    "phi-tiny": transformers.PhiConfig(**LAYERED),
+    # Transposed weights and learned positions.
+    "gpt2-tiny": transformers.GPT2Config(**GPT),
+    # One key head for all queries.
+    "bigcode-tiny": transformers.GPTBigCodeConfig(**GPT),
+    # One norm and one key head.
+    "falcon-7b-tiny": transformers.FalconConfig(**SIZES, max_position_embeddings=32),
+    # A norm for each module, and a key head for two of queries.
+    "falcon-40b-tiny": transformers.FalconConfig(
+        **SIZES, new_decoder_architecture=True, num_kv_heads=2, ffn_hidden_size=48, bias=True
+    ),
+    # Six heads: slopes of no power of two.
+    "bloom-tiny": transformers.BloomConfig(vocab_size=VOCAB, hidden_size=36, n_layer=2, n_head=6, bos_token_id=1),
+    "mpt-tiny": transformers.MptConfig(
+        vocab_size=VOCAB, d_model=36, n_layers=2, n_heads=6, max_seq_len=32, attn_config={"softmax_scale": 0.3}
+    ),
+    # Experts in the second block alone, one for all tokens beside them, and weights that do not add up to 1.
+    "qwen2-moe-tiny": transformers.Qwen2MoeConfig(
+        **GATED, num_key_value_heads=4, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        shared_expert_intermediate_size=32, mlp_only_layers=[0],
+    ),
+    # Experts in the second block, weights that add up to 1.
+    "qwen3-moe-tiny": transformers.Qwen3MoeConfig(
+        **GATED, num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        decoder_sparse_step=2, norm_topk_prob=True,
+    ),
 }
 
 
@@ -59,11 +151,12 @@ def randomize(model, generator):
     """Weights of standard deviation 1.5 / sqrt(fan in), embeddings of 0.4, biases of 0.3, norm weights around 1."""
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if "norm" in name and name.endswith("weight"):
-            noise = 1 + 0.3 * noise
+        if ("norm" in name or "ln_" in name) and name.endswith("weight"):
+            # Gemma's store one less than what they multiply by.
+            noise = (0 if "gemma" in model.config.model_type else 1) + 0.3 * noise
         elif parameter.dim() == 1:
             noise = 0.3 * noise
-        elif "embed" in name:
+        elif "embed" in name or "wte" in name or "wpe" in name:
             noise = 0.4 * noise
         else:
             noise = noise * 1.5 / parameter.shape[-1] ** 0.5
@@ -71,8 +164,10 @@ def randomize(model, generator):
 
 
 @torch.no_grad()
-def main():
+def main(names):
     for seed, (name, config) in enumerate(MODELS.items()):
+        if names and name not in names:
+            continue
         generator = torch.Generator().manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
         randomize(model, generator)
@@ -88,4 +183,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -30,7 +30,11 @@ pub fn fold<B: QuantBackend>(mut params: BlockParams<B>, group: &ScaleGroup, sca
                 "{}: the scale must have one entry a channel of the norm",
                 name.0
             );
-            let weight = B::in_f32(norm.weight) / scale.clone();
+            let offset = norm.kind.offset();
+            let weight = match offset == 0.0 {
+                true => B::in_f32(norm.weight) / scale.clone(),
+                false => (B::in_f32(norm.weight) + offset) / scale.clone() - offset,
+            };
             let bias = norm.bias.map(|bias| B::in_f32(bias) / scale.clone());
             params.norms.insert(name, Norm { weight, bias, ..norm });
         }

@@ -6,6 +6,7 @@
 //!
 //! This crate writes no file and knows no experiment.
 
+pub mod activation;
 pub mod arithmetic;
 pub mod awq;
 pub mod backend;

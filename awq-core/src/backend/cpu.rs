@@ -3,6 +3,7 @@
 use burn::tensor::{Tensor, TensorData};
 
 use super::{AttentionShape, ClipOutcome, QuantBackend, RotaryTable, float_vec};
+use crate::activation::Activation;
 use crate::grid::Grid;
 use crate::quantized::QuantizedWeight;
 
@@ -73,6 +74,20 @@ macro_rules! host_backend {
                 let (dims, device) = (gate.dims(), gate.device());
                 let mut values = float_vec(gate);
                 crate::host::elementwise::swiglu(&mut values, &float_vec(up));
+                Tensor::from_data(TensorData::new(values, dims), &device)
+            }
+
+            fn activate(activation: Activation, x: Tensor<Self, 3>) -> Tensor<Self, 3> {
+                let (dims, device) = (x.dims(), x.device());
+                let mut values = float_vec(x);
+                crate::host::elementwise::activate(activation, &mut values);
+                Tensor::from_data(TensorData::new(values, dims), &device)
+            }
+
+            fn soft_cap(x: Tensor<Self, 2>, cap: f64) -> Tensor<Self, 2> {
+                let (dims, device) = (x.dims(), x.device());
+                let mut values = float_vec(x);
+                crate::host::elementwise::soft_cap(&mut values, cap as f32);
                 Tensor::from_data(TensorData::new(values, dims), &device)
             }
 

@@ -8,7 +8,7 @@
 //! Tensors on a GPU may be f16 or bf16 (the device's default float type). Norms, softmax, rotations, losses and everything
 //! that a method computes are f32 all the same; only what lies between two operations of a block is rounded.
 
-use burn::tensor::activation::{log_softmax, silu};
+use burn::tensor::activation::{log_softmax, relu, silu};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, ElementConversion, FloatDType, Int, Tensor, TensorData};
 
@@ -21,6 +21,7 @@ mod quantize;
 pub use attention::RotaryTable;
 pub use clip::ClipOutcome;
 
+use crate::activation::Activation;
 use crate::grid::Grid;
 pub use crate::host::attention::AttentionShape;
 use crate::kernel::DeviceWeight;
@@ -102,9 +103,11 @@ pub trait QuantBackend: Backend {
     }
 
     /// Causal self-attention from position 0, each query over the last `shape.window` positions where there is a window.
+    /// Products of queries and keys are scaled and capped as `shape` says.
     ///
     /// `q: [batch, seq, n_heads * head_dim]`, `k` and `v: [batch, seq, n_kv_heads * head_dim]`, not yet rotated; with a
-    /// table, rotary embedding in the half-split pairing (channel `c` pairs with `c + head_dim / 2`).
+    /// table of `n_rotated / 2` angles, rotary embedding of the first `n_rotated` channels of each head in the half-split pairing
+    /// (channel `c` pairs with `c + n_rotated / 2`).
     /// Returns `[batch, seq, n_heads * head_dim]`.
     fn causal_attention(
         q: Tensor<Self, 3>,
@@ -119,6 +122,34 @@ pub trait QuantBackend: Backend {
     /// `silu(gate) * up`, elementwise.
     fn swiglu(gate: Tensor<Self, 3>, up: Tensor<Self, 3>) -> Tensor<Self, 3> {
         silu(gate) * up
+    }
+
+    /// The activation of each value.
+    fn activate(activation: Activation, x: Tensor<Self, 3>) -> Tensor<Self, 3> {
+        match activation {
+            Activation::Relu => relu(x),
+            Activation::Silu => silu(x),
+            Activation::Gelu => {
+                let dtype = x.dtype();
+                let x = Self::in_f32(x);
+                let share = (x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf();
+                (x * (share + 1.0) * 0.5).cast(dtype)
+            }
+            Activation::GeluTanh => {
+                let dtype = x.dtype();
+                // The cube of an f16 would overflow.
+                let x = Self::in_f32(x);
+                let cubed = x.clone() * x.clone() * x.clone() * Activation::GELU_CUBE;
+                let tanh = ((x.clone() + cubed) * Activation::GELU_FACTOR).tanh();
+                (x * (tanh + 1.0) * 0.5).cast(dtype)
+            }
+        }
+    }
+
+    /// `cap * tanh(x / cap)` of each value.
+    fn soft_cap(x: Tensor<Self, 2>, cap: f64) -> Tensor<Self, 2> {
+        let dtype = x.dtype();
+        ((Self::in_f32(x) / cap).tanh() * cap).cast(dtype)
     }
 
     /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.

@@ -5,10 +5,10 @@
 
 use rayon::prelude::*;
 
-use super::Heads;
 use super::cache::{KvCache, TILE};
-use crate::host::attention::first_visible;
-use crate::host::elementwise::{lane_max, lane_sum};
+use super::{Heads, Scoring};
+use crate::host::attention::{add_slope, first_visible};
+use crate::host::elementwise::{lane_max, lane_sum, soft_cap_chunk};
 use crate::host::exp::exp;
 use crate::host::vectorized;
 
@@ -28,32 +28,35 @@ struct Row<'a> {
     first: usize,
     /// The position after the last that it sees.
     end: usize,
+    /// Of its head, by ALiBi.
+    slope: f32,
     /// Where its result begins in the task's part of the output.
     out_start: usize,
 }
 
-/// Attention of the last `out.len() / width` positions of the cache, causal among themselves, each over the last `window`
-/// positions where there is one, into rows of `n_heads * head_dim`. Row `i` of `queries` begins with the (rotated) queries of
+/// Attention of the last `out.len() / width` positions of the cache, causal among themselves, each over the last
+/// positions of its window where there is one, into rows of `n_heads * head_dim`. Row `i` of `queries` begins with the (rotated) queries of
 /// token `i`; rows are `stride` long.
 pub(super) fn attend(
     cache: &KvCache,
     heads: Heads,
-    window: Option<usize>,
+    scoring: &Scoring,
     queries: &[f32],
     stride: usize,
     n_positions: usize,
     out: &mut [f32],
 ) {
     let (dim, width, n_rep) = (heads.dim, heads.q_width(), heads.n_q / heads.n_kv);
-    let n_queries = out.len() / width;
+    let (n_queries, window) = (out.len() / width, scoring.window);
     let row = |token: usize, head: usize, out_start| {
         let position = n_positions - n_queries + token;
         let query = &queries[token * stride + head * dim..][..dim];
-        Row { query, first: first_visible(window, position), end: position + 1, out_start }
+        let slope = scoring.slopes.as_ref().map_or(0.0, |slopes| slopes[head]);
+        Row { query, first: first_visible(window, position), end: position + 1, slope, out_start }
     };
     let one_token = |kv_head: usize, out: &mut [f32]| {
         let rows: Vec<Row<'_>> = (0..n_rep).map(|rep| row(0, kv_head * n_rep + rep, rep * dim)).collect();
-        attend_rows(cache, kv_head, &rows, out);
+        attend_rows(cache, kv_head, scoring, &rows, out);
     };
     let tokens = |first: usize, out: &mut [f32]| {
         for kv_head in 0..heads.n_kv {
@@ -63,7 +66,7 @@ pub(super) fn attend(
             };
             let rows: Vec<Row<'_>> =
                 (0..out.len() / width).flat_map(|token| (0..n_rep).map(move |rep| head(token, rep))).collect();
-            attend_rows(cache, kv_head, &rows, out);
+            attend_rows(cache, kv_head, scoring, &rows, out);
         }
     };
     let n_seen = window.map_or(n_positions, |window| n_positions.min(window + n_queries));
@@ -82,43 +85,58 @@ pub(super) fn attend(
 }
 
 /// Attention of queries that look at one key head.
-fn attend_rows(cache: &KvCache, kv_head: usize, rows: &[Row<'_>], out: &mut [f32]) {
+fn attend_rows(cache: &KvCache, kv_head: usize, scoring: &Scoring, rows: &[Row<'_>], out: &mut [f32]) {
     for rows in rows.chunks(MAX_ROWS) {
         let first = rows.iter().map(|row| row.first).min().unwrap_or(0) / TILE * TILE;
         let end = rows.iter().map(|row| row.end).max().unwrap_or(first);
-        attend_block(rows, first, cache.keys(kv_head, first..end), cache.values(kv_head, first..end), out);
+        let (keys, values) = (cache.keys(kv_head, first..end), cache.values(kv_head, first..end));
+        attend_block(rows, scoring, first, keys, values, out);
     }
 }
 
 vectorized! {
     fn attend_block<'a>(
         rows: &'a [Row<'a>],
+        scoring: &'a Scoring,
         first: usize,
         keys: &'a [f32],
         values: &'a [f32],
         out: &'a mut [f32],
     ) -> () {
         match rows.len() {
-            1 => block::<1>(rows, first, keys, values, out),
-            2 => block::<2>(rows, first, keys, values, out),
-            3 => block::<3>(rows, first, keys, values, out),
-            _ => block::<MAX_ROWS>(rows, first, keys, values, out),
+            1 => block::<1>(rows, scoring, first, keys, values, out),
+            2 => block::<2>(rows, scoring, first, keys, values, out),
+            3 => block::<3>(rows, scoring, first, keys, values, out),
+            _ => block::<MAX_ROWS>(rows, scoring, first, keys, values, out),
         }
     }
 }
 
 /// `ROWS` queries over all keys that one of them sees; keys and values begin with those of position `first_position`.
 #[inline(always)]
-fn block<const ROWS: usize>(rows: &[Row<'_>], first_position: usize, keys: &[f32], values: &[f32], out: &mut [f32]) {
+fn block<const ROWS: usize>(
+    rows: &[Row<'_>],
+    scoring: &Scoring,
+    first_position: usize,
+    keys: &[f32],
+    values: &[f32],
+    out: &mut [f32],
+) {
     let dim = rows[0].query.len();
     let n = values.len() / dim;
     let stride = n.next_multiple_of(TILE);
     let mut weights = vec![0.0_f32; ROWS * stride];
-    scores::<ROWS>(rows, keys, &mut weights, stride);
+    scores::<ROWS>(rows, scoring.scale, keys, &mut weights, stride);
+    if let Some(cap) = scoring.cap {
+        soft_cap_chunk(&mut weights, cap);
+    }
     let mut inverse_sums = [0.0_f32; ROWS];
     for ((row, weights), inverse_sum) in rows.iter().zip(weights.chunks_exact_mut(stride)).zip(&mut inverse_sums) {
         let (before, weights) = weights.split_at_mut(row.first - first_position);
         let (seen, after) = weights.split_at_mut(row.end - row.first);
+        if row.slope != 0.0 {
+            add_slope(seen, row.slope, row.first, row.end - 1);
+        }
         let max = lane_max(seen);
         for weight in seen.iter_mut() {
             *weight = exp(*weight - max);
@@ -169,9 +187,8 @@ macro_rules! add_products {
 
 /// Scaled products of queries and keys, `[ROWS, stride]`.
 #[inline(always)]
-fn scores<const ROWS: usize>(rows: &[Row<'_>], keys: &[f32], scores: &mut [f32], stride: usize) {
+fn scores<const ROWS: usize>(rows: &[Row<'_>], scale: f32, keys: &[f32], scores: &mut [f32], stride: usize) {
     let dim = rows[0].query.len();
-    let scale = 1.0 / (dim as f32).sqrt();
     let mut by_channel = vec![[0.0_f32; ROWS]; dim];
     for (row_idx, row) in rows.iter().enumerate().take(ROWS) {
         for (channel, q) in by_channel.iter_mut().zip(row.query) {
@@ -217,7 +234,7 @@ mod tests {
     /// Softmax attention in f64, from the definition.
     fn expected(
         heads: Heads,
-        window: Option<usize>,
+        Scoring { window, scale, cap, slopes }: &Scoring,
         queries: &[Vec<f32>],
         keys: &[Vec<f32>],
         values: &[Vec<f32>],
@@ -231,7 +248,11 @@ mod tests {
                 let dot = |k: Vec<f32>| q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(k)).sum::<f64>();
                 let weight = |(position, k): (usize, &Vec<f32>)| {
                     let is_seen = position <= first + i && window.is_none_or(|window| position + window > first + i);
-                    if is_seen { (dot(slice(k)) / (heads.dim as f64).sqrt()).exp() } else { 0.0 }
+                    let score = dot(slice(k)) * f64::from(*scale);
+                    let score = cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
+                    let distance = position as f64 - (first + i) as f64;
+                    let score = score + slopes.as_ref().map_or(0.0, |slopes| f64::from(slopes[head]) * distance);
+                    if is_seen { score.exp() } else { 0.0 }
                 };
                 let weights: Vec<f64> = keys.iter().enumerate().map(weight).collect();
                 let total: f64 = weights.iter().sum();
@@ -251,9 +272,15 @@ mod tests {
             [(10, 1, 1), (10, 16, 1), (10, 17, 1), (10, 70, 3), (58, 40, 40), (10, 700, 8), (64, 700, 1), (64, 90, 30)];
         // Windows that begin within a tile, at its start, and before the text.
         let windows = [None, Some(1), Some(7), Some(16), Some(33), Some(5000)];
-        for ((dim, n_positions, n_queries), window) in
-            shapes.into_iter().flat_map(|shape| windows.map(|window| (shape, window)))
-        {
+        let scoring = |(dim, ..): (usize, usize, usize), window: Option<usize>| {
+            [(1.0 / (dim as f32).sqrt(), None), (0.3, Some(1.5))].map(|(scale, cap)| {
+                let slopes = cap.map(|_| vec![0.5, 0.25, 0.1, 0.01, 0.3, 0.7]);
+                Scoring { window, scale, cap, slopes }
+            })
+        };
+        for ((dim, n_positions, n_queries), scoring) in shapes.into_iter().flat_map(|shape| {
+            windows.into_iter().flat_map(move |window| scoring(shape, window)).map(move |scoring| (shape, scoring))
+        }) {
             let heads = Heads { n_q: 6, n_kv: 2, dim };
             let value = |i: usize| ((i * 7919 + 13) % 1009) as f32 / 300.0 - 1.7;
             let rows = |width: usize, n: usize, from: usize| -> Vec<Vec<f32>> {
@@ -268,12 +295,12 @@ mod tests {
                 cache.store(position, key, value);
             }
             let mut out = vec![f32::NAN; n_queries * 6 * dim];
-            attend(&cache, heads, window, &queries.concat(), stride, n_positions, &mut out);
-            let expected = expected(heads, window, &queries, &keys, &values);
+            attend(&cache, heads, &scoring, &queries.concat(), stride, n_positions, &mut out);
+            let expected = expected(heads, &scoring, &queries, &keys, &values);
             for (found, expected) in out.iter().zip(expected) {
                 assert!(
                     (f64::from(*found) - expected).abs() < 1e-5,
-                    "{n_positions}, {window:?}: {found} is not {expected}"
+                    "{n_positions}, {scoring:?}: {found} is not {expected}"
                 );
             }
         }

@@ -63,13 +63,13 @@ impl Linear {
     }
 
     /// A head: dense, in memory that a tied embedding shares, or rounded to the nearest code of `grid`.
-    pub(super) fn head(weight: Arc<Vec<f32>>, n_in: usize, options: &DecodeOptions) -> Self {
+    pub(super) fn head(weight: Arc<Vec<f32>>, bias: Option<Vec<f32>>, n_in: usize, options: &DecodeOptions) -> Self {
         let n_out = weight.len() / n_in;
         let weight = match &options.head {
             Some(grid) => Weight::Packed(pack(&host::grid::quantize(&weight, n_out, n_in, grid), options)),
             None => Weight::Dense(weight),
         };
-        Self { weight, bias: None, n_in, n_out, dequantized: false }
+        Self { weight, bias, n_in, n_out, dequantized: false }
     }
 
     /// `out = x W^T + b` for `x: [n, n_in]` and `out: [n, n_out]`.

@@ -32,6 +32,19 @@ struct Heads {
     dim: usize,
 }
 
+/// What becomes of the products of queries and keys.
+#[derive(Clone, Debug)]
+struct Scoring {
+    /// See [`crate::load::ModelConfig::windows`].
+    window: Option<usize>,
+    /// What they are multiplied by.
+    scale: f32,
+    /// Then `cap * tanh(x / cap)`.
+    cap: Option<f32>,
+    /// For each query head what [`crate::model::wiring::Alibi`] says.
+    slopes: Option<Vec<f32>>,
+}
+
 impl Heads {
     fn q_width(self) -> usize {
         self.n_q * self.dim

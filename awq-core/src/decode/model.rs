@@ -3,16 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::Heads;
 use super::linear::{Linear, Part};
-use super::mlp::{Dense, Inner, Mlp};
+use super::mlp::{Dense, Experts, Inner, Mlp};
+use super::{Heads, Scoring};
 use crate::grid::Grid;
+use crate::host::attention::score_scale;
 use crate::host::elementwise;
 use crate::kernel::Activations;
-use crate::load::{Checkpoint, LoadError, ModelConfig, read_exact_shape};
+use crate::load::{Checkpoint, LoadError, ModelConfig, Rope, read_exact_shape};
 use crate::model::layers::NormKind;
 use crate::model::rows::{TokenRows, position_rows};
-use crate::model::wiring::{DenseWiring, ExpertsWiring, FeedForward, HeadNorms, InnerWiring, Positions, Wiring};
+use crate::model::wiring::{
+    DenseWiring, ExpertsWiring, FeedForward, InnerWiring, LogitsWiring, Positions, QkNorms, Residual, SharedExpert,
+    Wiring,
+};
 use crate::model::wiring_of;
 use crate::model::{LinearName, NormName};
 
@@ -52,24 +56,34 @@ pub struct DecodeModel {
     pub(super) embedding: Arc<Vec<f32>>,
     /// Ids whose row of the embedding is not finite.
     pub(super) unusable_ids: BTreeSet<u32>,
-    /// `[max_positions, hidden]`, where positions are learned; elsewhere queries and keys are rotated.
+    /// See [`Wiring::embedding_scale`].
+    pub(super) embedding_scale: Option<f32>,
+    pub(super) embedding_norm: Option<HostNorm>,
+    /// `[max_positions, hidden]`, where positions are learned.
     pub(super) positions: Option<Vec<f32>>,
+    /// See [`Wiring::ropes`].
+    pub(super) ropes: Vec<Rope>,
     pub(super) blocks: Vec<DecodeBlock>,
     pub(super) final_norm: HostNorm,
     pub(super) head: Linear,
+    pub(super) logits: LogitsWiring,
 }
 
 /// One block.
 pub(super) struct DecodeBlock {
-    pub(super) attention_norm: HostNorm,
-    /// See [`ModelConfig::windows`].
-    pub(super) window: Option<usize>,
+    pub(super) residual: Residual,
+    pub(super) attention_norm: Option<HostNorm>,
+    pub(super) scoring: Scoring,
+    /// Which of the ropes turns queries and keys.
+    pub(super) rope: Option<usize>,
     /// Queries, keys and values.
     pub(super) qkv: Linear,
-    pub(super) head_norms: Option<HostHeadNorms>,
+    pub(super) qk_norms: Option<HostQkNorms>,
     pub(super) o: Linear,
-    pub(super) mlp_norm: HostNorm,
+    pub(super) norm_after_attention: Option<HostNorm>,
+    pub(super) mlp_norm: Option<HostNorm>,
     pub(super) mlp: Mlp,
+    pub(super) norm_after_mlp: Option<HostNorm>,
 }
 
 impl DecodeBlock {
@@ -81,8 +95,8 @@ impl DecodeBlock {
     }
 }
 
-/// Norms of single heads.
-pub(super) struct HostHeadNorms {
+/// Norms of queries and keys.
+pub(super) struct HostQkNorms {
     pub(super) q: HostNorm,
     pub(super) k: HostNorm,
 }
@@ -90,6 +104,7 @@ pub(super) struct HostHeadNorms {
 /// A norm on rows, `[n, n_channels]`.
 pub(super) struct HostNorm {
     kind: NormKind,
+    /// What multiplies.
     weight: Vec<f32>,
     /// Zeros for an RMS norm.
     bias: Vec<f32>,
@@ -99,8 +114,13 @@ pub(super) struct HostNorm {
 impl HostNorm {
     pub(super) fn apply(&self, rows: &mut [f32]) {
         match self.kind {
-            NormKind::Rms => elementwise::rms_norm(rows, &self.weight, self.eps),
-            NormKind::Layer => elementwise::layer_norm(rows, &self.weight, &self.bias, self.eps),
+            NormKind::Rms | NormKind::RmsPlusOne => elementwise::rms_norm(rows, &self.weight, self.eps),
+            NormKind::Layer | NormKind::LayerNoBias => {
+                elementwise::layer_norm(rows, &self.weight, &self.bias, self.eps);
+            }
+            NormKind::Scale => rows.chunks_exact_mut(self.weight.len()).for_each(|row| {
+                row.iter_mut().zip(&self.weight).for_each(|(value, scale)| *value *= scale);
+            }),
         }
     }
 }
@@ -121,21 +141,39 @@ impl DecodeModel {
         };
         let reader = Reader { config: &config, wiring: &wiring, checkpoint, options };
         let blocks: Result<_, LoadError> = (0..config.n_blocks).map(|block_idx| reader.block(block_idx)).collect();
-        let final_norm = reader.norm(&wiring.final_norm, hidden)?;
+        let final_norm = reader.norm(&wiring.final_norm, wiring.norm, hidden)?;
+        let embedding_norm = wiring.embedding_norm.as_ref();
+        let embedding_norm = embedding_norm.map(|name| reader.norm(name, wiring.norm, hidden)).transpose()?;
+        let read_bias = |name: &String| read_exact_shape(checkpoint, name, &[config.vocab_size]);
+        let head_bias = wiring.head_bias.as_ref().map(read_bias).transpose()?;
         let head = match &wiring.head {
-            None => Linear::head(embedding.clone(), hidden, options),
+            None => Linear::head(embedding.clone(), head_bias, hidden, options),
             Some(name) if options.head.is_none() => {
                 let name = name.strip_suffix(".weight").unwrap_or(name).to_owned();
-                let part = Part { name, n_out: config.vocab_size, has_bias: false };
+                let part = Part { name, n_out: config.vocab_size, has_bias: head_bias.is_some() };
                 Linear::load(checkpoint, &[part], hidden, options)?
             }
             Some(name) => {
                 let dense = Arc::new(read_exact_shape(checkpoint, name, &[config.vocab_size, hidden])?);
-                Linear::head(dense, hidden, options)
+                Linear::head(dense, head_bias, hidden, options)
             }
         };
         let heads = reader.heads();
-        Ok(Self { heads, embedding, unusable_ids, positions, blocks: blocks?, final_norm, head, config })
+        let Wiring { embedding_scale, ropes, logits, .. } = wiring;
+        Ok(Self {
+            config,
+            heads,
+            embedding,
+            unusable_ids,
+            embedding_scale,
+            embedding_norm,
+            positions,
+            ropes,
+            blocks: blocks?,
+            final_norm,
+            head,
+            logits,
+        })
     }
 
     /// The model's configuration.
@@ -180,32 +218,55 @@ impl Reader<'_> {
             let parts: Vec<Part> = names.iter().map(|&name| self.part(block_idx, name, shapes[&name][0])).collect();
             Linear::load(self.checkpoint, &parts, shapes[&names[0]][1], self.options)
         };
+        let norm = |name: NormName| {
+            let kind = wiring.norm_kind(name, self.wiring.norm);
+            self.norm(&self.wiring.block_norm(block_idx, name), kind, wiring.n_channels(name, self.config))
+        };
         let dense = |module: &DenseWiring| -> Result<Dense, LoadError> {
             let inner = match module.inner {
-                InnerWiring::SwiGlu { .. } => Inner::SwiGlu,
-                InnerWiring::Relu { .. } => Inner::Relu,
+                InnerWiring::Gated { activation, .. } => Inner::Gated(activation),
+                InnerWiring::Plain { activation, .. } => Inner::Plain(activation),
             };
-            Ok(Dense { inner, up: linear(&module.ups())?, down: linear(&[module.down])? })
+            let scale = match module.inner {
+                InnerWiring::Plain { scale, .. } => scale.filter(|_| self.wiring.scaled_activations),
+                InnerWiring::Gated { .. } => None,
+            };
+            let scale = scale.map(norm).transpose()?;
+            Ok(Dense { inner, up: linear(&module.ups())?, down: linear(&[module.down])?, scale })
         };
-        let norm =
-            |name: NormName| self.norm(&self.wiring.block_norm(block_idx, name), wiring.n_channels(name, self.config));
-        let head_norms =
-            |names: HeadNorms| -> Result<_, LoadError> { Ok(HostHeadNorms { q: norm(names.q)?, k: norm(names.k)? }) };
+        let qk_norms =
+            |names: QkNorms| -> Result<_, LoadError> { Ok(HostQkNorms { q: norm(names.q)?, k: norm(names.k)? }) };
         Ok(DecodeBlock {
-            attention_norm: norm(attention.norm)?,
-            window: self.config.windows[block_idx],
+            residual: wiring.residual,
+            attention_norm: attention.norm.map(norm).transpose()?,
+            scoring: Scoring {
+                window: self.config.windows[block_idx],
+                scale: score_scale(attention.scale, self.config.head_dim),
+                cap: attention.cap.map(|cap| cap as f32),
+                slopes: attention.alibi.map(|alibi| alibi.slopes(self.config.n_heads)),
+            },
+            rope: attention.rope,
             qkv: linear(&[attention.q, attention.k, attention.v])?,
-            head_norms: attention.head_norms.map(head_norms).transpose()?,
+            qk_norms: attention.qk_norms.map(qk_norms).transpose()?,
             o: linear(&[attention.o])?,
-            mlp_norm: norm(mlp.norm)?,
+            norm_after_attention: attention.norm_after.map(norm).transpose()?,
+            mlp_norm: mlp.norm.map(norm).transpose()?,
             mlp: match &mlp.module {
                 FeedForward::Dense(module) => Mlp::Dense(dense(module)?),
-                FeedForward::Experts(ExpertsWiring { router, n_active, experts }) => Mlp::Experts {
-                    router: linear(&[*router])?,
-                    n_active: *n_active,
-                    experts: experts.iter().map(dense).collect::<Result<_, _>>()?,
-                },
+                FeedForward::Experts(ExpertsWiring { router, n_active, weighting, experts, shared }) => {
+                    let of_shared = |shared: &SharedExpert| -> Result<_, LoadError> {
+                        Ok((dense(&shared.module)?, linear(&[shared.gate])?))
+                    };
+                    Mlp::Experts(Box::new(Experts {
+                        router: linear(&[*router])?,
+                        n_active: *n_active,
+                        weighting: *weighting,
+                        experts: experts.iter().map(dense).collect::<Result<_, _>>()?,
+                        shared: shared.as_ref().map(of_shared).transpose()?,
+                    }))
+                }
             },
+            norm_after_mlp: mlp.norm_after.map(norm).transpose()?,
         })
     }
 
@@ -213,13 +274,10 @@ impl Reader<'_> {
         Part { name: self.wiring.linear(block_idx, linear), n_out, has_bias: self.wiring.biased.contains(&linear) }
     }
 
-    fn norm(&self, name: &str, n_channels: usize) -> Result<HostNorm, LoadError> {
+    fn norm(&self, name: &str, kind: NormKind, n_channels: usize) -> Result<HostNorm, LoadError> {
         let read = |what: &str| read_exact_shape(self.checkpoint, &format!("{name}.{what}"), &[n_channels]);
-        let kind = self.wiring.norm;
-        let bias = match kind {
-            NormKind::Rms => vec![0.0; n_channels],
-            NormKind::Layer => read("bias")?,
-        };
-        Ok(HostNorm { kind, weight: read("weight")?, bias, eps: self.config.norm_eps as f32 })
+        let bias = if kind.has_bias() { read("bias")? } else { vec![0.0; n_channels] };
+        let weight = read("weight")?.into_iter().map(|weight| weight + kind.offset()).collect();
+        Ok(HostNorm { kind, weight, bias, eps: self.config.norm_eps as f32 })
     }
 }

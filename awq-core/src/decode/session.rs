@@ -4,10 +4,12 @@ use super::Heads;
 use super::attention::attend;
 use super::cache::KvCache;
 use super::mlp::MlpBuffers;
-use super::model::{DecodeBlock, DecodeModel};
+use super::model::{DecodeBlock, DecodeModel, HostNorm};
 use crate::host::attention::rotate_row;
+use crate::host::elementwise::soft_cap;
 use crate::host::vectorized;
-use crate::load::ModelConfig;
+use crate::load::Rope;
+use crate::model::wiring::{Order, Residual};
 
 /// Tokens of a prompt that go through the blocks at once: enough to fill the matrix kernels, and buffers stay small.
 const PREFILL_TOKENS: usize = 256;
@@ -65,13 +67,16 @@ pub struct Session<'m> {
     n_past: usize,
     /// One a block.
     caches: Vec<KvCache>,
-    rotary: Option<Rotary>,
+    /// One a rope of the model.
+    rotaries: Vec<Rotary>,
     buffers: Buffers,
 }
 
 /// Cosines and sines of the positions reached so far, `[n, half]`.
 struct Rotary {
-    /// `head_dim / 2`.
+    /// Channels of a head.
+    head_dim: usize,
+    /// Half of those that are rotated.
     half: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -86,6 +91,7 @@ struct Buffers {
     mixed: Vec<f32>,
     delta: Vec<f32>,
     mlp: MlpBuffers,
+    of_mlp: Vec<f32>,
     logits: Vec<f32>,
 }
 
@@ -100,8 +106,8 @@ impl<'m> Session<'m> {
             return Err(DecodeError::TooLong { asked: capacity, longest });
         }
         let caches = model.blocks.iter().map(|_| KvCache::new(model.heads, capacity)).collect();
-        let rotary = model.positions.is_none().then(|| Rotary::new(&model.config));
-        Ok(Self { model, capacity, n_past: 0, caches, rotary, buffers: Buffers::default() })
+        let rotaries = model.ropes.iter().map(|rope| Rotary::new(rope, model.heads.dim)).collect();
+        Ok(Self { model, capacity, n_past: 0, caches, rotaries, buffers: Buffers::default() })
     }
 
     /// Tokens fed so far.
@@ -181,23 +187,27 @@ impl<'m> Session<'m> {
 
     /// Takes `ids` through all blocks; their hidden states are then in the buffers.
     fn pass(&mut self, ids: &[u32]) {
-        let Self { model, n_past, caches, rotary, buffers, .. } = self;
+        let Self { model, n_past, caches, rotaries, buffers, .. } = self;
         buffers.embed(model, ids, *n_past);
-        if let Some(rotary) = rotary {
-            rotary.reach(&model.config, *n_past + ids.len());
+        for (rotary, rope) in rotaries.iter_mut().zip(&model.ropes) {
+            rotary.reach(rope, *n_past + ids.len());
         }
         for (block, cache) in model.blocks.iter().zip(caches) {
-            buffers.normed.clone_from(&buffers.hidden);
-            block.attention_norm.apply(&mut buffers.normed);
+            buffers.norm(block.attention_norm.as_ref());
             block.qkv.product(&buffers.normed, &mut buffers.qkv);
-            buffers.attend(model.heads, block, cache, rotary.as_ref(), *n_past);
+            if block.residual.order == Order::SideBySide {
+                // Before attention adds to what it sees.
+                buffers.norm(block.mlp_norm.as_ref());
+                block.mlp.forward(&buffers.normed, &mut buffers.mlp, &mut buffers.of_mlp);
+            }
+            buffers.attend(model.heads, block, cache, block.rope.map(|rope| &rotaries[rope]), *n_past);
             block.o.product(&buffers.mixed, &mut buffers.delta);
-            add(&mut buffers.hidden, &buffers.delta);
-
-            buffers.normed.clone_from(&buffers.hidden);
-            block.mlp_norm.apply(&mut buffers.normed);
-            block.mlp.forward(&buffers.normed, &mut buffers.mlp, &mut buffers.delta);
-            add(&mut buffers.hidden, &buffers.delta);
+            add_output(&mut buffers.hidden, &mut buffers.delta, block.norm_after_attention.as_ref(), block.residual);
+            if block.residual.order == Order::AttentionFirst {
+                buffers.norm(block.mlp_norm.as_ref());
+                block.mlp.forward(&buffers.normed, &mut buffers.mlp, &mut buffers.of_mlp);
+            }
+            add_output(&mut buffers.hidden, &mut buffers.of_mlp, block.norm_after_mlp.as_ref(), block.residual);
         }
         self.n_past += ids.len();
     }
@@ -210,6 +220,12 @@ impl<'m> Session<'m> {
         buffers.normed.extend_from_slice(&buffers.hidden[first..]);
         model.final_norm.apply(&mut buffers.normed);
         model.head.product(&buffers.normed, &mut buffers.logits);
+        if let Some(divisor) = model.logits.divisor {
+            buffers.logits.iter_mut().for_each(|logit| *logit /= divisor as f32);
+        }
+        if let Some(cap) = model.logits.cap {
+            soft_cap(&mut buffers.logits, cap as f32);
+        }
     }
 }
 
@@ -220,12 +236,26 @@ impl Buffers {
         for &id in ids {
             self.hidden.extend_from_slice(&model.embedding[id as usize * width..][..width]);
         }
+        if let Some(scale) = model.embedding_scale {
+            self.hidden.iter_mut().for_each(|value| *value *= scale);
+        }
+        if let Some(norm) = &model.embedding_norm {
+            norm.apply(&mut self.hidden);
+        }
         if let Some(positions) = &model.positions {
             add(&mut self.hidden, &positions[n_past * width..]);
         }
     }
 
-    /// Normalizes heads where they have norms, rotates, stores keys and values, and mixes values.
+    /// What a module sees of the residual stream.
+    fn norm(&mut self, norm: Option<&HostNorm>) {
+        self.normed.clone_from(&self.hidden);
+        if let Some(norm) = norm {
+            norm.apply(&mut self.normed);
+        }
+    }
+
+    /// Normalizes queries and keys where they have norms, rotates, stores keys and values, and mixes values.
     fn attend(
         &mut self,
         heads: Heads,
@@ -239,7 +269,7 @@ impl Buffers {
         let n = self.qkv.len() / stride;
         for (i, row) in self.qkv.chunks_exact_mut(stride).enumerate() {
             let (rotated, value) = row.split_at_mut(q_width + kv_width);
-            if let Some(norms) = &block.head_norms {
+            if let Some(norms) = &block.qk_norms {
                 norms.q.apply(&mut rotated[..q_width]);
                 norms.k.apply(&mut rotated[q_width..]);
             }
@@ -250,18 +280,18 @@ impl Buffers {
         }
         let n_positions = n_past + n;
         self.mixed.resize(n * q_width, 0.0);
-        attend(cache, heads, block.window, &self.qkv, stride, n_positions, &mut self.mixed);
+        attend(cache, heads, &block.scoring, &self.qkv, stride, n_positions, &mut self.mixed);
     }
 }
 
 impl Rotary {
-    fn new(config: &ModelConfig) -> Self {
-        Self { half: config.head_dim / 2, cos: Vec::new(), sin: Vec::new() }
+    fn new(rope: &Rope, head_dim: usize) -> Self {
+        Self { head_dim, half: rope.n_channels / 2, cos: Vec::new(), sin: Vec::new() }
     }
 
     /// Adds the angles of the positions before `end` that are not there yet.
-    fn reach(&mut self, config: &ModelConfig, end: usize) {
-        let (cos, sin) = config.rotary_angles(self.cos.len() / self.half..end);
+    fn reach(&mut self, rope: &Rope, end: usize) {
+        let (cos, sin) = rope.angles(self.cos.len() / self.half..end);
         self.cos.extend(cos);
         self.sin.extend(sin);
     }
@@ -269,8 +299,19 @@ impl Rotary {
     /// Rotates every head of a row.
     fn rotate(&self, row: &mut [f32], position: usize) {
         let angles = position * self.half..(position + 1) * self.half;
-        rotate_row(row, &self.cos[angles.clone()], &self.sin[angles]);
+        rotate_row(row, self.head_dim, &self.cos[angles.clone()], &self.sin[angles]);
     }
+}
+
+/// Adds a module's output to the residual stream.
+fn add_output(hidden: &mut [f32], output: &mut [f32], norm_after: Option<&HostNorm>, residual: Residual) {
+    if let Some(norm) = norm_after {
+        norm.apply(output);
+    }
+    if let Some(scale) = residual.scale {
+        output.iter_mut().for_each(|value| *value *= scale as f32);
+    }
+    add(hidden, output);
 }
 
 vectorized! {

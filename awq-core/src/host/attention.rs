@@ -5,7 +5,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use super::elementwise::{lane_max, lane_sum};
+use super::elementwise::{lane_max, lane_sum, soft_cap_chunk};
 use super::exp::exp;
 
 /// Query rows scored at once: small enough that their scores of a few thousand keys stay in the second-level cache.
@@ -22,9 +22,20 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// How many positions a query sees at most, its own and those before it; `None` for all of them.
     pub window: Option<usize>,
+    /// What the products of queries and keys are multiplied by; `None` for `1 / sqrt(head_dim)`.
+    pub scale: Option<f64>,
+    /// Scores `x` become `cap * tanh(x / cap)`.
+    pub cap: Option<f64>,
+    /// A slope a head: `-slope * distance` between query and key is added to its scores (ALiBi).
+    pub slopes: Option<Vec<f32>>,
 }
 
 impl AttentionShape {
+    /// Without a window, and with the usual scale.
+    pub const fn new(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> Self {
+        Self { n_heads, n_kv_heads, head_dim, window: None, scale: None, cap: None, slopes: None }
+    }
+
     /// The first position that the query at `position` sees.
     pub(crate) fn first_visible(&self, position: usize) -> usize {
         first_visible(self.window, position)
@@ -36,7 +47,13 @@ pub(crate) fn first_visible(window: Option<usize>, position: usize) -> usize {
     window.map_or(0, |window| (position + 1).saturating_sub(window))
 }
 
-/// See [`crate::backend::QuantBackend::causal_attention`]; `rotary` is (cos, sin), each `[>= seq, head_dim / 2]`.
+/// What products of queries and keys are multiplied by.
+pub(crate) fn score_scale(scale: Option<f64>, head_dim: usize) -> f32 {
+    scale.map_or_else(|| 1.0 / (head_dim as f32).sqrt(), |scale| scale as f32)
+}
+
+/// See [`crate::backend::QuantBackend::causal_attention`]; `rotary` is (cos, sin), each `[seq, n_rotated / 2]`, where
+/// `n_rotated` is the number of channels of a head that are rotated.
 pub fn causal_attention(
     mut q: Vec<f32>,
     mut k: Vec<f32>,
@@ -52,8 +69,9 @@ pub fn causal_attention(
     assert_eq!(k.len(), batch * seq * kv_width, "keys are [batch, seq, n_kv_heads * head_dim]");
     assert_eq!(v.len(), k.len(), "values have the shape of keys");
     if let Some((cos, sin)) = rotary {
-        rotate(&mut q, cos, sin, seq, q_width, head_dim);
-        rotate(&mut k, cos, sin, seq, kv_width, head_dim);
+        let half = cos.len() / seq;
+        rotate(&mut q, cos, sin, seq, q_width, [head_dim, half]);
+        rotate(&mut k, cos, sin, seq, kv_width, [head_dim, half]);
     }
     let mut out = vec![0.0; q.len()];
     let n_rep = n_heads / n_kv_heads;
@@ -77,11 +95,17 @@ pub fn causal_attention(
             let queries = rows(&q[q_start..], n_queries, head_dim, q_width);
             let keys = rows(&k[kv_start..], n_keys, head_dim, kv_width);
             let values = rows(&v[kv_start..], n_keys, head_dim, kv_width);
-            let scale = 1.0 / (head_dim as f32).sqrt();
+            let scale = score_scale(shape.scale, head_dim);
             let score_mat = MatMut::from_row_major_slice_mut(&mut scores, n_queries, n_keys);
             matmul(score_mat, Accum::Replace, queries, keys.transpose(), scale, Par::Seq);
+            if let Some(cap) = shape.cap {
+                soft_cap_chunk(&mut scores, cap as f32);
+            }
             for (row_idx, row) in scores.chunks_exact_mut(n_keys).enumerate() {
                 let query = first_query + row_idx;
+                if let Some(slopes) = &shape.slopes {
+                    add_slope(row, slopes[head], first_key, query);
+                }
                 softmax_between(row, shape.first_visible(query) - first_key, query + 1 - first_key);
             }
             let weights = MatRef::from_row_major_slice(&scores, n_queries, n_keys);
@@ -95,6 +119,14 @@ pub fn causal_attention(
         }
     });
     out
+}
+
+/// Adds `slope` times the position of each key, less that of the query.
+#[inline(always)]
+pub(crate) fn add_slope(scores: &mut [f32], slope: f32, first_key: usize, query: usize) {
+    for (idx, score) in scores.iter_mut().enumerate() {
+        *score += slope * ((first_key + idx) as f32 - query as f32);
+    }
 }
 
 /// `n` rows of `width` values that lie `stride` apart.
@@ -119,11 +151,10 @@ vectorized! {
         after.fill(0.0);
     }
 
-    /// Rotates channel pairs `(c, c + head_dim / 2)` of every head of one position, in place.
-    pub(crate) fn rotate_row<'a>(row: &'a mut [f32], cos: &'a [f32], sin: &'a [f32]) -> () {
-        let half = cos.len();
-        for head in row.chunks_exact_mut(2 * half) {
-            let (first, second) = head.split_at_mut(half);
+    /// Rotates channel pairs `(c, c + n)` of every head of one position by `n` angles, in place; channels from `2 n` on stay.
+    pub(crate) fn rotate_row<'a>(row: &'a mut [f32], head_dim: usize, cos: &'a [f32], sin: &'a [f32]) -> () {
+        for head in row.chunks_exact_mut(head_dim) {
+            let (first, second) = head.split_at_mut(cos.len());
             for (((a, b), &c), &s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
                 (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
             }
@@ -131,11 +162,10 @@ vectorized! {
     }
 }
 
-/// Rotates channel pairs `(c, c + head_dim / 2)` of every head, in place.
-fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], seq: usize, width: usize, head_dim: usize) {
-    let half = head_dim / 2;
+/// Rotates channel pairs `(c, c + half)` of every head, in place.
+fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], seq: usize, width: usize, [head_dim, half]: [usize; 2]) {
     x.par_chunks_mut(width).enumerate().with_min_len(32).for_each(|(row_idx, row)| {
         let angles = row_idx % seq * half..(row_idx % seq + 1) * half;
-        rotate_row(row, &cos[angles.clone()], &sin[angles]);
+        rotate_row(row, head_dim, &cos[angles.clone()], &sin[angles]);
     });
 }

@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::exp::exp;
+use super::exp::{erf, exp, tanh};
+use crate::activation::Activation;
 
 /// Rows handled by one task: enough work to hide the hand-over, few enough to balance.
 const ROWS_PER_TASK: usize = 32;
@@ -20,6 +21,16 @@ pub fn swiglu(gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "gate and up differ in length");
     let chunks = gate.par_chunks_mut(VALUES_PER_TASK).zip(up.par_chunks(VALUES_PER_TASK));
     chunks.for_each(|(gate, up)| swiglu_chunk(gate, up));
+}
+
+/// The activation of each value.
+pub fn activate(activation: Activation, x: &mut [f32]) {
+    x.par_chunks_mut(VALUES_PER_TASK).for_each(|x| activate_chunk(activation, x));
+}
+
+/// `cap * tanh(x / cap)` of each value.
+pub fn soft_cap(x: &mut [f32], cap: f32) {
+    x.par_chunks_mut(VALUES_PER_TASK).for_each(|x| soft_cap_chunk(x, cap));
 }
 
 /// Root-mean-square norm of each row of `weight.len()` values.
@@ -78,6 +89,26 @@ vectorized! {
     fn swiglu_chunk<'a>(gate: &'a mut [f32], up: &'a [f32]) -> () {
         for (g, &u) in gate.iter_mut().zip(up) {
             *g = *g / (1.0 + exp(-*g)) * u;
+        }
+    }
+
+    fn activate_chunk<'a>(activation: Activation, x: &'a mut [f32]) -> () {
+        match activation {
+            Activation::Relu => x.iter_mut().for_each(|v| *v = v.max(0.0)),
+            Activation::Silu => x.iter_mut().for_each(|v| *v /= 1.0 + exp(-*v)),
+            Activation::Gelu => x.iter_mut().for_each(|v| *v *= 0.5 + 0.5 * erf(*v * std::f32::consts::FRAC_1_SQRT_2)),
+            // `(1 + tanh(u)) / 2 = 1 / (1 + exp(-2 u))`.
+            Activation::GeluTanh => x.iter_mut().for_each(|v| {
+                let u = Activation::GELU_FACTOR * (*v + Activation::GELU_CUBE * *v * *v * *v);
+                *v /= 1.0 + exp(-2.0 * u);
+            }),
+        }
+    }
+
+    /// See [`soft_cap`]; of few values, in this thread.
+    pub(crate) fn soft_cap_chunk<'a>(x: &'a mut [f32], cap: f32) -> () {
+        for v in x {
+            *v = cap * tanh(*v / cap);
         }
     }
 

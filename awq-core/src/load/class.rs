@@ -1,6 +1,7 @@
 //! [`Class`]: what a transformers class takes for granted where its `config.json` is silent.
 
 use super::LoadError;
+use super::fused::Fused;
 use super::keys::Keys;
 use super::windows::Windows;
 
@@ -11,18 +12,23 @@ pub(crate) struct Class {
     pub(crate) name: &'static str,
     /// `model_type` of its configuration.
     pub(crate) model_type: &'static str,
-    pub(crate) hidden_size: usize,
-    /// The key of the width inside the MLP, and its value.
-    pub(crate) intermediate_size: (&'static str, usize),
-    pub(crate) n_blocks: usize,
-    pub(crate) n_heads: usize,
+    pub(crate) hidden_size: Dimension,
+    pub(crate) intermediate_size: InnerSize,
+    pub(crate) n_blocks: Dimension,
+    pub(crate) n_heads: Dimension,
     pub(crate) n_kv_heads: KvHeads,
     pub(crate) vocab_size: usize,
-    pub(crate) max_positions: usize,
+    pub(crate) max_positions: Dimension,
     /// Width of a head; `None` for `hidden_size / n_heads`.
     pub(crate) head_dim: Option<usize>,
-    /// Base of the rotary frequencies.
-    pub(crate) rope_theta: f64,
+    /// The key of the base of the rotary frequencies, and its value.
+    pub(crate) rope_theta: (&'static str, f64),
+    /// That of blocks with a window, where they have one of their own.
+    pub(crate) local_rope_theta: Option<f64>,
+    /// The key of the share of a head's channels that is rotated, and its value; `None` where whole heads are.
+    pub(crate) rotary_share: Option<(&'static str, f64)>,
+    /// The context before a stretch, in a class that has a default for it.
+    pub(crate) original_positions: Option<usize>,
     /// Which blocks have a sliding window.
     pub(crate) windows: Windows,
     /// The key of what norms add to the variance, if the class has one, and its value.
@@ -35,8 +41,24 @@ pub(crate) struct Class {
     pub(crate) eos_id: Option<u32>,
     /// Keys that change what is computed and that the family reads itself; all others of that kind are refused.
     pub(crate) own_keys: &'static [&'static str],
+    /// Tensors that hold the rows of several linears.
+    pub(crate) fused: &'static [Fused],
     /// What it is in a GGUF file; `None` where such files are not read.
     pub(crate) gguf: Option<GgufArchitecture>,
+}
+
+/// Keys that stand for one number, the first of which counts, and its value.
+pub(crate) type Dimension = (&'static [&'static str], usize);
+
+/// Width inside the feed-forward module.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum InnerSize {
+    /// A key and its value.
+    Key(&'static str, usize),
+    /// Four times the width of the residual stream, whatever the file says.
+    FourTimes,
+    /// A key; where it is absent or `null`, four times the width of the residual stream.
+    KeyOrFourTimes(&'static str),
 }
 
 /// A class as llama.cpp stores it.
@@ -56,6 +78,11 @@ pub(crate) enum KvHeads {
     /// As many as the key says; where it is absent, this many, `None` for as many as query heads. An explicit `null` stands for
     /// that in every class.
     Key(Option<usize>),
+    /// One for all query heads, or as many as these; with grouped queries as many as a key says.
+    MultiQuery {
+        /// A switch for grouped queries, and the key of the number of key heads.
+        grouped: Option<(&'static str, &'static str)>,
+    },
 }
 
 impl Class {
@@ -67,8 +94,30 @@ impl Class {
         const KEY: &str = "num_key_value_heads";
         match (self.n_kv_heads, keys.json.get(KEY)) {
             (KvHeads::AsQueries, _) => Ok(n_heads),
+            (KvHeads::MultiQuery { grouped }, _) => {
+                let is_on = |(switch, _): &(&'static str, &'static str)| keys.optional_bool(switch);
+                match grouped {
+                    Some(grouped) if is_on(&grouped)? == Some(true) => {
+                        Ok(keys.optional_dimension(grouped.1)?.unwrap_or(n_heads))
+                    }
+                    _ if keys.optional_bool("multi_query")?.unwrap_or(true) => Ok(1),
+                    _ => Ok(n_heads),
+                }
+            }
             (KvHeads::Key(Some(default)), None) => Ok(default),
             (KvHeads::Key(_), _) => Ok(keys.optional_dimension(KEY)?.unwrap_or(n_heads)),
+        }
+    }
+
+    /// Width inside the feed-forward module.
+    ///
+    /// # Errors
+    /// A value that is no positive integer.
+    pub(super) fn inner_size(&self, keys: &Keys<'_>, hidden_size: usize) -> Result<usize, LoadError> {
+        match self.intermediate_size {
+            InnerSize::Key(key, default) => keys.dimension_or(&[key], default),
+            InnerSize::FourTimes => Ok(4 * hidden_size),
+            InnerSize::KeyOrFourTimes(key) => Ok(keys.optional_dimension(key)?.unwrap_or(4 * hidden_size)),
         }
     }
 
@@ -79,7 +128,7 @@ impl Class {
     pub(super) fn head_dim(&self, keys: &Keys<'_>, share: usize) -> Result<usize, LoadError> {
         const KEY: &str = "head_dim";
         match self.head_dim {
-            Some(default) => keys.dimension_or(KEY, default),
+            Some(default) => keys.dimension_or(&[KEY], default),
             None => Ok(keys.optional_dimension(KEY)?.unwrap_or(share)),
         }
     }

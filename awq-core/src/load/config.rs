@@ -1,7 +1,6 @@
 //! The facts of a decoder, read from a Hugging Face `config.json` or from GGUF metadata into one struct.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
 
 use serde_json::Value as Json;
@@ -35,10 +34,14 @@ pub struct ModelConfig {
     pub max_positions: usize,
     /// Added to the mean square (or variance) in a norm.
     pub norm_eps: f64,
+    /// Channels of a head that are rotated, the first ones; even.
+    pub rotary_dim: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
     /// How the rotary frequencies were stretched for longer contexts, if they were.
     pub rope_scaling: Option<RopeScaling>,
+    /// How blocks with a window rotate, where that differs.
+    pub local_rope: Option<Rope>,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
     /// Whether q, k and v have a bias. Which other linears then have one, too, is the family's matter.
@@ -65,28 +68,30 @@ impl ModelConfig {
         let keys = Keys { file, json: &raw };
         let class = class_of(&keys)?;
         switches::check(&keys, class)?;
-        let hidden_size = keys.dimension_or("hidden_size", class.hidden_size)?;
-        let n_blocks = keys.dimension_or("num_hidden_layers", class.n_blocks)?;
-        let n_heads = keys.dimension_or("num_attention_heads", class.n_heads)?;
-        let rope = Rope::from_hugging_face(&keys, class.rope_theta)?;
-        let (inner_key, inner_size) = class.intermediate_size;
+        let hidden_size = keys.dimension_or(class.hidden_size.0, class.hidden_size.1)?;
+        let n_blocks = keys.dimension_or(class.n_blocks.0, class.n_blocks.1)?;
+        let n_heads = keys.dimension_or(class.n_heads.0, class.n_heads.1)?;
+        let head_dim = class.head_dim(&keys, hidden_size / n_heads)?;
+        let (rope, local_rope) = Rope::from_hugging_face(&keys, class, head_dim)?;
         let (bias_key, has_bias) = class.attention_bias;
         let bias = bias_key.map(|key| keys.optional_bool(key)).transpose()?.flatten();
         let config = Self {
             hidden_size,
-            intermediate_size: keys.dimension_or(inner_key, inner_size)?,
+            intermediate_size: class.inner_size(&keys, hidden_size)?,
             n_blocks,
             n_heads,
             n_kv_heads: class.kv_heads(&keys, n_heads)?,
-            head_dim: class.head_dim(&keys, hidden_size / n_heads)?,
-            vocab_size: keys.dimension_or("vocab_size", class.vocab_size)?,
-            max_positions: keys.dimension_or("max_position_embeddings", class.max_positions)?,
+            head_dim,
+            vocab_size: keys.dimension_or(&["vocab_size"], class.vocab_size)?,
+            max_positions: keys.dimension_or(class.max_positions.0, class.max_positions.1)?,
             norm_eps: match class.norm_eps {
                 (Some(key), _) if raw.get(key).is_some() => keys.float(key)?,
                 (_, default) => default,
             },
+            rotary_dim: rope.n_channels,
             rope_theta: rope.theta,
             rope_scaling: rope.scaling,
+            local_rope,
             tie_word_embeddings: keys.optional_bool("tie_word_embeddings")?.unwrap_or(class.tied_head),
             attention_bias: bias.unwrap_or(has_bias),
             mlp_bias: class.has_mlp_bias_key && keys.optional_bool("mlp_bias")?.unwrap_or(false),
@@ -99,7 +104,7 @@ impl ModelConfig {
             architecture: class.name.to_owned(),
             raw: Json::Null,
         };
-        config.check(file, "num_attention_heads", "num_key_value_heads", "head_dim")?;
+        config.check(file, class.n_heads.0[0], "num_key_value_heads", "head_dim")?;
         Ok(Self { raw, ..config })
     }
 
@@ -130,7 +135,7 @@ impl ModelConfig {
             return Err(keys.bad(&key("attention.value_length"), problem));
         }
         check_attention_scale(&keys, &key("attention.scale"), head_dim)?;
-        let rope = Rope::from_gguf(&keys, prefix)?;
+        let rope = Rope::from_gguf(&keys, prefix, head_dim)?;
         let vocab_size = match (keys.optional_dimension(&key("vocab_size"))?, metadata.get("tokenizer.ggml.tokens")) {
             (Some(vocab_size), _) => vocab_size,
             (None, Some(Value::Texts(tokens))) => tokens.len(),
@@ -149,8 +154,10 @@ impl ModelConfig {
             norm_eps: keys
                 .optional_float(&key("attention.layer_norm_rms_epsilon"))?
                 .ok_or_else(|| keys.missing(&key("attention.layer_norm_rms_epsilon")))?,
+            rotary_dim: rope.n_channels,
             rope_theta: rope.theta,
             rope_scaling: rope.scaling,
+            local_rope: None,
             tie_word_embeddings: false,
             attention_bias: false,
             mlp_bias: false,
@@ -179,35 +186,20 @@ impl ModelConfig {
         self.raw.get("general.architecture").is_some()
     }
 
-    /// Longest sequence that is run, in tokens: as many as the configuration gives positions. transformers would go on beyond
-    /// them where positions are rotated, with a warning at most.
+    /// Longest sequence that is run, in tokens: as many as the configuration gives positions, of a model with LongRoPE as many as
+    /// it had before the stretch. transformers would go on beyond them where positions are rotated, with a warning at most.
     pub fn longest_sequence(&self) -> usize {
-        self.max_positions
+        match &self.rope_scaling {
+            Some(RopeScaling::LongRope { original_max_positions, .. }) => {
+                self.max_positions.min(*original_max_positions)
+            }
+            _ => self.max_positions,
+        }
     }
 
-    /// The `head_dim / 2` rotary frequencies in radians a position, highest first, scaling applied.
-    pub fn rope_frequencies(&self) -> Vec<f64> {
-        let head_dim = self.head_dim as f64;
-        (0..self.head_dim / 2)
-            .map(|pair| {
-                let frequency = self.rope_theta.powf(-2.0 * pair as f64 / head_dim);
-                match &self.rope_scaling {
-                    None => frequency,
-                    Some(scaling) => scaling.apply(frequency, pair),
-                }
-            })
-            .collect()
-    }
-
-    /// Cosines and sines of the rotary angles of some positions, each `[positions.len(), head_dim / 2]`.
-    pub fn rotary_angles(&self, positions: Range<usize>) -> (Vec<f32>, Vec<f32>) {
-        let frequencies = self.rope_frequencies();
-        // In f64: an angle of thousands of radians has lost its fraction in a lower precision.
-        let angles = |f: fn(f64) -> f64| {
-            let of_position = |position| frequencies.iter().map(move |frequency| f(position as f64 * frequency) as f32);
-            positions.clone().flat_map(of_position).collect()
-        };
-        (angles(f64::cos), angles(f64::sin))
+    /// How queries and keys are rotated, in blocks for which the family says nothing else.
+    pub fn rope(&self) -> Rope {
+        Rope { theta: self.rope_theta, scaling: self.rope_scaling.clone(), n_channels: self.rotary_dim }
     }
 
     /// What every attention layer takes for granted.
@@ -223,11 +215,21 @@ impl ModelConfig {
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return bad(head_dim_key, format!("heads are {head_dim} wide, expected an even width"));
         }
+        if let Some(RopeScaling::LongRope { short_factors, .. }) = &self.rope_scaling
+            && short_factors.len() != self.rotary_dim / 2
+        {
+            let problem = format!(
+                "{} factors, expected {}: one for each pair of a head",
+                short_factors.len(),
+                self.rotary_dim / 2
+            );
+            return bad("rope_scaling.short_factor", problem);
+        }
         if let Some(RopeScaling::PerFrequency { divisors }) = &self.rope_scaling
-            && divisors.len() != head_dim / 2
+            && divisors.len() != self.rotary_dim / 2
         {
             let problem =
-                format!("{} divisors, expected {}: one for each pair of a head", divisors.len(), head_dim / 2);
+                format!("{} divisors, expected {}: one for each pair of a head", divisors.len(), self.rotary_dim / 2);
             return bad("rope_scaling.divisors", problem);
         }
         Ok(())
@@ -383,8 +385,8 @@ mod tests {
             "key \"model_type\": \"granite\", but \"architectures\" names Llama",
         );
         check_error(
-            &with("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
-            "\"yarn\", expected one of default, linear, llama3",
+            &with("rope_scaling", json!({"rope_type": "ntk", "factor": 4.0})),
+            "\"ntk\", expected one of default, linear, dynamic, llama3, yarn, longrope",
         );
         check_error(&with("eos_token_id", json!(-1)), "expected a token id");
         check_error(&json!([]), "key \"architectures\" is missing");
@@ -392,7 +394,7 @@ mod tests {
 
     #[test]
     fn rope_frequencies_fall_from_one_by_equal_ratios() {
-        let frequencies = parse(&llama()).unwrap().rope_frequencies();
+        let frequencies = parse(&llama()).unwrap().rope().frequencies();
         assert_eq!(frequencies.len(), 32);
         assert_eq!(frequencies[0], 1.0);
         let ratio = 100_000_f64.powf(-1.0 / 32.0);

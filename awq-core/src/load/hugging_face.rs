@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{ModelConfig, RopeScaling, windows};
+use super::{ModelConfig, Rope, RopeScaling, windows};
 
 impl ModelConfig {
     /// The `config.json` from which [`ModelConfig::from_hugging_face`] reads this configuration again: the model's own
@@ -52,7 +52,7 @@ impl ModelConfig {
     /// The formula of Llama 3.1 that gives `divisors`. The originals of the ecosystem come first: where several formulas
     /// give the same divisors, any will do.
     fn llama3_formula(&self, divisors: &[f32]) -> Option<RopeScaling> {
-        let plain = ModelConfig { rope_scaling: None, ..self.clone() }.rope_frequencies();
+        let plain = Rope { scaling: None, ..self.rope() }.frequencies();
         let formulas = ORIGINAL_POSITIONS.iter().flat_map(|&original_max_positions| {
             FACTORS.map(|factor| RopeScaling::Llama3 {
                 factor,
@@ -63,7 +63,7 @@ impl ModelConfig {
         });
         // Converters compute divisors in f32.
         let is_same = |(pair, frequency): (usize, &f64), formula: &RopeScaling| {
-            let divisor = frequency / formula.apply(*frequency, pair);
+            let divisor = frequency / formula.apply(&self.rope(), *frequency, pair);
             (divisor / f64::from(divisors[pair]) - 1.0).abs() < 1e-5
         };
         formulas.into_iter().find(|formula| plain.iter().enumerate().all(|frequency| is_same(frequency, formula)))
@@ -85,6 +85,22 @@ fn formula_keys(scaling: &RopeScaling) -> Json {
             "factor": factor,
             "low_freq_factor": low_freq_factor,
             "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max_positions,
+        }),
+        RopeScaling::Yarn { factor, amplitude, beta_fast, beta_slow, original_max_positions, truncate } => json!({
+            "rope_type": "yarn",
+            "factor": factor,
+            "attention_factor": amplitude,
+            "beta_fast": beta_fast,
+            "beta_slow": beta_slow,
+            "original_max_position_embeddings": original_max_positions,
+            "truncate": truncate,
+        }),
+        RopeScaling::LongRope { short_factors, amplitude, original_max_positions } => json!({
+            "rope_type": "longrope",
+            "short_factor": short_factors,
+            "long_factor": short_factors,
+            "attention_factor": amplitude,
             "original_max_position_embeddings": original_max_positions,
         }),
         RopeScaling::PerFrequency { divisors } => json!({ "rope_type": "per_frequency", "divisors": divisors }),
@@ -141,7 +157,7 @@ mod tests {
     }
 
     fn frequency_bits(config: &ModelConfig) -> Vec<u64> {
-        config.rope_frequencies().into_iter().map(f64::to_bits).collect()
+        config.rope().frequencies().into_iter().map(f64::to_bits).collect()
     }
 
     #[test]
@@ -151,8 +167,10 @@ mod tests {
         for (factor, original_max_positions) in [(8.0, 8192), (32.0, 8192), (16.0, 4096), (8.0, 32)] {
             let formula =
                 RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions };
-            let plain = ModelConfig { rope_scaling: None, ..per_frequency(vec![]) }.rope_frequencies();
-            let divide = |(pair, frequency): (usize, &f64)| (frequency / formula.apply(*frequency, pair)) as f32;
+            let plain = Rope { scaling: None, ..per_frequency(vec![]).rope() }.frequencies();
+            let divide = |(pair, frequency): (usize, &f64)| {
+                (frequency / formula.apply(&per_frequency(vec![]).rope(), *frequency, pair)) as f32
+            };
             let config = per_frequency(plain.iter().enumerate().map(divide).collect());
             let json = config.to_hugging_face();
             assert_eq!(json["rope_scaling"]["rope_type"], "llama3");

@@ -53,11 +53,11 @@ impl Keys<'_> {
         }
     }
 
-    /// An absent key stands for `default`; `null` does not.
-    pub(super) fn dimension_or(&self, key: &str, default: usize) -> Result<usize, LoadError> {
-        match self.json.get(key) {
-            None => Ok(default),
-            Some(_) => self.dimension(&[key]),
+    /// Absent keys stand for `default`; `null` does not.
+    pub(super) fn dimension_or(&self, keys: &[&str], default: usize) -> Result<usize, LoadError> {
+        match keys.iter().any(|key| self.json.get(key).is_some()) {
+            false => Ok(default),
+            true => self.dimension(keys),
         }
     }
 

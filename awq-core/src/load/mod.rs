@@ -9,6 +9,7 @@ mod error;
 mod floats;
 mod folder;
 mod foreign;
+mod fused;
 mod gguf;
 mod hugging_face;
 mod keys;
@@ -33,15 +34,17 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
-pub(crate) use self::class::{Class, GgufArchitecture, KvHeads};
+pub(crate) use self::class::{Class, GgufArchitecture, InnerSize, KvHeads};
 pub use self::config::ModelConfig;
 pub use self::error::LoadError;
 pub use self::folder::check_folder;
+pub use self::fused::in_parts;
+pub(crate) use self::fused::{Fused, Order, by_key_head, by_kind};
 pub use self::gguf::GgufCheckpoint;
 pub use self::memory::MemoryCheckpoint;
 pub use self::overlay::{EditedCheckpoint, EditedTensors};
 pub use self::packed::{PackedCheckpoint, PackedHeader};
-pub use self::rope::RopeScaling;
+pub use self::rope::{Rope, RopeScaling};
 pub use self::safetensors::SafetensorsCheckpoint;
 pub use self::storage::StoredType;
 pub use self::tokenizer::Tokenizer;
@@ -193,8 +196,8 @@ fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
         let checkpoint = PackedCheckpoint::open_folder(folder)?;
         let packed = Some(checkpoint.header().clone());
         return Ok(OpenedModel {
+            checkpoint: in_parts(&config, Arc::new(checkpoint)),
             config,
-            checkpoint: Arc::new(checkpoint),
             tokenizer,
             packed,
             chat_template,
@@ -203,6 +206,7 @@ fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
     }
     let checkpoint = Arc::new(SafetensorsCheckpoint::open_folder(folder)?);
     foreign::check_tensors(checkpoint.as_ref())?;
+    let checkpoint = in_parts(&config, checkpoint);
     Ok(OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template, special_tokens })
 }
 

@@ -5,6 +5,11 @@
 //! | Mistral | all | `sliding_window`; 4096 without the key, none for `null` |
 //! | Mixtral | all | `sliding_window`; none without the key or for `null` |
 //! | Qwen2, Qwen3 | with `use_sliding_window` those from `max_window_layers` (28) on, or as `layer_types` says | `sliding_window`; 4096 without the key |
+//! | Qwen3-MoE | with `use_sliding_window` all | `sliding_window`; 4096 without the key |
+//! | SmolLM3, Qwen2-MoE | with `use_sliding_window` those that `layer_types` says | `sliding_window` |
+//! | Phi-3 | all | `sliding_window`; none without the key or for `null` |
+//! | Gemma 2 | every other, from the first on, or as `layer_types` says | `sliding_window`; 4096 without the key |
+//! | Gemma 3 | all but each `sliding_window_pattern`-th (6), or as `layer_types` says | `sliding_window`; 4096 without the key |
 //! | others | none: their `sliding_window` is not looked at | |
 
 use serde_json::{Map, Value as Json, json};
@@ -33,6 +38,17 @@ pub(crate) enum Windows {
     EveryBlock(Option<usize>),
     /// Those that `use_sliding_window`, `max_window_layers` and `layer_types` say.
     SomeBlocks,
+    /// Those that `layer_types` says, where `use_sliding_window` is on.
+    Listed,
+    /// All, where `use_sliding_window` is on: `sliding_window`, or 4096 where the file does not give it.
+    EveryBlockIfUsed,
+    /// All but each so many-th, or those that `layer_types` says, `sliding_window` wide.
+    AllBut {
+        /// Each so many-th block sees everything, if the key does not say otherwise.
+        period: usize,
+        /// The key.
+        period_key: Option<&'static str>,
+    },
 }
 
 /// The window of each block, `None` where it sees everything before it.
@@ -45,6 +61,12 @@ pub(super) fn from_hugging_face(
         Windows::Never => without(keys, class.name, n_blocks),
         Windows::EveryBlock(default) => every_block(keys, class.name, default, n_blocks),
         Windows::SomeBlocks => some_blocks(keys, n_blocks),
+        Windows::Listed => listed(keys, n_blocks),
+        Windows::EveryBlockIfUsed => {
+            let is_on = keys.optional_bool(USE_WINDOW)?.unwrap_or(false);
+            Ok(vec![if is_on { width(keys, Some(DEFAULT_WINDOW))? } else { None }; n_blocks])
+        }
+        Windows::AllBut { period, period_key } => all_but(keys, period, period_key, n_blocks),
     }
 }
 
@@ -78,11 +100,48 @@ fn some_blocks(keys: &Keys<'_>, n_blocks: usize) -> Result<Vec<Option<usize>>, L
     let Some(types) = layer_types(keys, n_blocks)? else {
         return Ok((0..n_blocks).map(|block_idx| window.filter(|_| block_idx >= first_sliding)).collect());
     };
+    sliding(keys, types, window)
+}
+
+fn listed(keys: &Keys<'_>, n_blocks: usize) -> Result<Vec<Option<usize>>, LoadError> {
+    let is_on = keys.optional_bool(USE_WINDOW)?.unwrap_or(false);
+    let window = if is_on { width(keys, None)? } else { None };
+    match (layer_types(keys, n_blocks)?, window) {
+        (None, None) => Ok(vec![None; n_blocks]),
+        (None, Some(_)) => {
+            Err(keys.bad(USE_WINDOW, format!("true, but which blocks slide is not said; give {LAYER_TYPES:?}")))
+        }
+        (Some(types), window) => sliding(keys, types, window),
+    }
+}
+
+/// The window in the blocks that slide.
+fn sliding(keys: &Keys<'_>, types: Vec<&str>, window: Option<usize>) -> Result<Vec<Option<usize>>, LoadError> {
     if window.is_none() && types.contains(&SLIDING) {
         let problem = format!("{SLIDING:?} without a window; set {USE_WINDOW:?} to true and give {WINDOW:?}");
         return Err(keys.bad(LAYER_TYPES, problem));
     }
     Ok(types.into_iter().map(|layer_type| window.filter(|_| layer_type == SLIDING)).collect())
+}
+
+fn all_but(
+    keys: &Keys<'_>,
+    period: usize,
+    period_key: Option<&str>,
+    n_blocks: usize,
+) -> Result<Vec<Option<usize>>, LoadError> {
+    let window = width(keys, Some(DEFAULT_WINDOW))?;
+    let period = period_key.map(|key| keys.optional_dimension(key)).transpose()?.flatten().unwrap_or(period);
+    let slides: Vec<bool> = match layer_types(keys, n_blocks)? {
+        Some(types) => types.into_iter().map(|layer_type| layer_type == SLIDING).collect(),
+        None => (1..=n_blocks).map(|block| !block.is_multiple_of(period)).collect(),
+    };
+    if window.is_none() && slides.contains(&true) {
+        return Err(
+            keys.bad(WINDOW, format!("null, but some blocks slide; give it, or {LAYER_TYPES:?} without {SLIDING:?}"))
+        );
+    }
+    Ok(slides.into_iter().map(|slides| window.filter(|_| slides)).collect())
 }
 
 /// A class that has no windows. transformers looks at none of the keys, so whoever turns them on gets another model than they
@@ -136,12 +195,21 @@ pub(super) fn put(keys: &mut Map<String, Json>, class: &Class, windows: &[Option
     let width = windows.iter().flatten().next();
     match class.windows {
         Windows::Never => {}
+        Windows::EveryBlockIfUsed => {
+            keys.insert(USE_WINDOW.into(), json!(width.is_some()));
+            keys.insert(WINDOW.into(), json!(width));
+        }
         Windows::EveryBlock(_) => {
             keys.insert(WINDOW.into(), json!(width));
         }
-        Windows::SomeBlocks => {
+        Windows::SomeBlocks | Windows::Listed => {
             let types: Vec<&str> = windows.iter().map(|window| if window.is_some() { SLIDING } else { FULL }).collect();
             keys.insert(USE_WINDOW.into(), json!(width.is_some()));
+            keys.insert(WINDOW.into(), json!(width));
+            keys.insert(LAYER_TYPES.into(), json!(types));
+        }
+        Windows::AllBut { .. } => {
+            let types: Vec<&str> = windows.iter().map(|window| if window.is_some() { SLIDING } else { FULL }).collect();
             keys.insert(WINDOW.into(), json!(width));
             keys.insert(LAYER_TYPES.into(), json!(types));
         }
@@ -194,6 +262,23 @@ mod tests {
             ("Mixtral", json!({ "sliding_window": 8 }), [Some(8); 3]),
             ("Qwen3", json!({ "sliding_window": 8 }), none),
             ("Qwen3", json!({ "sliding_window": 8, "use_sliding_window": true, "max_window_layers": 2 }), last),
+            ("Qwen3Moe", json!({ "sliding_window": 8 }), none),
+            ("Qwen3Moe", json!({ "use_sliding_window": true, "sliding_window": 8 }), [Some(8); 3]),
+            ("SmolLM3", json!({}), none),
+            ("SmolLM3", json!({ "sliding_window": 8, "layer_types": vec![FULL; 3] }), none),
+            (
+                "SmolLM3",
+                json!({ "use_sliding_window": true, "sliding_window": 8, "layer_types": [FULL, FULL, SLIDING] }),
+                last,
+            ),
+            ("Phi3", json!({}), none),
+            ("Phi3", json!({ "sliding_window": 8 }), [Some(8); 3]),
+            ("Gemma2", json!({}), [Some(4096), None, Some(4096)]),
+            ("Gemma2", json!({ "sliding_window": 8, "sliding_window_pattern": 3 }), [Some(8), None, Some(8)]),
+            ("Gemma2", json!({ "sliding_window": 8, "layer_types": [FULL, FULL, SLIDING] }), last),
+            ("Gemma3", json!({ "sliding_window": 8 }), [Some(8); 3]),
+            ("Gemma3", json!({ "sliding_window": 8, "sliding_window_pattern": 3 }), [Some(8), Some(8), None]),
+            ("Gemma3", json!({ "sliding_window": null, "layer_types": vec![FULL; 3] }), none),
             ("Llama", json!({ "sliding_window": 8 }), none),
             ("Llama", json!({ "sliding_window": 8, "use_sliding_window": false, "layer_types": vec![FULL; 3] }), none),
             ("OPT", json!({}), none),
@@ -235,6 +320,16 @@ mod tests {
             json!({ "layer_types": [FULL, SLIDING, FULL] }),
             "\"layer_types\": \"sliding_attention\" without a window; set \"use_sliding_window\" to true and give \
              \"sliding_window\"",
+        );
+        check_error(
+            "SmolLM3",
+            json!({ "use_sliding_window": true, "sliding_window": 8 }),
+            "\"use_sliding_window\": true, but which blocks slide is not said; give \"layer_types\"",
+        );
+        check_error(
+            "Gemma3",
+            json!({ "sliding_window": null }),
+            "\"sliding_window\": null, but some blocks slide; give it, or \"layer_types\" without \"sliding_attention\"",
         );
         check_error(
             "Qwen2",

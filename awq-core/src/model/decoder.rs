@@ -4,14 +4,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use burn::tensor::activation::relu;
+use burn::tensor::activation::sigmoid;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 
 use super::layers::{Linear, Norm, NormKind, matrix, product, vector};
 use super::rotary::Rotary;
 use super::rows::{TokenRows, position_rows};
-use super::wiring::{BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerWiring, Positions, Wiring};
+use super::wiring::{
+    BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerWiring, LogitsWiring, Order, Positions, Wiring,
+};
 use super::{Block, BlockLayout, BlockParams, Decoder, NormName, Tap, ids_tensor};
+use crate::activation::Activation;
 use crate::arithmetic::Arithmetic;
 use crate::backend::{AttentionShape, QuantBackend, float_vec};
 use crate::host::routing::route;
@@ -26,20 +29,16 @@ pub(super) struct WiredDecoder<B: QuantBackend> {
     embedding: Tensor<B, 2>,
     /// See [`TokenRows`].
     unusable_ids: BTreeSet<u32>,
-    positions: PositionTensors<B>,
+    embedding_norm: Option<Norm<B>>,
+    /// Rows `[max_positions, hidden]` that are added to the embedding, where positions are learned.
+    positions: Option<Tensor<B, 2>>,
+    /// See [`Wiring::ropes`].
+    rotaries: Vec<Arc<Rotary<B>>>,
     final_norm: Norm<B>,
     /// `None` for a tied head: the embedding is used.
     head: Option<Tensor<B, 2>>,
+    head_bias: Option<Tensor<B, 1>>,
     device: B::Device,
-}
-
-/// How positions enter.
-#[derive(Clone)]
-enum PositionTensors<B: QuantBackend> {
-    /// Through queries and keys.
-    Rotary(Arc<Rotary<B>>),
-    /// Rows `[max_positions, hidden]` that are added to the embedding.
-    Learned(Tensor<B, 2>),
 }
 
 impl<B: QuantBackend> WiredDecoder<B> {
@@ -58,18 +57,36 @@ impl<B: QuantBackend> WiredDecoder<B> {
         let rows = TokenRows::read(source, &wiring, &config)?;
         let embedding = Tensor::from_data(TensorData::new(rows.values, vocab_by_hidden), device);
         let positions = match &wiring.positions {
-            Positions::Rotary => PositionTensors::Rotary(Arc::new(Rotary::new(config.clone(), device.clone()))),
+            Positions::Rotary => None,
             Positions::Learned { tensor, first_row } => {
                 let rows = position_rows(source, tensor, *first_row, &config)?;
                 let shape = [config.max_positions, hidden];
-                PositionTensors::Learned(Tensor::from_data(TensorData::new(rows, shape), device))
+                Some(Tensor::from_data(TensorData::new(rows, shape), device))
             }
         };
+        let rotaries = wiring.ropes.iter().map(|rope| Arc::new(Rotary::new(rope.clone(), device.clone()))).collect();
         let final_norm = norm(source, &wiring.final_norm, hidden, wiring.norm, config.norm_eps, device)?;
+        let read_norm = |name: &String| norm(source, name, hidden, wiring.norm, config.norm_eps, device);
+        let embedding_norm = wiring.embedding_norm.as_ref().map(read_norm).transpose()?;
         let head = wiring.head.as_ref().map(|name| matrix(source, name, vocab_by_hidden, device)).transpose()?;
+        let read_bias = |name: &String| vector(source, name, config.vocab_size, device);
+        let head_bias = wiring.head_bias.as_ref().map(read_bias).transpose()?;
         let device = device.clone();
         let unusable_ids = rows.unusable_ids;
-        Ok(Self { config, wiring, checkpoint, embedding, unusable_ids, positions, final_norm, head, device })
+        Ok(Self {
+            config,
+            wiring,
+            checkpoint,
+            embedding,
+            unusable_ids,
+            embedding_norm,
+            positions,
+            rotaries,
+            final_norm,
+            head,
+            head_bias,
+            device,
+        })
     }
 }
 
@@ -83,10 +100,7 @@ fn norm<B: QuantBackend>(
     device: &B::Device,
 ) -> Result<Norm<B>, LoadError> {
     let read = |what: &str| vector(source, &format!("{prefix}.{what}"), n_channels, device);
-    let bias = match kind {
-        NormKind::Rms => None,
-        NormKind::Layer => Some(read("bias")?),
-    };
+    let bias = kind.has_bias().then(|| read("bias")).transpose()?;
     Ok(Norm { weight: read("weight")?, bias, kind, eps })
 }
 
@@ -114,9 +128,17 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
         let [batch, seq] = ids.dims();
         let rows = self.embedding.clone().select(0, ids.reshape([batch * seq]));
         let rows = rows.reshape([batch, seq, self.config.hidden_size]);
+        let rows = match self.wiring.embedding_scale {
+            None => rows,
+            Some(scale) => rows * scale,
+        };
+        let rows = match &self.embedding_norm {
+            None => rows,
+            Some(norm) => norm.forward(rows),
+        };
         match &self.positions {
-            PositionTensors::Rotary(_) => rows,
-            PositionTensors::Learned(positions) => rows + positions.clone().narrow(0, 0, seq).unsqueeze::<3>(),
+            None => rows,
+            Some(positions) => rows + positions.clone().narrow(0, 0, seq).unsqueeze::<3>(),
         }
     }
 
@@ -131,7 +153,14 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
         let linears = linears.collect::<Result<BTreeMap<_, _>, LoadError>>()?;
         let norms = block.norms().into_iter().map(|name| {
             let (prefix, n_channels) = (wiring.block_norm(block_idx, name), block.n_channels(name, config));
-            Ok((name, norm(source, &prefix, n_channels, wiring.norm, config.norm_eps, &self.device)?))
+            let norm = match block.norm_kind(name, wiring.norm) {
+                NormKind::Scale if !wiring.scaled_activations => {
+                    let weight = Tensor::ones([n_channels], &self.device);
+                    Norm { weight, bias: None, kind: NormKind::Scale, eps: config.norm_eps }
+                }
+                kind => norm(source, &prefix, n_channels, kind, config.norm_eps, &self.device)?,
+            };
+            Ok((name, norm))
         });
         let norms = norms.collect::<Result<BTreeMap<_, _>, LoadError>>()?;
         Ok(Box::new(WiredBlock {
@@ -142,11 +171,11 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
                 n_kv_heads: config.n_kv_heads,
                 head_dim: config.head_dim,
                 window: config.windows[block_idx],
+                scale: block.attention.scale,
+                cap: block.attention.cap,
+                slopes: block.attention.alibi.map(|alibi| alibi.slopes(config.n_heads)),
             },
-            rotary: match &self.positions {
-                PositionTensors::Rotary(rotary) => Some(rotary.clone()),
-                PositionTensors::Learned(_) => None,
-            },
+            rotary: block.attention.rope.map(|rope| self.rotaries[rope].clone()),
         }))
     }
 
@@ -155,7 +184,9 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
             Some(head) => Some(B::dequantize_weight(&head, &self.device)),
             None => self.head.clone(),
         };
-        Ok(Box::new(Self { checkpoint, head, ..self.clone() }))
+        let mut wiring = self.wiring.clone();
+        wiring.settle_scales(checkpoint.as_ref());
+        Ok(Box::new(Self { wiring, checkpoint, head, ..self.clone() }))
     }
 
     fn final_norm(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
@@ -167,7 +198,20 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
     }
 
     fn head(&self, rows: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2> {
-        product(rows, self.head_weight(), arithmetic)
+        let logits = product(rows, self.head_weight(), arithmetic);
+        let logits = match &self.head_bias {
+            None => logits,
+            Some(bias) => logits + bias.clone().unsqueeze::<2>(),
+        };
+        let LogitsWiring { divisor, cap } = self.wiring.logits;
+        let logits = match divisor {
+            None => logits,
+            Some(divisor) => logits / divisor,
+        };
+        match cap {
+            None => logits,
+            Some(cap) => B::soft_cap(logits, cap),
+        }
     }
 }
 
@@ -193,10 +237,22 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
     }
 
     fn forward(&self, hidden: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
-        let normed = self.params.norm(self.wiring.attention.norm).forward(hidden.clone());
-        let hidden = hidden + self.attention(normed, tap);
-        let normed = self.params.norm(self.wiring.mlp.norm).forward(hidden.clone());
-        hidden + self.mlp(normed, tap)
+        let BlockWiring { attention, mlp, residual, .. } = self.wiring.as_ref();
+        let normed = self.normed(attention.norm, &hidden);
+        let of_attention = self.added(attention.norm_after, self.attention(normed.clone(), tap));
+        match residual.order {
+            Order::AttentionFirst => {
+                let hidden = hidden + of_attention;
+                let normed = self.normed(mlp.norm, &hidden);
+                hidden + self.added(mlp.norm_after, self.mlp(normed, tap))
+            }
+            Order::SideBySide => {
+                // One tensor where both read one: it is captured under two names.
+                let is_shared = mlp.norm == attention.norm;
+                let normed = if is_shared { normed } else { self.normed(mlp.norm, &hidden) };
+                hidden + of_attention + self.added(mlp.norm_after, self.mlp(normed, tap))
+            }
+        }
     }
 
     fn attention(&self, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
@@ -204,8 +260,8 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
         tap.see(names.q, &input);
         let project = |name| self.params.forward(name, input.clone());
         let (mut q, mut k, v) = (project(names.q), project(names.k), project(names.v));
-        if let Some(norms) = names.head_norms {
-            (q, k) = (self.norm_heads(norms.q, q), self.norm_heads(norms.k, k));
+        if let Some(norms) = names.qk_norms {
+            (q, k) = (self.norm_qk(norms.q, q), self.norm_qk(norms.k, k));
         }
         let [_, seq, _] = input.dims();
         let table = self.rotary.as_ref().map(|rotary| rotary.first(seq));
@@ -223,24 +279,52 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
 }
 
 impl<B: QuantBackend> WiredBlock<B> {
-    /// Normalizes each head of `[batch, seq, n_heads * head_dim]`.
-    fn norm_heads(&self, norm: NormName, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let ([batch, seq, width], head_dim) = (x.dims(), self.shape.head_dim);
-        let heads = x.reshape([batch, seq * (width / head_dim), head_dim]);
-        self.params.norm(norm).forward(heads).reshape([batch, seq, width])
+    /// What a module sees of the residual stream.
+    fn normed(&self, norm: Option<NormName>, hidden: &Tensor<B, 3>) -> Tensor<B, 3> {
+        match norm {
+            None => hidden.clone(),
+            Some(norm) => self.params.norm(norm).forward(hidden.clone()),
+        }
+    }
+
+    /// What is added of a module's output.
+    fn added(&self, norm_after: Option<NormName>, output: Tensor<B, 3>) -> Tensor<B, 3> {
+        let output = match norm_after {
+            None => output,
+            Some(norm) => self.params.norm(norm).forward(output),
+        };
+        match self.wiring.residual.scale {
+            None => output,
+            Some(scale) => output * scale,
+        }
+    }
+
+    /// Normalizes queries or keys, `[batch, seq, n_heads * head_dim]`, as many channels at once as the norm has.
+    fn norm_qk(&self, norm: NormName, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let (norm, [batch, seq, width]) = (self.params.norm(norm), x.dims());
+        let [n_channels] = norm.weight.dims();
+        let rows = x.reshape([batch, seq * (width / n_channels), n_channels]);
+        norm.forward(rows).reshape([batch, seq, width])
     }
 
     /// A feed-forward module, or one expert.
     fn dense(&self, module: &DenseWiring, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
         let inner = match module.inner {
-            InnerWiring::SwiGlu { gate, up } => {
+            InnerWiring::Gated { gate, up, activation } => {
                 tap.see(gate, &input);
-                let gate = self.params.forward(gate, input.clone());
-                B::swiglu(gate, self.params.forward(up, input))
+                let (gate, up) = (self.params.forward(gate, input.clone()), self.params.forward(up, input));
+                match activation {
+                    Activation::Silu => B::swiglu(gate, up),
+                    _ => B::activate(activation, gate) * up,
+                }
             }
-            InnerWiring::Relu { up } => {
+            InnerWiring::Plain { up, activation, scale } => {
                 tap.see(up, &input);
-                relu(self.params.forward(up, input))
+                let inner = B::activate(activation, self.params.forward(up, input));
+                match scale {
+                    None => inner,
+                    Some(scale) => self.params.norm(scale).forward(inner),
+                }
             }
         };
         tap.see(module.down, &inner);
@@ -253,9 +337,13 @@ impl<B: QuantBackend> WiredBlock<B> {
         tap.see(wiring.router, &input);
         // f32 in any arithmetic: a rounding error would send tokens elsewhere.
         let logits = self.params.linear(wiring.router).forward(input.clone(), Arithmetic::F32);
+        let of_shared = wiring.shared.map(|shared| {
+            let gate = self.params.linear(shared.gate).forward(input.clone(), Arithmetic::F32);
+            sigmoid(gate) * self.dense(&shared.module, input.clone(), tap)
+        });
         let rows = input.reshape([batch * seq, hidden]);
         let mut sum = rows.zeros_like();
-        let shares = route(&float_vec(logits), wiring.experts.len(), wiring.n_active);
+        let shares = route(&float_vec(logits), wiring.experts.len(), wiring.n_active, wiring.weighting);
         for (expert, share) in wiring.experts.iter().zip(shares).filter(|(_, share)| !share.tokens.is_empty()) {
             let n = share.tokens.len();
             let tokens: Vec<i64> = share.tokens.iter().map(|&token| token as i64).collect();
@@ -265,7 +353,11 @@ impl<B: QuantBackend> WiredBlock<B> {
             let weights = Tensor::<B, 2>::from_data(TensorData::new(share.weights, [n, 1]), &device).cast(dtype);
             sum = sum.select_assign(0, tokens, out * weights, IndexingUpdateOp::Add);
         }
-        sum.reshape([batch, seq, hidden])
+        let sum = sum.reshape([batch, seq, hidden]);
+        match of_shared {
+            None => sum,
+            Some(of_shared) => sum + of_shared,
+        }
     }
 }
 

@@ -60,7 +60,7 @@ pub(crate) fn product<B: QuantBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>, ar
 /// What a norm does with its weight.
 #[derive(Clone, Debug)]
 pub struct Norm<B: QuantBackend> {
-    /// `[hidden]`, multiplies.
+    /// `[hidden]`, multiplies; of [`NormKind::RmsPlusOne`] one less than what multiplies.
     pub weight: Tensor<B, 1>,
     /// `[hidden]`, is added; LayerNorm only.
     pub bias: Option<Tensor<B, 1>>,
@@ -75,8 +75,30 @@ pub struct Norm<B: QuantBackend> {
 pub enum NormKind {
     /// `x / rms(x)`.
     Rms,
+    /// The same; what is stored is one less than what multiplies (Gemma).
+    RmsPlusOne,
     /// `(x - mean(x)) / std(x)`.
     Layer,
+    /// The same without a bias (MPT).
+    LayerNoBias,
+    /// `x` itself: what multiplies stands behind an activation, where nothing else takes the inverse of a scale. It is 1 until a
+    /// method folds one in, and no checkpoint of another program has it.
+    Scale,
+}
+
+impl NormKind {
+    /// Whether such a norm adds a bias.
+    pub(crate) fn has_bias(self) -> bool {
+        matches!(self, Self::Layer)
+    }
+
+    /// What multiplies, less what is stored.
+    pub(crate) fn offset(self) -> f32 {
+        match self {
+            Self::RmsPlusOne => 1.0,
+            Self::Rms | Self::Layer | Self::LayerNoBias | Self::Scale => 0.0,
+        }
+    }
 }
 
 impl<B: QuantBackend> Norm<B> {
@@ -85,7 +107,12 @@ impl<B: QuantBackend> Norm<B> {
         let weight = self.weight.clone();
         match self.kind {
             NormKind::Rms => B::rms_norm(x, weight, self.eps),
-            NormKind::Layer => {
+            NormKind::RmsPlusOne => B::rms_norm(x, B::in_f32(weight) + 1.0, self.eps),
+            NormKind::Scale => {
+                let dtype = x.dtype();
+                (B::in_f32(x) * B::in_f32(weight).unsqueeze::<3>()).cast(dtype)
+            }
+            NormKind::Layer | NormKind::LayerNoBias => {
                 let bias = self.bias.clone().unwrap_or_else(|| weight.zeros_like());
                 // burn has an operation of that name, too.
                 <B as QuantBackend>::layer_norm(x, weight, bias, self.eps)

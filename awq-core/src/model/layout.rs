@@ -86,6 +86,8 @@ pub enum Inspect {
     Attention,
     /// The feed-forward module.
     Mlp,
+    /// Both modules, which stand side by side and read one input: the sum of their outputs.
+    Both,
     /// The linear itself.
     Linear,
 }
@@ -96,6 +98,7 @@ impl Inspect {
     pub(crate) fn run<B: QuantBackend>(self, block: &dyn Block<B>, input: Tensor<B, 3>) -> Tensor<B, 3> {
         match self {
             Self::Attention => block.attention(input, &mut NoTap),
+            Self::Both => block.attention(input.clone(), &mut NoTap) + block.mlp(input, &mut NoTap),
             Self::Mlp | Self::Linear => block.mlp(input, &mut NoTap),
         }
     }

@@ -10,19 +10,21 @@ use serde_json::json;
 use super::layers::NormKind;
 use super::layout::{reads, scales};
 use super::wiring::{
-    AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, MlpWiring, Positions, Wiring,
+    AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, LogitsWiring, MlpWiring, Positions, Residual,
+    Wiring,
 };
 use super::{BlockTable, GroupTable, Inspect, LinearName, NormName, PrevOp, check_fixed};
-use crate::load::{Checkpoint, Class, GgufArchitecture, KvHeads, LoadError, ModelConfig, Windows};
+use crate::activation::Activation;
+use crate::load::{Checkpoint, Class, GgufArchitecture, InnerSize, KvHeads, LoadError, ModelConfig, Windows};
 
 pub(super) const Q: LinearName = LinearName("self_attn.q_proj");
 pub(super) const K: LinearName = LinearName("self_attn.k_proj");
 pub(super) const V: LinearName = LinearName("self_attn.v_proj");
 pub(super) const O: LinearName = LinearName("self_attn.o_proj");
-const GATE: LinearName = LinearName("mlp.gate_proj");
-const UP: LinearName = LinearName("mlp.up_proj");
-const DOWN: LinearName = LinearName("mlp.down_proj");
-const ATTENTION_NORM: NormName = NormName("input_layernorm");
+pub(super) const GATE: LinearName = LinearName("mlp.gate_proj");
+pub(super) const UP: LinearName = LinearName("mlp.up_proj");
+pub(super) const DOWN: LinearName = LinearName("mlp.down_proj");
+pub(super) const ATTENTION_NORM: NormName = NormName("input_layernorm");
 pub(super) const MLP_NORM: NormName = NormName("post_attention_layernorm");
 
 /// `o_proj` is scaled only where `v_proj` has as many rows as `o_proj` has columns: with grouped queries one value
@@ -32,7 +34,7 @@ const TABLE_GQA: BlockTable =
 const TABLE_MHA: BlockTable =
     BlockTable { linears: LINEARS, stages: STAGES, scale_groups: &[QKV, O_GROUP, GATE_UP, DOWN_GROUP] };
 
-const LINEARS: &[super::LinearFacts] = &[
+pub(super) const LINEARS: &[super::LinearFacts] = &[
     reads(Q, Q, false),
     reads(K, Q, false),
     reads(V, Q, true),
@@ -41,28 +43,35 @@ const LINEARS: &[super::LinearFacts] = &[
     reads(UP, GATE, true),
     reads(DOWN, DOWN, true),
 ];
-pub(super) const ATTENTION: AttentionWiring =
-    AttentionWiring { norm: ATTENTION_NORM, q: Q, k: K, v: V, o: O, head_norms: None };
-const DENSE: DenseWiring = DenseWiring { inner: InnerWiring::SwiGlu { gate: GATE, up: UP }, down: DOWN };
-const STAGES: &[&[LinearName]] = &[&[K, V, Q], &[O], &[UP, GATE], &[DOWN]];
+pub(super) const ATTENTION: AttentionWiring = AttentionWiring::rotated(ATTENTION_NORM, [Q, K, V, O]);
+const DENSE: DenseWiring = gated(Activation::Silu);
+pub(super) const STAGES: &[&[LinearName]] = &[&[K, V, Q], &[O], &[UP, GATE], &[DOWN]];
 pub(super) const QKV: GroupTable = scales(PrevOp::Norm(ATTENTION_NORM), &[Q, K, V], Inspect::Attention);
 pub(super) const O_GROUP: GroupTable = scales(PrevOp::Linear(V), &[O], Inspect::Linear);
 const GATE_UP: GroupTable = scales(PrevOp::Norm(MLP_NORM), &[GATE, UP], Inspect::Mlp);
-const DOWN_GROUP: GroupTable = scales(PrevOp::Linear(UP), &[DOWN], Inspect::Linear);
+pub(super) const DOWN_GROUP: GroupTable = scales(PrevOp::Linear(UP), &[DOWN], Inspect::Linear);
+
+/// The feed-forward module with another activation.
+pub(super) const fn gated(activation: Activation) -> DenseWiring {
+    DenseWiring { inner: InnerWiring::Gated { gate: GATE, up: UP, activation }, down: DOWN, width: None }
+}
 
 /// Llama 1 to 3 and what copies it.
 pub(crate) const LLAMA: Class = Class {
     name: "LlamaForCausalLM",
     model_type: "llama",
-    hidden_size: 4096,
-    intermediate_size: ("intermediate_size", 11_008),
-    n_blocks: 32,
-    n_heads: 32,
+    hidden_size: (&["hidden_size"], 4096),
+    intermediate_size: InnerSize::Key("intermediate_size", 11_008),
+    n_blocks: (&["num_hidden_layers"], 32),
+    n_heads: (&["num_attention_heads"], 32),
     n_kv_heads: KvHeads::Key(None),
     vocab_size: 32_000,
-    max_positions: 2048,
+    max_positions: (&["max_position_embeddings"], 2048),
     head_dim: None,
-    rope_theta: 10_000.0,
+    rope_theta: ("rope_theta", 10_000.0),
+    local_rope_theta: None,
+    rotary_share: None,
+    original_positions: None,
     windows: Windows::Never,
     norm_eps: (Some("rms_norm_eps"), 1e-6),
     tied_head: false,
@@ -70,6 +79,7 @@ pub(crate) const LLAMA: Class = Class {
     has_mlp_bias_key: true,
     eos_id: Some(2),
     own_keys: &[],
+    fused: &[],
     gguf: Some(GgufArchitecture { name: "llama", interleaved_rows: true }),
 };
 
@@ -77,9 +87,9 @@ pub(crate) const LLAMA: Class = Class {
 pub(crate) const MISTRAL: Class = Class {
     name: "MistralForCausalLM",
     model_type: "mistral",
-    intermediate_size: ("intermediate_size", 14_336),
+    intermediate_size: InnerSize::Key("intermediate_size", 14_336),
     n_kv_heads: KvHeads::Key(Some(8)),
-    max_positions: 4096 * 32,
+    max_positions: (&["max_position_embeddings"], 4096 * 32),
     windows: Windows::EveryBlock(Some(4096)),
     attention_bias: (None, false),
     has_mlp_bias_key: false,
@@ -92,10 +102,10 @@ pub(crate) const MISTRAL: Class = Class {
 pub(crate) const QWEN2: Class = Class {
     name: "Qwen2ForCausalLM",
     model_type: "qwen2",
-    intermediate_size: ("intermediate_size", 22_016),
+    intermediate_size: InnerSize::Key("intermediate_size", 22_016),
     n_kv_heads: KvHeads::Key(Some(32)),
     vocab_size: 151_936,
-    max_positions: 32_768,
+    max_positions: (&["max_position_embeddings"], 32_768),
     windows: Windows::SomeBlocks,
     attention_bias: (None, true),
     has_mlp_bias_key: false,
@@ -127,7 +137,8 @@ pub(super) fn block(config: &ModelConfig) -> BlockWiring {
     BlockWiring {
         layout: table.layout(0),
         attention: ATTENTION,
-        mlp: MlpWiring { norm: MLP_NORM, module: FeedForward::Dense(DENSE) },
+        mlp: MlpWiring { norm: Some(MLP_NORM), module: FeedForward::Dense(DENSE), norm_after: None },
+        residual: Residual::PLAIN,
     }
 }
 
@@ -144,15 +155,26 @@ pub(super) fn decoder(
         check_fixed(config, checkpoint, &[("hidden_act", json!("silu"))])?;
     }
     let block = Arc::new(block);
-    Ok(Wiring {
+    Ok(named(config, vec![block; config.n_blocks], biased))
+}
+
+/// A decoder whose tensors have Llama's names.
+pub(super) fn named(config: &ModelConfig, blocks: Vec<Arc<BlockWiring>>, biased: Vec<LinearName>) -> Wiring {
+    Wiring {
         embedding: "model.embed_tokens.weight".into(),
+        embedding_scale: None,
+        embedding_norm: None,
         positions: Positions::Rotary,
+        ropes: vec![config.rope()],
         block_prefix: "model.layers".into(),
-        blocks: vec![block; config.n_blocks],
+        blocks,
         norm: NormKind::Rms,
+        scaled_activations: false,
         biased,
         final_norm: "model.norm".into(),
         head: (!config.tie_word_embeddings).then(|| "lm_head.weight".into()),
+        head_bias: None,
+        logits: LogitsWiring::default(),
         notes: Vec::new(),
-    })
+    }
 }

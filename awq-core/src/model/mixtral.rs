@@ -5,11 +5,14 @@
 //! and one for the inside of each. The router reads the scaled input as well, so its columns are multiplied here;
 //! AutoAWQ's list leaves it out. The router stays in full precision.
 
+use super::keys::n_experts;
 use super::layout::{reads, scales};
 use super::llama::{ATTENTION, K, LLAMA, MLP_NORM, O, O_GROUP, Q, QKV, V, decoder};
-use super::wiring::{BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerWiring, MlpWiring, Wiring};
-use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, PrevOp, bad_key};
-use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig, Windows};
+use super::wiring::{BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerWiring, MlpWiring, Residual, Wiring};
+use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, PrevOp};
+use crate::activation::Activation;
+use crate::host::routing::Weighting;
+use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig, Windows};
 
 const ROUTER: LinearName = LinearName("block_sparse_moe.gate");
 const W1: LinearName = LinearName("block_sparse_moe.experts.{}.w1");
@@ -47,10 +50,10 @@ const N_ACTIVE: &str = "num_experts_per_tok";
 pub(crate) const MIXTRAL: Class = Class {
     name: "MixtralForCausalLM",
     model_type: "mixtral",
-    intermediate_size: ("intermediate_size", 14_336),
+    intermediate_size: InnerSize::Key("intermediate_size", 14_336),
     n_kv_heads: KvHeads::Key(Some(8)),
-    max_positions: 4096 * 32,
-    rope_theta: 1_000_000.0,
+    max_positions: (&["max_position_embeddings"], 4096 * 32),
+    rope_theta: ("rope_theta", 1_000_000.0),
     windows: Windows::EveryBlock(None),
     norm_eps: (Some("rms_norm_eps"), 1e-5),
     attention_bias: (None, false),
@@ -63,35 +66,24 @@ pub(crate) const MIXTRAL: Class = Class {
 
 /// Wires a Mixtral model.
 pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {
-    let n_experts = number(config, checkpoint, N_EXPERTS, 8)?;
-    let n_active = number(config, checkpoint, N_ACTIVE, 2)?;
-    if n_active > n_experts {
-        let problem = format!("{n_active}, expected at most the {n_experts} experts of {N_EXPERTS:?}");
-        return Err(bad_key(checkpoint, N_ACTIVE, problem));
-    }
-    // A damaged number would take memory for each expert.
-    let n_tensors = checkpoint.names().len();
-    if n_experts > n_tensors {
-        let problem = format!("{n_experts}, but the checkpoint has {n_tensors} tensors; correct the number");
-        return Err(bad_key(checkpoint, N_EXPERTS, problem));
-    }
+    let (n_experts, n_active) = n_experts(config, checkpoint, [(N_EXPERTS, 8), (N_ACTIVE, 2)])?;
     let expert = |expert: usize| {
         let [gate, up, down] = [W1, W3, W2].map(|name| name.of_expert(expert));
-        DenseWiring { inner: InnerWiring::SwiGlu { gate, up }, down }
+        DenseWiring { inner: InnerWiring::Gated { gate, up, activation: Activation::Silu }, down, width: None }
     };
-    let experts = ExpertsWiring { router: ROUTER, n_active, experts: (0..n_experts).map(expert).collect() };
+    let experts = ExpertsWiring {
+        router: ROUTER,
+        n_active,
+        weighting: Weighting::OfActive,
+        experts: (0..n_experts).map(expert).collect(),
+        shared: None,
+    };
     let table = if config.n_heads == config.n_kv_heads { TABLE_MHA } else { TABLE_GQA };
     let block = BlockWiring {
         layout: table.layout(n_experts),
         attention: ATTENTION,
-        mlp: MlpWiring { norm: MLP_NORM, module: FeedForward::Experts(experts) },
+        mlp: MlpWiring { norm: Some(MLP_NORM), module: FeedForward::Experts(experts), norm_after: None },
+        residual: Residual::PLAIN,
     };
     decoder(config, checkpoint, block, Vec::new())
-}
-
-/// A key of the file; the class's value where it is absent.
-fn number(config: &ModelConfig, checkpoint: &dyn Checkpoint, key: &str, default: usize) -> Result<usize, LoadError> {
-    let Some(value) = config.raw.get(key) else { return Ok(default) };
-    let number = value.as_u64().and_then(|number| usize::try_from(number).ok()).filter(|number| *number > 0);
-    number.ok_or_else(|| bad_key(checkpoint, key, format!("{value}, expected a positive integer")))
 }

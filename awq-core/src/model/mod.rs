@@ -14,15 +14,29 @@ use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
 use crate::load::{Checkpoint, Class, LoadError, ModelConfig};
 
+pub mod bloom;
 mod decoder;
+pub mod falcon;
+pub mod gemma;
+pub mod gpt2;
+pub mod gpt_neox;
+pub mod granite;
+mod keys;
 pub mod layers;
 mod layout;
 pub mod llama;
 pub mod mixtral;
+pub mod mpt;
+pub mod olmo2;
 pub mod opt;
+pub mod phi;
+pub mod phi3;
 pub mod qwen3;
+pub mod qwen_moe;
 mod rotary;
 pub(crate) mod rows;
+pub mod smollm3;
+pub mod stablelm;
 mod storage;
 mod tensors;
 pub mod tiny;
@@ -149,12 +163,29 @@ type WireFamily = fn(&ModelConfig, &dyn Checkpoint) -> Result<Wiring, LoadError>
 
 /// Each class of transformers that is known, and what wires it.
 const FAMILIES: &[(&Class, WireFamily)] = &[
+    (&bloom::BLOOM, bloom::wiring),
+    (&falcon::FALCON, falcon::wiring),
+    (&gemma::GEMMA, gemma::wiring),
+    (&gemma::GEMMA2, gemma::gemma2_wiring),
+    (&gemma::GEMMA3, gemma::gemma3_wiring),
+    (&gpt2::GPT2, gpt2::wiring),
+    (&gpt2::BIGCODE, gpt2::bigcode_wiring),
+    (&gpt_neox::GPT_NEOX, gpt_neox::wiring),
+    (&granite::GRANITE, granite::wiring),
     (&llama::LLAMA, llama::wiring),
     (&llama::MISTRAL, llama::wiring),
     (&mixtral::MIXTRAL, mixtral::wiring),
+    (&mpt::MPT, mpt::wiring),
+    (&olmo2::OLMO2, olmo2::wiring),
     (&opt::OPT, opt::wiring),
+    (&phi::PHI, phi::wiring),
+    (&phi3::PHI3, phi3::wiring),
     (&llama::QWEN2, llama::qwen2_wiring),
     (&qwen3::QWEN3, qwen3::wiring),
+    (&qwen_moe::QWEN2_MOE, qwen_moe::qwen2_wiring),
+    (&qwen_moe::QWEN3_MOE, qwen_moe::qwen3_wiring),
+    (&smollm3::SMOLLM3, smollm3::wiring),
+    (&stablelm::STABLELM, stablelm::wiring),
 ];
 
 /// The classes that are known.

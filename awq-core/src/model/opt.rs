@@ -10,10 +10,12 @@ use serde_json::json;
 use super::layers::NormKind;
 use super::layout::{reads, scales};
 use super::wiring::{
-    AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, MlpWiring, Positions, Wiring,
+    AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, LogitsWiring, MlpWiring, Positions, Residual,
+    Wiring,
 };
 use super::{BlockTable, Inspect, LinearName, NormName, PrevOp, bad_key, check_fixed};
-use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig, Windows};
+use crate::activation::Activation;
+use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig, Windows};
 
 const Q: LinearName = LinearName("self_attn.q_proj");
 const K: LinearName = LinearName("self_attn.k_proj");
@@ -51,16 +53,19 @@ const POSITION_OFFSET: usize = 2;
 pub(crate) const OPT: Class = Class {
     name: "OPTForCausalLM",
     model_type: "opt",
-    hidden_size: 768,
-    intermediate_size: ("ffn_dim", 3072),
-    n_blocks: 12,
-    n_heads: 12,
+    hidden_size: (&["hidden_size"], 768),
+    intermediate_size: InnerSize::Key("ffn_dim", 3072),
+    n_blocks: (&["num_hidden_layers"], 12),
+    n_heads: (&["num_attention_heads"], 12),
     n_kv_heads: KvHeads::AsQueries,
     vocab_size: 50_272,
-    max_positions: 2048,
+    max_positions: (&["max_position_embeddings"], 2048),
     head_dim: None,
     // Positions are learned.
-    rope_theta: 10_000.0,
+    rope_theta: ("rope_theta", 10_000.0),
+    local_rope_theta: None,
+    rotary_share: None,
+    original_positions: None,
     windows: Windows::Never,
     norm_eps: (None, 1e-5),
     tied_head: true,
@@ -68,6 +73,7 @@ pub(crate) const OPT: Class = Class {
     has_mlp_bias_key: false,
     eos_id: Some(2),
     own_keys: &[],
+    fused: &[],
     gguf: None,
 };
 
@@ -89,24 +95,36 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
     let prefix = prefix(checkpoint);
     let block = Arc::new(BlockWiring {
         layout: TABLE.layout(0),
-        attention: AttentionWiring { norm: ATTENTION_NORM, q: Q, k: K, v: V, o: O, head_norms: None },
+        attention: AttentionWiring { rope: None, ..AttentionWiring::rotated(ATTENTION_NORM, [Q, K, V, O]) },
         mlp: MlpWiring {
-            norm: MLP_NORM,
-            module: FeedForward::Dense(DenseWiring { inner: InnerWiring::Relu { up: FC1 }, down: FC2 }),
+            norm: Some(MLP_NORM),
+            module: FeedForward::Dense(DenseWiring {
+                inner: InnerWiring::Plain { up: FC1, activation: Activation::Relu, scale: None },
+                down: FC2,
+                width: None,
+            }),
+            norm_after: None,
         },
+        residual: Residual::PLAIN,
     });
     Ok(Wiring {
         embedding: format!("{prefix}.embed_tokens.weight"),
+        embedding_scale: None,
+        embedding_norm: None,
         positions: Positions::Learned {
             tensor: format!("{prefix}.embed_positions.weight"),
             first_row: POSITION_OFFSET,
         },
+        ropes: Vec::new(),
         block_prefix: format!("{prefix}.layers"),
         blocks: vec![block; config.n_blocks],
         norm: NormKind::Layer,
+        scaled_activations: false,
         biased: if config.attention_bias { vec![Q, K, V, O, FC1, FC2] } else { Vec::new() },
         final_norm: format!("{prefix}.final_layer_norm"),
         head: (!config.tie_word_embeddings).then(|| "lm_head.weight".into()),
+        head_bias: None,
+        logits: LogitsWiring::default(),
         notes: Vec::new(),
     })
 }

@@ -5,10 +5,11 @@
 
 use super::NormName;
 use super::llama::{QWEN2, block, decoder, may_be_biased};
-use super::wiring::{AttentionWiring, BlockWiring, HeadNorms, Wiring};
+use super::wiring::{AttentionWiring, BlockWiring, NormSpan, QkNorms, Wiring};
 use crate::load::{Checkpoint, Class, GgufArchitecture, LoadError, ModelConfig};
 
-const HEAD_NORMS: HeadNorms = HeadNorms { q: NormName("self_attn.q_norm"), k: NormName("self_attn.k_norm") };
+pub(super) const HEAD_NORMS: QkNorms =
+    QkNorms { q: NormName("self_attn.q_norm"), k: NormName("self_attn.k_norm"), span: NormSpan::Head };
 
 /// Qwen3 0.6B to 32B. `attention_bias` is about all four linears of the attention module.
 pub(crate) const QWEN3: Class = Class {
@@ -23,6 +24,6 @@ pub(crate) const QWEN3: Class = Class {
 /// Wires a Qwen3 model.
 pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {
     let block = block(config);
-    let attention = AttentionWiring { head_norms: Some(HEAD_NORMS), ..block.attention };
+    let attention = AttentionWiring { qk_norms: Some(HEAD_NORMS), ..block.attention };
     decoder(config, checkpoint, BlockWiring { attention, ..block }, may_be_biased(config))
 }

@@ -5,26 +5,26 @@ use std::sync::{Mutex, PoisonError};
 use burn::tensor::{DType, Tensor, TensorData};
 
 use crate::backend::{QuantBackend, RotaryTable};
-use crate::load::ModelConfig;
+use crate::load::Rope;
 
-/// The rotary angles of a model on a device: half-split pairing (channel `c` with `c + head_dim / 2`), as Hugging Face's Llama
+/// The rotary angles of a model on a device: half-split pairing (channel `c` with `c + n_channels / 2`), as Hugging Face's Llama
 /// code has it, f32 on every device. Angles are computed elementwise; a low-precision matrix product there would ruin
 /// perplexity.
 ///
 /// Models announce up to ten million positions and are run on thousands, so the table grows with the sequences.
 pub(super) struct Rotary<B: QuantBackend> {
-    config: ModelConfig,
+    rope: Rope,
     device: B::Device,
     /// Of the first positions; `None` before the first sequence.
     table: Mutex<Option<RotaryTable<B>>>,
 }
 
 impl<B: QuantBackend> Rotary<B> {
-    pub(super) fn new(config: ModelConfig, device: B::Device) -> Self {
-        Self { config, device, table: Mutex::default() }
+    pub(super) fn new(rope: Rope, device: B::Device) -> Self {
+        Self { rope, device, table: Mutex::default() }
     }
 
-    /// The angles of the first `n` positions, `[n, head_dim / 2]`.
+    /// The angles of the first `n` positions, `[n, n_channels / 2]`.
     pub(super) fn first(&self, n: usize) -> RotaryTable<B> {
         let mut known = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let table = match known.take() {
@@ -36,8 +36,8 @@ impl<B: QuantBackend> Rotary<B> {
     }
 
     fn table(&self, n: usize) -> RotaryTable<B> {
-        let (cos, sin) = self.config.rotary_angles(0..n);
-        let shape = [n, self.config.head_dim / 2];
+        let (cos, sin) = self.rope.angles(0..n);
+        let shape = [n, self.rope.n_channels / 2];
         let table = |values| Tensor::from_data(TensorData::new(values, shape), (&self.device, DType::F32));
         RotaryTable { cos: table(cos), sin: table(sin) }
     }
@@ -51,12 +51,12 @@ mod tests {
 
     #[test]
     fn angles_are_the_same_however_the_table_grew() {
-        let config = TinySpec::GQA.config();
-        let rotary = Rotary::<burn::backend::Flex>::new(config.clone(), Default::default());
+        let rope = TinySpec::GQA.config().rope();
+        let rotary = Rotary::<burn::backend::Flex>::new(rope.clone(), Default::default());
         for n in [3, 40, 5, 40, 64, 20_001] {
             let RotaryTable { cos, sin } = rotary.first(n);
-            assert_eq!(cos.dims(), [n, config.head_dim / 2]);
-            assert!((float_vec(cos), float_vec(sin)) == config.rotary_angles(0..n), "{n} positions");
+            assert_eq!(cos.dims(), [n, rope.n_channels / 2]);
+            assert!((float_vec(cos), float_vec(sin)) == rope.angles(0..n), "{n} positions");
         }
     }
 }

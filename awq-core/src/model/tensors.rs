@@ -16,19 +16,28 @@ impl Wiring {
         if let Positions::Learned { tensor, first_row } = &self.positions {
             tensors.insert(tensor.clone(), vec![first_row + config.max_positions, hidden]);
         }
+        if let Some(bias) = &self.head_bias {
+            tensors.insert(bias.clone(), vec![config.vocab_size]);
+        }
         if let Some(head) = &self.head {
             tensors.insert(head.clone(), vec![config.vocab_size, hidden]);
         }
-        let mut norm = |name: &str, n_channels: usize| {
+        let mut norm = |name: &str, kind: NormKind, n_channels: usize| {
             tensors.insert(format!("{name}.weight"), vec![n_channels]);
-            if self.norm == NormKind::Layer {
+            if kind.has_bias() {
                 tensors.insert(format!("{name}.bias"), vec![n_channels]);
             }
         };
-        norm(&self.final_norm, hidden);
+        norm(&self.final_norm, self.norm, hidden);
+        if let Some(name) = &self.embedding_norm {
+            norm(name, self.norm, hidden);
+        }
         for (block_idx, block) in self.blocks.iter().enumerate() {
             for name in block.norms() {
-                norm(&self.block_norm(block_idx, name), block.n_channels(name, config));
+                let kind = block.norm_kind(name, self.norm);
+                if kind != NormKind::Scale || self.scaled_activations {
+                    norm(&self.block_norm(block_idx, name), kind, block.n_channels(name, config));
+                }
             }
         }
         for (block_idx, block) in self.blocks.iter().enumerate() {
@@ -50,6 +59,7 @@ impl Wiring {
     pub(super) fn settled(mut self, config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Self, LoadError> {
         self.notes.extend(checkpoint.notes());
         self.settle_head(checkpoint)?;
+        self.settle_scales(checkpoint);
         let denied = self.settle_biases(config, checkpoint)?;
         let tensors = self.tensors(config);
         check_present(&tensors, checkpoint)?;
@@ -76,6 +86,16 @@ impl Wiring {
             ));
         }
         Ok(())
+    }
+
+    /// Only what this program has quantized has scales behind activations.
+    pub(super) fn settle_scales(&mut self, checkpoint: &dyn Checkpoint) {
+        let mut blocks = self.blocks.iter().enumerate();
+        self.scaled_activations = blocks.any(|(block_idx, block)| {
+            let mut scales =
+                block.norms().into_iter().filter(|name| block.norm_kind(*name, self.norm) == NormKind::Scale);
+            scales.any(|name| checkpoint.shape(&format!("{}.weight", self.block_norm(block_idx, name))).is_some())
+        });
     }
 
     /// Keeps as biased the linears whose bias is there, in all blocks. Returns those that have one which the configuration denies:

@@ -7,21 +7,31 @@ use std::sync::Arc;
 use super::layers::NormKind;
 use super::tensors::HEAD;
 use super::{BlockLayout, LinearName, NormName};
-use crate::load::ModelConfig;
+use crate::activation::Activation;
+use crate::host::routing::Weighting;
+use crate::load::{ModelConfig, Rope};
 
 /// A decoder as data.
 #[derive(Clone, Debug)]
 pub struct Wiring {
     /// Tensor of the token embedding, `[vocab, hidden]`.
     pub embedding: String,
+    /// What rows of the embedding are multiplied by where they enter the first block; the head is not.
+    pub embedding_scale: Option<f32>,
+    /// Name of a norm of embeddings, without `.weight`.
+    pub embedding_norm: Option<String>,
     /// How positions enter.
     pub positions: Positions,
+    /// How queries and keys may be rotated; a block names the one that it uses.
+    pub ropes: Vec<Rope>,
     /// What the names of the tensors of all blocks begin with: `{block_prefix}.{block_idx}.{linear}.weight`.
     pub block_prefix: String,
     /// One for each block; blocks that are alike share it.
     pub blocks: Vec<Arc<BlockWiring>>,
-    /// The kind of every norm.
+    /// The kind of every norm, but for the scales behind activations.
     pub norm: NormKind,
+    /// Whether the checkpoint has scales behind activations; the tensors decide.
+    pub scaled_activations: bool,
     /// The linears that have a bias, in every block that has the linear. A family names those that may have one; the
     /// tensors decide.
     pub biased: Vec<LinearName>,
@@ -29,8 +39,21 @@ pub struct Wiring {
     pub final_norm: String,
     /// Tensor of the head, `[vocab, hidden]`; `None` where it is the embedding.
     pub head: Option<String>,
+    /// Tensor of a bias of the head, `[vocab]`.
+    pub head_bias: Option<String>,
+    /// What becomes of the head's products.
+    pub logits: LogitsWiring,
     /// What a user should know of the checkpoint, a sentence each: tensors that are not read, a head that is not tied.
     pub notes: Vec<String>,
+}
+
+/// `cap * tanh(y / cap)` with `y = x / divisor`, of the head's products `x`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LogitsWiring {
+    /// What they are divided by, if by anything.
+    pub divisor: Option<f64>,
+    /// No logit is larger.
+    pub cap: Option<f64>,
 }
 
 /// A block as data.
@@ -42,12 +65,38 @@ pub struct BlockWiring {
     pub attention: AttentionWiring,
     /// The feed-forward module.
     pub mlp: MlpWiring,
+    /// How the outputs of both are added to the residual stream.
+    pub residual: Residual,
+}
+
+/// How the outputs of modules are added to the residual stream.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Residual {
+    /// Which module sees what the other has added.
+    pub order: Order,
+    /// What outputs are multiplied by before they are added, if by anything.
+    pub scale: Option<f64>,
+}
+
+/// Which module sees what the other has added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// The feed-forward module sees what attention has added.
+    AttentionFirst,
+    /// Both see what the block was given.
+    SideBySide,
+}
+
+impl Residual {
+    /// One after the other, as they are.
+    pub const PLAIN: Self = Self { order: Order::AttentionFirst, scale: None };
 }
 
 /// How positions enter a decoder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Positions {
-    /// Queries and keys are rotated, half-split pairing.
+    /// In attention: queries and keys of blocks that name a rope are rotated, half-split pairing; scores of blocks with ALiBi
+    /// depend on distances.
     Rotary,
     /// A row of a table is added to the embedding.
     Learned {
@@ -58,12 +107,12 @@ pub enum Positions {
     },
 }
 
-/// `hidden + o(attention(q(x), k(x), v(x)))` with `x = norm(hidden)`; with head norms, each head of q and of k is
-/// normalized before it is rotated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// `hidden + o(attention(q(x), k(x), v(x)))` with `x = norm(hidden)`, where there is a norm; queries and keys may be normalized
+/// before they are rotated.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionWiring {
-    /// What is normalized first.
-    pub norm: NormName,
+    /// What normalizes the residual stream first.
+    pub norm: Option<NormName>,
     /// Queries.
     pub q: LinearName,
     /// Keys.
@@ -72,26 +121,98 @@ pub struct AttentionWiring {
     pub v: LinearName,
     /// Output projection.
     pub o: LinearName,
-    /// Norms of single heads, of `head_dim` channels.
-    pub head_norms: Option<HeadNorms>,
+    /// Norms of queries and keys.
+    pub qk_norms: Option<QkNorms>,
+    /// Which of the decoder's ropes turns queries and keys; `None` where they are not rotated.
+    pub rope: Option<usize>,
+    /// What the products of queries and keys are multiplied by; `None` for `1 / sqrt(head_dim)`.
+    pub scale: Option<f64>,
+    /// Scores `x` become `cap * tanh(x / cap)`.
+    pub cap: Option<f64>,
+    /// What is added to scores by the distance between query and key.
+    pub alibi: Option<Alibi>,
+    /// What the output goes through before it is added.
+    pub norm_after: Option<NormName>,
 }
 
-/// Norms that all heads of a block share.
+/// Attention with linear biases (Press et al. 2022): `-slope * distance` is added to the scores of a head.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Alibi {
+    /// Slopes `2^(-8 i / n)` of `n` heads; where `n` is no power of two, those of the power below, then every other one of the
+    /// power above (BLOOM).
+    PowerBelow,
+    /// Slopes `2^(-max i / n)`; where `n` is no power of two, every other one of the power above, from the second on and then from the
+    /// first on (MPT).
+    PowerAbove {
+        /// The largest exponent.
+        max: f64,
+    },
+}
+
+impl Alibi {
+    /// The slope of each head.
+    pub fn slopes(self, n_heads: usize) -> Vec<f32> {
+        let slopes = |n: usize, max: f64| (1..=n).map(move |i| (-max * i as f64 / n as f64).exp2() as f32);
+        let above = n_heads.next_power_of_two();
+        match self {
+            Self::PowerBelow if above == n_heads => slopes(above, 8.0).collect(),
+            Self::PowerBelow => slopes(above / 2, 8.0).chain(slopes(above, 8.0).step_by(2)).take(n_heads).collect(),
+            Self::PowerAbove { max } if above == n_heads => slopes(above, max).collect(),
+            Self::PowerAbove { max } => {
+                slopes(above, max).skip(1).step_by(2).chain(slopes(above, max).step_by(2)).take(n_heads).collect()
+            }
+        }
+    }
+}
+
+impl AttentionWiring {
+    /// Rotated by the first rope, and nothing else.
+    pub(super) const fn rotated(norm: NormName, [q, k, v, o]: [LinearName; 4]) -> Self {
+        Self {
+            norm: Some(norm),
+            q,
+            k,
+            v,
+            o,
+            qk_norms: None,
+            rope: Some(0),
+            scale: None,
+            cap: None,
+            alibi: None,
+            norm_after: None,
+        }
+    }
+}
+
+/// Norms of queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HeadNorms {
+pub struct QkNorms {
     /// Of queries.
     pub q: NormName,
     /// Of keys.
     pub k: NormName,
+    /// What is normalized at once.
+    pub span: NormSpan,
 }
 
-/// `hidden + module(x)` with `x = norm(hidden)`.
+/// What a norm of queries or keys normalizes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormSpan {
+    /// Each head; all share the weight, of `head_dim` channels.
+    Head,
+    /// All heads together.
+    AllHeads,
+}
+
+/// `hidden + module(x)` with `x = norm(hidden)`, where there is a norm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MlpWiring {
-    /// What is normalized first.
-    pub norm: NormName,
+    /// What normalizes the residual stream first; side by side it may be attention's.
+    pub norm: Option<NormName>,
     /// What is added to the residual stream.
     pub module: FeedForward,
+    /// What the output goes through before it is added.
+    pub norm_after: Option<NormName>,
 }
 
 /// A feed-forward module.
@@ -110,36 +231,43 @@ pub struct DenseWiring {
     pub inner: InnerWiring,
     /// Back to the residual stream.
     pub down: LinearName,
+    /// Channels that lie between; `None` for the configuration's.
+    pub width: Option<usize>,
 }
 
-/// The sum of `weight_e * expert_e(x)` over the `n_active` experts whose entries in `router(x)` are largest; their
-/// weights are the softmax of these entries alone.
+/// The sum of `weight_e * expert_e(x)` over the `n_active` experts whose entries in `router(x)` are largest, and of what an
+/// expert for all tokens adds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpertsWiring {
     /// `[n_experts, hidden]`. It stays in full precision.
     pub router: LinearName,
     /// Experts that a token goes through.
     pub n_active: usize,
+    /// What the weights of these are.
+    pub weighting: Weighting,
     /// The experts, in the order of the router's outputs.
     pub experts: Vec<DenseWiring>,
+    /// One that every token goes through.
+    pub shared: Option<SharedExpert>,
+}
+
+/// `sigmoid(gate(x)) * module(x)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedExpert {
+    /// What every token goes through.
+    pub module: DenseWiring,
+    /// `[1, hidden]`. It stays in full precision.
+    pub gate: LinearName,
 }
 
 impl FeedForward {
     /// The module, or each of the experts.
-    fn parts(&self) -> &[DenseWiring] {
-        match self {
-            Self::Dense(module) => std::slice::from_ref(module),
-            Self::Experts(experts) => &experts.experts,
-        }
-    }
-
-    /// The linears that stay in full precision.
-    pub(crate) fn kept(&self) -> impl Iterator<Item = LinearName> {
-        match self {
-            Self::Dense(_) => None,
-            Self::Experts(experts) => Some(experts.router),
-        }
-        .into_iter()
+    fn parts(&self) -> impl Iterator<Item = &DenseWiring> {
+        let (parts, shared) = match self {
+            Self::Dense(module) => (std::slice::from_ref(module), None),
+            Self::Experts(experts) => (experts.experts.as_slice(), experts.shared.as_ref()),
+        };
+        parts.iter().chain(shared.map(|shared| &shared.module))
     }
 }
 
@@ -147,8 +275,8 @@ impl DenseWiring {
     /// The linears that read its input.
     pub(crate) fn ups(&self) -> Vec<LinearName> {
         match self.inner {
-            InnerWiring::SwiGlu { gate, up } => vec![gate, up],
-            InnerWiring::Relu { up } => vec![up],
+            InnerWiring::Gated { gate, up, .. } => vec![gate, up],
+            InnerWiring::Plain { up, .. } => vec![up],
         }
     }
 }
@@ -156,17 +284,23 @@ impl DenseWiring {
 /// The inside of a feed-forward module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InnerWiring {
-    /// `silu(gate(x)) * up(x)`.
-    SwiGlu {
+    /// `activation(gate(x)) * up(x)`.
+    Gated {
         /// The gate.
         gate: LinearName,
         /// What is gated.
         up: LinearName,
+        /// What is done to the gate.
+        activation: Activation,
     },
-    /// `max(up(x), 0)`.
-    Relu {
+    /// `activation(up(x))`.
+    Plain {
         /// The first linear.
         up: LinearName,
+        /// What is done to its output.
+        activation: Activation,
+        /// What the result is multiplied by, [`NormKind::Scale`]: it takes the inverse of `down`'s scale.
+        scale: Option<NormName>,
     },
 }
 
@@ -178,8 +312,9 @@ impl BlockWiring {
         let AttentionWiring { q, k, v, o, .. } = self.attention;
         let attention =
             [(q, [q_width, hidden]), (k, [kv_width, hidden]), (v, [kv_width, hidden]), (o, [hidden, q_width])];
-        let mlp = self.mlp.module.parts().iter().flat_map(|part| {
-            let ups = part.ups().into_iter().map(|up| (up, [inner, hidden]));
+        let mlp = self.mlp.module.parts().flat_map(|part| {
+            let inner = part.width.unwrap_or(inner);
+            let ups = part.ups().into_iter().map(move |up| (up, [inner, hidden]));
             ups.chain([(part.down, [hidden, inner])])
         });
         attention.into_iter().chain(mlp).collect()
@@ -187,20 +322,44 @@ impl BlockWiring {
 
     /// The linears that stay in full precision and their shapes, `[out, in]`.
     pub fn kept_shapes(&self, config: &ModelConfig) -> Vec<(LinearName, [usize; 2])> {
-        let n_experts = self.mlp.module.parts().len();
-        self.mlp.module.kept().map(|router| (router, [n_experts, config.hidden_size])).collect()
+        let FeedForward::Experts(experts) = &self.mlp.module else { return Vec::new() };
+        let router = (experts.router, [experts.experts.len(), config.hidden_size]);
+        let gate = experts.shared.map(|shared| (shared.gate, [1, config.hidden_size]));
+        std::iter::once(router).chain(gate).collect()
     }
 
     /// The norms.
     pub fn norms(&self) -> Vec<NormName> {
-        let of_heads = self.attention.head_norms.into_iter().flat_map(|norms| [norms.q, norms.k]);
-        [self.attention.norm, self.mlp.norm].into_iter().chain(of_heads).collect()
+        let Self { attention, mlp, .. } = self;
+        // Both modules may read the output of one.
+        let of_mlp = mlp.norm.filter(|norm| attention.norm != Some(*norm));
+        let of_qk = attention.qk_norms.into_iter().flat_map(|norms| [norms.q, norms.k]);
+        let after = attention.norm_after.into_iter().chain(mlp.norm_after);
+        attention.norm.into_iter().chain(of_mlp).chain(of_qk).chain(after).chain(self.activation_scales()).collect()
+    }
+
+    /// The scales behind activations.
+    fn activation_scales(&self) -> impl Iterator<Item = NormName> {
+        self.mlp.module.parts().filter_map(|part| match part.inner {
+            InnerWiring::Plain { scale, .. } => scale,
+            InnerWiring::Gated { .. } => None,
+        })
+    }
+
+    /// Kind of a norm, in a decoder whose norms are of `kind`.
+    pub fn norm_kind(&self, norm: NormName, kind: NormKind) -> NormKind {
+        if self.activation_scales().any(|scale| scale == norm) { NormKind::Scale } else { kind }
     }
 
     /// Channels of a norm.
     pub fn n_channels(&self, norm: NormName, config: &ModelConfig) -> usize {
-        let is_of_heads = self.attention.head_norms.is_some_and(|norms| norm == norms.q || norm == norms.k);
-        if is_of_heads { config.head_dim } else { config.hidden_size }
+        match self.attention.qk_norms {
+            Some(QkNorms { q, k, span: NormSpan::Head }) if norm == q || norm == k => config.head_dim,
+            Some(QkNorms { q, .. }) if norm == q => config.n_heads * config.head_dim,
+            Some(QkNorms { k, .. }) if norm == k => config.n_kv_heads * config.head_dim,
+            _ if self.activation_scales().any(|scale| scale == norm) => config.intermediate_size,
+            _ => config.hidden_size,
+        }
     }
 }
 
@@ -243,5 +402,28 @@ impl Wiring {
         let mut seen = BTreeSet::new();
         let names = self.blocks.iter().flat_map(|block| block.layout.linears.iter().map(|facts| facts.name));
         names.filter(|name| seen.insert(*name)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Right values: `build_alibi_tensor` of BLOOM and `build_mpt_alibi_tensor` of transformers 5.24.0.
+    #[test]
+    fn slopes_are_those_of_transformers() {
+        let below = Alibi::PowerBelow.slopes(6);
+        let above = Alibi::PowerAbove { max: 8.0 }.slopes(6);
+        for (found, expected) in below.iter().zip([0.25, 0.0625, 0.015_625, 0.003_906_25, 0.5, 0.125]) {
+            assert!((found - expected).abs() < 1e-7, "{below:?}");
+        }
+        for (found, expected) in above.iter().zip([0.25, 0.0625, 0.015_625, 0.003_906_25, 0.5, 0.125]) {
+            assert!((found - expected).abs() < 1e-7, "{above:?}");
+        }
+        let sixteen = Alibi::PowerBelow.slopes(16);
+        assert!(
+            (sixteen[0] - std::f32::consts::FRAC_1_SQRT_2).abs() < 1e-7 && (sixteen[15] - 0.003_906_25).abs() < 1e-9
+        );
+        assert_eq!(Alibi::PowerAbove { max: 4.0 }.slopes(4), [0.5, 0.25, 0.125, 0.0625]);
     }
 }

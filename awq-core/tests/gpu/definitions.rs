@@ -11,7 +11,7 @@ use crate::{Gpu, PRODUCT_TOLERANCE, has_device};
 type Named = (&'static str, Vec<f32>);
 
 fn attention<B: QuantBackend>(seq: usize, window: Option<usize>) -> Vec<f32> {
-    let shape = AttentionShape { n_heads: 6, n_kv_heads: 2, head_dim: 16, window };
+    let shape = AttentionShape { window, ..AttentionShape::new(6, 2, 16) };
     let rows = |heads: usize, seed| tensor::<B, 3>(&numbers(2 * seq * heads * 16, seed), [2, seq, heads * 16]);
     let angles: Vec<f32> = (0..seq * 8).map(|i| (i / 8) as f32 * 0.7_f32.powi((i % 8) as i32)).collect();
     let of = |f: fn(f32) -> f32| tensor::<B, 2>(&angles.iter().map(|&angle| f(angle)).collect::<Vec<_>>(), [seq, 8]);

@@ -213,6 +213,22 @@ fn numbers_of_experts_that_cannot_be_are_refused() {
     }
 }
 
+/// AutoAWQ's one scale for the input of all experts, the shared one among them (`awq/models/qwen2_moe.py`).
+#[test]
+fn qwen2_moe_scales_its_shared_expert_with_the_others() {
+    let decoder = Fixture::read("qwen2-moe-tiny").open::<Cpu>().unwrap();
+    let labels = |block_idx: usize| -> Vec<String> {
+        decoder.layout(block_idx).scale_groups.iter().map(awq_core::model::ScaleGroup::label).collect()
+    };
+    assert!(labels(0).contains(&"mlp.gate_proj+mlp.up_proj".to_owned()), "{:?}", labels(0));
+    let all = "mlp.experts.*.gate_proj+mlp.experts.*.up_proj+mlp.shared_expert.gate_proj+mlp.shared_expert.up_proj";
+    let layout = decoder.layout(1);
+    let group = layout.scale_groups.iter().find(|group| group.label() == all).unwrap();
+    let followers: Vec<&str> = group.followers.iter().map(|name| name.0).collect();
+    assert_eq!((group.linears.len(), followers), (10, vec!["mlp.gate", "mlp.shared_expert_gate"]));
+    assert_eq!(labels(1).last().unwrap(), "mlp.shared_expert.down_proj");
+}
+
 /// The layout is that of `awq/models/mixtral.py` in AutoAWQ, and the router beside it.
 #[test]
 fn mixtral_table_is_that_of_autoawq() {

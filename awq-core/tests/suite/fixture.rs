@@ -5,20 +5,41 @@ use std::sync::Arc;
 
 use awq_core::arithmetic::Arithmetic;
 use awq_core::backend::{QuantBackend, float_vec};
-use awq_core::load::{Checkpoint, LoadError, MemoryCheckpoint, ModelConfig, SafetensorsCheckpoint};
+use awq_core::load::{Checkpoint, LoadError, MemoryCheckpoint, ModelConfig, SafetensorsCheckpoint, in_parts};
 use awq_core::model::{Block, Decoder, NoTap, open_decoder};
 use safetensors::SafeTensors;
 
 /// One of each family, and of those whose blocks can slide one with windows shorter than its sequences.
-pub(crate) const FAMILIES: [&str; 8] = [
+pub(crate) const FAMILIES: [&str; 29] = [
+    "bigcode-tiny",
+    "bloom-tiny",
+    "falcon-40b-tiny",
+    "falcon-7b-tiny",
+    "gemma-tiny",
+    "gemma2-tiny",
+    "gemma3-tiny",
+    "gpt2-tiny",
+    "granite-tiny",
     "llama-tiny",
     "mistral-tiny",
     "mistral-window",
     "mixtral-tiny",
+    "mpt-tiny",
+    "neox-in-turn",
+    "neox-tiny",
+    "olmo2-tiny",
     "opt-tiny",
+    "phi-tiny",
+    "phi3-long",
+    "phi3-tiny",
+    "qwen2-moe-tiny",
     "qwen2-tiny",
     "qwen2-window",
+    "qwen3-moe-tiny",
     "qwen3-tiny",
+    "smollm3-tiny",
+    "stablelm-parallel",
+    "stablelm-tiny",
 ];
 
 /// A checkpoint with token ids and the logits that transformers computes of them.
@@ -42,7 +63,7 @@ impl Fixture {
         let folder = folder(name);
         let config = ModelConfig::from_hugging_face(&folder.join("config.json")).unwrap();
         let on_disk = SafetensorsCheckpoint::open_folder(&folder).unwrap();
-        let checkpoint = renamed(&on_disk, |name| Some(name.to_owned()));
+        let checkpoint = renamed(in_parts(&config, Arc::new(on_disk)).as_ref(), |name| Some(name.to_owned()));
         let bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
         let expected = SafeTensors::deserialize(&bytes).unwrap();
         let words = |name: &str| expected.tensor(name).unwrap().data().as_chunks::<4>().0.to_vec();

@@ -1,12 +1,13 @@
 //! The single-pass loops of the CPU backends against the definitions in tensor operations, and at several thread counts.
 
+use awq_core::activation::Activation;
 use awq_core::backend::{AttentionShape, QuantBackend, RotaryTable, float_vec};
 
 use crate::support::{Cpu, Definition, OtherCpu, check_close, grid, group, numbers, tensor, with_threads};
 
 const BATCH: usize = 2;
-const GQA: AttentionShape = AttentionShape { n_heads: 6, n_kv_heads: 2, head_dim: 16, window: None };
-const MHA: AttentionShape = AttentionShape { n_heads: 3, n_kv_heads: 3, head_dim: 10, window: None };
+const GQA: AttentionShape = AttentionShape::new(6, 2, 16);
+const MHA: AttentionShape = AttentionShape::new(3, 3, 10);
 
 fn attention<B: QuantBackend>(seq: usize, shape: &AttentionShape, rotary: bool) -> Vec<f32> {
     let AttentionShape { n_heads, n_kv_heads, head_dim, .. } = *shape;
@@ -42,6 +43,60 @@ fn attention_agrees_with_its_definition() {
     }
 }
 
+/// Scores of another scale that are capped and fall with the distance, and heads of which the first channels are rotated.
+#[test]
+fn scaled_capped_sloped_and_partly_rotated_attention_agrees_with_its_definition() {
+    let slopes = Some(vec![0.5, 0.25, 0.1, 0.01, 0.3, 0.7]);
+    let shape = AttentionShape { scale: Some(0.4), cap: Some(1.5), window: Some(50), slopes, ..GQA };
+    let run = |shape: &AttentionShape, half: usize| {
+        fn of<B: QuantBackend>(shape: &AttentionShape, half: usize) -> Vec<f32> {
+            let rows = |heads: usize, seed| {
+                let values: Vec<f32> = numbers(129 * heads * 16, seed).iter().map(|x| 4.0 * x).collect();
+                tensor::<B, 3>(&values, [1, 129, heads * 16])
+            };
+            let angles: Vec<f32> =
+                (0..129 * half).map(|i| (i / half) as f32 * 0.7_f32.powi((i % half) as i32)).collect();
+            let of = |f: fn(f32) -> f32| {
+                tensor::<B, 2>(&angles.iter().map(|&angle| f(angle)).collect::<Vec<_>>(), [129, half])
+            };
+            let table = RotaryTable { cos: of(f32::cos), sin: of(f32::sin) };
+            float_vec(B::causal_attention(rows(6, 1), rows(2, 2), rows(2, 3), Some(&table), shape))
+        }
+        let expected = of::<Definition>(shape, half);
+        check_close(&format!("{shape:?}, {half} pairs"), &of::<Cpu>(shape, half), &expected, 1e-5);
+        expected
+    };
+    let expected = run(&shape, 3);
+    for (other, half) in [
+        (AttentionShape { scale: None, ..shape.clone() }, 3),
+        (AttentionShape { cap: None, ..shape.clone() }, 3),
+        (AttentionShape { slopes: None, ..shape.clone() }, 3),
+        (shape.clone(), 8),
+    ] {
+        let other = run(&other, half);
+        assert!(expected.iter().zip(&other).any(|(a, b)| (a - b).abs() > 0.01), "it changes nothing");
+    }
+}
+
+#[test]
+fn activations_and_caps_agree_with_their_definitions() {
+    let values: Vec<f32> = numbers(70_000, 4).iter().map(|x| 20.0 * x).collect();
+    for activation in [Activation::Relu, Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+        let run =
+            |found: Vec<f32>, expected: Vec<f32>| check_close(&format!("{activation:?}"), &found, &expected, 1e-6);
+        let definition = float_vec(Definition::activate(activation, tensor(&values, [1, 1, 70_000])));
+        run(float_vec(Cpu::activate(activation, tensor(&values, [1, 1, 70_000]))), definition);
+    }
+    let gelu = float_vec(Definition::activate(Activation::GeluTanh, tensor(&[1.0, -1.0, 3.0, -60.0], [1, 1, 4])));
+    // `torch.nn.functional.gelu(x, approximate="tanh")`.
+    check_close("GELU", &gelu, &[0.841_192, -0.158_808, 2.996_363, 0.0], 1e-6);
+    let gelu = float_vec(Definition::activate(Activation::Gelu, tensor(&[1.0, -1.0, 3.0, -60.0], [1, 1, 4])));
+    check_close("GELU", &gelu, &[0.841_345, -0.158_655, 2.995_95, 0.0], 1e-6);
+    let capped = float_vec(Definition::soft_cap(tensor(&values, [7, 10_000]), 3.0));
+    check_close("cap", &float_vec(Cpu::soft_cap(tensor(&values, [7, 10_000]), 3.0)), &capped, 1e-6);
+    assert!(capped.iter().all(|x| x.abs() <= 3.0) && (capped[0] - 3.0 * (values[0] / 3.0).tanh()).abs() < 1e-6);
+}
+
 /// The definition itself, against scalars: position 0 sees only itself, later ones a softmax over what came before, and of
 /// that the last `window` positions. 1030 queries are more than are scored at once, twice.
 #[test]
@@ -55,7 +110,7 @@ fn attention_is_a_causal_softmax() {
 
 #[track_caller]
 fn check_definition(seq: usize, window: Option<usize>) {
-    let shape = AttentionShape { n_heads: 2, n_kv_heads: 1, head_dim: 2, window };
+    let shape = AttentionShape { window, ..AttentionShape::new(2, 1, 2) };
     let (q, k, v) = (numbers(seq * 4, 1), numbers(seq * 2, 2), numbers(seq * 2, 3));
     let mut expected = vec![0.0_f64; seq * 4];
     for query in 0..seq {

@@ -76,7 +76,7 @@ fn statistics_of_inputs_are_the_same() {
 #[test]
 fn attention_and_likelihoods_are_the_same() {
     for window in [None, Some(300)] {
-        let shape = AttentionShape { n_heads: 4, n_kv_heads: 2, head_dim: 128, window };
+        let shape = AttentionShape { window, ..AttentionShape::new(4, 2, 128) };
         let rows = |heads: usize, seed| tensor::<Cpu, 3>(&numbers(2048 * heads * 128, seed), [1, 2048, heads * 128]);
         let (q, k, v) = (rows(4, 6), rows(2, 7), rows(2, 8));
         check_same("attention", || float_vec(Cpu::causal_attention(q.clone(), k.clone(), v.clone(), None, &shape)));

@@ -81,7 +81,10 @@ fn unknown_architecture() {
     let ran = check_fails_alone(
         &workshop,
         "model tiny: model/config.json: unknown architecture \"MambaForCausalLM\", expected one of \
-         LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM, OPTForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM; \
+         BloomForCausalLM, FalconForCausalLM, GemmaForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, GPT2LMHeadModel, GPTBigCodeForCausalLM, \
+         GPTNeoXForCausalLM, GraniteForCausalLM, LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM, MptForCausalLM, Olmo2ForCausalLM, \
+         OPTForCausalLM, PhiForCausalLM, Phi3ForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen2MoeForCausalLM, \
+         Qwen3MoeForCausalLM, SmolLM3ForCausalLM, StableLmForCausalLM; \
          use a model of a known family",
     );
     assert!(ran.stderr.contains("FAILED tiny AWQ W3 g32: "), "{}", ran.stderr);

@@ -165,7 +165,7 @@ fn more_blocks_than_tensors_are_refused() {
 fn rope_divisors_become_part_of_the_configuration() {
     let file = opened(&small_model("llama").f32_tensor("rope_freqs.weight", &[2], &[1.0, 8.0]));
     assert_eq!(file.config.rope_scaling, Some(RopeScaling::PerFrequency { divisors: vec![1.0, 8.0] }));
-    assert_eq!(file.config.rope_frequencies(), [1.0, 0.01 / 8.0]);
+    assert_eq!(file.config.rope().frequencies(), [1.0, 0.01 / 8.0]);
     assert!(!file.checkpoint.names().iter().any(|name| name.contains("rope")));
     check_error(
         &small_model("llama").f32_tensor("rope_freqs.weight", &[3], &[1.0; 3]).bytes(),
@@ -176,7 +176,7 @@ fn rope_divisors_become_part_of_the_configuration() {
 /// What the file says, and the frequencies of the two pairs that llama.cpp then computes.
 #[test]
 fn stretched_frequencies_are_those_of_llama_cpp() {
-    let frequencies = |writer: &GgufWriter| opened(writer).config.rope_frequencies();
+    let frequencies = |writer: &GgufWriter| opened(writer).config.rope().frequencies();
     let model = || small_model("llama");
     let (plain, quarter) = ([1.0, 0.01], [0.25, 0.0025]);
     assert_eq!(frequencies(&model()), plain);
