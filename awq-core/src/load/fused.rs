@@ -30,53 +30,76 @@ pub(crate) enum Order {
     InOut,
 }
 
-/// The rows of a part, in its order.
-type RowsOf = fn(&ModelConfig) -> Vec<usize>;
+/// The rows of a part.
+type RowsOf = fn(&ModelConfig) -> Rows;
+
+/// Runs of rows that lie equally far apart. Numbers are a configuration's, which may be damaged: nothing is made of each row
+/// before a tensor with so many is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rows {
+    start: usize,
+    run_len: usize,
+    stride: usize,
+    n_runs: usize,
+}
+
+impl Rows {
+    /// One run.
+    pub(crate) fn run(start: usize, len: usize) -> Self {
+        Self { start, run_len: len, stride: len, n_runs: 1 }
+    }
+
+    fn len(self) -> usize {
+        self.run_len * self.n_runs
+    }
+
+    fn iter(self) -> impl Iterator<Item = usize> {
+        (0..self.n_runs).flat_map(move |run| {
+            let start = self.start + run * self.stride;
+            start..start + self.run_len
+        })
+    }
+}
 
 /// Rows of a tensor with all queries, then all keys, then all values.
 pub(crate) mod by_kind {
+    use super::Rows;
     use crate::load::ModelConfig;
 
-    pub(crate) fn queries(config: &ModelConfig) -> Vec<usize> {
-        (0..config.n_heads * config.head_dim).collect()
+    pub(crate) fn queries(config: &ModelConfig) -> Rows {
+        Rows::run(0, config.n_heads * config.head_dim)
     }
 
-    pub(crate) fn keys(config: &ModelConfig) -> Vec<usize> {
-        let start = config.n_heads * config.head_dim;
-        (start..start + config.n_kv_heads * config.head_dim).collect()
+    pub(crate) fn keys(config: &ModelConfig) -> Rows {
+        Rows::run(config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim)
     }
 
-    pub(crate) fn values(config: &ModelConfig) -> Vec<usize> {
-        let width = config.n_kv_heads * config.head_dim;
-        keys(config).into_iter().map(|row| row + width).collect()
+    pub(crate) fn values(config: &ModelConfig) -> Rows {
+        Rows::run((config.n_heads + config.n_kv_heads) * config.head_dim, config.n_kv_heads * config.head_dim)
     }
 }
 
 /// Rows of a tensor that has, for each key head, the queries that it serves, itself and its values.
 pub(crate) mod by_key_head {
-    use std::ops::Range;
-
+    use super::Rows;
     use crate::load::ModelConfig;
 
-    pub(crate) fn queries(config: &ModelConfig) -> Vec<usize> {
-        rows(config, 0..config.n_heads / config.n_kv_heads)
+    pub(crate) fn queries(config: &ModelConfig) -> Rows {
+        rows(config, 0, config.n_heads / config.n_kv_heads)
     }
 
-    pub(crate) fn keys(config: &ModelConfig) -> Vec<usize> {
-        let n_rep = config.n_heads / config.n_kv_heads;
-        rows(config, n_rep..n_rep + 1)
+    pub(crate) fn keys(config: &ModelConfig) -> Rows {
+        rows(config, config.n_heads / config.n_kv_heads, 1)
     }
 
-    pub(crate) fn values(config: &ModelConfig) -> Vec<usize> {
-        let n_rep = config.n_heads / config.n_kv_heads;
-        rows(config, n_rep + 1..n_rep + 2)
+    pub(crate) fn values(config: &ModelConfig) -> Rows {
+        rows(config, config.n_heads / config.n_kv_heads + 1, 1)
     }
 
     /// Those of some heads of each group.
-    fn rows(config: &ModelConfig, heads: Range<usize>) -> Vec<usize> {
-        let (n_heads, dim) = (config.n_heads / config.n_kv_heads + 2, config.head_dim);
-        let of_group = |group: usize| (group * n_heads + heads.start) * dim..(group * n_heads + heads.end) * dim;
-        (0..config.n_kv_heads).flat_map(of_group).collect()
+    fn rows(config: &ModelConfig, first_head: usize, n_heads: usize) -> Rows {
+        let (in_group, dim) = (config.n_heads / config.n_kv_heads + 2, config.head_dim);
+        Rows { start: first_head * dim, run_len: n_heads * dim, stride: in_group * dim, n_runs: config.n_kv_heads }
     }
 }
 
@@ -102,7 +125,7 @@ struct Part {
     /// Name of the tensor that holds them.
     fused: String,
     order: Order,
-    rows: Vec<usize>,
+    rows: Rows,
 }
 
 impl PartsCheckpoint {
@@ -184,7 +207,7 @@ impl Checkpoint for PartsCheckpoint {
         let row_len = values.len() / n_rows;
         Ok(match part.order {
             Order::OutIn => part.rows.iter().flat_map(|row| &values[row * row_len..][..row_len]).copied().collect(),
-            Order::InOut => part.rows.iter().flat_map(|row| values[*row..].iter().step_by(n_rows)).copied().collect(),
+            Order::InOut => part.rows.iter().flat_map(|row| values[row..].iter().step_by(n_rows)).copied().collect(),
         })
     }
 
@@ -269,7 +292,9 @@ mod tests {
     #[test]
     fn rows_may_lie_by_the_key_heads_that_they_belong_to() {
         let config = TinySpec::GQA.config();
-        let (q, k, v) = (by_key_head::queries(&config), by_key_head::keys(&config), by_key_head::values(&config));
+        let rows = [by_key_head::queries(&config), by_key_head::keys(&config), by_key_head::values(&config)];
+        let [q, k, v] = rows.map(|rows| rows.iter().collect::<Vec<_>>());
+        assert_eq!(rows.map(Rows::len), [64, 32, 32]);
         assert_eq!((q.len(), k.len(), v.len()), (64, 32, 32));
         assert_eq!([q[0], q[31], q[32], k[0], k[16], v[0], v[16]], [0, 31, 64, 32, 96, 48, 112]);
         let mut all = [q, k, v].concat();
@@ -289,6 +314,18 @@ mod tests {
         let k = checkpoint.read_f32("h.0.attn.c_attn.k.weight").unwrap();
         assert_eq!(k[..4], [64.0, 256.0, 65.0, 257.0]);
         assert_eq!(checkpoint.read_f32("h.0.attn.c_attn.v.bias").unwrap()[0], 128.0);
+    }
+
+    /// No memory is taken for what is not there.
+    #[test]
+    fn damaged_numbers_fit_nothing() {
+        let config = ModelConfig { architecture: "Phi3ForCausalLM".into(), ..TinySpec::GQA.config() };
+        let config = ModelConfig { n_heads: 1 << 31, n_kv_heads: 1 << 31, head_dim: 1 << 30, ..config };
+        let mut base = MemoryCheckpoint::default();
+        base.insert(&format!("{QKV}.weight"), &[128, 2], vec![0.0; 256]);
+        let checkpoint = in_parts(&config, Arc::new(base));
+        assert_eq!(checkpoint.shape(&format!("{QKV}.v.weight")), Some(vec![128, 2]));
+        assert!(checkpoint.read_f32(&format!("{QKV}.v.weight")).is_err());
     }
 
     /// As in a folder that was packed.

@@ -39,7 +39,7 @@ pub use self::config::ModelConfig;
 pub use self::error::LoadError;
 pub use self::folder::check_folder;
 pub use self::fused::in_parts;
-pub(crate) use self::fused::{Fused, Order, by_key_head, by_kind};
+pub(crate) use self::fused::{Fused, Order, Rows, by_key_head, by_kind};
 pub use self::gguf::GgufCheckpoint;
 pub use self::memory::MemoryCheckpoint;
 pub use self::overlay::{EditedCheckpoint, EditedTensors};

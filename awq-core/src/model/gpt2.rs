@@ -11,7 +11,9 @@ use super::layout::{reads, scales};
 use super::wiring::{AttentionWiring, BlockWiring, MlpWiring, Positions, Residual, Wiring};
 use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, NormName, PrevOp, llama};
 use crate::activation::Activation;
-use crate::load::{Checkpoint, Class, Fused, InnerSize, KvHeads, LoadError, ModelConfig, Order, by_key_head, by_kind};
+use crate::load::{
+    Checkpoint, Class, Fused, InnerSize, KvHeads, LoadError, ModelConfig, Order, Rows, by_key_head, by_kind,
+};
 
 const Q: LinearName = LinearName("attn.c_attn.q");
 const K: LinearName = LinearName("attn.c_attn.k");
@@ -57,12 +59,12 @@ const TABLE_BIGCODE: BlockTable = BlockTable {
     ],
 };
 
-fn outputs(config: &ModelConfig) -> Vec<usize> {
-    (0..config.hidden_size).collect()
+fn outputs(config: &ModelConfig) -> Rows {
+    Rows::run(0, config.hidden_size)
 }
 
-fn inner(config: &ModelConfig) -> Vec<usize> {
-    (0..config.intermediate_size).collect()
+fn inner(config: &ModelConfig) -> Rows {
+    Rows::run(0, config.intermediate_size)
 }
 
 /// GPT-2 of all sizes, and what copies it.

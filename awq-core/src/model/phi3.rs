@@ -1,6 +1,6 @@
 //! Phi-3 and Phi-4-mini: Llama's block, with q, k and v in one tensor, and gate and up in another.
 //!
-//! They are taken apart when they are read ([`Fused`]), so that queries and keys are not clipped; AutoAWQ, which goes by names,
+//! They are taken apart when they are read, so that queries and keys are not clipped; AutoAWQ, which goes by names,
 //! clips them here.
 
 use std::sync::Arc;
@@ -11,7 +11,9 @@ use super::llama::{ATTENTION_NORM, DOWN, LLAMA, MLP_NORM, O, block, named};
 use super::wiring::{AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, MlpWiring, Wiring};
 use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, PrevOp};
 use crate::activation::Activation;
-use crate::load::{Checkpoint, Class, Fused, InnerSize, KvHeads, LoadError, ModelConfig, Order, Windows, by_kind};
+use crate::load::{
+    Checkpoint, Class, Fused, InnerSize, KvHeads, LoadError, ModelConfig, Order, Rows, Windows, by_kind,
+};
 
 const Q: LinearName = LinearName("self_attn.qkv_proj.q");
 const K: LinearName = LinearName("self_attn.qkv_proj.k");
@@ -69,12 +71,12 @@ pub(crate) const PHI3: Class = Class {
     ..LLAMA
 };
 
-fn gates(config: &ModelConfig) -> Vec<usize> {
-    (0..config.intermediate_size).collect()
+fn gates(config: &ModelConfig) -> Rows {
+    Rows::run(0, config.intermediate_size)
 }
 
-fn ups(config: &ModelConfig) -> Vec<usize> {
-    (config.intermediate_size..2 * config.intermediate_size).collect()
+fn ups(config: &ModelConfig) -> Rows {
+    Rows::run(config.intermediate_size, config.intermediate_size)
 }
 
 /// Wires a Phi-3 model.
