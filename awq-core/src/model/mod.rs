@@ -15,6 +15,7 @@ use crate::backend::QuantBackend;
 use crate::load::{Checkpoint, Class, LoadError, ModelConfig};
 
 mod decoder;
+mod known;
 pub mod layers;
 mod layout;
 pub mod llama;
@@ -30,6 +31,7 @@ mod walk;
 pub mod wiring;
 
 use decoder::WiredDecoder;
+pub use known::{KnownFamily, known_families};
 use layers::{Linear, Norm};
 pub use layout::{BlockLayout, BlockTable, GroupTable, Inspect, LinearFacts, LinearName, NormName, PrevOp, ScaleGroup};
 pub use storage::{Storage, StoredShare};

@@ -10,6 +10,7 @@ mod commands;
 mod decoding;
 mod draws;
 mod families;
+mod inspecting;
 mod interruption;
 mod metrics;
 mod packing;
