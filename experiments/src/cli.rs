@@ -22,8 +22,11 @@ use crate::{device, record, report, runner, speed, verify};
 
 mod chat;
 mod generate;
+mod inspect;
+mod list;
 mod model;
 mod quantize;
+mod source;
 
 /// Measure what weight quantization does to a language model: one TOML file asks one question, one command answers it
 /// with a table, figures, and a record of everything that made them.
@@ -35,6 +38,8 @@ mod quantize;
 ///
 ///   experiments quantize bundled --method awq --bits 4 --group-size 128 --out DIR   write a packed checkpoint
 ///   experiments generate DIR --prompt "Once"                                        continue a text
+///   experiments inspect DIR                                                         what a model is, what would be quantized
+///   experiments list methods                                                        what there is to choose from
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, verbatim_doc_comment)]
 pub struct Cli {
@@ -80,6 +85,8 @@ enum Command {
     Quantize(quantize::QuantizeArgs),
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
+    Inspect(inspect::InspectArgs),
+    List(list::ListArgs),
     /// Print the JSON Schema of experiment files, for completion in an editor.
     Schema,
     /// Train the bundled model again (about 25 minutes on two cores).
@@ -182,6 +189,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Quantize(args)) => quantize::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Generate(args)) => generate::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Chat(args)) => chat::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::List(args)) => list::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Schema) => {
             print(&crate::config::json_schema());
             Ok(ExitCode::SUCCESS)

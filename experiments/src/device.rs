@@ -84,12 +84,31 @@ pub fn run_on_gpu<J: GpuJob>(name: &str, precision: FloatType, job: J) -> anyhow
     }
 }
 
-/// Backends by their names, and whether this program was built with them.
-const BACKENDS: [(&str, bool); 4] = [
-    ("flex", cfg!(feature = "flex")),
-    ("ndarray", cfg!(feature = "ndarray")),
-    ("cuda", cfg!(feature = "cuda")),
-    ("wgpu", cfg!(feature = "wgpu")),
+/// A backend by the name of its device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// What files and the command line call it.
+    pub name: &'static str,
+    /// Whether this program was built with it.
+    pub is_built: bool,
+    /// What it is.
+    pub about: &'static str,
+}
+
+/// Every backend.
+pub const BACKENDS: [Backend; 4] = [
+    Backend {
+        name: "flex",
+        is_built: cfg!(feature = "flex"),
+        about: "the CPU, burn's default backend and the fast one",
+    },
+    Backend { name: "ndarray", is_built: cfg!(feature = "ndarray"), about: "the CPU, an independent second backend" },
+    Backend { name: "cuda", is_built: cfg!(feature = "cuda"), about: "NVIDIA GPUs; cuda:N is the one of that number" },
+    Backend {
+        name: "wgpu",
+        is_built: cfg!(feature = "wgpu"),
+        about: "other GPUs, through Vulkan, Metal or DirectX 12",
+    },
 ];
 
 /// Names of the CPU elsewhere, for which this program has `flex`.
@@ -101,7 +120,7 @@ const CPU_ELSEWHERE: [&str; 2] = ["cpu", "host"];
 /// A name that is unknown, with the nearest one, and a CPU that is to store something else than `f32`.
 pub fn check_name(name: &str, precision: FloatType) -> anyhow::Result<()> {
     let (backend, _index) = split(name)?;
-    if !BACKENDS.iter().any(|(known, _)| *known == backend) {
+    if !BACKENDS.iter().any(|known| known.name == backend) {
         let meant = nearest(backend).map_or_else(String::new, |known| format!(" (did you mean {known}?)"));
         bail!("device `{name}` is unknown; use flex, ndarray, cuda, cuda:N or wgpu{meant}");
     }
@@ -123,7 +142,7 @@ pub fn check_name(name: &str, precision: FloatType) -> anyhow::Result<()> {
 pub fn check_built(name: &str) -> anyhow::Result<()> {
     let (backend, _index) = split(name)?;
     ensure!(
-        BACKENDS.contains(&(backend, true)),
+        BACKENDS.iter().any(|known| known.name == backend && known.is_built),
         "device `{name}`: this program was built without it; build with `--features {backend}`"
     );
     Ok(())
@@ -153,7 +172,7 @@ fn nearest(wrong: &str) -> Option<&'static str> {
         return Some("flex");
     }
     let same_start = |known: &str| known.chars().next() == wrong.chars().next();
-    let candidates = BACKENDS.iter().map(|(known, _)| *known).filter(|known| same_start(known));
+    let candidates = BACKENDS.iter().map(|known| known.name).filter(|known| same_start(known));
     candidates
         .map(|known| (strsim::levenshtein(known, &wrong), known))
         .filter(|(slips, _)| *slips <= 2)
@@ -163,7 +182,7 @@ fn nearest(wrong: &str) -> Option<&'static str> {
 
 fn split(name: &str) -> anyhow::Result<(&str, usize)> {
     let Some((backend, index)) = name.split_once(':') else { return Ok((name, 0)) };
-    if !BACKENDS.iter().any(|(known, _)| *known == backend) {
+    if !BACKENDS.iter().any(|known| known.name == backend) {
         // Its number is the smaller mistake.
         return Ok((backend, 0));
     }

@@ -18,6 +18,7 @@ mod files;
 pub mod generate;
 mod guard;
 mod inputs;
+pub mod inspect;
 pub mod packed;
 pub mod plan;
 pub mod progress;

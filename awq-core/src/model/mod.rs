@@ -22,6 +22,7 @@ pub mod gpt2;
 pub mod gpt_neox;
 pub mod granite;
 mod keys;
+mod known;
 pub mod layers;
 mod layout;
 pub mod llama;
@@ -44,6 +45,7 @@ mod walk;
 pub mod wiring;
 
 use decoder::WiredDecoder;
+pub use known::{KnownFamily, known_families};
 use layers::{Linear, Norm};
 pub use layout::{BlockLayout, BlockTable, GroupTable, Inspect, LinearFacts, LinearName, NormName, PrevOp, ScaleGroup};
 pub use storage::{Storage, StoredShare};

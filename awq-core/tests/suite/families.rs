@@ -138,7 +138,8 @@ fn quantized_models_decode_as_their_blocks_do() {
         let mut session = Session::new(&decode, fixture.ids[0].len()).unwrap();
         let mut found = session.feed_each(&fixture.ids[0][..10]).unwrap();
         fixture.ids[0][10..].iter().for_each(|&id| found.extend(session.feed_each(&[id]).unwrap()));
-        fixture.checkpoint = renamed(checkpoint.as_ref(), |name| names.contains(&name.to_owned()).then(|| name.to_owned()));
+        fixture.checkpoint =
+            renamed(checkpoint.as_ref(), |name| names.contains(&name.to_owned()).then(|| name.to_owned()));
         let expected = fixture.run::<Cpu>();
         check_close(name, &found, &expected[..found.len()], 1e-4);
         assert!(largest_difference(&expected, &fixture.logits) > 1e-3, "{name}: nothing was rounded");

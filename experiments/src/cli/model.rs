@@ -1,7 +1,7 @@
 //! What `quantize`, `generate` and `chat` share: the model, how it is quantized, how tokens are chosen.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
@@ -14,8 +14,10 @@ use awq_core::load::{Checkpoint, OpenedModel, open_model};
 use clap::{Args, ValueEnum};
 
 use super::MachineArgs;
+use super::source::{BUNDLED, source_of};
+use crate::assets::{AssetStore, LocatedModel};
 use crate::codes::CodeStore;
-use crate::config::{Bundled, DatasetSpec, ModelSource, ModelSpec, PathModel};
+use crate::config::{DatasetSpec, ModelSource, ModelSpec};
 use crate::data;
 use crate::device;
 use crate::generate::head_grid;
@@ -26,7 +28,8 @@ use crate::session::Model;
 /// A model.
 #[derive(Args, Debug)]
 pub(super) struct ModelArgs {
-    /// A folder in Hugging Face layout, a folder that `experiments quantize` wrote, a .gguf file, or `bundled`.
+    /// A folder in Hugging Face layout, a folder that `experiments quantize` wrote, a .gguf file, `bundled`, or a model of the
+    /// Hugging Face hub: `owner/name`, or `owner/name@revision`. A path that exists wins.
     model: String,
     /// Text that methods are calibrated on: a text file, sotu (speeches, which npm downloads once), or bundled (the bundled
     /// model's language) [default: bundled for the bundled model, else sotu].
@@ -73,8 +76,6 @@ impl DecodeArgs {
 }
 
 impl ModelArgs {
-    const BUNDLED: &'static str = "bundled";
-
     /// Where the model is, if it is on this machine.
     pub(super) fn path(&self) -> &Path {
         Path::new(&self.model)
@@ -82,12 +83,7 @@ impl ModelArgs {
 
     /// Opens the model.
     pub(super) fn open(&self) -> anyhow::Result<Model> {
-        let source = if self.model == Self::BUNDLED {
-            ModelSource::Bundled(Bundled {})
-        } else {
-            ModelSource::Path(PathModel { path: PathBuf::from(&self.model) })
-        };
-        let located = self.machine.store()?.model(&ModelSpec { name: self.model.clone(), source })?;
+        let located = locate(&self.model, &self.machine.store()?)?;
         Model::of(open_model(&located.path)?, located.hashes, &self.machine.progress())
     }
 
@@ -95,7 +91,7 @@ impl ModelArgs {
     pub(super) fn recipe(&self, request: &Request, opened: &OpenedModel) -> anyhow::Result<Recipe> {
         let text = || match &self.calibration {
             Some(named) => calibration_text(named),
-            None if self.model == Self::BUNDLED => calibration_text("bundled"),
+            None if self.model == BUNDLED => calibration_text("bundled"),
             None => self.speeches(),
         };
         request.recipe(&opened.config, text)
@@ -169,6 +165,20 @@ impl SamplingArgs {
         }
         Ok(Sampling::Random(RandomSampling { temperature, top_k, top_p, seed }))
     }
+}
+
+/// The files of the model that a word on the command line stands for, downloaded if need be.
+///
+/// # Errors
+/// A model that is not there, or that cannot be had.
+pub(super) fn locate(model: &str, store: &AssetStore) -> anyhow::Result<LocatedModel> {
+    let source = source_of(model);
+    let is_hub = matches!(source, ModelSource::Hub(_));
+    let located = store.model(&ModelSpec { name: model.to_owned(), source });
+    if is_hub {
+        return located.with_context(|| format!("{model}: no such path, so it is taken for a name of the hub"));
+    }
+    located
 }
 
 /// Tokens that end a text of this model.

@@ -98,7 +98,8 @@ fn is_version(version: &str) -> bool {
     is_plain(version, ".+!-_") && !is_archive(version)
 }
 
-fn is_repository(repository: &str) -> bool {
+/// Whether `repository` can be a repository of the hub.
+pub(crate) fn is_repository(repository: &str) -> bool {
     let parts: Vec<&str> = repository.split('/').collect();
     parts.len() <= 2 && parts.iter().all(|part| is_plain(part, "._-"))
 }

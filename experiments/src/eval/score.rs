@@ -18,6 +18,11 @@ const HIDDEN_BYTES: usize = 1 << 30;
 /// Rows whose logits exist at once: with a vocabulary of 128k and f32, half a gigabyte would be 1024.
 const LOGIT_ROWS: usize = 512;
 
+/// Bytes of hidden states and of logits that a pass over a text holds at most, for a vocabulary of `vocab` tokens.
+pub(crate) const fn most_bytes(vocab: usize) -> usize {
+    HIDDEN_BYTES + LOGIT_ROWS * vocab * size_of::<f32>()
+}
+
 /// Scores windows block by block: one block's weights are in memory at a time, whatever the size of the model. The matrix
 /// products of linears and of the head are computed in `arithmetic`. The scores of each of `metrics`, in their order.
 ///

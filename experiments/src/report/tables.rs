@@ -290,7 +290,7 @@ pub(super) fn number(value: f64, decimals: Option<usize>) -> String {
 }
 
 /// `288,627`.
-pub(super) fn grouped(n: u64) -> String {
+pub(crate) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

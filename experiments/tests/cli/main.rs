@@ -11,6 +11,7 @@ mod decoding;
 mod draws;
 mod families;
 mod grids;
+mod inspecting;
 mod interruption;
 mod metrics;
 mod packing;

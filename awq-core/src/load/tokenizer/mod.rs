@@ -2,6 +2,7 @@
 
 mod byte_level;
 mod from_gguf;
+mod kind;
 mod sentence_piece;
 #[cfg(test)]
 mod tests;

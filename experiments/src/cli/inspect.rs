@@ -1,0 +1,53 @@
+//! `experiments inspect`.
+
+use std::num::NonZeroU16;
+use std::process::ExitCode;
+
+use awq_core::grid::{Bits, Granularity, Grid};
+use clap::Args;
+
+use super::MachineArgs;
+use super::model::{locate, parse_bits};
+use super::source::source_of;
+use crate::config::ModelSource;
+use crate::inspect::Inspected;
+
+/// Say what a model is, from the headers of its files: shapes, parameters, what would be quantized and how, memory, tokenizer, and
+/// what is not supported. Also of packed folders and of folders of results. The exit code is 1 for a model that does not open.
+///
+///   experiments inspect bundled
+///   experiments inspect SmolLM2-135M --bits 3 --group-size 64
+///   experiments inspect model.gguf --json
+///   experiments inspect results/quickstart
+///
+/// A model of the hub is downloaded whole (once): what its tensors are stands in the files that hold them.
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub(super) struct InspectArgs {
+    /// A folder in Hugging Face layout, a folder that `experiments quantize` or an experiment wrote, a .gguf file, `bundled`, or
+    /// `owner/name` or `owner/name@revision` of the Hugging Face hub. A path that exists wins.
+    model: String,
+    /// Bits of the grid that linears are held against, 2 to 8.
+    #[arg(long, value_name = "N", default_value = "4", value_parser = parse_bits)]
+    bits: Bits,
+    /// Its group size.
+    #[arg(long, value_name = "N", default_value = "128")]
+    group_size: NonZeroU16,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
+    let grid = Grid::awq(args.bits, Granularity::PerGroup(args.group_size));
+    let inspected = match source_of(&args.model) {
+        // Not through the store, which would read every byte to hash it.
+        ModelSource::Path(model) => Inspected::of(&args.model, &model.path, &grid)?,
+        _ => Inspected::of(&args.model, &locate(&args.model, &args.machine.store()?)?.path, &grid)?,
+    };
+    let text = if args.json { serde_json::to_string_pretty(&inspected)? + "\n" } else { inspected.text() };
+    super::print(&text);
+    Ok(if inspected.opens() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,62 @@
+//! From a word on the command line to the place that a model comes from.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::names::{is_inside, is_repository};
+use crate::config::{Bundled, HubModel, ModelSource, PathModel};
+
+/// The word for the model that comes with the program.
+pub(super) const BUNDLED: &str = "bundled";
+/// What the hub calls the newest commit.
+const NEWEST: &str = "main";
+
+/// The source that `model` stands for: a path that exists, `bundled`, `owner/name` or `owner/name@revision` of the hub, and for
+/// anything else a path again, whose absence is then the error.
+pub(super) fn source_of(model: &str) -> ModelSource {
+    let path = || ModelSource::Path(PathModel { path: PathBuf::from(model) });
+    if model == BUNDLED {
+        return ModelSource::Bundled(Bundled {});
+    }
+    if Path::new(model).symlink_metadata().is_ok() {
+        return path();
+    }
+    hub_model(model).map_or_else(path, ModelSource::Hub)
+}
+
+/// The repository of the hub that `name` spells, if it spells one.
+fn hub_model(name: &str) -> Option<HubModel> {
+    let (repo, revision) = name.split_once('@').unwrap_or((name, NEWEST));
+    let is_file = Path::new(repo).extension().is_some_and(|end| ["gguf", "safetensors"].iter().any(|e| end == *e));
+    let spells_one = repo.contains('/') && is_repository(repo) && is_inside(revision) && !is_file;
+    spells_one.then(|| HubModel { repo: repo.to_owned(), revision: revision.to_owned(), sha256: Default::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_hub(word: &str, repo: &str, revision: &str) {
+        let expected = HubModel { repo: repo.into(), revision: revision.into(), sha256: Default::default() };
+        assert_eq!(source_of(word), ModelSource::Hub(expected));
+    }
+
+    #[test]
+    fn a_name_of_the_hub_has_an_owner() {
+        check_hub("owner/name", "owner/name", "main");
+        check_hub("owner/name@v1.0", "owner/name", "v1.0");
+        check_hub("owner/name@refs/pr/1", "owner/name", "refs/pr/1");
+        for path in
+            ["name", "./owner/name", "../name", "a/b/c", "/a/b", "owner/", "a/b.gguf", "owner/name@", "a/b@../c"]
+        {
+            assert_eq!(source_of(path), ModelSource::Path(PathModel { path: path.into() }), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_exists_wins_over_a_name_of_the_hub() {
+        // Tests run in the folder of the crate.
+        assert_eq!(source_of("src/cli"), ModelSource::Path(PathModel { path: "src/cli".into() }));
+        assert_eq!(source_of("bundled"), ModelSource::Bundled(Bundled {}));
+    }
+}

@@ -1,0 +1,143 @@
+//! [`Stage`]: about how much memory each kind of work takes on a CPU, from shapes alone. Working buffers of a method or a kernel are
+//! not counted.
+
+use std::collections::BTreeMap;
+
+use awq_core::load::ModelConfig;
+use awq_core::model::wiring::Wiring;
+use serde::Serialize;
+
+use super::linears::n_values;
+use super::parameters::Parameters;
+use crate::eval::score::most_bytes;
+
+/// Calibration sequences of the estimate: those of the AWQ and GPTQ papers.
+const N_SEQUENCES: usize = 128;
+/// Tokens of one.
+const SEQ_LEN: usize = 512;
+const F32: u64 = 4;
+const F64: u64 = 8;
+
+/// A kind of work and its memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Stage {
+    /// The work.
+    pub work: String,
+    /// Bytes in memory at once, about.
+    pub bytes: u64,
+    /// What they are.
+    pub holds: String,
+}
+
+/// What the stages are made of, in bytes.
+struct Parts {
+    /// All that is no part of a block, in f32: embedding, head, last norm.
+    held: u64,
+    /// The largest block in f32.
+    block: u64,
+    /// All values but those of linears that methods quantize, in f32.
+    unquantized: u64,
+    /// Keys and values of a full context.
+    cache: u64,
+}
+
+/// The stages. Decoding keeps quantized linears at `bits_per_weight`: as they are stored in a packed checkpoint, or as they would be.
+pub(super) fn stages(
+    wiring: &Wiring,
+    config: &ModelConfig,
+    parameters: &Parameters,
+    bits_per_weight: f64,
+    is_packed: bool,
+) -> Vec<Stage> {
+    let parts = Parts::of(wiring, config, parameters);
+    let seq_len = SEQ_LEN.min(config.longest_sequence());
+    let n_tokens = (N_SEQUENCES * seq_len) as u64;
+    let inputs = input_widths(wiring, config);
+    // Inputs and outputs of a block, and what each of its linears sees.
+    let width: f64 = inputs.values().map(|input| input.width as f64 * input.share).sum();
+    let activations = n_tokens * F32 * (2 * config.hidden_size as u64 + width as u64);
+    let grams: u64 = inputs.values().map(|input| (input.width * input.width) as u64 * F64).sum();
+    let resident = parts.held + parts.block;
+    let calibration = format!("calibration of {N_SEQUENCES} x {seq_len}");
+    let packed = (parameters.quantized as f64 * bits_per_weight / 8.0) as u64 + parts.unquantized;
+    let stage = |work: String, bytes, holds: &str| Stage { work, bytes, holds: holds.to_owned() };
+    let mut stages = vec![stage("reading a block".into(), parts.block, "the largest block in f32")];
+    if !is_packed {
+        stages.push(stage(
+            format!("AWQ, {calibration}"),
+            resident + activations,
+            "embedding, head, a block, hidden states, inputs of its linears",
+        ));
+        stages.push(stage(
+            format!("GPTQ, {calibration}"),
+            resident + activations + grams,
+            "the same, and a Hessian in f64 for each input",
+        ));
+    }
+    stages.push(stage(
+        "scoring".into(),
+        resident + most_bytes(config.vocab_size) as u64,
+        "embedding, head, a block, at most 1 GiB of hidden states, logits",
+    ));
+    let all = parameters.total * F32 + parts.cache;
+    let context = format!("and a cache of {} tokens", config.longest_sequence());
+    if is_packed {
+        stages.push(stage(
+            "decoding".into(),
+            packed + parts.cache,
+            &format!("packed linears, the rest in f32, {context}"),
+        ));
+    } else {
+        stages.push(stage("decoding as it is".into(), all, &format!("all in f32, {context}")));
+        stages.push(stage(
+            "decoding, packed".into(),
+            packed + parts.cache,
+            &format!("packed linears, the rest in f32, {context}"),
+        ));
+    }
+    stages
+}
+
+impl Parts {
+    fn of(wiring: &Wiring, config: &ModelConfig, parameters: &Parameters) -> Self {
+        let mut blocks = vec![0; wiring.blocks.len()];
+        let mut held = 0;
+        for (name, shape) in wiring.tensors(config) {
+            let block_idx = name.strip_prefix(&format!("{}.", wiring.block_prefix));
+            let block_idx = block_idx.and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+            match block_idx.and_then(|block_idx| blocks.get_mut(block_idx)) {
+                Some(block) => *block += n_values(&shape) * F32,
+                None => held += n_values(&shape) * F32,
+            }
+        }
+        let kv_width = (config.n_kv_heads * config.head_dim) as u64;
+        Self {
+            held,
+            block: blocks.into_iter().max().unwrap_or(0),
+            unquantized: (parameters.total - parameters.quantized) * F32,
+            cache: wiring.blocks.len() as u64 * 2 * kv_width * config.longest_sequence() as u64 * F32,
+        }
+    }
+}
+
+/// An input that linears of a block share.
+struct Input {
+    /// Its channels.
+    width: usize,
+    /// The share of the tokens that it has: an expert sees some.
+    share: f64,
+}
+
+/// The inputs of the first block, by the name that they are captured under.
+fn input_widths(wiring: &Wiring, config: &ModelConfig) -> BTreeMap<&'static str, Input> {
+    let Some(block) = wiring.blocks.first() else { return BTreeMap::new() };
+    let tensors = wiring.tensors(config);
+    let n_experts = block.layout.linears.iter().filter_map(|facts| facts.expert).max().map_or(1, |last| last + 1);
+    let n_active = super::model::active_experts(config).unwrap_or(n_experts).min(n_experts);
+    let input = |facts: &awq_core::model::LinearFacts| {
+        let shape = tensors.get(&format!("{}.weight", wiring.linear(0, facts.name)))?;
+        let share = if facts.expert.is_some() { n_active as f64 / n_experts as f64 } else { 1.0 };
+        Some((facts.input.0, Input { width: *shape.last()?, share }))
+    };
+    block.layout.linears.iter().filter_map(input).collect()
+}
