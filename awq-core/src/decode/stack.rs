@@ -4,8 +4,8 @@ use crate::grid::{Granularity, Grid};
 use crate::quantized::{QuantizedWeight, ZeroPoints};
 use crate::transform::WeightTransform;
 
-/// The rows of `weights` one after the other. `None` where they have a transform or a codebook, which no kernel takes, or do not share input channels, bits,
-/// groups and the kind of zero points.
+/// The rows of `weights` one after the other. `None` where they have a transform or a codebook, which no kernel takes, or do
+/// not share input channels, bits, groups and the kind of zero points.
 pub(super) fn stack(weights: Vec<QuantizedWeight>) -> Option<QuantizedWeight> {
     let mut weights = weights.into_iter().map(with_own_scales);
     let mut stacked = weights.next()??;

@@ -11,7 +11,8 @@ use crate::rule::ModelGrids;
 pub struct FullPrecisionShare {
     /// Their weights.
     pub n_weights: u64,
-    /// Stored bits a weight, the mean over all linears of all blocks, and the head where it is quantized: these count with the bits of their type in the checkpoint.
+    /// Stored bits a weight, the mean over all linears of all blocks, and the head where it is quantized: these count with the
+    /// bits of their type in the checkpoint.
     pub bits_per_weight_of_all: f64,
 }
 
