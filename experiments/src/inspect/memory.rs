@@ -142,7 +142,8 @@ mod tests {
         let of = |is_packed| stages(&wiring, &config, &parameters, 4.0, is_packed);
         let bytes = |work: &str| of(false).iter().find(|stage| stage.work.starts_with(work)).unwrap().bytes;
         let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
-        let block = 4 * (4 * hidden * hidden + 3 * hidden * inner + 2 * hidden);
+        // Four linears of attention, three of the feed-forward module, two norms, the biases of q, k and v.
+        let block = 4 * (4 * hidden * hidden + 3 * hidden * inner + 2 * hidden + 3 * hidden);
         assert_eq!(bytes("reading a block"), block);
         // Embedding (and head, where it is another matrix), last norm; what a block takes and gives; inputs of q, o, gate and down.
         let held = 4 * (parameters.embedding + parameters.head + hidden);
