@@ -1,16 +1,18 @@
 //! `experiments inspect`.
 
 use std::num::NonZeroU16;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use awq_core::grid::{Bits, Granularity, Grid};
 use clap::Args;
 
-use super::MachineArgs;
 use super::model::{locate, parse_bits};
 use super::source::source_of;
+use crate::assets::{AssetSettings, AssetStore};
 use crate::config::ModelSource;
 use crate::inspect::Inspected;
+use crate::progress::Style;
 
 /// Say what a model is, from the headers of its files: shapes, parameters, what would be quantized and how, memory, tokenizer, and
 /// what is not supported. Also of packed folders and of folders of results. The exit code is 1 for a model that does not open.
@@ -25,7 +27,8 @@ use crate::inspect::Inspected;
 #[command(verbatim_doc_comment)]
 pub(super) struct InspectArgs {
     /// A folder in Hugging Face layout, a folder that `experiments quantize` or an experiment wrote, a .gguf file, `bundled`, or
-    /// `owner/name` or `owner/name@revision` of the Hugging Face hub. A path that exists wins.
+    /// `owner/name` or `owner/name@revision` of the Hugging Face hub. A path that exists
+    /// wins, and so does a folder called `owner`, unless a revision is given.
     model: String,
     /// Bits of the grid that linears are held against, 2 to 8.
     #[arg(long, value_name = "N", default_value = "4", value_parser = parse_bits)]
@@ -36,8 +39,12 @@ pub(super) struct InspectArgs {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
-    machine: MachineArgs,
+    /// Folder that is searched for assets by sha256 before any network; may be given more than once.
+    #[arg(long, value_name = "DIR")]
+    assets: Vec<PathBuf>,
+    /// Show no progress.
+    #[arg(long, short)]
+    quiet: bool,
 }
 
 pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
@@ -45,7 +52,10 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     let inspected = match source_of(&args.model) {
         // Not through the store, which would read every byte to hash it.
         ModelSource::Path(model) => Inspected::of(&args.model, &model.path, &grid)?,
-        _ => Inspected::of(&args.model, &locate(&args.model, &args.machine.store()?)?.path, &grid)?,
+        ModelSource::Bundled(_) | ModelSource::Hub(_) | ModelSource::Registry(_) => {
+            let store = AssetStore::new(AssetSettings::from_env(&args.assets, Style::detect(args.quiet))?)?;
+            Inspected::of(&args.model, &locate(&args.model, &store)?.path, &grid)?
+        }
     };
     let text = if args.json { serde_json::to_string_pretty(&inspected)? + "\n" } else { inspected.text() };
     super::print(&text);

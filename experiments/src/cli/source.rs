@@ -10,8 +10,9 @@ pub(super) const BUNDLED: &str = "bundled";
 /// What the hub calls the newest commit.
 const NEWEST: &str = "main";
 
-/// The source that `model` stands for: a path that exists, `bundled`, `owner/name` or `owner/name@revision` of the hub, and for
-/// anything else a path again, whose absence is then the error.
+/// The source that `model` stands for: `bundled`, a path that exists, `owner/name` or `owner/name@revision` of the hub, and for
+/// anything else a path again, whose absence is then the error. So is what would lie in a folder that exists: it is a slip of a
+/// path more likely than a name of the hub.
 pub(super) fn source_of(model: &str) -> ModelSource {
     let path = || ModelSource::Path(PathModel { path: PathBuf::from(model) });
     if model == BUNDLED {
@@ -20,7 +21,14 @@ pub(super) fn source_of(model: &str) -> ModelSource {
     if Path::new(model).symlink_metadata().is_ok() {
         return path();
     }
-    hub_model(model).map_or_else(path, ModelSource::Hub)
+    match hub_model(model) {
+        Some(named) if model.contains('@') || !owner(&named).is_dir() => ModelSource::Hub(named),
+        _ => path(),
+    }
+}
+
+fn owner(model: &HubModel) -> &Path {
+    Path::new(model.repo.split('/').next().unwrap_or_default())
 }
 
 /// The repository of the hub that `name` spells, if it spells one.
@@ -56,7 +64,10 @@ mod tests {
     #[test]
     fn what_exists_wins_over_a_name_of_the_hub() {
         // Tests run in the folder of the crate.
-        assert_eq!(source_of("src/cli"), ModelSource::Path(PathModel { path: "src/cli".into() }));
+        for path in ["src/cli", "src/slip"] {
+            assert_eq!(source_of(path), ModelSource::Path(PathModel { path: path.into() }));
+        }
+        check_hub("src/slip@main", "src/slip", "main");
         assert_eq!(source_of("bundled"), ModelSource::Bundled(Bundled {}));
     }
 }

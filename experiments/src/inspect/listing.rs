@@ -211,13 +211,18 @@ mod tests {
         let entry = |name: &str, about: &str| Listed { name: name.into(), about: about.into() };
         let entries = vec![entry("one", "short"), entry("another", &"word ".repeat(20))];
         let list = List { of: "things", usage: "by name", entries };
-        assert_snapshot!(list.text(), @"");
+        assert_snapshot!(list.text(), @r"
+        things: by name
+          one      short
+          another  word word word word word word word word word word word word word word word word word word
+                     word word
+        ");
     }
 
     #[test]
     fn settings_are_words() {
         let value = serde_json::json!({ "damp": 0.01, "scale": { "search": { "n_ratios": 20 } }, "clip": "off" });
-        assert_snapshot!(settings(&value), @"");
+        assert_snapshot!(settings(&value), @"clip off, damp 0.01, scale (search (n_ratios 20))");
         assert_eq!(settings(&serde_json::json!({})), "no settings");
     }
 

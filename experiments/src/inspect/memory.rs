@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::linears::n_values;
 use super::parameters::Parameters;
 use crate::eval::score::most_bytes;
+use crate::report::tables::grouped;
 
 /// Calibration sequences of the estimate: those of the AWQ and GPTQ papers.
 const N_SEQUENCES: usize = 128;
@@ -63,38 +64,20 @@ pub(super) fn stages(
     let stage = |work: String, bytes, holds: &str| Stage { work, bytes, holds: holds.to_owned() };
     let mut stages = vec![stage("reading a block".into(), parts.block, "the largest block in f32")];
     if !is_packed {
-        stages.push(stage(
-            format!("AWQ, {calibration}"),
-            resident + activations,
-            "embedding, head, a block, hidden states, inputs of its linears",
-        ));
-        stages.push(stage(
-            format!("GPTQ, {calibration}"),
-            resident + activations + grams,
-            "the same, and a Hessian in f64 for each input",
-        ));
+        let holds = "block, embedding, head, activations";
+        stages.push(stage(format!("AWQ, {calibration}"), resident + activations, holds));
+        let holds = "the same, and Hessians in f64";
+        stages.push(stage(format!("GPTQ, {calibration}"), resident + activations + grams, holds));
     }
-    stages.push(stage(
-        "scoring".into(),
-        resident + most_bytes(config.vocab_size) as u64,
-        "embedding, head, a block, at most 1 GiB of hidden states, logits",
-    ));
-    let all = parameters.total * F32 + parts.cache;
-    let context = format!("and a cache of {} tokens", config.longest_sequence());
-    if is_packed {
-        stages.push(stage(
-            "decoding".into(),
-            packed + parts.cache,
-            &format!("packed linears, the rest in f32, {context}"),
-        ));
-    } else {
-        stages.push(stage("decoding as it is".into(), all, &format!("all in f32, {context}")));
-        stages.push(stage(
-            "decoding, packed".into(),
-            packed + parts.cache,
-            &format!("packed linears, the rest in f32, {context}"),
-        ));
+    let of_scoring = resident + most_bytes(config.vocab_size) as u64;
+    stages.push(stage("scoring".into(), of_scoring, "block, embedding, head, states, logits"));
+    let cache = format!("cache of {} tokens", grouped(config.longest_sequence() as u64));
+    if !is_packed {
+        let all = parameters.total * F32 + parts.cache;
+        stages.push(stage("decoding as it is".into(), all, &format!("all in f32, {cache}")));
     }
+    let holds = format!("packed linears, {cache}");
+    stages.push(stage("decoding, packed".into(), packed + parts.cache, &holds));
     stages
 }
 
@@ -140,4 +123,39 @@ fn input_widths(wiring: &Wiring, config: &ModelConfig) -> BTreeMap<&'static str,
         Some((facts.input.0, Input { width: *shape.last()?, share }))
     };
     block.layout.linears.iter().filter_map(input).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use awq_core::model::tiny::{self, TinySpec};
+    use awq_core::model::wiring_of;
+
+    use super::*;
+
+    #[test]
+    fn stages_are_sums_of_what_they_hold() {
+        let (config, checkpoint) = (TinySpec::MHA.config(), tiny::checkpoint(&TinySpec::MHA, 0));
+        let wiring = wiring_of(&config, &checkpoint).unwrap();
+        let parameters = Parameters::of(&wiring, &config);
+        let of = |is_packed| stages(&wiring, &config, &parameters, 4.0, is_packed);
+        let bytes = |work: &str| of(false).iter().find(|stage| stage.work.starts_with(work)).unwrap().bytes;
+        let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
+        // Four linears of attention, three of the feed-forward module, two norms, the biases of q, k and v.
+        let block = 4 * (4 * hidden * hidden + 3 * hidden * inner + 2 * hidden + 3 * hidden);
+        assert_eq!(bytes("reading a block"), block);
+        // Embedding (and head, where it is another matrix), last norm; what a block takes and gives; inputs of q, o, gate and down.
+        let held = 4 * (parameters.embedding + parameters.head + hidden);
+        let n_tokens = 128 * config.longest_sequence().min(512) as u64;
+        assert_eq!(bytes("AWQ"), held + block + n_tokens * 4 * (2 * hidden + 3 * hidden + inner));
+        assert_eq!(bytes("GPTQ"), bytes("AWQ") + 8 * (3 * hidden * hidden + inner * inner));
+        let cache = 2 * 4 * config.n_blocks as u64 * hidden * config.longest_sequence() as u64;
+        assert_eq!(bytes("decoding as it is"), 4 * parameters.total + cache);
+        let others = parameters.total - parameters.quantized;
+        assert_eq!(bytes("decoding, packed"), parameters.quantized / 2 + 4 * others + cache);
+        // What is quantized already is not calibrated for.
+        let works: Vec<String> = of(true).into_iter().map(|stage| stage.work).collect();
+        assert_eq!(works, ["reading a block", "scoring", "decoding, packed"]);
+    }
 }

@@ -1,6 +1,6 @@
 //! [`RecordsFacts`]: a folder that an experiment wrote: what was asked, and what of it is there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
@@ -77,24 +77,26 @@ impl RecordsFacts {
     }
 
     fn of_records(plan: Option<&Plan>, records: &[StoredRecord]) -> Self {
-        let asked: Option<BTreeSet<CellId>> = plan.map(|plan| plan.cells().map(|cell| cell.id()).collect());
+        // Records of before there were labels are called what the plan calls their cells.
+        let asked: Option<BTreeMap<CellId, Labels>> =
+            plan.map(|plan| plan.cells().map(|cell| (cell.id(), Labels::from(cell))).collect());
         let newest: BTreeMap<&CellId, &StoredRecord> = records.iter().map(|record| (&record.cell_id, record)).collect();
-        let is_asked = |record: &StoredRecord| asked.as_ref().is_none_or(|asked| asked.contains(&record.cell_id));
+        let is_asked = |record: &StoredRecord| asked.as_ref().is_none_or(|asked| asked.contains_key(&record.cell_id));
         let mut facts = Self {
             question: plan.map(|plan| plan.question.clone()),
-            n_asked: asked.as_ref().map(BTreeSet::len),
+            n_asked: asked.as_ref().map(BTreeMap::len),
             n_others: newest.values().filter(|record| !is_asked(record)).count(),
             ..Self::default()
         };
         // In the order of the file.
         for record in records.iter().filter(|record| newest[&record.cell_id] == *record && is_asked(record)) {
-            facts.add(record);
+            let labels = asked.as_ref().and_then(|asked| asked.get(&record.cell_id)).or(record.labels.as_ref());
+            facts.add(record, labels);
         }
         facts
     }
 
-    fn add(&mut self, record: &StoredRecord) {
-        let labels = record.labels.as_ref();
+    fn add(&mut self, record: &StoredRecord, labels: Option<&Labels>) {
         let made = record.provenance.unix_time;
         let (first, last) = self.unix_times.unwrap_or((made, made));
         self.unix_times = Some((first.min(made), last.max(made)));

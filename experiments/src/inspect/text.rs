@@ -1,7 +1,9 @@
 //! Facts as text for the terminal.
 
 use super::linears::{GridFacts, LinearRow};
+use super::memory::Stage;
 use super::model::{ModelFacts, PackedFacts, Shapes, TokenizerFacts};
+use super::parameters::StoredAs;
 use super::records::RecordsFacts;
 use super::sheet::{Align, Sheet, bytes};
 use super::unreadable::UnreadableFacts;
@@ -22,12 +24,10 @@ impl ModelFacts {
         sheet.gap();
         self.quantization.show(&mut sheet, self.packed.as_ref().map(|packed| packed.bits_per_weight));
         sheet.gap();
-        let rows: Vec<Vec<String>> =
-            self.memory.iter().map(|stage| vec![stage.work.clone(), bytes(stage.bytes), stage.holds.clone()]).collect();
         sheet.entry("memory", ["about, on a CPU; buffers of methods and kernels are not counted"]);
-        for row in &rows {
-            sheet.entry("", [format!("{:<28}{:>9}", row[0], row[1]), format!("    {}", row[2])]);
-        }
+        let row = |stage: &Stage| vec![stage.work.clone(), bytes(stage.bytes), stage.holds.clone()];
+        let rows: Vec<Vec<String>> = self.memory.iter().map(row).collect();
+        sheet.table("", &rows, &[Align::Left, Align::Right, Align::Left]);
         sheet.gap();
         sheet.entry("tokenizer", self.tokenizer.lines());
         sheet.entry("chat template", [if self.has_chat_template { "yes" } else { "no" }]);
@@ -50,7 +50,7 @@ impl ModelFacts {
     }
 
     fn stored_rows(&self) -> Vec<Vec<String>> {
-        let row = |stored: &super::StoredAs| {
+        let row = |stored: &StoredAs| {
             let bits = stored.bits_per_value.map_or_else(String::new, |bits| format!("{bits:.2} bits each"));
             vec![
                 stored.name.clone(),
@@ -189,3 +189,7 @@ fn minute(unix_time: u64) -> String {
     let time = i64::try_from(unix_time).ok().and_then(|seconds| chrono::DateTime::from_timestamp(seconds, 0));
     time.map_or_else(|| "at an unknown time".to_owned(), |time| time.format("%Y-%m-%d %H:%M UTC").to_string())
 }
+
+#[cfg(test)]
+#[path = "text_tests.rs"]
+mod tests;
