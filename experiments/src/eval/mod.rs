@@ -13,6 +13,7 @@ pub mod perplexity;
 pub mod registry;
 pub mod score;
 pub mod scores;
+pub mod top_token_agreement;
 pub mod windows;
 
 pub use self::base_model::BaseModel;

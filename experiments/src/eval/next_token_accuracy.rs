@@ -31,7 +31,7 @@ impl Metric for NextTokenAccuracy {
     }
 }
 
-fn first_of_the_highest(logits: &[f32]) -> usize {
+pub(super) fn first_of_the_highest(logits: &[f32]) -> usize {
     let higher = |best: usize, id: usize| if logits[id] > logits[best] { id } else { best };
     (0..logits.len()).fold(0, higher)
 }

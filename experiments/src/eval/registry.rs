@@ -7,6 +7,7 @@ use super::kl_divergence::KlDivergence;
 use super::metric::{Metric, Quantity};
 use super::next_token_accuracy::NextTokenAccuracy;
 use super::perplexity::Perplexity;
+use super::top_token_agreement::TopTokenAgreement;
 use crate::config::ScoredText;
 
 /// Makes the enums, their names and their dispatch from one line per metric.
@@ -65,6 +66,8 @@ metrics! {
     KlDivergence = "kl_divergence";
     /// Share of the tokens to which the model gives the highest logit of all.
     NextTokenAccuracy = "next_token_accuracy";
+    /// Share of the positions at which the base model and this one find the same token likeliest.
+    TopTokenAgreement = "top_token_agreement";
 }
 
 impl MetricKey {

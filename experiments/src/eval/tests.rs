@@ -34,6 +34,8 @@ fn by_hand(metric: MetricKey) -> [f64; 2] {
         MetricKey::KlDivergence => [0.25 * 2.0_f64.ln(), 0.0],
         // Token 0 is the likeliest of the first row, token 1 is not of the second.
         MetricKey::NextTokenAccuracy => [1.0, 0.0],
+        // Token 0 against token 1; token 2 in both.
+        MetricKey::TopTokenAgreement => [0.0, 1.0],
     }
 }
 
