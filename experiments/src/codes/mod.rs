@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use awq_core::driver::{Begun, BlockLog, QuantizedBlock, codes_sha256, head_tensors};
 use awq_core::load::{Checkpoint, EditedCheckpoint};
 use awq_core::model::wiring::Wiring;
@@ -23,7 +23,7 @@ use tempfile::TempDir;
 
 use self::block::{LOG_FILE, Part, StoredPart};
 pub use self::id::{QuantizationId, Question, hash_of_sequences};
-use crate::assets::Partial;
+use crate::assets::{Partial, cannot_write};
 use crate::progress::Progress;
 
 /// Bytes of all stored codes together, unless [`LIMIT_VARIABLE`] says otherwise.
@@ -256,7 +256,8 @@ impl Codes {
 
     fn store_part(&self, folder: &Path, part: Part<'_>) -> anyhow::Result<StoredPart> {
         let partial = Partial::new(self.store.cache())?;
-        StoredPart::write(partial.path(), part, self.header.clone(), &self.question)?;
+        StoredPart::write(partial.path(), part, self.header.clone(), &self.question)
+            .with_context(|| cannot_write(folder))?;
         // Another run that answers the same question may be quicker, and has the same codes.
         partial.finish(folder, |found| StoredPart::read(found).is_ok())?;
         StoredPart::read(folder)

@@ -73,14 +73,17 @@ fn torn_last_line() {
 #[test]
 fn full_disk_while_appending() {
     let workshop = Workshop::new();
-    workshop.finish("whole", &[]);
+    // Codes are stored by the first run: of the second one only the records grow.
+    let with_codes = |mut command: std::process::Command| Ran::of(command.env("AWQ_CODES_GIB", "1").output().unwrap());
+    let whole = with_codes(workshop.command(&["experiment.toml", "--out", "whole"]));
+    assert_eq!(whole.code, Some(0), "{whole:?}");
     let sizes: Vec<usize> = workshop.read("whole/records.jsonl").lines().map(str::len).collect();
     // Room for the first record and some of the second; `ulimit -f` counts KiB.
     // Times have not always the same number of digits: keep away from both ends.
     let kib = (sizes[0] + sizes[1] - 200) / 1024;
     assert!(kib * 1024 > sizes[0] + 200, "the second record must be cut: {sizes:?}");
     let limited = format!("trap '' XFSZ; ulimit -f {kib}");
-    let ran = Ran::of(workshop.command_after(&limited, &["experiment.toml", "--out", "out"]).output().unwrap());
+    let ran = with_codes(workshop.command_after(&limited, &["experiment.toml", "--out", "out"]));
     ran.refused(
         "out/records.jsonl: cannot append a record (is the disk full?); free space and run again to resume: File too large \
          (os error 27)",
@@ -88,6 +91,21 @@ fn full_disk_while_appending() {
     assert_eq!(workshop.records("out").len(), 1, "whole lines only");
     let resumed = workshop.finish("out", &[]);
     assert!(resumed.stderr.ends_with("4 cells finished, 1 were on record, 0 failed\n"), "{}", resumed.stderr);
+    assert_eq!(workshop.results("out"), workshop.results("whole"));
+}
+
+#[cfg(unix)]
+#[test]
+fn full_disk_while_codes_are_stored() {
+    let workshop = Workshop::new();
+    let limited = "trap '' XFSZ; ulimit -f 12";
+    let ran = Ran::of(workshop.command_after(limited, &["experiment.toml", "--out", "out"]).output().unwrap());
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("1 cells finished, 0 were on record, 4 failed\n"), "{}", ran.stderr);
+    let remedy = "cannot write; free space there or set AWQ_CACHE to another folder: ";
+    assert!(ran.stderr.contains("FAILED tiny RTN W4 g32: ") && ran.stderr.contains(remedy), "{}", ran.stderr);
+    workshop.finish("out", &[]);
+    workshop.finish("whole", &[]);
     assert_eq!(workshop.results("out"), workshop.results("whole"));
 }
 
