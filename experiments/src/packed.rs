@@ -56,7 +56,13 @@ pub fn write(
     checkpoint: &dyn Checkpoint,
     header: PackedHeader,
 ) -> anyhow::Result<()> {
-    write_json(folder, "config.json", &opened.config.to_hugging_face())?;
+    let wiring = wiring_of(&opened.config, checkpoint)?;
+    let mut config = opened.config.to_hugging_face();
+    if wiring.head.is_some() {
+        // A tied head that was quantized is a tensor of its own now.
+        config["tie_word_embeddings"] = false.into();
+    }
+    write_json(folder, "config.json", &config)?;
     write_text(folder, "tokenizer.json", &opened.tokenizer.to_json()?)?;
     let token = |id: Option<u32>| id.and_then(|id| opened.tokenizer.token(id));
     let tokenizer_config = json!({
@@ -69,7 +75,6 @@ pub fn write(
     write_json(folder, "generation_config.json", &generation)?;
     companions::copy(opened.tokenizer.file(), folder)?;
     // What a decoder reads, and no buffers. NaN may stand in rows that no text looks up.
-    let wiring = wiring_of(&opened.config, checkpoint)?;
     write_tensors(folder, wiring.tensors(&opened.config).into_keys(), checkpoint, header)
 }
 
