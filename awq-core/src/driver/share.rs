@@ -17,22 +17,17 @@ pub struct FullPrecisionShare {
 }
 
 impl FullPrecisionShare {
-    /// What `grids` leaves of the linears of the blocks; `None` where it leaves nothing, or where a checkpoint does not say how it
-    /// stores one of them. `quantized` is the model as it was made from `base`.
-    pub fn of(
-        grids: &ModelGrids,
-        wiring: &Wiring,
-        config: &ModelConfig,
-        (base, quantized): (&dyn Checkpoint, &dyn Checkpoint),
-    ) -> Option<Self> {
+    /// What `grids` leaves of the linears of the blocks; `None` where it leaves nothing, or where the checkpoint does not say how it
+    /// stores one of them.
+    pub fn of(grids: &ModelGrids, wiring: &Wiring, config: &ModelConfig, quantized: &dyn Checkpoint) -> Option<Self> {
         let (mut n_left, mut n_all, mut bits) = (0_u64, 0_u64, 0.0);
         for (block_idx, block) in wiring.blocks.iter().enumerate() {
             for (linear, shape) in block.linear_shapes(config) {
                 let n_weights = shape.iter().product::<usize>() as u64;
                 let name = format!("{}.weight", wiring.linear(block_idx, linear));
                 let is_quantized = grids.block(block_idx).of(linear).is_some();
-                let stored = if is_quantized { quantized } else { base }.stored_type(&name)?;
-                bits += stored.bits_per_weight * n_weights as f64;
+                // One into which a scale was folded is no longer as its checkpoint had it.
+                bits += quantized.stored_type(&name)?.bits_per_weight * n_weights as f64;
                 n_all += n_weights;
                 n_left += if is_quantized { 0 } else { n_weights };
             }

@@ -185,7 +185,7 @@ fn bits_are_counted_over_what_is_quantized_and_over_all() {
     assert!((quantized.bits_per_weight() - expected).abs() < 1e-12, "{}", quantized.bits_per_weight());
     let share = |quantized: &QuantizedModel, rule: &GridRule| {
         let (grids, checkpoint) = (rule.resolve(&model.wiring).unwrap(), model.checkpoint(quantized));
-        FullPrecisionShare::of(&grids, &model.wiring, &SPEC.config(), (model.base.as_ref(), &checkpoint))
+        FullPrecisionShare::of(&grids, &model.wiring, &SPEC.config(), &checkpoint)
     };
     let share_of_left = share(&quantized, &left).unwrap();
     let n = |n_linears, width| (SPEC.n_blocks * n_linears * SPEC.hidden_size * width) as f64;

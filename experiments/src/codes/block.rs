@@ -23,6 +23,9 @@ use crate::provenance::Provenance;
 /// What a method logged, and what was asked.
 pub(super) const LOG_FILE: &str = "quantized.json";
 
+/// sha256 over all other files, written last.
+const SEAL_FILE: &str = "sha256";
+
 /// A block that is stored, or the head.
 pub(super) struct StoredPart {
     pub(super) tensors: Arc<PackedCheckpoint>,
@@ -32,10 +35,10 @@ pub(super) struct StoredPart {
 /// Content of [`LOG_FILE`].
 #[derive(Serialize, Deserialize)]
 pub(super) struct Log {
-    /// For whoever finds the folder.
+    /// What the codes answer.
     question: Json,
-    /// [`hash_of_tensors`].
-    tensors_sha256: String,
+    /// Which part of the answer this is.
+    part: String,
     /// Stored bits of its quantized weights.
     pub(super) stored_bits: u64,
     /// How many they are.
@@ -48,11 +51,21 @@ pub(super) struct Log {
 
 /// The folder of a block in the folder of its question.
 pub(super) fn folder_in(codes: &Path, block_idx: usize) -> PathBuf {
-    codes.join(format!("{block_idx:05}"))
+    codes.join(name_of(block_idx))
 }
+
+/// The name of a block's folder.
+pub(super) fn name_of(block_idx: usize) -> String {
+    format!("{block_idx:05}")
+}
+
+/// The name of the head's folder.
+pub(super) const HEAD: &str = "head";
 
 /// What is to be stored.
 pub(super) struct Part<'a> {
+    /// The last part of its folder's path.
+    pub(super) name: &'a str,
     pub(super) tensors: &'a EditedTensors,
     /// Stored bits of the quantized weights, and how many they are.
     pub(super) stored_bits: (u64, u64),
@@ -68,7 +81,7 @@ impl StoredPart {
         write_codes(folder, part.tensors, PackedHeader { bits_per_weight, ..header })?;
         let log = Log {
             question: question.clone(),
-            tensors_sha256: hash_of_tensors(folder)?,
+            part: part.name.to_owned(),
             stored_bits,
             n_weights,
             shared_seconds: part.shared_seconds,
@@ -76,16 +89,21 @@ impl StoredPart {
         };
         let log_file = folder.join(LOG_FILE);
         let json = serde_json::to_vec(&log).context("logs are JSON")?;
-        write_durably(&log_file, &json).with_context(|| cannot_write(&log_file))
+        write_durably(&log_file, &json).with_context(|| cannot_write(&log_file))?;
+        let seal = folder.join(SEAL_FILE);
+        write_durably(&seal, hash_of_files(folder)?.as_bytes()).with_context(|| cannot_write(&seal))
     }
 
-    /// Reads a part.
+    /// Reads a part of the answer to `question`.
     ///
     /// # Errors
-    /// Anything that is not as it was written.
-    pub(super) fn read(folder: &Path) -> anyhow::Result<Self> {
+    /// Anything that is not as it was written, or the answer to another question.
+    pub(super) fn read(folder: &Path, question: &Json) -> anyhow::Result<Self> {
+        let seal = fs::read_to_string(folder.join(SEAL_FILE))?;
+        ensure!(seal == hash_of_files(folder)?, "{}: damaged", folder.display());
         let log: Log = serde_json::from_slice(&fs::read(folder.join(LOG_FILE))?)?;
-        ensure!(log.tensors_sha256 == hash_of_tensors(folder)?, "{}: damaged", folder.display());
+        let in_place = folder.file_name().is_some_and(|name| *name == *log.part);
+        ensure!(log.question == *question && in_place, "{}: not what belongs there", folder.display());
         Ok(Self { tensors: Arc::new(PackedCheckpoint::open_folder(folder)?), log })
     }
 }
@@ -108,11 +126,11 @@ pub(super) fn header(question: &Question<'_>) -> anyhow::Result<PackedHeader> {
     })
 }
 
-/// sha256 over the tensors and their header.
-fn hash_of_tensors(folder: &Path) -> anyhow::Result<String> {
+/// sha256 over the tensors, their header and the log.
+fn hash_of_files(folder: &Path) -> anyhow::Result<String> {
     let mut hasher = Sha256::new();
     let mut chunk = vec![0; 1 << 20];
-    for name in [WEIGHTS, HEADER_FILE] {
+    for name in [WEIGHTS, HEADER_FILE, LOG_FILE] {
         let path = folder.join(name);
         let cannot_read = || format!("{}: cannot read", path.display());
         let mut file = File::open(&path).with_context(cannot_read)?;

@@ -21,7 +21,7 @@ use awq_core::pack::PackedWeight;
 use awq_core::rule::GridRule;
 use tempfile::TempDir;
 
-use self::block::{LOG_FILE, Part, StoredPart};
+use self::block::{HEAD, LOG_FILE, Part, StoredPart};
 pub use self::id::{QuantizationId, Question, hash_of_sequences};
 use crate::assets::{Partial, cannot_write};
 use crate::progress::Progress;
@@ -116,7 +116,8 @@ impl CodeStore {
         }
     }
 
-    /// The codes that answer `question`, as far as they are stored. A damaged block is removed with all behind it.
+    /// The codes that answer `question`, as far as they are stored. A block that is damaged, or answers another question, is removed with all behind
+    /// it.
     ///
     /// # Errors
     /// Settings that are no JSON.
@@ -133,7 +134,7 @@ impl CodeStore {
         };
         for block_idx in 0..codes.n_blocks_of_model() {
             let of_block = codes.folder_of(block_idx);
-            match of_block.is_dir().then(|| StoredPart::read(&of_block)) {
+            match of_block.is_dir().then(|| StoredPart::read(&of_block, &codes.question)) {
                 Some(Ok(block)) => codes.blocks.push(block),
                 Some(Err(_)) => {
                     let behind = (block_idx..codes.n_blocks_of_model()).map(|idx| codes.folder_of(idx));
@@ -143,7 +144,7 @@ impl CodeStore {
                 None => break,
             }
         }
-        codes.head = StoredPart::read(&codes.folder_of_head()).ok();
+        codes.head = StoredPart::read(&codes.folder_of_head(), &codes.question).ok();
         // Those that were not used for longest are dropped first.
         let _ = File::open(codes.folder_of(0).join(LOG_FILE)).and_then(|file| file.set_modified(SystemTime::now()));
         Ok(codes)
@@ -198,7 +199,7 @@ impl Codes {
     }
 
     fn folder_of_head(&self) -> PathBuf {
-        self.folder.join("head")
+        self.folder.join(HEAD)
     }
 
     /// The blocks, and the head where it is quantized.
@@ -235,8 +236,10 @@ impl Codes {
         let (block_idx, base) = (self.n_blocks(), &self.base);
         let tensors = block.codes.tensors(&base.wiring, block_idx, base.checkpoint.as_ref());
         let (stored_bits, shared_seconds) = (block.codes.stored_bits(), block.shared_seconds);
-        let part = Part { tensors: &tensors, stored_bits, shared_seconds, log: Some(block.log) };
-        let stored = self.store_part(&self.folder_of(block_idx), part)?;
+        let folder = self.folder_of(block_idx);
+        let name = &block::name_of(block_idx);
+        let part = Part { name, tensors: &tensors, stored_bits, shared_seconds, log: Some(block.log) };
+        let stored = self.store_part(&folder, part)?;
         self.blocks.push(stored);
         Ok(())
     }
@@ -249,7 +252,7 @@ impl Codes {
         let (n_out, n_in) = head.shape();
         let stored_bits = (head.stored_bits(), (n_out * n_in) as u64);
         let tensors = head_tensors(&self.base.wiring, Arc::new(head));
-        let part = Part { tensors: &tensors, stored_bits, shared_seconds: 0.0, log: None };
+        let part = Part { name: HEAD, tensors: &tensors, stored_bits, shared_seconds: 0.0, log: None };
         self.head = Some(self.store_part(&self.folder_of_head(), part)?);
         Ok(())
     }
@@ -259,8 +262,8 @@ impl Codes {
         StoredPart::write(partial.path(), part, self.header.clone(), &self.question)
             .with_context(|| cannot_write(folder))?;
         // Another run that answers the same question may be quicker, and has the same codes.
-        partial.finish(folder, |found| StoredPart::read(found).is_ok())?;
-        StoredPart::read(folder)
+        partial.finish(folder, |found| StoredPart::read(found, &self.question).is_ok())?;
+        StoredPart::read(folder, &self.question)
     }
 
     /// The model with these codes in place of its own weights: what runs it.

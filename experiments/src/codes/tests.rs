@@ -223,6 +223,27 @@ fn damaged_blocks_are_removed_with_those_behind_them() {
     damage(0, "quantization.json", &Vec::clear);
     damage(1, "quantization.json", &|bytes| bytes.push(b' '));
     damage(0, "quantized.json", &|bytes| bytes.truncate(30));
+    damage(1, "quantized.json", &|bytes| bytes.iter_mut().filter(|byte| **byte == b'1').for_each(|byte| *byte = b'2'));
+}
+
+#[test]
+fn the_answer_to_another_question_is_not_taken() {
+    let (files, cache) = (files(), tempfile::tempdir().unwrap());
+    let store = CodeStore::new(cache.path(), 1 << 30);
+    let made = llama();
+    let (method, model) = &made.models[0];
+    let rules = [GridRule::from(grid()), GridRule::from(Grid { range_includes_zero: true, ..grid() })];
+    let [own, other] = rules.each_ref().map(|rule| question(&files, method, rule));
+    let folder = |question: &Question<'_>| store.folder().join(question.id().unwrap().0);
+    keep(&store, &own, &made, model);
+    // The whole answer under another name, and one block in the place of another.
+    fs::rename(folder(&own), folder(&other)).unwrap();
+    assert_eq!(store.open(&other, made.base.clone()).unwrap().n_blocks(), 0);
+    keep(&store, &own, &made, model);
+    fs::remove_dir_all(block::folder_in(&folder(&own), 1)).unwrap();
+    fs::rename(block::folder_in(&folder(&own), 0), block::folder_in(&folder(&own), 1)).unwrap();
+    keep(&store, &own, &made, model);
+    assert_eq!(keep(&store, &own, &made, model).sha256().unwrap(), model.codes_sha256());
 }
 
 #[test]

@@ -425,13 +425,13 @@ pub(super) fn same_windows(a: &Measurement, b: &Measurement) -> bool {
     key(a) == key(b) && content(a) == content(b)
 }
 
-/// Whether `other` is what `cell` is compared with: the method of label `baseline` on the same grid, and under the same
+/// Whether `other` is what `cell` is compared with: the method of label `baseline` on the same grid of every linear, and under the same
 /// calibration where it has one of several.
 fn is_baseline_of(other: &Cell, cell: &Cell, baseline: &str) -> bool {
     let (Some(theirs), Some(own)) = (&other.quantization, &cell.quantization) else { return false };
     other.method_label() == baseline
         && cell.method_label() != baseline
-        && theirs.grid == own.grid
+        && theirs.rule() == own.rule()
         && (theirs.calibration_name.is_none() || theirs.calibration_name == own.calibration_name)
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+use awq_core::rule::GridOverride;
+
 use super::tests::{AWQ, RTN, done, grid, record};
 use super::*;
 use crate::config::{TableAxis, TableSpec, TableValue};
@@ -132,6 +134,21 @@ fn a_baseline_under_another_calibration_is_not_compared_with() {
     assert_eq!(baselines(&records), vec![None; 4]);
     records[3].cell.quantization.as_mut().unwrap().calibration_name = Some("few".into());
     assert_eq!(baselines(&records).into_iter().flatten().collect::<Vec<_>>(), std::slice::from_ref(&label));
+}
+
+/// The same grid with other overrides is another grid.
+#[test]
+fn a_baseline_on_other_grids_of_some_linears_is_not_compared_with() {
+    let mut records = records();
+    let overrides = vec![GridOverride { linears: "*.down_proj".into(), grid: None }];
+    records[1].cell.quantization.as_mut().unwrap().overrides = overrides.clone();
+    let baselines = |records: &[Record]| -> Vec<Option<String>> {
+        let rows = frame::rows(&frame::newest(records), &[], "RTN").unwrap();
+        rows.into_iter().map(|row| row.baseline).collect()
+    };
+    assert_eq!(baselines(&records), vec![None; 4]);
+    records[2].cell.quantization.as_mut().unwrap().overrides = overrides;
+    assert_eq!(baselines(&records).into_iter().flatten().collect::<Vec<_>>(), ["RTN"]);
 }
 
 /// Records hold the standard error of independent windows; a report takes it from the windows themselves.

@@ -74,9 +74,8 @@ impl Model {
     /// # Errors
     /// Overrides that do not fit the model.
     pub fn left_in_full_precision(&self, codes: &Codes) -> anyhow::Result<Option<FullPrecisionShare>> {
-        let (grids, base) = (codes.rule().resolve(&self.wiring)?, self.opened.checkpoint.as_ref());
-        let quantized = codes.checkpoint();
-        Ok(FullPrecisionShare::of(&grids, &self.wiring, &self.opened.config, (base, quantized.as_ref())))
+        let grids = codes.rule().resolve(&self.wiring)?;
+        Ok(FullPrecisionShare::of(&grids, &self.wiring, &self.opened.config, codes.checkpoint().as_ref()))
     }
 
     /// Bytes of all codes that `rule` makes.
