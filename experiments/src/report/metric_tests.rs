@@ -119,8 +119,8 @@ fn the_best_is_the_highest_where_higher_is_better() {
     let newest = frame::newest(&records);
     let standings = Standings::new(&newest);
     let rows = rows(&records);
-    for metric in MetricKey::ALL {
-        let rivals = of_metric(&rows, *metric)[1..].to_vec();
+    for metric in [MetricKey::Perplexity, MetricKey::KlDivergence, MetricKey::NextTokenAccuracy] {
+        let rivals = of_metric(&rows, metric)[1..].to_vec();
         let is_best: Vec<bool> = rivals.iter().map(|row| standings.is_among_best(row, &rivals)).collect();
         assert_eq!(is_best, [false, true], "AWQ is better than RTN by {metric:?}");
     }

@@ -14,6 +14,7 @@ use polars::prelude::*;
 
 use super::*;
 use crate::config::{Bundled, ModelSource, ModelSpec};
+use crate::eval::registry::MetricKey;
 use crate::plan::{Cell, ModelPlan, Plan, QuantizationCell};
 use crate::provenance::Provenance;
 use crate::record::{Cost, Done, Failed, Measurement, Outcome, Quantization, SCHEMA_VERSION, Stage};
@@ -261,9 +262,13 @@ fn an_unknown_metric_is_an_error() {
     let mut strange = record(None, 0.0);
     done(&mut strange).measurements[0].metric = "accuracy".into();
     let error = frame::rows(&[&strange], &[], "RTN").unwrap_err();
+    let known: Vec<&str> = MetricKey::ALL.iter().map(|metric| metric.quantity().name).collect();
     assert_eq!(
         format!("{error:#}"),
-        "cell Tiny_1M FP: metric accuracy is none that this program knows (token_perplexity, kl_divergence, next_token_accuracy); use the program that measured it"
+        format!(
+            "cell Tiny_1M FP: metric accuracy is none that this program knows ({}); use the program that measured it",
+            known.join(", ")
+        )
     );
 }
 
