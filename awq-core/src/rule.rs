@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::grid::Grid;
+use crate::load::holder_of;
 use crate::model::wiring::Wiring;
 use crate::model::{LinearFacts, LinearName};
 
@@ -30,7 +31,8 @@ pub struct GridRule {
 #[serde(deny_unknown_fields)]
 pub struct GridOverride {
     /// Pattern of their names, in the checkpoint (`model.layers.3.mlp.down_proj`) or in the block (`mlp.down_proj`). A `*`
-    /// stands for any characters, dots among them.
+    /// stands for any characters, dots among them. The name of a tensor that holds several linears stands for all of them, and
+    /// each has one of its own: `self_attn.qkv_proj.q`.
     pub linears: String,
     /// Their grid; `None` leaves them in full precision.
     pub grid: Option<Grid>,
@@ -147,7 +149,12 @@ impl GridRule {
 
 impl GridOverride {
     fn matches(&self, full_name: &str, name: &str) -> bool {
-        matches(&self.linears, full_name) || matches(&self.linears, name)
+        let by_own_name = matches(&self.linears, full_name) || matches(&self.linears, name);
+        by_own_name
+            || holder_of(name).is_some_and(|holder| {
+                let in_model = &full_name[..full_name.len() - (name.len() - holder.len())];
+                matches(&self.linears, in_model) || matches(&self.linears, holder)
+            })
     }
 }
 
@@ -272,6 +279,23 @@ mod tests {
         let grids = rule(&[("mlp.up_proj", Some(8))]).resolve(&wiring()).unwrap();
         let bits = |block, name| grids.block(block).of(LinearName(name)).unwrap().bits.get();
         assert_eq!((bits(0, "mlp.up_proj"), bits(1, "mlp.up_proj"), bits(1, "mlp.gate_proj")), (8, 8, 4));
+    }
+
+    #[test]
+    fn a_tensor_that_holds_several_linears_stands_for_all_of_them() {
+        let one = |linears: &str| GridOverride { linears: linears.to_owned(), grid: None };
+        let (q, gate) = ("self_attn.qkv_proj.q", "mlp.gate_up_proj.gate");
+        let in_model = |name: &str| format!("model.layers.1.{name}");
+        for pattern in ["*.qkv_proj", "self_attn.qkv_proj", "model.layers.1.self_attn.qkv_proj", "*.qkv_proj.q", "*.q"]
+        {
+            assert!(one(pattern).matches(&in_model(q), q), "{pattern}");
+            assert!(!one(pattern).matches(&in_model(gate), gate), "{pattern}");
+        }
+        assert!(!one("model.layers.2.self_attn.qkv_proj").matches(&in_model(q), q));
+        // GPT-2's matrices lie the other way, and are one linear each.
+        assert!(one("*.c_proj").matches("transformer.h.0.mlp.c_proj.transposed", "mlp.c_proj.transposed"));
+        // No part of anything: its last name is its own.
+        assert!(!one("self_attn").matches("model.layers.0.self_attn.q_proj", "self_attn.q_proj"));
     }
 
     #[test]

@@ -238,10 +238,13 @@ fn check_limits(out: &Path, spec: &ExperimentSpec, limit: NonZeroUsize) -> anyho
     let path = out.join(RESOLVED_CONFIG);
     // An experiment that cannot be read is not shown either.
     let Some(shown) = path.exists().then(|| ExperimentSpec::read(&path).ok()).flatten() else { return Ok(()) };
-    if shown.limits() != spec.limits() {
-        let of = match shown.limits().iter().flatten().max() {
-            Some(n) => format!("the first {n} windows"),
-            None => "all windows".to_owned(),
+    // Evaluations may come and go: what is shown must not be of other windows.
+    let limits = |spec: &ExperimentSpec| -> BTreeSet<Option<NonZeroUsize>> { spec.limits().into_iter().collect() };
+    let shown = limits(&shown);
+    if !shown.is_empty() && shown != limits(spec) {
+        let of = match (shown.contains(&None), shown.iter().flatten().max()) {
+            (false, Some(n)) => format!("the first {n} windows"),
+            _ => "all windows".to_owned(),
         };
         bail!(
             "{}: holds a run of {of}, which one of the first {limit} would take the place of; choose another folder with --out, or \

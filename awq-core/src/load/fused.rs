@@ -113,6 +113,13 @@ pub fn in_parts(config: &ModelConfig, checkpoint: Arc<dyn Checkpoint>) -> Arc<dy
     }
 }
 
+/// The linear of the checkpoint that holds `linear`, where that is a part of one: `self_attn.qkv_proj` of `self_attn.qkv_proj.q`.
+pub fn holder_of(linear: &str) -> Option<&str> {
+    let (holder, part) = linear.rsplit_once('.')?;
+    let mut fused = crate::model::classes().flat_map(|class| class.fused);
+    fused.any(|fused| fused.name == holder && fused.parts.iter().any(|(known, _)| *known == part)).then_some(holder)
+}
+
 /// See [`in_parts`].
 struct PartsCheckpoint {
     base: Arc<dyn Checkpoint>,

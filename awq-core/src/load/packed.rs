@@ -96,6 +96,13 @@ pub enum PackedTransform {
     },
 }
 
+impl PackedLinear {
+    /// Whether kernels take its codes as they are: nothing lies between codes and weights, and codes are spaced evenly.
+    pub fn has_kernel(&self) -> bool {
+        self.transform == PackedTransform::Identity && self.grid.values.is_none()
+    }
+}
+
 impl PackedHeader {
     /// The grids that were asked for.
     pub fn rule(&self) -> GridRule {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use awq_core::grid::{Bits, Granularity, Grid};
 use clap::Args;
 
-use super::model::{locate, parse_bits};
+use super::model::{locate, parse_bits, parse_group_size};
 use super::source::source_of;
 use crate::assets::{AssetSettings, AssetStore};
 use crate::config::ModelSource;
@@ -34,7 +34,7 @@ pub(super) struct InspectArgs {
     #[arg(long, value_name = "N", default_value = "4", value_parser = parse_bits)]
     bits: Bits,
     /// Its group size.
-    #[arg(long, value_name = "N", default_value = "128")]
+    #[arg(long, value_name = "N", default_value = "128", value_parser = parse_group_size)]
     group_size: NonZeroU16,
     /// Print JSON.
     #[arg(long)]

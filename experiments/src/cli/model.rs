@@ -1,6 +1,6 @@
 //! What `quantize`, `generate` and `chat` share: the model, how it is quantized, how tokens are chosen.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU16, NonZeroUsize};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -59,6 +59,10 @@ enum ActivationsArg {
     F32,
     Int16,
     Int8,
+}
+
+pub(super) fn parse_group_size(text: &str) -> Result<NonZeroU16, String> {
+    text.parse().map_err(|_| format!("not a number of 1 to {}; choose 32, 64 or 128", u16::MAX))
 }
 
 pub(super) fn parse_bits(text: &str) -> Result<Bits, String> {

@@ -10,7 +10,7 @@ use awq_core::load::open_model;
 use awq_core::model::wiring_of;
 use clap::{Args, ValueEnum};
 
-use super::model::{ModelArgs, parse_bits};
+use super::model::{ModelArgs, parse_bits, parse_group_size};
 use crate::codes::CodeStore;
 use crate::config::OverrideSpec;
 use crate::device;
@@ -43,7 +43,7 @@ pub(super) struct QuantizeArgs {
     #[arg(long, value_name = "TABLE", value_parser = parse_values, conflicts_with = "bits")]
     values: Option<Codebook>,
     /// Input channels that share a scale [default: all of an output channel].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_group_size)]
     group_size: Option<std::num::NonZeroU16>,
     /// Type in which scales are stored: f32 for the rare weight whose scales f16 cannot hold; e8m0, powers of two, with --values.
     #[arg(long, value_enum, default_value_t = ScaleDtypeArg::F16)]

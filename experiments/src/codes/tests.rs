@@ -5,7 +5,9 @@ use std::num::NonZeroU16;
 use std::time::Duration;
 
 use awq_core::arithmetic::FloatType;
-use awq_core::driver::{BlockCodes, Calibration, Job, Propagation, QuantizedModel, quantize_model};
+use awq_core::driver::{
+    BlockCodes, BlockLog, Calibration, Job, Propagation, QuantizedBlock, QuantizedModel, quantize_model,
+};
 use awq_core::grid::{Bits, Granularity, Grid};
 use awq_core::load::{ModelConfig, SafetensorsCheckpoint};
 use awq_core::model::tiny::{self, TinySpec};
@@ -13,6 +15,7 @@ use awq_core::model::{open_decoder, wiring_of};
 use awq_core::rule::{GridOverride, GridRule};
 
 use super::*;
+use crate::packed::WEIGHTS;
 use crate::registry::MethodSpec;
 
 type Backend = burn::backend::Flex;
@@ -215,7 +218,7 @@ fn damaged_blocks_are_removed_with_those_behind_them() {
         edit(&mut bytes);
         fs::write(&file, bytes).unwrap();
         let codes = store.open(&question, made.base.clone()).unwrap();
-        assert_eq!(codes.n_blocks(), block_idx, "{name}");
+        assert_eq!((codes.n_blocks(), codes.is_damaged()), (block_idx, true), "{name}");
         assert!(!block::folder_in(&folder, 1).exists(), "{name}: a damaged block stays, or one behind it");
     };
     damage(0, "model.safetensors", &|bytes| *bytes.last_mut().unwrap() ^= 1);
@@ -224,6 +227,61 @@ fn damaged_blocks_are_removed_with_those_behind_them() {
     damage(1, "quantization.json", &|bytes| bytes.push(b' '));
     damage(0, "quantized.json", &|bytes| bytes.truncate(30));
     damage(1, "quantized.json", &|bytes| bytes.iter_mut().filter(|byte| **byte == b'1').for_each(|byte| *byte = b'2'));
+}
+
+/// What is no folder gives way, wherever it stands.
+#[test]
+fn files_and_links_in_place_of_folders_are_replaced() {
+    let (files, rule, cache) = (files(), GridRule::from(grid()), tempfile::tempdir().unwrap());
+    let store = CodeStore::new(cache.path(), 1 << 30);
+    let made = llama();
+    let (method, model) = &made.models[0];
+    let question = question(&files, method, &rule);
+    let folder = store.folder().join(question.id().unwrap().0);
+    let file = |path: &Path| fs::write(path, "not a folder").unwrap();
+    let link = |path: &Path| std::os::unix::fs::symlink(cache.path().join("nowhere"), path).unwrap();
+    let strays = [
+        (true, folder.clone()),
+        (false, folder.clone()),
+        (true, block::folder_in(&folder, 1)),
+        (false, block::folder_in(&folder, 0)),
+    ];
+    for (is_file, at) in strays {
+        keep(&store, &question, &made, model);
+        fs::remove_dir_all(&at).unwrap();
+        if is_file {
+            file(&at)
+        } else {
+            link(&at)
+        }
+        assert!(!store.open(&question, made.base.clone()).unwrap().is_whole(), "{}", at.display());
+        assert_eq!(keep(&store, &question, &made, model).sha256().unwrap(), model.codes_sha256());
+    }
+    // A block that is gone, with others behind it.
+    fs::remove_dir_all(block::folder_in(&folder, 0)).unwrap();
+    let codes = store.open(&question, made.base.clone()).unwrap();
+    assert_eq!((codes.n_blocks(), codes.is_damaged()), (0, true));
+}
+
+/// Another user's cache, or one on a medium that cannot be written.
+#[test]
+fn codes_that_can_only_be_read_are_read() {
+    let (files, rule, cache) = (files(), GridRule::from(grid()), tempfile::tempdir().unwrap());
+    let made = llama();
+    let (method, model) = &made.models[0];
+    let question = question(&files, method, &rule);
+    let stored = CodeStore::new(cache.path(), 1 << 30);
+    keep(&stored, &question, &made, model);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let store = CodeStore::in_scratch(elsewhere.path(), Some(stored.folder())).unwrap();
+    let whole = store.open(&question, made.base.clone()).unwrap();
+    assert!(whole.is_whole() && whole.sha256().unwrap() == model.codes_sha256());
+    // Damage is left as it is, and what is missing is stored elsewhere.
+    let last = block::folder_in(&stored.folder().join(question.id().unwrap().0), 1);
+    fs::write(last.join(WEIGHTS), "damaged").unwrap();
+    assert_eq!(store.open(&question, made.base.clone()).unwrap().n_blocks(), 1);
+    assert_eq!(keep(&store, &question, &made, model).sha256().unwrap(), model.codes_sha256());
+    assert_eq!(fs::read(last.join(WEIGHTS)).unwrap(), b"damaged");
 }
 
 #[test]

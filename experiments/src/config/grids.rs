@@ -5,7 +5,7 @@ use std::fmt;
 use anyhow::{bail, ensure};
 use awq_core::codebook::Codebook;
 use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
-use awq_core::rule::{GridOverride, GridRule};
+use awq_core::rule::{GridOverride, GridRule, HEAD, RuleError};
 use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
@@ -182,6 +182,15 @@ impl GridSweep {
         }
         for (list, overrides) in self.overrides.iter().enumerate() {
             for (index, one) in overrides.iter().enumerate() {
+                ensure!(
+                    !one.linears.trim().is_empty(),
+                    "key `grids.overrides[{list}][{index}].linears` is empty; give a pattern such as `*.down_proj`"
+                );
+                ensure!(one.linears != HEAD || one.grid != GridChange::FullPrecision, RuleError::HeadAnyhow);
+                ensure!(
+                    overrides[..index].iter().all(|earlier| earlier.linears != one.linears),
+                    RuleError::Hidden { pattern: one.linears.clone() }
+                );
                 let GridChange::Keys(keys) = &one.grid else { continue };
                 let on_values = if self.values.is_empty() { Ok(()) } else { keys.check_on_values() };
                 keys.check()

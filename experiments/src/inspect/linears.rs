@@ -1,10 +1,9 @@
 //! [`GridFacts`]: the linears that methods quantize, on a grid: groups of a row, bits of a weight, bytes of the packed model.
 
-use std::collections::BTreeMap;
-
 use awq_core::grid::{Granularity, Grid, Symmetry};
 use awq_core::load::{Checkpoint, ModelConfig};
 use awq_core::model::wiring::Wiring;
+use awq_core::rule::{GridRule, HEAD};
 use serde::Serialize;
 
 use crate::packed::bytes_of_codes;
@@ -12,9 +11,9 @@ use crate::packed::bytes_of_codes;
 /// Linears of a model on a grid.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GridFacts {
-    /// The grid: `W4 g128`.
+    /// The grid of linears that have none of their own: `W4 g128`.
     pub grid: String,
-    /// The linears; those of all blocks and experts that are alike are one row.
+    /// The linears, and the head where it is quantized; those of all blocks and experts that are alike are one row.
     pub linears: Vec<LinearRow>,
     /// Bits a weight: codes, and a scale and zero point a group.
     pub bits_per_weight: f64,
@@ -33,31 +32,39 @@ pub struct LinearRow {
     pub name: String,
     /// `[out, in]`.
     pub shape: [usize; 2],
+    /// Its grid; absent where it stays in full precision.
+    pub grid: Option<String>,
     /// How many there are.
     pub count: usize,
-    /// Groups of a row.
+    /// Groups of a row; 0 in full precision.
     pub n_groups: usize,
     /// Weights of the last group, where they are fewer than a group of the grid has.
     pub ragged: Option<usize>,
 }
 
 impl GridFacts {
-    pub(super) fn of(wiring: &Wiring, config: &ModelConfig, checkpoint: &dyn Checkpoint, grid: &Grid) -> Self {
-        let (linears, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            wiring.tensors(config).into_iter().partition(|(name, _)| wiring.quantizes(name));
-        let other_values: u64 = others.values().map(|shape| n_values(shape)).sum();
-        let names: Vec<String> = linears.into_keys().collect();
-        let linears = rows(wiring, config, grid);
-        let n_weights: u64 = linears.iter().map(LinearRow::n_weights).sum();
-        let bits: u64 =
-            linears.iter().map(|row| row.n_weights() * u64::from(grid.bits.get()) + row.group_bits(grid)).sum();
+    pub(super) fn of(wiring: &Wiring, config: &ModelConfig, checkpoint: &dyn Checkpoint, rule: &GridRule) -> Self {
+        let tensors = wiring.tensors(config);
+        let grid_of = |name: &str| match wiring.quantizable_linear(name) {
+            Some(linear) => rule.grid_of(name.strip_suffix(".weight")?, linear.0),
+            None => rule.head().filter(|_| Some(name) == wiring.head.as_deref()),
+        };
+        let bytes = |(name, shape): (&String, &Vec<usize>)| match grid_of(name) {
+            Some(grid) => bytes_of_codes(checkpoint, name, grid),
+            None => 2 * n_values(shape),
+        };
+        let rows = rows(wiring, config, rule);
+        let quantized = || rows.iter().filter_map(|(row, grid)| Some((row, (*grid)?)));
+        let bits =
+            |(row, grid): (&LinearRow, &Grid)| row.n_weights() * u64::from(grid.bits.get()) + row.group_bits(grid);
+        let n_bits: u64 = quantized().map(bits).sum();
+        let n_weights: u64 = quantized().map(|(row, _)| row.n_weights()).sum();
         let (scale_groups, unscaled) = scales(wiring);
         Self {
-            grid: grid.label(),
-            linears,
-            bits_per_weight: bits as f64 / n_weights.max(1) as f64,
-            packed_bytes: names.iter().map(|name| bytes_of_codes(checkpoint, name, grid)).sum::<u64>()
-                + 2 * other_values,
+            grid: rule.grid.label(),
+            bits_per_weight: n_bits as f64 / n_weights.max(1) as f64,
+            packed_bytes: tensors.iter().map(bytes).sum(),
+            linears: rows.into_iter().map(|(row, _)| row).collect(),
             scale_groups,
             unscaled,
         }
@@ -89,31 +96,39 @@ pub(super) fn n_values(shape: &[usize]) -> u64 {
     shape.iter().map(|&dim| dim as u64).product()
 }
 
-fn rows(wiring: &Wiring, config: &ModelConfig, grid: &Grid) -> Vec<LinearRow> {
-    let mut rows: Vec<LinearRow> = Vec::new();
+/// Each row with its grid.
+fn rows<'a>(wiring: &Wiring, config: &ModelConfig, rule: &'a GridRule) -> Vec<(LinearRow, Option<&'a Grid>)> {
+    let mut rows: Vec<(LinearRow, Option<&Grid>)> = Vec::new();
     let tensors = wiring.tensors(config);
+    let mut add = |name: String, tensor: &str, grid: Option<&'a Grid>| {
+        let Some(&[n_out, n_in]) = tensors.get(tensor).map(Vec::as_slice) else { return };
+        let one = row(name, [n_out, n_in], grid);
+        match rows.iter_mut().find(|(known, _)| LinearRow { count: 1, ..known.clone() } == one) {
+            Some((known, _)) => known.count += 1,
+            None => rows.push((one, grid)),
+        }
+    };
     for (block_idx, block) in wiring.blocks.iter().enumerate() {
         for facts in &block.layout.linears {
-            let tensor = format!("{}.weight", wiring.linear(block_idx, facts.name));
-            let Some(&[n_out, n_in]) = tensors.get(&tensor).map(Vec::as_slice) else { continue };
-            let name = without_expert(facts.name.0, facts.expert);
-            match rows.iter_mut().find(|row| row.name == name && row.shape == [n_out, n_in]) {
-                Some(row) => row.count += 1,
-                None => rows.push(row(name, [n_out, n_in], grid)),
-            }
+            let linear = wiring.linear(block_idx, facts.name);
+            let grid = rule.grid_of(&linear, facts.name.0);
+            add(without_expert(facts.name.0, facts.expert), &format!("{linear}.weight"), grid);
         }
+    }
+    if let Some(grid) = rule.head() {
+        add(HEAD.to_owned(), wiring.head.as_deref().unwrap_or(&wiring.embedding), Some(grid));
     }
     rows
 }
 
-fn row(name: String, shape: [usize; 2], grid: &Grid) -> LinearRow {
+fn row(name: String, shape: [usize; 2], grid: Option<&Grid>) -> LinearRow {
     let n_in = shape[1];
-    let n_groups = grid.granularity.n_groups(n_in);
-    let ragged = match grid.granularity {
-        Granularity::PerGroup(size) => Some(n_in % usize::from(size.get())).filter(|&rest| rest > 0),
-        Granularity::PerTensor | Granularity::PerChannel => None,
+    let n_groups = grid.map_or(0, |grid| grid.granularity.n_groups(n_in));
+    let ragged = match grid.map(|grid| grid.granularity) {
+        Some(Granularity::PerGroup(size)) => Some(n_in % usize::from(size.get())).filter(|&rest| rest > 0),
+        Some(Granularity::PerTensor | Granularity::PerChannel) | None => None,
     };
-    LinearRow { name, shape, count: 1, n_groups, ragged }
+    LinearRow { name, shape, grid: grid.map(Grid::label), count: 1, n_groups, ragged }
 }
 
 /// A linear's name with `*` for the number of its expert.
@@ -154,6 +169,9 @@ mod tests {
     use std::num::NonZeroU16;
 
     use awq_core::grid::{Bits, Granularity, Grid};
+    use awq_core::model::tiny::{self, TinySpec};
+    use awq_core::model::wiring_of;
+    use awq_core::rule::GridOverride;
 
     use super::*;
 
@@ -165,7 +183,7 @@ mod tests {
     #[test]
     fn a_group_that_is_not_full_is_ragged() {
         let of = |n_in, size| {
-            let row = row("linear".into(), [8, n_in], &grid(size));
+            let row = row("linear".into(), [8, n_in], Some(&grid(size)));
             (row.n_groups, row.ragged)
         };
         assert_eq!(of(576, 128), (5, Some(64)));
@@ -177,7 +195,7 @@ mod tests {
     #[test]
     fn bits_of_groups_are_those_of_a_quantized_weight() {
         let grid = grid(128);
-        let row = row("linear".into(), [3, 576], &grid);
+        let row = row("linear".into(), [3, 576], Some(&grid));
         let quantized = awq_core::quantized::QuantizedWeight {
             n_out: 3,
             n_in: 576,
@@ -188,6 +206,30 @@ mod tests {
             transform: awq_core::transform::WeightTransform::Identity,
         };
         assert_eq!(row.n_weights() * 4 + row.group_bits(&grid), quantized.stored_bits());
+    }
+
+    #[test]
+    fn linears_are_told_apart_by_their_grids() {
+        let spec = TinySpec::MHA;
+        let (config, checkpoint) = (spec.config(), tiny::checkpoint(&spec, 0));
+        let wiring = wiring_of(&config, &checkpoint).expect("a tiny model");
+        let one = |linears: &str, grid| GridOverride { linears: linears.into(), grid };
+        let eight = Grid { bits: Bits::new(8).expect("8 bits"), ..grid(32) };
+        let overrides =
+            vec![one("model.layers.0.mlp.down_proj", Some(eight)), one("*.v_proj", None), one(HEAD, Some(eight))];
+        let rule = GridRule { grid: grid(64), overrides };
+        let facts = GridFacts::of(&wiring, &config, &checkpoint, &rule);
+        let of = |name: &str| -> Vec<(Option<&str>, usize, usize)> {
+            let rows = facts.linears.iter().filter(|row| row.name == name);
+            rows.map(|row| (row.grid.as_deref(), row.count, row.n_groups)).collect()
+        };
+        let (n_blocks, n_groups) = (config.n_blocks, |n_in: usize, size| n_in.div_ceil(size));
+        assert_eq!(of("self_attn.v_proj"), [(None, n_blocks, 0)]);
+        let inner = config.intermediate_size;
+        let down = [(Some("W8 g32"), 1, n_groups(inner, 32)), (Some("W4 g64"), n_blocks - 1, n_groups(inner, 64))];
+        assert_eq!(of("mlp.down_proj"), down);
+        assert_eq!(of(HEAD), [(Some("W8 g32"), 1, n_groups(config.hidden_size, 32))]);
+        assert!((4.0..8.0).contains(&facts.bits_per_weight), "{}", facts.bits_per_weight);
     }
 
     #[test]

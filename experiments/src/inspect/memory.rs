@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use awq_core::load::ModelConfig;
+use awq_core::load::{ModelConfig, PackedHeader};
 use awq_core::model::wiring::Wiring;
 use serde::Serialize;
 
@@ -36,21 +36,48 @@ struct Parts {
     held: u64,
     /// The largest block in f32.
     block: u64,
-    /// All values but those of linears that methods quantize, in f32.
-    unquantized: u64,
     /// Keys and values of a full context.
     cache: u64,
 }
 
-/// The stages. Decoding keeps quantized linears at `bits_per_weight`: as they are stored in a packed checkpoint, or as they would be.
+/// How decoding holds quantized linears.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Decoding {
+    /// Bytes of those whose codes a kernel takes.
+    packed: u64,
+    /// Weights of those that are dequantized, for no kernel takes them.
+    n_dequantized: u64,
+    /// All weights of both.
+    n_weights: u64,
+}
+
+impl Decoding {
+    /// All of them as codes of `bits_per_weight`.
+    pub(super) fn of_kernels(n_weights: u64, bits_per_weight: f64) -> Self {
+        Self { packed: (n_weights as f64 * bits_per_weight / 8.0) as u64, n_dequantized: 0, n_weights }
+    }
+
+    /// Those of a packed folder.
+    pub(super) fn of_packed(header: &PackedHeader) -> Self {
+        let weights = |has_kernel: bool| -> u64 {
+            let linears = header.linears.values().filter(|linear| linear.has_kernel() == has_kernel);
+            linears.map(|linear| n_values(&linear.shape)).sum()
+        };
+        let (with_kernel, n_dequantized) = (weights(true), weights(false));
+        let packed = Self::of_kernels(with_kernel, header.bits_per_weight).packed;
+        Self { packed, n_dequantized, n_weights: with_kernel + n_dequantized }
+    }
+}
+
+/// The stages, the last of them decoding as `decoding` says.
 pub(super) fn stages(
     wiring: &Wiring,
     config: &ModelConfig,
     parameters: &Parameters,
-    bits_per_weight: f64,
+    decoding: Decoding,
     is_packed: bool,
 ) -> Vec<Stage> {
-    let parts = Parts::of(wiring, config, parameters);
+    let parts = Parts::of(wiring, config);
     let seq_len = SEQ_LEN.min(config.longest_sequence());
     let n_tokens = (N_SEQUENCES * seq_len) as u64;
     let inputs = input_widths(wiring, config);
@@ -60,7 +87,6 @@ pub(super) fn stages(
     let grams: u64 = inputs.values().map(|input| (input.width * input.width) as u64 * F64).sum();
     let resident = parts.held + parts.block;
     let calibration = format!("calibration of {N_SEQUENCES} x {seq_len}");
-    let packed = (parameters.quantized as f64 * bits_per_weight / 8.0) as u64 + parts.unquantized;
     let stage = |work: String, bytes, holds: &str| Stage { work, bytes, holds: holds.to_owned() };
     let mut stages = vec![stage("reading a block".into(), parts.block, "the largest block in f32")];
     if !is_packed {
@@ -76,13 +102,19 @@ pub(super) fn stages(
         let all = parameters.total * F32 + parts.cache;
         stages.push(stage("decoding as it is".into(), all, &format!("all in f32, {cache}")));
     }
-    let holds = format!("packed linears, {cache}");
-    stages.push(stage("decoding, packed".into(), packed + parts.cache, &holds));
+    let others = parameters.total.saturating_sub(decoding.n_weights) * F32;
+    let bytes = decoding.packed + decoding.n_dequantized * F32 + others + parts.cache;
+    let (work, holds) = match (decoding.packed, decoding.n_dequantized) {
+        (_, 0) => ("decoding, packed", format!("packed linears, {cache}")),
+        (0, _) => ("decoding, dequantized", format!("all in f32, for no kernel takes these codes, {cache}")),
+        _ => ("decoding, in part packed", format!("packed linears, those without a kernel in f32, {cache}")),
+    };
+    stages.push(stage(work.into(), bytes, &holds));
     stages
 }
 
 impl Parts {
-    fn of(wiring: &Wiring, config: &ModelConfig, parameters: &Parameters) -> Self {
+    fn of(wiring: &Wiring, config: &ModelConfig) -> Self {
         let mut blocks = vec![0; wiring.blocks.len()];
         let mut held = 0;
         for (name, shape) in wiring.tensors(config) {
@@ -97,7 +129,6 @@ impl Parts {
         Self {
             held,
             block: blocks.into_iter().max().unwrap_or(0),
-            unquantized: (parameters.total - parameters.quantized) * F32,
             cache: wiring.blocks.len() as u64 * 2 * kv_width * config.longest_sequence() as u64 * F32,
         }
     }
@@ -139,7 +170,8 @@ mod tests {
         let (config, checkpoint) = (TinySpec::MHA.config(), tiny::checkpoint(&TinySpec::MHA, 0));
         let wiring = wiring_of(&config, &checkpoint).unwrap();
         let parameters = Parameters::of(&wiring, &config);
-        let of = |is_packed| stages(&wiring, &config, &parameters, 4.0, is_packed);
+        let decoding = Decoding::of_kernels(parameters.quantized, 4.0);
+        let of = |is_packed| stages(&wiring, &config, &parameters, decoding, is_packed);
         let bytes = |work: &str| of(false).iter().find(|stage| stage.work.starts_with(work)).unwrap().bytes;
         let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
         // Four linears of attention, three of the feed-forward module, two norms, the biases of q, k and v.
@@ -157,5 +189,9 @@ mod tests {
         // What is quantized already is not calibrated for.
         let works: Vec<String> = of(true).into_iter().map(|stage| stage.work).collect();
         assert_eq!(works, ["reading a block", "scoring", "decoding, packed"]);
+        // What no kernel takes is in f32.
+        let without = Decoding { packed: 0, n_dequantized: parameters.quantized, n_weights: parameters.quantized };
+        let last = stages(&wiring, &config, &parameters, without, true).pop().unwrap();
+        assert_eq!((last.work.as_str(), last.bytes), ("decoding, dequantized", bytes("decoding as it is")));
     }
 }

@@ -6,11 +6,12 @@ use awq_core::grid::Grid;
 use awq_core::load::{Checkpoint, LoadError, ModelConfig, OpenedModel, PackedHeader, Tokenizer, open_model};
 use awq_core::model::wiring::Wiring;
 use awq_core::model::{known_families, wiring_of};
+use awq_core::rule::GridRule;
 use serde::Serialize;
 use serde_json::Value as Json;
 
 use super::linears::GridFacts;
-use super::memory::{self, Stage};
+use super::memory::{self, Decoding, Stage};
 use super::parameters::{Parameters, StoredAs};
 
 /// A model, from the headers of its files.
@@ -82,6 +83,8 @@ pub struct PackedFacts {
     pub method: String,
     /// Its settings, as an experiment's file has them.
     pub settings: Json,
+    /// The grids that were asked for: `W4 g128 (*.down_proj W8 g128)`.
+    pub grids: String,
     /// Bits a weight, with what lies between codes and weights.
     pub bits_per_weight: f64,
     /// What it was calibrated on, as an experiment's file has it.
@@ -124,9 +127,12 @@ impl ModelFacts {
         let OpenedModel { config, checkpoint, tokenizer, packed, chat_template, .. } = opened;
         let checkpoint: &dyn Checkpoint = checkpoint.as_ref();
         let parameters = Parameters::of(wiring, config);
-        let quantization =
-            GridFacts::of(wiring, config, checkpoint, packed.as_ref().map_or(grid, |header| &header.grid));
-        let bits_per_weight = packed.as_ref().map_or(quantization.bits_per_weight, |header| header.bits_per_weight);
+        let rule = packed.as_ref().map_or_else(|| GridRule::from(*grid), PackedHeader::rule);
+        let quantization = GridFacts::of(wiring, config, checkpoint, &rule);
+        let decoding = match packed {
+            Some(header) => Decoding::of_packed(header),
+            None => Decoding::of_kernels(parameters.quantized, quantization.bits_per_weight),
+        };
         let family = known_families().into_iter().find(|family| family.class == config.architecture);
         Self {
             name: name.to_owned(),
@@ -139,7 +145,7 @@ impl ModelFacts {
             architecture: config.architecture.clone(),
             family: family.map(|family| family.model_type),
             shapes: Shapes::of(wiring, config),
-            memory: memory::stages(wiring, config, &parameters, bits_per_weight, packed.is_some()),
+            memory: memory::stages(wiring, config, &parameters, decoding, packed.is_some()),
             parameters,
             stored: StoredAs::of(checkpoint),
             unsupported: unsupported(packed.as_ref(), chat_template.is_some()),
@@ -192,6 +198,7 @@ impl From<&PackedHeader> for PackedFacts {
         Self {
             method: header.method.clone(),
             settings: header.settings.clone(),
+            grids: header.rule().label(),
             bits_per_weight: header.bits_per_weight,
             calibration: header.calibration.clone(),
             commit: header.commit.clone(),

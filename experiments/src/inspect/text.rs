@@ -9,6 +9,9 @@ use super::sheet::{Align, Sheet, bytes};
 use super::unreadable::UnreadableFacts;
 use crate::report::tables::grouped;
 
+/// Where a table of linears has their grids.
+const GRID_COLUMN: usize = 4;
+
 impl ModelFacts {
     pub(super) fn text(&self) -> String {
         let mut sheet = Sheet::titled(&format!("{}: {}, {}", self.name, self.files, bytes(self.bytes_on_disk)));
@@ -19,7 +22,7 @@ impl ModelFacts {
         sheet.table("stored as", &self.stored_rows(), &[Align::Left, Align::Right, Align::Right, Align::Right]);
         if let Some(packed) = &self.packed {
             sheet.gap();
-            sheet.entry("quantized", packed.lines(&self.quantization.grid));
+            sheet.entry("quantized", packed.lines());
         }
         sheet.gap();
         self.quantization.show(&mut sheet, self.packed.as_ref().map(|packed| packed.bits_per_weight));
@@ -84,13 +87,13 @@ impl Shapes {
 }
 
 impl PackedFacts {
-    fn lines(&self, grid: &str) -> Vec<String> {
+    fn lines(&self) -> Vec<String> {
         let calibration = match &self.calibration {
             Some(calibration) => format!("calibrated on {calibration}"),
             None => "without calibration".to_owned(),
         };
         vec![
-            format!("{} {grid}", self.method),
+            format!("{} {}", self.method, self.grids),
             format!("settings {}", self.settings),
             calibration,
             format!("by commit {}", self.commit),
@@ -102,10 +105,16 @@ impl PackedFacts {
 impl GridFacts {
     /// `bits`: what a packed folder says of itself.
     fn show(&self, sheet: &mut Sheet, packed: Option<f64>) {
-        let heading = ["linear", "out", "in", "how many", "groups a row"].map(str::to_owned).to_vec();
-        let rows: Vec<Vec<String>> =
+        let heading = ["linear", "out", "in", "how many", "grid", "groups a row"].map(str::to_owned).to_vec();
+        let mut rows: Vec<Vec<String>> =
             std::iter::once(heading).chain(self.linears.iter().map(LinearRow::cells)).collect();
-        sheet.table(&self.grid, &rows, &[Align::Left, Align::Right, Align::Right, Align::Right, Align::Left]);
+        let mut align = vec![Align::Left, Align::Right, Align::Right, Align::Right, Align::Left, Align::Left];
+        // The grid stands at the left where it is that of all.
+        if self.linears.iter().all(|row| row.grid.as_ref() == Some(&self.grid)) {
+            rows.iter_mut().for_each(|row| drop(row.remove(GRID_COLUMN)));
+            align.remove(GRID_COLUMN);
+        }
+        sheet.table(&self.grid, &rows, &align);
         let bits = packed.unwrap_or(self.bits_per_weight);
         let packed_bytes = match packed {
             Some(_) => String::new(),
@@ -122,12 +131,14 @@ impl GridFacts {
 impl LinearRow {
     fn cells(&self) -> Vec<String> {
         let groups = match self.ragged {
+            None if self.grid.is_none() => "-".to_owned(),
             None => self.n_groups.to_string(),
             Some(last) if self.n_groups == 1 => format!("1, ragged: {last} weights"),
             Some(last) => format!("{}, ragged: the last has {last} weights", self.n_groups),
         };
         let [n_out, n_in] = self.shape;
-        vec![self.name.clone(), n_out.to_string(), n_in.to_string(), self.count.to_string(), groups]
+        let grid = self.grid.clone().unwrap_or_else(|| "FP".to_owned());
+        vec![self.name.clone(), n_out.to_string(), n_in.to_string(), self.count.to_string(), grid, groups]
     }
 }
 

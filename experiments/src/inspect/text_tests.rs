@@ -7,8 +7,14 @@ use super::super::{FailedCell, Parameters};
 use super::*;
 
 fn model() -> ModelFacts {
-    let row =
-        |name: &str, shape, count, n_groups, ragged| LinearRow { name: name.into(), shape, count, n_groups, ragged };
+    let row = |name: &str, shape, count, n_groups, ragged| LinearRow {
+        name: name.into(),
+        shape,
+        grid: Some("W4 g100".into()),
+        count,
+        n_groups,
+        ragged,
+    };
     let stage = |work: &str, bytes, holds: &str| Stage { work: work.into(), bytes, holds: holds.into() };
     ModelFacts {
         name: "model".into(),
@@ -102,6 +108,7 @@ fn a_packed_folder_says_how_it_was_made() {
     let packed = PackedFacts {
         method: "AWQ".into(),
         settings: json!({ "awq": {} }),
+        grids: "W4 g100 (*.down_proj W8 g100)".into(),
         bits_per_weight: 4.25,
         calibration: None,
         commit: "0123abc".into(),
@@ -111,7 +118,7 @@ fn a_packed_folder_says_how_it_was_made() {
     let (_, after) = text.split_once("16.00 bits each\n\n").expect("the linears come after the types");
     let (quantized, _) = after.split_once("AWQ scales").expect("the scales come after the linears");
     assert_snapshot!(quantized, @r#"
-    quantized     AWQ W4 g100
+    quantized     AWQ W4 g100 (*.down_proj W8 g100)
                   settings {"awq":{}}
                   without calibration
                   by commit 0123abc

@@ -92,7 +92,13 @@ impl ModelJob<'_, '_, '_> {
         if let Some(least) = begun.clone().min() {
             let n_begun = begun.count();
             progress
-                .note(&format!("{name}{n_begun} cell(s) go on behind block {least}, where an earlier run was cut off"));
+                .note(&format!("{name}{n_begun} cell(s) go on behind block {least}, as far as an earlier run came"));
+        }
+        let n_damaged = wanted.iter().filter(|one| one.codes.is_damaged()).count();
+        if n_damaged > 0 {
+            progress.note(&format!(
+                "{name}stored codes of {n_damaged} cell(s) were damaged; from the first damaged block on they are made again"
+            ));
         }
     }
 }

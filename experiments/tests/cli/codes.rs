@@ -134,7 +134,7 @@ fn a_kill_inside_a_pass_costs_no_more_than_a_block() {
     assert!(left.iter().sum::<usize>() < N_BLOCKS * (N_CELLS - 1), "killed too late: {left:?}");
     let resumed = finish(&workshop, &["experiment.toml", "--out", "killed"]);
     assert!(
-        resumed.stderr.contains("cell(s) go on behind block 1, where an earlier run was cut off\n"),
+        resumed.stderr.contains("cell(s) go on behind block 1, as far as an earlier run came\n"),
         "{}",
         resumed.stderr
     );

@@ -99,6 +99,30 @@ fn a_packed_folder_says_how_it_was_made() {
 }
 
 #[test]
+fn a_packed_folder_has_the_grids_of_its_linears() {
+    let workshop = Workshop::new();
+    let grids = ["--override", "*.down_proj=w8", "--override", "*.v_proj=fp", "--override", "lm_head=w8g16"];
+    let quantize = ["quantize", "model", "--method", "rtn", "--bits", "4", "--group-size", "32", "--out", "packed"];
+    assert_eq!(workshop.run(&[&quantize[..], &grids].concat()).code, Some(0));
+    let ran = workshop.run(&["inspect", "packed"]);
+    for words in [
+        "quantized     RTN W4 g32 (*.down_proj W8 g32, *.v_proj FP, lm_head W8 g16)\n",
+        "self_attn.v_proj   32   64         2  FP      -\n",
+        "mlp.down_proj      64  128         2  W8 g32  4\n",
+        "lm_head            40   64         1  W8 g16  4\n",
+        "decoding, packed",
+    ] {
+        assert!(ran.stdout.contains(words), "no {words:?}: {}", ran.stdout);
+    }
+
+    // No kernel takes a table of values.
+    let nf4 = ["quantize", "model", "--method", "rtn", "--values", "nf4", "--group-size", "32", "--out", "nf4"];
+    assert_eq!(workshop.run(&nf4).code, Some(0));
+    let ran = workshop.run(&["inspect", "nf4"]);
+    assert!(ran.stdout.contains("decoding, dequantized") && !ran.stdout.contains("decoding, packed"), "{}", ran.stdout);
+}
+
+#[test]
 fn a_folder_of_results_says_what_was_asked_and_what_is_there() {
     let workshop = Workshop::new();
     workshop.finish("out", &["--quiet"]);
