@@ -11,12 +11,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::QuantBackend;
+use crate::grids::ModelGrids;
 use crate::load::{Checkpoint, LoadError};
 pub use crate::log::{BlockLog, LinearLog, ScaleSearchLog};
 use crate::method::{MethodError, QuantMethod};
 use crate::model::{Decoder, for_each_block};
 use crate::pack::PackedWeight;
-use crate::rule::ModelGrids;
 
 mod edit;
 mod head;

@@ -16,6 +16,7 @@ pub mod decode;
 pub mod driver;
 pub mod fold;
 pub mod grid;
+pub mod grids;
 #[macro_use]
 pub mod host;
 pub mod kernel;
@@ -24,6 +25,7 @@ pub mod log;
 pub mod method;
 pub mod model;
 pub mod numbers;
+pub mod open;
 pub mod pack;
 pub mod quantized;
 pub mod rotation;

@@ -13,11 +13,11 @@ use thiserror::Error;
 use crate::backend::{QuantBackend, float_vec};
 use crate::capture::{BlockInputs, CaptureNeeds, InputStats};
 use crate::grid::Grid;
+use crate::grids::BlockGrids;
 use crate::log::{BlockLog, LinearLog};
 use crate::model::{Block, LinearFacts, LinearName};
 use crate::numbers::of_table;
 use crate::quantized::QuantizedWeight;
-use crate::rule::BlockGrids;
 
 /// What a method is given of one block.
 #[derive(Clone, Copy)]

@@ -13,8 +13,9 @@ use std::path::Path;
 use anyhow::Context;
 use awq_core::grid::Grid;
 use awq_core::load::packed::{HEADER_FILE, PackedHeader, PackedLinear, PackedTransform};
-use awq_core::load::{Checkpoint, EditedTensors, OpenedModel};
+use awq_core::load::{Checkpoint, EditedTensors};
 use awq_core::model::wiring_of;
+use awq_core::open::OpenedModel;
 use awq_core::pack::PackLayout;
 use awq_core::quantized::{QuantizedWeight, ZeroPoints};
 use awq_core::transform::WeightTransform;
@@ -223,9 +224,10 @@ mod tests {
     use std::sync::Arc;
 
     use awq_core::driver::codes_sha256;
-    use awq_core::load::{MemoryCheckpoint, Tokenizer, open_model};
+    use awq_core::load::{MemoryCheckpoint, Tokenizer};
     use awq_core::model::tiny::{self, TinySpec};
     use awq_core::model::{Storage, wiring_of};
+    use awq_core::open::open_model;
 
     use super::*;
     use crate::bundled::assets;

@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::grids::ModelGrids;
 use crate::load::{Checkpoint, ModelConfig};
 use crate::model::wiring::Wiring;
-use crate::rule::ModelGrids;
 
 /// The linears of a quantized model that are not quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

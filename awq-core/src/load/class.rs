@@ -47,6 +47,9 @@ pub(crate) struct Class {
     pub(crate) gguf: Option<GgufArchitecture>,
 }
 
+/// The classes that are known.
+pub(crate) type Classes<'a> = &'a [&'static Class];
+
 /// Keys that stand for one number, the first of which counts, and its value.
 pub(crate) type Dimension = (&'static [&'static str], usize);
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 
-use super::class::Class;
+use super::class::{Class, Classes};
 use super::gguf::Value;
 use super::keys::Keys;
 use super::rope::{Rope, RopeScaling};
@@ -59,14 +59,14 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads a Hugging Face `config.json`. Absent optional keys get the defaults of the transformers class.
+    /// Reads a Hugging Face `config.json`. Absent optional keys get the defaults of the class of transformers, one of `classes`.
     ///
     /// # Errors
     /// [`LoadError::MissingKey`], [`LoadError::BadKey`] or [`LoadError::Json`], naming file and key.
-    pub fn from_hugging_face(file: &Path) -> Result<Self, LoadError> {
+    pub(crate) fn of_hugging_face(file: &Path, classes: Classes<'_>) -> Result<Self, LoadError> {
         let raw: Json = read_json(file)?;
         let keys = Keys { file, json: &raw };
-        let class = class_of(&keys)?;
+        let class = class_of(&keys, classes)?;
         switches::check(&keys, class)?;
         let hidden_size = keys.dimension_or(class.hidden_size.0, class.hidden_size.1)?;
         let n_blocks = keys.dimension_or(class.n_blocks.0, class.n_blocks.1)?;
@@ -237,9 +237,9 @@ impl ModelConfig {
 }
 
 /// The class that the file names, or that its `model_type` belongs to.
-fn class_of(keys: &Keys<'_>) -> Result<&'static Class, LoadError> {
+fn class_of(keys: &Keys<'_>, classes: Classes<'_>) -> Result<&'static Class, LoadError> {
     const KEY: &str = "architectures";
-    let classes = crate::model::classes;
+    let classes = || classes.iter().copied();
     let unknown = |architecture: &str| LoadError::UnknownArchitecture {
         file: keys.file.to_owned(),
         architecture: architecture.to_owned(),

@@ -41,7 +41,7 @@ const PARTS: [(&str, &str); 9] = [
 
 /// # Errors
 /// Settings of another tool in `config.json` or beside it.
-pub(super) fn check_settings(folder: &Path, config_file: &Path, config: &Json) -> Result<(), LoadError> {
+pub(crate) fn check_settings(folder: &Path, config_file: &Path, config: &Json) -> Result<(), LoadError> {
     let nested = config.get("text_config").unwrap_or(&Json::Null);
     for (settings, key) in [config, nested].iter().flat_map(|config| KEYS.iter().map(move |key| (&config[*key], *key)))
     {
@@ -57,7 +57,7 @@ pub(super) fn check_settings(folder: &Path, config_file: &Path, config: &Json) -
 
 /// # Errors
 /// Tensors as another tool writes them.
-pub(super) fn check_tensors(checkpoint: &dyn Checkpoint) -> Result<(), LoadError> {
+pub(crate) fn check_tensors(checkpoint: &dyn Checkpoint) -> Result<(), LoadError> {
     let names = checkpoint.names();
     let of_tool = |(end, tool): &(&str, &'static str)| {
         names

@@ -103,21 +103,17 @@ pub(crate) mod by_key_head {
     }
 }
 
-/// `checkpoint` with the parts of fused tensors in their place, where the class of `config` has some. Parts that are stored as
-/// such, as in a folder that this program has packed, are left as they are.
-pub fn in_parts(config: &ModelConfig, checkpoint: Arc<dyn Checkpoint>) -> Arc<dyn Checkpoint> {
-    let class = crate::model::classes().find(|class| class.name == config.architecture);
-    match class.map_or(&[][..], |class| class.fused) {
+/// `checkpoint` with the parts of `fused` tensors in their place. Parts that are stored as such, as in a folder that this program has
+/// packed, are left as they are.
+pub(crate) fn in_parts(
+    fused: &'static [Fused],
+    config: &ModelConfig,
+    checkpoint: Arc<dyn Checkpoint>,
+) -> Arc<dyn Checkpoint> {
+    match fused {
         [] => checkpoint,
         fused => Arc::new(PartsCheckpoint { base: checkpoint, fused, config: config.clone() }),
     }
-}
-
-/// The linear of the checkpoint that holds `linear`, where that is a part of one: `self_attn.qkv_proj` of `self_attn.qkv_proj.q`.
-pub fn holder_of(linear: &str) -> Option<&str> {
-    let (holder, part) = linear.rsplit_once('.')?;
-    let mut fused = crate::model::classes().flat_map(|class| class.fused);
-    fused.any(|fused| fused.name == holder && fused.parts.iter().any(|(known, _)| *known == part)).then_some(holder)
 }
 
 /// See [`in_parts`].
@@ -269,7 +265,7 @@ mod tests {
         let mut base = MemoryCheckpoint::default();
         base.insert(&format!("{QKV}.weight"), &[n_rows, 2], (0..2 * n_rows).map(|i| i as f32).collect());
         base.insert("model.norm.weight", &[2], vec![1.0, 2.0]);
-        in_parts(&config, Arc::new(base))
+        crate::open::in_parts(&config, Arc::new(base))
     }
 
     /// 64 rows of queries, 32 of keys, 32 of values.
@@ -316,7 +312,7 @@ mod tests {
         let mut base = MemoryCheckpoint::default();
         base.insert("h.0.attn.c_attn.weight", &[2, 192], (0..384).map(|i| i as f32).collect());
         base.insert("h.0.attn.c_attn.bias", &[192], (0..192).map(|i| i as f32).collect());
-        let checkpoint = in_parts(&config, Arc::new(base));
+        let checkpoint = crate::open::in_parts(&config, Arc::new(base));
         assert_eq!(checkpoint.shape("h.0.attn.c_attn.k.weight"), Some(vec![64, 2]));
         let k = checkpoint.read_f32("h.0.attn.c_attn.k.weight").unwrap();
         assert_eq!(k[..4], [64.0, 256.0, 65.0, 257.0]);
@@ -330,7 +326,7 @@ mod tests {
         let config = ModelConfig { n_heads: 1 << 31, n_kv_heads: 1 << 31, head_dim: 1 << 30, ..config };
         let mut base = MemoryCheckpoint::default();
         base.insert(&format!("{QKV}.weight"), &[128, 2], vec![0.0; 256]);
-        let checkpoint = in_parts(&config, Arc::new(base));
+        let checkpoint = crate::open::in_parts(&config, Arc::new(base));
         assert_eq!(checkpoint.shape(&format!("{QKV}.v.weight")), Some(vec![128, 2]));
         assert!(checkpoint.read_f32(&format!("{QKV}.v.weight")).is_err());
     }
@@ -341,7 +337,7 @@ mod tests {
         let config = ModelConfig { architecture: "Phi3ForCausalLM".into(), ..TinySpec::GQA.config() };
         let (mut base, name) = (MemoryCheckpoint::default(), format!("{QKV}.q.weight"));
         base.insert(&name, &[1, 2], vec![5.0, 6.0]);
-        let checkpoint = in_parts(&config, Arc::new(base));
+        let checkpoint = crate::open::in_parts(&config, Arc::new(base));
         assert_eq!((checkpoint.names(), checkpoint.shape(&name)), (vec![name.clone()], Some(vec![1, 2])));
         assert_eq!(checkpoint.read_f32(&name).unwrap(), [5.0, 6.0]);
     }

@@ -10,9 +10,9 @@ use super::LoadError;
 const MAX_DIMENSION: u64 = 1 << 31;
 
 /// Keys of one JSON object, and errors that name the file and the key.
-pub(super) struct Keys<'a> {
-    pub(super) file: &'a Path,
-    pub(super) json: &'a Json,
+pub(crate) struct Keys<'a> {
+    pub(crate) file: &'a Path,
+    pub(crate) json: &'a Json,
 }
 
 impl Keys<'_> {
@@ -86,7 +86,7 @@ impl Keys<'_> {
     }
 
     /// One id or a list of them.
-    pub(super) fn token_ids(&self, key: &str) -> Result<Vec<u32>, LoadError> {
+    pub(crate) fn token_ids(&self, key: &str) -> Result<Vec<u32>, LoadError> {
         let Some(value) = self.get(key) else {
             return Ok(Vec::new());
         };

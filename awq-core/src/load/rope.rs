@@ -371,7 +371,7 @@ fn check_layer_types(
 
 impl RopeScaling {
     /// The scaled frequency; `pair` is its index, highest frequency first.
-    pub(super) fn apply(&self, rope: &Rope, frequency: f64, pair: usize) -> f64 {
+    pub(crate) fn apply(&self, rope: &Rope, frequency: f64, pair: usize) -> f64 {
         match self {
             Self::Linear { factor } => frequency / factor,
             Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {

@@ -191,7 +191,7 @@ fn layer_types<'a>(keys: &Keys<'a>, n_blocks: usize) -> Result<Option<Vec<&'a st
 }
 
 /// Adds the keys from which [`from_hugging_face`] reads these windows again.
-pub(super) fn put(keys: &mut Map<String, Json>, class: &Class, windows: &[Option<usize>]) {
+pub(crate) fn put(keys: &mut Map<String, Json>, class: &Class, windows: &[Option<usize>]) {
     let width = windows.iter().flatten().next();
     match class.windows {
         Windows::Never => {}

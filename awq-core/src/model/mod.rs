@@ -195,6 +195,13 @@ pub(crate) fn classes() -> impl Iterator<Item = &'static Class> {
     FAMILIES.iter().map(|(class, _)| *class)
 }
 
+/// The linear of the checkpoint that holds `linear`, where that is a part of one: `self_attn.qkv_proj` of `self_attn.qkv_proj.q`.
+pub fn holder_of(linear: &str) -> Option<&str> {
+    let (holder, part) = linear.rsplit_once('.')?;
+    let mut fused = classes().flat_map(|class| class.fused);
+    fused.any(|fused| fused.name == holder && fused.parts.iter().any(|(known, _)| *known == part)).then_some(holder)
+}
+
 /// How a model's tensors make up a decoder.
 ///
 /// # Errors

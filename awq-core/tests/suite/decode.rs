@@ -10,10 +10,11 @@ use awq_core::decode::{DecodeError, DecodeModel, DecodeOptions, Session};
 use awq_core::driver::{Calibration, Job, Propagation, codes_sha256, quantize_model};
 use awq_core::grid::{Granularity, Grid, ScaleDtype};
 use awq_core::kernel::Activations;
-use awq_core::load::{Checkpoint, EditedCheckpoint, LoadError, ModelConfig, open_model};
+use awq_core::load::{Checkpoint, EditedCheckpoint, LoadError, ModelConfig};
 use awq_core::method::QuantMethod;
 use awq_core::model::tiny::{self, TinySpec};
 use awq_core::model::{NoTap, open_decoder, wiring_of};
+use awq_core::open::open_model;
 use awq_core::rule::{GridOverride, GridRule};
 
 use crate::fixture::{FAMILIES, Fixture};

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use awq_core::arithmetic::Arithmetic;
 use awq_core::backend::{QuantBackend, float_vec};
-use awq_core::load::{Checkpoint, LoadError, MemoryCheckpoint, ModelConfig, SafetensorsCheckpoint, in_parts};
+use awq_core::load::{Checkpoint, LoadError, MemoryCheckpoint, ModelConfig, SafetensorsCheckpoint};
 use awq_core::model::{Block, Decoder, NoTap, open_decoder};
+use awq_core::open::in_parts;
 use safetensors::SafeTensors;
 
 /// One of each family, and of those whose blocks can slide one with windows shorter than its sequences.

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use awq_core::load::{check_config, check_folder};
+use awq_core::load::check_folder;
+use awq_core::open::check_config;
 use serde::Deserialize;
 
 use super::hashing::{Hashes, sha256_of};

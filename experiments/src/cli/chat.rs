@@ -5,7 +5,8 @@ use std::num::NonZeroUsize;
 
 use anyhow::Context;
 use awq_core::decode::{Sampler, Session};
-use awq_core::load::{OpenedModel, Tokenizer};
+use awq_core::load::Tokenizer;
+use awq_core::open::OpenedModel;
 use clap::Args;
 
 use super::model::{DecodeArgs, ModelArgs, SamplingArgs, end_ids, show};

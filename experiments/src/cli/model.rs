@@ -10,7 +10,8 @@ use awq_core::decode::sample::RandomSampling;
 use awq_core::decode::{DecodeModel, DecodeOptions, Sampling};
 use awq_core::grid::Bits;
 use awq_core::kernel::Activations;
-use awq_core::load::{Checkpoint, OpenedModel, open_model};
+use awq_core::load::Checkpoint;
+use awq_core::open::{OpenedModel, open_model};
 use clap::{Args, ValueEnum};
 
 use super::MachineArgs;

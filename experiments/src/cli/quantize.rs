@@ -6,8 +6,8 @@ use anyhow::{Context, ensure};
 use awq_core::codebook::Codebook;
 use awq_core::driver::codes_sha256;
 use awq_core::grid::{Bits, Granularity, ScaleDtype};
-use awq_core::load::open_model;
 use awq_core::model::wiring_of;
+use awq_core::open::open_model;
 use clap::{Args, ValueEnum};
 
 use super::model::{ModelArgs, parse_bits, parse_group_size};

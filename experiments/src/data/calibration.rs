@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use anyhow::{Context, bail, ensure};
-use awq_core::load::OpenedModel;
+use awq_core::open::OpenedModel;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use awq_core::grid::Grid;
-use awq_core::load::{Checkpoint, LoadError, ModelConfig, OpenedModel, PackedHeader, Tokenizer, open_model};
+use awq_core::load::{Checkpoint, LoadError, ModelConfig, PackedHeader, Tokenizer};
 use awq_core::model::wiring::Wiring;
 use awq_core::model::{known_families, wiring_of};
+use awq_core::open::{OpenedModel, open_model};
 use awq_core::rule::GridRule;
 use serde::Serialize;
 use serde_json::Value as Json;

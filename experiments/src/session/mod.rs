@@ -13,9 +13,9 @@ use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
 use awq_core::driver::FullPrecisionShare;
 use awq_core::grid::Grid;
-use awq_core::load::{OpenedModel, open_model};
 use awq_core::model::wiring::Wiring;
 use awq_core::model::{Decoder, Storage, open_decoder, wiring_of};
+use awq_core::open::{OpenedModel, open_model};
 use awq_core::rule::GridRule;
 
 pub use self::calibrate::Calibrated;

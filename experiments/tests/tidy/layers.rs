@@ -57,7 +57,8 @@ fn imports_up(of: &str, least: usize) -> Vec<String> {
     let mut n_imports = 0;
     for (file, content) in files_below(&root().join(&folder)) {
         let name = file.to_string_lossy().replace('\\', "/");
-        let is_test = ["/tests.rs", "_tests.rs", "/testing.rs"].iter().any(|end| name.ends_with(end));
+        let is_test =
+            ["/tests.rs", "_tests.rs", "/testing.rs"].iter().any(|end| name.ends_with(end)) || name.contains("/tests/");
         if ["lib.rs", "main.rs"].contains(&name.as_str())
             || is_test
             || Path::new(&name).extension().is_none_or(|ending| ending != "rs")

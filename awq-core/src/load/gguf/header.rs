@@ -30,7 +30,7 @@ const MAX_DIMS: u32 = 4;
 /// A metadata value; the integer widths of the file are folded into one.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
-pub(in crate::load) enum Value {
+pub(crate) enum Value {
     Int(i64),
     Float(f64),
     Bool(bool),
@@ -60,8 +60,8 @@ pub(super) enum Stored {
 
 /// Everything before the tensor data.
 #[derive(Debug)]
-pub(in crate::load) struct Header {
-    pub(in crate::load) metadata: BTreeMap<String, Value>,
+pub(crate) struct Header {
+    pub(crate) metadata: BTreeMap<String, Value>,
     pub(super) tensors: BTreeMap<String, TensorInfo>,
 }
 

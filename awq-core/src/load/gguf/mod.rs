@@ -15,13 +15,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use self::dequant::{GgmlType, dequantize};
-pub(super) use self::header::{Header, Value};
+pub(crate) use self::header::{Header, Value};
 use self::header::{Stored, TensorInfo};
 use super::config::ModelConfig;
 use super::error::nearest_names;
 use super::map::MappedFile;
 use super::rope::RopeScaling;
-use super::{Checkpoint, Class, GgufArchitecture, LoadError, StoredType};
+use super::{Checkpoint, Class, Classes, GgufArchitecture, LoadError, StoredType};
 
 /// llama.cpp's divisors of the rotary frequencies: part of the configuration, not a weight.
 const ROPE_FREQS: &str = "rope_freqs.weight";
@@ -41,18 +41,18 @@ struct Tensor {
 }
 
 /// A GGUF file, opened: its header is parsed, no tensor is read yet.
-pub(super) struct GgufFile {
-    pub(super) header: Header,
-    pub(super) config: ModelConfig,
-    pub(super) checkpoint: GgufCheckpoint,
+pub(crate) struct GgufFile {
+    pub(crate) header: Header,
+    pub(crate) config: ModelConfig,
+    pub(crate) checkpoint: GgufCheckpoint,
 }
 
-/// Opens `file` and reads its header.
-pub(super) fn open(file: &Path) -> Result<GgufFile, LoadError> {
+/// Opens `file`, a model of one of `classes`, and reads its header.
+pub(crate) fn open(file: &Path, classes: Classes<'_>) -> Result<GgufFile, LoadError> {
     let map = MappedFile::open(file)?;
     let mut header = Header::parse(map.bytes(), file)?;
     kind::check(file, &header.metadata)?;
-    let (class, gguf) = class_of(&header, file)?;
+    let (class, gguf) = class_of(&header, file, classes)?;
     check_n_blocks(file, &header, gguf.name)?;
     let tied_head = !header.tensors.contains_key("output.weight");
     let has_bias = |parts: &[&str]| parts.iter().any(|part| header.tensors.contains_key(&format!("blk.0.{part}.bias")));
@@ -105,7 +105,11 @@ fn check_n_blocks(file: &Path, header: &Header, architecture: &str) -> Result<()
     }
 }
 
-fn class_of(header: &Header, file: &Path) -> Result<(&'static Class, GgufArchitecture), LoadError> {
+fn class_of(
+    header: &Header,
+    file: &Path,
+    classes: Classes<'_>,
+) -> Result<(&'static Class, GgufArchitecture), LoadError> {
     const KEY: &str = "general.architecture";
     let architecture = match header.metadata.get(KEY) {
         Some(Value::Text(architecture)) => architecture,
@@ -113,7 +117,7 @@ fn class_of(header: &Header, file: &Path) -> Result<(&'static Class, GgufArchite
             return Err(LoadError::MissingKey { file: file.to_owned(), key: KEY.to_owned() });
         }
     };
-    let known = || crate::model::classes().filter_map(|class| Some((class, class.gguf?)));
+    let known = || classes.iter().filter_map(|class| Some((*class, class.gguf?)));
     known().find(|(_, gguf)| gguf.name == architecture).ok_or_else(|| LoadError::UnknownArchitecture {
         file: file.to_owned(),
         architecture: architecture.clone(),

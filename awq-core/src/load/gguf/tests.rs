@@ -6,8 +6,9 @@ use proptest::prelude::*;
 use safetensors::SafeTensors;
 
 use super::*;
+use crate::load::read_exact_shape;
 use crate::load::testing::{GgufWriter, asset};
-use crate::load::{open_model, read_exact_shape};
+use crate::open::open_model;
 
 mod qwen3;
 
@@ -50,13 +51,17 @@ fn on_disk(bytes: &[u8]) -> OnDisk {
     OnDisk { _folder: folder, file }
 }
 
+fn open_file(file: &Path) -> Result<GgufFile, LoadError> {
+    open(file, &crate::model::classes().collect::<Vec<_>>())
+}
+
 fn opened(writer: &GgufWriter) -> GgufFile {
-    open(&on_disk(&writer.bytes()).file).unwrap()
+    open_file(&on_disk(&writer.bytes()).file).unwrap()
 }
 
 #[track_caller]
 fn check_error(bytes: &[u8], expected: &str) {
-    let message = open(&on_disk(bytes).file).err().unwrap().to_string();
+    let message = open_file(&on_disk(bytes).file).err().unwrap().to_string();
     assert!(message.contains("m.gguf: ") && message.contains(expected), "{message}");
 }
 

@@ -72,7 +72,7 @@ impl Tokenizer {
     }
 
     /// Rebuilds the tokenizer that `file` describes in its metadata.
-    pub(super) fn from_gguf(file: &Path, metadata: &BTreeMap<String, Value>) -> Result<Self, LoadError> {
+    pub(crate) fn from_gguf(file: &Path, metadata: &BTreeMap<String, Value>) -> Result<Self, LoadError> {
         from_gguf::rebuild(file, metadata)
     }
 

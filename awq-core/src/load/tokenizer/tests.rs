@@ -223,7 +223,7 @@ fn smollm2_tokenizes_wikitext_as_the_reference_does() {
     else {
         return;
     };
-    let tokenizer = crate::load::open_model(&model).unwrap().tokenizer;
+    let tokenizer = crate::open::open_model(&model).unwrap().tokenizer;
     let text = joined_wikitext_rows(&std::fs::read_to_string(text).unwrap());
     assert_eq!(text.len(), 1_296_370);
     let started = std::time::Instant::now();

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use awq_core::load::check_config;
+use awq_core::open::check_config;
 
 use super::super::folder::{self, CONFIG, INDEX, REQUIRED, WEIGHTS};
 use super::super::hashing::{Hashes, is_sha256, sha256_of};

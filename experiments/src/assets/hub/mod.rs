@@ -11,7 +11,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail, ensure};
-use awq_core::load::check_config;
+use awq_core::open::check_config;
 use hf_hub::Cache;
 use serde::Deserialize;
 

@@ -189,8 +189,8 @@ mod tests {
 
     use awq_core::arithmetic::Arithmetic;
     use awq_core::backend::float_vec;
-    use awq_core::load::open_model;
     use awq_core::model::{NoTap, open_decoder};
+    use awq_core::open::open_model;
     use burn::backend::Flex;
 
     use super::*;

@@ -7,8 +7,9 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokenizers::models::bpe::{BPE, Vocab};
 
-use super::testing::{Stored, write_safetensors};
 use super::*;
+use crate::load::read_exact_shape;
+use crate::load::testing::{Stored, write_safetensors};
 
 fn folder_with_vocabulary(rows: usize) -> TempDir {
     let folder = tempfile::tempdir().unwrap();

@@ -1,10 +1,21 @@
-//! A [`ModelConfig`] as the `config.json` of a Hugging Face folder, for models that came from elsewhere.
+//! A [`ModelConfig`] from the `config.json` of a Hugging Face folder, and back, for models that came from elsewhere.
+
+use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{ModelConfig, Rope, RopeScaling, windows};
+use super::{class_of, known_classes};
+use crate::load::{LoadError, ModelConfig, Rope, RopeScaling, put_windows};
 
 impl ModelConfig {
+    /// Reads a Hugging Face `config.json`. Absent optional keys get the defaults of the transformers class.
+    ///
+    /// # Errors
+    /// [`LoadError::MissingKey`], [`LoadError::BadKey`] or [`LoadError::Json`], naming file and key.
+    pub fn from_hugging_face(file: &Path) -> Result<Self, LoadError> {
+        Self::of_hugging_face(file, &known_classes())
+    }
+
     /// The `config.json` from which [`ModelConfig::from_hugging_face`] reads this configuration again: the model's own
     /// where it has one.
     ///
@@ -43,8 +54,8 @@ impl ModelConfig {
         put("mlp_bias", json!(self.mlp_bias));
         put("bos_token_id", json!(self.bos_id));
         put("eos_token_id", json!(self.eos_ids));
-        if let Some(class) = crate::model::classes().find(|class| class.name == self.architecture) {
-            windows::put(&mut keys, class, &self.windows);
+        if let Some(class) = class_of(self) {
+            put_windows(&mut keys, class, &self.windows);
         }
         Json::Object(keys)
     }

@@ -1,0 +1,177 @@
+//! A model on disk, opened: what kind of files they are, whose model it is, its configuration, tensors and tokenizer.
+
+mod hugging_face;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value as Json;
+
+use crate::load::packed::HEADER_FILE;
+use crate::load::{
+    Checkpoint, Class, Keys, LoadError, ModelConfig, PackedCheckpoint, PackedHeader, SafetensorsCheckpoint, Tokenizer,
+    check_folder, foreign, gguf, read_json,
+};
+use crate::model;
+
+/// A model on disk, opened: its headers are read and checked, its tensors are not read yet.
+pub struct OpenedModel {
+    /// The facts of the decoder.
+    pub config: ModelConfig,
+    /// The weights.
+    pub checkpoint: Arc<dyn Checkpoint>,
+    /// The tokenizer that came with it.
+    pub tokenizer: Tokenizer,
+    /// How it was quantized, where the folder is a packed checkpoint.
+    pub packed: Option<PackedHeader>,
+    /// The Jinja template that makes a text of a conversation, where the model has one.
+    pub chat_template: Option<String>,
+    /// Spellings of the special tokens by the names that templates know them by, such as `bos_token`.
+    pub special_tokens: BTreeMap<String, String>,
+}
+
+/// Opens a model: a folder in Hugging Face layout (`config.json`, `tokenizer.json`, `model.safetensors` or
+/// shards with an index), the same with a `quantization.json` ([`crate::load::packed`]), or a `.gguf` file.
+///
+/// # Errors
+/// Anything that is missing, truncated, unknown or contradictory; see [`LoadError`].
+pub fn open_model(path: &Path) -> Result<OpenedModel, LoadError> {
+    if path.is_dir() {
+        return open_folder(path);
+    }
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        return open_gguf(path);
+    }
+    // A path that is not there is the likelier mistake: say that first.
+    std::fs::metadata(path).map_err(|source| LoadError::Open { file: path.to_owned(), source })?;
+    Err(LoadError::UnknownFormat { path: path.to_owned() })
+}
+
+/// Checks from the `config.json` of `folder` alone that [`open_model`] knows such a model: the rest may not be there yet.
+///
+/// # Errors
+/// A family or a key that is not known, or a model that another tool quantized.
+pub fn check_config(folder: &Path) -> Result<(), LoadError> {
+    config_of(folder).map(drop)
+}
+
+fn config_of(folder: &Path) -> Result<ModelConfig, LoadError> {
+    let file = folder.join("config.json");
+    foreign::check_settings(folder, &file, &read_json(&file)?)?;
+    ModelConfig::from_hugging_face(&file)
+}
+
+/// The classes of transformers that are known.
+fn known_classes() -> Vec<&'static Class> {
+    model::classes().collect()
+}
+
+/// The class of a configuration.
+fn class_of(config: &ModelConfig) -> Option<&'static Class> {
+    model::classes().find(|class| class.name == config.architecture)
+}
+
+/// `checkpoint` with each part of a tensor that holds the rows of several linears in the place of that tensor, where the class of
+/// `config` has such tensors.
+pub fn in_parts(config: &ModelConfig, checkpoint: Arc<dyn Checkpoint>) -> Arc<dyn Checkpoint> {
+    crate::load::in_parts(class_of(config).map_or(&[][..], |class| class.fused), config, checkpoint)
+}
+
+fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
+    check_folder(folder)?;
+    let mut config = config_of(folder)?;
+    let generation_file = folder.join("generation_config.json");
+    if generation_file.exists() {
+        let generation: Json = read_json(&generation_file)?;
+        for id in (Keys { file: &generation_file, json: &generation }).token_ids("eos_token_id")? {
+            if !config.eos_ids.contains(&id) {
+                config.eos_ids.push(id);
+            }
+        }
+    }
+    let tokenizer = Tokenizer::from_folder(folder, &config)?;
+    let chat_template = chat_template(folder)?;
+    let special_tokens = special_tokens(folder, &tokenizer)?;
+    if folder.join(HEADER_FILE).exists() {
+        let checkpoint = PackedCheckpoint::open_folder(folder)?;
+        let packed = Some(checkpoint.header().clone());
+        return Ok(OpenedModel {
+            checkpoint: in_parts(&config, Arc::new(checkpoint)),
+            config,
+            tokenizer,
+            packed,
+            chat_template,
+            special_tokens,
+        });
+    }
+    let checkpoint = Arc::new(SafetensorsCheckpoint::open_folder(folder)?);
+    foreign::check_tensors(checkpoint.as_ref())?;
+    let checkpoint = in_parts(&config, checkpoint);
+    Ok(OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template, special_tokens })
+}
+
+/// The template of `chat_template.jinja`, else that of `tokenizer_config.json`: a text, or a list of named ones of which
+/// the default is taken.
+fn chat_template(folder: &Path) -> Result<Option<String>, LoadError> {
+    // As in transformers: a default among several templates counts before the one of its own.
+    let files = ["additional_chat_templates/default.jinja", "chat_template.jinja"].map(|name| folder.join(name));
+    if let Some(jinja) = files.into_iter().find(|file| file.exists()) {
+        return match std::fs::read_to_string(&jinja) {
+            Ok(template) => Ok(Some(template)),
+            Err(source) => Err(LoadError::Open { file: jinja, source }),
+        };
+    }
+    let file = folder.join("tokenizer_config.json");
+    if !file.exists() {
+        return Ok(None);
+    }
+    let json: Json = read_json(&file)?;
+    let text = |value: &Json| value.as_str().map(str::to_owned);
+    Ok(match &json["chat_template"] {
+        Json::Array(named) => named.iter().find(|one| one["name"] == "default").and_then(|one| text(&one["template"])),
+        value => text(value),
+    })
+}
+
+/// The tokens that `special_tokens_map.json` and `tokenizer_config.json` name, each a text or an object with one.
+fn special_tokens(folder: &Path, tokenizer: &Tokenizer) -> Result<BTreeMap<String, String>, LoadError> {
+    let mut tokens = named_by_ids(tokenizer);
+    for file in ["special_tokens_map.json", "tokenizer_config.json"].map(|name| folder.join(name)) {
+        if !file.exists() {
+            continue;
+        }
+        let json: Json = read_json(&file)?;
+        for (name, value) in json.as_object().into_iter().flatten().filter(|(name, _)| name.ends_with("_token")) {
+            if let Some(token) = value.as_str().or_else(|| value["content"].as_str()) {
+                tokens.insert(name.clone(), token.to_owned());
+            }
+        }
+    }
+    Ok(tokens)
+}
+
+fn named_by_ids(tokenizer: &Tokenizer) -> BTreeMap<String, String> {
+    let named = [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos())];
+    named.into_iter().filter_map(|(name, id)| Some((name.to_owned(), tokenizer.token(id?)?))).collect()
+}
+
+fn open_gguf(file: &Path) -> Result<OpenedModel, LoadError> {
+    let opened = gguf::open(file, &known_classes())?;
+    let tokenizer = Tokenizer::from_gguf(file, &opened.header.metadata)?;
+    let chat_template = match opened.header.metadata.get("tokenizer.chat_template") {
+        Some(gguf::Value::Text(template)) => Some(template.clone()),
+        _ => None,
+    };
+    // In this format the vocabulary is the embedding's; a folder's tokenizer may know tokens (padding, say) without a row.
+    let (tokens, rows) = (tokenizer.vocab_size(), opened.config.vocab_size);
+    if tokens > rows {
+        return Err(LoadError::VocabularyMismatch { file: file.to_owned(), tokenizer: tokens, model: rows });
+    }
+    let checkpoint = Arc::new(opened.checkpoint);
+    let special_tokens = named_by_ids(&tokenizer);
+    Ok(OpenedModel { config: opened.config, checkpoint, tokenizer, packed: None, chat_template, special_tokens })
+}
+
+#[cfg(test)]
+mod tests;
