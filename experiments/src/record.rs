@@ -25,6 +25,7 @@ mod hold;
 
 use crate::plan::{Cell, CellId};
 use crate::provenance::Provenance;
+use crate::stats::Samples;
 
 /// Name of the copy of the experiment that stands beside its records.
 pub const RESOLVED_CONFIG: &str = "experiment.toml";
@@ -214,7 +215,7 @@ pub struct Measurement {
     pub dataset: String,
     /// Under which protocol: `gptq`, `llama-cpp`.
     pub protocol: String,
-    /// Tokens of a window.
+    /// Tokens of a window; of documents, the most that one window scores.
     pub seq_len: usize,
     /// How the matrix products of the scoring pass were computed.
     #[serde(default, skip_serializing_if = "Arithmetic::is_f32")]
@@ -224,17 +225,21 @@ pub struct Measurement {
     /// Standard error of the value as other programs print it: over windows taken as independent (`gptq`), over tokens taken as
     /// independent (`llama-cpp`). Reports show the latter; in place of the former one that knows how windows depend on each other.
     pub standard_error: Option<f64>,
-    /// Windows scored.
+    /// Windows scored; documents, of a protocol that scores each apart.
     pub n_windows: usize,
-    /// Windows that the whole text has; larger than `n_windows` when the run was limited.
+    /// Windows or documents that the whole text has; larger than `n_windows` when the run was limited.
     pub n_windows_total: usize,
     /// Tokens scored.
     pub n_tokens: u64,
-    /// Mean over the scored tokens of each window, in the order of the text: the raw samples for intervals and paired differences.
-    /// Of a perplexity, negative log-likelihoods in nats per token. Windows are of one length, so that all weigh alike.
+    /// Mean over the scored tokens of each window, or over the tokens, words or bytes of each document, in the order of the text: the
+    /// raw samples for intervals and paired differences. Of a perplexity per token, negative log-likelihoods in nats per token.
     /// Older records, all of perplexities, call them `nll_per_window`.
     #[serde(alias = "nll_per_window")]
     pub samples: Vec<f64>,
+    /// How much each sample weighs: the tokens, words or bytes of its document. Empty where all weigh alike, as windows of one
+    /// length do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<f64>,
     /// The best that any model is expected to reach on this text, where the text's true entropy is known.
     pub floor: Option<f64>,
     /// Calibration tokens that also occur in these windows: overlap makes the number optimistic. `None` without calibration.
@@ -246,6 +251,13 @@ pub struct Measurement {
     pub tokenizer_sha256: String,
     /// Wall time of the pass over the text that gave it, and what else was measured in it.
     pub seconds: f64,
+}
+
+impl Measurement {
+    /// The samples with their weights.
+    pub fn weighted_samples(&self) -> Samples<'_> {
+        Samples::new(&self.samples, &self.weights)
+    }
 }
 
 /// Version of every method when records did not name one.

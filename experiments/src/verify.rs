@@ -130,10 +130,12 @@ fn same_measurement((a, b): (&Measurement, &Measurement)) -> bool {
 
 /// Every number that a table is made of.
 fn numbers(done: &Done) -> Vec<f64> {
-    let measured = done
-        .measurements
-        .iter()
-        .flat_map(|m| std::iter::once(m.value).chain(m.standard_error).chain(m.floor).chain(m.samples.iter().copied()));
+    let measured = done.measurements.iter().flat_map(|m| {
+        std::iter::once(m.value)
+            .chain(m.standard_error)
+            .chain(m.floor)
+            .chain(m.samples.iter().chain(&m.weights).copied())
+    });
     measured.chain(done.quantization.as_ref().map(|quantization| quantization.bits_per_weight)).collect()
 }
 

@@ -8,6 +8,7 @@ use awq_core::arithmetic::FloatType;
 use super::{
     EvaluationSpec, ExperimentFile, ExperimentSpec, FigureSpec, GridSweep, ModelSource, ProtocolSpec, TableAxis,
 };
+use crate::eval::metric::Per;
 use crate::eval::registry::MetricKey;
 use crate::plan::{Cell, Plan};
 
@@ -70,7 +71,14 @@ impl ExperimentSpec {
                 // A window's first token is only ever context, with llama-cpp its first half is.
                 ProtocolSpec::Gptq(_) => ("gptq.seq_len", 2),
                 ProtocolSpec::LlamaCpp(_) => ("llama-cpp.chunk_len", 3),
+                ProtocolSpec::LmEval(_) => ("lm-eval.max_len", 1),
             };
+            let is_of_documents = matches!(evaluation.text().protocol, ProtocolSpec::LmEval(_));
+            ensure!(
+                is_of_documents || evaluation.metric().metric().per() == Per::Token,
+                "key `evaluations[{index}].{metric}` counts words or bytes of documents, which windows of a joined text cut; use \
+                 protocol lm-eval"
+            );
             ensure!(
                 len >= least,
                 "key `evaluations[{index}].{metric}.protocol.{key}` is {len}: nothing is left to predict; use {least} or more"

@@ -102,7 +102,7 @@ pub struct ScoredText {
     pub dataset: DatasetSpec,
     /// How it is cut, fed and scored.
     pub protocol: ProtocolSpec,
-    /// Score only the first this many windows; the whole text when absent. A limited number is marked in every table.
+    /// Score only the first this many windows (documents, with `lm-eval`); the whole text when absent. A limited number is marked in every table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_windows: Option<NonZeroUsize>,
     /// How the products of linears and of the head are computed; f32 when absent. Named in every table.
@@ -116,6 +116,7 @@ impl ScoredText {
         match &self.protocol {
             ProtocolSpec::Gptq(gptq) => gptq.seq_len.get().into(),
             ProtocolSpec::LlamaCpp(chunks) => chunks.chunk_len.get().into(),
+            ProtocolSpec::LmEval(rolling) => rolling.max_len.get().into(),
         }
     }
 }
@@ -128,6 +129,8 @@ pub enum ProtocolSpec {
     Gptq(GptqProtocol),
     /// llama.cpp's `llama-perplexity`: chunks with a BOS in front, the second half scored.
     LlamaCpp(LlamaCppProtocol),
+    /// lm-eval's rolling log-likelihood: each document apart, every token of it scored.
+    LmEval(LmEvalProtocol),
 }
 
 /// See [`ProtocolSpec::Gptq`].
@@ -146,12 +149,35 @@ pub struct LlamaCppProtocol {
     pub chunk_len: NonZeroU16,
 }
 
+/// See [`ProtocolSpec::LmEval`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LmEvalProtocol {
+    /// Tokens that a window scores at most, `max_length` in lm-eval, whose default is the context of the model.
+    pub max_len: NonZeroU16,
+    /// Whether the BOS that a tokenizer puts in front of a document is scored as a token of it, behind the prefix token (the same
+    /// BOS): lm-eval 0.4.13 does. Without effect where the tokenizer adds none.
+    pub scores_bos: bool,
+}
+
+impl LmEvalProtocol {
+    /// Its name in records.
+    pub const NAME: &'static str = "lm-eval";
+    /// Its name where no BOS is scored.
+    pub const NAME_WITHOUT_BOS: &'static str = "lm-eval-without-bos";
+
+    fn name(&self) -> &'static str {
+        if self.scores_bos { Self::NAME } else { Self::NAME_WITHOUT_BOS }
+    }
+}
+
 impl ProtocolSpec {
     /// Its name and the tokens of a window, as records have them.
     pub fn name_and_window(&self) -> (&'static str, usize) {
         match self {
             Self::Gptq(protocol) => ("gptq", protocol.seq_len.get().into()),
             Self::LlamaCpp(protocol) => ("llama-cpp", protocol.chunk_len.get().into()),
+            Self::LmEval(protocol) => (protocol.name(), protocol.max_len.get().into()),
         }
     }
 }

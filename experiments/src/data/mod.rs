@@ -7,6 +7,7 @@ mod pile_val;
 mod sotu;
 mod text_file;
 mod wikitext2;
+mod wikitext_articles;
 
 use std::collections::BTreeMap;
 
@@ -17,6 +18,8 @@ use crate::assets::{AssetStore, hex, sha256_of};
 use crate::bundled::Split;
 use crate::config::ProtocolSpec;
 use crate::config::sources::{BundledSplit, DatasetSpec};
+use crate::eval::Document;
+use crate::eval::windows::ScoredAs;
 
 /// A text as documents and how they are joined.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +30,7 @@ pub struct Text {
     pub documents: Vec<String>,
     /// What stands between two documents in the joined text.
     pub separator: &'static str,
-    /// Where documents are the lines of one file, each with its own line end: what an empty one was in that file.
+    /// Where documents are the lines of one file with articles, each with its own line end: what an empty one was in that file.
     pub blank_line: Option<&'static str>,
     /// sha256 of the joined text in UTF-8.
     pub sha256: String,
@@ -54,10 +57,19 @@ impl Text {
     }
 
     /// The text as a protocol reads it.
-    pub(crate) fn scored(&self, protocol: &ProtocolSpec) -> String {
+    pub(crate) fn scored(&self, protocol: &ProtocolSpec) -> ScoredAs {
         match protocol {
-            ProtocolSpec::Gptq(_) => self.joined(),
-            ProtocolSpec::LlamaCpp(_) => self.as_file(),
+            ProtocolSpec::Gptq(_) => ScoredAs::Joined(self.joined()),
+            ProtocolSpec::LlamaCpp(_) => ScoredAs::Joined(self.as_file()),
+            ProtocolSpec::LmEval(_) => ScoredAs::Documents(self.scored_documents()),
+        }
+    }
+
+    /// Documents to be scored one by one. Those of WikiText are its articles, of many lines each.
+    fn scored_documents(&self) -> Vec<Document> {
+        match self.blank_line {
+            Some(_) => wikitext_articles::documents(&self.as_file()),
+            None => self.documents.iter().cloned().map(Document::new).collect(),
         }
     }
 
@@ -66,6 +78,14 @@ impl Text {
         match protocol {
             ProtocolSpec::Gptq(_) => self.sha256.clone(),
             ProtocolSpec::LlamaCpp(_) => sha256_of(self.as_file().as_bytes()),
+            ProtocolSpec::LmEval(_) => {
+                let mut hasher = Sha256::new();
+                for document in self.scored_documents() {
+                    hasher.update((document.text.len() as u64).to_le_bytes());
+                    hasher.update(document.text);
+                }
+                hex(hasher)
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use awq_core::model::Decoder;
 use burn::tensor::Tensor;
 
 use super::score::final_states;
+use super::windows::Batch;
 
 /// The base model on one text. It passes over the text once for all cells of a run where the hidden states of the whole text may
 /// be in memory at once, as they are kept then; else once a cell. Its logits are made anew for a few rows at a time, and never
@@ -29,7 +30,7 @@ impl<'a, B: QuantBackend> BaseModel<'a, B> {
     /// Hidden states `[batch, seq, hidden]` behind the last block; `is_whole` says that `batches` are all of the text.
     pub(super) fn states(
         &mut self,
-        batches: &[&[Vec<u32>]],
+        batches: &[Batch<'_>],
         is_whole: bool,
         arithmetic: Arithmetic,
         progress: &mut dyn FnMut(usize),

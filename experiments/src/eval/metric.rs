@@ -14,6 +14,11 @@ pub trait Metric: Sync {
     /// What it needs of each scored token.
     fn needs(&self) -> Needs;
 
+    /// What the values are summed over, for each item of a text.
+    fn per(&self) -> Per {
+        Per::Token
+    }
+
     /// One value a row of `scored`. It depends on that row alone, however rows are batched.
     fn score(&self, scored: &Scored<'_>) -> Vec<f32>;
 
@@ -45,6 +50,7 @@ impl Quantity {
             Unit::PerToken => format!("{} per token", self.label),
             Unit::NatsPerToken => format!("{} in nats per token", self.label),
             Unit::Fraction => format!("{}, a fraction of the tokens", self.label),
+            Unit::PerWord | Unit::PerByte | Unit::BitsPerByte => self.label.to_owned(),
         }
     }
 }
@@ -58,13 +64,19 @@ pub enum Unit {
     NatsPerToken,
     /// A share of the tokens, 0 to 1.
     Fraction,
+    /// Choices that a model is as undecided between at each word.
+    PerWord,
+    /// At each byte.
+    PerByte,
+    /// Bits, on average over bytes.
+    BitsPerByte,
 }
 
 impl Unit {
     /// Whether figures may need a logarithmic axis.
     pub fn may_span_decades(self) -> bool {
         match self {
-            Self::PerToken | Self::NatsPerToken => true,
+            Self::PerToken | Self::NatsPerToken | Self::PerWord | Self::PerByte | Self::BitsPerByte => true,
             Self::Fraction => false,
         }
     }
@@ -95,6 +107,18 @@ impl Direction {
             Self::HigherIsBetter => -difference,
         }
     }
+}
+
+/// What the values of tokens are divided by: their sum over an item by how many of these it has. Words and bytes are those of the
+/// document as its data set has it, so that models with other tokenizers can be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Per {
+    /// Scored tokens.
+    Token,
+    /// Words of a document.
+    Word,
+    /// Bytes of a document in UTF-8.
+    Byte,
 }
 
 /// What a metric needs of each scored token; each one includes those before it.

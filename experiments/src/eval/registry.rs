@@ -3,11 +3,14 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::bits_per_byte::BitsPerByte;
+use super::byte_perplexity::BytePerplexity;
 use super::kl_divergence::KlDivergence;
 use super::metric::{Metric, Quantity};
 use super::next_token_accuracy::NextTokenAccuracy;
 use super::perplexity::Perplexity;
 use super::top_token_agreement::TopTokenAgreement;
+use super::word_perplexity::WordPerplexity;
 use crate::config::ScoredText;
 
 /// Makes the enums, their names and their dispatch from one line per metric.
@@ -68,6 +71,12 @@ metrics! {
     NextTokenAccuracy = "next_token_accuracy";
     /// Share of the positions at which the base model and this one find the same token likeliest.
     TopTokenAgreement = "top_token_agreement";
+    /// Perplexity per word of documents, under protocol `lm-eval`.
+    WordPerplexity = "word_perplexity";
+    /// Perplexity per byte of documents, under protocol `lm-eval`.
+    BytePerplexity = "byte_perplexity";
+    /// Bits per byte of documents, under protocol `lm-eval`.
+    BitsPerByte = "bits_per_byte";
 }
 
 impl MetricKey {

@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use super::base_model::BaseModel;
 use super::metric::{Metric, Needs, Scored};
 use super::scores::Scores;
-use super::windows::Windows;
+use super::windows::{Batch, Windows};
 
 /// Tokens of one forward batch: fills the matrix kernels and keeps activations in the last-level cache.
 const TOKENS_PER_BATCH: usize = 2048;
@@ -43,34 +43,32 @@ pub fn score<B: QuantBackend>(
     windows.check_fits(config)?;
     decoder.check_ids(&windows.windows)?;
     let needs = needs_of(metrics);
-    let len = windows.windows.first().map_or(1, Vec::len);
-    let windows_per_batch = (TOKENS_PER_BATCH / len).max(1);
-    let batches_per_share = (HIDDEN_BYTES / (4 * config.hidden_size * len * windows_per_batch)).max(1);
-    let mut scores: Vec<Scores> = metrics
-        .iter()
-        .map(|metric| Scores { per_window: Vec::new(), estimator: metric.quantity().estimator })
-        .collect();
-    let shares = windows.windows.chunks(windows_per_batch * batches_per_share);
+    let batches = windows.batches(TOKENS_PER_BATCH);
+    let largest = batches.iter().map(|batch| batch.windows.len() * batch.windows[0].len()).max().unwrap_or(1);
+    let batches_per_share = (HIDDEN_BYTES / (4 * config.hidden_size * largest)).max(1);
+    let mut per_window: Vec<Vec<Vec<f32>>> = vec![Vec::new(); metrics.len()];
+    let shares = batches.chunks(batches_per_share);
     let is_whole = shares.len() == 1;
     for share in shares {
-        let batches: Vec<&[Vec<u32>]> = share.chunks(windows_per_batch).collect();
-        let states = final_states(decoder, &batches, arithmetic, progress)?;
+        let states = final_states(decoder, share, arithmetic, progress)?;
         let base_states = match needs {
             Needs::Likelihoods | Needs::Logits => Vec::new(),
-            Needs::BaseLogits => base.states(&batches, is_whole, arithmetic, progress)?,
+            Needs::BaseLogits => base.states(share, is_whole, arithmetic, progress)?,
         };
         let mut base_states = base_states.into_iter();
-        for (states, ids) in states.into_iter().zip(batches) {
-            let rows = |decoder, states| Rows::new(decoder, states, windows.first_target, arithmetic);
+        for (states, batch) in states.into_iter().zip(share) {
+            let rows = |decoder, states| Rows::new(decoder, states, batch, arithmetic);
             let base_rows = base_states.next().map(|states| rows(base.decoder, states));
-            let targets: Vec<u32> = ids.iter().flat_map(|window| &window[windows.first_target..]).copied().collect();
-            let values = rows(decoder, states).score(&targets, metrics, base_rows.as_ref())?;
-            for (scores, values) in scores.iter_mut().zip(values) {
-                scores.per_window.extend(values.chunks(windows.targets_per_window()).map(<[f32]>::to_vec));
+            let values = rows(decoder, states).score(&batch.targets(), metrics, base_rows.as_ref())?;
+            for (per_window, values) in per_window.iter_mut().zip(values) {
+                per_window.extend(values.chunks(batch.targets_per_window()).map(<[f32]>::to_vec));
             }
         }
     }
-    Ok(scores)
+    let scores = |(metric, per_window): (&&dyn Metric, _)| {
+        Scores::of_windows(per_window, &windows.items, metric.per(), metric.quantity().estimator)
+    };
+    metrics.iter().zip(per_window).map(scores).collect()
 }
 
 /// What the most demanding of `metrics` needs.
@@ -81,11 +79,11 @@ pub fn needs_of(metrics: &[&dyn Metric]) -> Needs {
 /// Hidden states `[batch, seq, hidden]` behind the last block, for each batch of windows.
 pub(super) fn final_states<B: QuantBackend>(
     decoder: &dyn Decoder<B>,
-    batches: &[&[Vec<u32>]],
+    batches: &[Batch<'_>],
     arithmetic: Arithmetic,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<Vec<Tensor<B, 3>>> {
-    let mut states: Vec<Tensor<B, 3>> = batches.iter().map(|batch| decoder.embed(batch)).collect();
+    let mut states: Vec<Tensor<B, 3>> = batches.iter().map(|batch| decoder.embed(&batch.inputs())).collect();
     for_each_block(decoder, |_, block| -> anyhow::Result<()> {
         let block = in_arithmetic(block.as_ref(), arithmetic);
         for batch in &mut states {
@@ -109,11 +107,11 @@ struct Rows<'a, B: QuantBackend> {
 
 impl<'a, B: QuantBackend> Rows<'a, B> {
     /// Of hidden states `[batch, seq, hidden]`: those at position `p` predict the token at `p + 1`.
-    fn new(decoder: &'a dyn Decoder<B>, states: Tensor<B, 3>, first_target: usize, arithmetic: Arithmetic) -> Self {
-        let [batch, len, width] = states.dims();
-        let n_targets = len - first_target;
-        let predicting = decoder.final_norm(states).narrow(1, first_target - 1, n_targets);
-        Self { decoder, states: predicting.reshape([batch * n_targets, width]), arithmetic }
+    fn new(decoder: &'a dyn Decoder<B>, states: Tensor<B, 3>, batch: &Batch<'_>, arithmetic: Arithmetic) -> Self {
+        let [n_windows, _, width] = states.dims();
+        let n_targets = batch.targets_per_window();
+        let predicting = decoder.final_norm(states).narrow(1, batch.first_target - 1, n_targets);
+        Self { decoder, states: predicting.reshape([n_windows * n_targets, width]), arithmetic }
     }
 
     /// One value a target for each metric. `base` holds the same rows of the base model, where a metric needs them.

@@ -13,11 +13,11 @@ use burn::backend::Flex;
 use burn::tensor::Tensor;
 
 use super::BaseModel;
-use super::metric::{Direction, Metric, Needs, Scored, Unit};
+use super::metric::{Direction, Metric, Needs, Per, Scored, Unit};
 use super::registry::MetricKey;
 use super::score::score;
 use super::scores::Scores;
-use super::windows::Windows;
+use super::windows::{Items, Windows};
 use crate::stats::Estimator;
 
 /// Logits of two rows over three tokens: probabilities 1/2, 1/4, 1/4 and 1/8, 1/8, 3/4.
@@ -29,7 +29,8 @@ const TARGETS: [u32; 2] = [0, 1];
 /// What a metric must give on each row above, of which the tables hold `exp` of the logits.
 fn by_hand(metric: MetricKey) -> [f64; 2] {
     match metric {
-        MetricKey::Perplexity => [2.0_f64.ln(), 8.0_f64.ln()],
+        MetricKey::Perplexity | MetricKey::WordPerplexity | MetricKey::BytePerplexity => [2.0_f64.ln(), 8.0_f64.ln()],
+        MetricKey::BitsPerByte => [1.0, 3.0],
         // 1/4 ln(1/4 : 1/2) + 1/2 ln(1/2 : 1/4) + 1/4 ln 1 is 1/4 ln 2; the second rows are the same.
         MetricKey::KlDivergence => [0.25 * 2.0_f64.ln(), 0.0],
         // Token 0 is the likeliest of the first row, token 1 is not of the second.
@@ -120,7 +121,11 @@ fn each_metric_is_better_in_its_direction() {
     let targets = [0, 2];
     let value = |metric: &dyn Metric, first: f32| {
         let example = Example::new(&rows(first), &rows(3.0), &targets, metric.needs());
-        let scores = Scores { per_window: vec![example.score(metric, 0..2)], estimator: metric.quantity().estimator };
+        let scores = Scores {
+            per_item: vec![example.score(metric, 0..2)],
+            weights: Vec::new(),
+            estimator: metric.quantity().estimator,
+        };
         scores.value()
     };
     for (key, metric) in all() {
@@ -134,8 +139,8 @@ fn each_metric_has_a_unit_that_goes_with_its_estimator() {
     for (key, metric) in all() {
         let quantity = metric.quantity();
         let expected = match quantity.unit {
-            Unit::PerToken => Estimator::ExpOfMean,
-            Unit::NatsPerToken | Unit::Fraction => Estimator::Mean,
+            Unit::PerToken | Unit::PerWord | Unit::PerByte => Estimator::ExpOfMean,
+            Unit::NatsPerToken | Unit::Fraction | Unit::BitsPerByte => Estimator::Mean,
         };
         assert_eq!(quantity.estimator, expected, "{key:?}");
         assert!(quantity.words().starts_with(quantity.label), "{key:?}");
@@ -167,11 +172,16 @@ fn decoder(seed: u64) -> Box<dyn Decoder<Flex>> {
 
 /// Windows of 24 tokens, of which the second half is scored.
 fn windows(n: usize) -> Windows {
-    Windows { windows: tiny::sequences(&TinySpec::GQA, n, 24, 3), n_total: n, first_target: 13 }
+    Windows {
+        windows: tiny::sequences(&TinySpec::GQA, n, 24, 3),
+        n_total: n,
+        first_targets: vec![13; n],
+        items: Items::Windows,
+    }
 }
 
 fn metrics() -> Vec<&'static dyn Metric> {
-    all().map(|(_, metric)| metric).collect()
+    all().map(|(_, metric)| metric).filter(|metric| metric.per() == Per::Token).collect()
 }
 
 fn scored(own: &dyn Decoder<Flex>, base: &mut BaseModel<'_, Flex>, n: usize, metrics: &[&dyn Metric]) -> Vec<Scores> {
@@ -203,11 +213,11 @@ fn divergences_are_those_of_an_independent_computation() {
     let mut all = Vec::new();
     for window in 0..3 {
         // The token at position t is predicted at t - 1.
-        for position in windows.first_target..24 {
+        for position in windows.first_targets[window]..24 {
             let row = window * 24 + position - 1;
             let cross: f64 = p[row].iter().zip(&q[row]).map(|(p, q)| -p * q.ln()).sum();
             let entropy: f64 = p[row].iter().map(|p| -p * p.ln()).sum();
-            let value = f64::from(found.per_window[window][position - windows.first_target]);
+            let value = f64::from(found.per_item[window][position - windows.first_targets[window]]);
             assert!((value - (cross - entropy)).abs() < 1e-6 * (1.0 + value), "{value} {}", cross - entropy);
             all.push(value);
         }
@@ -225,12 +235,12 @@ fn one_pass_gives_each_metric_what_it_gets_alone() {
         assert_eq!(alone[0], *together, "{}", metric.quantity().name);
     }
     let of_perplexity = &together[0];
-    assert_eq!((of_perplexity.n_tokens(), of_perplexity.per_window.len()), (33, 3));
+    assert_eq!((of_perplexity.n_tokens(), of_perplexity.per_item.len()), (33, 3));
     // More windows change nothing of the first.
     let more = scored(own.as_ref(), &mut BaseModel::new(base.as_ref()), 100, &metrics());
     for (more, few) in more.iter().zip(&together) {
         let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4;
-        assert!(more.per_window[..3].concat().iter().zip(&few.per_window.concat()).all(close));
+        assert!(more.per_item[..3].concat().iter().zip(&few.per_item.concat()).all(close));
     }
 }
 
@@ -246,7 +256,7 @@ fn the_base_model_runs_once_and_is_at_nothing_from_itself() {
     let mut n_tokens = 0;
     let again = score(own.as_ref(), &windows(3), Arithmetic::F32, &metrics(), &mut held, &mut |n| n_tokens += n);
     assert_eq!(again.unwrap(), first);
-    assert_eq!(n_tokens, 3 * 24 * 2, "the scored model alone passed through its two blocks");
+    assert_eq!(n_tokens, 3 * 23 * 2, "the scored model alone passed through its two blocks");
     let itself = scored(base.as_ref(), &mut held, 3, &metrics());
-    assert!(itself[1].per_window.iter().flatten().all(|&kl| kl == 0.0));
+    assert!(itself[1].per_item.iter().flatten().all(|&kl| kl == 0.0));
 }

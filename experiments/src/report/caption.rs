@@ -6,6 +6,7 @@ use super::base;
 use super::draws;
 use super::row::Row;
 use super::tables::{decimals, grouped, number};
+use crate::config::LmEvalProtocol;
 use crate::stats::Estimator;
 
 /// The caption of a table of comparable rows.
@@ -21,7 +22,7 @@ pub(super) fn of_rows(rows: &[Row]) -> String {
     });
     let base = base::sentence(rows) + &draws::sentence(rows);
     format!(
-        "{limited}{} on {}: {}, protocol {} ({protocol}); {} windows, {} tokens scored. \
+        "{limited}{} on {}: {}, protocol {} ({protocol}); {} {}, {} tokens scored. \
          {}{arithmetic}{floor}{base} \
          Bits per weight count scales and zero points. {}.",
         row.model,
@@ -29,6 +30,7 @@ pub(super) fn of_rows(rows: &[Row]) -> String {
         quantity.words(),
         row.protocol,
         grouped(row.n_windows),
+        items(row),
         grouped(row.n_tokens),
         uncertainty(rows),
         commits(rows.iter().flat_map(Row::versions)),
@@ -57,8 +59,11 @@ fn uncertainty(rows: &[Row]) -> String {
     };
     let rows: Vec<&Row> = rows.iter().collect();
     let intervals = match rows[0].block_len {
-        Some(_) => format!("Brackets are 95% intervals, {paired} paired over windows: {}. ", resampling(&rows)),
-        None => "A single window has no interval. ".to_owned(),
+        Some(_) => {
+            let items = items(rows[0]);
+            format!("Brackets are 95% intervals, {paired} paired over {items}: {}. ", resampling(&rows))
+        }
+        None => format!("A single {} has no interval. ", items(rows[0]).trim_end_matches('s')),
     };
     format!("{error}{intervals}{comparison}")
 }
@@ -73,7 +78,9 @@ pub(super) fn resampling(rows: &[&Row]) -> String {
     let block_lens = || rows.iter().flat_map(block_lens).flatten();
     let (shortest, longest) = (block_lens().fold(f64::INFINITY, f64::min), block_lens().fold(0.0, f64::max));
     let blocks = range(format!("{shortest:.1}"), format!("{longest:.1}"));
-    format!("stationary bootstrap of {windows} windows in blocks of {blocks} on average (length by Politis and White)")
+    let items: BTreeSet<&str> = rows.iter().map(|row| items(row)).collect();
+    let items = items.into_iter().collect::<Vec<_>>().join(" or ");
+    format!("stationary bootstrap of {windows} {items} in blocks of {blocks} on average (length by Politis and White)")
 }
 
 /// What the protocol of a row does, in words.
@@ -81,7 +88,26 @@ pub(super) fn protocol(row: &Row) -> String {
     match row.protocol.as_str() {
         "gptq" => format!("non-overlapping windows of {} tokens, all but the first token of each scored", row.seq_len),
         "llama-cpp" => format!("chunks of {} tokens, the second half of each scored", row.seq_len),
+        LmEvalProtocol::NAME => format!(
+            "each document apart, all its tokens scored behind a prefix token and at most {} others, the BOS of the \
+             tokenizer, if it adds one, among them",
+            row.seq_len
+        ),
+        LmEvalProtocol::NAME_WITHOUT_BOS => {
+            format!(
+                "each document apart, all its tokens scored behind a prefix token and at most {} others",
+                row.seq_len
+            )
+        }
         _ => format!("windows of {} tokens", row.seq_len),
+    }
+}
+
+/// What samples are of.
+fn items(row: &Row) -> &'static str {
+    match row.protocol.as_str() {
+        LmEvalProtocol::NAME | LmEvalProtocol::NAME_WITHOUT_BOS => "documents",
+        _ => "windows",
     }
 }
 
@@ -112,16 +138,16 @@ pub(super) fn baseline(rows: &[Row]) -> Option<&str> {
 
 /// `LIMITED RUN: first 20 of 595 windows of wikitext2-test, of 2,083 of sotu-test. `: the texts of which not all was scored.
 pub(super) fn limits(measured: &[&Row]) -> String {
-    let mut parts: Vec<(u64, u64, &str)> = Vec::new();
+    let mut parts: Vec<(u64, u64, &str, &str)> = Vec::new();
     for row in measured.iter().filter(|row| row.limited) {
-        let part = (row.n_windows, row.n_windows_total, row.dataset.as_str());
+        let part = (row.n_windows, row.n_windows_total, row.dataset.as_str(), items(row));
         if !parts.contains(&part) {
             parts.push(part);
         }
     }
     let mut text = String::new();
     let mut said = None;
-    for (n, total, dataset) in &parts {
+    for (n, total, dataset, items) in &parts {
         text += match said {
             None => "LIMITED RUN: ",
             Some(_) => ", ",
@@ -129,8 +155,8 @@ pub(super) fn limits(measured: &[&Row]) -> String {
         if said != Some(n) {
             text += &format!("first {} ", grouped(*n));
         }
-        let word = if said.is_none() { "windows " } else { "" };
-        text += &format!("of {} {word}of {dataset}", grouped(*total));
+        let word = if said.is_none() { items } else { "" };
+        text += &format!("of {} {word}{}of {dataset}", grouped(*total), if word.is_empty() { "" } else { " " });
         said = Some(n);
     }
     if text.is_empty() { text } else { text + ". " }

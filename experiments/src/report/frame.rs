@@ -281,7 +281,7 @@ fn row(
     let method = cell.method_label();
     let grid = record.cell.quantization.as_ref().map(|quantization| quantization.grid);
     let grid_label = grid.map(|_| record.cell.grid_label());
-    let estimate = stats::estimate(&measurement.samples, estimator, BOOTSTRAP).ok();
+    let estimate = stats::estimate(measurement.weighted_samples(), estimator, BOOTSTRAP).ok();
     let to_fp =
         compare(cell, (measurement, estimator), finished, |other| grid.is_some() && other.quantization.is_none());
     let to_baseline =
@@ -385,7 +385,8 @@ pub(super) fn arithmetic_name(cell: &Cell, measurement: &Measurement) -> String 
     }
 }
 
-/// Whether the entropy of the whole text can be held against the number: protocol `llama-cpp` scores half of it.
+/// Whether the entropy of the whole text can be held against the number: protocol `llama-cpp` scores half of it, and `lm-eval` each
+/// document without those before it.
 fn scores_whole_text(measurement: &Measurement) -> bool {
     measurement.n_windows == measurement.n_windows_total && measurement.protocol == "gptq"
 }
@@ -406,7 +407,7 @@ fn compare(
     else {
         return Comparison::default();
     };
-    let (own, theirs) = (&measurement.samples, &other.samples);
+    let (own, theirs) = (measurement.weighted_samples(), other.weighted_samples());
     // Only a perplexity has a ratio whose logarithm is a difference of means.
     let is_exp = estimator == Estimator::ExpOfMean;
     Comparison {

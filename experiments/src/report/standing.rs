@@ -27,7 +27,7 @@ impl<'a> Standings<'a> {
             return false;
         }
         let (Some(own), Some(best)) = (self.measurement(row), self.measurement(best)) else { return false };
-        let paired = || stats::difference_of_means(&own.samples, &best.samples, BOOTSTRAP).ok();
+        let paired = || stats::difference_of_means(own.weighted_samples(), best.weighted_samples(), BOOTSTRAP).ok();
         let holds_nothing = |paired: Paired| worse_by(paired.interval.low).min(worse_by(paired.interval.high)) <= 0.0;
         same_windows(own, best) && paired().is_some_and(holds_nothing)
     }

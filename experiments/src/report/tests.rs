@@ -75,6 +75,7 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
         protocol: "gptq".into(),
         seq_len: 256,
         arithmetic: Default::default(),
+        weights: Vec::new(),
         value: Estimator::ExpOfMean.value(&samples),
         standard_error: None,
         n_windows: 12,

@@ -18,7 +18,7 @@ use crate::eval::metric::{Metric, Needs};
 use crate::eval::registry::MetricKey;
 use crate::eval::score::{needs_of, score};
 use crate::eval::scores::Scores;
-use crate::eval::windows::Windows;
+use crate::eval::windows::{ScoredAs, Windows};
 use crate::record::Measurement;
 
 /// Texts, cut for a model's tokenizer.
@@ -69,7 +69,10 @@ impl<B: QuantBackend> Session<'_, B> {
             .with_context(|| format!("data set {}", text.name))?;
         let nats_per_token = match text.true_nats {
             // Tokens of the text itself: those put around it carry none of its nats.
-            Some(nats) => Some(nats / tokenizer.encode(&whole)?.len() as f64),
+            Some(nats) => match &whole {
+                ScoredAs::Joined(whole) => Some(nats / tokenizer.encode(whole)?.len() as f64),
+                ScoredAs::Documents(_) => None,
+            },
             None => None,
         };
         let (name, sha256) = (text.name.clone(), text.sha256.clone());
@@ -121,10 +124,11 @@ impl<B: QuantBackend> Session<'_, B> {
     ) -> anyhow::Result<Vec<Measurement>> {
         let start = Instant::now();
         let windows = &text.windows;
-        let seq_len = windows.windows.first().map_or(0, Vec::len);
+        let seq_len = spec.seq_len();
         let to_score: Vec<&dyn Metric> = metrics.iter().map(|metric| metric.metric()).collect();
         let passes = if needs_of(&to_score) == Needs::BaseLogits && !base.is_kept() { 2 } else { 1 };
-        let work = passes * windows.windows.len() * seq_len * decoder.config().n_blocks;
+        let fed: usize = windows.windows.iter().map(|window| window.len() - 1).sum();
+        let work = passes * fed * decoder.config().n_blocks;
         let bar = self.machine.progress.bar(&format!("{label}: {}", text.name), work as u64);
         let scores =
             score(decoder, windows, spec.arithmetic, &to_score, base, &mut |tokens| bar.advance(tokens as u64))?;
@@ -135,6 +139,8 @@ impl<B: QuantBackend> Session<'_, B> {
             let (protocol, standard_error) = match spec.protocol {
                 ProtocolSpec::Gptq(_) => ("gptq", scores.window_standard_error()),
                 ProtocolSpec::LlamaCpp(_) => ("llama-cpp", Some(scores.token_standard_error())),
+                // lm-eval prints none.
+                ProtocolSpec::LmEval(_) => (spec.protocol.name_and_window().0, None),
             };
             Measurement {
                 metric: metric.quantity().name.to_owned(),
@@ -144,10 +150,11 @@ impl<B: QuantBackend> Session<'_, B> {
                 arithmetic: spec.arithmetic,
                 value: scores.value(),
                 standard_error,
-                n_windows: windows.windows.len(),
+                n_windows: scores.per_item.len(),
                 n_windows_total: windows.n_total,
                 n_tokens: scores.n_tokens(),
                 samples: scores.samples(),
+                weights: scores.weights.clone(),
                 floor: text.nats_per_token.and_then(|nats| metric.metric().floor(nats)),
                 calibration_overlap_tokens: overlap,
                 text_sha256: text.scored_sha256.clone(),

@@ -1,6 +1,6 @@
 //! [`Estimator`]: which number a series of samples stands for.
 
-use super::mean;
+use super::Samples;
 
 /// How a number follows from samples, one an item (a window of a text), in the order of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,8 +13,8 @@ pub enum Estimator {
 
 impl Estimator {
     /// The number that `samples` stand for.
-    pub fn value(self, samples: &[f64]) -> f64 {
-        self.of_mean(mean(samples))
+    pub fn value<'a>(self, samples: impl Into<Samples<'a>>) -> f64 {
+        self.of_mean(samples.into().mean())
     }
 
     /// The number of samples of this mean.

@@ -1,7 +1,7 @@
 //! Intervals: how sure a number of a text, and a difference of two such numbers, is. Pure.
 //!
-//! The samples are one value a window of the text, the mean over its tokens; an [`Estimator`] says which number they stand for:
-//! a perplexity is `exp` of the mean of negative log-likelihoods. Neighbouring windows of one text are alike (they come from one
+//! The [`Samples`] are one value a window of the text, the mean over its tokens, or a document with a weight; an [`Estimator`]
+//! says which number they stand for: a perplexity is `exp` of the mean of negative log-likelihoods. Neighbouring windows of one text are alike (they come from one
 //! article), so they are resampled in blocks, whose mean length the windows themselves give ([`blocks`]). Two cells scored on
 //! the same windows are compared *paired*: how hard a window is hits both alike and cancels, which narrows the interval by an
 //! order of magnitude or more.
@@ -29,12 +29,14 @@
 pub mod blocks;
 mod estimator;
 pub mod resample;
+mod samples;
 
 use thiserror::Error;
 
 use self::blocks::Blocks;
 pub use self::estimator::Estimator;
 pub use self::resample::Bootstrap;
+pub use self::samples::Samples;
 
 /// Two-sided confidence of every interval here.
 pub const CONFIDENCE: f64 = 0.95;
@@ -89,20 +91,27 @@ pub enum StatsError {
     /// A window without a finite sample.
     #[error("window {0} has no finite value; the model's output overflowed or holds NaN")]
     NotFinite(usize),
+    /// Weights that no mean can have.
+    #[error("the weights of the items are not positive numbers, one an item; the record is damaged")]
+    BadWeights,
 }
 
-/// A number with standard error and bootstrap interval; `samples` holds one value a window, in the order of the text.
+/// A number with standard error and bootstrap interval.
 ///
 /// # Errors
 /// Fewer than two windows, or one that is not finite.
-pub fn estimate(samples: &[f64], estimator: Estimator, bootstrap: Bootstrap) -> Result<Estimate, StatsError> {
-    check_windows(samples)?;
-    let value = estimator.value(samples);
-    let blocks = Blocks::of(samples);
-    let standard_error = estimator.slope_at(value) * blocks.standard_error_of_mean(samples);
-    let resampled = bootstrap.means([samples], blocks.mean_len).map(|[mean]| mean).collect();
+pub fn estimate<'a>(
+    samples: impl Into<Samples<'a>>,
+    estimator: Estimator,
+    bootstrap: Bootstrap,
+) -> Result<Estimate, StatsError> {
+    let samples = samples.into();
+    samples.check()?;
+    let (value, influence) = (estimator.value(samples), samples.influence());
+    let blocks = Blocks::of(&influence);
+    let standard_error = estimator.slope_at(value) * blocks.standard_error_of_mean(&influence);
     // Bounds are taken of the mean and then carried through the estimator, so that those of a perplexity stay positive.
-    let bounds = resample::interval(mean(samples), resampled, &blocks);
+    let bounds = resample::interval(samples.mean(), samples.resampled(bootstrap, blocks.mean_len), &blocks);
     let interval = Interval { point: value, low: estimator.of_mean(bounds.low), high: estimator.of_mean(bounds.high) };
     Ok(Estimate { value, standard_error, interval, block_len: blocks.mean_len })
 }
@@ -112,12 +121,18 @@ pub fn estimate(samples: &[f64], estimator: Estimator, bootstrap: Bootstrap) -> 
 ///
 /// # Errors
 /// Different numbers of windows, fewer than two, or one that is not finite.
-pub fn difference_of_means(a: &[f64], b: &[f64], bootstrap: Bootstrap) -> Result<Paired, StatsError> {
-    check_pair(a, b)?;
-    let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
-    let blocks = Blocks::of(&differences);
-    let resampled = bootstrap.means([&differences], blocks.mean_len).map(|[mean]| mean).collect();
-    Ok(Paired { interval: resample::interval(mean(&differences), resampled, &blocks), block_len: blocks.mean_len })
+pub fn difference_of_means<'a>(
+    a: impl Into<Samples<'a>>,
+    b: impl Into<Samples<'a>>,
+    bootstrap: Bootstrap,
+) -> Result<Paired, StatsError> {
+    let (a, b) = (a.into(), b.into());
+    a.check_pair(b)?;
+    let differences: Vec<f64> = a.values.iter().zip(b.values).map(|(a, b)| a - b).collect();
+    let differences = Samples { values: &differences, weights: a.weights };
+    let blocks = Blocks::of(&differences.influence());
+    let resampled = differences.resampled(bootstrap, blocks.mean_len);
+    Ok(Paired { interval: resample::interval(differences.mean(), resampled, &blocks), block_len: blocks.mean_len })
 }
 
 /// The number of `a` minus that of `b`. The spread of a difference of perplexities is mostly how hard the windows are: a harder
@@ -125,31 +140,22 @@ pub fn difference_of_means(a: &[f64], b: &[f64], bootstrap: Bootstrap) -> Result
 ///
 /// # Errors
 /// Different numbers of windows, fewer than two, or one that is not finite.
-pub fn difference(a: &[f64], b: &[f64], estimator: Estimator, bootstrap: Bootstrap) -> Result<Paired, StatsError> {
-    check_pair(a, b)?;
+pub fn difference<'a>(
+    a: impl Into<Samples<'a>>,
+    b: impl Into<Samples<'a>>,
+    estimator: Estimator,
+    bootstrap: Bootstrap,
+) -> Result<Paired, StatsError> {
+    let (a, b) = (a.into(), b.into());
+    a.check_pair(b)?;
     let (a_value, b_value) = (estimator.value(a), estimator.value(b));
     let (a_slope, b_slope) = (estimator.slope_at(a_value), estimator.slope_at(b_value));
     // What each window adds to the difference, to first order.
-    let added: Vec<f64> = a.iter().zip(b).map(|(a, b)| a_slope * a - b_slope * b).collect();
-    let blocks = Blocks::of(&added);
+    let added: Vec<f64> = a.values.iter().zip(b.values).map(|(a, b)| a_slope * a - b_slope * b).collect();
+    let blocks = Blocks::of(&Samples { values: &added, weights: a.weights }.influence());
     let of_means = |[a, b]: [f64; 2]| estimator.of_mean(a) - estimator.of_mean(b);
-    let resampled = bootstrap.means([a, b], blocks.mean_len).map(of_means).collect();
+    let resampled = a.resampled_pair(b, bootstrap, blocks.mean_len).into_iter().map(of_means).collect();
     Ok(Paired { interval: resample::interval(a_value - b_value, resampled, &blocks), block_len: blocks.mean_len })
-}
-
-fn check_pair(a: &[f64], b: &[f64]) -> Result<(), StatsError> {
-    if a.len() != b.len() {
-        return Err(StatsError::Unpaired { a: a.len(), b: b.len() });
-    }
-    check_windows(a)?;
-    check_windows(b)
-}
-
-fn check_windows(samples: &[f64]) -> Result<(), StatsError> {
-    if let Some(window) = samples.iter().position(|value| !value.is_finite()) {
-        return Err(StatsError::NotFinite(window));
-    }
-    if samples.len() < 2 { Err(StatsError::TooFewWindows(samples.len())) } else { Ok(()) }
 }
 
 fn mean(values: &[f64]) -> f64 {
@@ -209,6 +215,29 @@ mod tests {
         assert!(paired.low > 0.0, "a real difference is seen: {paired:?}");
     }
 
+    /// Documents of very different lengths, drawn many times: how often the interval of their ratio holds it.
+    #[test]
+    fn an_interval_of_a_ratio_covers_it() {
+        use rand::Rng as _;
+        let mut rng = ChaCha8Rng::seed_from_u64(11);
+        let (n_texts, n_documents) = (400, 60);
+        let mut held = 0;
+        for seed in 0..n_texts {
+            // A document of many words is also easier, so that the plain mean of documents is another number.
+            let weights: Vec<f64> = (0..n_documents).map(|_| f64::from(rng.random_range(1..20_u32))).collect();
+            let noise = normals(n_documents, &mut rng);
+            let values: Vec<f64> = weights.iter().zip(&noise).map(|(w, x)| 3.0 - 0.05 * w + 0.3 * x).collect();
+            let interval = estimate(Samples::new(&values, &weights), Estimator::Mean, Bootstrap { n: 500, seed })
+                .unwrap()
+                .interval;
+            // E[w] = 10 and E[w^2] = 130 of the uniform 1 to 19.
+            let truth = 3.0 - 0.05 * 130.0 / 10.0;
+            held += u32::from(interval.low <= truth && truth <= interval.high);
+        }
+        let share = f64::from(held) / n_texts as f64;
+        assert!((0.92..0.98).contains(&share), "{share}");
+    }
+
     #[test]
     fn what_cannot_be_estimated_is_an_error() {
         assert_eq!(estimate(&[], Estimator::ExpOfMean, BOOTSTRAP), Err(StatsError::TooFewWindows(0)));
@@ -248,6 +277,23 @@ mod tests {
             let (forth, back) = (forth.interval, back.interval);
             prop_assert!((forth.point + back.point).abs() < 1e-12);
             prop_assert!((forth.low + back.high).abs() < 1e-9 && (forth.high + back.low).abs() < 1e-9);
+        }
+
+        /// Weights that are all alike are none, and the unit of weights does not matter.
+        #[test]
+        fn equal_weights_change_nothing(pairs in prop::collection::vec((0.0..6.0_f64, 0.0..6.0_f64), 4..30), weight in 0.1..9.0_f64) {
+            let (a, b): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
+            let weights = vec![weight; a.len()];
+            let bootstrap = Bootstrap { n: 101, seed: 5 };
+            let weighted = |values| Samples::new(values, &weights);
+            let plain = estimate(&a, Estimator::ExpOfMean, bootstrap).unwrap();
+            let of_weighted = estimate(weighted(&a), Estimator::ExpOfMean, bootstrap).unwrap();
+            prop_assert!((plain.block_len - of_weighted.block_len).abs() <= 0.011);
+            prop_assert!((plain.value / of_weighted.value - 1.0).abs() < 1e-9);
+            prop_assert!((plain.standard_error / of_weighted.standard_error - 1.0).abs() < 1e-2);
+            let own = difference(&a, &b, Estimator::ExpOfMean, bootstrap).unwrap().interval;
+            let other = difference(weighted(&a), weighted(&b), Estimator::ExpOfMean, bootstrap).unwrap().interval;
+            prop_assert!((own.point - other.point).abs() <= 1e-9 * own.point.abs().max(1.0));
         }
 
         /// Of a plain mean, both comparisons are one.

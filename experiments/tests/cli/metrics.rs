@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::support::{N_CELLS, Workshop};
+use crate::support::{N_CELLS, Workshop, words};
 
 /// The experiment with other metrics beside its perplexity.
 fn with_metrics(workshop: &Workshop, keys: &[&str]) {
@@ -67,5 +67,64 @@ fn a_table_of_a_metric_that_nobody_measures_is_refused() {
     workshop.run(&["plan", "experiment.toml"]).refused(
         "experiment.toml: not a valid experiment: [table]: `values` names `kl_divergence`, which no evaluation measures; remove \
          it, or add `[evaluations.kl_divergence]`",
+    );
+}
+
+#[test]
+fn documents_are_scored_one_by_one_and_weigh_their_words() {
+    let workshop = Workshop::new();
+    let config = workshop.read("model/config.json");
+    workshop.write("model/config.json", config.replacen('{', r#"{"bos_token_id": 3, "#, 1));
+    // Windows of 64 tokens: the second document has several, the last one short.
+    let documents = [words(1, 9), words(2, 150), words(3, 70)];
+    workshop.write("evaluation.txt", documents.join("\n"));
+    workshop.write("experiment.toml", workshop.experiment());
+    let (head, evaluation) = workshop
+        .read("experiment.toml")
+        .split_once("[[evaluations]]")
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .unwrap();
+    let evaluation = evaluation.replace("documents = \"none\"", "documents = \"line\"");
+    let evaluation =
+        evaluation.replace("{ gptq = { seq_len = 64 } }", "{ lm-eval = { max_len = 64, scores_bos = true } }");
+    let of = |key: &str| {
+        format!("[[evaluations]]{}", evaluation.replace("evaluations.perplexity", &format!("evaluations.{key}")))
+    };
+    let keys = ["word_perplexity", "byte_perplexity", "bits_per_byte", "perplexity"];
+    workshop.write("experiment.toml", head.clone() + &keys.map(of).concat());
+    let ran = workshop.finish("out", &[]);
+    for measurements in cells(&workshop, "out").values() {
+        let number = |metric: &str| measured(measurements, metric)["value"].as_f64().unwrap();
+        let weights = |metric: &str| -> Vec<f64> {
+            serde_json::from_value(measured(measurements, metric)["weights"].clone()).unwrap()
+        };
+        // Words of this text are tokens of this model.
+        assert_eq!(weights("word_perplexity"), [9.0, 150.0, 70.0]);
+        assert_eq!(weights("byte_perplexity"), documents.each_ref().map(|document| document.len() as f64));
+        assert!((number("token_perplexity") / number("word_perplexity") - 1.0).abs() < 1e-12);
+        assert!((number("bits_per_byte") / number("byte_perplexity").log2() - 1.0).abs() < 1e-6);
+        assert_eq!(measured(measurements, "word_perplexity")["protocol"], "lm-eval");
+        assert_eq!(
+            (
+                &measured(measurements, "bits_per_byte")["n_windows"],
+                &measured(measurements, "bits_per_byte")["n_tokens"]
+            ),
+            (&3.into(), &229.into())
+        );
+    }
+    for phrase in ["word perplexity", "3 documents,", "paired over documents"] {
+        assert!(ran.stdout.contains(phrase), "no {phrase}: {}", ran.stdout);
+    }
+    assert!(workshop.run(&["verify", "out"]).stdout.ends_with("5 of 5 cells are identical to the record.\n"));
+
+    // Windows of a joined text cut words.
+    let joined = evaluation.replace("{ lm-eval = { max_len = 64, scores_bos = true } }", "{ gptq = { seq_len = 64 } }");
+    workshop.write(
+        "experiment.toml",
+        head + "[[evaluations]]" + &joined.replace("evaluations.perplexity", "evaluations.word_perplexity"),
+    );
+    workshop.run(&["plan", "experiment.toml"]).refused(
+        "experiment.toml: not a valid experiment: key `evaluations[0].word_perplexity` counts words or bytes of documents, which windows \
+         of a joined text cut; use protocol lm-eval",
     );
 }
