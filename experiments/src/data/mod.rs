@@ -2,6 +2,7 @@
 
 mod bundled;
 pub mod calibration;
+mod moby_dick;
 mod pile_subset;
 mod pile_val;
 mod sotu;
@@ -107,6 +108,7 @@ pub fn load(spec: &DatasetSpec, store: &AssetStore) -> anyhow::Result<Text> {
         DatasetSpec::Wikitext2(spec) => wikitext2::load(spec, store).context("data set wikitext2"),
         DatasetSpec::PileVal(spec) => pile_val::load(spec, store).context("data set pile_val"),
         DatasetSpec::PileSubset(spec) => pile_subset::load(spec, store).context("data set pile_subset"),
+        DatasetSpec::MobyDick(spec) => moby_dick::load(spec, store).context("data set moby_dick"),
         DatasetSpec::Sotu(spec) => sotu::load(spec, store).context("data set sotu"),
         DatasetSpec::TextFile(spec) => text_file::load(spec, store).with_context(|| format!("data set {}", spec.name)),
         DatasetSpec::Bundled(spec) => {

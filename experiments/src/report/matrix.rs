@@ -84,6 +84,7 @@ fn kind(dataset: &DatasetSpec) -> String {
         DatasetSpec::PileVal(_) => "pile".to_owned(),
         DatasetSpec::PileSubset(text) => format!("pile {:?}", text.kind),
         DatasetSpec::Sotu(_) => "sotu".to_owned(),
+        DatasetSpec::MobyDick(_) => "moby_dick".to_owned(),
         DatasetSpec::TextFile(file) => format!("file {}", file.name),
         DatasetSpec::Bundled(text) => format!("bundled {:?}", text.topic),
     }
