@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::dequant::GgmlType;
+use super::types::GgmlType;
 use crate::load::LoadError;
 
 const MAGIC: &[u8; 4] = b"GGUF";

@@ -10,13 +10,15 @@ mod kind;
 mod names;
 #[cfg(test)]
 mod tests;
+mod types;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use self::dequant::{GgmlType, dequantize};
+use self::dequant::dequantize;
 pub(super) use self::header::{Header, Value};
 use self::header::{Stored, TensorInfo};
+use self::types::{GgmlType, type_name};
 use super::config::ModelConfig;
 use super::error::nearest_names;
 use super::map::MappedFile;
@@ -173,7 +175,7 @@ fn read_stored(map: &MappedFile, name: &str, stored: &Stored) -> Result<Vec<f32>
             return Err(LoadError::UnsupportedDtype {
                 file: file(),
                 name: name.to_owned(),
-                dtype: dequant::type_name(*type_id),
+                dtype: type_name(*type_id),
                 known: GgmlType::known(),
             });
         }
@@ -209,11 +211,16 @@ impl Checkpoint for GgufCheckpoint {
         self.tensors.get(name).is_some_and(|tensor| matches!(tensor.info.stored, Stored::Known(..)))
     }
 
+    fn is_integer(&self, name: &str) -> bool {
+        let of = |tensor: &Tensor| matches!(&tensor.info.stored, Stored::Known(ggml_type, _) if ggml_type.is_integer());
+        self.tensors.get(name).is_some_and(of)
+    }
+
     fn stored_type(&self, name: &str) -> Option<StoredType> {
         let Stored::Known(ggml_type, _) = self.tensors.get(name)?.info.stored else { return None };
         Some(StoredType {
             name: format!("GGUF {ggml_type}"),
-            bits_per_weight: 8.0 * ggml_type.block_bytes() as f64 / ggml_type.block_len() as f64,
+            bits_per_weight: ggml_type.bits_per_weight(),
             group_size: ggml_type.group_size(),
         })
     }

@@ -139,7 +139,7 @@ fn the_header_says_how_each_tensor_is_stored() {
     let writer = small_model("llama")
         .tensor("blk.0.ffn_up.weight", &[2, 32], 3, vec![0; 2 * 20])
         .tensor("blk.0.ffn_down.weight", &[1, 256], 14, vec![0; 210])
-        .tensor("blk.0.ffn_gate.weight", &[1, 256], 10, vec![0; 84]);
+        .tensor("blk.0.ffn_gate.weight", &[1, 64], 40, vec![0; 36]);
     let checkpoint = opened(&writer).checkpoint;
     let stored = |name: &str| checkpoint.stored_type(&format!("model.layers.0.{name}.weight"));
     let of =
@@ -312,9 +312,9 @@ fn wrong_facts_are_named() {
 
 #[test]
 fn unknown_storage_type_is_named_when_the_tensor_is_read() {
-    let writer = small_model("llama").tensor("blk.0.ffn_up.weight", &[8, 256], 10, vec![0; 84 * 8]);
+    let writer = small_model("llama").tensor("blk.0.ffn_up.weight", &[8, 64], 40, vec![0; 36 * 8]);
     let error = opened(&writer).checkpoint.read_f32("model.layers.0.mlp.up_proj.weight").unwrap_err().to_string();
-    assert!(error.contains("is stored as Q2_K, expected one of F32, F16, Q4_0"), "{error}");
+    assert!(error.contains("is stored as NVFP4, expected one of F32, F16, Q4_0"), "{error}");
 }
 
 #[test]
