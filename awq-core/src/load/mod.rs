@@ -41,6 +41,7 @@ pub use self::folder::check_folder;
 pub(crate) use self::fused::{Fused, Order, Rows, by_key_head, by_kind};
 pub use self::fused::{holder_of, in_parts};
 pub use self::gguf::GgufCheckpoint;
+pub(crate) use self::gguf::layouts;
 pub use self::memory::MemoryCheckpoint;
 pub use self::overlay::{EditedCheckpoint, EditedTensors};
 pub use self::packed::{PackedCheckpoint, PackedHeader};

@@ -42,7 +42,7 @@ pub(in crate::load) enum Value {
 }
 
 /// One tensor of the table.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct TensorInfo {
     /// Row-major: GGUF stores the dimensions fastest first, this is the reverse.
     pub(super) shape: Vec<usize>,
@@ -50,12 +50,25 @@ pub(super) struct TensorInfo {
 }
 
 /// How a tensor's bytes are stored.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Stored {
     /// A type this reader knows, and the byte range in the file (checked to lie inside it).
     Known(GgmlType, Range<usize>),
     /// A type id this reader does not convert; its size is unknown too.
     Unknown(u32),
+}
+
+impl Stored {
+    /// The bytes of some rows of `row_len` elements; `None` where they do not end with a block.
+    pub(super) fn rows(&self, start: usize, n_rows: usize, row_len: usize) -> Option<Self> {
+        let Self::Known(ggml_type, bytes) = self else { return Some(self.clone()) };
+        if !row_len.is_multiple_of(ggml_type.block_len()) {
+            return None;
+        }
+        let row_bytes = row_len / ggml_type.block_len() * ggml_type.block_bytes();
+        let at = |row: usize| bytes.start + row * row_bytes;
+        Some(Self::Known(*ggml_type, at(start)..at(start + n_rows)))
+    }
 }
 
 /// Everything before the tensor data.
