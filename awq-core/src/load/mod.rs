@@ -40,8 +40,8 @@ pub use self::error::LoadError;
 pub use self::folder::check_folder;
 pub(crate) use self::fused::{Fused, Order, Rows, by_key_head, by_kind};
 pub use self::fused::{holder_of, in_parts};
-pub use self::gguf::GgufCheckpoint;
 pub(crate) use self::gguf::layouts;
+pub use self::gguf::{GgufCheckpoint, gguf_parts};
 pub use self::memory::MemoryCheckpoint;
 pub use self::overlay::{EditedCheckpoint, EditedTensors};
 pub use self::packed::{PackedCheckpoint, PackedHeader};
@@ -148,7 +148,7 @@ pub struct OpenedModel {
 }
 
 /// Opens a model: a folder in Hugging Face layout (`config.json`, `tokenizer.json`, `model.safetensors` or
-/// shards with an index), the same with a `quantization.json` ([`packed`]), or a `.gguf` file.
+/// shards with an index), the same with a `quantization.json` ([`packed`]), or a `.gguf` file or any of its parts.
 ///
 /// # Errors
 /// Anything that is missing, truncated, unknown or contradictory; see [`LoadError`].

@@ -47,6 +47,8 @@ pub(super) struct TensorInfo {
     /// Row-major: GGUF stores the dimensions fastest first, this is the reverse.
     pub(super) shape: Vec<usize>,
     pub(super) stored: Stored,
+    /// The file that holds it, of those that make up a model.
+    pub(super) part: usize,
 }
 
 /// How a tensor's bytes are stored.
@@ -130,7 +132,7 @@ impl Row {
         let shape: Option<Vec<usize>> = dims.iter().rev().map(|dim| usize::try_from(*dim).ok()).collect();
         let shape = shape.ok_or_else(overflow)?;
         let Some(ggml_type) = GgmlType::from_id(*type_id) else {
-            return Ok(TensorInfo { shape, stored: Stored::Unknown(*type_id) });
+            return Ok(TensorInfo { shape, stored: Stored::Unknown(*type_id), part: 0 });
         };
         if !offset.is_multiple_of(alignment) {
             return Err(bad_header(file, format!("tensor {name:?}: offset {offset} is not a multiple of {alignment}")));
@@ -152,7 +154,7 @@ impl Row {
             return Err(LoadError::Truncated { file: file.to_owned(), expected: end, found: file_len as u64 });
         }
         // Both fit in usize: they are at most the length of a slice.
-        Ok(TensorInfo { shape, stored: Stored::Known(ggml_type, start as usize..end as usize) })
+        Ok(TensorInfo { shape, stored: Stored::Known(ggml_type, start as usize..end as usize), part: 0 })
     }
 }
 

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
 
+use super::Tensor;
 use super::header::{Header, Value};
-use super::{MappedFile, Tensor, read_stored};
+use super::parts::Files;
 use crate::load::LoadError;
 use crate::load::class::{Class, InnerSize, KvHeads};
 use crate::load::config::ModelConfig;
@@ -125,7 +126,7 @@ pub(crate) struct Metadata<'a> {
     /// The architecture, which its own keys begin with.
     pub(super) prefix: &'a str,
     pub(super) header: &'a Header,
-    pub(super) map: &'a MappedFile,
+    pub(super) files: &'a Files,
 }
 
 impl Metadata<'_> {
@@ -164,7 +165,7 @@ impl Metadata<'_> {
     /// The values of a small tensor, where it is there.
     pub(super) fn table(&self, name: &str) -> Result<Option<Vec<f32>>, LoadError> {
         let info = self.header.tensors.get(name);
-        info.map(|info| read_stored(self.map, name, &info.stored)).transpose()
+        info.map(|info| self.files.read(name, info)).transpose()
     }
 
     /// Width of a head.

@@ -1,4 +1,4 @@
-//! GGUF files: one memory-mapped file with configuration, tokenizer and (quantized) tensors.
+//! GGUF files: one memory-mapped file (or its parts) with configuration, tokenizer and (quantized) tensors.
 //!
 //! Tensors come out as Hugging Face has them: its names, its row-major shapes, its order of the rows of q and k,
 //! values dequantized to `f32`. Linears that share a tensor come out one by one, under the names of
@@ -11,34 +11,34 @@ mod kind;
 mod layout;
 pub(crate) mod layouts;
 mod names;
+mod parts;
 #[cfg(test)]
 mod tests;
 mod types;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
-use self::dequant::dequantize;
 pub(super) use self::header::{Header, Value};
 use self::header::{Stored, TensorInfo};
 pub(crate) use self::layout::Layout;
 use self::layout::Metadata;
-use self::types::{GgmlType, type_name};
+use self::parts::Files;
+pub use self::parts::gguf_parts;
 use super::config::ModelConfig;
 use super::error::nearest_names;
 use super::keys::Keys;
-use super::map::MappedFile;
 use super::rope::RopeScaling;
 use super::{Checkpoint, Class, GgufArchitecture, LoadError, StoredType};
 
 /// llama.cpp's divisors of the rotary frequencies: part of the configuration, not a weight.
 const ROPE_FREQS: &str = "rope_freqs.weight";
 
-/// The tensors of one memory-mapped GGUF file.
+/// The tensors of a memory-mapped GGUF file, or of its parts.
 pub struct GgufCheckpoint {
-    map: MappedFile,
+    files: Files,
     /// By Hugging Face name.
     tensors: BTreeMap<String, Tensor>,
 }
@@ -71,22 +71,22 @@ pub(super) struct GgufFile {
 
 /// Opens `file` and reads its header.
 pub(super) fn open(file: &Path) -> Result<GgufFile, LoadError> {
-    let map = MappedFile::open(file)?;
-    let mut header = Header::parse(map.bytes(), file)?;
+    let (files, mut header) = Files::open(file)?;
+    let file = &*files.first().to_owned();
     kind::check(file, &header.metadata)?;
     let (class, gguf) = class_of(&header, file)?;
     check_n_blocks(file, &header, gguf.name)?;
     let own_keys = gguf.layout.map_or(&[][..], |layout| layout.keys);
     let json = keys::checked(file, &header.metadata, gguf.name, own_keys)?;
     let config = match gguf.layout {
-        None => like_llama(file, &header, json, &map, class, gguf.name)?,
+        None => like_llama(file, &header, json, &files, class, gguf.name)?,
         Some(layout) => {
             let keys = Keys { file, json: &json };
-            layout::config(class, layout, &Metadata { keys, prefix: gguf.name, header: &header, map: &map })?
+            layout::config(class, layout, &Metadata { keys, prefix: gguf.name, header: &header, files: &files })?
         }
     };
     let tensors = renamed(file, std::mem::take(&mut header.tensors), &config, gguf)?;
-    Ok(GgufFile { header, config, checkpoint: GgufCheckpoint { map, tensors } })
+    Ok(GgufFile { header, config, checkpoint: GgufCheckpoint { files, tensors } })
 }
 
 /// The configuration of a class that has no layout of its own.
@@ -94,7 +94,7 @@ fn like_llama(
     file: &Path,
     header: &Header,
     json: Json,
-    map: &MappedFile,
+    files: &Files,
     class: &Class,
     architecture: &str,
 ) -> Result<ModelConfig, LoadError> {
@@ -105,7 +105,7 @@ fn like_llama(
     config.mlp_bias = has_bias(&["ffn_gate", "ffn_up", "ffn_down"]);
     if let Some(info) = header.tensors.get(ROPE_FREQS) {
         check_shape(file, ROPE_FREQS, &info.shape, &[config.head_dim / 2])?;
-        let divisors = read_stored(map, ROPE_FREQS, &info.stored)?;
+        let divisors = files.read(ROPE_FREQS, info)?;
         config.rope_scaling = Some(per_frequency(file, divisors, config.rope_scaling.as_ref())?);
     }
     Ok(config)
@@ -183,7 +183,8 @@ impl Tensor {
                 problem: format!("tensor {name:?} is stored in blocks that no row of it ends with"),
             })?;
             let shape = std::iter::once(n_rows).chain(row.iter().copied()).collect();
-            tensors.push((part, Self { info: TensorInfo { shape, stored }, change: self.change }));
+            tensors
+                .push((part, Self { info: TensorInfo { shape, stored, part: self.info.part }, change: self.change }));
             start += n_rows;
         }
         Ok(tensors)
@@ -291,22 +292,6 @@ fn check_shape(file: &Path, name: &str, found: &[usize], expected: &[usize]) -> 
     })
 }
 
-fn read_stored(map: &MappedFile, name: &str, stored: &Stored) -> Result<Vec<f32>, LoadError> {
-    let file = || map.path().to_owned();
-    Ok(match stored {
-        // In bounds: the header checked the range against the file's length.
-        Stored::Known(ggml_type, range) => dequantize(*ggml_type, &map.bytes()[range.clone()]),
-        Stored::Unknown(type_id) => {
-            return Err(LoadError::UnsupportedDtype {
-                file: file(),
-                name: name.to_owned(),
-                dtype: type_name(*type_id),
-                known: GgmlType::known(),
-            });
-        }
-    })
-}
-
 impl Checkpoint for GgufCheckpoint {
     fn names(&self) -> Vec<String> {
         self.tensors.keys().cloned().collect()
@@ -318,11 +303,11 @@ impl Checkpoint for GgufCheckpoint {
 
     fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         let tensor = self.tensors.get(name).ok_or_else(|| LoadError::MissingTensor {
-            file: self.map.path().to_owned(),
+            file: self.source().to_owned(),
             name: name.to_owned(),
             nearest: nearest_names(name, self.tensors.keys().map(String::as_str)),
         })?;
-        let values = read_stored(&self.map, name, &tensor.info.stored)?;
+        let values = self.files.read(name, &tensor.info)?;
         Ok(match tensor.change {
             Change::Nothing => values,
             Change::Interleaved { n_heads } => {
@@ -351,11 +336,15 @@ impl Checkpoint for GgufCheckpoint {
         })
     }
 
+    fn file_of(&self, name: &str) -> PathBuf {
+        self.tensors.get(name).map_or_else(|| self.source(), |tensor| self.files.of(&tensor.info)).to_owned()
+    }
+
     fn source(&self) -> &Path {
-        self.map.path()
+        self.files.first()
     }
 
     fn bytes_on_disk(&self) -> u64 {
-        self.map.bytes().len() as u64
+        self.files.n_bytes()
     }
 }

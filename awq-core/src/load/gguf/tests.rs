@@ -9,6 +9,8 @@ use super::*;
 use crate::load::testing::{GgufWriter, asset};
 use crate::load::{open_model, read_exact_shape};
 
+mod layouts;
+mod parts;
 mod qwen3;
 
 /// A model of one block: width 8, two query heads and one key head of width 4, three tokens.
@@ -244,12 +246,6 @@ fn what_is_no_whole_model_says_what_it_is() {
         "key \"general.architecture\": \"clip\": this is the image or audio encoder of a multimodal model (mmproj)",
     );
     assert!(opened(&small_model("llama").text("general.type", "model")).config.n_blocks == 1);
-    // A later part has no keys but these.
-    check_error(
-        &GgufWriter::new().u32("split.no", 1).u32("split.count", 3).bytes(),
-        "key \"split.count\": this file is part 2 of 3, and parts are not joined; merge them with `llama-gguf-split --merge \
-         FIRST-PART WHOLE.gguf`",
-    );
     assert!(opened(&small_model("llama").u32("split.count", 1)).config.n_blocks == 1);
     check_error(b"tjgg\x03\0\0\0", "not with \"GGUF\": a GGJT file of before GGUF");
     check_error(
