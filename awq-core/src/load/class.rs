@@ -2,6 +2,7 @@
 
 use super::LoadError;
 use super::fused::Fused;
+use super::gguf::Layout;
 use super::keys::Keys;
 use super::windows::Windows;
 
@@ -71,6 +72,8 @@ pub(crate) struct GgufArchitecture {
     pub(crate) name: &'static str,
     /// Whether the two rows of a rotary pair lie side by side in q and k.
     pub(crate) interleaved_rows: bool,
+    /// What is stored otherwise than Llama's tensors and metadata; `None` for nothing.
+    pub(crate) layout: Option<&'static Layout>,
 }
 
 /// Key and value heads of a class.

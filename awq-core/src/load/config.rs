@@ -64,7 +64,11 @@ impl ModelConfig {
     /// # Errors
     /// [`LoadError::MissingKey`], [`LoadError::BadKey`] or [`LoadError::Json`], naming file and key.
     pub(crate) fn of_hugging_face(file: &Path, classes: Classes<'_>) -> Result<Self, LoadError> {
-        let raw: Json = read_json(file)?;
+        Self::from_json(file, read_json(file)?, classes)
+    }
+
+    /// The same of the keys of `file`, which is for messages only.
+    pub(super) fn from_json(file: &Path, raw: Json, classes: Classes<'_>) -> Result<Self, LoadError> {
         let keys = Keys { file, json: &raw };
         let class = class_of(&keys, classes)?;
         switches::check(&keys, class)?;
@@ -134,7 +138,7 @@ impl ModelConfig {
             let problem = format!("{value_dim}, expected the width of keys {head_dim}: others are not supported");
             return Err(keys.bad(&key("attention.value_length"), problem));
         }
-        check_attention_scale(&keys, &key("attention.scale"), head_dim)?;
+        keys.check_attention_scale(&key("attention.scale"), head_dim)?;
         let rope = Rope::from_gguf(&keys, prefix, head_dim)?;
         let vocab_size = match (keys.optional_dimension(&key("vocab_size"))?, metadata.get("tokenizer.ggml.tokens")) {
             (Some(vocab_size), _) => vocab_size,
@@ -277,16 +281,6 @@ fn class_of(keys: &Keys<'_>, classes: Classes<'_>) -> Result<&'static Class, Loa
             ),
         )),
         _ => Ok(class),
-    }
-}
-
-/// Scores are divided by the root of the head width; 0 stands for that.
-fn check_attention_scale(keys: &Keys<'_>, key: &str, head_dim: usize) -> Result<(), LoadError> {
-    let Some(value) = keys.get(key) else { return Ok(()) };
-    let expected = (head_dim as f64).sqrt().recip();
-    match value.as_f64() {
-        Some(scale) if scale == 0.0 || (scale / expected - 1.0).abs() < 1e-6 => Ok(()),
-        _ => Err(keys.bad(key, format!("{value}, expected 1 / sqrt({head_dim}): other scales are not supported"))),
     }
 }
 

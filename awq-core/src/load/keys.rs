@@ -85,6 +85,17 @@ impl Keys<'_> {
         self.get(key).map(|value| value.as_str().ok_or_else(|| self.wrong_type(key, value, "a text"))).transpose()
     }
 
+    /// # Errors
+    /// Scores that are not divided by the root of the head width; 0 stands for that.
+    pub(super) fn check_attention_scale(&self, key: &str, head_dim: usize) -> Result<(), LoadError> {
+        let Some(value) = self.get(key) else { return Ok(()) };
+        let expected = (head_dim as f64).sqrt().recip();
+        match value.as_f64() {
+            Some(scale) if scale == 0.0 || (scale / expected - 1.0).abs() < 1e-6 => Ok(()),
+            _ => Err(self.bad(key, format!("{value}, expected 1 / sqrt({head_dim}): other scales are not supported"))),
+        }
+    }
+
     /// One id or a list of them.
     pub(crate) fn token_ids(&self, key: &str) -> Result<Vec<u32>, LoadError> {
         let Some(value) = self.get(key) else {

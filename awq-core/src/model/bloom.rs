@@ -10,7 +10,7 @@ use super::layout::{reads, scales};
 use super::wiring::{Alibi, AttentionWiring, BlockWiring, MlpWiring, Residual, Wiring};
 use super::{BlockTable, Inspect, LinearName, NormName, PrevOp, check_fixed, llama};
 use crate::activation::Activation;
-use crate::load::{Checkpoint, Class, Fused, InnerSize, KvHeads, LoadError, ModelConfig, Order, by_key_head};
+use crate::load::{Checkpoint, Class, Fused, InnerSize, KvHeads, LoadError, ModelConfig, Order, by_key_head, layouts};
 
 const Q: LinearName = LinearName("self_attention.query_key_value.q");
 const K: LinearName = LinearName("self_attention.query_key_value.k");
@@ -59,7 +59,7 @@ pub(crate) const BLOOM: Class = Class {
         order: Order::OutIn,
         parts: &[("q", by_key_head::queries), ("k", by_key_head::keys), ("v", by_key_head::values)],
     }],
-    gguf: None,
+    gguf: layouts::BLOOM,
     ..llama::LLAMA
 };
 

@@ -12,7 +12,7 @@ use super::layout::{reads, scales};
 use super::wiring::{AttentionWiring, BlockWiring, MlpWiring, Order, Residual, Wiring};
 use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, NormName, PrevOp, bad_key, llama};
 use crate::activation::Activation;
-use crate::load::{self, Checkpoint, Class, Fused, InnerSize, KvHeads, LoadError, ModelConfig, by_key_head};
+use crate::load::{self, Checkpoint, Class, Fused, InnerSize, KvHeads, LoadError, ModelConfig, by_key_head, layouts};
 
 const Q: LinearName = LinearName("self_attention.query_key_value.q");
 const K: LinearName = LinearName("self_attention.query_key_value.k");
@@ -91,7 +91,7 @@ pub(crate) const FALCON: Class = Class {
         order: load::Order::OutIn,
         parts: &[("q", by_key_head::queries), ("k", by_key_head::keys), ("v", by_key_head::values)],
     }],
-    gguf: None,
+    gguf: layouts::FALCON,
     ..llama::LLAMA
 };
 

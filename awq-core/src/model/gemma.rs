@@ -18,7 +18,7 @@ use super::qwen3::HEAD_NORMS;
 use super::wiring::{AttentionWiring, BlockWiring, FeedForward, LogitsWiring, MlpWiring, Residual, Wiring};
 use super::{BlockTable, GroupTable, Inspect, NormName, PrevOp, bad_key};
 use crate::activation::Activation;
-use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig, Windows};
+use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig, Windows, layouts};
 
 /// In Llama a norm of this name comes before the feed-forward module, here one after attention.
 const AFTER_ATTENTION: NormName = NormName("post_attention_layernorm");
@@ -51,8 +51,7 @@ pub(crate) const GEMMA: Class = Class {
     tied_head: true,
     has_mlp_bias_key: false,
     eos_id: Some(1),
-    // llama.cpp stores norms with the one added, in this class and the next two.
-    gguf: None,
+    gguf: layouts::GEMMA,
     ..LLAMA
 };
 
@@ -67,6 +66,7 @@ pub(crate) const GEMMA2: Class = Class {
     n_kv_heads: KvHeads::Key(Some(4)),
     windows: Windows::AllBut { period: 2, period_key: None },
     own_keys: &[SCALAR, SCORE_CAP, LOGIT_CAP],
+    gguf: layouts::GEMMA2,
     ..GEMMA
 };
 
@@ -81,6 +81,7 @@ pub(crate) const GEMMA3: Class = Class {
     windows: Windows::AllBut { period: 6, period_key: Some(PERIOD) },
     // A cap on scores is not among them: transformers does not look at it.
     own_keys: &[SCALAR, LOGIT_CAP, PERIOD, "rope_local_base_freq"],
+    gguf: layouts::GEMMA3,
     ..GEMMA2
 };
 

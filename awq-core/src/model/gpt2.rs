@@ -12,7 +12,7 @@ use super::wiring::{AttentionWiring, BlockWiring, MlpWiring, Positions, Residual
 use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, NormName, PrevOp, llama};
 use crate::activation::Activation;
 use crate::load::{
-    Checkpoint, Class, Fused, InnerSize, KvHeads, LoadError, ModelConfig, Order, Rows, by_key_head, by_kind,
+    Checkpoint, Class, Fused, InnerSize, KvHeads, LoadError, ModelConfig, Order, Rows, by_key_head, by_kind, layouts,
 };
 
 const Q: LinearName = LinearName("attn.c_attn.q");
@@ -93,7 +93,7 @@ pub(crate) const GPT2: Class = Class {
         Fused { name: "mlp.c_fc", order: Order::InOut, parts: &[("transposed", inner)] },
         Fused { name: "mlp.c_proj", order: Order::InOut, parts: &[("transposed", outputs)] },
     ],
-    gguf: None,
+    gguf: layouts::GPT2,
     ..llama::LLAMA
 };
 
@@ -109,6 +109,7 @@ pub(crate) const BIGCODE: Class = Class {
         order: Order::OutIn,
         parts: &[("q", by_key_head::queries), ("k", by_key_head::keys), ("v", by_key_head::values)],
     }],
+    gguf: layouts::BIGCODE,
     ..GPT2
 };
 

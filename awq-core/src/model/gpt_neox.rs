@@ -18,7 +18,7 @@ use super::wiring::{
 };
 use super::{BlockTable, Inspect, LinearName, NormName, PrevOp, llama};
 use crate::activation::Activation;
-use crate::load::{self, Checkpoint, Class, Fused, InnerSize, KvHeads, LoadError, ModelConfig, by_key_head};
+use crate::load::{self, Checkpoint, Class, Fused, InnerSize, KvHeads, LoadError, ModelConfig, by_key_head, layouts};
 
 const Q: LinearName = LinearName("attention.query_key_value.q");
 const K: LinearName = LinearName("attention.query_key_value.k");
@@ -71,7 +71,7 @@ pub(crate) const GPT_NEOX: Class = Class {
         order: load::Order::OutIn,
         parts: &[("q", by_key_head::queries), ("k", by_key_head::keys), ("v", by_key_head::values)],
     }],
-    gguf: None,
+    gguf: layouts::GPT_NEOX,
     ..llama::LLAMA
 };
 

@@ -6,7 +6,7 @@ use super::keys::{activation, required_factor};
 use super::llama::{LLAMA, block, gated, may_be_biased, named};
 use super::wiring::{AttentionWiring, BlockWiring, FeedForward, LogitsWiring, MlpWiring, Residual, Wiring};
 use crate::activation::Activation;
-use crate::load::{Checkpoint, Class, LoadError, ModelConfig};
+use crate::load::{Checkpoint, Class, LoadError, ModelConfig, layouts};
 
 const OF_EMBEDDING: &str = "embedding_multiplier";
 const OF_SCORES: &str = "attention_multiplier";
@@ -18,7 +18,7 @@ pub(crate) const GRANITE: Class = Class {
     name: "GraniteForCausalLM",
     model_type: "granite",
     own_keys: &[OF_EMBEDDING, OF_SCORES, OF_RESIDUALS, OF_LOGITS],
-    gguf: None,
+    gguf: layouts::GRANITE,
     ..LLAMA
 };
 

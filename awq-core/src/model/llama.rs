@@ -80,7 +80,7 @@ pub(crate) const LLAMA: Class = Class {
     eos_id: Some(2),
     own_keys: &[],
     fused: &[],
-    gguf: Some(GgufArchitecture { name: "llama", interleaved_rows: true }),
+    gguf: Some(GgufArchitecture { name: "llama", interleaved_rows: true, layout: None }),
 };
 
 /// Mistral 7B.
@@ -110,7 +110,7 @@ pub(crate) const QWEN2: Class = Class {
     attention_bias: (None, true),
     has_mlp_bias_key: false,
     eos_id: None,
-    gguf: Some(GgufArchitecture { name: "qwen2", interleaved_rows: false }),
+    gguf: Some(GgufArchitecture { name: "qwen2", interleaved_rows: false, layout: None }),
     ..LLAMA
 };
 

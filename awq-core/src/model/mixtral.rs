@@ -12,7 +12,7 @@ use super::wiring::{BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerW
 use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, PrevOp};
 use crate::activation::Activation;
 use crate::host::routing::Weighting;
-use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig, Windows};
+use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig, Windows, layouts};
 
 const ROUTER: LinearName = LinearName("block_sparse_moe.gate");
 const W1: LinearName = LinearName("block_sparse_moe.experts.{}.w1");
@@ -59,8 +59,7 @@ pub(crate) const MIXTRAL: Class = Class {
     attention_bias: (None, false),
     has_mlp_bias_key: false,
     own_keys: &[N_EXPERTS, N_ACTIVE],
-    // llama.cpp stores it as `llama` with `expert_count`, which is refused.
-    gguf: None,
+    gguf: layouts::MIXTRAL,
     ..LLAMA
 };
 

@@ -246,9 +246,12 @@ fn check_fixed(
     Ok(())
 }
 
-/// An error about a key of the `config.json` that lies beside the weights.
+/// An error about a key of the `config.json` that lies beside the weights. A GGUF file holds both.
 fn bad_key(checkpoint: &dyn Checkpoint, key: &str, problem: String) -> LoadError {
-    LoadError::BadKey { file: checkpoint.source().with_file_name("config.json"), key: key.to_owned(), problem }
+    let weights = checkpoint.source();
+    let is_gguf = weights.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    let file = if is_gguf { weights.to_owned() } else { weights.with_file_name("config.json") };
+    LoadError::BadKey { file, key: key.to_owned(), problem }
 }
 
 /// Ids of equally long sequences as a `[batch, seq]` tensor.

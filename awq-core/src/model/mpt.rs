@@ -13,7 +13,7 @@ use super::layout::{reads, scales};
 use super::wiring::{Alibi, AttentionWiring, BlockWiring, MlpWiring, Residual, Wiring};
 use super::{BlockTable, Inspect, LinearName, NormName, PrevOp, bad_key, check_fixed, llama};
 use crate::activation::Activation;
-use crate::load::{Checkpoint, Class, Fused, InnerSize, KvHeads, LoadError, ModelConfig, Order, by_kind};
+use crate::load::{Checkpoint, Class, Fused, InnerSize, KvHeads, LoadError, ModelConfig, Order, by_kind, layouts};
 
 const Q: LinearName = LinearName("attn.Wqkv.q");
 const K: LinearName = LinearName("attn.Wqkv.k");
@@ -64,7 +64,7 @@ pub(crate) const MPT: Class = Class {
         order: Order::OutIn,
         parts: &[("q", by_kind::queries), ("k", by_kind::keys), ("v", by_kind::values)],
     }],
-    gguf: None,
+    gguf: layouts::MPT,
     ..llama::LLAMA
 };
 

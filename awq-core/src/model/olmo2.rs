@@ -10,7 +10,7 @@ use super::llama::{DOWN_GROUP, LINEARS, LLAMA, O_GROUP, STAGES, block, gated, ma
 use super::wiring::{AttentionWiring, BlockWiring, FeedForward, MlpWiring, NormSpan, QkNorms, Wiring};
 use super::{BlockTable, NormName};
 use crate::activation::Activation;
-use crate::load::{Checkpoint, Class, LoadError, ModelConfig};
+use crate::load::{Checkpoint, Class, LoadError, ModelConfig, layouts};
 
 const AFTER_ATTENTION: NormName = NormName("post_attention_layernorm");
 const AFTER_MLP: NormName = NormName("post_feedforward_layernorm");
@@ -28,7 +28,7 @@ pub(crate) const OLMO2: Class = Class {
     norm_eps: (Some("rms_norm_eps"), 1e-5),
     has_mlp_bias_key: false,
     eos_id: Some(50_279),
-    gguf: None,
+    gguf: layouts::OLMO2,
     ..LLAMA
 };
 

@@ -10,7 +10,7 @@ use super::layout::{reads, scales};
 use super::wiring::{AttentionWiring, BlockWiring, MlpWiring, Order, Residual, Wiring};
 use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, NormName, PrevOp, llama};
 use crate::activation::Activation;
-use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig};
+use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig, layouts};
 
 const Q: LinearName = llama::Q;
 const K: LinearName = llama::K;
@@ -53,7 +53,7 @@ pub(crate) const PHI: Class = Class {
     attention_bias: (None, true),
     has_mlp_bias_key: false,
     own_keys: &[SHARE],
-    gguf: None,
+    gguf: layouts::PHI,
     ..llama::LLAMA
 };
 

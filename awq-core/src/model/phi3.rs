@@ -12,7 +12,7 @@ use super::wiring::{AttentionWiring, BlockWiring, DenseWiring, FeedForward, Inne
 use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, PrevOp};
 use crate::activation::Activation;
 use crate::load::{
-    Checkpoint, Class, Fused, InnerSize, KvHeads, LoadError, ModelConfig, Order, Rows, Windows, by_kind,
+    Checkpoint, Class, Fused, InnerSize, KvHeads, LoadError, ModelConfig, Order, Rows, Windows, by_kind, layouts,
 };
 
 const Q: LinearName = LinearName("self_attn.qkv_proj.q");
@@ -67,7 +67,7 @@ pub(crate) const PHI3: Class = Class {
         },
         Fused { name: "mlp.gate_up_proj", order: Order::OutIn, parts: &[("gate", gates), ("up", ups)] },
     ],
-    gguf: None,
+    gguf: layouts::PHI3,
     ..LLAMA
 };
 

@@ -17,7 +17,7 @@ pub(crate) const QWEN3: Class = Class {
     model_type: "qwen3",
     head_dim: Some(128),
     attention_bias: (Some("attention_bias"), false),
-    gguf: Some(GgufArchitecture { name: "qwen3", interleaved_rows: false }),
+    gguf: Some(GgufArchitecture { name: "qwen3", interleaved_rows: false, layout: None }),
     ..QWEN2
 };
 

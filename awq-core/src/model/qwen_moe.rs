@@ -20,7 +20,7 @@ use super::wiring::{
 use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, PrevOp, bad_key};
 use crate::activation::Activation;
 use crate::host::routing::Weighting;
-use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig, Windows};
+use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig, Windows, layouts};
 
 const ROUTER: LinearName = LinearName("mlp.gate");
 const GATE: LinearName = LinearName("mlp.experts.{}.gate_proj");
@@ -109,7 +109,7 @@ pub(crate) const QWEN2_MOE: Class = Class {
     has_mlp_bias_key: false,
     eos_id: None,
     own_keys: &[N_EXPERTS, N_ACTIVE, WIDTH, SHARED_WIDTH, STEP],
-    gguf: None,
+    gguf: layouts::QWEN2_MOE,
     ..LLAMA
 };
 
@@ -123,6 +123,7 @@ pub(crate) const QWEN3_MOE: Class = Class {
     windows: Windows::EveryBlockIfUsed,
     attention_bias: (Some("attention_bias"), false),
     own_keys: &[N_EXPERTS, N_LOCAL_EXPERTS, N_ACTIVE, WIDTH, STEP],
+    gguf: layouts::QWEN3_MOE,
     ..QWEN2_MOE
 };
 

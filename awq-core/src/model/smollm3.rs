@@ -7,7 +7,7 @@ use super::keys::{activation, number};
 use super::llama::{LLAMA, block, gated, may_be_biased, named};
 use super::wiring::{AttentionWiring, BlockWiring, FeedForward, MlpWiring, Wiring};
 use crate::activation::Activation;
-use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig, Windows};
+use crate::load::{Checkpoint, Class, KvHeads, LoadError, ModelConfig, Windows, layouts};
 
 const ROTATES: &str = "no_rope_layers";
 const INTERVAL: &str = "no_rope_layer_interval";
@@ -27,7 +27,7 @@ pub(crate) const SMOLLM3: Class = Class {
     tied_head: true,
     eos_id: Some(128_001),
     own_keys: &[ROTATES, INTERVAL],
-    gguf: None,
+    gguf: layouts::SMOLLM3,
     ..LLAMA
 };
 

@@ -16,7 +16,7 @@ use super::llama::{
 use super::wiring::{BlockWiring, FeedForward, MlpWiring, Order, Residual, Wiring};
 use super::{BlockTable, GroupTable, Inspect, LinearFacts, PrevOp};
 use crate::activation::Activation;
-use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig};
+use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig, layouts};
 
 const PARALLEL: &str = "use_parallel_residual";
 const QKV_BIAS: &str = "use_qkv_bias";
@@ -37,7 +37,7 @@ pub(crate) const STABLELM: Class = Class {
     has_mlp_bias_key: false,
     eos_id: Some(0),
     own_keys: &[PARALLEL, QKV_BIAS, SHARE],
-    gguf: None,
+    gguf: layouts::STABLELM,
     ..LLAMA
 };
 

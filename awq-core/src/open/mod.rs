@@ -32,7 +32,8 @@ pub struct OpenedModel {
 }
 
 /// Opens a model: a folder in Hugging Face layout (`config.json`, `tokenizer.json`, `model.safetensors` or
-/// shards with an index), the same with a `quantization.json` ([`crate::load::packed`]), or a `.gguf` file.
+/// shards with an index), the same with a `quantization.json` ([`crate::load::packed`]), or a `.gguf` file or any
+/// of its parts.
 ///
 /// # Errors
 /// Anything that is missing, truncated, unknown or contradictory; see [`LoadError`].

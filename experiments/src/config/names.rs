@@ -38,6 +38,12 @@ pub(super) fn inside<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Strin
     checked(deserializer, is_inside, "is no path inside an archive; use a relative path without `..`")
 }
 
+/// A GGUF file of a repository.
+pub(super) fn gguf_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let problem = "is no GGUF file of a repository; use its path there, which ends with `.gguf`";
+    checked(deserializer, is_gguf_file, problem).map(Some)
+}
+
 /// A sha256 in hexadecimal.
 pub(super) fn sha256<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     checked(deserializer, is_sha256, NO_SHA256)
@@ -106,6 +112,11 @@ pub(crate) fn is_repository(repository: &str) -> bool {
 
 fn is_sha256(digits: &str) -> bool {
     digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit))
+}
+
+/// Whether a name is that of a GGUF file in a folder.
+pub(crate) fn is_gguf_file(name: &str) -> bool {
+    is_inside(name) && Path::new(name).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
 /// Whether a name, joined to a folder, stays in the folder on every system. Also asked of names that a server sends.

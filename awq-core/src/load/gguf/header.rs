@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::dequant::GgmlType;
+use super::types::GgmlType;
 use crate::load::LoadError;
 
 const MAGIC: &[u8; 4] = b"GGUF";
@@ -42,20 +42,35 @@ pub(crate) enum Value {
 }
 
 /// One tensor of the table.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct TensorInfo {
     /// Row-major: GGUF stores the dimensions fastest first, this is the reverse.
     pub(super) shape: Vec<usize>,
     pub(super) stored: Stored,
+    /// The file that holds it, of those that make up a model.
+    pub(super) part: usize,
 }
 
 /// How a tensor's bytes are stored.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Stored {
     /// A type this reader knows, and the byte range in the file (checked to lie inside it).
     Known(GgmlType, Range<usize>),
     /// A type id this reader does not convert; its size is unknown too.
     Unknown(u32),
+}
+
+impl Stored {
+    /// The bytes of some rows of `row_len` elements; `None` where they do not end with a block.
+    pub(super) fn rows(&self, start: usize, n_rows: usize, row_len: usize) -> Option<Self> {
+        let Self::Known(ggml_type, bytes) = self else { return Some(self.clone()) };
+        if !row_len.is_multiple_of(ggml_type.block_len()) {
+            return None;
+        }
+        let row_bytes = row_len / ggml_type.block_len() * ggml_type.block_bytes();
+        let at = |row: usize| bytes.start + row * row_bytes;
+        Some(Self::Known(*ggml_type, at(start)..at(start + n_rows)))
+    }
 }
 
 /// Everything before the tensor data.
@@ -117,7 +132,7 @@ impl Row {
         let shape: Option<Vec<usize>> = dims.iter().rev().map(|dim| usize::try_from(*dim).ok()).collect();
         let shape = shape.ok_or_else(overflow)?;
         let Some(ggml_type) = GgmlType::from_id(*type_id) else {
-            return Ok(TensorInfo { shape, stored: Stored::Unknown(*type_id) });
+            return Ok(TensorInfo { shape, stored: Stored::Unknown(*type_id), part: 0 });
         };
         if !offset.is_multiple_of(alignment) {
             return Err(bad_header(file, format!("tensor {name:?}: offset {offset} is not a multiple of {alignment}")));
@@ -139,7 +154,7 @@ impl Row {
             return Err(LoadError::Truncated { file: file.to_owned(), expected: end, found: file_len as u64 });
         }
         // Both fit in usize: they are at most the length of a slice.
-        Ok(TensorInfo { shape, stored: Stored::Known(ggml_type, start as usize..end as usize) })
+        Ok(TensorInfo { shape, stored: Stored::Known(ggml_type, start as usize..end as usize), part: 0 })
     }
 }
 

@@ -26,7 +26,7 @@ enum Meaning {
 
 use Meaning::{Harmless, Only, OnlyText, Understood};
 
-const EXPERTS: &str = "experts are not read from GGUF files; use the model's safetensors folder";
+const EXPERTS: &str = "experts, which this architecture does not have here; use the model's safetensors folder";
 const SCALED: &str = "a scale that the known families do not have; use a model without";
 const CAPPED: &str = "capped values, which the known families do not have; use a model without";
 const YARN: &str = "part of YaRN scaling, which is not supported; use a model without";
@@ -106,11 +106,16 @@ const KEYS: &[(&str, Meaning)] = &[
 ];
 
 /// The metadata as JSON without arrays, which only the tokenizer needs; an array of the architecture's whose values, one a
-/// block, are all the same stands as that value.
+/// block, are all the same stands as that value. The architecture reads `own_keys` itself.
 ///
 /// # Errors
 /// A key that is unknown, differs between blocks, or asks for a computation that is not there.
-pub(super) fn checked(file: &Path, metadata: &BTreeMap<String, Value>, prefix: &str) -> Result<Json, LoadError> {
+pub(super) fn checked(
+    file: &Path,
+    metadata: &BTreeMap<String, Value>,
+    prefix: &str,
+    own_keys: &[&str],
+) -> Result<Json, LoadError> {
     let mut checked = Map::new();
     for (key, value) in metadata {
         let own = key.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.'));
@@ -119,7 +124,7 @@ pub(super) fn checked(file: &Path, metadata: &BTreeMap<String, Value>, prefix: &
             None => scalar(value),
         };
         let Some(value) = value else { continue };
-        if let Some(own) = own {
+        if let Some(own) = own.filter(|own| !own_keys.contains(own)) {
             check(file, key, own, &value)?;
         }
         checked.insert(key.clone(), value);
@@ -186,7 +191,7 @@ mod tests {
 
     fn read(key: &str, value: Value) -> Result<Json, String> {
         let metadata = BTreeMap::from([(key.to_owned(), value)]);
-        checked(Path::new("m.gguf"), &metadata, "llama").map_err(|error| error.to_string())
+        checked(Path::new("m.gguf"), &metadata, "llama", &[]).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -215,12 +220,12 @@ mod tests {
             (
                 "expert_count",
                 Value::Int(8),
-                "8: experts are not read from GGUF files; use the model's safetensors folder",
+                "8: experts, which this architecture does not have here; use the model's safetensors folder",
             ),
             (
                 "expert_used_count",
                 Value::Int(2),
-                "2: experts are not read from GGUF files; use the model's safetensors folder",
+                "2: experts, which this architecture does not have here; use the model's safetensors folder",
             ),
             ("logit_scale", Value::Float(8.0), "8.0: a scale that the known families do not have; use a model without"),
             (
@@ -267,7 +272,7 @@ mod tests {
             (
                 "leading_dense_block_count",
                 Value::Int(1),
-                "1: experts are not read from GGUF files; use the model's safetensors folder",
+                "1: experts, which this architecture does not have here; use the model's safetensors folder",
             ),
             (
                 "nextn_predict_layers",

@@ -15,24 +15,9 @@ const OTHER_KINDS: [(&str, &str); 4] = [
 ];
 
 /// # Errors
-/// A part of several, an adapter, an encoder of images, an importance matrix: each by its name.
+/// An adapter, an encoder of images, an importance matrix: each by its name.
 pub(super) fn check(file: &Path, metadata: &BTreeMap<String, Value>) -> Result<(), LoadError> {
     let bad = |key: &str, problem| Err(LoadError::BadKey { file: file.to_owned(), key: key.to_owned(), problem });
-    let int = |key: &str| match metadata.get(key) {
-        Some(Value::Int(int)) => Some(*int),
-        _ => None,
-    };
-    if let Some(n_parts @ 2..) = int("split.count") {
-        let part =
-            int("split.no").map_or_else(|| "one part".to_owned(), |part| format!("part {}", part.saturating_add(1)));
-        return bad(
-            "split.count",
-            format!(
-                "this file is {part} of {n_parts}, and parts are not joined; merge them with `llama-gguf-split --merge \
-                 FIRST-PART WHOLE.gguf`"
-            ),
-        );
-    }
     if let Some(Value::Text(kind)) = metadata.get("general.type") {
         if let Some((_, problem)) = OTHER_KINDS.iter().find(|(other, _)| other == kind) {
             return bad("general.type", format!("{kind:?}: {problem}"));

@@ -1,43 +1,65 @@
-//! GGUF files: one memory-mapped file with configuration, tokenizer and (quantized) tensors.
+//! GGUF files: one memory-mapped file (or its parts) with configuration, tokenizer and (quantized) tensors.
 //!
 //! Tensors come out as Hugging Face has them: its names, its row-major shapes, its order of the rows of q and k,
-//! values dequantized to `f32`.
+//! values dequantized to `f32`. Linears that share a tensor come out one by one, under the names of
+//! [`in_parts`](super::in_parts).
 
 mod dequant;
 mod header;
 mod keys;
 mod kind;
+mod layout;
+pub(crate) mod layouts;
 mod names;
+mod parts;
 #[cfg(test)]
 mod tests;
+mod types;
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
-use self::dequant::{GgmlType, dequantize};
+use serde_json::Value as Json;
+
 pub(crate) use self::header::{Header, Value};
 use self::header::{Stored, TensorInfo};
+pub(crate) use self::layout::Layout;
+use self::layout::Metadata;
+use self::parts::Files;
+pub use self::parts::gguf_parts;
 use super::config::ModelConfig;
 use super::error::nearest_names;
-use super::map::MappedFile;
+use super::keys::Keys;
 use super::rope::RopeScaling;
 use super::{Checkpoint, Class, Classes, GgufArchitecture, LoadError, StoredType};
 
 /// llama.cpp's divisors of the rotary frequencies: part of the configuration, not a weight.
 const ROPE_FREQS: &str = "rope_freqs.weight";
 
-/// The tensors of one memory-mapped GGUF file.
+/// The tensors of a memory-mapped GGUF file, or of its parts.
 pub struct GgufCheckpoint {
-    map: MappedFile,
+    files: Files,
     /// By Hugging Face name.
     tensors: BTreeMap<String, Tensor>,
 }
 
-/// A tensor, and the change of row order it needs.
+/// A tensor of Hugging Face, and what must be changed in the values that are stored.
+#[derive(Clone, Debug)]
 struct Tensor {
     info: TensorInfo,
-    /// Number of heads whose rows are interleaved pairs; `None` where the rows are as Hugging Face has them.
-    interleaved_heads: Option<usize>,
+    change: Change,
+}
+
+/// What llama.cpp's converter did to values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Nothing,
+    /// It put the two rows of each rotary pair of so many heads side by side.
+    Interleaved {
+        n_heads: usize,
+    },
+    /// It added 1.
+    OneMore,
 }
 
 /// A GGUF file, opened: its header is parsed, no tensor is read yet.
@@ -49,47 +71,148 @@ pub(crate) struct GgufFile {
 
 /// Opens `file`, a model of one of `classes`, and reads its header.
 pub(crate) fn open(file: &Path, classes: Classes<'_>) -> Result<GgufFile, LoadError> {
-    let map = MappedFile::open(file)?;
-    let mut header = Header::parse(map.bytes(), file)?;
+    let (files, mut header) = Files::open(file)?;
+    let file = &*files.first().to_owned();
     kind::check(file, &header.metadata)?;
     let (class, gguf) = class_of(&header, file, classes)?;
     check_n_blocks(file, &header, gguf.name)?;
-    let tied_head = !header.tensors.contains_key("output.weight");
+    let own_keys = gguf.layout.map_or(&[][..], |layout| layout.keys);
+    let json = keys::checked(file, &header.metadata, gguf.name, own_keys)?;
+    let config = match gguf.layout {
+        None => like_llama(file, &header, json, &files, class, gguf.name)?,
+        Some(layout) => {
+            let keys = Keys { file, json: &json };
+            layout::config(class, layout, &Metadata { keys, prefix: gguf.name, header: &header, files: &files })?
+        }
+    };
+    let tensors = renamed(file, std::mem::take(&mut header.tensors), &config, gguf)?;
+    Ok(GgufFile { header, config, checkpoint: GgufCheckpoint { files, tensors } })
+}
+
+/// The configuration of a class that has no layout of its own.
+fn like_llama(
+    file: &Path,
+    header: &Header,
+    json: Json,
+    files: &Files,
+    class: &Class,
+    architecture: &str,
+) -> Result<ModelConfig, LoadError> {
     let has_bias = |parts: &[&str]| parts.iter().any(|part| header.tensors.contains_key(&format!("blk.0.{part}.bias")));
-    let attention_bias = has_bias(&["attn_q", "attn_k", "attn_v", "attn_output"]);
-    let mlp_bias = has_bias(&["ffn_gate", "ffn_up", "ffn_down"]);
-    let metadata = keys::checked(file, &header.metadata, gguf.name)?;
-    let mut config = ModelConfig::from_gguf(file, metadata, &header.metadata, gguf.name, class.name)?;
-    config.tie_word_embeddings = tied_head;
-    config.attention_bias = attention_bias;
-    config.mlp_bias = mlp_bias;
-    if let Some(info) = header.tensors.remove(ROPE_FREQS) {
+    let mut config = ModelConfig::from_gguf(file, json, &header.metadata, architecture, class.name)?;
+    config.tie_word_embeddings = !header.tensors.contains_key("output.weight");
+    config.attention_bias = has_bias(&["attn_q", "attn_k", "attn_v", "attn_output"]);
+    config.mlp_bias = has_bias(&["ffn_gate", "ffn_up", "ffn_down"]);
+    if let Some(info) = header.tensors.get(ROPE_FREQS) {
         check_shape(file, ROPE_FREQS, &info.shape, &[config.head_dim / 2])?;
-        let divisors = read_stored(&map, ROPE_FREQS, &info.stored)?;
+        let divisors = files.read(ROPE_FREQS, info)?;
         config.rope_scaling = Some(per_frequency(file, divisors, config.rope_scaling.as_ref())?);
     }
+    Ok(config)
+}
+
+/// The tensors of a file, by the names that Hugging Face has for what lies in them.
+fn renamed(
+    file: &Path,
+    infos: BTreeMap<String, TensorInfo>,
+    config: &ModelConfig,
+    gguf: GgufArchitecture,
+) -> Result<BTreeMap<String, Tensor>, LoadError> {
     let mut tensors = BTreeMap::new();
-    for (gguf_name, info) in std::mem::take(&mut header.tensors) {
-        if names::is_rotary_buffer(&gguf_name) {
+    for (gguf_name, info) in &infos {
+        if names::is_rotary_buffer(gguf_name) || tables(gguf).contains(&gguf_name.as_str()) {
             continue;
         }
-        let Some(name) = names::hugging_face_name(&gguf_name) else {
-            return Err(LoadError::UnknownTensor {
-                file: file.to_owned(),
-                name: gguf_name,
-                architecture: gguf.name.to_owned(),
-            });
+        let tensor = Tensor { info: info.clone(), change: Change::Nothing };
+        let found = match gguf.layout {
+            None => names::hugging_face_name(gguf_name).map(|name| vec![(name, tensor)]),
+            Some(layout) => layout.tensors(gguf_name, &tensor, config, file, &|name| infos.contains_key(name))?,
         };
-        let interleaved_heads = match projected_heads(&name, &config) {
-            Some(n_heads) if gguf.interleaved_rows => {
-                check_rotary_rows(file, &name, &info.shape, n_heads * config.head_dim)?;
-                Some(n_heads)
+        let found = found.ok_or_else(|| LoadError::UnknownTensor {
+            file: file.to_owned(),
+            name: gguf_name.clone(),
+            architecture: gguf.name.to_owned(),
+        })?;
+        for (name, mut tensor) in found {
+            if let Some(n_heads) = projected_heads(&name, config).filter(|_| gguf.interleaved_rows) {
+                check_rotary_rows(file, &name, &tensor.info.shape, n_heads * config.head_dim)?;
+                tensor.change = Change::Interleaved { n_heads };
             }
-            _ => None,
-        };
-        tensors.insert(name, Tensor { info, interleaved_heads });
+            if tensors.insert(name.clone(), tensor).is_some() {
+                let problem = format!("tensor {gguf_name:?} holds {name:?}, which another tensor holds as well");
+                return Err(LoadError::BadHeader { file: file.to_owned(), problem });
+            }
+        }
     }
-    Ok(GgufFile { header, config, checkpoint: GgufCheckpoint { map, tensors } })
+    Ok(tensors)
+}
+
+/// Tensors that are part of the configuration.
+fn tables(gguf: GgufArchitecture) -> &'static [&'static str] {
+    if gguf.layout.is_some() { &layouts::TABLES } else { &[ROPE_FREQS] }
+}
+
+impl Tensor {
+    /// The weight of a norm that is stored with a one that Hugging Face adds.
+    fn with_one_less(self) -> Self {
+        Self { change: Change::OneMore, ..self }
+    }
+
+    /// The same values in another shape.
+    fn shaped(mut self, shape: Vec<usize>) -> Self {
+        self.info.shape = shape;
+        self
+    }
+
+    /// Its rows as the tensors that they are: names and numbers of rows.
+    ///
+    /// # Errors
+    /// Another number of rows than these have together.
+    fn in_rows(&self, name: &str, parts: Vec<(String, usize)>, file: &Path) -> Result<Vec<(String, Self)>, LoadError> {
+        let shape = &self.info.shape;
+        let n_rows = parts.iter().map(|(_, n_rows)| n_rows).sum();
+        let row: Vec<usize> = shape.iter().copied().skip(1).collect();
+        let expected: Vec<usize> = std::iter::once(n_rows).chain(row.iter().copied()).collect();
+        check_shape(file, name, shape, &expected)?;
+        let mut start = 0;
+        let mut tensors = Vec::new();
+        for (part, n_rows) in parts {
+            let stored = self.info.stored.rows(start, n_rows, row.iter().product());
+            let stored = stored.ok_or_else(|| LoadError::BadHeader {
+                file: file.to_owned(),
+                problem: format!("tensor {name:?} is stored in blocks that no row of it ends with"),
+            })?;
+            let shape = std::iter::once(n_rows).chain(row.iter().copied()).collect();
+            tensors
+                .push((part, Self { info: TensorInfo { shape, stored, part: self.info.part }, change: self.change }));
+            start += n_rows;
+        }
+        Ok(tensors)
+    }
+
+    /// `[n_experts, out, in]` as the tensors of each expert.
+    ///
+    /// # Errors
+    /// Another number of dimensions, more experts than any model has, or a type of storage of which the size is not known.
+    fn in_experts(
+        &self,
+        name: &str,
+        named: impl Fn(usize) -> String,
+        file: &Path,
+    ) -> Result<Vec<(String, Self)>, LoadError> {
+        /// A damaged number would take memory for each.
+        const MAX_EXPERTS: usize = 4096;
+        let &[n_experts, out, row_len] = self.info.shape.as_slice() else {
+            let problem = format!("tensor {name:?} has shape {:?}, expected experts, rows, columns", self.info.shape);
+            return Err(LoadError::BadHeader { file: file.to_owned(), problem });
+        };
+        if n_experts > MAX_EXPERTS {
+            let problem = format!("tensor {name:?} has {n_experts} experts, expected at most {MAX_EXPERTS}");
+            return Err(LoadError::BadHeader { file: file.to_owned(), problem });
+        }
+        let rows = self.clone().shaped(vec![n_experts * out, row_len]);
+        rows.in_rows(name, (0..n_experts).map(|expert| (named(expert), out)).collect(), file)
+    }
 }
 
 /// A block has tensors: a header with more blocks than tensors is damaged, and would take memory for each.
@@ -118,10 +241,15 @@ fn class_of(
         }
     };
     let known = || classes.iter().filter_map(|class| Some((*class, class.gguf?)));
-    known().find(|(_, gguf)| gguf.name == architecture).ok_or_else(|| LoadError::UnknownArchitecture {
+    // Mixtral is a `llama` with experts.
+    let n_experts = header.metadata.get(&format!("{architecture}.expert_count"));
+    let has_experts = matches!(n_experts, Some(Value::Int(1..)));
+    let is_like = |gguf: &GgufArchitecture| has_experts == gguf.layout.is_some_and(Layout::has_experts);
+    let named = || known().filter(|(_, gguf)| gguf.name == architecture);
+    named().find(|(_, gguf)| is_like(gguf)).or_else(|| named().next()).ok_or_else(|| LoadError::UnknownArchitecture {
         file: file.to_owned(),
         architecture: architecture.clone(),
-        known: known().map(|(_, gguf)| gguf.name.to_owned()).collect(),
+        known: known().map(|(_, gguf)| gguf.name.to_owned()).collect::<BTreeSet<_>>().into_iter().collect(),
     })
 }
 
@@ -168,22 +296,6 @@ fn check_shape(file: &Path, name: &str, found: &[usize], expected: &[usize]) -> 
     })
 }
 
-fn read_stored(map: &MappedFile, name: &str, stored: &Stored) -> Result<Vec<f32>, LoadError> {
-    let file = || map.path().to_owned();
-    Ok(match stored {
-        // In bounds: the header checked the range against the file's length.
-        Stored::Known(ggml_type, range) => dequantize(*ggml_type, &map.bytes()[range.clone()]),
-        Stored::Unknown(type_id) => {
-            return Err(LoadError::UnsupportedDtype {
-                file: file(),
-                name: name.to_owned(),
-                dtype: dequant::type_name(*type_id),
-                known: GgmlType::known(),
-            });
-        }
-    })
-}
-
 impl Checkpoint for GgufCheckpoint {
     fn names(&self) -> Vec<String> {
         self.tensors.keys().cloned().collect()
@@ -195,17 +307,18 @@ impl Checkpoint for GgufCheckpoint {
 
     fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         let tensor = self.tensors.get(name).ok_or_else(|| LoadError::MissingTensor {
-            file: self.map.path().to_owned(),
+            file: self.source().to_owned(),
             name: name.to_owned(),
             nearest: nearest_names(name, self.tensors.keys().map(String::as_str)),
         })?;
-        let values = read_stored(&self.map, name, &tensor.info.stored)?;
-        Ok(match tensor.interleaved_heads {
-            Some(n_heads) => {
+        let values = self.files.read(name, &tensor.info)?;
+        Ok(match tensor.change {
+            Change::Nothing => values,
+            Change::Interleaved { n_heads } => {
                 let row_len = tensor.info.shape.get(1).copied().unwrap_or(1);
                 names::interleaved_rows_to_halves(&values, n_heads, row_len)
             }
-            None => values,
+            Change::OneMore => values.into_iter().map(|value| value - 1.0).collect(),
         })
     }
 
@@ -213,20 +326,29 @@ impl Checkpoint for GgufCheckpoint {
         self.tensors.get(name).is_some_and(|tensor| matches!(tensor.info.stored, Stored::Known(..)))
     }
 
+    fn is_integer(&self, name: &str) -> bool {
+        let of = |tensor: &Tensor| matches!(&tensor.info.stored, Stored::Known(ggml_type, _) if ggml_type.is_integer());
+        self.tensors.get(name).is_some_and(of)
+    }
+
     fn stored_type(&self, name: &str) -> Option<StoredType> {
         let Stored::Known(ggml_type, _) = self.tensors.get(name)?.info.stored else { return None };
         Some(StoredType {
             name: format!("GGUF {ggml_type}"),
-            bits_per_weight: 8.0 * ggml_type.block_bytes() as f64 / ggml_type.block_len() as f64,
+            bits_per_weight: ggml_type.bits_per_weight(),
             group_size: ggml_type.group_size(),
         })
     }
 
+    fn file_of(&self, name: &str) -> PathBuf {
+        self.tensors.get(name).map_or_else(|| self.source(), |tensor| self.files.of(&tensor.info)).to_owned()
+    }
+
     fn source(&self) -> &Path {
-        self.map.path()
+        self.files.first()
     }
 
     fn bytes_on_disk(&self) -> u64 {
-        self.map.bytes().len() as u64
+        self.files.n_bytes()
     }
 }

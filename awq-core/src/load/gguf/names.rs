@@ -1,7 +1,7 @@
 //! GGUF tensor names to Hugging Face names, and llama.cpp's order of the rows of q and k.
 
 /// What GGUF calls the parts of a block, and what Hugging Face calls them.
-const BLOCK_PARTS: [(&str, &str); 11] = [
+pub(super) const BLOCK_PARTS: &[(&str, &str)] = &[
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
     ("attn_k", "self_attn.k_proj"),
@@ -16,8 +16,8 @@ const BLOCK_PARTS: [(&str, &str); 11] = [
 ];
 
 /// What stands outside the blocks.
-const MODEL_PARTS: [(&str, &str); 3] =
-    [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
+pub(super) const MODEL_PARTS: &[(&str, &str)] =
+    &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
 /// `blk.0.attn_q.weight` is `model.layers.0.self_attn.q_proj.weight`; `None` for a tensor of no known layer.
 pub(super) fn hugging_face_name(gguf_name: &str) -> Option<String> {

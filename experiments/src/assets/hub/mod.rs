@@ -2,6 +2,7 @@
 
 mod assembled;
 mod client;
+mod gguf;
 mod layout;
 mod refusal;
 mod transfer;
@@ -106,7 +107,7 @@ impl Hub {
         Ok(self.file(&repo, &file.file, Some(&file.sha256), hashes)?.0)
     }
 
-    /// A model's folder: from the asset folders if all its files are pinned, from the cache if it is whole there, else
+    /// A model's folder, or its GGUF file: from the asset folders if all its files are pinned, from the cache if it is whole there, else
     /// downloaded, small files first. Nothing follows a `config.json` of a model that cannot be read.
     ///
     /// # Errors
@@ -118,6 +119,9 @@ impl Hub {
         cache: &Path,
         hashes: &Hashes,
     ) -> anyhow::Result<LocatedModel> {
+        if let Some(file) = &model.file {
+            return self.gguf(model, file, folders, hashes);
+        }
         if let Some(assembled) = assembled::model(model, folders, cache, hashes)? {
             return Ok(assembled);
         }
@@ -149,8 +153,11 @@ impl Hub {
     /// Whether every file of a model is in the cache.
     pub(crate) fn is_cached(&self, model: &HubModel) -> bool {
         let repo = HubRepo::model(&model.repo, &model.revision);
-        let snapshot = CachedRepo::new(&self.cache, &repo).snapshot();
-        snapshot.is_some_and(|folder| folder::complete(&folder).is_ok())
+        let cached = CachedRepo::new(&self.cache, &repo);
+        if let Some(file) = &model.file {
+            return gguf::is_cached(&cached, file);
+        }
+        cached.snapshot().is_some_and(|folder| folder::complete(&folder).is_ok())
     }
 
     /// The names of the files that make the model, in the order to download them. What decides whether the model can be

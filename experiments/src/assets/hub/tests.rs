@@ -27,7 +27,7 @@ fn small_model() -> Play {
 }
 
 fn spec() -> HubModel {
-    HubModel { repo: "owner/name".into(), revision: COMMIT.into(), sha256: BTreeMap::new() }
+    HubModel { repo: "owner/name".into(), revision: COMMIT.into(), file: None, sha256: BTreeMap::new() }
 }
 
 fn model(hub: &Hub, spec: &HubModel, cache: &Path) -> Result<LocatedModel, String> {
@@ -39,6 +39,55 @@ fn model(hub: &Hub, spec: &HubModel, cache: &Path) -> Result<LocatedModel, Strin
 fn blobs(cache: &Path) -> Vec<PathBuf> {
     let blobs = cache.join("models--owner--name/blobs");
     if blobs.is_dir() { crate::assets::files_in(&blobs).unwrap() } else { vec![] }
+}
+
+/// Beside a file that is not wanted.
+#[test]
+fn all_parts_of_a_gguf_file_are_downloaded() {
+    let parts = ["q4/m-00001-of-00002.gguf", "q4/m-00002-of-00002.gguf"];
+    let file = |name: &'static str, content: &[u8]| (name, content.to_vec());
+    let server = Server::start(Play {
+        files: BTreeMap::from([file(parts[0], b"one"), file(parts[1], b"second"), file("q8.gguf", b"other")]),
+        ..Play::default()
+    });
+    let cache = tempfile::tempdir().unwrap();
+    let hub = server.hub(cache.path(), false);
+    for given in parts {
+        let wanted = HubModel { file: Some(given.into()), ..spec() };
+        assert_eq!(hub.is_cached(&wanted), given == parts[1], "the first asks for both");
+        let located = model(&hub, &wanted, cache.path()).unwrap();
+        assert_eq!(std::fs::read(&located.path).unwrap(), b"one");
+        assert_eq!(std::fs::read(located.path.with_file_name("m-00002-of-00002.gguf")).unwrap(), b"second");
+        let hashes = [("m-00001-of-00002.gguf", &b"one"[..]), ("m-00002-of-00002.gguf", &b"second"[..])];
+        assert_eq!(located.hashes, hashes.map(|(name, content)| (name.to_owned(), sha256_of(content))).into());
+        assert_eq!(model(&server.hub(cache.path(), true), &wanted, cache.path()), Ok(located));
+    }
+    assert_eq!(server.transfers().len(), 2);
+    let pinned = |name: &str, content: &[u8]| HubModel {
+        file: Some(parts[0].into()),
+        sha256: BTreeMap::from([(name.into(), sha256_of(content))]),
+        ..spec()
+    };
+    assert!(model(&hub, &pinned(parts[1], b"second"), cache.path()).is_ok());
+    let error = model(&hub, &pinned(parts[1], b"three"), cache.path()).unwrap_err();
+    assert!(error.contains("q4/m-00002-of-00002.gguf") && error.contains(&sha256_of(b"three")), "{error}");
+    let error = model(&hub, &pinned("q8.gguf", b"other"), cache.path()).unwrap_err();
+    assert!(error.ends_with("pins `q8.gguf`, which is no part of `q4/m-00001-of-00002.gguf`"), "{error}");
+}
+
+/// A file in one part needs no hub where it is pinned.
+#[test]
+fn a_pinned_gguf_file_is_taken_from_the_asset_folders() {
+    let server = Server::start(Play::default());
+    let (cache, assets) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(assets.path().join("m.gguf"), "one").unwrap();
+    let folders = AssetFolders::new(vec![assets.path().to_owned()]).unwrap();
+    let sha256 = BTreeMap::from([("q4/m.gguf".to_owned(), sha256_of(b"one"))]);
+    let wanted = HubModel { file: Some("q4/m.gguf".into()), sha256, ..spec() };
+    let hub = server.hub(cache.path(), true);
+    let located = hub.model(&wanted, &folders, cache.path(), &Hashes::new(Progress::Quiet)).unwrap();
+    assert_eq!(located.hashes, BTreeMap::from([("m.gguf".to_owned(), sha256_of(b"one"))]));
+    assert_eq!(std::fs::read(located.path).unwrap(), b"one");
 }
 
 #[test]
