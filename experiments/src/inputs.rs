@@ -18,8 +18,14 @@ const OF_DECODING_ONLY: [&str; 4] =
     ["added_tokens.json", "chat_template.jinja", "generation_config.json", "special_tokens_map.json"];
 
 /// Files of models that are no weights, as models are recorded.
-const BESIDE_WEIGHTS: [&str; 5] =
-    ["config.json", "model.safetensors.index.json", "quantization.json", "tokenizer.json", "tokenizer_config.json"];
+const BESIDE_WEIGHTS: [&str; 6] = [
+    "config.json",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "quantization.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+];
 
 /// Digits of a sha256 in messages.
 const SHOWN_DIGITS: usize = 8;
@@ -49,7 +55,7 @@ pub(crate) fn deciding(files: &Files) -> impl Iterator<Item = (&str, &str)> {
 fn is_of_model(name: &str) -> bool {
     let is_weights =
         |extension: &str| name.rsplit_once('.').is_some_and(|(_, end)| end.eq_ignore_ascii_case(extension));
-    BESIDE_WEIGHTS.contains(&name) || is_weights("safetensors") || is_weights("gguf")
+    BESIDE_WEIGHTS.contains(&name) || ["safetensors", "bin", "gguf"].into_iter().any(is_weights)
 }
 
 fn shown(sha256: &str) -> String {

@@ -17,15 +17,19 @@ mod map;
 mod memory;
 mod overlay;
 pub mod packed;
+mod pickled;
 mod rope;
 mod safetensors;
+mod shards;
 mod storage;
+mod stored_dtype;
 mod switches;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod tokenizer;
+mod weights;
 mod windows;
 
 use std::collections::BTreeMap;
@@ -44,10 +48,12 @@ pub use self::gguf::GgufCheckpoint;
 pub use self::memory::MemoryCheckpoint;
 pub use self::overlay::{EditedCheckpoint, EditedTensors};
 pub use self::packed::{PackedCheckpoint, PackedHeader};
+pub use self::pickled::PickledCheckpoint;
 pub use self::rope::{Rope, RopeScaling};
 pub use self::safetensors::SafetensorsCheckpoint;
 pub use self::storage::StoredType;
 pub use self::tokenizer::Tokenizer;
+pub use self::weights::{WEIGHTS, open_weights};
 pub(crate) use self::windows::Windows;
 use crate::quantized::QuantizedWeight;
 
@@ -146,8 +152,8 @@ pub struct OpenedModel {
     pub special_tokens: BTreeMap<String, String>,
 }
 
-/// Opens a model: a folder in Hugging Face layout (`config.json`, `tokenizer.json`, `model.safetensors` or
-/// shards with an index), the same with a `quantization.json` ([`packed`]), or a `.gguf` file.
+/// Opens a model: a folder in Hugging Face layout (`config.json`, `tokenizer.json`, and `model.safetensors`, else
+/// `pytorch_model.bin`, or shards with an index), the same with a `quantization.json` ([`packed`]), or a `.gguf` file.
 ///
 /// # Errors
 /// Anything that is missing, truncated, unknown or contradictory; see [`LoadError`].
@@ -204,7 +210,7 @@ fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
             special_tokens,
         });
     }
-    let checkpoint = Arc::new(SafetensorsCheckpoint::open_folder(folder)?);
+    let checkpoint = open_weights(folder)?;
     foreign::check_tensors(checkpoint.as_ref())?;
     let checkpoint = in_parts(&config, checkpoint);
     Ok(OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template, special_tokens })

@@ -14,6 +14,7 @@ mod grid;
 mod kernels;
 mod loops;
 mod oracle;
+mod pickled;
 mod rules;
 mod salient;
 mod support;
