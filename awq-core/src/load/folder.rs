@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::LoadError;
+use super::tokenizer::tokenizer_files;
 use super::weights::WEIGHTS;
 
 const CONFIG: &str = "config.json";
@@ -42,7 +43,10 @@ pub fn check_folder(folder: &Path) -> Result<(), LoadError> {
         return not(format!("no {CONFIG}; download it again"));
     }
     let is_shard = |name: &str| if is_pickled { is_pickled_shard(name) } else { name.ends_with(".safetensors") };
-    let read = |name: &&String| is_shard(name) || ["tokenizer.json", CONFIG, weights].contains(&name.as_str());
+    let tokenizer = tokenizer_files(has);
+    let read = |name: &&String| {
+        is_shard(name) || [CONFIG, weights].contains(&name.as_str()) || tokenizer.contains(&name.as_str())
+    };
     names.iter().filter(read).try_for_each(|name| check_file(&folder.join(name)))
 }
 

@@ -52,7 +52,7 @@ pub use self::pickled::PickledCheckpoint;
 pub use self::rope::{Rope, RopeScaling};
 pub use self::safetensors::SafetensorsCheckpoint;
 pub use self::storage::StoredType;
-pub use self::tokenizer::Tokenizer;
+pub use self::tokenizer::{Tokenizer, tokenizer_files};
 pub use self::weights::{WEIGHTS, open_weights};
 pub(crate) use self::windows::Windows;
 use crate::quantized::QuantizedWeight;

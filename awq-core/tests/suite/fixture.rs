@@ -60,6 +60,11 @@ pub(crate) fn pickled_folder(name: &str) -> PathBuf {
     folder_of("pickled", name)
 }
 
+/// A file of `tests/tokenizers`, which `scripts/make-tokenizer-fixtures.py` makes.
+pub(crate) fn tokenizer_file(name: &str) -> PathBuf {
+    folder_of("tokenizers", name)
+}
+
 fn folder_of(set: &str, name: &str) -> PathBuf {
     let built = Path::new(env!("CARGO_MANIFEST_DIR"));
     // `scripts/gpu_check.sh --bin` runs tests in another checkout than they were built in, from its root.

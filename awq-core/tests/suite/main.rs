@@ -20,4 +20,5 @@ mod salient;
 mod support;
 mod tensors;
 mod threads;
+mod tokenizers;
 mod windows;

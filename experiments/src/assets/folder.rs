@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use awq_core::load::{self, check_config, check_folder};
 use serde::Deserialize;
 
@@ -13,8 +13,6 @@ use crate::config::names::is_inside;
 
 /// What says which kind of model it is.
 pub(crate) const CONFIG: &str = "config.json";
-/// What every folder must hold beside the weights.
-pub(crate) const REQUIRED: [&str; 2] = [CONFIG, "tokenizer.json"];
 /// What is taken along if it exists.
 pub(crate) const OPTIONAL: [&str; 6] = [
     "added_tokens.json",
@@ -75,16 +73,16 @@ pub(crate) fn locate(path: &Path, hashes: &Hashes) -> anyhow::Result<LocatedMode
 pub(crate) fn complete(folder: &Path) -> anyhow::Result<Vec<String>> {
     check_folder(folder)?;
     let mut names = Vec::new();
-    for name in REQUIRED {
-        ensure!(
-            folder.join(name).is_file(),
+    let is_there = |name: &str| folder.join(name).is_file();
+    if let Some(name) = missing(is_there) {
+        bail!(
             "{}: no {name}; a model folder holds config.json, tokenizer.json and model.safetensors or shards with an index",
             folder.display()
         );
-        names.push(name.to_owned());
     }
+    names.extend(required(is_there).into_iter().map(str::to_owned));
     names.extend(OPTIONAL.iter().filter(|name| folder.join(name).is_file()).map(|&name| name.to_owned()));
-    let weights = first_weights(|name| folder.join(name).is_file())
+    let weights = first_weights(is_there)
         .with_context(|| format!("{}: no weights; save the model as safetensors", folder.display()))?;
     names.push(weights.to_owned());
     if is_index(weights) {
@@ -98,6 +96,22 @@ pub(crate) fn complete(folder: &Path) -> anyhow::Result<Vec<String>> {
         }
     }
     Ok(names)
+}
+
+/// What a model's files lack beside the weights.
+pub(crate) fn missing(is_there: impl Fn(&str) -> bool) -> Option<&'static str> {
+    if !is_there(CONFIG) {
+        Some(CONFIG)
+    } else if load::tokenizer_files(is_there).is_empty() {
+        Some("tokenizer.json (nor tokenizer.model, nor vocab.json with merges.txt)")
+    } else {
+        None
+    }
+}
+
+/// What the loader reads beside the weights in any case: the configuration and the tokenizer.
+pub(crate) fn required(is_there: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    [vec![CONFIG], load::tokenizer_files(is_there)].concat()
 }
 
 /// The file of weights that the loader reads: the first that is there, as in transformers. Safetensors come before pickles, a
@@ -215,6 +229,26 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn older_files_of_a_tokenizer_are_hashed_where_there_is_no_other() {
+        let folder = model_folder(&[
+            ("config.json", LLAMA),
+            (WEIGHTS, "all"),
+            ("added_tokens.json", "{}"),
+            ("merges.txt", "a b"),
+            ("vocab.json", "{}"),
+        ]);
+        let check = |expected: &[&str]| {
+            let model = locate(folder.path(), &Hashes::new(Progress::Quiet)).unwrap();
+            assert_eq!(model.hashes.keys().map(String::as_str).collect::<Vec<_>>(), expected);
+        };
+        check(&["added_tokens.json", "config.json", "merges.txt", WEIGHTS, "vocab.json"]);
+        std::fs::write(folder.path().join("tokenizer.model"), "pieces").unwrap();
+        check(&["added_tokens.json", "config.json", "merges.txt", WEIGHTS, "tokenizer.model", "vocab.json"]);
+        std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+        check(&["added_tokens.json", "config.json", WEIGHTS, "tokenizer.json"]);
+    }
+
+    #[test]
     fn pickled_weights_are_hashed_where_there_are_no_others() {
         const PICKLED_INDEX: &str = "pytorch_model.bin.index.json";
         let index = r#"{"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}"#;
@@ -264,7 +298,10 @@ pub(crate) mod tests {
         let both = [("config.json", "{}"), ("tokenizer.json", "{}")];
         let weights = (WEIGHTS, "weights");
         check_refused(&[both[1], weights], "DIR: no config.json; download it again");
-        check_refused(&[both[0], weights], "DIR: no tokenizer.json; a model folder holds ");
+        check_refused(
+            &[both[0], weights],
+            "DIR: no tokenizer.json (nor tokenizer.model, nor vocab.json with merges.txt); a model folder holds ",
+        );
         check_refused(&both, "DIR: no weights; a model folder holds ");
         let with = |index| [both[0], both[1], (INDEX, index)];
         check_refused(

@@ -92,6 +92,20 @@ fn pickled_weights_are_taken_where_there_are_no_others() {
 }
 
 #[test]
+fn older_files_of_a_tokenizer_are_taken_where_there_is_no_other() {
+    let mut play = small_model();
+    play.files.remove("tokenizer.json");
+    for name in ["merges.txt", "vocab.json", "tokenizer.model", "added_tokens.json"] {
+        play.files.insert(name, b"{}".to_vec());
+    }
+    let server = Server::start(play);
+    let cache = tempfile::tempdir().unwrap();
+    let located = model(&server.hub(cache.path(), false), &spec(), cache.path()).unwrap();
+    let names: Vec<&str> = located.hashes.keys().map(String::as_str).collect();
+    assert_eq!(names, ["added_tokens.json", "config.json", "merges.txt", WEIGHTS, "tokenizer.model", "vocab.json"]);
+}
+
+#[test]
 fn what_the_loader_reads_beside_the_weights_is_taken_along() {
     let mut play = small_model();
     for name in ["chat_template.jinja", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json"] {
