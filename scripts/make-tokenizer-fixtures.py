@@ -99,6 +99,14 @@ def sentencepiece_cases():
     }
     chat = ["<|user|>  the work<|end|> of", "a<|user|>\nb", "<|end|>"]
     cases["llama-not-legacy"] = (first, by_transformers(first, PLAIN + SPECIAL + chat, "llama"))
+    # Tokens that are listed as normalized, in a class without a way of its own.
+    legacy = {
+        "tokenizer.model": "llama.model",
+        "tokenizer_config.json": {"tokenizer_class": "TokenizersBackend", "legacy": True, "add_bos_token": True,
+                                  "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
+                                  "added_tokens_decoder": {id: token | {"normalized": True} for id, token in added.items()}},
+    }
+    cases["legacy"] = (legacy, by_transformers(legacy, PLAIN + SPECIAL + chat, "granite"))
     return cases
 
 

@@ -65,7 +65,7 @@ pub(super) fn read(folder: &Path, config: &ModelConfig) -> Result<Option<Tokeniz
     let has_pieces = files.contains(&SENTENCE_PIECE);
     match way.and_then(PreTokenizer::by_name) {
         Some(pre) if files.contains(&VOCABULARY) => byte_level_tokenizer(folder, &settings, pre, config).map(Some),
-        _ if has_pieces => sentence_piece_tokenizer(folder, &settings, config).map(Some),
+        _ if has_pieces => sentence_piece_tokenizer(folder, &settings.literally(), config).map(Some),
         _ => {
             let known = CLASSES.map(|(class, _)| class).join(", ");
             let found = class.map_or("is not there".to_owned(), |class| format!("{class:?}"));

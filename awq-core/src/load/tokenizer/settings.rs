@@ -19,6 +19,8 @@ pub(super) struct Settings {
     map: Json,
     /// Tokens beyond the vocabulary, or with a meaning of their own in it, by id.
     pub(super) added: BTreeMap<u32, AddedToken>,
+    /// Whether all tokens are looked for in the text as it stands, before anything in it is replaced.
+    is_literal: bool,
 }
 
 impl Settings {
@@ -31,7 +33,7 @@ impl Settings {
         };
         let file = folder.join("tokenizer_config.json");
         let config = optional("tokenizer_config.json")?;
-        let mut settings = Self { file, config, map: Json::Null, added: BTreeMap::new() };
+        let mut settings = Self { file, config, map: Json::Null, added: BTreeMap::new(), is_literal: false };
         if let Some(listed) = settings.config.get("added_tokens_decoder") {
             settings.added = settings.decoded(listed)?;
             return Ok(settings);
@@ -45,6 +47,13 @@ impl Settings {
             settings.added = ids.into_iter().map(token).collect();
         }
         Ok(settings)
+    }
+
+    /// The same tokens, looked for in the text as it stands: where a space is put before every text, a token would get one too.
+    pub(super) fn literally(mut self) -> Self {
+        self.is_literal = true;
+        self.added.values_mut().for_each(|token| token.normalized = false);
+        self
     }
 
     /// The key `added_tokens_decoder`: ids, as texts, and tokens.
@@ -74,7 +83,7 @@ impl Settings {
 
     /// The token of a name such as `bos_token`.
     pub(super) fn named(&self, name: &str) -> Option<AddedToken> {
-        [&self.map, &self.config].into_iter().find_map(|json| added_token(json.get(name)?, true))
+        [&self.map, &self.config].into_iter().find_map(|json| self.special_token(json.get(name)?))
     }
 
     /// All tokens with a name, and those that are listed as special without one.
@@ -87,9 +96,14 @@ impl Settings {
         for json in [&self.map, &self.config] {
             let lists = ["additional_special_tokens", "extra_special_tokens"].into_iter();
             let more = lists.filter_map(|key| json.get(key)?.as_array()).flatten();
-            tokens.extend(more.filter_map(|token| added_token(token, true)));
+            tokens.extend(more.filter_map(|token| self.special_token(token)));
         }
         tokens
+    }
+
+    fn special_token(&self, value: &Json) -> Option<AddedToken> {
+        let token = added_token(value, true)?;
+        Some(AddedToken { normalized: token.normalized && !self.is_literal, ..token })
     }
 
     /// Adds the tokens to a tokenizer: those with an id, and `special` ones that have none of their own.

@@ -1,8 +1,9 @@
 //! A tokenizer from a SentencePiece model file, `tokenizer.model`: ids are those of SentencePiece, with the model's own settings.
 //!
 //! As in transformers, tokens that are spelled out in a text (`<s>`) become their ids, and the text on each side of one is a text
-//! of its own. Characters are replaced cluster by cluster, as the library `tokenizers` does, which differs from SentencePiece
-//! where a mark follows a character that it does not compose with.
+//! of its own. Two things are the library's (`tokenizers`) and not SentencePiece's: characters are replaced cluster by cluster, so
+//! that a mark behind a character that it does not compose with may be lost, and a unigram model takes another one of two
+//! segmentations that score the same.
 
 use std::path::Path;
 
