@@ -17,9 +17,21 @@ type Files = BTreeMap<String, String>;
 const OF_DECODING_ONLY: [&str; 4] =
     ["added_tokens.json", "chat_template.jinja", "generation_config.json", "special_tokens_map.json"];
 
+/// Those of them that decide ids where there is no `tokenizer.json`, which has them in itself.
+const OF_OLDER_TOKENIZERS: [&str; 2] = ["added_tokens.json", "special_tokens_map.json"];
+
 /// Files of models that are no weights, as models are recorded.
-const BESIDE_WEIGHTS: [&str; 5] =
-    ["config.json", "model.safetensors.index.json", "quantization.json", "tokenizer.json", "tokenizer_config.json"];
+const BESIDE_WEIGHTS: [&str; 9] = [
+    "config.json",
+    "merges.txt",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "quantization.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+];
 
 /// Digits of a sha256 in messages.
 const SHOWN_DIGITS: usize = 8;
@@ -28,7 +40,7 @@ const SHOWN_DIGITS: usize = 8;
 /// of a model that only one of them has is one; a text is compared where both name it.
 pub(crate) fn differences(then: &Files, now: &Files) -> Vec<String> {
     let names: BTreeSet<&String> = then.keys().chain(now.keys()).collect();
-    let compared = names.into_iter().filter(|name| !OF_DECODING_ONLY.contains(&name.as_str()));
+    let compared = names.into_iter().filter(|name| decides(name, then) || decides(name, now));
     let difference = |name: &String| match (then.get(name), now.get(name)) {
         (Some(then), Some(now)) if then == now => None,
         (Some(then), Some(now)) => Some(format!("{name} sha256 {} -> {}", shown(then), shown(now))),
@@ -42,14 +54,20 @@ pub(crate) fn differences(then: &Files, now: &Files) -> Vec<String> {
 
 /// Those of a model's files that decide a number, from all that it has.
 pub(crate) fn deciding(files: &Files) -> impl Iterator<Item = (&str, &str)> {
-    let decides = |(name, _): &(&String, &String)| !OF_DECODING_ONLY.contains(&name.as_str());
-    files.iter().filter(decides).map(|(name, sha256)| (name.as_str(), sha256.as_str()))
+    files.iter().filter(|(name, _)| decides(name, files)).map(|(name, sha256)| (name.as_str(), sha256.as_str()))
+}
+
+/// Whether a file decides a number of a model that has these `files`.
+fn decides(name: &str, files: &Files) -> bool {
+    let is_of_tokenizer = OF_OLDER_TOKENIZERS.contains(&name) && files.contains_key(name);
+    !OF_DECODING_ONLY.contains(&name) || is_of_tokenizer && !files.contains_key("tokenizer.json")
 }
 
 fn is_of_model(name: &str) -> bool {
     let is_weights =
         |extension: &str| name.rsplit_once('.').is_some_and(|(_, end)| end.eq_ignore_ascii_case(extension));
-    BESIDE_WEIGHTS.contains(&name) || is_weights("safetensors") || is_weights("gguf")
+    let is_beside = BESIDE_WEIGHTS.contains(&name) || OF_OLDER_TOKENIZERS.contains(&name);
+    is_beside || ["safetensors", "bin", "gguf"].into_iter().any(is_weights)
 }
 
 fn shown(sha256: &str) -> String {
@@ -184,6 +202,20 @@ mod tests {
 
     fn files(files: &[(&str, &str)]) -> Files {
         files.iter().map(|&(name, digit)| (name.to_owned(), digit.repeat(64))).collect()
+    }
+
+    #[test]
+    fn files_of_added_tokens_count_where_they_decide_ids() {
+        let json = files(&[("tokenizer.json", "a"), ("added_tokens.json", "b")]);
+        let same = files(&[("tokenizer.json", "a"), ("added_tokens.json", "c")]);
+        assert_eq!(differences(&json, &same), Vec::<String>::new());
+        assert_eq!(deciding(&json).map(|(name, _)| name).collect::<Vec<_>>(), ["tokenizer.json"]);
+        let older = files(&[("vocab.json", "a"), ("added_tokens.json", "b"), ("generation_config.json", "c")]);
+        let other = files(&[("vocab.json", "a"), ("added_tokens.json", "c")]);
+        assert_eq!(differences(&older, &other), ["added_tokens.json sha256 bbbbbbbb.. -> cccccccc.."]);
+        let fewer = files(&[("vocab.json", "a")]);
+        assert_eq!(differences(&older, &fewer), ["added_tokens.json is gone, sha256 bbbbbbbb.."]);
+        assert_eq!(deciding(&older).map(|(name, _)| name).collect::<Vec<_>>(), ["added_tokens.json", "vocab.json"]);
     }
 
     #[test]

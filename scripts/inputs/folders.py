@@ -159,7 +159,7 @@ def _no_plain_model(folder, plain, score):
     yield Row("a LoRA adapter", Says("adapter"), "must be named", score(path))
     path = write(model(), folder / "pickled")
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
-    yield Row("only `pytorch_model.bin`", Says("pytorch_model.bin"), "must be named", score(path))
+    yield Row("`pytorch_model.bin` that PyTorch did not write", Says("pytorch_model.bin"), "must be named", score(path))
     path = write(model(), folder / "dangling")
     (path / "model.safetensors").unlink()
     (path / "model.safetensors").symlink_to("../blobs/gone")

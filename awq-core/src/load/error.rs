@@ -60,6 +60,18 @@ pub enum LoadError {
         /// Bytes that the file has.
         found: u64,
     },
+    /// The file may be whole, but PyTorch has pickled something else in it than plain tensors.
+    #[error(
+        "{}: {problem}; convert it to safetensors: python -c \"import transformers as t; \
+         t.AutoModelForCausalLM.from_pretrained('{}').save_pretrained('converted')\"",
+        .file.display(), .file.parent().unwrap_or(.file).display()
+    )]
+    Pickled {
+        /// The file.
+        file: PathBuf,
+        /// What it holds, with the name or tensor it concerns.
+        problem: String,
+    },
     /// The header contradicts the format.
     #[error("{}: bad header: {problem}; download the file again, or convert the model again", .file.display())]
     BadHeader {

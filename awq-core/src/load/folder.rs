@@ -4,9 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use super::LoadError;
+use super::tokenizer::tokenizer_files;
+use super::weights::WEIGHTS;
 
 const CONFIG: &str = "config.json";
-const WEIGHTS: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
+/// How the names of weights that PyTorch has pickled begin.
+const PICKLED: &str = "pytorch_model";
 
 /// Checks that `folder` holds a model in Hugging Face layout, from names and first bytes alone.
 ///
@@ -19,24 +22,30 @@ pub fn check_folder(folder: &Path) -> Result<(), LoadError> {
         .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
         .collect();
     names.sort();
-    for name in names.iter().filter(|name| name.ends_with(".safetensors") || name.ends_with(".json")) {
+    let has = |name: &str| names.iter().any(|known| known == name);
+    let weights = WEIGHTS.iter().find(|name| has(name));
+    let is_pickled = weights.is_none_or(|name| name.starts_with(PICKLED));
+    let may_be_read = |name: &&String| {
+        name.ends_with(".safetensors") || name.ends_with(".json") || is_pickled && is_pickled_shard(name)
+    };
+    for name in names.iter().filter(may_be_read) {
         check_link(&folder.join(name))?;
     }
-    let has = |name: &str| names.iter().any(|known| known == name);
-    let has_weights = WEIGHTS.iter().any(|name| has(name));
-    if !has_weights && names.iter().any(|name| name.starts_with("adapter_")) {
+    if weights.is_none() && names.iter().any(|name| name.starts_with("adapter_")) {
         return not(
             "an adapter (LoRA or the like), not a model; merge it into its base model, and give the result".into()
         );
     }
-    if !has_weights {
+    let Some(weights) = weights else {
         return not(other_weights(&names));
-    }
+    };
     if !has(CONFIG) {
         return not(format!("no {CONFIG}; download it again"));
     }
+    let is_shard = |name: &str| if is_pickled { is_pickled_shard(name) } else { name.ends_with(".safetensors") };
+    let tokenizer = tokenizer_files(has);
     let read = |name: &&String| {
-        name.ends_with(".safetensors") || ["tokenizer.json", CONFIG, WEIGHTS[1]].contains(&name.as_str())
+        is_shard(name) || [CONFIG, weights].contains(&name.as_str()) || tokenizer.contains(&name.as_str())
     };
     names.iter().filter(read).try_for_each(|name| check_file(&folder.join(name)))
 }
@@ -78,20 +87,28 @@ fn check_file(file: &Path) -> Result<(), LoadError> {
 /// What stands where the weights should be.
 fn other_weights(names: &[String]) -> String {
     let find = |ends: &[&str]| names.iter().find(|name| ends.iter().any(|end| name.ends_with(end)));
-    let expected = WEIGHTS.join(" or ");
+    let expected = WEIGHTS[..2].join(" or ");
+    let one_part = |name: &str, total: &str, end: &str, index: &str| {
+        let total = total.trim_end_matches(end).trim_start_matches('0');
+        format!(
+            "{name} is one part of {total}, and {index}, which says what is where, is not there; download all parts and the \
+             index"
+        )
+    };
     if let Some(name) = find(&[".safetensors"]) {
         return match name.split_once("-of-") {
-            Some((_, total)) => format!(
-                "{name} is one part of {}, and {}, which says what is where, is not there; download all parts and the index",
-                total.trim_end_matches(".safetensors").trim_start_matches('0'),
-                WEIGHTS[1],
-            ),
+            Some((_, total)) => one_part(name, total, ".safetensors", WEIGHTS[1]),
             None if name.starts_with("consolidated") => format!(
                 "only {name}: weights under the names of their maker's own program are not read; give the folder that \
                  transformers reads, with {expected}"
             ),
             None => format!("weights are in {name}, expected {expected}; rename it if it is the whole model"),
         };
+    }
+    if let Some((name, (_, total))) =
+        names.iter().filter(|name| is_pickled_shard(name)).find_map(|name| Some((name, name.split_once("-of-")?)))
+    {
+        return one_part(name, total, ".bin", WEIGHTS[3]);
     }
     // Beside the weights a trainer leaves its own state.
     let is_state =
@@ -100,9 +117,9 @@ fn other_weights(names: &[String]) -> String {
     if let Some(name) = { pickled }.find(|name| [".bin", ".pt", ".pth", ".ckpt"].iter().any(|end| name.ends_with(end)))
     {
         return format!(
-            "only {name}: weights pickled by PyTorch are not read, since reading them can run code; save the model with \
+            "only {name}: of what PyTorch has pickled, {} is read; rename it if it is the whole model, or save the model with \
              `save_pretrained`, which writes {}",
-            WEIGHTS[0]
+            WEIGHTS[2], WEIGHTS[0]
         );
     }
     if let Some(name) = find(&[".gguf"]) {
@@ -112,6 +129,10 @@ fn other_weights(names: &[String]) -> String {
         return format!("only {name}: weights of other frameworks are not read; load and save the model with PyTorch");
     }
     format!("no weights; a model folder holds {CONFIG}, tokenizer.json and {expected} with its shards")
+}
+
+fn is_pickled_shard(name: &str) -> bool {
+    name.starts_with(PICKLED) && name.ends_with(".bin")
 }
 
 #[cfg(test)]
@@ -138,9 +159,19 @@ mod tests {
             "DIR: an adapter (LoRA or the like), not a model; merge it into its base model, and give the result",
         );
         check(
-            &[("config.json", "{}"), ("pytorch_model.bin", "x")],
-            "DIR: only pytorch_model.bin: weights pickled by PyTorch are not read, since reading them can run code; save the \
-             model with `save_pretrained`, which writes model.safetensors",
+            &[("config.json", "{}"), ("optimizer.pt", "x"), ("weights.pt", "x")],
+            "DIR: only weights.pt: of what PyTorch has pickled, pytorch_model.bin is read; rename it if it is the whole model, or \
+             save the model with `save_pretrained`, which writes model.safetensors",
+        );
+        check(
+            &[("config.json", "{}"), ("pytorch_model-00001-of-00002.bin", "x")],
+            "DIR: pytorch_model-00001-of-00002.bin is one part of 2, and pytorch_model.bin.index.json, which says what is where, \
+             is not there; download all parts and the index",
+        );
+        check(
+            &[("config.json", "{}"), ("pytorch_model.bin", "version https://git-lfs.github.com/spec/v1\noid sha256:0")],
+            "DIR/pytorch_model.bin: a pointer that git-lfs left in place of the file; run `git lfs pull` in the folder, or \
+             download the file",
         );
         check(
             &[("config.json", "{}"), ("model-00001-of-00003.safetensors", "x")],

@@ -16,13 +16,17 @@ mod map;
 mod memory;
 mod overlay;
 pub mod packed;
+mod pickled;
 mod rope;
 mod safetensors;
+mod shards;
 mod storage;
+mod stored_dtype;
 mod switches;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tokenizer;
+mod weights;
 mod windows;
 
 use std::path::{Path, PathBuf};
@@ -38,10 +42,12 @@ pub(crate) use self::keys::Keys;
 pub use self::memory::MemoryCheckpoint;
 pub use self::overlay::{EditedCheckpoint, EditedTensors};
 pub use self::packed::{PackedCheckpoint, PackedHeader};
+pub use self::pickled::PickledCheckpoint;
 pub use self::rope::{Rope, RopeScaling};
 pub use self::safetensors::SafetensorsCheckpoint;
 pub use self::storage::StoredType;
-pub use self::tokenizer::Tokenizer;
+pub use self::tokenizer::{Tokenizer, tokenizer_files};
+pub use self::weights::{WEIGHTS, open_weights};
 pub(crate) use self::windows::{Windows, put as put_windows};
 use crate::quantized::QuantizedWeight;
 

@@ -1,43 +1,31 @@
 //! Hugging Face folders: `model.safetensors`, or shards listed by `model.safetensors.index.json`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::Deserialize;
 
-use super::error::nearest_names;
-use super::floats;
 use super::map::MappedFile;
-use super::{Checkpoint, LoadError, StoredType, read_json};
-use crate::arithmetic::FloatType;
+use super::shards::{FileNames, Shards};
+use super::stored_dtype::{READABLE, float_type, is_integer};
+use super::{Checkpoint, LoadError, StoredType, floats};
 
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
-const READABLE: &str = "F32, F16, BF16";
+const FILES: FileNames = FileNames { single: "model.safetensors", index: "model.safetensors.index.json" };
 
 /// The tensors of one or more memory-mapped safetensors files.
 pub struct SafetensorsCheckpoint {
-    /// The single file or the index: what error messages about the whole checkpoint name.
-    source: PathBuf,
-    shards: Vec<MappedFile>,
-    tensors: BTreeMap<String, Entry>,
-    /// Shard of each tensor, as the index has it. It may be wrong: what counts is where a tensor is.
-    promised: BTreeMap<String, String>,
-    /// Tensors that stand in several shards.
-    doubled: BTreeSet<String>,
+    shards: Shards<Entry>,
 }
 
 /// Where a tensor lies.
 struct Entry {
-    shard_idx: usize,
     dtype: Dtype,
     shape: Vec<usize>,
-    /// Byte range in the shard's file.
+    /// Byte range in its file.
     range: Range<usize>,
-    /// Whether the index places it in this shard, or says nothing of it.
-    is_at_home: bool,
 }
 
 /// A tensor as it is stored, and the file it is in.
@@ -48,12 +36,6 @@ pub(super) struct RawTensor<'a> {
     pub(super) file: &'a Path,
 }
 
-/// The part of the index file that matters: tensor name to shard file name.
-#[derive(Deserialize)]
-struct ShardIndex {
-    weight_map: BTreeMap<String, String>,
-}
-
 impl SafetensorsCheckpoint {
     /// Opens `model.safetensors` of `folder`, or else the shards that its index names. Maps the files and
     /// reads the headers only.
@@ -62,9 +44,7 @@ impl SafetensorsCheckpoint {
     /// A missing or unreadable file, a truncated shard, a header that contradicts itself, a shard or a tensor
     /// that the index promises and the folder lacks.
     pub fn open_folder(folder: &Path) -> Result<Self, LoadError> {
-        let index = folder.join(INDEX_FILE);
-        let single = folder.join(SINGLE_FILE);
-        if index.exists() && !single.exists() { Self::open_sharded(folder, &index) } else { Self::open_file(&single) }
+        Ok(Self { shards: Shards::open_folder(folder, &FILES, read_header)? })
     }
 
     /// Opens one safetensors file.
@@ -72,129 +52,56 @@ impl SafetensorsCheckpoint {
     /// # Errors
     /// As [`SafetensorsCheckpoint::open_folder`].
     pub fn open_file(file: &Path) -> Result<Self, LoadError> {
-        let mut checkpoint = Self::empty(file);
-        checkpoint.add_shard(file, &|_| false)?;
-        Ok(checkpoint)
-    }
-
-    fn open_sharded(folder: &Path, index_file: &Path) -> Result<Self, LoadError> {
-        let index: ShardIndex = read_json(index_file)?;
-        let mut checkpoint = Self::empty(index_file);
-        let shards: BTreeSet<&str> = index.weight_map.values().map(String::as_str).collect();
-        for shard in shards {
-            let file = folder.join(shard);
-            if !file.exists() {
-                let tensor = index.weight_map.iter().find(|(_, home)| *home == shard).map(|(name, _)| name.clone());
-                return Err(LoadError::MissingShard {
-                    file: index_file.to_owned(),
-                    shard: shard.to_owned(),
-                    tensor: tensor.unwrap_or_default(),
-                });
-            }
-            // Of a tensor in several shards, the one counts that the index names.
-            let elsewhere = |name: &str| index.weight_map.get(name).is_some_and(|home| home != shard);
-            checkpoint.add_shard(&file, &elsewhere)?;
-        }
-        checkpoint.promised = index.weight_map;
-        Ok(checkpoint)
-    }
-
-    fn empty(source: &Path) -> Self {
-        Self {
-            source: source.to_owned(),
-            shards: Vec::new(),
-            tensors: BTreeMap::new(),
-            promised: BTreeMap::new(),
-            doubled: BTreeSet::new(),
-        }
-    }
-
-    /// Adds the tensors of `file`. One that the index places `elsewhere` gives way to the one there; where the index is wrong and
-    /// there is none, it is read from here.
-    fn add_shard(&mut self, file: &Path, elsewhere: &dyn Fn(&str) -> bool) -> Result<(), LoadError> {
-        let map = MappedFile::open(file)?;
-        let (header_bytes, metadata) =
-            SafeTensors::read_metadata(map.bytes()).map_err(|error| header_error(file, map.bytes(), &error))?;
-        let data_start = 8 + header_bytes;
-        let shard_idx = self.shards.len();
-        for (name, info) in metadata.tensors() {
-            if self.tensors.contains_key(&name) {
-                self.doubled.insert(name.clone());
-            }
-            if elsewhere(&name) && self.tensors.contains_key(&name) {
-                continue;
-            }
-            let (start, end) = info.data_offsets;
-            let entry = Entry {
-                shard_idx,
-                dtype: info.dtype,
-                shape: info.shape.clone(),
-                range: data_start + start..data_start + end,
-                is_at_home: !elsewhere(&name),
-            };
-            if self.tensors.get(&name).is_some_and(|known| known.is_at_home && entry.is_at_home) {
-                return Err(LoadError::BadHeader {
-                    file: file.to_owned(),
-                    problem: format!("tensor {name:?} stands in two shards, and the index does not say which counts"),
-                });
-            }
-            self.tensors.insert(name, entry);
-        }
-        self.shards.push(map);
-        Ok(())
+        Ok(Self { shards: Shards::open_file(file, read_header)? })
     }
 
     /// A tensor as it is stored.
     pub(super) fn raw(&self, name: &str) -> Result<RawTensor<'_>, LoadError> {
-        let entry = self.entry(name)?;
-        let shard = &self.shards[entry.shard_idx];
-        // In bounds, as in `read_f32`.
-        let bytes = &shard.bytes()[entry.range.clone()];
-        Ok(RawTensor { dtype: entry.dtype, shape: &entry.shape, bytes, file: shard.path() })
+        let (entry, file) = self.shards.find(name)?;
+        // In bounds: the header's ranges were checked against the file's length when the file was opened.
+        let bytes = &file.bytes()[entry.range.clone()];
+        Ok(RawTensor { dtype: entry.dtype, shape: &entry.shape, bytes, file: file.path() })
     }
+}
 
-    fn entry(&self, name: &str) -> Result<&Entry, LoadError> {
-        self.tensors.get(name).ok_or_else(|| LoadError::MissingTensor {
-            file: match self.promised.get(name) {
-                Some(shard) => self.source.with_file_name(shard),
-                None => self.source.clone(),
-            },
-            name: name.to_owned(),
-            nearest: nearest_names(name, self.tensors.keys().map(String::as_str)),
-        })
-    }
+/// Every tensor of a file, and where it lies.
+fn read_header(file: &MappedFile) -> Result<Vec<(String, Entry)>, LoadError> {
+    let (header_bytes, metadata) =
+        SafeTensors::read_metadata(file.bytes()).map_err(|error| header_error(file.path(), file.bytes(), &error))?;
+    let data_start = 8 + header_bytes;
+    let entry = |info: &TensorInfo| {
+        let (start, end) = info.data_offsets;
+        Entry { dtype: info.dtype, shape: info.shape.clone(), range: data_start + start..data_start + end }
+    };
+    Ok(metadata.tensors().into_iter().map(|(name, info)| (name, entry(info))).collect())
 }
 
 impl Checkpoint for SafetensorsCheckpoint {
     fn names(&self) -> Vec<String> {
-        self.tensors.keys().cloned().collect()
+        self.shards.names()
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.tensors.get(name).map(|entry| entry.shape.clone())
+        self.shards.place(name).map(|entry| entry.shape.clone())
     }
 
     fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
-        let entry = self.entry(name)?;
-        let shard = &self.shards[entry.shard_idx];
-        let float = float_type(entry.dtype).ok_or_else(|| LoadError::UnsupportedDtype {
-            file: shard.path().to_owned(),
+        let raw = self.raw(name)?;
+        let float = float_type(raw.dtype).ok_or_else(|| LoadError::UnsupportedDtype {
+            file: raw.file.to_owned(),
             name: name.to_owned(),
-            dtype: format!("{:?}", entry.dtype),
+            dtype: format!("{:?}", raw.dtype),
             known: READABLE.to_owned(),
         })?;
-        // In bounds: the header's ranges were checked against the file's length when the shard was opened.
-        Ok(floats::to_f32(float, &shard.bytes()[entry.range.clone()]))
+        Ok(floats::to_f32(float, raw.bytes))
     }
 
     fn is_readable(&self, name: &str) -> bool {
-        self.tensors.get(name).is_some_and(|entry| float_type(entry.dtype).is_some())
+        self.shards.place(name).is_some_and(|entry| float_type(entry.dtype).is_some())
     }
 
     fn is_integer(&self, name: &str) -> bool {
-        use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
-        let integers = [BOOL, U8, I8, I16, U16, I32, U32, I64, U64];
-        self.tensors.get(name).is_some_and(|entry| integers.contains(&entry.dtype))
+        self.shards.place(name).is_some_and(|entry| is_integer(entry.dtype))
     }
 
     fn is_copy(&self, name: &str, other: &str) -> Result<bool, LoadError> {
@@ -203,54 +110,24 @@ impl Checkpoint for SafetensorsCheckpoint {
     }
 
     fn stored_type(&self, name: &str) -> Option<StoredType> {
-        let dtype = self.tensors.get(name)?.dtype;
+        let dtype = self.shards.place(name)?.dtype;
         Some(StoredType::float(format!("{dtype:?}"), dtype.bitsize()))
     }
 
     fn notes(&self) -> Vec<String> {
-        let index = self.source.display();
-        let misplaced = self.tensors.iter().filter(|(_, entry)| !entry.is_at_home).map(|(name, _)| name.as_str());
-        let misplaced: Vec<&str> = misplaced.collect();
-        let doubled: Vec<&str> = self.doubled.iter().map(String::as_str).collect();
-        let named = |names: &[&str]| match names {
-            [one] => format!("{one:?}"),
-            [one, more @ ..] => format!("{one:?} and {} more tensor(s)", more.len()),
-            [] => String::new(),
-        };
-        let mut notes = Vec::new();
-        if !misplaced.is_empty() {
-            notes.push(format!(
-                "{index}: places {} in another shard than the one that has it, which is read",
-                named(&misplaced)
-            ));
-        }
-        if !doubled.is_empty() {
-            notes.push(format!("{index}: {} stand in several shards; the one that it names is read", named(&doubled)));
-        }
-        notes
+        self.shards.notes()
     }
 
     fn file_of(&self, name: &str) -> PathBuf {
-        let shard = self.tensors.get(name).map(|entry| self.shards[entry.shard_idx].path());
-        shard.unwrap_or(&self.source).to_owned()
+        self.shards.file_of(name)
     }
 
     fn source(&self) -> &Path {
-        &self.source
+        self.shards.source()
     }
 
     fn bytes_on_disk(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.bytes().len() as u64).sum()
-    }
-}
-
-/// How a stored type is converted; `None` for a type that is not.
-fn float_type(dtype: Dtype) -> Option<FloatType> {
-    match dtype {
-        Dtype::F32 => Some(FloatType::F32),
-        Dtype::F16 => Some(FloatType::F16),
-        Dtype::BF16 => Some(FloatType::Bf16),
-        _ => None,
+        self.shards.bytes_on_disk()
     }
 }
 
@@ -318,7 +195,7 @@ mod tests {
 
     fn folder_with(tensors: &[(&str, Stored)]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        write_safetensors(&folder.path().join(SINGLE_FILE), tensors);
+        write_safetensors(&folder.path().join(FILES.single), tensors);
         folder
     }
 
@@ -331,7 +208,7 @@ mod tests {
     }
 
     fn write_index(folder: &tempfile::TempDir, json: &str) {
-        std::fs::write(folder.path().join(INDEX_FILE), json).unwrap();
+        std::fs::write(folder.path().join(FILES.index), json).unwrap();
     }
 
     fn open_error(folder: &tempfile::TempDir) -> String {
@@ -420,7 +297,7 @@ mod tests {
     #[test]
     fn every_truncation_is_an_error_that_says_so() {
         let folder = folder_with(&[("w", stored(Dtype::F32, &VALUES))]);
-        let file = folder.path().join(SINGLE_FILE);
+        let file = folder.path().join(FILES.single);
         let whole = std::fs::read(&file).unwrap();
         for length in 0..whole.len() {
             std::fs::write(&file, &whole[..length]).unwrap();
@@ -433,7 +310,7 @@ mod tests {
     #[test]
     fn trailing_bytes_and_hostile_header_length_are_errors() {
         let folder = folder_with(&[("w", stored(Dtype::F32, &VALUES))]);
-        let file = folder.path().join(SINGLE_FILE);
+        let file = folder.path().join(FILES.single);
         let whole = std::fs::read(&file).unwrap();
         std::fs::write(&file, [whole.as_slice(), b"extra"].concat()).unwrap();
         assert!(open_error(&folder).contains("bad header: the tensors end at byte"), "{}", open_error(&folder));
@@ -469,7 +346,7 @@ mod tests {
         #[test]
         fn damaged_files_never_panic(position in 0usize..200, byte: u8) {
             let folder = folder_with(&[("w", stored(Dtype::F16, &VALUES)), ("v", stored(Dtype::F32, &VALUES))]);
-            let file = folder.path().join(SINGLE_FILE);
+            let file = folder.path().join(FILES.single);
             let mut bytes = std::fs::read(&file).unwrap();
             let length = bytes.len();
             bytes[position % length] = byte;

@@ -10,8 +10,8 @@ use serde_json::Value as Json;
 
 use crate::load::packed::HEADER_FILE;
 use crate::load::{
-    Checkpoint, Class, Keys, LoadError, ModelConfig, PackedCheckpoint, PackedHeader, SafetensorsCheckpoint, Tokenizer,
-    check_folder, foreign, gguf, read_json,
+    Checkpoint, Class, Keys, LoadError, ModelConfig, PackedCheckpoint, PackedHeader, Tokenizer, check_folder, foreign,
+    gguf, open_weights, read_json,
 };
 use crate::model;
 
@@ -31,8 +31,8 @@ pub struct OpenedModel {
     pub special_tokens: BTreeMap<String, String>,
 }
 
-/// Opens a model: a folder in Hugging Face layout (`config.json`, `tokenizer.json`, `model.safetensors` or
-/// shards with an index), the same with a `quantization.json` ([`crate::load::packed`]), or a `.gguf` file or any
+/// Opens a model: a folder in Hugging Face layout (`config.json`, `tokenizer.json`, and `model.safetensors`, else
+/// `pytorch_model.bin`, or shards with an index), the same with a `quantization.json` ([`crate::load::packed`]), or a `.gguf` file or any
 /// of its parts.
 ///
 /// # Errors
@@ -106,7 +106,7 @@ fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
             special_tokens,
         });
     }
-    let checkpoint = Arc::new(SafetensorsCheckpoint::open_folder(folder)?);
+    let checkpoint = open_weights(folder)?;
     foreign::check_tensors(checkpoint.as_ref())?;
     let checkpoint = in_parts(&config, checkpoint);
     Ok(OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template, special_tokens })

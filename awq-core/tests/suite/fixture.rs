@@ -53,18 +53,37 @@ pub(crate) struct Fixture {
 }
 
 pub(crate) fn folder(name: &str) -> PathBuf {
+    folder_of("fixtures", name)
+}
+
+/// A folder of `tests/pickled`, which `scripts/make-pickled-fixtures.py` makes.
+pub(crate) fn pickled_folder(name: &str) -> PathBuf {
+    folder_of("pickled", name)
+}
+
+/// A file of `tests/tokenizers`, which `scripts/make-tokenizer-fixtures.py` makes.
+pub(crate) fn tokenizer_file(name: &str) -> PathBuf {
+    folder_of("tokenizers", name)
+}
+
+fn folder_of(set: &str, name: &str) -> PathBuf {
     let built = Path::new(env!("CARGO_MANIFEST_DIR"));
     // `scripts/gpu_check.sh --bin` runs tests in another checkout than they were built in, from its root.
     let root = if built.exists() { built } else { Path::new("awq-core") };
-    root.join("tests/fixtures").join(name)
+    root.join("tests").join(set).join(name)
 }
 
 impl Fixture {
     pub(crate) fn read(name: &str) -> Self {
         let folder = folder(name);
+        Self::with_weights(name, Arc::new(SafetensorsCheckpoint::open_folder(&folder).unwrap()))
+    }
+
+    /// The same model with its weights from elsewhere.
+    pub(crate) fn with_weights(name: &str, on_disk: Arc<dyn Checkpoint>) -> Self {
+        let folder = folder(name);
         let config = ModelConfig::from_hugging_face(&folder.join("config.json")).unwrap();
-        let on_disk = SafetensorsCheckpoint::open_folder(&folder).unwrap();
-        let checkpoint = renamed(in_parts(&config, Arc::new(on_disk)).as_ref(), |name| Some(name.to_owned()));
+        let checkpoint = renamed(in_parts(&config, on_disk).as_ref(), |name| Some(name.to_owned()));
         Self::with_expected(config, checkpoint, &folder.join("expected.safetensors"))
     }
 

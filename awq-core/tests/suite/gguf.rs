@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 
 use awq_core::load::ModelConfig;
-use awq_core::open::{OpenedModel, open_model};
 use awq_core::model::{Storage, wiring_of};
+use awq_core::open::{OpenedModel, open_model};
 
 use crate::fixture::{Fixture, renamed};
 use crate::support::Cpu;

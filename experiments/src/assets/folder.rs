@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use awq_core::load::{check_folder, gguf_parts};
+use awq_core::load::{self, check_folder, gguf_parts};
 use awq_core::open::check_config;
 use serde::Deserialize;
 
@@ -14,12 +14,6 @@ use crate::config::names::is_inside;
 
 /// What says which kind of model it is.
 pub(crate) const CONFIG: &str = "config.json";
-/// The list of a sharded checkpoint's files.
-pub(crate) const INDEX: &str = "model.safetensors.index.json";
-/// The only file of an unsharded checkpoint.
-pub(crate) const WEIGHTS: &str = "model.safetensors";
-/// What every folder must hold beside the weights.
-pub(crate) const REQUIRED: [&str; 2] = [CONFIG, "tokenizer.json"];
 /// What is taken along if it exists.
 pub(crate) const OPTIONAL: [&str; 6] = [
     "added_tokens.json",
@@ -89,35 +83,56 @@ pub(crate) fn locate(path: &Path, hashes: &Hashes) -> anyhow::Result<LocatedMode
 pub(crate) fn complete(folder: &Path) -> anyhow::Result<Vec<String>> {
     check_folder(folder)?;
     let mut names = Vec::new();
-    for name in REQUIRED {
-        ensure!(
-            folder.join(name).is_file(),
-            "{}: no {name}; a model folder holds config.json, tokenizer.json and {WEIGHTS} or {INDEX} with its shards",
+    let is_there = |name: &str| folder.join(name).is_file();
+    if let Some(name) = missing(is_there) {
+        bail!(
+            "{}: no {name}; a model folder holds config.json, tokenizer.json and model.safetensors or shards with an index",
             folder.display()
         );
-        names.push(name.to_owned());
     }
+    names.extend(required(is_there).into_iter().map(str::to_owned));
     names.extend(OPTIONAL.iter().filter(|name| folder.join(name).is_file()).map(|&name| name.to_owned()));
-    // As the loader has it (and transformers): the single file wins over an index.
-    if folder.join(WEIGHTS).is_file() {
-        names.push(WEIGHTS.to_owned());
-    } else if folder.join(INDEX).is_file() {
-        names.push(INDEX.to_owned());
-        for shard in shards(&folder.join(INDEX))? {
+    let weights = first_weights(is_there)
+        .with_context(|| format!("{}: no weights; save the model as safetensors", folder.display()))?;
+    names.push(weights.to_owned());
+    if is_index(weights) {
+        for shard in shards(&folder.join(weights))? {
             ensure!(
                 folder.join(&shard).is_file(),
-                "{}: no {shard}, though {INDEX} names it; download it again",
+                "{}: no {shard}, though {weights} names it; download it again",
                 folder.display()
             );
             names.push(shard);
         }
-    } else {
-        bail!(
-            "{}: neither {WEIGHTS} nor {INDEX}; other weight formats are not read, save the model as safetensors",
-            folder.display()
-        );
     }
     Ok(names)
+}
+
+/// What a model's files lack beside the weights.
+pub(crate) fn missing(is_there: impl Fn(&str) -> bool) -> Option<&'static str> {
+    if !is_there(CONFIG) {
+        Some(CONFIG)
+    } else if load::tokenizer_files(is_there).is_empty() {
+        Some("tokenizer.json (nor tokenizer.model, nor vocab.json with merges.txt)")
+    } else {
+        None
+    }
+}
+
+/// What the loader reads beside the weights in any case: the configuration and the tokenizer.
+pub(crate) fn required(is_there: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    [vec![CONFIG], load::tokenizer_files(is_there)].concat()
+}
+
+/// The file of weights that the loader reads: the first that is there, as in transformers. Safetensors come before pickles, a
+/// single file before an index.
+pub(crate) fn first_weights(is_there: impl Fn(&str) -> bool) -> Option<&'static str> {
+    load::WEIGHTS.into_iter().find(|name| is_there(name))
+}
+
+/// Whether a file of weights is the list of a sharded checkpoint's files.
+pub(crate) fn is_index(weights: &str) -> bool {
+    weights.ends_with(".index.json")
 }
 
 /// The shards that an index names, in name order.
@@ -131,7 +146,7 @@ pub(crate) fn shards(index: &Path) -> anyhow::Result<BTreeSet<String>> {
     }
     let text = std::fs::read_to_string(index).with_context(|| format!("{}: cannot read", index.display()))?;
     let parsed: Index = serde_json::from_str(text.trim_start_matches('\u{feff}'))
-        .with_context(|| format!("{}: not a safetensors index; download it again", index.display()))?;
+        .with_context(|| format!("{}: not an index of shards; download it again", index.display()))?;
     let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
     ensure!(!shards.is_empty(), "{}: key `weight_map` is empty; download it again", index.display());
     for shard in &shards {
@@ -174,6 +189,9 @@ pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::assets::progress::Progress;
+
+    pub(crate) const WEIGHTS: &str = "model.safetensors";
+    pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
     /// The configuration of a model that can be read.
     pub(crate) const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
@@ -236,6 +254,47 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn older_files_of_a_tokenizer_are_hashed_where_there_is_no_other() {
+        let folder = model_folder(&[
+            ("config.json", LLAMA),
+            (WEIGHTS, "all"),
+            ("added_tokens.json", "{}"),
+            ("merges.txt", "a b"),
+            ("vocab.json", "{}"),
+        ]);
+        let check = |expected: &[&str]| {
+            let model = locate(folder.path(), &Hashes::new(Progress::Quiet)).unwrap();
+            assert_eq!(model.hashes.keys().map(String::as_str).collect::<Vec<_>>(), expected);
+        };
+        check(&["added_tokens.json", "config.json", "merges.txt", WEIGHTS, "vocab.json"]);
+        std::fs::write(folder.path().join("tokenizer.model"), "pieces").unwrap();
+        check(&["added_tokens.json", "config.json", "merges.txt", WEIGHTS, "tokenizer.model", "vocab.json"]);
+        std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+        check(&["added_tokens.json", "config.json", WEIGHTS, "tokenizer.json"]);
+    }
+
+    #[test]
+    fn pickled_weights_are_hashed_where_there_are_no_others() {
+        const PICKLED_INDEX: &str = "pytorch_model.bin.index.json";
+        let index = r#"{"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}"#;
+        let folder = model_folder(&[
+            ("config.json", LLAMA),
+            ("tokenizer.json", "{}"),
+            (PICKLED_INDEX, index),
+            ("pytorch_model-00001-of-00001.bin", "one"),
+        ]);
+        let check = |expected: &[&str]| {
+            let model = locate(folder.path(), &Hashes::new(Progress::Quiet)).unwrap();
+            assert_eq!(model.hashes.keys().map(String::as_str).collect::<Vec<_>>(), expected);
+        };
+        check(&["config.json", "pytorch_model-00001-of-00001.bin", PICKLED_INDEX, "tokenizer.json"]);
+        std::fs::write(folder.path().join("pytorch_model.bin"), "all").unwrap();
+        check(&["config.json", "pytorch_model.bin", "tokenizer.json"]);
+        std::fs::write(folder.path().join(WEIGHTS), "all").unwrap();
+        check(&["config.json", WEIGHTS, "tokenizer.json"]);
+    }
+
+    #[test]
     fn a_gguf_file_is_a_model_and_another_file_is_not() {
         let folder = model_folder(&[("m.gguf", "x"), ("m.bin", "x")]);
         let hashes = Hashes::new(Progress::Quiet);
@@ -264,7 +323,10 @@ pub(crate) mod tests {
         let both = [("config.json", "{}"), ("tokenizer.json", "{}")];
         let weights = (WEIGHTS, "weights");
         check_refused(&[both[1], weights], "DIR: no config.json; download it again");
-        check_refused(&[both[0], weights], "DIR: no tokenizer.json; a model folder holds ");
+        check_refused(
+            &[both[0], weights],
+            "DIR: no tokenizer.json (nor tokenizer.model, nor vocab.json with merges.txt); a model folder holds ",
+        );
         check_refused(&both, "DIR: no weights; a model folder holds ");
         let with = |index| [both[0], both[1], (INDEX, index)];
         check_refused(
@@ -278,7 +340,7 @@ pub(crate) mod tests {
         check_refused(&with(r#"{"weight_map": {}}"#), "DIR/model.safetensors.index.json: key `weight_map` is empty");
         check_refused(
             &with("{\"weight_"),
-            "DIR/model.safetensors.index.json: not a safetensors index; download it again",
+            "DIR/model.safetensors.index.json: not an index of shards; download it again",
         );
     }
 

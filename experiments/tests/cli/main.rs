@@ -14,6 +14,7 @@ mod grids;
 mod inspecting;
 mod interruption;
 mod metrics;
+mod older_files;
 mod packing;
 mod records;
 mod replaced;

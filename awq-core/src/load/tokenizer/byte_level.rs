@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -24,6 +24,8 @@ pub(super) struct PreTokenizer {
     ignore_merges: bool,
     /// The Hugging Face tokenizer composes characters first (Unicode NFC).
     nfc: bool,
+    /// transformers takes `<|endoftext|>` for the BOS token where no file names one.
+    pub(super) has_bos: bool,
     /// What holds where the file does not say.
     pub(super) adds_bos: bool,
 }
@@ -46,17 +48,46 @@ const QWEN2_WORDS: &str =
 
 /// Every value of `tokenizer.ggml.pre` that can be rebuilt.
 const PRE_TOKENIZERS: [PreTokenizer; 5] = [
-    PreTokenizer { name: "gpt-2", words: Words::Gpt2, ignore_merges: false, nfc: false, adds_bos: false },
-    PreTokenizer { name: "smollm", words: Words::DigitsThenGpt2, ignore_merges: false, nfc: false, adds_bos: false },
-    PreTokenizer { name: "starcoder", words: Words::DigitsThenGpt2, ignore_merges: false, nfc: false, adds_bos: false },
+    PreTokenizer {
+        name: "gpt-2",
+        words: Words::Gpt2,
+        ignore_merges: false,
+        nfc: false,
+        has_bos: true,
+        adds_bos: false,
+    },
+    PreTokenizer {
+        name: "smollm",
+        words: Words::DigitsThenGpt2,
+        ignore_merges: false,
+        nfc: false,
+        has_bos: true,
+        adds_bos: false,
+    },
+    PreTokenizer {
+        name: "starcoder",
+        words: Words::DigitsThenGpt2,
+        ignore_merges: false,
+        nfc: false,
+        has_bos: true,
+        adds_bos: false,
+    },
     PreTokenizer {
         name: "llama-bpe",
         words: Words::Regex(LLAMA3_WORDS),
         ignore_merges: true,
         nfc: false,
+        has_bos: true,
         adds_bos: true,
     },
-    PreTokenizer { name: "qwen2", words: Words::Regex(QWEN2_WORDS), ignore_merges: false, nfc: true, adds_bos: false },
+    PreTokenizer {
+        name: "qwen2",
+        words: Words::Regex(QWEN2_WORDS),
+        ignore_merges: false,
+        nfc: true,
+        has_bos: false,
+        adds_bos: false,
+    },
 ];
 
 impl PreTokenizer {
@@ -69,10 +100,10 @@ impl PreTokenizer {
         PRE_TOKENIZERS.map(|pre| pre.name).join(", ")
     }
 
-    fn splits(&self) -> Result<PreTokenizerWrapper, tokenizers::Error> {
+    fn splits(&self, prefix_space: bool) -> Result<PreTokenizerWrapper, tokenizers::Error> {
         // Arguments: add_prefix_space, trim_offsets, use_regex (GPT-2's).
-        let bytes_of_gpt2_words = ByteLevel::new(false, true, true);
-        let bytes_of_words = ByteLevel::new(false, true, false);
+        let bytes_of_gpt2_words = ByteLevel::new(prefix_space, true, true);
+        let bytes_of_words = ByteLevel::new(prefix_space, true, false);
         Ok(match self.words {
             Words::Gpt2 => bytes_of_gpt2_words.into(),
             Words::DigitsThenGpt2 => Sequence::new(vec![Digits::new(true).into(), bytes_of_gpt2_words.into()]).into(),
@@ -85,16 +116,17 @@ impl PreTokenizer {
     }
 }
 
-/// A byte-level tokenizer over `tokens` (the index is the id). Each of `merges` is two tokens with a space between.
+/// A byte-level tokenizer over `vocab`. Each of `merges` is two tokens with a space between. A text that begins with none gets a
+/// space with `prefix_space`.
 pub(super) fn build(
     file: &Path,
     pre: &PreTokenizer,
-    tokens: &[String],
-    merges: &[String],
+    vocab: Vocab,
+    merges: &[impl AsRef<str>],
+    prefix_space: bool,
 ) -> Result<tokenizers::Tokenizer, LoadError> {
-    let vocab = super::from_gguf::vocabulary(file, tokens)?;
     let mut pairs = Vec::with_capacity(merges.len());
-    for merge in merges {
+    for merge in merges.iter().map(AsRef::as_ref) {
         // A token may itself begin with a space, so the separator is looked for after the first character.
         let second_char = merge.chars().next().map_or(0, char::len_utf8);
         let pair = merge[second_char..].find(' ').map(|at| merge.split_at(second_char + at));
@@ -114,7 +146,7 @@ pub(super) fn build(
     let model =
         BPE::builder().vocab_and_merges(vocab, pairs).ignore_merges(pre.ignore_merges).build().map_err(building)?;
     let mut tokenizer = tokenizers::Tokenizer::new(model);
-    tokenizer.with_pre_tokenizer(Some(pre.splits().map_err(building)?));
+    tokenizer.with_pre_tokenizer(Some(pre.splits(prefix_space).map_err(building)?));
     tokenizer.with_decoder(Some(ByteLevel::default()));
     if pre.nfc {
         tokenizer.with_normalizer(Some(NFC)).map_err(building)?;

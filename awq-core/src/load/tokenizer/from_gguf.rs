@@ -27,7 +27,8 @@ pub(super) fn rebuild(file: &Path, metadata: &BTreeMap<String, Value>) -> Result
     let (mut inner, adds_bos_by_default) = match keys.text("tokenizer.ggml.model")? {
         "gpt2" => {
             let pre = keys.pre_tokenizer()?;
-            (byte_level::build(file, pre, tokens, keys.texts("tokenizer.ggml.merges")?)?, pre.adds_bos)
+            let (vocab, merges) = (vocabulary(file, tokens)?, keys.texts("tokenizer.ggml.merges")?);
+            (byte_level::build(file, pre, vocab, merges, false)?, pre.adds_bos)
         }
         "llama" => (keys.sentence_piece(tokens, &types)?, true),
         other => {

@@ -1,9 +1,11 @@
-//! Text to token ids and back, from a `tokenizer.json` or rebuilt from GGUF metadata.
+//! Text to token ids and back, from a `tokenizer.json`, from the files that came before it, or rebuilt from GGUF metadata.
 
 mod byte_level;
 mod from_gguf;
 mod kind;
+mod older_files;
 mod sentence_piece;
+mod settings;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +17,7 @@ use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 use tokenizers::processors::template::TemplateProcessing;
 
+pub use self::older_files::tokenizer_files;
 use super::gguf::Value;
 use super::{LoadError, ModelConfig, read_json, without_mark};
 
@@ -50,10 +53,18 @@ impl Tokenizer {
     /// `tokenizer_config.json` where it names them, else those of the model's configuration; but a token that the file's
     /// post-processor puts first is the BOS token, whatever the configuration files say.
     ///
+    /// Without that file, `vocab.json` and `merges.txt` are read, or a SentencePiece `tokenizer.model`; ids are then those of
+    /// transformers' class for it, and of SentencePiece.
+    ///
     /// # Errors
     /// A missing or malformed file, or a named token that the vocabulary lacks.
     pub fn from_folder(folder: &Path, config: &ModelConfig) -> Result<Self, LoadError> {
         let file = folder.join("tokenizer.json");
+        if !file.exists()
+            && let Some(tokenizer) = older_files::read(folder, config)?
+        {
+            return Ok(tokenizer);
+        }
         let bytes = std::fs::read(&file).map_err(|source| LoadError::Open { file: file.clone(), source })?;
         let text = without_mark(&file, &bytes)?;
         let mut inner = tokenizers::Tokenizer::from_bytes(text).map_err(|error| tokenizer_error(&file, error))?;

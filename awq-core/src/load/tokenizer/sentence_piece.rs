@@ -1,7 +1,14 @@
-//! SentencePiece BPE: pieces with scores in place of merges, spaces spelled `▁`, and bytes as a last resort.
+//! SentencePiece: pieces with scores in place of merges, spaces spelled `▁`, and bytes as a last resort.
+
+mod charsmap;
+mod model;
+mod proto;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 
+use tokenizers::decoders::DecoderWrapper;
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence as Decoders;
@@ -10,6 +17,7 @@ use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::utils::Sequence as Normalizers;
 use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace};
 
+pub(super) use self::model::{ModelFile, SpacePrefix};
 use super::tokenizer_error;
 use crate::load::LoadError;
 
@@ -44,15 +52,21 @@ pub(super) fn build(
     let mut tokenizer = tokenizers::Tokenizer::new(model.build().map_err(building)?);
 
     let mut normalizers: Vec<NormalizerWrapper> = vec![Replace::new(" ", SPACE).map_err(building)?.into()];
-    let mut decoders =
-        vec![Replace::new(SPACE, " ").map_err(building)?.into(), ByteFallback::new().into(), Fuse::new().into()];
     if adds_space_prefix {
         normalizers.insert(0, Prepend::new(SPACE.to_owned()).into());
-        decoders.push(Strip::new(' ', 1, 0).into());
     }
     tokenizer.with_normalizer(Some(Normalizers::new(normalizers))).map_err(building)?;
-    tokenizer.with_decoder(Some(Decoders::new(decoders)));
+    tokenizer.with_decoder(Some(decoder(adds_space_prefix).map_err(building)?));
     Ok(tokenizer)
+}
+
+/// Spaces and bytes again, without the space that was put before the text.
+fn decoder(adds_space_prefix: bool) -> Result<DecoderWrapper, tokenizers::Error> {
+    let mut decoders = vec![Replace::new(SPACE, " ")?.into(), ByteFallback::new().into(), Fuse::new().into()];
+    if adds_space_prefix {
+        decoders.push(Strip::new(' ', 1, 0).into());
+    }
+    Ok(Decoders::new(decoders).into())
 }
 
 /// SentencePiece merges whichever neighbours make the piece of the highest score; as ranked merges these are all

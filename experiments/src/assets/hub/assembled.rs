@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use awq_core::open::check_config;
 
-use super::super::folder::{self, CONFIG, INDEX, REQUIRED, WEIGHTS};
+use super::super::folder::{self, CONFIG};
 use super::super::hashing::{Hashes, is_sha256, sha256_of};
 use super::super::search::AssetFolders;
 use super::super::{LocatedModel, Partial};
@@ -23,8 +23,8 @@ pub(super) fn model(
     cache: &Path,
     hashes: &Hashes,
 ) -> anyhow::Result<Option<LocatedModel>> {
-    let weights_pinned = [WEIGHTS, INDEX].iter().any(|&name| model.sha256.contains_key(name));
-    if !weights_pinned || !REQUIRED.iter().all(|&name| model.sha256.contains_key(name)) {
+    let is_pinned = |name: &str| model.sha256.contains_key(name);
+    if folder::first_weights(is_pinned).is_none() || folder::missing(is_pinned).is_some() {
         return Ok(None);
     }
     let mut pinned: Vec<(&String, &String)> = model.sha256.iter().collect();

@@ -22,7 +22,7 @@ use self::client::{Client, Failure};
 use self::layout::{CachedRepo, HubRepo};
 use self::transfer::{Wanted, wrong_pin_error};
 use super::LocatedModel;
-use super::folder::{self, CONFIG, INDEX, OPTIONAL, REQUIRED, WEIGHTS};
+use super::folder::{self, CONFIG, OPTIONAL};
 use super::hashing::{Hashes, is_sha256};
 use super::progress::Progress;
 use super::search::AssetFolders;
@@ -171,28 +171,24 @@ impl Hub {
             self.cache.path().display()
         );
         let listed = self.listed(repo, &place)?;
-        for name in REQUIRED {
-            ensure!(
-                listed.iter().any(|own| own == name),
-                "{place}: the repository has no {name}; choose one in Hugging Face layout"
-            );
-        }
         let has = |name: &str| listed.iter().any(|own| own == name);
-        ensure!(
-            has(INDEX) || has(WEIGHTS),
-            "{place}: the repository has no safetensors weights; choose a revision that has"
-        );
+        if let Some(name) = folder::missing(has) {
+            bail!("{place}: the repository has no {name}; choose one in Hugging Face layout");
+        }
+        let weights = folder::first_weights(has).with_context(|| {
+            format!(
+                "{place}: the repository has no weights that are read (model.safetensors, pytorch_model.bin, or shards with an \
+                 index); choose a revision that has"
+            )
+        })?;
         let pin = |name: &str| model.sha256.get(name).map(String::as_str);
         let (config, _) = self.file(repo, CONFIG, pin(CONFIG), hashes)?;
         check_config(config.parent().unwrap_or(&config)).with_context(|| format!("{place}: not downloaded"))?;
-        let mut names: Vec<String> = REQUIRED.map(str::to_owned).to_vec();
+        let mut names: Vec<String> = folder::required(has).into_iter().map(str::to_owned).collect();
         names.extend(OPTIONAL.iter().filter(|name| has(name)).map(|&name| name.to_owned()));
-        // As the loader has it: the single file wins over an index.
-        if has(WEIGHTS) {
-            names.push(WEIGHTS.to_owned());
-        } else {
-            let (index, _) = self.file(repo, INDEX, pin(INDEX), hashes)?;
-            names.push(INDEX.to_owned());
+        names.push(weights.to_owned());
+        if folder::is_index(weights) {
+            let (index, _) = self.file(repo, weights, pin(weights), hashes)?;
             names.extend(folder::shards(&index)?);
         }
         Ok(names)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::fake::{COMMIT, Fault, Play, Ranges, Server};
 use super::*;
-use crate::assets::folder::tests::LLAMA;
+use crate::assets::folder::tests::{INDEX, LLAMA, WEIGHTS};
 use crate::assets::hashing::sha256_of;
 
 fn weights() -> Vec<u8> {
@@ -119,6 +119,39 @@ fn shards_are_taken_from_the_index() {
     let located = model(&server.hub(cache.path(), false), &spec(), cache.path()).unwrap();
     let names: Vec<&str> = located.hashes.keys().map(String::as_str).collect();
     assert_eq!(names, ["1.safetensors", "2.safetensors", "config.json", INDEX, "tokenizer.json"]);
+}
+
+#[test]
+fn pickled_weights_are_taken_where_there_are_no_others() {
+    let mut play = small_model();
+    play.files.insert("pytorch_model.bin", b"pickled".to_vec());
+    let server = Server::start(play);
+    let cache = tempfile::tempdir().unwrap();
+    let located = model(&server.hub(cache.path(), false), &spec(), cache.path()).unwrap();
+    assert!(!located.hashes.contains_key("pytorch_model.bin"));
+    let mut play = small_model();
+    play.files.remove(WEIGHTS);
+    play.files.insert("pytorch_model.bin.index.json", br#"{"weight_map": {"a": "1.bin"}}"#.to_vec());
+    play.files.insert("1.bin", b"one".to_vec());
+    let server = Server::start(play);
+    let cache = tempfile::tempdir().unwrap();
+    let located = model(&server.hub(cache.path(), false), &spec(), cache.path()).unwrap();
+    let names: Vec<&str> = located.hashes.keys().map(String::as_str).collect();
+    assert_eq!(names, ["1.bin", "config.json", "pytorch_model.bin.index.json", "tokenizer.json"]);
+}
+
+#[test]
+fn older_files_of_a_tokenizer_are_taken_where_there_is_no_other() {
+    let mut play = small_model();
+    play.files.remove("tokenizer.json");
+    for name in ["merges.txt", "vocab.json", "tokenizer.model", "added_tokens.json"] {
+        play.files.insert(name, b"{}".to_vec());
+    }
+    let server = Server::start(play);
+    let cache = tempfile::tempdir().unwrap();
+    let located = model(&server.hub(cache.path(), false), &spec(), cache.path()).unwrap();
+    let names: Vec<&str> = located.hashes.keys().map(String::as_str).collect();
+    assert_eq!(names, ["added_tokens.json", "config.json", "merges.txt", WEIGHTS, "tokenizer.model", "vocab.json"]);
 }
 
 #[test]
@@ -277,7 +310,7 @@ fn refusals_say_what_to_do() {
     check_refused(refusing(404, &[]), false, "does not have it; check repository, revision and file name (status 404");
     check_refused(refusing(500, &[]), false, "gave up after 4 attempts: ");
     check_refused(without("tokenizer.json"), false, "the repository has no tokenizer.json");
-    check_refused(without(WEIGHTS), false, "the repository has no safetensors weights");
+    check_refused(without(WEIGHTS), false, "the repository has no weights that are read");
     check_refused(small_model(), true, "HF_HUB_OFFLINE forbids the network; unset it");
 }
 

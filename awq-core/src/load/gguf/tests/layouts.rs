@@ -4,8 +4,8 @@ use serde_json::json;
 
 use super::super::Change;
 use super::{check_error, counting, opened};
-use crate::load::testing::GgufWriter;
 use crate::load::Checkpoint;
+use crate::load::testing::GgufWriter;
 use crate::open::open_model;
 
 /// The keys that all have: width 8, two heads of width 4, one key head.

@@ -1,6 +1,7 @@
 use std::path::Path;
 
-use super::super::{gguf_parts, open};
+use super::super::gguf_parts;
+use super::open_file;
 use super::{counting, small_model};
 use crate::load::Checkpoint;
 use crate::load::testing::GgufWriter;
@@ -18,7 +19,7 @@ fn opened(files: &[(&str, &GgufWriter)], given: &str) -> Result<(Vec<f32>, u64),
     for (name, writer) in files {
         std::fs::write(folder.path().join(name), writer.bytes()).unwrap();
     }
-    let opened = open(&folder.path().join(given)).map_err(|error| error.to_string())?;
+    let opened = open_file(&folder.path().join(given)).map_err(|error| error.to_string())?;
     assert_eq!(opened.config.n_blocks, 1);
     let checkpoint = opened.checkpoint;
     assert_eq!(checkpoint.names().len(), 5);
@@ -76,7 +77,7 @@ fn a_model_whose_parts_do_not_fit_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join(FIRST), first.bytes()).unwrap();
     std::fs::write(folder.path().join(SECOND), b"GGUF").unwrap();
-    let message = open(&folder.path().join(FIRST)).err().unwrap().to_string();
+    let message = open_file(&folder.path().join(FIRST)).err().unwrap().to_string();
     assert!(message.contains("m-00002-of-00002.gguf") && message.contains("truncated"), "{message}");
 }
 

@@ -1,0 +1,23 @@
+//! The weights of a model folder, in whichever format.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Checkpoint, LoadError, PickledCheckpoint, SafetensorsCheckpoint};
+
+/// Files of weights in the order in which they are looked for, which is that of transformers: the first that is there is read.
+pub const WEIGHTS: [&str; 4] =
+    ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
+
+/// Opens the first of [`WEIGHTS`] that is in `folder`.
+///
+/// # Errors
+/// As [`SafetensorsCheckpoint::open_folder`] and [`PickledCheckpoint::open_folder`].
+pub fn open_weights(folder: &Path) -> Result<Arc<dyn Checkpoint>, LoadError> {
+    let first = WEIGHTS.iter().find(|name| folder.join(name).exists());
+    if first.is_some_and(|name| name.starts_with("pytorch_model.")) {
+        Ok(Arc::new(PickledCheckpoint::open_folder(folder)?))
+    } else {
+        Ok(Arc::new(SafetensorsCheckpoint::open_folder(folder)?))
+    }
+}
