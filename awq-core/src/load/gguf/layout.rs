@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::Tensor;
 use super::header::{Header, Value};
 use super::parts::Files;
+use super::tensor::Tensor;
 use crate::load::LoadError;
 use crate::load::class::{Class, InnerSize, KvHeads};
 use crate::load::config::ModelConfig;
