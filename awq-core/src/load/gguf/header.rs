@@ -131,6 +131,10 @@ impl Row {
         let overflow = || bad_header(file, format!("tensor {name:?}: dimensions {dims:?} or offset {offset} overflow"));
         let shape: Option<Vec<usize>> = dims.iter().rev().map(|dim| usize::try_from(*dim).ok()).collect();
         let shape = shape.ok_or_else(overflow)?;
+        // A dimension of 0 counts as 1: products of some of them must not overflow either.
+        let n_elements = dims.iter().try_fold(1u64, |product, dim| product.checked_mul(*dim.max(&1)));
+        let n_elements = n_elements.filter(|n| usize::try_from(*n).is_ok()).ok_or_else(overflow)?;
+        let n_elements = if dims.contains(&0) { 0 } else { n_elements };
         let Some(ggml_type) = GgmlType::from_id(*type_id) else {
             return Ok(TensorInfo { shape, stored: Stored::Unknown(*type_id), part: 0 });
         };
@@ -144,7 +148,6 @@ impl Row {
                 format!("tensor {name:?}: rows of {row_len} do not divide into blocks of {ggml_type}"),
             ));
         }
-        let n_elements = dims.iter().try_fold(1u64, |product, dim| product.checked_mul(*dim)).ok_or_else(overflow)?;
         let n_bytes = (n_elements / ggml_type.block_len() as u64)
             .checked_mul(ggml_type.block_bytes() as u64)
             .ok_or_else(overflow)?;

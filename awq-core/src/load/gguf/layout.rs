@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::Tensor;
 use super::header::{Header, Value};
 use super::parts::Files;
+use super::tensor::Tensor;
 use crate::load::LoadError;
 use crate::load::class::{Class, InnerSize, KvHeads};
 use crate::load::config::ModelConfig;
@@ -319,6 +319,7 @@ fn share(n_channels: usize, head_dim: usize) -> f64 {
     if ((head_dim as f64 * share) as usize) < n_channels { share.next_up() } else { share }
 }
 
+/// As [`Rope::from_gguf`] has no such rule.
 fn yarn(metadata: &Metadata<'_>) -> Result<Json, LoadError> {
     let factor = metadata.keys.float(&metadata.key("rope.scaling.factor"))?;
     let original = metadata.dimension("rope.scaling.original_context_length")?;
@@ -329,4 +330,19 @@ fn yarn(metadata: &Metadata<'_>) -> Result<Json, LoadError> {
         }
     }
     Ok(yarn)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::share;
+
+    /// As `Rope::from_hugging_face` counts them.
+    #[test]
+    fn a_share_gives_back_the_channels_that_it_is_made_of() {
+        for head_dim in 1..=256 {
+            for n_channels in 1..=head_dim {
+                assert_eq!((head_dim as f64 * share(n_channels, head_dim)) as usize, n_channels, "of {head_dim}");
+            }
+        }
+    }
 }

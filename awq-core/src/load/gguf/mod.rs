@@ -12,6 +12,7 @@ mod layout;
 pub(crate) mod layouts;
 mod names;
 mod parts;
+mod tensor;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -27,6 +28,7 @@ pub(crate) use self::layout::Layout;
 use self::layout::Metadata;
 use self::parts::Files;
 pub use self::parts::gguf_parts;
+use self::tensor::{Change, Tensor, check_shape};
 use super::config::ModelConfig;
 use super::error::nearest_names;
 use super::keys::Keys;
@@ -41,25 +43,6 @@ pub struct GgufCheckpoint {
     files: Files,
     /// By Hugging Face name.
     tensors: BTreeMap<String, Tensor>,
-}
-
-/// A tensor of Hugging Face, and what must be changed in the values that are stored.
-#[derive(Clone, Debug)]
-struct Tensor {
-    info: TensorInfo,
-    change: Change,
-}
-
-/// What llama.cpp's converter did to values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Change {
-    Nothing,
-    /// It put the two rows of each rotary pair of so many heads side by side.
-    Interleaved {
-        n_heads: usize,
-    },
-    /// It added 1.
-    OneMore,
 }
 
 /// A GGUF file, opened: its header is parsed, no tensor is read yet.
@@ -152,69 +135,6 @@ fn tables(gguf: GgufArchitecture) -> &'static [&'static str] {
     if gguf.layout.is_some() { &layouts::TABLES } else { &[ROPE_FREQS] }
 }
 
-impl Tensor {
-    /// The weight of a norm that is stored with a one that Hugging Face adds.
-    fn with_one_less(self) -> Self {
-        Self { change: Change::OneMore, ..self }
-    }
-
-    /// The same values in another shape.
-    fn shaped(mut self, shape: Vec<usize>) -> Self {
-        self.info.shape = shape;
-        self
-    }
-
-    /// Its rows as the tensors that they are: names and numbers of rows.
-    ///
-    /// # Errors
-    /// Another number of rows than these have together.
-    fn in_rows(&self, name: &str, parts: Vec<(String, usize)>, file: &Path) -> Result<Vec<(String, Self)>, LoadError> {
-        let shape = &self.info.shape;
-        let n_rows = parts.iter().map(|(_, n_rows)| n_rows).sum();
-        let row: Vec<usize> = shape.iter().copied().skip(1).collect();
-        let expected: Vec<usize> = std::iter::once(n_rows).chain(row.iter().copied()).collect();
-        check_shape(file, name, shape, &expected)?;
-        let mut start = 0;
-        let mut tensors = Vec::new();
-        for (part, n_rows) in parts {
-            let stored = self.info.stored.rows(start, n_rows, row.iter().product());
-            let stored = stored.ok_or_else(|| LoadError::BadHeader {
-                file: file.to_owned(),
-                problem: format!("tensor {name:?} is stored in blocks that no row of it ends with"),
-            })?;
-            let shape = std::iter::once(n_rows).chain(row.iter().copied()).collect();
-            tensors
-                .push((part, Self { info: TensorInfo { shape, stored, part: self.info.part }, change: self.change }));
-            start += n_rows;
-        }
-        Ok(tensors)
-    }
-
-    /// `[n_experts, out, in]` as the tensors of each expert.
-    ///
-    /// # Errors
-    /// Another number of dimensions, more experts than any model has, or a type of storage of which the size is not known.
-    fn in_experts(
-        &self,
-        name: &str,
-        named: impl Fn(usize) -> String,
-        file: &Path,
-    ) -> Result<Vec<(String, Self)>, LoadError> {
-        /// A damaged number would take memory for each.
-        const MAX_EXPERTS: usize = 4096;
-        let &[n_experts, out, row_len] = self.info.shape.as_slice() else {
-            let problem = format!("tensor {name:?} has shape {:?}, expected experts, rows, columns", self.info.shape);
-            return Err(LoadError::BadHeader { file: file.to_owned(), problem });
-        };
-        if n_experts > MAX_EXPERTS {
-            let problem = format!("tensor {name:?} has {n_experts} experts, expected at most {MAX_EXPERTS}");
-            return Err(LoadError::BadHeader { file: file.to_owned(), problem });
-        }
-        let rows = self.clone().shaped(vec![n_experts * out, row_len]);
-        rows.in_rows(name, (0..n_experts).map(|expert| (named(expert), out)).collect(), file)
-    }
-}
-
 /// A block has tensors: a header with more blocks than tensors is damaged, and would take memory for each.
 fn check_n_blocks(file: &Path, header: &Header, architecture: &str) -> Result<(), LoadError> {
     let key = format!("{architecture}.block_count");
@@ -284,18 +204,6 @@ fn check_rotary_rows(file: &Path, name: &str, shape: &[usize], n_rows: usize) ->
     check_shape(file, name, shape, &expected)
 }
 
-fn check_shape(file: &Path, name: &str, found: &[usize], expected: &[usize]) -> Result<(), LoadError> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(LoadError::WrongShape {
-        file: file.to_owned(),
-        name: name.to_owned(),
-        expected: expected.to_vec(),
-        found: found.to_vec(),
-    })
-}
-
 impl Checkpoint for GgufCheckpoint {
     fn names(&self) -> Vec<String> {
         self.tensors.keys().cloned().collect()
@@ -311,15 +219,7 @@ impl Checkpoint for GgufCheckpoint {
             name: name.to_owned(),
             nearest: nearest_names(name, self.tensors.keys().map(String::as_str)),
         })?;
-        let values = self.files.read(name, &tensor.info)?;
-        Ok(match tensor.change {
-            Change::Nothing => values,
-            Change::Interleaved { n_heads } => {
-                let row_len = tensor.info.shape.get(1).copied().unwrap_or(1);
-                names::interleaved_rows_to_halves(&values, n_heads, row_len)
-            }
-            Change::OneMore => values.into_iter().map(|value| value - 1.0).collect(),
-        })
+        Ok(tensor.restored(self.files.read(name, &tensor.info)?))
     }
 
     fn is_readable(&self, name: &str) -> bool {

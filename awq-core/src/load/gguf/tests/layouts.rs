@@ -1,9 +1,10 @@
 //! What the files of other families hold, and what they must not. (Their logits: `tests/suite/gguf.rs`.)
 
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::super::Change;
-use super::{check_error, counting, opened};
+use super::{check_error, counting, on_disk, opened};
 use crate::load::Checkpoint;
 use crate::load::testing::GgufWriter;
 use crate::open::open_model;
@@ -144,6 +145,43 @@ fn what_a_class_does_not_compute_is_refused() {
             .bytes(),
         "tensor \"x\" belongs to no known layer of architecture \"phi3\"",
     );
+}
+
+proptest! {
+    /// Headers and metadata of real files with bytes of another value. What opens can be read.
+    #[test]
+    fn damaged_files_of_other_families_never_panic(
+        which in 0..5usize,
+        damage in prop::collection::vec((0usize..2600, any::<u8>()), 1..4),
+    ) {
+        let name = ["gemma3", "qwen2moe", "phi3-long", "falcon-40b", "gptneox"][which];
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/gguf");
+        let mut bytes = std::fs::read(folder.join(format!("{name}.gguf"))).unwrap();
+        for (position, byte) in damage {
+            bytes[position] = byte;
+        }
+        if let Ok(model) = open_model(&on_disk(&bytes).file) {
+            let _ = crate::model::wiring_of(&model.config, model.checkpoint.as_ref());
+            for name in model.checkpoint.names() {
+                let _ = model.checkpoint.read_f32(&name);
+            }
+        }
+    }
+}
+
+/// No memory is taken for what is not there.
+#[test]
+fn damaged_shapes_end_in_errors() {
+    let with = |name: &str, shape: &[u64], type_id: u32| {
+        check_error(&experts("qwen2moe").tensor(name, shape, type_id, Vec::new()).bytes(), "overflow");
+    };
+    with("blk.0.ffn_up_exps.weight", &[4096, 1 << 60, 0], 0);
+    with("blk.0.ffn_up_exps.weight", &[4096, 1 << 60, 1], 40);
+    with("blk.0.ffn_gate_inp_shexp.weight", &[1 << 40, 1 << 40], 40);
+    let wide = keys("gpt2")
+        .f32_tensor("blk.0.attn_qkv.weight", &[24, 8], &counting(192))
+        .u32("gpt2.attention.key_length", 1 << 31);
+    check_error(&wide.bytes(), "has shape [24, 8], expected [12884901888, 8]");
 }
 
 /// The error of a model is about its only file.
