@@ -3,6 +3,7 @@
 //!
 //! Opcodes: Python's `pickletools`. Names: `torch/_utils.py` and `torch/serialization.py`, protocol 2.
 
+mod reader;
 #[cfg(test)]
 mod tests;
 
@@ -10,14 +11,13 @@ use std::collections::{BTreeSet, HashMap};
 
 use safetensors::Dtype;
 
+use self::reader::Reader;
 use super::Problem;
 use super::names::Global;
 use super::view::View;
 
 /// The most opcodes that are executed, each of which makes at most one value: bounds time and memory. A tensor takes about 45.
 const MAX_OPCODES: usize = 1 << 22;
-/// The longest name of a module or class, in bytes.
-const MAX_LINE: usize = 256;
 /// The most dimensions of a tensor.
 const MAX_DIMS: usize = 16;
 
@@ -100,8 +100,7 @@ struct StoredBytes<'a> {
 }
 
 struct Machine<'a> {
-    bytes: &'a [u8],
-    at: usize,
+    input: Reader<'a>,
     stack: Vec<Value<'a>>,
     marks: Vec<usize>,
     memo: HashMap<u32, Value<'a>>,
@@ -114,8 +113,7 @@ struct Machine<'a> {
 impl<'a> Machine<'a> {
     fn new(bytes: &'a [u8]) -> Self {
         Self {
-            bytes,
-            at: 0,
+            input: Reader::new(bytes),
             stack: Vec::new(),
             marks: Vec::new(),
             memo: HashMap::new(),
@@ -129,8 +127,8 @@ impl<'a> Machine<'a> {
     /// The value that the pickle ends with.
     fn run(&mut self) -> Result<Value<'a>, Problem> {
         for _ in 0..MAX_OPCODES {
-            let opcode_at = self.at;
-            match self.take(1)?[0] {
+            let opcode_at = self.input.at;
+            match self.input.byte()? {
                 b'.' => return self.result(),
                 opcode => self.step(opcode, opcode_at)?,
             }
@@ -140,7 +138,7 @@ impl<'a> Machine<'a> {
 
     fn result(&mut self) -> Result<Value<'a>, Problem> {
         let result = self.pop()?;
-        if self.stack.is_empty() && self.marks.is_empty() && self.at == self.bytes.len() {
+        if self.stack.is_empty() && self.marks.is_empty() && self.input.is_at_end() {
             Ok(result)
         } else {
             Err(broken("values are left over at its end"))
@@ -150,33 +148,33 @@ impl<'a> Machine<'a> {
     fn step(&mut self, opcode: u8, opcode_at: usize) -> Result<(), Problem> {
         match opcode {
             // PROTO
-            0x80 => match self.take(1)?[0] {
+            0x80 => match self.input.byte()? {
                 2 => {}
                 protocol => return Err(foreign(format!("its pickle has protocol {protocol}, expected 2"))),
             },
             b'(' => self.marks.push(self.stack.len()),
             // GLOBAL
             b'c' => {
-                let (module, name) = (self.line()?, self.line()?);
+                let (module, name) = (self.input.line()?, self.input.line()?);
                 let global = Global::named(module, name).ok_or_else(|| unknown_name(module, name))?;
                 self.stack.push(Value::Global(global));
             }
             // BINPUT, LONG_BINPUT
             b'q' => {
-                let index = u32::from(self.take(1)?[0]);
+                let index = u32::from(self.input.byte()?);
                 self.remember(index)?;
             }
             b'r' => {
-                let index = self.u32()?;
+                let index = self.input.u32()?;
                 self.remember(index)?;
             }
             // BINGET, LONG_BINGET
             b'h' => {
-                let index = u32::from(self.take(1)?[0]);
+                let index = u32::from(self.input.byte()?);
                 self.recall(index)?;
             }
             b'j' => {
-                let index = self.u32()?;
+                let index = self.input.u32()?;
                 self.recall(index)?;
             }
             // NONE, NEWTRUE, NEWFALSE
@@ -184,25 +182,25 @@ impl<'a> Machine<'a> {
             0x88 | 0x89 => self.stack.push(Value::Bool),
             // BININT1, BININT2, BININT, LONG1
             b'K' => {
-                let value = self.take(1)?[0];
+                let value = self.input.byte()?;
                 self.stack.push(Value::Int(value.into()));
             }
             b'M' => {
-                let value = self.take(2)?;
+                let value = self.input.take(2)?;
                 self.stack.push(Value::Int(u16::from_le_bytes([value[0], value[1]]).into()));
             }
             b'J' => {
-                let value = self.u32()?.cast_signed();
+                let value = self.input.u32()?.cast_signed();
                 self.stack.push(Value::Int(value.into()));
             }
             0x8a => {
-                let value = self.long()?;
+                let value = self.input.long()?;
                 self.stack.push(Value::Int(value));
             }
             // BINUNICODE
             b'X' => {
-                let length = self.u32()? as usize;
-                let text = self.take(length)?;
+                let length = self.input.u32()? as usize;
+                let text = self.input.take(length)?;
                 let text = std::str::from_utf8(text).map_err(|_| broken("a text is not UTF-8"))?;
                 self.stack.push(Value::Text(text));
             }
@@ -234,39 +232,6 @@ impl<'a> Machine<'a> {
             }
         }
         Ok(())
-    }
-
-    fn take(&mut self, n: usize) -> Result<&'a [u8], Problem> {
-        let end = self.at.checked_add(n).filter(|end| *end <= self.bytes.len());
-        let end = end.ok_or_else(|| broken("it ends too early"))?;
-        let taken = &self.bytes[self.at..end];
-        self.at = end;
-        Ok(taken)
-    }
-
-    fn u32(&mut self) -> Result<u32, Problem> {
-        let bytes = self.take(4)?;
-        Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
-    }
-
-    /// A number of up to 8 bytes behind its length.
-    fn long(&mut self) -> Result<i64, Problem> {
-        let length = usize::from(self.take(1)?[0]);
-        let bytes = self.take(length)?;
-        if length > 8 {
-            return Err(broken("a number has more than 64 bits"));
-        }
-        let fill = if bytes.last().is_some_and(|last| last & 0x80 != 0) { 0xff } else { 0 };
-        let mut wide = [fill; 8];
-        wide[..length].copy_from_slice(bytes);
-        Ok(i64::from_le_bytes(wide))
-    }
-
-    fn line(&mut self) -> Result<&'a str, Problem> {
-        let rest = &self.bytes[self.at..];
-        let length = rest.iter().take(MAX_LINE).position(|byte| *byte == b'\n');
-        let line = self.take(length.ok_or_else(|| broken("a name does not end"))? + 1)?;
-        std::str::from_utf8(&line[..line.len() - 1]).map_err(|_| broken("a name is not UTF-8"))
     }
 
     fn pop(&mut self) -> Result<Value<'a>, Problem> {
