@@ -184,7 +184,7 @@ fn files_now(model: &ModelSpec, all_on_record: bool, store: &AssetStore) -> Opti
         ModelSource::Bundled(_) => true,
         // A tag or a branch may move. It is downloaded only where the model is needed in any case.
         ModelSource::Hub(hub) => !is_commit(&hub.revision) && (!all_on_record || store.is_at_hand(hub)),
-        ModelSource::Registry(_) => false,
+        ModelSource::Registry(_) | ModelSource::RegistryParts(_) => false,
     };
     if !can_change {
         return None;

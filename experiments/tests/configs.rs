@@ -145,6 +145,7 @@ fn every_file_resolves_to_the_plan_that_it_had_in_full() {
     };
     let lines: Vec<_> = config_files().iter().map(line).collect();
     insta::assert_snapshot!(lines.join("\n"), @"
+    gemma3-270m.toml                         9 9890e52c   0 e3b0c442  fe3b44f7
     gpu-synthetic.toml                       6 c88c64f0   0 e3b0c442  5bbbdfa9
     llama7b.toml                             5 ee7bd29e   5 08bfa7c3  921dea4b
     paper/calibration-length-bundled.toml   10 d2de81e4   0 e3b0c442  f293dd00

@@ -7,6 +7,7 @@ mod archive;
 mod folder;
 mod hashing;
 mod hub;
+mod joined;
 pub mod progress;
 mod registry;
 mod search;
@@ -27,7 +28,7 @@ pub use self::progress::Progress;
 use self::registry::Clients;
 use self::search::AssetFolders;
 pub use self::settings::AssetSettings;
-use crate::config::sources::{HubModel, ModelSource, ModelSpec, RegistryClient, RegistryFile};
+use crate::config::sources::{HubModel, ModelSource, ModelSpec, RegistryClient, RegistryFile, RegistryParts};
 
 /// Half-made downloads older than this belong to no running program.
 const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
@@ -132,6 +133,10 @@ impl AssetStore {
                 hashes: BTreeMap::from([(registry::base_name(file).to_owned(), file.sha256.clone())]),
                 path,
             }),
+            ModelSource::RegistryParts(joined) => self.joined_file(joined).map(|path| LocatedModel {
+                hashes: BTreeMap::from([(joined.file.clone(), joined.sha256.clone())]),
+                path,
+            }),
             ModelSource::Path(model) => folder::locate(&model.path, &self.hashes),
             ModelSource::Bundled(_) => self.bundled_model(),
         }
@@ -198,6 +203,19 @@ impl AssetStore {
             path.display()
         );
         Ok(LocatedFile { path: path.to_owned(), sha256: found, source: 0 })
+    }
+
+    /// A file in parts: from an asset folder, the cache, or its parts.
+    fn joined_file(&self, wanted: &RegistryParts) -> anyhow::Result<PathBuf> {
+        if let Some(path) = self.folders.find(&wanted.file, &wanted.sha256, &self.hashes)? {
+            return Ok(path);
+        }
+        let cached = joined::cached(wanted, &self.cache);
+        if cached.exists() && self.hashes.of_file(&cached)? == wanted.sha256 {
+            return Ok(cached);
+        }
+        let parts = wanted.parts.iter().map(|part| self.registry_file(part));
+        joined::join(wanted, &parts.collect::<anyhow::Result<Vec<_>>>()?, &self.cache, &self.hashes)
     }
 
     /// A registry's file: from an asset folder (itself or its archive), the cache, or the package client.

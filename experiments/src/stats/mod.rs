@@ -111,7 +111,7 @@ pub fn estimate<'a>(
     let blocks = Blocks::of(&influence);
     let standard_error = estimator.slope_at(value) * blocks.standard_error_of_mean(&influence);
     // Bounds are taken of the mean and then carried through the estimator, so that those of a perplexity stay positive.
-    let bounds = resample::interval(samples.mean(), samples.resampled(bootstrap, blocks.mean_len), &blocks);
+    let bounds = resample::interval(samples.average(), samples.resampled(bootstrap, blocks.mean_len), &blocks);
     let interval = Interval { point: value, low: estimator.of_mean(bounds.low), high: estimator.of_mean(bounds.high) };
     Ok(Estimate { value, standard_error, interval, block_len: blocks.mean_len })
 }
@@ -132,7 +132,7 @@ pub fn difference_of_means<'a>(
     let differences = Samples { values: &differences, weights: a.weights };
     let blocks = Blocks::of(&differences.influence());
     let resampled = differences.resampled(bootstrap, blocks.mean_len);
-    Ok(Paired { interval: resample::interval(differences.mean(), resampled, &blocks), block_len: blocks.mean_len })
+    Ok(Paired { interval: resample::interval(differences.average(), resampled, &blocks), block_len: blocks.mean_len })
 }
 
 /// The number of `a` minus that of `b`. The spread of a difference of perplexities is mostly how hard the windows are: a harder

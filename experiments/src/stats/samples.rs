@@ -40,7 +40,7 @@ impl<'a> Samples<'a> {
     }
 
     /// Their mean.
-    pub fn mean(self) -> f64 {
+    pub fn average(self) -> f64 {
         match self.weights {
             None => mean(self.values),
             Some(weights) => products(self.values, weights).iter().sum::<f64>() / weights.iter().sum::<f64>(),
@@ -53,7 +53,7 @@ impl<'a> Samples<'a> {
         match self.weights {
             None => Cow::Borrowed(self.values),
             Some(weights) => {
-                let (center, mean_weight) = (self.mean(), mean(weights));
+                let (center, mean_weight) = (self.average(), mean(weights));
                 let of_item = |(x, w): (&f64, &f64)| w / mean_weight * (x - center);
                 Cow::Owned(self.values.iter().zip(weights).map(of_item).collect())
             }
@@ -116,10 +116,10 @@ mod tests {
     #[test]
     fn a_weighted_mean_is_the_ratio_of_sums() {
         let samples = Samples::new(&[2.0, 5.0], &[3.0, 1.0]);
-        assert_eq!(samples.mean(), 11.0 / 4.0);
+        assert_eq!(samples.average(), 11.0 / 4.0);
         // Deviations of both sums from the ratio: 3 (2 - 2.75) and 5 - 2.75, over a mean weight of 2.
         assert_eq!(*samples.influence(), [-1.125, 1.125]);
-        assert_eq!(Samples::new(&[2.0, 5.0], &[]).mean(), 3.5);
+        assert_eq!(Samples::new(&[2.0, 5.0], &[]).average(), 3.5);
     }
 
     #[test]

@@ -60,7 +60,7 @@ impl Tensor {
         file: &Path,
     ) -> Result<Vec<(String, Self)>, LoadError> {
         let shape = &self.info.shape;
-        let n_rows = parts.iter().map(|(_, n_rows)| n_rows).sum();
+        let n_rows = parts.iter().map(|(_, n_rows)| n_rows).sum::<usize>();
         let row: Vec<usize> = shape.iter().copied().skip(1).collect();
         let expected: Vec<usize> = std::iter::once(n_rows).chain(row.iter().copied()).collect();
         check_shape(file, name, shape, &expected)?;
