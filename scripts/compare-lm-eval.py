@@ -11,6 +11,7 @@ front of a text, with and without that BOS scored. Prints a Markdown table; the 
 
 import argparse
 import contextlib
+import io
 import json
 import math
 import shutil
@@ -98,7 +99,8 @@ def theirs(model: Path, documents: list[tuple[str, int, int]], max_len: int, add
         for index, (text, _, _) in enumerate(documents)
     ]
     logging.disable(logging.WARNING)
-    with contextlib.redirect_stderr(None):
+    # It shows a bar of progress for each document.
+    with contextlib.redirect_stderr(io.StringIO()):
         return lm.loglikelihood_rolling(requests, disable_tqdm=True)
 
 

@@ -37,7 +37,7 @@ def rows(program, folder, text, ids):
             ("the old key `rope.scale_linear`", lambda w: w.add_float32("llama.rope.scale_linear", 4.0), scaled),
             ("`rope.scaling.type` none and a factor", lambda w: typed(w, gguf.RopeScalingType.NONE), unscaled),
             ("`rope.scaling.type` yarn", lambda w: typed(w, gguf.RopeScalingType.YARN), Says("yarn")),
-            ("experts", lambda writer: writer.add_expert_count(8), Says("expert_count")),
+            ("experts", lambda writer: writer.add_expert_count(8), Says("expert_used_count")),
             ("one part of a split file", lambda writer: writer.add_uint16("split.count", 3), Says("split.count", "3")),
             ("a scale of logits", lambda writer: writer.add_logit_scale(0.5), Says("logit_scale")),
         ]
@@ -70,10 +70,10 @@ def rows(program, folder, text, ids):
     yield Row("GGUF: `quantize` of a file with `rope_freqs`", "written", "must work", packed)
 
     wide = model(hidden_size=256)
-    stored = (np.zeros((256, 50), dtype=np.uint8), gguf.GGMLQuantizationType.IQ1_S)
+    stored = (np.zeros((256, 292), dtype=np.uint8), gguf.GGMLQuantizationType.Q8_K)
     of_other_type = lambda arrays: arrays | {"blk.1.attn_output.weight": stored}
     path = gguf_file.write(folder / "type.gguf", wide, tokens, tensors=of_other_type)
-    yield Row("GGUF: a type that is not read, in the last block", Says("IQ1_S"), "must be named", score(path))
+    yield Row("GGUF: a type that is not read, in the last block", Says("Q8_K"), "must be named", score(path))
 
 
 def divisors():

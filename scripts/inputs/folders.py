@@ -100,7 +100,7 @@ def _keys(folder, ids, score, by_transformers):
         ("a key that scales attention", Says("attention_multiplier"), lambda keys: keys | {"attention_multiplier": 0.5}),
         ("a cap on logits", Says("final_logit_softcapping"), lambda keys: keys | {"final_logit_softcapping": 30.0}),
         ("experts", Says("num_local_experts"), lambda keys: keys | {"num_local_experts": 8}),
-        ("an unknown architecture with keys missing", Says("GPTNeoXForCausalLM"), _neox),
+        ("an unknown architecture with keys missing", Says("MambaForCausalLM"), _mamba),
     ]:
         path = plain(f"key-{abs(hash(name)) % 10**6}", edit)
         right = right or by_transformers(path)
@@ -135,8 +135,8 @@ def _rope_of_4(keys, scaling):
     return keys | {"rope_theta": 10000.0, "rope_scaling": scaling}
 
 
-def _neox(keys):
-    return {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_size": keys["hidden_size"]}
+def _mamba(keys):
+    return {"architectures": ["MambaForCausalLM"], "model_type": "mamba", "hidden_size": keys["hidden_size"]}
 
 
 def _no_plain_model(folder, plain, score):
