@@ -42,36 +42,58 @@ impl Codes {
             store,
         };
         codes.read(&id);
-        codes.remove_what_was_not_read();
         // Those that were not used for longest are dropped first.
         let _ = File::open(codes.folder_of(0).join(LOG_FILE)).and_then(|file| file.set_modified(SystemTime::now()));
         Ok(codes)
     }
 
-    /// Reads the parts that are as they were written, wherever they lie.
+    /// Reads the parts that are as they were written, wherever they lie. A damaged one is removed, with the blocks behind it. What is
+    /// not there yet stays alone: another run that answers the same question may be storing it.
     fn read(&mut self, id: &str) {
         let elsewhere = self.store.read_only().map(|codes| codes.join(id));
-        let places: Vec<PathBuf> = [self.folder.clone()].into_iter().chain(elsewhere).collect();
-        let part =
-            |name: &str| places.iter().find_map(|place| StoredPart::read(&place.join(name), &self.question).ok());
-        let blocks = (0..self.n_blocks_of_model()).map_while(|block_idx| part(&block::name_of(block_idx))).collect();
-        (self.blocks, self.head) = (blocks, part(HEAD));
+        for block_idx in 0..self.n_blocks_of_model() {
+            let name = block::name_of(block_idx);
+            match self.part(&name, elsewhere.as_deref()) {
+                Found::Whole(block) => self.blocks.push(block),
+                Found::Nothing => {
+                    let behind = block_idx + 1..self.n_blocks_of_model();
+                    self.is_damaged = behind.into_iter().any(|idx| is_there(&self.folder_of(idx)));
+                    break;
+                }
+                Found::Damaged => {
+                    (block_idx..self.n_blocks_of_model()).for_each(|idx| remove(&self.folder_of(idx)));
+                    self.is_damaged = true;
+                    break;
+                }
+            }
+        }
+        match self.part(HEAD, elsewhere.as_deref()) {
+            Found::Whole(head) => self.head = Some(head),
+            Found::Nothing => {}
+            Found::Damaged => {
+                remove(&self.folder_of_head());
+                self.is_damaged = true;
+            }
+        }
+        // A file or a link to nowhere in place of the folder.
+        if is_there(&self.folder) && !self.folder.is_dir() {
+            let _ = fs::remove_file(&self.folder);
+        }
     }
 
-    /// Blocks behind the last one that was read are of no use: the pass will come to them anew.
-    fn remove_what_was_not_read(&mut self) {
-        for block_idx in self.n_blocks()..self.n_blocks_of_model() {
-            self.is_damaged |= remove(&self.folder_of(block_idx));
-        }
-        if self.head.is_none() {
-            self.is_damaged |= remove(&self.folder_of_head());
-        }
-        if !self.folder.is_dir() {
-            remove(&self.folder);
+    fn part(&self, name: &str, elsewhere: Option<&Path>) -> Found {
+        let own = self.folder.join(name);
+        // Before it is read: what appears meanwhile is no damage.
+        let was_there = is_there(&own);
+        let places = [Some(own), elsewhere.map(|folder| folder.join(name))];
+        match places.iter().flatten().find_map(|place| StoredPart::read(place, &self.question).ok()) {
+            Some(part) => Found::Whole(part),
+            None if was_there => Found::Damaged,
+            None => Found::Nothing,
         }
     }
 
-    /// Whether stored blocks were damaged, and are removed.
+    /// Whether stored blocks were damaged, or are missing before others.
     pub fn is_damaged(&self) -> bool {
         self.is_damaged
     }
@@ -183,10 +205,19 @@ impl Codes {
     }
 }
 
-/// Removes a folder, a file or a link; whether one was there.
-fn remove(path: &Path) -> bool {
-    let Ok(found) = fs::symlink_metadata(path) else { return false };
-    // What cannot be removed is an error when something else is to take its place.
-    let _ = if found.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    true
+/// What is stored of a part.
+enum Found {
+    Whole(StoredPart),
+    Damaged,
+    Nothing,
+}
+
+/// Whether a folder, a file or a link has this name.
+fn is_there(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+/// Removes a folder, a file or a link. What cannot be removed is an error when something else is to take its place.
+fn remove(path: &Path) {
+    let _ = if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
 }

@@ -261,6 +261,30 @@ fn files_and_links_in_place_of_folders_are_replaced() {
     fs::remove_dir_all(block::folder_in(&folder, 0)).unwrap();
     let codes = store.open(&question, made.base.clone()).unwrap();
     assert_eq!((codes.n_blocks(), codes.is_damaged()), (0, true));
+    assert!(block::folder_in(&folder, 1).exists(), "another run may need it");
+    assert_eq!(keep(&store, &question, &made, model).sha256().unwrap(), model.codes_sha256());
+}
+
+/// What another run stores while this one opens the same question is not removed.
+#[test]
+fn blocks_that_are_missing_at_the_end_are_left_to_others() {
+    let (files, rule, cache) = (files(), GridRule::from(grid()), tempfile::tempdir().unwrap());
+    let store = CodeStore::new(cache.path(), 1 << 30);
+    let made = llama();
+    let (method, model) = &made.models[0];
+    let question = question(&files, method, &rule);
+    let mut first = store.open(&question, made.base.clone()).unwrap();
+    let mut second = store.open(&question, made.base.clone()).unwrap();
+    assert!(!first.is_damaged() && !second.is_damaged());
+    // Both store all blocks, in turns, and a third looks on.
+    for block_idx in 0..made.base.wiring.blocks.len() {
+        for codes in [&mut first, &mut second] {
+            codes.keep(blocks(model, block_idx).remove(0)).unwrap();
+            let third = store.open(&question, made.base.clone()).unwrap();
+            assert_eq!((third.n_blocks(), third.is_damaged()), (block_idx + 1, false));
+        }
+    }
+    assert!([&first, &second].iter().all(|codes| codes.sha256().unwrap() == model.codes_sha256()));
 }
 
 /// Another user's cache, or one on a medium that cannot be written.
