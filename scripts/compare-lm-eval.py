@@ -11,6 +11,7 @@ front of a text, with and without that BOS scored. Prints a Markdown table; the 
 
 import argparse
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -44,7 +45,7 @@ dataset = {{ wikitext2 = {{ split = "test" }} }}
 protocol = {{ lm-eval = {{ max_len = {max_len}, scores_bos = {scores_bos} }} }}
 max_windows = {documents}
 """
-METRICS = {"word_perplexity": "word_perplexity", "byte_perplexity": "byte_perplexity", "bits_per_byte": "bits_per_byte"}
+METRICS = ["word_perplexity", "byte_perplexity", "bits_per_byte"]
 
 
 def with_bos(model: Path, folder: Path, adds: bool) -> Path:
@@ -126,7 +127,10 @@ def main() -> None:
     arguments = arguments.parse_args()
     from lm_eval.tasks.wikitext import preprocess_wikitext
 
-    all_pages = pages(arguments.raw.read_text(encoding="utf-8"), preprocess_wikitext)
+    raw = arguments.raw.read_bytes()
+    if hashlib.sha256(raw).hexdigest() != SHA256:
+        sys.exit(f"{arguments.raw}: not wiki.test.raw of WikiText-2 (sha256 {SHA256})")
+    all_pages = pages(raw.decode(), preprocess_wikitext)
     scored = all_pages[: arguments.documents]
     print(f"{len(all_pages)} articles, {sum(words for _, words, _ in all_pages):,} words; {len(scored)} scored\n")
     print("| tokenizer | BOS scored | word perplexity: lm-eval | here | byte perplexity: lm-eval | here | largest difference of a document |")
