@@ -8,12 +8,13 @@ use burn::tensor::activation::sigmoid;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 
 use super::layers::{Linear, Norm, NormKind, matrix, product, vector};
+use super::packing::{PackedSequences, Packing, indices};
 use super::rotary::Rotary;
 use super::rows::{TokenRows, position_rows};
 use super::wiring::{
     BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerWiring, LogitsWiring, Order, Positions, Wiring,
 };
-use super::{Block, BlockLayout, BlockParams, Decoder, NormName, Tap, ids_tensor};
+use super::{Block, BlockLayout, BlockParams, Decoder, NoTap, NormName, Tap, ids_tensor};
 use crate::activation::Activation;
 use crate::arithmetic::Arithmetic;
 use crate::backend::{AttentionShape, QuantBackend, float_vec};
@@ -90,6 +91,21 @@ impl<B: QuantBackend> WiredDecoder<B> {
     }
 }
 
+impl<B: QuantBackend> WiredDecoder<B> {
+    /// Token ids `[tokens]` to `[1, tokens, hidden]`, before positions are added.
+    fn embed_tokens(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 3> {
+        let rows = self.embedding.clone().select(0, ids).unsqueeze::<3>();
+        let rows = match self.wiring.embedding_scale {
+            None => rows,
+            Some(scale) => rows * scale,
+        };
+        match &self.embedding_norm {
+            None => rows,
+            Some(norm) => norm.forward(rows),
+        }
+    }
+}
+
 /// Reads `{prefix}.weight` and, of a LayerNorm, `{prefix}.bias`.
 fn norm<B: QuantBackend>(
     source: &dyn Checkpoint,
@@ -124,21 +140,24 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
     }
 
     fn embed(&self, ids: &[Vec<u32>]) -> Tensor<B, 3> {
-        let ids = ids_tensor::<B>(ids, &self.device);
-        let [batch, seq] = ids.dims();
-        let rows = self.embedding.clone().select(0, ids.reshape([batch * seq]));
+        let [batch, seq] = [ids.len(), ids.first().map_or(0, Vec::len)];
+        let rows = self.embed_tokens(ids_tensor::<B>(ids, &self.device).reshape([batch * seq]));
         let rows = rows.reshape([batch, seq, self.config.hidden_size]);
-        let rows = match self.wiring.embedding_scale {
-            None => rows,
-            Some(scale) => rows * scale,
-        };
-        let rows = match &self.embedding_norm {
-            None => rows,
-            Some(norm) => norm.forward(rows),
-        };
         match &self.positions {
             None => rows,
             Some(positions) => rows + positions.clone().narrow(0, 0, seq).unsqueeze::<3>(),
+        }
+    }
+
+    fn embed_packed(&self, packing: &Packing) -> Tensor<B, 3> {
+        let ids: Vec<usize> = packing.tokens().iter().map(|&id| id as usize).collect();
+        let rows = self.embed_tokens(indices(&ids, &self.device));
+        match &self.positions {
+            None => rows,
+            Some(positions) => {
+                let positions = positions.clone().select(0, indices(packing.positions(), &self.device));
+                rows + positions.unsqueeze::<3>()
+            }
         }
     }
 
@@ -237,9 +256,31 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
     }
 
     fn forward(&self, hidden: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        self.run(hidden, None, tap)
+    }
+
+    fn forward_packed(&self, hidden: Tensor<B, 3>, sequences: &PackedSequences<B>) -> Tensor<B, 3> {
+        self.run(hidden, Some(sequences), &mut NoTap)
+    }
+
+    fn attention(&self, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        self.attention_over(None, input, tap)
+    }
+
+    fn mlp(&self, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        match &self.wiring.mlp.module {
+            FeedForward::Dense(module) => self.dense(module, input, tap),
+            FeedForward::Experts(experts) => self.experts(experts, input, tap),
+        }
+    }
+}
+
+impl<B: QuantBackend> WiredBlock<B> {
+    /// The whole block, on a batch or on packed sequences.
+    fn run(&self, hidden: Tensor<B, 3>, packed: Option<&PackedSequences<B>>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
         let BlockWiring { attention, mlp, residual, .. } = self.wiring.as_ref();
         let normed = self.normed(attention.norm, &hidden);
-        let of_attention = self.added(attention.norm_after, self.attention(normed.clone(), tap));
+        let of_attention = self.added(attention.norm_after, self.attention_over(packed, normed.clone(), tap));
         match residual.order {
             Order::AttentionFirst => {
                 let hidden = hidden + of_attention;
@@ -255,7 +296,12 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
         }
     }
 
-    fn attention(&self, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+    fn attention_over(
+        &self,
+        packed: Option<&PackedSequences<B>>,
+        input: Tensor<B, 3>,
+        tap: &mut dyn Tap<B>,
+    ) -> Tensor<B, 3> {
         let names = self.wiring.attention;
         tap.see(names.q, &input);
         let project = |name| self.params.forward(name, input.clone());
@@ -263,22 +309,18 @@ impl<B: QuantBackend> Block<B> for WiredBlock<B> {
         if let Some(norms) = names.qk_norms {
             (q, k) = (self.norm_qk(norms.q, q), self.norm_qk(norms.k, k));
         }
-        let [_, seq, _] = input.dims();
-        let table = self.rotary.as_ref().map(|rotary| rotary.first(seq));
-        let mixed = B::causal_attention(q, k, v, table.as_ref(), &self.shape);
+        let rotary = self.rotary.as_deref();
+        let mixed = match packed {
+            Some(sequences) => sequences.attention([q, k, v], rotary, &self.shape),
+            None => {
+                let table = rotary.map(|rotary| rotary.first(input.dims()[1]));
+                B::causal_attention(q, k, v, table.as_ref(), &self.shape)
+            }
+        };
         tap.see(names.o, &mixed);
         self.params.forward(names.o, mixed)
     }
 
-    fn mlp(&self, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
-        match &self.wiring.mlp.module {
-            FeedForward::Dense(module) => self.dense(module, input, tap),
-            FeedForward::Experts(experts) => self.experts(experts, input, tap),
-        }
-    }
-}
-
-impl<B: QuantBackend> WiredBlock<B> {
     /// What a module sees of the residual stream.
     fn normed(&self, norm: Option<NormName>, hidden: &Tensor<B, 3>) -> Tensor<B, 3> {
         match norm {

@@ -30,6 +30,7 @@ pub mod mixtral;
 pub mod mpt;
 pub mod olmo2;
 pub mod opt;
+pub mod packing;
 pub mod phi;
 pub mod phi3;
 pub mod qwen3;
@@ -48,6 +49,7 @@ use decoder::WiredDecoder;
 pub use known::{KnownFamily, known_families};
 use layers::{Linear, Norm};
 pub use layout::{BlockLayout, BlockTable, GroupTable, Inspect, LinearFacts, LinearName, NormName, PrevOp, ScaleGroup};
+use packing::{PackedSequences, Packing};
 pub use storage::{Storage, StoredShare};
 pub use walk::for_each_block;
 use wiring::Wiring;
@@ -108,6 +110,9 @@ pub trait Block<B: QuantBackend>: Send + Sync {
     /// `[batch, seq, hidden]` to `[batch, seq, hidden]`, positions starting at 0.
     fn forward(&self, hidden: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3>;
 
+    /// Tokens `[1, tokens, hidden]` of packed sequences to the same, each at its position in its sequence.
+    fn forward_packed(&self, hidden: Tensor<B, 3>, sequences: &PackedSequences<B>) -> Tensor<B, 3>;
+
     /// Runs the attention module alone on its (normed) input, `[batch, seq, hidden]`.
     fn attention(&self, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3>;
 
@@ -136,6 +141,9 @@ pub trait Decoder<B: QuantBackend>: Send + Sync {
 
     /// Token ids `[batch, seq]` to hidden states `[batch, seq, hidden]`.
     fn embed(&self, ids: &[Vec<u32>]) -> Tensor<B, 3>;
+
+    /// Tokens of packed sequences to hidden states `[1, tokens, hidden]`.
+    fn embed_packed(&self, packing: &Packing) -> Tensor<B, 3>;
 
     /// Reads one block from the checkpoint.
     ///

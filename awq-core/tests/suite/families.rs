@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use awq_core::arithmetic::Arithmetic;
 use awq_core::awq::{Awq, ClipStep};
 use awq_core::backend::float_vec;
 use awq_core::decode::{DecodeModel, DecodeOptions, Session};
@@ -9,6 +10,7 @@ use awq_core::driver::{Calibration, Job, Propagation, quantize_model};
 use awq_core::fold::fold;
 use awq_core::load::{Checkpoint, ModelConfig};
 use awq_core::method::QuantMethod;
+use awq_core::model::packing::{PackedSequences, Packing};
 use awq_core::model::{Decoder, NoTap, PrevOp, ScaleGroup, open_decoder, wiring_of};
 use burn::tensor::Tensor;
 use serde_json::{Value as Json, json};
@@ -34,6 +36,34 @@ fn logits_are_those_of_transformers() {
     for name in FAMILIES {
         let fixture = Fixture::read(name);
         let difference = largest_difference(&fixture.run::<Cpu>(), &fixture.logits);
+        assert!(difference < 1e-4, "{name}: logits differ by {difference}");
+    }
+}
+
+/// In one row of tokens, the beginning of each sequence beside the whole.
+#[test]
+fn packed_sequences_have_the_logits_of_transformers() {
+    for name in FAMILIES {
+        let fixture = Fixture::read(name);
+        let whole = fixture.ids.iter().map(Vec::as_slice);
+        let begun = fixture.ids.iter().map(|ids| &ids[..ids.len() / 2]);
+        let packing = Packing::of(whole.zip(begun).flat_map(|(whole, begun)| [begun, whole]));
+        let n_tokens: usize = fixture.ids.iter().map(Vec::len).sum();
+        assert!(packing.tokens().len() <= n_tokens, "{name}: beginnings are not shared");
+        let on_device = PackedSequences::<Cpu>::new(&packing, &Default::default());
+        let decoder = fixture.open::<Cpu>().unwrap();
+        let mut hidden = decoder.embed_packed(&packing);
+        for block_idx in 0..fixture.config.n_blocks {
+            hidden = decoder.block(block_idx).unwrap().forward_packed(hidden, &on_device);
+        }
+        let [_, n_rows, width] = hidden.dims();
+        let rows = decoder.final_norm(hidden).reshape([n_rows, width]);
+        let logits = float_vec(decoder.head(rows, Arithmetic::F32));
+        let vocab = fixture.config.vocab_size;
+        let of_token = |row: &usize| &logits[row * vocab..][..vocab];
+        let of_whole = packing.sequences().iter().skip(1).step_by(2);
+        let packed: Vec<f32> = of_whole.flatten().flat_map(of_token).copied().collect();
+        let difference = largest_difference(&packed, &fixture.logits);
         assert!(difference < 1e-4, "{name}: logits differ by {difference}");
     }
 }
