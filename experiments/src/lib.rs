@@ -31,4 +31,5 @@ pub mod runner;
 pub mod session;
 pub mod speed;
 pub mod stats;
+pub mod tasks;
 pub mod verify;

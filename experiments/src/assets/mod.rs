@@ -157,7 +157,10 @@ impl AssetStore {
         for (source, wanted) in sources.iter().enumerate() {
             let (name, sha256) = match wanted {
                 AssetSource::Folder { name, sha256 } => (name.as_str(), sha256),
-                AssetSource::Hub(file) => (file.base_name(), &file.sha256),
+                AssetSource::Hub(file) => match &file.sha256 {
+                    Some(sha256) => (file.base_name(), sha256),
+                    None => continue,
+                },
                 AssetSource::Registry(file) => (registry::base_name(file), &file.sha256),
             };
             ensure!(
@@ -172,11 +175,11 @@ impl AssetStore {
         for (source, wanted) in sources.iter().enumerate() {
             let found = match wanted {
                 AssetSource::Folder { .. } => Err(anyhow::anyhow!("not found")),
-                AssetSource::Hub(file) => self.hub.data_file(file, &self.hashes).map(|path| (path, &file.sha256)),
-                AssetSource::Registry(file) => self.registry_file(file).map(|path| (path, &file.sha256)),
+                AssetSource::Hub(file) => self.hub.data_file(file, &self.hashes),
+                AssetSource::Registry(file) => self.registry_file(file).map(|path| (path, file.sha256.clone())),
             };
             match found {
-                Ok((path, sha256)) => return Ok(LocatedFile { path, sha256: sha256.clone(), source }),
+                Ok((path, sha256)) => return Ok(LocatedFile { path, sha256, source }),
                 Err(error) => failures.push(format!("\n  - {wanted}: {error:#}")),
             }
         }

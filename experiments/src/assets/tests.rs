@@ -28,7 +28,7 @@ fn hub_file(content: &str) -> HubFile {
         repo: "owner/set".into(),
         revision: "abc".into(),
         file: "dir/file.parquet".into(),
-        sha256: sha256_of(content.as_bytes()),
+        sha256: Some(sha256_of(content.as_bytes())),
     }
 }
 

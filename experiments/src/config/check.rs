@@ -6,9 +6,10 @@ use anyhow::{Context, bail, ensure};
 use awq_core::arithmetic::FloatType;
 
 use super::{
-    EvaluationSpec, ExperimentFile, ExperimentSpec, FigureSpec, GridSweep, ModelSource, ProtocolSpec, TableAxis,
+    DatasetSpec, EvaluationSpec, ExperimentFile, ExperimentSpec, FigureSpec, GridSweep, ModelSource, ProtocolSpec,
+    TableAxis,
 };
-use crate::eval::metric::Per;
+use crate::eval::metric::{OfItem, Per};
 use crate::eval::registry::MetricKey;
 use crate::plan::{Cell, Plan};
 
@@ -66,23 +67,8 @@ impl ExperimentSpec {
         not_empty("evaluations", self.evaluations.len())?;
         self.check_calibrations()?;
         for (index, evaluation) in self.evaluations.iter().enumerate() {
-            let (metric, len) = (evaluation.metric().key(), evaluation.text().seq_len());
-            let (key, least) = match &evaluation.text().protocol {
-                // A window's first token is only ever context, with llama-cpp its first half is.
-                ProtocolSpec::Gptq(_) => ("gptq.seq_len", 2),
-                ProtocolSpec::LlamaCpp(_) => ("llama-cpp.chunk_len", 3),
-                ProtocolSpec::LmEval(_) => ("lm-eval.max_len", 1),
-            };
-            let is_of_documents = matches!(evaluation.text().protocol, ProtocolSpec::LmEval(_));
-            ensure!(
-                is_of_documents || evaluation.metric().metric().per() == Per::Token,
-                "key `evaluations[{index}].{metric}` counts words or bytes of documents, which windows of a joined text cut; use \
-                 protocol lm-eval"
-            );
-            ensure!(
-                len >= least,
-                "key `evaluations[{index}].{metric}.protocol.{key}` is {len}: nothing is left to predict; use {least} or more"
-            );
+            let key = || format!("key `evaluations[{index}].{}", evaluation.metric().key());
+            check_evaluation(evaluation).map_err(|problem| anyhow::anyhow!("{}{problem}", key()))?;
             ensure!(
                 !self.evaluations[..index].contains(evaluation),
                 "evaluations[{index}] is the same as an earlier one; remove it"
@@ -226,6 +212,46 @@ impl ExperimentSpec {
             text.max_windows = Some(text.max_windows.map_or(max, |own| own.min(max)));
         }
     }
+}
+
+/// Whether a metric, what it is measured on and the protocol go together: what is said follows the key of the evaluation.
+fn check_evaluation(evaluation: &EvaluationSpec) -> Result<(), String> {
+    let (metric, text) = (evaluation.metric(), evaluation.text());
+    let (key, least) = match &text.protocol {
+        // A window's first token is only ever context, with llama-cpp its first half is.
+        ProtocolSpec::Gptq(_) => ("gptq.seq_len", 2),
+        ProtocolSpec::LlamaCpp(_) => ("llama-cpp.chunk_len", 3),
+        ProtocolSpec::LmEval(_) => ("lm-eval.max_len", 1),
+        ProtocolSpec::LmEvalTask(_) => ("lm-eval-task.max_len", 1),
+    };
+    if text.seq_len() < least {
+        return Err(format!(".protocol.{key}` is {}: nothing is left to predict; use {least} or more", text.seq_len()));
+    }
+    let is_of_task = matches!(text.protocol, ProtocolSpec::LmEvalTask(_));
+    let DatasetSpec::Task(task) = &text.dataset else {
+        return match metric.metric().of_item() {
+            _ if is_of_task => {
+                Err(".dataset` is a text: protocol lm-eval-task scores a task, such as `{ task = \"piqa\" }`"
+                    .to_owned())
+            }
+            OfItem::Question(_) => {
+                Err("` is of the questions of a task; use a data set such as `{ task = \"piqa\" }`".to_owned())
+            }
+            OfItem::Sum(Per::Word | Per::Byte) if !matches!(text.protocol, ProtocolSpec::LmEval(_)) => {
+                Err("` counts words or bytes of documents, which windows of a joined text cut; use protocol lm-eval"
+                    .to_owned())
+            }
+            OfItem::Sum(_) => Ok(()),
+        };
+    };
+    if !is_of_task {
+        return Err(format!(".protocol` is {}: a task is scored with lm-eval-task", text.protocol.name_and_window().0));
+    }
+    if !task.has(metric) {
+        let has: Vec<&str> = task.definition().metrics.iter().map(|metric| metric.key()).collect();
+        return Err(format!("` is no metric of task {}; use {}", task.name(), has.join(", ")));
+    }
+    Ok(())
 }
 
 fn not_empty(key: &str, len: usize) -> anyhow::Result<()> {

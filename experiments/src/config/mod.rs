@@ -98,11 +98,11 @@ pub struct RunSpec {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScoredText {
-    /// The text.
+    /// The text, or a task.
     pub dataset: DatasetSpec,
     /// How it is cut, fed and scored.
     pub protocol: ProtocolSpec,
-    /// Score only the first this many windows (documents, with `lm-eval`); the whole text when absent. A limited number is marked in every table.
+    /// Score only the first this many windows (documents with `lm-eval`, questions of a task); the whole text when absent. A limited number is marked in every table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_windows: Option<NonZeroUsize>,
     /// How the products of linears and of the head are computed; f32 when absent. Named in every table.
@@ -117,6 +117,7 @@ impl ScoredText {
             ProtocolSpec::Gptq(gptq) => gptq.seq_len.get().into(),
             ProtocolSpec::LlamaCpp(chunks) => chunks.chunk_len.get().into(),
             ProtocolSpec::LmEval(rolling) => rolling.max_len.get().into(),
+            ProtocolSpec::LmEvalTask(task) => task.max_len.get().into(),
         }
     }
 }
@@ -131,6 +132,8 @@ pub enum ProtocolSpec {
     LlamaCpp(LlamaCppProtocol),
     /// lm-eval's rolling log-likelihood: each document apart, every token of it scored.
     LmEval(LmEvalProtocol),
+    /// lm-eval's log-likelihoods of the answers to a task's questions, without examples.
+    LmEvalTask(LmEvalTaskProtocol),
 }
 
 /// See [`ProtocolSpec::Gptq`].
@@ -160,6 +163,20 @@ pub struct LmEvalProtocol {
     pub scores_bos: bool,
 }
 
+/// See [`ProtocolSpec::LmEvalTask`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LmEvalTaskProtocol {
+    /// Tokens that a model sees at most, `max_length` in lm-eval, whose default is the context of the model. A longer question
+    /// loses its beginning.
+    pub max_len: NonZeroU16,
+}
+
+impl LmEvalTaskProtocol {
+    /// Its name in records.
+    pub const NAME: &'static str = "lm-eval-task";
+}
+
 impl LmEvalProtocol {
     /// Its name in records.
     pub const NAME: &'static str = "lm-eval";
@@ -178,6 +195,7 @@ impl ProtocolSpec {
             Self::Gptq(protocol) => ("gptq", protocol.seq_len.get().into()),
             Self::LlamaCpp(protocol) => ("llama-cpp", protocol.chunk_len.get().into()),
             Self::LmEval(protocol) => (protocol.name(), protocol.max_len.get().into()),
+            Self::LmEvalTask(protocol) => (LmEvalTaskProtocol::NAME, protocol.max_len.get().into()),
         }
     }
 }

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::names;
+use crate::tasks::TaskName;
 
 /// A model and where its files come from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -141,7 +142,7 @@ pub struct PathModel {
 #[serde(deny_unknown_fields)]
 pub struct Bundled {}
 
-/// A text to calibrate or evaluate on.
+/// A text to calibrate or evaluate on, or a task to evaluate on.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DatasetSpec {
@@ -159,6 +160,8 @@ pub enum DatasetSpec {
     TextFile(TextFile),
     /// Text made by this project's own grammar, of which the true entropy is known.
     Bundled(BundledText),
+    /// A task: questions with answers to choose from.
+    Task(TaskName),
 }
 
 /// See [`DatasetSpec::Wikitext2`].

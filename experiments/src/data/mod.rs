@@ -6,6 +6,7 @@ mod moby_dick;
 mod pile_subset;
 mod pile_val;
 mod sotu;
+mod tasks;
 mod text_file;
 mod wikitext2;
 mod wikitext_articles;
@@ -21,6 +22,7 @@ use crate::config::ProtocolSpec;
 use crate::config::sources::{BundledSplit, DatasetSpec};
 use crate::eval::Document;
 use crate::eval::windows::ScoredAs;
+use crate::tasks::Question;
 
 /// A text as documents and how they are joined.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +37,8 @@ pub struct Text {
     pub blank_line: Option<&'static str>,
     /// sha256 of the joined text in UTF-8.
     pub sha256: String,
+    /// The questions of a task, which has no documents.
+    pub questions: Vec<Question>,
     /// True information content of the whole text in nats, where it is known: no model can lose less on average.
     pub true_nats: Option<f64>,
 }
@@ -49,7 +53,21 @@ impl Text {
             }
             hasher.update(document);
         }
-        Self { name: name.into(), documents, separator, blank_line: None, sha256: hex(hasher), true_nats: None }
+        Self {
+            name: name.into(),
+            documents,
+            separator,
+            blank_line: None,
+            questions: Vec::new(),
+            sha256: hex(hasher),
+            true_nats: None,
+        }
+    }
+
+    /// A task.
+    pub(crate) fn of_questions(name: &str, questions: Vec<Question>) -> Self {
+        let sha256 = tasks::sha256_of_questions(&questions);
+        Self { questions, sha256, ..Self::new(name, Vec::new(), "") }
     }
 
     /// The documents with the separator between them.
@@ -63,6 +81,7 @@ impl Text {
             ProtocolSpec::Gptq(_) => ScoredAs::Joined(self.joined()),
             ProtocolSpec::LlamaCpp(_) => ScoredAs::Joined(self.as_file()),
             ProtocolSpec::LmEval(_) => ScoredAs::Documents(self.scored_documents()),
+            ProtocolSpec::LmEvalTask(_) => ScoredAs::Questions(self.questions.clone()),
         }
     }
 
@@ -77,7 +96,7 @@ impl Text {
     /// sha256 of that.
     pub(crate) fn scored_sha256(&self, protocol: &ProtocolSpec) -> String {
         match protocol {
-            ProtocolSpec::Gptq(_) => self.sha256.clone(),
+            ProtocolSpec::Gptq(_) | ProtocolSpec::LmEvalTask(_) => self.sha256.clone(),
             ProtocolSpec::LlamaCpp(_) => sha256_of(self.as_file().as_bytes()),
             ProtocolSpec::LmEval(_) => {
                 let mut hasher = Sha256::new();
@@ -110,6 +129,10 @@ pub fn load(spec: &DatasetSpec, store: &AssetStore) -> anyhow::Result<Text> {
         DatasetSpec::PileSubset(spec) => pile_subset::load(spec, store).context("data set pile_subset"),
         DatasetSpec::MobyDick(spec) => moby_dick::load(spec, store).context("data set moby_dick"),
         DatasetSpec::Sotu(spec) => sotu::load(spec, store).context("data set sotu"),
+        DatasetSpec::Task(task) => {
+            let questions = tasks::load(*task, store).with_context(|| format!("task {}", task.name()))?;
+            Ok(Text::of_questions(task.name(), questions))
+        }
         DatasetSpec::TextFile(spec) => text_file::load(spec, store).with_context(|| format!("data set {}", spec.name)),
         DatasetSpec::Bundled(spec) => {
             let split = match spec.split {

@@ -27,7 +27,7 @@ pub(super) fn load_kind(kind: Option<&str>, store: &AssetStore) -> anyhow::Resul
         repo: "mit-han-lab/pile-val-backup".into(),
         revision: "2f5e46ae6a69cf0dce4b12f78241c408936ca0e4".into(),
         file: "val.jsonl.zst".into(),
-        sha256: "264c875d8bbd355d8daa9d032b75fd8fb91606218bb84dd1155b203fcd5fab92".into(),
+        sha256: Some("264c875d8bbd355d8daa9d032b75fd8fb91606218bb84dd1155b203fcd5fab92".into()),
     });
     let path = store.fetch("pile-val", &[source])?.path;
     let file = File::open(&path).with_context(|| format!("{}: cannot read", path.display()))?;

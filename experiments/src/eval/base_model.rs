@@ -5,8 +5,8 @@ use awq_core::backend::QuantBackend;
 use awq_core::model::Decoder;
 use burn::tensor::Tensor;
 
+use super::batch::Batch;
 use super::score::final_states;
-use super::windows::Batch;
 
 /// The base model on one text. It passes over the text once for all cells of a run where the hidden states of the whole text may
 /// be in memory at once, as they are kept then; else once a cell. Its logits are made anew for a few rows at a time, and never

@@ -1,6 +1,6 @@
 //! Bits per byte: the negative log-likelihood of a document in bits over its bytes.
 
-use super::metric::{Direction, Metric, Needs, Per, Quantity, Scored, Unit};
+use super::metric::{Direction, Metric, Needs, OfItem, Per, Quantity, Scored, Unit};
 use crate::stats::Estimator;
 
 /// See the module.
@@ -22,8 +22,8 @@ impl Metric for BitsPerByte {
         Needs::Likelihoods
     }
 
-    fn per(&self) -> Per {
-        Per::Byte
+    fn of_item(&self) -> OfItem {
+        OfItem::Sum(Per::Byte)
     }
 
     fn score(&self, scored: &Scored<'_>) -> Vec<f32> {

@@ -1,6 +1,6 @@
 //! Byte perplexity: `exp` of the negative log-likelihood of a document over its bytes.
 
-use super::metric::{Direction, Metric, Needs, Per, Quantity, Scored, Unit};
+use super::metric::{Direction, Metric, Needs, OfItem, Per, Quantity, Scored, Unit};
 use crate::stats::Estimator;
 
 /// See the module.
@@ -22,8 +22,8 @@ impl Metric for BytePerplexity {
         Needs::Likelihoods
     }
 
-    fn per(&self) -> Per {
-        Per::Byte
+    fn of_item(&self) -> OfItem {
+        OfItem::Sum(Per::Byte)
     }
 
     fn score(&self, scored: &Scored<'_>) -> Vec<f32> {

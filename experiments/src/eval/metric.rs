@@ -5,8 +5,8 @@ use rayon::slice::{Chunks, ParallelSlice as _};
 
 use crate::stats::Estimator;
 
-/// A number of a model on a text. Its value is made of one value a scored token: the mean over the tokens of each window is a
-/// sample, and [`Quantity::estimator`] says what the samples stand for.
+/// A number of a model on a text. Its value is made of one value a scored token: what the tokens of each item (window, document,
+/// question) come to is a sample, and [`Quantity::estimator`] says what the samples stand for.
 pub trait Metric: Sync {
     /// What reports know of it.
     fn quantity(&self) -> Quantity;
@@ -14,9 +14,9 @@ pub trait Metric: Sync {
     /// What it needs of each scored token.
     fn needs(&self) -> Needs;
 
-    /// What the values are summed over, for each item of a text.
-    fn per(&self) -> Per {
-        Per::Token
+    /// What the values of the tokens of an item come to.
+    fn of_item(&self) -> OfItem {
+        OfItem::Sum(Per::Token)
     }
 
     /// One value a row of `scored`. It depends on that row alone, however rows are batched.
@@ -50,6 +50,9 @@ impl Quantity {
             Unit::PerToken => format!("{} per token", self.label),
             Unit::NatsPerToken => format!("{} in nats per token", self.label),
             Unit::Fraction => format!("{}, a fraction of the tokens", self.label),
+            Unit::FractionOfQuestions => format!("{}, a fraction of the questions", self.label),
+            Unit::NatsPerAnswer => format!("{} in nats per answer", self.label),
+            Unit::PerAnswer => format!("{} per right answer", self.label),
             Unit::PerWord | Unit::PerByte | Unit::BitsPerByte => self.label.to_owned(),
         }
     }
@@ -70,14 +73,26 @@ pub enum Unit {
     PerByte,
     /// Bits, on average over bytes.
     BitsPerByte,
+    /// A share of the questions of a task, 0 to 1.
+    FractionOfQuestions,
+    /// Choices that a model is as undecided between at each right answer to a question.
+    PerAnswer,
+    /// Nats, on average over the right answers to questions.
+    NatsPerAnswer,
 }
 
 impl Unit {
     /// Whether figures may need a logarithmic axis.
     pub fn may_span_decades(self) -> bool {
         match self {
-            Self::PerToken | Self::NatsPerToken | Self::PerWord | Self::PerByte | Self::BitsPerByte => true,
-            Self::Fraction => false,
+            Self::PerToken
+            | Self::NatsPerToken
+            | Self::PerWord
+            | Self::PerByte
+            | Self::BitsPerByte
+            | Self::PerAnswer
+            | Self::NatsPerAnswer => true,
+            Self::Fraction | Self::FractionOfQuestions => false,
         }
     }
 }
@@ -106,6 +121,34 @@ impl Direction {
             Self::LowerIsBetter => difference,
             Self::HigherIsBetter => -difference,
         }
+    }
+}
+
+/// What the values of the tokens of an item come to: a sample.
+#[derive(Clone, Copy, Debug)]
+pub enum OfItem {
+    /// Their sum, divided; of a window or a document.
+    Sum(Per),
+    /// What this makes of the sums of each answer to a question.
+    Question(fn(&Answers<'_>) -> f64),
+}
+
+/// The answers to a question, of which a metric has scored the tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Answers<'a> {
+    /// Sum of the values of each answer's tokens.
+    pub sums: &'a [f64],
+    /// Characters of each answer.
+    pub n_chars: &'a [usize],
+    /// Which is right.
+    pub target: usize,
+}
+
+impl Answers<'_> {
+    /// 1 where the right answer has the least of `losses`, one an answer, else 0. Of equal ones the first counts.
+    pub fn is_right(&self, losses: impl Iterator<Item = f64>) -> f64 {
+        let least = losses.enumerate().reduce(|least, other| if other.1 < least.1 { other } else { least });
+        if least.is_some_and(|(index, _)| index == self.target) { 1.0 } else { 0.0 }
     }
 }
 

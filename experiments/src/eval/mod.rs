@@ -1,21 +1,29 @@
 //! Measurements of a model, quantized or not: one metric a file, and a line in [`registry`].
 //!
 //! ```text
-//! text --windows--> windows of tokens --score--> one value a token of each metric --scores--> samples, one a window or document
+//! text --windows--> windows of tokens --score--> one value a token of each metric --scores--> samples, one a window, document
+//!                                                                                          or question
 //! ```
 //! One pass over the blocks ([`score`]) feeds all metrics that are asked of a text ([`metric`]).
 
+pub mod accuracy;
 mod base_model;
+mod batch;
 pub mod bits_per_byte;
 pub mod byte_perplexity;
 pub mod documents;
+pub mod greedy_accuracy;
 pub mod kl_divergence;
 pub mod metric;
 pub mod next_token_accuracy;
+pub mod normalized_accuracy;
 pub mod perplexity;
+mod questions;
 pub mod registry;
 pub mod score;
 pub mod scores;
+pub mod target_nll;
+pub mod target_perplexity;
 pub mod top_token_agreement;
 pub mod windows;
 pub mod word_perplexity;

@@ -3,12 +3,17 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::accuracy::Accuracy;
 use super::bits_per_byte::BitsPerByte;
 use super::byte_perplexity::BytePerplexity;
+use super::greedy_accuracy::GreedyAccuracy;
 use super::kl_divergence::KlDivergence;
 use super::metric::{Metric, Quantity};
 use super::next_token_accuracy::NextTokenAccuracy;
+use super::normalized_accuracy::NormalizedAccuracy;
 use super::perplexity::Perplexity;
+use super::target_nll::TargetNll;
+use super::target_perplexity::TargetPerplexity;
 use super::top_token_agreement::TopTokenAgreement;
 use super::word_perplexity::WordPerplexity;
 use crate::config::ScoredText;
@@ -77,6 +82,16 @@ metrics! {
     BytePerplexity = "byte_perplexity";
     /// Bits per byte of documents, under protocol `lm-eval`.
     BitsPerByte = "bits_per_byte";
+    /// Share of the questions of a task whose right answer is the likeliest, lm-eval's `acc`.
+    Accuracy = "accuracy";
+    /// The same by log-likelihood a character, lm-eval's `acc_norm`.
+    NormalizedAccuracy = "normalized_accuracy";
+    /// Share of the questions of a task whose right answer greedy decoding gives, lm-eval's `acc` of LAMBADA.
+    GreedyAccuracy = "greedy_accuracy";
+    /// Perplexity per right answer to the questions of a task, lm-eval's `perplexity` of LAMBADA.
+    TargetPerplexity = "target_perplexity";
+    /// Negative log-likelihood of the right answers to the questions of a task, in nats per answer.
+    TargetNll = "target_nll";
 }
 
 impl MetricKey {

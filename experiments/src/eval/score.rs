@@ -3,13 +3,14 @@
 use anyhow::ensure;
 use awq_core::arithmetic::Arithmetic;
 use awq_core::backend::{QuantBackend, float_vec};
-use awq_core::model::{Decoder, NoTap, for_each_block, in_arithmetic};
+use awq_core::model::{Decoder, for_each_block, in_arithmetic};
 use burn::tensor::Tensor;
 
 use super::base_model::BaseModel;
+use super::batch::{Batch, BatchStates};
 use super::metric::{Metric, Needs, Scored};
 use super::scores::Scores;
-use super::windows::{Batch, Windows};
+use super::windows::Windows;
 
 /// Tokens of one forward batch: fills the matrix kernels and keeps activations in the last-level cache.
 const TOKENS_PER_BATCH: usize = 2048;
@@ -44,7 +45,7 @@ pub fn score<B: QuantBackend>(
     decoder.check_ids(&windows.windows)?;
     let needs = needs_of(metrics);
     let batches = windows.batches(TOKENS_PER_BATCH);
-    let largest = batches.iter().map(|batch| batch.windows.len() * batch.windows[0].len()).max().unwrap_or(1);
+    let largest = batches.iter().map(Batch::n_tokens).max().unwrap_or(1);
     let batches_per_share = (HIDDEN_BYTES / (4 * config.hidden_size * largest)).max(1);
     let mut per_window: Vec<Vec<Vec<f32>>> = vec![Vec::new(); metrics.len()];
     let shares = batches.chunks(batches_per_share);
@@ -61,14 +62,20 @@ pub fn score<B: QuantBackend>(
             let base_rows = base_states.next().map(|states| rows(base.decoder, states));
             let values = rows(decoder, states).score(&batch.targets(), metrics, base_rows.as_ref())?;
             for (per_window, values) in per_window.iter_mut().zip(values) {
-                per_window.extend(values.chunks(batch.targets_per_window()).map(<[f32]>::to_vec));
+                let mut values = values.into_iter();
+                per_window.extend(batch.n_targets().map(|n| values.by_ref().take(n).collect::<Vec<f32>>()));
             }
         }
     }
     let scores = |(metric, per_window): (&&dyn Metric, _)| {
-        Scores::of_windows(per_window, &windows.items, metric.per(), metric.quantity().estimator)
+        Scores::of_windows(per_window, &windows.items, metric.of_item(), metric.quantity().estimator)
     };
     metrics.iter().zip(per_window).map(scores).collect()
+}
+
+/// Tokens that pass through each block in one pass over `windows`.
+pub fn n_tokens_fed(windows: &Windows) -> usize {
+    windows.batches(TOKENS_PER_BATCH).iter().map(Batch::n_tokens).sum()
 }
 
 /// What the most demanding of `metrics` needs.
@@ -76,25 +83,23 @@ pub fn needs_of(metrics: &[&dyn Metric]) -> Needs {
     metrics.iter().map(|metric| metric.needs()).max().unwrap_or(Needs::Likelihoods)
 }
 
-/// Hidden states `[batch, seq, hidden]` behind the last block, for each batch of windows.
+/// Hidden states behind the last block, for each batch of windows.
 pub(super) fn final_states<B: QuantBackend>(
     decoder: &dyn Decoder<B>,
     batches: &[Batch<'_>],
     arithmetic: Arithmetic,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<Vec<Tensor<B, 3>>> {
-    let mut states: Vec<Tensor<B, 3>> = batches.iter().map(|batch| decoder.embed(&batch.inputs())).collect();
+    let mut states: Vec<BatchStates<B>> = batches.iter().map(|batch| batch.embed(decoder)).collect();
     for_each_block(decoder, |_, block| -> anyhow::Result<()> {
         let block = in_arithmetic(block.as_ref(), arithmetic);
-        for batch in &mut states {
-            // Hand the only reference over, so that the block can work in place.
-            let input = std::mem::replace(batch, Tensor::empty([1, 1, 1], &batch.device()));
-            progress(input.dims()[0] * input.dims()[1]);
-            *batch = block.forward(input, &mut NoTap);
+        for (states, batch) in states.iter_mut().zip(batches) {
+            progress(batch.n_tokens());
+            states.advance(block.as_ref());
         }
         Ok(())
     })?;
-    Ok(states)
+    Ok(states.into_iter().map(|states| states.hidden).collect())
 }
 
 /// States of a model that predict tokens, a row each; logits exist for [`LOGIT_ROWS`] of them at a time.
@@ -106,12 +111,9 @@ struct Rows<'a, B: QuantBackend> {
 }
 
 impl<'a, B: QuantBackend> Rows<'a, B> {
-    /// Of hidden states `[batch, seq, hidden]`: those at position `p` predict the token at `p + 1`.
+    /// Of hidden states of a batch.
     fn new(decoder: &'a dyn Decoder<B>, states: Tensor<B, 3>, batch: &Batch<'_>, arithmetic: Arithmetic) -> Self {
-        let [n_windows, _, width] = states.dims();
-        let n_targets = batch.targets_per_window();
-        let predicting = decoder.final_norm(states).narrow(1, batch.first_target - 1, n_targets);
-        Self { decoder, states: predicting.reshape([n_windows * n_targets, width]), arithmetic }
+        Self { decoder, states: batch.predicting(decoder.final_norm(states)), arithmetic }
     }
 
     /// One value a target for each metric. `base` holds the same rows of the base model, where a metric needs them.

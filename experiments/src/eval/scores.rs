@@ -1,18 +1,19 @@
 //! [`Scores`]: what one metric gave on the windows of a text.
 
-use anyhow::ensure;
+use anyhow::bail;
 
-use super::metric::Per;
+use super::metric::{Answers, OfItem, Per};
 use super::windows::Items;
 use crate::stats::{Estimator, Samples};
 
-/// One value a scored token, item by item: of each window, or of each document.
+/// What a metric gave, item by item: of each window, document or question.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scores {
-    /// The values, in the order of the text.
+    /// One value a scored token, in the order of the text.
     pub per_item: Vec<Vec<f32>>,
-    /// What the values of each item are divided by: tokens, words or bytes of documents. Empty where it is the tokens of windows, which
-    /// all have the same.
+    /// What the values of each item come to.
+    pub samples: Vec<f64>,
+    /// What samples weigh: the tokens, words or bytes of documents. Empty where all weigh alike.
     pub weights: Vec<f64>,
     /// What samples stand for.
     pub estimator: Estimator,
@@ -22,37 +23,46 @@ impl Scores {
     /// Of the values of each window.
     ///
     /// # Errors
-    /// Words or bytes asked of windows, which have none.
+    /// A metric of other items than these: words or bytes of windows, or answers to what is no question.
     pub fn of_windows(
         per_window: Vec<Vec<f32>>,
         items: &Items,
-        per: Per,
+        of_item: OfItem,
         estimator: Estimator,
     ) -> anyhow::Result<Self> {
-        let Items::Documents { n_windows, n_words, n_bytes } = items else {
-            ensure!(
-                per == Per::Token,
-                "windows of a joined text have no words and bytes of their own; use protocol lm-eval"
-            );
-            return Ok(Self { per_item: per_window, weights: Vec::new(), estimator });
+        let per_item = joined(per_window, items);
+        let n_tokens = || per_item.iter().map(|values| values.len() as f64).collect::<Vec<f64>>();
+        let as_numbers = |counts: &[usize]| counts.iter().map(|&n| n as f64).collect::<Vec<f64>>();
+        let over = |divisors: &[f64]| per_item.iter().zip(divisors).map(|(values, n)| sum(values) / n).collect();
+        let (samples, weights): (Vec<f64>, Vec<f64>) = match (items, of_item) {
+            (Items::Windows, OfItem::Sum(Per::Token)) => (over(&n_tokens()), Vec::new()),
+            (Items::Documents { n_words, n_bytes, .. }, OfItem::Sum(per)) => {
+                let weights = match per {
+                    Per::Token => n_tokens(),
+                    Per::Word => as_numbers(n_words),
+                    Per::Byte => as_numbers(n_bytes),
+                };
+                (over(&weights), weights)
+            }
+            (Items::Questions { n_chars, targets }, OfItem::Question(of_answers)) => {
+                let mut answers = per_item.iter().map(|values| sum(values));
+                let of_question = |(n_chars, &target): (&Vec<usize>, &usize)| {
+                    let sums: Vec<f64> = answers.by_ref().take(n_chars.len()).collect();
+                    of_answers(&Answers { sums: &sums, n_chars, target })
+                };
+                (n_chars.iter().zip(targets).map(of_question).collect(), Vec::new())
+            }
+            (Items::Windows, OfItem::Sum(_)) => {
+                bail!("windows of a joined text have no words and bytes of their own; use protocol lm-eval")
+            }
+            (Items::Windows | Items::Documents { .. }, OfItem::Question(_)) => {
+                bail!("this metric is of the questions of a task; use protocol lm-eval-task")
+            }
+            (Items::Questions { .. }, OfItem::Sum(_)) => {
+                bail!("this metric is of a text, not of the questions of a task")
+            }
         };
-        let mut windows = per_window.into_iter();
-        let per_item: Vec<Vec<f32>> = n_windows.iter().map(|&n| windows.by_ref().take(n).flatten().collect()).collect();
-        let weights = match per {
-            Per::Token => per_item.iter().map(|values| values.len() as f64).collect(),
-            Per::Word => n_words.iter().map(|&n| n as f64).collect(),
-            Per::Byte => n_bytes.iter().map(|&n| n as f64).collect(),
-        };
-        Ok(Self { per_item, weights, estimator })
-    }
-
-    /// The mean over what each item is divided by.
-    pub fn samples(&self) -> Vec<f64> {
-        let of_item = |(index, values): (usize, &Vec<f32>)| {
-            let divisor = self.weights.get(index).copied().unwrap_or(values.len() as f64);
-            values.iter().map(|&v| f64::from(v)).sum::<f64>() / divisor
-        };
-        self.per_item.iter().enumerate().map(of_item).collect()
+        Ok(Self { per_item, samples, weights, estimator })
     }
 
     /// Tokens scored.
@@ -62,12 +72,12 @@ impl Scores {
 
     /// The number that the samples stand for: with windows of one length also that of the mean over tokens.
     pub fn value(&self) -> f64 {
-        self.estimator.value(Samples::new(&self.samples(), &self.weights))
+        self.estimator.value(Samples::new(&self.samples, &self.weights))
     }
 
     /// Standard error of the value when windows are taken as independent; `None` for a single window.
     pub fn window_standard_error(&self) -> Option<f64> {
-        let samples = self.samples();
+        let samples = &self.samples;
         let (n, center) = (samples.len() as f64, samples.iter().sum::<f64>() / samples.len() as f64);
         let variance = samples.iter().map(|sample| (sample - center).powi(2)).sum::<f64>() / (n - 1.0);
         (samples.len() > 1).then(|| self.estimator.slope_at(self.value()) * (variance / n).sqrt())
@@ -83,24 +93,45 @@ impl Scores {
     }
 }
 
+/// The values of each document together; those of each answer stay apart.
+fn joined(per_window: Vec<Vec<f32>>, items: &Items) -> Vec<Vec<f32>> {
+    match items {
+        Items::Windows | Items::Questions { .. } => per_window,
+        Items::Documents { n_windows, .. } => {
+            let mut windows = per_window.into_iter();
+            n_windows.iter().map(|&n| windows.by_ref().take(n).flatten().collect()).collect()
+        }
+    }
+}
+
+fn sum(values: &[f32]) -> f64 {
+    values.iter().map(|&value| f64::from(value)).sum::<f64>()
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::eval::accuracy::Accuracy;
+    use crate::eval::greedy_accuracy::GreedyAccuracy;
+    use crate::eval::metric::Metric;
+    use crate::eval::normalized_accuracy::NormalizedAccuracy;
+    use crate::eval::target_perplexity::TargetPerplexity;
 
     #[test]
     fn two_windows_by_hand() {
         let per_window = vec![vec![1.0, 3.0], vec![2.0, 6.0]];
-        let scores = |estimator| Scores { per_item: per_window.clone(), weights: Vec::new(), estimator };
+        let token = OfItem::Sum(Per::Token);
+        let scores = |estimator| Scores::of_windows(per_window.clone(), &Items::Windows, token, estimator).unwrap();
         let (mean, perplexity) = (scores(Estimator::Mean), scores(Estimator::ExpOfMean));
-        assert_eq!((mean.samples(), mean.n_tokens(), mean.value()), (vec![2.0, 4.0], 4, 3.0));
+        assert_eq!((mean.samples.clone(), mean.n_tokens(), mean.value()), (vec![2.0, 4.0], 4, 3.0));
         // Samples 2 and 4: variance 2, of two windows. Tokens 1, 3, 2, 6: variance 3.5, of three degrees of freedom.
         assert_eq!(mean.window_standard_error(), Some(1.0));
         assert!((mean.token_standard_error() - (3.5_f64 / 3.0).sqrt()).abs() < 1e-12);
         assert_eq!(perplexity.value(), 3.0_f64.exp());
         assert!((perplexity.window_standard_error().unwrap() / 3.0_f64.exp() - 1.0).abs() < 1e-12);
-        let single = Scores { per_item: vec![vec![1.0]], weights: Vec::new(), estimator: Estimator::Mean };
+        let single = Scores::of_windows(vec![vec![1.0]], &Items::Windows, token, Estimator::Mean).unwrap();
         assert_eq!(single.window_standard_error(), None);
     }
 
@@ -108,11 +139,39 @@ mod tests {
     fn documents_are_their_windows_together_over_their_words() {
         let items = Items::Documents { n_windows: vec![2, 1], n_words: vec![3, 2], n_bytes: vec![12, 8] };
         let windows = vec![vec![1.0, 2.0], vec![3.0], vec![4.0]];
-        let of = |per| Scores::of_windows(windows.clone(), &items, per, Estimator::Mean).unwrap();
-        assert_eq!((of(Per::Word).samples(), of(Per::Word).value()), (vec![2.0, 2.0], 2.0));
-        assert_eq!((of(Per::Token).samples(), of(Per::Token).value()), (vec![2.0, 4.0], 2.5));
+        let of = |per| Scores::of_windows(windows.clone(), &items, OfItem::Sum(per), Estimator::Mean).unwrap();
+        assert_eq!((of(Per::Word).samples.clone(), of(Per::Word).value()), (vec![2.0, 2.0], 2.0));
+        assert_eq!((of(Per::Token).samples.clone(), of(Per::Token).value()), (vec![2.0, 4.0], 2.5));
         assert_eq!((of(Per::Byte).value(), of(Per::Byte).n_tokens()), (0.5, 4));
-        let refused = Scores::of_windows(windows, &Items::Windows, Per::Byte, Estimator::Mean).unwrap_err();
+        let refused =
+            Scores::of_windows(windows, &Items::Windows, OfItem::Sum(Per::Byte), Estimator::Mean).unwrap_err();
         assert!(refused.to_string().ends_with("use protocol lm-eval"), "{refused}");
+    }
+
+    #[test]
+    fn questions_are_decided_between_their_answers() {
+        // Losses 3 and 4 of the first question, 2, 2 and 5 of the second.
+        let windows = vec![vec![1.0, 2.0], vec![4.0], vec![2.0], vec![1.0, 1.0], vec![5.0]];
+        let items = |targets: [usize; 2]| Items::Questions {
+            n_chars: vec![vec![1, 4], vec![1, 2, 9]],
+            targets: targets.into(),
+        };
+        let of = |metric: &dyn Metric, targets| {
+            let scores =
+                Scores::of_windows(windows.clone(), &items(targets), metric.of_item(), metric.quantity().estimator);
+            scores.unwrap()
+        };
+        // Of the two that are equal the first counts.
+        assert_eq!(of(&Accuracy, [0, 0]).samples, [1.0, 1.0]);
+        assert_eq!(of(&Accuracy, [1, 1]).samples, [0.0, 0.0]);
+        // A character: 3 and 1; 2, 1 and 5/9.
+        assert_eq!(of(&NormalizedAccuracy, [1, 2]).samples, [1.0, 1.0]);
+        assert_eq!(of(&NormalizedAccuracy, [0, 1]).value(), 0.0);
+        let right = of(&TargetPerplexity, [0, 1]);
+        assert_eq!((right.samples.clone(), right.value(), right.n_tokens()), (vec![3.0, 2.0], 2.5_f64.exp(), 7));
+        assert_eq!(of(&GreedyAccuracy, [0, 1]).samples, [0.0, 0.0]);
+        let refused =
+            Scores::of_windows(windows, &items([0, 0]), OfItem::Sum(Per::Token), Estimator::Mean).unwrap_err();
+        assert!(refused.to_string().contains("of a text"), "{refused}");
     }
 }

@@ -13,7 +13,7 @@ use burn::backend::Flex;
 use burn::tensor::Tensor;
 
 use super::BaseModel;
-use super::metric::{Direction, Metric, Needs, Per, Scored, Unit};
+use super::metric::{Direction, Metric, Needs, OfItem, Per, Scored, Unit};
 use super::registry::MetricKey;
 use super::score::score;
 use super::scores::Scores;
@@ -29,12 +29,20 @@ const TARGETS: [u32; 2] = [0, 1];
 /// What a metric must give on each row above, of which the tables hold `exp` of the logits.
 fn by_hand(metric: MetricKey) -> [f64; 2] {
     match metric {
-        MetricKey::Perplexity | MetricKey::WordPerplexity | MetricKey::BytePerplexity => [2.0_f64.ln(), 8.0_f64.ln()],
+        MetricKey::Perplexity
+        | MetricKey::WordPerplexity
+        | MetricKey::BytePerplexity
+        | MetricKey::Accuracy
+        | MetricKey::NormalizedAccuracy
+        | MetricKey::TargetNll
+        | MetricKey::TargetPerplexity => [2.0_f64.ln(), 8.0_f64.ln()],
         MetricKey::BitsPerByte => [1.0, 3.0],
         // 1/4 ln(1/4 : 1/2) + 1/2 ln(1/2 : 1/4) + 1/4 ln 1 is 1/4 ln 2; the second rows are the same.
         MetricKey::KlDivergence => [0.25 * 2.0_f64.ln(), 0.0],
         // Token 0 is the likeliest of the first row, token 1 is not of the second.
         MetricKey::NextTokenAccuracy => [1.0, 0.0],
+        // What greedy decoding misses.
+        MetricKey::GreedyAccuracy => [0.0, 1.0],
         // Token 0 against token 1; token 2 in both.
         MetricKey::TopTokenAgreement => [0.0, 1.0],
     }
@@ -121,12 +129,19 @@ fn each_metric_is_better_in_its_direction() {
     let targets = [0, 2];
     let value = |metric: &dyn Metric, first: f32| {
         let example = Example::new(&rows(first), &rows(3.0), &targets, metric.needs());
-        let scores = Scores {
-            per_item: vec![example.score(metric, 0..2)],
-            weights: Vec::new(),
-            estimator: metric.quantity().estimator,
+        let values = example.score(metric, 0..2);
+        let (values, items) = match metric.of_item() {
+            OfItem::Sum(Per::Token) => (vec![values], Items::Windows),
+            OfItem::Sum(_) => {
+                (vec![values], Items::Documents { n_windows: vec![1], n_words: vec![1], n_bytes: vec![6] })
+            }
+            // A wrong answer stands before the right one.
+            OfItem::Question(_) => {
+                (vec![vec![1.5], values], Items::Questions { n_chars: vec![vec![3, 3]], targets: vec![1] })
+            }
         };
-        scores.value()
+        let scores = Scores::of_windows(values, &items, metric.of_item(), metric.quantity().estimator);
+        scores.unwrap().value()
     };
     for (key, metric) in all() {
         let (better, worse) = (value(metric, 2.5), value(metric, -1.0));
@@ -139,8 +154,12 @@ fn each_metric_has_a_unit_that_goes_with_its_estimator() {
     for (key, metric) in all() {
         let quantity = metric.quantity();
         let expected = match quantity.unit {
-            Unit::PerToken | Unit::PerWord | Unit::PerByte => Estimator::ExpOfMean,
-            Unit::NatsPerToken | Unit::Fraction | Unit::BitsPerByte => Estimator::Mean,
+            Unit::PerToken | Unit::PerWord | Unit::PerByte | Unit::PerAnswer => Estimator::ExpOfMean,
+            Unit::NatsPerToken
+            | Unit::Fraction
+            | Unit::FractionOfQuestions
+            | Unit::BitsPerByte
+            | Unit::NatsPerAnswer => Estimator::Mean,
         };
         assert_eq!(quantity.estimator, expected, "{key:?}");
         assert!(quantity.words().starts_with(quantity.label), "{key:?}");
@@ -181,7 +200,7 @@ fn windows(n: usize) -> Windows {
 }
 
 fn metrics() -> Vec<&'static dyn Metric> {
-    all().map(|(_, metric)| metric).filter(|metric| metric.per() == Per::Token).collect()
+    all().map(|(_, metric)| metric).filter(|metric| matches!(metric.of_item(), OfItem::Sum(Per::Token))).collect()
 }
 
 fn scored(own: &dyn Decoder<Flex>, base: &mut BaseModel<'_, Flex>, n: usize, metrics: &[&dyn Metric]) -> Vec<Scores> {

@@ -5,13 +5,16 @@
 //! |---|---|---|---|
 //! | `gptq` | non-overlapping windows of the joined text, tokenized once with the tokens that the tokenizer puts around a text, tail dropped | all but the first token of each | exp of the mean of the windows' means |
 //! | `lm-eval` | each document apart: windows that score `max_len` tokens behind a prefix token (BOS, else EOS) or the token before; the last one reaches back as far | every token of a document, with a BOS of the tokenizer's own if `scores_bos` | exp of the sum over all documents, over all their tokens (words, bytes) |
+//! | `lm-eval-task` | each answer to a question, behind its context; of what is longer than `max_len` tokens the end | the answer | see the metrics of tasks |
 //! | `llama-cpp` | chunks of the text, tokenized once with the tokens that the tokenizer puts in front; special tokens spelled out in it stay text; the first token of each chunk replaced by BOS if the tokenizer adds one; at least two | the second half: positions `n/2 .. n-2` predict the next | exp of the mean over tokens, and its standard error |
 
 use anyhow::{bail, ensure};
 use awq_core::load::{ModelConfig, Tokenizer};
 
+use super::batch::Batch;
 use super::documents::Document;
 use crate::config::ProtocolSpec;
+use crate::tasks::Question;
 
 /// Windows of one text under one protocol, ready to be scored.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,32 +43,13 @@ pub enum Items {
         /// How many bytes.
         n_bytes: Vec<usize>,
     },
-}
-
-/// Windows of one length, of which the same positions are scored: they pass through a model together.
-#[derive(Clone, Copy, Debug)]
-pub struct Batch<'a> {
-    /// Token ids.
-    pub windows: &'a [Vec<u32>],
-    /// First position that is a target.
-    pub first_target: usize,
-}
-
-impl Batch<'_> {
-    /// Tokens that a model is fed: the last one of a window predicts nothing that is scored.
-    pub fn inputs(&self) -> Vec<Vec<u32>> {
-        self.windows.iter().map(|window| window[..window.len() - 1].to_vec()).collect()
-    }
-
-    /// Tokens that are scored, window by window.
-    pub fn targets(&self) -> Vec<u32> {
-        self.windows.iter().flat_map(|window| &window[self.first_target..]).copied().collect()
-    }
-
-    /// Predictions scored in one window.
-    pub fn targets_per_window(&self) -> usize {
-        self.windows.first().map_or(0, |window| window.len() - self.first_target)
-    }
+    /// Questions, which have a window for each answer. For each question there is:
+    Questions {
+        /// How many characters each answer has.
+        n_chars: Vec<Vec<usize>>,
+        /// Which answer is right.
+        targets: Vec<usize>,
+    },
 }
 
 impl Windows {
@@ -85,7 +69,12 @@ impl Windows {
                 return Self::of_documents(documents, tokenizer, rolling, max_windows);
             }
             (ScoredAs::Joined(text), _) => text,
-            (ScoredAs::Documents(_), _) => bail!("protocol {} scores a joined text", protocol.name_and_window().0),
+            (ScoredAs::Questions(questions), ProtocolSpec::LmEvalTask(task)) => {
+                return Self::of_questions(questions, tokenizer, task, max_windows);
+            }
+            (ScoredAs::Documents(_) | ScoredAs::Questions(_), _) => {
+                bail!("protocol {} scores a joined text", protocol.name_and_window().0)
+            }
         };
         let (ids, len, first_target, at_least) = match protocol {
             ProtocolSpec::Gptq(gptq) => {
@@ -100,6 +89,7 @@ impl Windows {
                 (tokenizer.encode_literally_with_special(text)?, len, len / 2 + 1, "two chunks take")
             }
             ProtocolSpec::LmEval(_) => bail!("protocol lm-eval scores documents"),
+            ProtocolSpec::LmEvalTask(_) => bail!("protocol lm-eval-task scores the questions of a task"),
         };
         let n_total = ids.len() / len;
         let n_least = if let ProtocolSpec::LlamaCpp(_) = protocol { 2 } else { 1 };
@@ -123,8 +113,8 @@ impl Windows {
     /// # Errors
     /// Windows that are too long for it, or a token outside its vocabulary.
     pub fn check_fits(&self, config: &ModelConfig) -> anyhow::Result<()> {
-        // The last token is not fed, but only `lm-eval` relies on it: a window of the others is a context of its own.
-        let fed = usize::from(matches!(self.items, Items::Documents { .. }));
+        // The last token is not fed, but only the protocols of lm-eval rely on it: a window of the others is a context of its own.
+        let fed = usize::from(!matches!(self.items, Items::Windows));
         check_seq_len(config, self.windows.iter().map(|window| window.len() - fed).max().unwrap_or(1))?;
         let vocab = config.vocab_size;
         match self.windows.iter().flatten().find(|&&id| id as usize >= vocab) {
@@ -140,20 +130,29 @@ impl Windows {
         self.windows.iter().map(Vec::as_slice).collect()
     }
 
-    /// Neighbouring windows of one length and first target, as many together as have at most `n_tokens` tokens, or one.
+    /// Neighbouring windows, as many together as have at most `n_tokens` tokens, or one: those of one length and first target, or
+    /// those of questions, packed.
     pub fn batches(&self, n_tokens: usize) -> Vec<Batch<'_>> {
+        let is_packed = matches!(self.items, Items::Questions { .. });
         let alike = |a: usize, b: usize| {
             self.windows[a].len() == self.windows[b].len() && self.first_targets[a] == self.first_targets[b]
         };
         let mut batches = Vec::new();
         let mut start = 0;
         while start < self.windows.len() {
-            let most = (n_tokens / self.windows[start].len()).max(1);
-            let mut end = start + 1;
-            while end < self.windows.len() && end - start < most && alike(start, end) {
+            let (mut end, mut n) = (start + 1, self.windows[start].len());
+            while end < self.windows.len()
+                && n + self.windows[end].len() <= n_tokens
+                && (is_packed || alike(start, end))
+            {
+                n += self.windows[end].len();
                 end += 1;
             }
-            batches.push(Batch { windows: &self.windows[start..end], first_target: self.first_targets[start] });
+            let (windows, first_targets) = (&self.windows[start..end], &self.first_targets[start..end]);
+            batches.push(match is_packed {
+                true => Batch::packed(windows, first_targets),
+                false => Batch::alike(windows, first_targets),
+            });
             start = end;
         }
         batches
@@ -167,6 +166,8 @@ pub enum ScoredAs {
     Joined(String),
     /// Document by document.
     Documents(Vec<Document>),
+    /// Question by question.
+    Questions(Vec<Question>),
 }
 
 /// Checks that a model can run sequences of `seq_len` tokens.

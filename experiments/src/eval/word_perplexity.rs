@@ -1,6 +1,6 @@
 //! Word perplexity: `exp` of the negative log-likelihood of a document over its words, which lm-eval reports for WikiText.
 
-use super::metric::{Direction, Metric, Needs, Per, Quantity, Scored, Unit};
+use super::metric::{Direction, Metric, Needs, OfItem, Per, Quantity, Scored, Unit};
 use crate::stats::Estimator;
 
 /// See the module.
@@ -22,8 +22,8 @@ impl Metric for WordPerplexity {
         Needs::Likelihoods
     }
 
-    fn per(&self) -> Per {
-        Per::Word
+    fn of_item(&self) -> OfItem {
+        OfItem::Sum(Per::Word)
     }
 
     fn score(&self, scored: &Scored<'_>) -> Vec<f32> {

@@ -6,7 +6,7 @@ use super::base;
 use super::draws;
 use super::row::Row;
 use super::tables::{decimals, grouped, number};
-use crate::config::LmEvalProtocol;
+use crate::config::{LmEvalProtocol, LmEvalTaskProtocol};
 use crate::stats::Estimator;
 
 /// The caption of a table of comparable rows.
@@ -99,6 +99,12 @@ pub(super) fn protocol(row: &Row) -> String {
                 row.seq_len
             )
         }
+        LmEvalTaskProtocol::NAME => {
+            format!(
+                "the log-likelihood of each answer behind its question, of which at most {} tokens are seen",
+                row.seq_len
+            )
+        }
         _ => format!("windows of {} tokens", row.seq_len),
     }
 }
@@ -107,6 +113,7 @@ pub(super) fn protocol(row: &Row) -> String {
 fn items(row: &Row) -> &'static str {
     match row.protocol.as_str() {
         LmEvalProtocol::NAME | LmEvalProtocol::NAME_WITHOUT_BOS => "documents",
+        LmEvalTaskProtocol::NAME => "questions",
         _ => "windows",
     }
 }

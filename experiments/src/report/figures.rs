@@ -143,7 +143,8 @@ impl Level {
 /// The number of a level in its name.
 pub(super) fn level_value(unit: Unit, value: f64) -> String {
     match unit {
-        Unit::PerToken | Unit::PerWord => format!("{value:.2}"),
+        Unit::PerToken | Unit::PerWord | Unit::PerAnswer | Unit::NatsPerAnswer => format!("{value:.2}"),
+        Unit::FractionOfQuestions => format!("{value:.3}"),
         Unit::NatsPerToken | Unit::Fraction | Unit::PerByte | Unit::BitsPerByte => format!("{value:.4}"),
     }
 }

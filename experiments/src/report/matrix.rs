@@ -87,6 +87,7 @@ fn kind(dataset: &DatasetSpec) -> String {
         DatasetSpec::MobyDick(_) => "moby_dick".to_owned(),
         DatasetSpec::TextFile(file) => format!("file {}", file.name),
         DatasetSpec::Bundled(text) => format!("bundled {:?}", text.topic),
+        DatasetSpec::Task(task) => format!("task {}", task.name()),
     }
 }
 

@@ -257,9 +257,13 @@ fn compared(unit: Unit, (point, low, high): Compared) -> String {
 /// Decimals that keep about five digits of a number; `None` where only powers of ten are readable.
 pub(super) fn decimals(unit: Unit, magnitude: f64) -> Option<usize> {
     match unit {
-        Unit::PerToken | Unit::PerWord | Unit::PerByte => decimals_of_five(magnitude),
+        Unit::PerToken | Unit::PerWord | Unit::PerByte | Unit::PerAnswer | Unit::NatsPerAnswer => {
+            decimals_of_five(magnitude)
+        }
         Unit::NatsPerToken if magnitude.abs() >= 1.0 => decimals_of_five(magnitude),
-        Unit::NatsPerToken | Unit::Fraction | Unit::BitsPerByte => Some(decimals_below_one(unit)),
+        Unit::NatsPerToken | Unit::Fraction | Unit::FractionOfQuestions | Unit::BitsPerByte => {
+            Some(decimals_below_one(unit))
+        }
     }
 }
 
@@ -267,7 +271,14 @@ pub(super) fn decimals(unit: Unit, magnitude: f64) -> Option<usize> {
 fn decimals_below_one(unit: Unit) -> usize {
     match unit {
         Unit::NatsPerToken => 5,
-        Unit::PerToken | Unit::PerWord | Unit::PerByte | Unit::Fraction | Unit::BitsPerByte => 4,
+        Unit::PerToken
+        | Unit::PerWord
+        | Unit::PerByte
+        | Unit::PerAnswer
+        | Unit::NatsPerAnswer
+        | Unit::Fraction
+        | Unit::FractionOfQuestions
+        | Unit::BitsPerByte => 4,
     }
 }
 

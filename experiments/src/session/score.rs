@@ -16,7 +16,7 @@ use crate::data::calibration::{CalibrationSet, overlap_tokens};
 use crate::eval::BaseModel;
 use crate::eval::metric::{Metric, Needs};
 use crate::eval::registry::MetricKey;
-use crate::eval::score::{needs_of, score};
+use crate::eval::score::{n_tokens_fed, needs_of, score};
 use crate::eval::scores::Scores;
 use crate::eval::windows::{ScoredAs, Windows};
 use crate::record::Measurement;
@@ -71,7 +71,7 @@ impl<B: QuantBackend> Session<'_, B> {
             // Tokens of the text itself: those put around it carry none of its nats.
             Some(nats) => match &whole {
                 ScoredAs::Joined(whole) => Some(nats / tokenizer.encode(whole)?.len() as f64),
-                ScoredAs::Documents(_) => None,
+                ScoredAs::Documents(_) | ScoredAs::Questions(_) => None,
             },
             None => None,
         };
@@ -127,8 +127,7 @@ impl<B: QuantBackend> Session<'_, B> {
         let seq_len = spec.seq_len();
         let to_score: Vec<&dyn Metric> = metrics.iter().map(|metric| metric.metric()).collect();
         let passes = if needs_of(&to_score) == Needs::BaseLogits && !base.is_kept() { 2 } else { 1 };
-        let fed: usize = windows.windows.iter().map(|window| window.len() - 1).sum();
-        let work = passes * fed * decoder.config().n_blocks;
+        let work = passes * n_tokens_fed(windows) * decoder.config().n_blocks;
         let bar = self.machine.progress.bar(&format!("{label}: {}", text.name), work as u64);
         let scores =
             score(decoder, windows, spec.arithmetic, &to_score, base, &mut |tokens| bar.advance(tokens as u64))?;
@@ -141,6 +140,7 @@ impl<B: QuantBackend> Session<'_, B> {
                 ProtocolSpec::LlamaCpp(_) => ("llama-cpp", Some(scores.token_standard_error())),
                 // lm-eval prints none.
                 ProtocolSpec::LmEval(_) => (spec.protocol.name_and_window().0, None),
+                ProtocolSpec::LmEvalTask(_) => (spec.protocol.name_and_window().0, scores.window_standard_error()),
             };
             Measurement {
                 metric: metric.quantity().name.to_owned(),
@@ -150,10 +150,10 @@ impl<B: QuantBackend> Session<'_, B> {
                 arithmetic: spec.arithmetic,
                 value: scores.value(),
                 standard_error,
-                n_windows: scores.per_item.len(),
+                n_windows: scores.samples.len(),
                 n_windows_total: windows.n_total,
                 n_tokens: scores.n_tokens(),
-                samples: scores.samples(),
+                samples: scores.samples.clone(),
                 weights: scores.weights.clone(),
                 floor: text.nats_per_token.and_then(|nats| metric.metric().floor(nats)),
                 calibration_overlap_tokens: overlap,

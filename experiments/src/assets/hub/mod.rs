@@ -45,15 +45,25 @@ pub struct HubSettings {
 pub struct HubFile {
     /// `owner/name`.
     pub repo: String,
-    /// Commit hash.
+    /// Commit hash, or a branch.
     pub revision: String,
     /// Path inside the repository.
     pub file: String,
-    /// sha256 of its content.
-    pub sha256: String,
+    /// sha256 of its content; absent where what the hub announces is taken.
+    pub sha256: Option<String>,
 }
 
 impl HubFile {
+    /// A split of a data set as the hub's own converter writes it in Parquet, as far as that fits into one file.
+    pub(crate) fn converted(repo: &str, config: &str, split: &str) -> Self {
+        Self {
+            repo: repo.to_owned(),
+            revision: "refs/convert/parquet".to_owned(),
+            file: format!("{config}/{split}/0000.parquet"),
+            sha256: None,
+        }
+    }
+
     /// Last part of the path.
     pub(crate) fn base_name(&self) -> &str {
         self.file.rsplit('/').next().unwrap_or(&self.file)
@@ -98,13 +108,13 @@ impl Hub {
         Ok(Self { client, cache: Cache::new(cache), offline })
     }
 
-    /// A pinned file of a data set.
+    /// A file of a data set and its sha256.
     ///
     /// # Errors
     /// See [`Self::file`].
-    pub(crate) fn data_file(&self, file: &HubFile, hashes: &Hashes) -> anyhow::Result<PathBuf> {
+    pub(crate) fn data_file(&self, file: &HubFile, hashes: &Hashes) -> anyhow::Result<(PathBuf, String)> {
         let repo = HubRepo::dataset(&file.repo, &file.revision);
-        Ok(self.file(&repo, &file.file, Some(&file.sha256), hashes)?.0)
+        self.file(&repo, &file.file, file.sha256.as_deref(), hashes)
     }
 
     /// A model's folder, or its GGUF file: from the asset folders if all its files are pinned, from the cache if it is whole there, else

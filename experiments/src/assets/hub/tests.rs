@@ -353,8 +353,12 @@ fn names_that_a_server_sends_cannot_leave_the_cache() {
     let error = model(&server.hub(cache.path(), false), &spec(), cache.path()).unwrap_err();
     assert!(error.contains("the server announces `../../evil`, which is no hash"), "{error}");
     assert_eq!(blobs(cache.path()).len(), 2);
-    let climbing =
-        HubFile { repo: "owner/name".into(), revision: COMMIT.into(), file: "../x".into(), sha256: sha256_of(b"") };
+    let climbing = HubFile {
+        repo: "owner/name".into(),
+        revision: COMMIT.into(),
+        file: "../x".into(),
+        sha256: Some(sha256_of(b"")),
+    };
     let error = server.hub(cache.path(), false).data_file(&climbing, &Hashes::new(Progress::Quiet)).unwrap_err();
     assert!(error.to_string().contains("no name of a file"), "{error}");
 }
