@@ -34,6 +34,8 @@ enum What {
     Families,
     /// Texts to calibrate and evaluate on.
     Datasets,
+    /// Questions to evaluate on.
+    Tasks,
     /// What is measured.
     Metrics,
     /// What to run on.
@@ -50,6 +52,7 @@ impl What {
             Self::Methods => List::methods(),
             Self::Families => List::families(),
             Self::Datasets => List::datasets(),
+            Self::Tasks => List::tasks(),
             Self::Metrics => List::metrics(),
             Self::Devices => List::devices(),
             Self::Presets => List::presets(),

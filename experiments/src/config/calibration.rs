@@ -125,6 +125,14 @@ impl ExperimentSpec {
         }
         ensure!(names.iter().all(|name| !name.trim().is_empty()), "a calibration has an empty name; give it one");
         self.check_draws()?;
+        let of_all = self.calibrations.iter().map(|one| &one.dataset);
+        let datasets = of_all.chain(self.calibration.iter().map(|one| &one.dataset));
+        if let Some(DatasetSpec::Task(task)) = datasets.into_iter().find(|one| matches!(one, DatasetSpec::Task(_))) {
+            bail!(
+                "key `calibration.dataset` is the task {}, which has no text to calibrate on; name a text",
+                task.name()
+            );
+        }
         let has_none = self.calibration.is_none() && self.calibrations.is_empty();
         for entry in &self.methods {
             let key = entry.method.key();

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::published::PublishedTable;
+use super::tasks::TasksSection;
 use super::{
     DrawnCalibration, EvaluationSpec, ExperimentSpec, FigureSpec, GridSweep, MethodEntry, ModelSpec, NamedCalibration,
     ReferenceValue, ReportSpec, RunSpec, SpeedSpec, TableSpec, place,
@@ -41,6 +42,8 @@ pub struct ExperimentFile {
     pub methods: Option<Vec<MethodEntry>>,
     /// What is measured of every quantized model. An experiment without one has a `[speed]` section.
     pub evaluations: Option<Vec<EvaluationSpec>>,
+    /// Tasks, each by every metric that it has: evaluations behind those of `evaluations`.
+    pub tasks: Option<TasksSection>,
     /// What is timed.
     pub speed: Option<SpeedSpec>,
     /// Published numbers to print beside ours, as a table of rows times models.
@@ -80,6 +83,7 @@ impl ExperimentFile {
             grids: self.grids.or(base.grids),
             methods: self.methods.or(base.methods),
             evaluations: self.evaluations.or(base.evaluations),
+            tasks: self.tasks.or(base.tasks),
             speed: self.speed.or(base.speed),
             published,
             reference,
@@ -91,6 +95,8 @@ impl ExperimentFile {
 
     /// The experiment, and its published table, which is expanded once the experiment is known to be sound.
     fn into_spec(self) -> anyhow::Result<(ExperimentSpec, Option<PublishedTable>)> {
+        let of_tasks = self.tasks.map(TasksSection::evaluations).transpose()?;
+        let evaluations = self.evaluations.into_iter().flatten().chain(of_tasks.into_iter().flatten()).collect();
         let spec = ExperimentSpec {
             question: self.question,
             run: self
@@ -101,7 +107,7 @@ impl ExperimentFile {
             calibrations: self.calibrations.unwrap_or_default(),
             grids: self.grids,
             methods: self.methods.unwrap_or_default(),
-            evaluations: self.evaluations.unwrap_or_default(),
+            evaluations,
             speed: self.speed,
             references: self.reference.unwrap_or_default(),
             report: self.report,

@@ -17,6 +17,7 @@ mod published;
 mod reference;
 pub mod sources;
 mod speed;
+mod tasks;
 
 use std::num::{NonZeroU16, NonZeroUsize};
 
@@ -35,6 +36,7 @@ pub use self::published::{PublishedFor, PublishedRow, PublishedTable};
 pub use self::reference::ReferenceValue;
 pub use self::sources::*;
 pub use self::speed::*;
+pub use self::tasks::TasksSection;
 pub use crate::eval::registry::EvaluationSpec;
 
 /// A whole experiment: what its file, the one that this extends, presets and published tables come to. Its keys are a file's.

@@ -383,3 +383,44 @@ fn overrides_that_say_nothing_are_refused_by_place() {
     let bits = error("[[{ linears = \"*\", grid = { bits = 9 } }]]");
     assert!(bits.contains("bits = 9 is outside 2..=8"), "{bits}");
 }
+
+#[test]
+fn tasks_are_evaluations_by_each_of_their_metrics() {
+    let tasks = |names: &str| format!("[tasks]\nnames = [{names}]\nmax_len = 256\nmax_questions = 10\n");
+    let spec = read(&[RTN, &tasks("\"lambada_openai\", \"piqa\"")]).unwrap();
+    let metrics: Vec<&str> = spec.evaluations.iter().map(|one| one.metric().key()).collect();
+    let of_tasks = ["greedy_accuracy", "target_perplexity", "accuracy", "normalized_accuracy", "target_nll"];
+    assert_eq!(metrics, [["perplexity"].as_slice(), &of_tasks].concat());
+    let text = spec.evaluations[5].text();
+    assert_eq!((text.seq_len(), text.max_windows.map(NonZeroUsize::get)), (256, Some(10)));
+    assert_eq!(read_all(&spec.to_toml().unwrap()).unwrap(), spec, "written flat it says the same");
+    check_refused(&[RTN, &tasks("")], "key `tasks.names` is an empty list; give at least one entry");
+    let twice = tasks("\"piqa\", \"piqa\"");
+    check_refused(&[RTN, &twice], "key `tasks.names` has `piqa` twice; remove one");
+}
+
+#[test]
+fn a_task_its_metric_and_its_protocol_go_together() {
+    let evaluation = |metric: &str, dataset: &str, protocol: &str| {
+        format!("[[evaluations]]\n[evaluations.{metric}]\ndataset = {{ {dataset} }}\nprotocol = {{ {protocol} }}\n")
+    };
+    let (piqa, text) = ("task = \"piqa\"", "sotu = { split = \"test\" }");
+    let (of_task, gptq) = ("lm-eval-task = { max_len = 256 }", "gptq = { seq_len = 64 }");
+    let refused = |metric, dataset, protocol, message: &str| {
+        check_refused(
+            &[RTN, &evaluation(metric, dataset, protocol)],
+            &format!("key `evaluations[1].{metric}{message}"),
+        );
+    };
+    assert!(read(&[RTN, &evaluation("accuracy", piqa, of_task)]).is_ok());
+    refused("accuracy", piqa, gptq, ".protocol` is gptq: a task is scored with lm-eval-task");
+    let only = "` is no metric of task piqa; use accuracy, normalized_accuracy, target_nll";
+    refused("perplexity", piqa, of_task, only);
+    refused("greedy_accuracy", piqa, of_task, only);
+    let like = "such as `{ task = \"piqa\" }`";
+    refused("accuracy", text, gptq, &format!("` is of the questions of a task; use a data set {like}"));
+    refused("perplexity", text, of_task, &format!(".dataset` is a text: protocol lm-eval-task scores a task, {like}"));
+    let calibration = one("full_precision").replace("bundled = { split = \"calibration\", n_documents = 40 }", piqa);
+    let message = "key `calibration.dataset` is the task piqa, which has no text to calibrate on; name a text";
+    check_refused(&[AWQ, &calibration], message);
+}

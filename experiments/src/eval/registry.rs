@@ -59,6 +59,11 @@ macro_rules! metrics {
                 match self { $(Self::$metric => $key,)* }
             }
 
+            /// The metric, measured on a text.
+            pub fn of(self, text: ScoredText) -> EvaluationSpec {
+                match self { $(Self::$metric => EvaluationSpec::$metric(text),)* }
+            }
+
             /// The metric itself.
             pub fn metric(self) -> &'static dyn Metric {
                 match self { $(Self::$metric => &$metric,)* }

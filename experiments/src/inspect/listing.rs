@@ -14,6 +14,7 @@ use crate::device::BACKENDS;
 use crate::encoding::read_utf8;
 use crate::eval::registry::MetricKey;
 use crate::registry::MethodSpec;
+use crate::tasks::TaskName;
 
 /// A list with its name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -77,6 +78,16 @@ impl List {
     pub fn datasets() -> Self {
         let usage = "by key in `dataset = { ... }` of calibrations and evaluations";
         Self { of: "datasets", usage, entries: described::<DatasetSpec>() }
+    }
+
+    /// Tasks.
+    pub fn tasks() -> Self {
+        let about = |task: &TaskName| {
+            let metrics: Vec<&str> = task.definition().metrics.iter().map(|metric| metric.key()).collect();
+            format!("{} {}", task.about(), metrics.join(", "))
+        };
+        let entries = TaskName::ALL.iter().map(|task| Listed { name: task.name().into(), about: about(task) });
+        Self { of: "tasks", usage: "by name in `[tasks]`, with the metrics of each", entries: entries.collect() }
     }
 
     /// Metrics.
