@@ -22,7 +22,7 @@ pub struct StoredShare {
     pub name: String,
     /// Weights of this type.
     pub n_weights: u64,
-    /// Stored bits of each.
+    /// Stored bits of each, the mean where short groups take more.
     pub bits_per_weight: f64,
     /// Weights that share a scale; absent where weights are floats, or a scale belongs to a whole row or more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,7 +39,11 @@ impl Storage {
                 let stored = checkpoint.stored_type(&format!("{}.weight", wiring.linear(block_idx, linear)))?;
                 let n_weights = shape.iter().product::<usize>() as u64;
                 match types.iter_mut().find(|share| share.name == stored.name) {
-                    Some(share) => share.n_weights += n_weights,
+                    Some(share) => {
+                        share.n_weights += n_weights;
+                        let weight = n_weights as f64 / share.n_weights as f64;
+                        share.bits_per_weight += (stored.bits_per_weight - share.bits_per_weight) * weight;
+                    }
                     None => types.push(StoredShare {
                         name: stored.name,
                         n_weights,
@@ -123,6 +127,15 @@ mod tests {
         );
         let expected = (4.5 * (all - down) as f64 + 6.5 * down as f64) / all as f64;
         assert!((mixed.bits_per_weight - expected).abs() < 1e-12, "{mixed:?}");
+    }
+
+    #[test]
+    fn a_type_whose_groups_differ_has_the_mean() {
+        let ragged =
+            storage(|name| if name.contains("down_proj") { stored("Q4", 4.75) } else { stored("Q4", 4.5) }).unwrap();
+        assert_eq!(ragged.types.len(), 1);
+        assert!(ragged.types[0].bits_per_weight > 4.5, "{ragged:?}");
+        assert!((ragged.types[0].bits_per_weight - ragged.bits_per_weight).abs() < 1e-12, "{ragged:?}");
     }
 
     #[test]
