@@ -21,6 +21,7 @@ use crate::speed::asked::{Place, asked, describe};
 use crate::{device, record, report, runner, speed, verify};
 
 mod chat;
+mod compare;
 mod generate;
 mod inspect;
 mod list;
@@ -35,6 +36,7 @@ mod source;
 ///   experiments plan configs/llama7b.toml      what would run, how long, how much memory
 ///   experiments report results/quickstart      make tables and figures again from the records
 ///   experiments verify results/quickstart      run the cells again and compare codes and numbers
+///   experiments compare results/a results/b    what differs between two runs, and what of it is beyond noise
 ///
 ///   experiments quantize bundled --method awq --bits 4 --group-size 128 --out DIR   write a packed checkpoint
 ///   experiments generate DIR --prompt "Once"                                        continue a text
@@ -82,6 +84,7 @@ enum Command {
         #[command(flatten)]
         machine: MachineArgs,
     },
+    Compare(compare::CompareArgs),
     Quantize(quantize::QuantizeArgs),
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
@@ -186,6 +189,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Verify { folder, machine }) => verify_experiment(&folder, &machine),
+        Some(Command::Compare(args)) => compare::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Quantize(args)) => quantize::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Generate(args)) => generate::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Chat(args)) => chat::run(&args).map(|()| ExitCode::SUCCESS),

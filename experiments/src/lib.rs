@@ -9,6 +9,7 @@ pub mod assets;
 pub mod bundled;
 pub mod cli;
 pub mod codes;
+pub mod compare;
 pub mod config;
 pub mod data;
 pub mod device;

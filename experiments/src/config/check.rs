@@ -241,7 +241,7 @@ fn check_evaluation(evaluation: &EvaluationSpec) -> Result<(), String> {
                 Err("` counts words or bytes of documents, which windows of a joined text cut; use protocol lm-eval"
                     .to_owned())
             }
-            OfItem::Sum(_) => Ok(()),
+            OfItem::Sum(_) | OfItem::Quantile(_) | OfItem::Largest => Ok(()),
         };
     };
     if !is_of_task {

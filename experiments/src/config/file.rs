@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::published::PublishedTable;
 use super::tasks::TasksSection;
+use super::texts::MeasuredText;
 use super::{
     DrawnCalibration, EvaluationSpec, ExperimentSpec, FigureSpec, GridSweep, MethodEntry, ModelSpec, NamedCalibration,
     ReferenceValue, ReportSpec, RunSpec, SpeedSpec, TableSpec, place,
@@ -24,7 +25,7 @@ pub struct ExperimentFile {
     /// The question this experiment answers, in one sentence. Printed above its tables.
     pub question: String,
     /// Another experiment's file, relative to this one, that extends none itself. Every section but `question` that is not given
-    /// here is that file's; sections are taken whole. `calibration` and `calibrations` are one section, and so are `models`,
+    /// here is that file's; sections are taken whole. `calibration` and `calibrations` are one section, and so are `evaluations` and `texts`, and `models`,
     /// `published` and `reference`: with other models, published numbers are not taken.
     pub extends: Option<PathBuf>,
     /// Where and on how many threads it runs, and in what precision. Only the last is part of a cell's identity.
@@ -42,7 +43,9 @@ pub struct ExperimentFile {
     pub methods: Option<Vec<MethodEntry>>,
     /// What is measured of every quantized model. An experiment without one has a `[speed]` section.
     pub evaluations: Option<Vec<EvaluationSpec>>,
-    /// Tasks, each by every metric that it has: evaluations behind those of `evaluations`.
+    /// Texts, each by several metrics: evaluations behind those of `evaluations`.
+    pub texts: Option<Vec<MeasuredText>>,
+    /// Tasks, each by every metric that it has: evaluations behind those of `evaluations` and `texts`.
     pub tasks: Option<TasksSection>,
     /// What is timed.
     pub speed: Option<SpeedSpec>,
@@ -73,6 +76,11 @@ impl ExperimentFile {
         } else {
             (base.calibration, base.calibrations)
         };
+        let (evaluations, texts) = if self.evaluations.is_some() || self.texts.is_some() {
+            (self.evaluations, self.texts)
+        } else {
+            (base.evaluations, base.texts)
+        };
         Self {
             question: self.question,
             extends: None,
@@ -82,7 +90,8 @@ impl ExperimentFile {
             calibrations,
             grids: self.grids.or(base.grids),
             methods: self.methods.or(base.methods),
-            evaluations: self.evaluations.or(base.evaluations),
+            evaluations,
+            texts,
             tasks: self.tasks.or(base.tasks),
             speed: self.speed.or(base.speed),
             published,
@@ -96,7 +105,11 @@ impl ExperimentFile {
     /// The experiment, and its published table, which is expanded once the experiment is known to be sound.
     fn into_spec(self) -> anyhow::Result<(ExperimentSpec, Option<PublishedTable>)> {
         let of_tasks = self.tasks.map(TasksSection::evaluations).transpose()?;
-        let evaluations = self.evaluations.into_iter().flatten().chain(of_tasks.into_iter().flatten()).collect();
+        let mut evaluations = self.evaluations.unwrap_or_default();
+        for text in self.texts.into_iter().flatten() {
+            evaluations.extend(text.evaluations()?);
+        }
+        evaluations.extend(of_tasks.into_iter().flatten());
         let spec = ExperimentSpec {
             question: self.question,
             run: self

@@ -18,6 +18,7 @@ mod reference;
 pub mod sources;
 mod speed;
 mod tasks;
+mod texts;
 
 use std::num::{NonZeroU16, NonZeroUsize};
 
@@ -37,6 +38,7 @@ pub use self::reference::ReferenceValue;
 pub use self::sources::*;
 pub use self::speed::*;
 pub use self::tasks::TasksSection;
+pub use self::texts::MeasuredText;
 pub use crate::eval::registry::EvaluationSpec;
 
 /// A whole experiment: what its file, the one that this extends, presets and published tables come to. Its keys are a file's.

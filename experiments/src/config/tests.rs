@@ -385,6 +385,26 @@ fn overrides_that_say_nothing_are_refused_by_place() {
 }
 
 #[test]
+fn a_text_is_an_evaluation_by_each_of_its_metrics() {
+    let texts = |metrics: &str| {
+        format!(
+            "[[texts]]\nmetrics = [{metrics}]\ndataset = {{ bundled = {{ split = \"test\", n_documents = 200 }} }}\n\
+             protocol = {{ gptq = {{ seq_len = 64 }} }}\nmax_windows = 7\n"
+        )
+    };
+    let spec = read(&[RTN, &texts("\"kl_divergence\", \"kl_divergence_p99\"")]).unwrap();
+    let metrics: Vec<&str> = spec.evaluations.iter().map(|evaluation| evaluation.metric().key()).collect();
+    assert_eq!(metrics, ["perplexity", "kl_divergence", "kl_divergence_p99"]);
+    assert_eq!(spec.evaluations[1].text(), spec.evaluations[2].text());
+    assert_eq!(spec.evaluations[1].text().max_windows.unwrap().get(), 7);
+    check_refused(&[RTN, &texts("")], "key `texts.metrics` is an empty list; give at least one entry");
+    let twice = texts("\"perplexity\", \"perplexity\"");
+    check_refused(&[RTN, &twice], "key `texts.metrics` has `perplexity` twice; remove one");
+    let unknown = read(&[RTN, &texts("\"perplexity\""), "windows = 3\n"]).unwrap_err();
+    assert!(format!("{unknown:#}").contains("key `texts[0].windows`"), "{unknown:#}");
+}
+
+#[test]
 fn tasks_are_evaluations_by_each_of_their_metrics() {
     let tasks = |names: &str| format!("[tasks]\nnames = [{names}]\nmax_len = 256\nmax_questions = 10\n");
     let spec = read(&[RTN, &tasks("\"lambada_openai\", \"piqa\"")]).unwrap();

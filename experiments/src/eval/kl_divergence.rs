@@ -30,9 +30,17 @@ impl Metric for KlDivergence {
     }
 
     fn score(&self, scored: &Scored<'_>) -> Vec<f32> {
+        divergences(scored).to_vec()
+    }
+}
+
+/// Of each row, in nats; computed once for all metrics that are statistics of them.
+pub(super) fn divergences<'a>(scored: &'a Scored<'_>) -> &'a [f32] {
+    let of_rows = || {
         let rows = scored.base_rows().zip(scored.rows());
         rows.map(|(base, own)| divergence(base, own) as f32).collect()
-    }
+    };
+    scored.divergences.get_or_init(of_rows)
 }
 
 /// Of the softmax of `own` from that of `base`, in f64: between models that hardly differ, f32 would leave rounding alone.
@@ -46,7 +54,8 @@ fn divergence(base: &[f32], own: &[f32]) -> f64 {
     base.iter().zip(own).map(term).sum::<f64>().max(0.0)
 }
 
-fn log_sum_exp(logits: &[f32]) -> f64 {
+/// `ln` of the sum of `exp` of logits.
+pub(super) fn log_sum_exp(logits: &[f32]) -> f64 {
     let highest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     highest + logits.iter().map(|&logit| (f64::from(logit) - highest).exp()).sum::<f64>().ln()
 }

@@ -1,6 +1,8 @@
 //! [`Metric`]: a number of a model on a text: what it needs of the model, what it makes of each token, and what reports must
 //! know of it.
 
+use std::sync::OnceLock;
+
 use rayon::slice::{Chunks, ParallelSlice as _};
 
 use crate::stats::Estimator;
@@ -49,6 +51,8 @@ impl Quantity {
         match self.unit {
             Unit::PerToken => format!("{} per token", self.label),
             Unit::NatsPerToken => format!("{} in nats per token", self.label),
+            Unit::NatsAtToken => format!("{} in nats", self.label),
+            Unit::Probability => format!("{}, a probability", self.label),
             Unit::Fraction => format!("{}, a fraction of the tokens", self.label),
             Unit::FractionOfQuestions => format!("{}, a fraction of the questions", self.label),
             Unit::NatsPerAnswer => format!("{} in nats per answer", self.label),
@@ -65,6 +69,10 @@ pub enum Unit {
     PerToken,
     /// Nats, on average over tokens.
     NatsPerToken,
+    /// Nats at a token.
+    NatsAtToken,
+    /// A probability, 0 to 1.
+    Probability,
     /// A share of the tokens, 0 to 1.
     Fraction,
     /// Choices that a model is as undecided between at each word.
@@ -82,11 +90,18 @@ pub enum Unit {
 }
 
 impl Unit {
+    /// Whether 0 is a model that lost nothing, from which figures begin.
+    pub fn begins_at_zero(self) -> bool {
+        matches!(self, Self::NatsPerToken | Self::NatsAtToken | Self::Probability)
+    }
+
     /// Whether figures may need a logarithmic axis.
     pub fn may_span_decades(self) -> bool {
         match self {
             Self::PerToken
             | Self::NatsPerToken
+            | Self::NatsAtToken
+            | Self::Probability
             | Self::PerWord
             | Self::PerByte
             | Self::BitsPerByte
@@ -129,6 +144,10 @@ impl Direction {
 pub enum OfItem {
     /// Their sum, divided; of a window or a document.
     Sum(Per),
+    /// What they add to this quantile of all tokens ([`crate::stats::quantile`]); of a window or a document.
+    Quantile(f64),
+    /// The largest of them; of a window or a document.
+    Largest,
     /// What this makes of the sums of each answer to a question.
     Question(fn(&Answers<'_>) -> f64),
 }
@@ -176,7 +195,7 @@ pub enum Needs {
 }
 
 /// Scored tokens, one a row: a part of a text that holds whole tokens, not whole windows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Scored<'a> {
     /// The tokens that came.
     pub targets: &'a [u32],
@@ -188,6 +207,8 @@ pub struct Scored<'a> {
     pub logits: &'a [f32],
     /// The base model's, likewise.
     pub base_logits: &'a [f32],
+    /// The divergences of its rows, once a metric asked for them.
+    pub divergences: OnceLock<Vec<f32>>,
 }
 
 impl<'a> Scored<'a> {

@@ -8,10 +8,15 @@ use super::bits_per_byte::BitsPerByte;
 use super::byte_perplexity::BytePerplexity;
 use super::greedy_accuracy::GreedyAccuracy;
 use super::kl_divergence::KlDivergence;
+use super::kl_max::KlMax;
+use super::kl_median::KlMedian;
+use super::kl_p90::KlP90;
+use super::kl_p99::KlP99;
 use super::metric::{Metric, Quantity};
 use super::next_token_accuracy::NextTokenAccuracy;
 use super::normalized_accuracy::NormalizedAccuracy;
 use super::perplexity::Perplexity;
+use super::rms_probability_change::RmsProbabilityChange;
 use super::target_nll::TargetNll;
 use super::target_perplexity::TargetPerplexity;
 use super::top_token_agreement::TopTokenAgreement;
@@ -77,6 +82,16 @@ metrics! {
     Perplexity = "perplexity";
     /// KL divergence to the base model's distribution over the next token.
     KlDivergence = "kl_divergence";
+    /// Median over tokens of the KL divergence to the base model.
+    KlMedian = "kl_divergence_median";
+    /// 90% of the tokens have this KL divergence to the base model, or less.
+    KlP90 = "kl_divergence_p90";
+    /// 99% of the tokens have this KL divergence to the base model, or less.
+    KlP99 = "kl_divergence_p99";
+    /// The largest KL divergence to the base model of any token.
+    KlMax = "kl_divergence_max";
+    /// Root mean square of the change of the right token's probability from the base model's.
+    RmsProbabilityChange = "rms_probability_change";
     /// Share of the tokens to which the model gives the highest logit of all.
     NextTokenAccuracy = "next_token_accuracy";
     /// Share of the positions at which the base model and this one find the same token likeliest.

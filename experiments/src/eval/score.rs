@@ -1,5 +1,7 @@
 //! [`score`]: one pass of a model over the windows of a text, for all metrics that are asked of it.
 
+use std::sync::OnceLock;
+
 use anyhow::ensure;
 use awq_core::arithmetic::Arithmetic;
 use awq_core::backend::{QuantBackend, float_vec};
@@ -129,7 +131,8 @@ impl<'a, B: QuantBackend> Rows<'a, B> {
             };
             let base_logits = base.map_or_else(Vec::new, |base| float_vec(base.logits(first, targets.len())));
             let nll = B::token_nll(tensor, targets);
-            let scored = Scored { targets, nll: &nll, vocab, logits: &logits, base_logits: &base_logits };
+            let divergences = OnceLock::new();
+            let scored = Scored { targets, nll: &nll, vocab, logits: &logits, base_logits: &base_logits, divergences };
             let of_chunk: Vec<Vec<f32>> = metrics.iter().map(|metric| metric.score(&scored)).collect();
             let finite = of_chunk.iter().flatten().chain(&nll).all(|value| value.is_finite());
             ensure!(finite, "the model's likelihoods are not finite: it is broken, or overflows in this precision");

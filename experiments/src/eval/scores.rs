@@ -4,7 +4,7 @@ use anyhow::bail;
 
 use super::metric::{Answers, OfItem, Per};
 use super::windows::Items;
-use crate::stats::{Estimator, Samples};
+use crate::stats::{Estimator, Samples, quantile};
 
 /// What a metric gave, item by item: of each window, document or question.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,13 +52,19 @@ impl Scores {
                 };
                 (n_chars.iter().zip(targets).map(of_question).collect(), Vec::new())
             }
+            (Items::Windows, OfItem::Quantile(share)) => (quantile::samples(&per_item, share), Vec::new()),
+            (Items::Documents { .. }, OfItem::Quantile(share)) => (quantile::samples(&per_item, share), n_tokens()),
+            (Items::Windows | Items::Documents { .. }, OfItem::Largest) => {
+                let largest = |values: &Vec<f32>| values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                (per_item.iter().map(|values| f64::from(largest(values))).collect(), Vec::new())
+            }
             (Items::Windows, OfItem::Sum(_)) => {
                 bail!("windows of a joined text have no words and bytes of their own; use protocol lm-eval")
             }
             (Items::Windows | Items::Documents { .. }, OfItem::Question(_)) => {
                 bail!("this metric is of the questions of a task; use protocol lm-eval-task")
             }
-            (Items::Questions { .. }, OfItem::Sum(_)) => {
+            (Items::Questions { .. }, OfItem::Sum(_) | OfItem::Quantile(_) | OfItem::Largest) => {
                 bail!("this metric is of a text, not of the questions of a task")
             }
         };

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 
 use awq_core::arithmetic::Arithmetic;
 use awq_core::backend::float_vec;
@@ -38,7 +39,11 @@ fn by_hand(metric: MetricKey) -> [f64; 2] {
         | MetricKey::TargetPerplexity => [2.0_f64.ln(), 8.0_f64.ln()],
         MetricKey::BitsPerByte => [1.0, 3.0],
         // 1/4 ln(1/4 : 1/2) + 1/2 ln(1/2 : 1/4) + 1/4 ln 1 is 1/4 ln 2; the second rows are the same.
-        MetricKey::KlDivergence => [0.25 * 2.0_f64.ln(), 0.0],
+        MetricKey::KlDivergence | MetricKey::KlMedian | MetricKey::KlP90 | MetricKey::KlP99 | MetricKey::KlMax => {
+            [0.25 * 2.0_f64.ln(), 0.0]
+        }
+        // 1/2 in place of 1/4; 1/8 in both.
+        MetricKey::RmsProbabilityChange => [1.0 / 16.0, 0.0],
         // Token 0 is the likeliest of the first row, token 1 is not of the second.
         MetricKey::NextTokenAccuracy => [1.0, 0.0],
         // What greedy decoding misses.
@@ -86,6 +91,7 @@ impl Example {
             vocab: self.vocab,
             logits: &logits,
             base_logits: &base_logits,
+            divergences: OnceLock::new(),
         })
     }
 }
@@ -131,7 +137,7 @@ fn each_metric_is_better_in_its_direction() {
         let example = Example::new(&rows(first), &rows(3.0), &targets, metric.needs());
         let values = example.score(metric, 0..2);
         let (values, items) = match metric.of_item() {
-            OfItem::Sum(Per::Token) => (vec![values], Items::Windows),
+            OfItem::Sum(Per::Token) | OfItem::Quantile(_) | OfItem::Largest => (vec![values], Items::Windows),
             OfItem::Sum(_) => {
                 (vec![values], Items::Documents { n_windows: vec![1], n_words: vec![1], n_bytes: vec![6] })
             }
@@ -155,7 +161,10 @@ fn each_metric_has_a_unit_that_goes_with_its_estimator() {
         let quantity = metric.quantity();
         let expected = match quantity.unit {
             Unit::PerToken | Unit::PerWord | Unit::PerByte | Unit::PerAnswer => Estimator::ExpOfMean,
+            Unit::NatsAtToken if matches!(metric.of_item(), OfItem::Largest) => Estimator::Largest,
+            Unit::Probability => Estimator::RootOfMean,
             Unit::NatsPerToken
+            | Unit::NatsAtToken
             | Unit::Fraction
             | Unit::FractionOfQuestions
             | Unit::BitsPerByte
@@ -199,8 +208,13 @@ fn windows(n: usize) -> Windows {
     }
 }
 
+/// Whether a metric is one of windows.
+fn of_windows(of_item: OfItem) -> bool {
+    matches!(of_item, OfItem::Sum(Per::Token) | OfItem::Quantile(_) | OfItem::Largest)
+}
+
 fn metrics() -> Vec<&'static dyn Metric> {
-    all().map(|(_, metric)| metric).filter(|metric| matches!(metric.of_item(), OfItem::Sum(Per::Token))).collect()
+    all().map(|(_, metric)| metric).filter(|metric| of_windows(metric.of_item())).collect()
 }
 
 fn scored(own: &dyn Decoder<Flex>, base: &mut BaseModel<'_, Flex>, n: usize, metrics: &[&dyn Metric]) -> Vec<Scores> {
@@ -243,6 +257,18 @@ fn divergences_are_those_of_an_independent_computation() {
     }
     assert!((found.value() - all.iter().sum::<f64>() / 33.0).abs() < 1e-12);
     assert!(found.value() > 0.01, "the two models differ: {}", found.value());
+    // Of 33 tokens the 17th is the median; those next to the other quantiles are at 28.8 and 31.68.
+    all.sort_by(f64::total_cmp);
+    let of_sorted = [
+        (MetricKey::KlMedian, all[16]),
+        (MetricKey::KlP90, 0.2 * all[28] + 0.8 * all[29]),
+        (MetricKey::KlP99, 0.32 * all[31] + 0.68 * all[32]),
+        (MetricKey::KlMax, all[32]),
+    ];
+    for (key, expected) in of_sorted {
+        let found = &scored(own.as_ref(), &mut BaseModel::new(base.as_ref()), 3, &[key.metric()])[0];
+        assert!((found.value() - expected).abs() < 1e-9 * (1.0 + expected), "{key:?}: {} {expected}", found.value());
+    }
 }
 
 #[test]
@@ -278,4 +304,50 @@ fn the_base_model_runs_once_and_is_at_nothing_from_itself() {
     assert_eq!(n_tokens, 3 * 23 * 2, "the scored model alone passed through its two blocks");
     let itself = scored(base.as_ref(), &mut held, 3, &metrics());
     assert!(itself[1].per_item.iter().flatten().all(|&kl| kl == 0.0));
+}
+
+/// Answers to questions, which share their beginnings and differ in length, against each window scored by itself.
+#[test]
+fn answers_are_scored_as_windows_of_their_own() {
+    let own = decoder(7);
+    let long = tiny::sequences(&TinySpec::GQA, 3, 24, 5);
+    // Two questions of three answers each; the last window has another beginning.
+    let windows: Vec<Vec<u32>> = vec![
+        long[0][..14].to_vec(),
+        [&long[0][..10], &long[1][..8]].concat(),
+        [&long[0][..10], &long[2][..3]].concat(),
+        long[1][..6].to_vec(),
+        [&long[1][..5], &long[2][..1]].concat(),
+        long[2].clone(),
+    ];
+    let first_targets = vec![10, 10, 10, 5, 5, 20];
+    let items = Items::Questions { n_chars: vec![vec![4, 8, 3], vec![1, 1, 4]], targets: vec![0, 2] };
+    let questions = Windows { windows: windows.clone(), n_total: 2, first_targets: first_targets.clone(), items };
+    let mut base = BaseModel::new(own.as_ref());
+    let metrics: Vec<&dyn Metric> =
+        all().map(|(_, metric)| metric).filter(|metric| matches!(metric.of_item(), OfItem::Question(_))).collect();
+    let mut n_passed = 0;
+    let found = score(own.as_ref(), &questions, Arithmetic::F32, &metrics, &mut base, &mut |n| n_passed += n).unwrap();
+    // What the first three share, all but their last tokens, passes once; so do the four that the next two share.
+    let n_tokens = 13 + 7 + 2 + 5 + 23;
+    assert_eq!((n_passed, super::score::n_tokens_fed(&questions)), (2 * n_tokens, n_tokens));
+    let perplexity: &dyn Metric = &super::perplexity::Perplexity;
+    let alone = |(window, first): (&Vec<u32>, &usize)| {
+        let one =
+            Windows { windows: vec![window.clone()], n_total: 1, first_targets: vec![*first], items: Items::Windows };
+        score(own.as_ref(), &one, Arithmetic::F32, &[perplexity], &mut BaseModel::new(own.as_ref()), &mut |_| {})
+            .unwrap()
+            .remove(0)
+            .per_item
+            .remove(0)
+    };
+    let expected: Vec<Vec<f32>> = windows.iter().zip(&first_targets).map(alone).collect();
+    let of_likelihoods = metrics.iter().zip(&found).filter(|(metric, _)| metric.needs() == Needs::Likelihoods);
+    for (metric, scores) in of_likelihoods {
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4;
+        let name = metric.quantity().name;
+        assert_eq!(scores.per_item.len(), 6, "{name}");
+        assert!(scores.per_item.concat().iter().zip(&expected.concat()).all(close), "{name}");
+        assert_eq!(scores.samples.len(), 2, "{name}");
+    }
 }

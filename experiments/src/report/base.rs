@@ -173,7 +173,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files = write_report(folder.path(), &plan, records, &[]).unwrap();
         let svgs = files.figures.iter().filter(|path| path.extension().is_some_and(|extension| extension == "svg"));
-        let texts = [&files.markdown, &files.latex, &files.html, &files.csv, &files.paper_tables[0]];
+        let texts = [&files.tables[0], &files.tables[1], &files.html, &files.csv, &files.paper_tables[0]];
         let page = |path: &std::path::PathBuf| {
             (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read_to_string(path).unwrap())
         };

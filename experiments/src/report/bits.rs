@@ -44,6 +44,8 @@ struct Shown {
     limit: fn(f64) -> f64,
     /// Whether values that lie far apart get a logarithmic axis: a ratio is a logarithm already.
     may_be_log: bool,
+    /// Whether 0 is nothing lost, so that a linear axis begins there.
+    from_zero: bool,
     /// Whether the values are those of the metric itself.
     is_value: bool,
 }
@@ -59,16 +61,18 @@ impl Shown {
                     "{label}. Bars: 95% interval over windows, not paired; the loss to the base model has the narrower paired \
                      ones."
                 ),
-                Estimator::Mean => {
+                Estimator::Largest => format!("{label}."),
+                Estimator::Mean | Estimator::RootOfMean => {
                     format!("{label}. Bars: 95% interval over windows, not paired; tables have paired ones.")
                 }
             },
             value: |row| Some((row.value, row.ci_low.zip(row.ci_high))),
             limit: match quantity.estimator {
                 Estimator::ExpOfMean => |base| USEFUL * base,
-                Estimator::Mean => |_| f64::INFINITY,
+                Estimator::Mean | Estimator::RootOfMean | Estimator::Largest => |_| f64::INFINITY,
             },
             may_be_log: quantity.unit.may_span_decades(),
+            from_zero: quantity.unit.begins_at_zero(),
             is_value: true,
         };
         let loss = Self {
@@ -79,11 +83,12 @@ impl Shown {
             value: |row| Some((row.log_ratio_fp?, row.log_ratio_fp_ci_low.zip(row.log_ratio_fp_ci_high))),
             limit: |_| USEFUL.ln(),
             may_be_log: false,
+            from_zero: true,
             is_value: false,
         };
         match quantity.estimator {
             Estimator::ExpOfMean => vec![value, loss],
-            Estimator::Mean => vec![value],
+            Estimator::Mean | Estimator::RootOfMean | Estimator::Largest => vec![value],
         }
     }
 }
@@ -182,11 +187,7 @@ impl About {
         let mut groups = Vec::new();
         for grid in &grids {
             let of_grid: Vec<&Measured<'_>> = measured.iter().filter(|one| one.row.grid == **grid).collect();
-            let mut range =
-                Range::of(&of_grid, &self.levels, self.limit, if shown.may_be_log { USEFUL } else { f64::INFINITY });
-            if !shown.may_be_log {
-                range.values.push(0.0);
-            }
+            let range = Range::of(&of_grid, &self, shown, USEFUL);
             beyond.extend(of_grid.iter().filter(|one| one.y > range.limit).map(|one| said(one, true)));
             groups.push(dot_group(&of_grid, &range, &self.label));
         }
@@ -214,8 +215,7 @@ impl About {
         let mut beyond = Vec::new();
         let mut drawn = Vec::new();
         for of_panel in panels {
-            let range =
-                Range::of(&of_panel, &self.levels, self.limit, if shown.may_be_log { LOG_SPAN } else { f64::INFINITY });
+            let range = Range::of(&of_panel, &self, shown, LOG_SPAN);
             beyond.extend(of_panel.iter().filter(|one| one.y > range.limit).map(|one| said(one, true)));
             drawn.push(panel(&of_panel, &range, &self.label, by_bits));
         }
@@ -250,7 +250,8 @@ struct Range {
 impl Range {
     /// Up to `limit`, unless most lies above it; logarithmic where the highest value is more than `log_span` times the
     /// lowest.
-    fn of(measured: &[&Measured<'_>], levels: &[Level], limit: f64, log_span: f64) -> Self {
+    fn of(measured: &[&Measured<'_>], about: &About, shown: &Shown, log_span: f64) -> Self {
+        let (levels, limit) = (&about.levels, about.limit);
         let n_above = measured.iter().filter(|one| one.y > limit).count();
         let limit = if 2 * n_above > measured.len() { f64::INFINITY } else { limit };
         let below = || measured.iter().filter(|one| one.y <= limit);
@@ -258,9 +259,13 @@ impl Range {
         let is_near = |level: &&Level| level.value <= limit && level.value * USEFUL >= low;
         let levels: Vec<Level> = levels.iter().filter(is_near).cloned().collect();
         let ends = below().flat_map(|one| one.ends()).map(|end| end.min(limit));
-        let values: Vec<f64> = ends.chain(levels.iter().map(|level| level.value)).collect();
+        let mut values: Vec<f64> = ends.chain(levels.iter().map(|level| level.value)).collect();
         // A difference that is nothing or less has no logarithm, yet values over many decades need it.
+        let log_span = if shown.may_be_log { log_span } else { f64::INFINITY };
         let scale = scale_of(values.iter().copied(), log_span);
+        if shown.from_zero && scale == Scale::Linear {
+            values.push(0.0);
+        }
         Self { scale, values, limit, levels }
     }
 

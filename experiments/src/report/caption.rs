@@ -46,7 +46,7 @@ fn uncertainty(rows: &[Row]) -> String {
             let what = format!("ln of the {} over that of {base}{to}", quantity.label);
             (format!("An ln ratio is {what}, in nats per token: 0.01 is about 1%."), "ratios")
         }
-        Estimator::Mean => {
+        Estimator::Mean | Estimator::RootOfMean | Estimator::Largest => {
             let (what, better) = (format!("{} minus that of {base}{to}", quantity.label), quantity.direction.better());
             (format!("A difference is the {what}; {better} is better."), "differences")
         }
@@ -63,6 +63,7 @@ fn uncertainty(rows: &[Row]) -> String {
             let items = items(rows[0]);
             format!("Brackets are 95% intervals, {paired} paired over {items}: {}. ", resampling(&rows))
         }
+        None if quantity.estimator == Estimator::Largest => "A largest value has no interval. ".to_owned(),
         None => format!("A single {} has no interval. ", items(rows[0]).trim_end_matches('s')),
     };
     format!("{error}{intervals}{comparison}")

@@ -208,7 +208,8 @@ pub(super) fn sentence<'a>(rows: impl IntoIterator<Item = &'a Row>) -> String {
     let quantity = row.quantity();
     let of = match quantity.estimator {
         Estimator::ExpOfMean => "that of the mean log-likelihood over draws",
-        Estimator::Mean => "the mean over draws",
+        Estimator::Mean | Estimator::Largest => "the mean over draws",
+        Estimator::RootOfMean => "the root of the mean square over draws",
     };
     format!(
         " Where a calibration is drawn several times, the {} is {of}, and its error and intervals are those of the mean, each \

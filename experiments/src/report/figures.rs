@@ -145,7 +145,12 @@ pub(super) fn level_value(unit: Unit, value: f64) -> String {
     match unit {
         Unit::PerToken | Unit::PerWord | Unit::PerAnswer | Unit::NatsPerAnswer => format!("{value:.2}"),
         Unit::FractionOfQuestions => format!("{value:.3}"),
-        Unit::NatsPerToken | Unit::Fraction | Unit::PerByte | Unit::BitsPerByte => format!("{value:.4}"),
+        Unit::NatsPerToken
+        | Unit::NatsAtToken
+        | Unit::Probability
+        | Unit::Fraction
+        | Unit::PerByte
+        | Unit::BitsPerByte => format!("{value:.4}"),
     }
 }
 

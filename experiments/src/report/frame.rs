@@ -419,7 +419,7 @@ fn compare(
 }
 
 /// Whether window `i` of both measurements holds the same tokens.
-pub(super) fn same_windows(a: &Measurement, b: &Measurement) -> bool {
+pub(crate) fn same_windows(a: &Measurement, b: &Measurement) -> bool {
     let key = |m: &Measurement| (m.seq_len, m.arithmetic, m.n_windows, m.samples.len());
     let content =
         |m: &Measurement| [m.metric.clone(), m.protocol.clone(), m.text_sha256.clone(), m.tokenizer_sha256.clone()];

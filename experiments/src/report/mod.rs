@@ -3,8 +3,8 @@
 //! ```text
 //! records --newest--> rows of cells (row.rs, frame.rs) --> DataFrame --> table.csv, records.parquet
 //!              |----> rows shown, draws as their mean (draws.rs)
-//!                                                     |--> Document (tables.rs) --> table.md, table.tex, terminal
-//!                                                     |--> Pivot (pivot.rs) --> paper-table.md, .tex, .csv (paper_table.rs), matrix
+//!                                                     |--> Document (tables.rs) --> table.md and so on (formats.rs), terminal
+//!                                                     |--> Pivot (pivot.rs) --> paper-table.md and so on (paper_table.rs), matrix
 //!                                                     |--> Picture (bits.rs, blocks.rs, lines.rs) --> figures/*.svg, *.png
 //!                                                                                        report.html holds both
 //! ```
@@ -19,6 +19,7 @@ pub(crate) mod columns;
 pub mod dots;
 pub mod draws;
 pub mod figures;
+pub mod formats;
 pub mod frame;
 pub mod header;
 pub mod html;
@@ -44,6 +45,7 @@ use anyhow::Context;
 use polars::prelude::{CsvWriter, DataFrame, ParquetWriter, PolarsResult, SerWriter};
 use tempfile::NamedTempFile;
 
+use self::formats::{TABLE_FORMATS, TableFormat};
 use self::html::{Drawing, Page};
 use self::matrix::{Kinds, Matrix};
 use self::picture::Picture;
@@ -62,10 +64,8 @@ use crate::speed::rows::{DecodeRow, KernelRow, decode_rows, kernel_rows};
 /// Where a report was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReportFiles {
-    /// `table.md`.
-    pub markdown: PathBuf,
-    /// `table.tex`, for `\input`.
-    pub latex: PathBuf,
+    /// `table.md`, `table.tex` and so on: a file for each of [`TABLE_FORMATS`], in that order.
+    pub tables: Vec<PathBuf>,
     /// `table.csv`: the whole frame, of an experiment that has cells.
     pub csv: PathBuf,
     /// `records.parquet`: the whole frame, of an experiment that has cells.
@@ -74,7 +74,7 @@ pub struct ReportFiles {
     pub html: PathBuf,
     /// `speed-kernels` and `speed-decode`, each as `.csv` and `.parquet`, where speed was measured.
     pub speed: Vec<PathBuf>,
-    /// `paper-table.md`, `paper-table.tex` and `paper-table.csv`, where the experiment lays out a table.
+    /// `paper-table` in each of [`TABLE_FORMATS`], and as `.csv`, where the experiment lays out a table.
     pub paper_tables: Vec<PathBuf>,
     /// `figures/*.svg` and `figures/*.png`.
     pub figures: Vec<PathBuf>,
@@ -113,8 +113,7 @@ pub fn write_report<C>(
 
     let (drawings, figures) = write_figures(&folder.join("figures"), &pictures)?;
     let files = ReportFiles {
-        markdown: folder.join("table.md"),
-        latex: folder.join("table.tex"),
+        tables: write_tables(folder, "table", &document)?,
         csv: folder.join("table.csv"),
         parquet: folder.join("records.parquet"),
         html: folder.join("report.html"),
@@ -123,8 +122,6 @@ pub fn write_report<C>(
         figures,
     };
     let page = Document { tables: paper_tables(&pivots).chain(document.tables.clone()).collect(), ..document.clone() };
-    write_whole(&files.markdown, markdown::render(&document).as_bytes())?;
-    write_whole(&files.latex, latex::render(&document).as_bytes())?;
     // Absent where a report is made of records alone.
     let settings = std::fs::read_to_string(folder.join(RESOLVED_CONFIG)).unwrap_or_default();
     let page = Page { document: &page, drawings: &drawings, cells: &cells, records: &newest, settings: &settings };
@@ -226,23 +223,30 @@ fn paper_tables(pivots: &[Pivot<'_>]) -> impl Iterator<Item = Table> {
     pivots.iter().map(paper_table::table)
 }
 
-/// `paper-table.md`, `.tex` and `.csv`; where there are several tables, each has a CSV file of its own.
+/// `paper-table` in each of [`TABLE_FORMATS`] and as `.csv`; where there are several tables, each has a CSV file of its own.
 fn write_paper_tables(folder: &Path, plan: &Plan, pivots: &[Pivot<'_>]) -> anyhow::Result<Vec<PathBuf>> {
     if pivots.is_empty() {
         return Ok(Vec::new());
     }
     let document =
         Document { question: plan.question.clone(), tables: paper_tables(pivots).collect(), failures: Vec::new() };
-    let mut files = vec![
-        (folder.join("paper-table.md"), markdown::render(&document)),
-        (folder.join("paper-table.tex"), latex::render(&document)),
-    ];
+    let mut files = write_tables(folder, "paper-table", &document)?;
     for (index, pivot) in pivots.iter().enumerate() {
         let number = if pivots.len() > 1 { format!("-{}", index + 1) } else { String::new() };
-        files.push((folder.join(format!("paper-table{number}.csv")), paper_table::csv(pivot)));
+        let path = folder.join(format!("paper-table{number}.csv"));
+        write_whole(&path, paper_table::csv(pivot).as_bytes())?;
+        files.push(path);
     }
-    files.iter().try_for_each(|(path, content)| write_whole(path, content.as_bytes()))?;
-    Ok(files.into_iter().map(|(path, _)| path).collect())
+    Ok(files)
+}
+
+/// The tables of `document` as `NAME.md` and so on, in each of [`TABLE_FORMATS`].
+fn write_tables(folder: &Path, name: &str, document: &Document) -> anyhow::Result<Vec<PathBuf>> {
+    let write = |format: &TableFormat| {
+        let path = folder.join(format!("{name}.{}", format.extension));
+        write_whole(&path, (format.render)(document).as_bytes()).map(|()| path)
+    };
+    TABLE_FORMATS.iter().map(write).collect()
 }
 
 /// The figure that the experiment asks for.

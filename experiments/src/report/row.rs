@@ -189,7 +189,9 @@ impl Row {
     pub(super) fn to_base(&self) -> Compared {
         match self.quantity().estimator {
             Estimator::ExpOfMean => (self.log_ratio_fp, self.log_ratio_fp_ci_low, self.log_ratio_fp_ci_high),
-            Estimator::Mean => (self.delta_fp, self.delta_fp_ci_low, self.delta_fp_ci_high),
+            Estimator::Mean | Estimator::RootOfMean | Estimator::Largest => {
+                (self.delta_fp, self.delta_fp_ci_low, self.delta_fp_ci_high)
+            }
         }
     }
 
@@ -199,7 +201,9 @@ impl Row {
             Estimator::ExpOfMean => {
                 (self.log_ratio_baseline, self.log_ratio_baseline_ci_low, self.log_ratio_baseline_ci_high)
             }
-            Estimator::Mean => (self.delta_baseline, self.delta_baseline_ci_low, self.delta_baseline_ci_high),
+            Estimator::Mean | Estimator::RootOfMean | Estimator::Largest => {
+                (self.delta_baseline, self.delta_baseline_ci_low, self.delta_baseline_ci_high)
+            }
         }
     }
 }
@@ -211,7 +215,7 @@ pub(super) type Compared = (Option<f64>, Option<f64>, Option<f64>);
 pub(super) fn comparison(estimator: Estimator) -> &'static str {
     match estimator {
         Estimator::ExpOfMean => "ln ratio",
-        Estimator::Mean => "difference",
+        Estimator::Mean | Estimator::RootOfMean | Estimator::Largest => "difference",
     }
 }
 

@@ -3,7 +3,7 @@
 use super::frame::{BOOTSTRAP, arithmetic_name, same_windows};
 use super::row::Row;
 use crate::record::{Measurement, Outcome, Record};
-use crate::stats::{self, Paired};
+use crate::stats::{self, Estimator, Paired};
 
 /// The samples behind the rows of a report, to compare any two of them.
 #[derive(Clone, Debug)]
@@ -18,12 +18,15 @@ impl<'a> Standings<'a> {
     }
 
     /// Whether `row` is quantized, has rivals (of which it is one itself), and the paired interval of the difference of its
-    /// samples' mean to that of the best of them does not lie on the worse side of 0. Rows of one window have no interval: none of them is.
+    /// samples' mean to that of the best of them does not lie on the worse side of 0. Rows of one window, and largest values, have no interval: none of them is.
     pub fn is_among_best(&self, row: &Row, rivals: &[&Row]) -> bool {
         let worse_by = |difference: f64| row.quantity().direction.worse_by(difference);
         let best_first = |a: &&&Row, b: &&&Row| worse_by(a.value).total_cmp(&worse_by(b.value));
         let Some(best) = rivals.iter().min_by(best_first) else { return false };
         if row.grid.is_none() || rivals.len() < 2 {
+            return false;
+        }
+        if row.quantity().estimator == Estimator::Largest {
             return false;
         }
         let (Some(own), Some(best)) = (self.measurement(row), self.measurement(best)) else { return false };

@@ -159,6 +159,8 @@ impl Table {
                 .collect(),
             starts_section: previous.is_some_and(|previous| previous.grid != row.grid),
         };
+        let table_rows: Vec<TableRow> = rows.iter().zip(previous).map(table_row).collect();
+        let stands_out = table_rows.iter().any(|row| !row.emphasized.is_empty());
         Self {
             slug: slug(&format!("{}{}", first.setting(), first.unusual_metric())),
             caption: of_rows(rows),
@@ -166,8 +168,8 @@ impl Table {
                 .iter()
                 .map(|layout| Column { heading: layout.heading.clone(), align: layout.align })
                 .collect(),
-            rows: rows.iter().zip(previous).map(table_row).collect(),
-            emphasis: Some("not worse than the best on its grid, beyond the paired 95% interval"),
+            rows: table_rows,
+            emphasis: stands_out.then_some("not worse than the best on its grid, beyond the paired 95% interval"),
             notes: notes(rows),
         }
     }
@@ -260,17 +262,20 @@ pub(super) fn decimals(unit: Unit, magnitude: f64) -> Option<usize> {
         Unit::PerToken | Unit::PerWord | Unit::PerByte | Unit::PerAnswer | Unit::NatsPerAnswer => {
             decimals_of_five(magnitude)
         }
-        Unit::NatsPerToken if magnitude.abs() >= 1.0 => decimals_of_five(magnitude),
-        Unit::NatsPerToken | Unit::Fraction | Unit::FractionOfQuestions | Unit::BitsPerByte => {
-            Some(decimals_below_one(unit))
-        }
+        Unit::NatsPerToken | Unit::NatsAtToken if magnitude.abs() >= 1.0 => decimals_of_five(magnitude),
+        Unit::NatsPerToken
+        | Unit::NatsAtToken
+        | Unit::Probability
+        | Unit::Fraction
+        | Unit::FractionOfQuestions
+        | Unit::BitsPerByte => Some(decimals_below_one(unit)),
     }
 }
 
 /// Decimals of small numbers, and of comparisons: 4 bits may move a model by a few ten-thousandths of a nat.
 fn decimals_below_one(unit: Unit) -> usize {
     match unit {
-        Unit::NatsPerToken => 5,
+        Unit::NatsPerToken | Unit::NatsAtToken | Unit::Probability => 5,
         Unit::PerToken
         | Unit::PerWord
         | Unit::PerByte

@@ -261,13 +261,13 @@ fn the_newest_record_of_a_cell_counts() {
 #[test]
 fn an_unknown_metric_is_an_error() {
     let mut strange = record(None, 0.0);
-    done(&mut strange).measurements[0].metric = "accuracy".into();
+    done(&mut strange).measurements[0].metric = "agreement_with_the_moon".into();
     let error = frame::rows(&[&strange], &[], "RTN").unwrap_err();
     let known: Vec<&str> = MetricKey::ALL.iter().map(|metric| metric.quantity().name).collect();
     assert_eq!(
         format!("{error:#}"),
         format!(
-            "cell Tiny_1M FP: metric accuracy is none that this program knows ({}); use the program that measured it",
+            "cell Tiny_1M FP: metric agreement_with_the_moon is none that this program knows ({}); use the program that measured it",
             known.join(", ")
         )
     );
@@ -373,7 +373,7 @@ fn linears_in_full_precision_are_noted_below_a_table() {
     done(&mut records[0]).quantization.as_mut().unwrap().full_precision = Some(share);
     let folder = tempfile::tempdir().unwrap();
     let files = write_report(folder.path(), &plan(&records, Vec::new()), &records, &[]).unwrap();
-    let table = std::fs::read_to_string(&files.markdown).unwrap();
+    let table = std::fs::read_to_string(&files.tables[0]).unwrap();
     let note =
         "12,345 weights of linears stay in full precision, which bits/w leaves out; over all linears it is 5.50.";
     assert!(table.contains(note), "{table}");
@@ -397,14 +397,14 @@ fn the_same_records_give_the_same_files() {
     // A second report over an old one replaces it.
     write_report(second.path(), &plan(&records()[..3], vec![]), &records()[..3], &[]).unwrap();
     write_report(second.path(), &plan(&records(), references()), &records(), &[]).unwrap();
-    let named = [files.markdown, files.latex, files.csv, files.parquet, files.html].into_iter().chain(files.figures);
+    let named = files.tables.into_iter().chain([files.csv, files.parquet, files.html]).chain(files.figures);
     let mut n_files = 0;
     for path in named {
         let twin = second.path().join(path.strip_prefix(first.path()).unwrap());
         assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(twin).unwrap(), "{}", path.display());
         n_files += 1;
     }
-    assert_eq!(n_files, 5 + 6);
+    assert_eq!(n_files, TABLE_FORMATS.len() + 3 + 6);
     let left_over = std::fs::read_dir(first.path())
         .unwrap()
         .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(".report-"));
@@ -433,7 +433,7 @@ fn failures_alone_make_a_report_without_figures() {
     let folder = tempfile::tempdir().unwrap();
     let files = write_report(folder.path(), &plan(&records()[5..], vec![]), &records()[5..], &[]).unwrap();
     assert_eq!(files.figures, Vec::<PathBuf>::new());
-    let markdown = std::fs::read_to_string(files.markdown).unwrap();
+    let markdown = std::fs::read_to_string(&files.tables[0]).unwrap();
     assert!(
         markdown.contains("- Tiny\\_1M RTN W2 g64: quantize failed: block 3, self\\_attn.q\\_proj: NaN \\| retry"),
         "{markdown}"

@@ -224,3 +224,11 @@ fn every_text_of_a_table_has_its_own_count_of_windows() {
     );
     assert_eq!(limits(&[("sotu-test", 12, 12), ("wikitext2-test", 12, 12)]), "");
 }
+
+#[test]
+fn what_stands_out_is_explained_where_something_does() {
+    let records = records();
+    assert!(shown(&records, "RTN").contains("*: not worse than the best on its grid"));
+    // A method alone on its grid has no rivals.
+    assert!(!shown(&records[..2], "RTN").contains("*:"), "{}", shown(&records[..2], "RTN"));
+}

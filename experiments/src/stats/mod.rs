@@ -28,6 +28,7 @@
 
 pub mod blocks;
 mod estimator;
+pub mod quantile;
 pub mod resample;
 mod samples;
 
@@ -91,6 +92,9 @@ pub enum StatsError {
     /// A window without a finite sample.
     #[error("window {0} has no finite value; the model's output overflowed or holds NaN")]
     NotFinite(usize),
+    /// A largest value.
+    #[error("the largest value of a text has no interval by resampling")]
+    NoInterval,
     /// Weights that no mean can have.
     #[error("the weights of the items are not positive numbers, one an item; the record is damaged")]
     BadWeights,
@@ -99,7 +103,7 @@ pub enum StatsError {
 /// A number with standard error and bootstrap interval.
 ///
 /// # Errors
-/// Fewer than two windows, or one that is not finite.
+/// Fewer than two windows, one that is not finite, or a largest value.
 pub fn estimate<'a>(
     samples: impl Into<Samples<'a>>,
     estimator: Estimator,
@@ -107,6 +111,7 @@ pub fn estimate<'a>(
 ) -> Result<Estimate, StatsError> {
     let samples = samples.into();
     samples.check()?;
+    estimator.check()?;
     let (value, influence) = (estimator.value(samples), samples.influence());
     let blocks = Blocks::of(&influence);
     let standard_error = estimator.slope_at(value) * blocks.standard_error_of_mean(&influence);
@@ -139,7 +144,7 @@ pub fn difference_of_means<'a>(
 /// text has larger differences.
 ///
 /// # Errors
-/// Different numbers of windows, fewer than two, or one that is not finite.
+/// Different numbers of windows, fewer than two, one that is not finite, or largest values.
 pub fn difference<'a>(
     a: impl Into<Samples<'a>>,
     b: impl Into<Samples<'a>>,
@@ -148,6 +153,7 @@ pub fn difference<'a>(
 ) -> Result<Paired, StatsError> {
     let (a, b) = (a.into(), b.into());
     a.check_pair(b)?;
+    estimator.check()?;
     let (a_value, b_value) = (estimator.value(a), estimator.value(b));
     let (a_slope, b_slope) = (estimator.slope_at(a_value), estimator.slope_at(b_value));
     // What each window adds to the difference, to first order.
@@ -244,6 +250,8 @@ mod tests {
         assert_eq!(estimate(&[1.0], Estimator::ExpOfMean, BOOTSTRAP), Err(StatsError::TooFewWindows(1)));
         assert_eq!(estimate(&[1.0, f64::NAN], Estimator::ExpOfMean, BOOTSTRAP), Err(StatsError::NotFinite(1)));
         let unpaired = difference_of_means(&[1.0, 2.0], &[1.0, 2.0, 3.0], BOOTSTRAP).unwrap_err();
+        assert_eq!(estimate(&[1.0, 2.0], Estimator::Largest, BOOTSTRAP), Err(StatsError::NoInterval));
+        assert_eq!(difference(&[1.0, 2.0], &[1.0, 3.0], Estimator::Largest, BOOTSTRAP), Err(StatsError::NoInterval));
         assert_eq!(unpaired.to_string(), "cannot pair 2 windows with 3; score both cells on the same windows");
     }
 
@@ -255,7 +263,7 @@ mod tests {
             let nothing = Paired { interval: Interval { point: 0.0, low: 0.0, high: 0.0 }, block_len: 1.0 };
             let bootstrap = Bootstrap { n: 100, seed };
             prop_assert_eq!(difference_of_means(&nll, &nll, bootstrap).unwrap(), nothing);
-            for estimator in [Estimator::ExpOfMean, Estimator::Mean] {
+            for estimator in [Estimator::ExpOfMean, Estimator::Mean, Estimator::RootOfMean] {
                 prop_assert_eq!(difference(&nll, &nll, estimator, bootstrap).unwrap(), nothing);
             }
         }

@@ -7,6 +7,7 @@ mod bad_data;
 mod bad_model;
 mod codes;
 mod commands;
+mod comparing;
 mod decoding;
 mod draws;
 mod families;

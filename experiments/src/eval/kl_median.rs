@@ -1,0 +1,34 @@
+//! Median over tokens of the KL divergence to the base model: half of the tokens have it or less, in nats. The mean is [`super::kl_divergence`]. Between
+//! two tokens it is interpolated, as in llama.cpp's `llama-perplexity --kl-divergence`.
+
+use super::kl_divergence::divergences;
+use super::metric::{Direction, Metric, Needs, OfItem, Quantity, Scored, Unit};
+use crate::stats::Estimator;
+
+/// See the module.
+#[derive(Debug)]
+pub struct KlMedian;
+
+impl Metric for KlMedian {
+    fn quantity(&self) -> Quantity {
+        Quantity {
+            name: "kl_divergence_median",
+            label: "median KL divergence",
+            unit: Unit::NatsAtToken,
+            direction: Direction::LowerIsBetter,
+            estimator: Estimator::Mean,
+        }
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::BaseLogits
+    }
+
+    fn of_item(&self) -> OfItem {
+        OfItem::Quantile(0.5)
+    }
+
+    fn score(&self, scored: &Scored<'_>) -> Vec<f32> {
+        divergences(scored).to_vec()
+    }
+}
