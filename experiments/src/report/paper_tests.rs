@@ -134,7 +134,8 @@ fn paper_table_snapshot() {
     let folder = tempfile::tempdir().unwrap();
     let files = write_report(folder.path(), &plan, &records, &[]).unwrap();
     let names: Vec<_> = files.paper_tables.iter().map(|path| path.file_name().unwrap().to_string_lossy()).collect();
-    assert_eq!(names, ["paper-table.md", "paper-table.tex", "paper-table.csv"]);
+    let of_formats = TABLE_FORMATS.iter().map(|format| format.extension).chain(["csv"]);
+    assert_eq!(names, of_formats.map(|extension| format!("paper-table.{extension}")).collect::<Vec<_>>());
     let read = |index: usize| std::fs::read_to_string(&files.paper_tables[index]).unwrap();
     insta::assert_snapshot!(read(0), @r#"
     # Does AWQ beat RTN at 3 bit?
@@ -156,7 +157,7 @@ fn paper_table_snapshot() {
     let latex = read(1);
     assert!(latex.contains("  W3 g64 & AWQ & \\textbf{13.742 (14.5 [a], $-$0.758)} & - (6.24) \\\\\n"), "{latex}");
     assert!(latex.contains("\\midrule\n  W3 g64 & RTN"), "a rule above each grid: {latex}");
-    let csv = read(2);
+    let csv = read(TABLE_FORMATS.len());
     let lines: Vec<&str> = csv.lines().collect();
     assert_eq!(
         lines[0],
