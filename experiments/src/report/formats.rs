@@ -1,7 +1,7 @@
 //! The formats that tables are written in. Another one is a file with a function and a line here.
 
 use super::tables::Document;
-use super::{latex, markdown};
+use super::{latex, markdown, typst};
 
 /// A format of tables.
 #[derive(Clone, Copy, Debug)]
@@ -16,4 +16,5 @@ pub struct TableFormat {
 pub const TABLE_FORMATS: &[TableFormat] = &[
     TableFormat { extension: "md", render: markdown::render },
     TableFormat { extension: "tex", render: latex::render },
+    TableFormat { extension: "typ", render: typst::render },
 ];

@@ -38,6 +38,7 @@ mod series;
 pub mod standing;
 pub mod tables;
 pub mod terminal;
+pub mod typst;
 
 use std::path::{Path, PathBuf};
 
