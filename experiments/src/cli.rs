@@ -4,8 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail, ensure};
-use awq_core::arithmetic::FloatType;
+use anyhow::{bail, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::assets::{AssetSettings, AssetStore};
@@ -15,19 +14,23 @@ use crate::plan::Plan;
 use crate::progress::{Progress, Style};
 use crate::record::blocks::FILE as BLOCKS;
 use crate::record::{Compacted, Line as _, RecordFile, StoredRecord};
-use crate::runner::{RunOptions, Summary, default_out};
-use crate::speed::SpeedOptions;
+use crate::runner::{OnFailure, OnRecord, RunOptions};
 use crate::speed::asked::{Place, asked, describe};
-use crate::{device, record, report, runner, speed, verify};
+use crate::{device, record, report, verify};
 
 mod chat;
 mod compare;
+mod derive;
 mod generate;
 mod inspect;
 mod list;
+mod merge;
 mod model;
 mod quantize;
+mod run;
 mod source;
+
+pub use self::run::RunArgs;
 
 /// Measure what weight quantization does to a language model: one TOML file asks one question, one command answers it
 /// with a table, figures, and a record of everything that made them.
@@ -37,6 +40,7 @@ mod source;
 ///   experiments report results/quickstart      make tables and figures again from the records
 ///   experiments verify results/quickstart      run the cells again and compare codes and numbers
 ///   experiments compare results/a results/b    what differs between two runs, and what of it is beyond noise
+///   experiments derive FILE --set KEY=VALUE    the same experiment with another setting, as a file
 ///
 ///   experiments quantize bundled --method awq --bits 4 --group-size 128 --out DIR   write a packed checkpoint
 ///   experiments generate DIR --prompt "Once"                                        continue a text
@@ -85,6 +89,8 @@ enum Command {
         machine: MachineArgs,
     },
     Compare(compare::CompareArgs),
+    Merge(merge::MergeArgs),
+    Derive(derive::DeriveArgs),
     Quantize(quantize::QuantizeArgs),
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
@@ -99,25 +105,6 @@ enum Command {
         #[arg(long, default_value = "results/bundled-model")]
         out: PathBuf,
     },
-}
-
-/// What an experiment is run with.
-#[derive(Args, Debug)]
-pub struct RunArgs {
-    /// The experiment's TOML file, e.g. configs/quickstart.toml.
-    #[arg(required = true)]
-    config: Option<PathBuf>,
-    /// Folder for records, tables and figures [default: results/ and the name of the file; of a smoke run, with -first-N].
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Score at most this many windows of each text: for a smoke run. Every table then says so.
-    #[arg(long, value_name = "N")]
-    max_windows: Option<std::num::NonZeroUsize>,
-    /// Type of weights and activations on a GPU, in place of the file's: f32, f16 or bf16.
-    #[arg(long, value_name = "P", value_parser = float_type)]
-    precision: Option<FloatType>,
-    #[command(flatten)]
-    machine: MachineArgs,
 }
 
 /// The machine's side: never changes a number.
@@ -137,11 +124,6 @@ struct MachineArgs {
     quiet: bool,
 }
 
-fn float_type(name: &str) -> Result<FloatType, &'static str> {
-    let known = [FloatType::F32, FloatType::F16, FloatType::Bf16];
-    known.into_iter().find(|known| known.name() == name).ok_or("use f32, f16 or bf16")
-}
-
 impl MachineArgs {
     fn store(&self) -> anyhow::Result<AssetStore> {
         AssetStore::new(AssetSettings::from_env(&self.assets, Style::detect(self.quiet))?)
@@ -158,8 +140,8 @@ impl MachineArgs {
 /// Anything that stops the whole command.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
-        None => run_experiment(&cli.run),
-        Some(Command::Run(args)) => run_experiment(&args),
+        None => run::run(&cli.run),
+        Some(Command::Run(args)) => run::run(&args),
         Some(Command::Plan { config, resolved: true, .. }) => {
             print(&ExperimentSpec::read(&config)?.to_toml()?);
             Ok(ExitCode::SUCCESS)
@@ -190,6 +172,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Some(Command::Verify { folder, machine }) => verify_experiment(&folder, &machine),
         Some(Command::Compare(args)) => compare::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Merge(args)) => merge::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Derive(args)) => derive::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Quantize(args)) => quantize::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Generate(args)) => generate::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Chat(args)) => chat::run(&args).map(|()| ExitCode::SUCCESS),
@@ -205,54 +189,6 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
-}
-
-fn run_experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let config = args.config.as_deref().context("no experiment given; try configs/quickstart.toml")?;
-    let mut spec = ExperimentSpec::read(config)?;
-    spec.limit_windows(args.max_windows);
-    if let Some(precision) = args.precision {
-        spec.set_precision(precision).with_context(|| format!("{}: --precision", config.display()))?;
-    }
-    let device = args.machine.device.clone().unwrap_or_else(|| spec.run.device.clone());
-    device::check(&device, spec.run.precision)?;
-    let threads = device::set_threads(args.machine.threads.or(spec.run.threads).map(std::num::NonZero::get));
-    let out = args.out.clone().unwrap_or_else(|| default_out(config, args.max_windows));
-    let progress = args.machine.progress();
-    let plan = Plan::new(&spec);
-    progress.note(&format!(
-        "{}\n{} cells, device {device}, {threads} threads, results in {}",
-        plan.question,
-        plan.cells().count(),
-        out.display()
-    ));
-    let store = args.machine.store()?;
-    let codes = CodeStore::from_env(store.cache(), &progress)?;
-    let records = runner::claim_folder(&out, &spec, args.max_windows)?;
-    let options = RunOptions { device: device.clone(), threads, codes };
-    let summary = runner::run(&plan, &options, records, &store, &progress)?;
-    let timed = spec.speed.as_ref().map(|speed| {
-        let options = SpeedOptions { device: &device, precision: spec.run.precision, threads };
-        speed::run(speed, &spec.models, &options, RecordFile::open(&out)?, &store, &progress)
-    });
-    // Neither what cannot be timed nor a report that fails may hide the summary, or that cells failed.
-    let report = write_report(&out, &progress);
-    let code = finish(&summary, &progress);
-    let n_not_timed = timed.transpose().with_context(|| format!("{}: [speed]", out.display()))?.unwrap_or(0);
-    report.with_context(|| format!("{}: the records are kept, the report is not whole", out.display()))?;
-    if n_not_timed > 0 {
-        progress.note(&format!("{n_not_timed} comparisons of [speed] failed"));
-        return Ok(ExitCode::FAILURE);
-    }
-    Ok(code)
-}
-
-fn finish(summary: &Summary, progress: &Progress) -> ExitCode {
-    progress.note(&format!(
-        "{} cells finished, {} were on record, {} failed",
-        summary.finished, summary.resumed, summary.failed
-    ));
-    if summary.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// The experiment that `folder` was written by.
@@ -317,7 +253,8 @@ fn verify_experiment(folder: &Path, machine: &MachineArgs) -> anyhow::Result<Exi
     // What was quantized before would be compared with itself.
     let store = machine.store()?;
     let codes = CodeStore::scratch(store.cache())?;
-    let options = RunOptions { device, threads, codes };
+    let options =
+        RunOptions { device, threads, codes, on_record: OnRecord::default(), on_failure: OnFailure::default() };
     let verdicts = verify::verify(&plan, &finished, &options, &store, &machine.progress())?;
     print(&verify::table(&verdicts));
     let all_same = verdicts.iter().all(|verdict| verdict.same());

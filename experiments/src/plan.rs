@@ -17,6 +17,7 @@ use crate::config::{
 use crate::registry::MethodSpec;
 
 mod cost;
+pub mod select;
 
 /// First 16 hex digits of the sha256 of a cell's canonical JSON: the same question has the same id, in any file and order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]

@@ -17,11 +17,13 @@ use serde_json::Value as Json;
 use self::blocks::BlockFile;
 pub use self::compact::Compacted;
 pub use self::file::{BadLine, Line, RecordFile, read_records};
+pub use self::merge::Merged;
 
 pub mod blocks;
 mod compact;
 mod file;
 mod hold;
+mod merge;
 
 use crate::plan::{Cell, CellId};
 use crate::provenance::Provenance;

@@ -19,6 +19,7 @@ use crate::data::Texts;
 use crate::device::{DeviceJob, run_on};
 use crate::files::{folder_of, sync_folder, write_durably};
 use crate::inputs;
+use crate::plan::select::Shard;
 use crate::plan::{Cell, CellId, ModelPlan, Plan, passes};
 use crate::progress::Progress;
 use crate::provenance::Provenance;
@@ -40,7 +41,36 @@ pub struct RunOptions {
     pub threads: usize,
     /// Codes of earlier runs, and of this one.
     pub codes: CodeStore,
+    /// What becomes of cells that are on record.
+    pub on_record: OnRecord,
+    /// What becomes of the others when a cell fails.
+    pub on_failure: OnFailure,
 }
+
+/// What becomes of cells that are on record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnRecord {
+    /// They are left alone, unless their inputs changed.
+    #[default]
+    Skip,
+    /// They run again, and their new records stand for them.
+    RunAgain,
+}
+
+/// What becomes of the others when a cell fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFailure {
+    /// They run all the same.
+    #[default]
+    GoOn,
+    /// The run ends.
+    Stop,
+}
+
+/// The end of a run that stops at the first failure.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped at the first cell that failed")]
+struct Stopped;
 
 /// How an experiment ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +81,8 @@ pub struct Summary {
     pub resumed: usize,
     /// Cells that failed.
     pub failed: usize,
+    /// Whether it ended at the first of them ([`OnFailure::Stop`]).
+    pub stopped: bool,
 }
 
 /// Runs every cell of `plan` that has no finished record in `file`, or one of a model whose files changed, and appends what
@@ -67,7 +99,10 @@ pub fn run(
 ) -> anyhow::Result<Summary> {
     file.notes().iter().for_each(|note| progress.note(note));
     let mut texts = Texts::new(store);
-    let finished: BTreeSet<CellId> = inputs::finished(plan, file.on_record(), store, &mut texts, progress);
+    let finished: BTreeSet<CellId> = match options.on_record {
+        OnRecord::Skip => inputs::finished(plan, file.on_record(), store, &mut texts, progress),
+        OnRecord::RunAgain => BTreeSet::new(),
+    };
     let mut summary =
         Summary { resumed: plan.cells().filter(|cell| finished.contains(&cell.id())).count(), ..Summary::default() };
     if summary.resumed > 0 {
@@ -85,6 +120,7 @@ pub fn run(
         }
         let mut sink = |cell: &Cell, outcome: Outcome, assets: &BTreeMap<String, String>| {
             let outcome = recordable(outcome);
+            let is_failed = matches!(outcome, Outcome::Failed(_));
             match &outcome {
                 Outcome::Done(_) => summary.finished += 1,
                 Outcome::Failed(failed) => {
@@ -94,9 +130,16 @@ pub fn run(
             }
             let provenance = Provenance::collect(&options.device, options.threads, assets.clone());
             let (cell_id, labels) = (cell.id(), Some(Labels::from(cell)));
-            file.append(&Record { schema: SCHEMA_VERSION, cell_id, labels, cell: cell.clone(), outcome, provenance })
+            file.append(&Record { schema: SCHEMA_VERSION, cell_id, labels, cell: cell.clone(), outcome, provenance })?;
+            if is_failed && options.on_failure == OnFailure::Stop { Err(Stopped.into()) } else { Ok(()) }
         };
-        run_model(model, &cells, options, store, &mut texts, progress, &mut sink)?;
+        match run_model(model, &cells, options, store, &mut texts, progress, &mut sink) {
+            Err(error) if error.is::<Stopped>() => {
+                summary.stopped = true;
+                break;
+            }
+            ended => ended?,
+        }
     }
     Ok(summary)
 }
@@ -204,11 +247,13 @@ impl DeviceJob for ModelJob<'_, '_, '_> {
 }
 
 /// The default output folder of a configuration: `results/` and the file's stem, of a run of the first windows alone with
-/// `-first-N`, for it must not take the place of the whole run.
-pub fn default_out(config: &Path, max_windows: Option<NonZeroUsize>) -> PathBuf {
+/// `-first-N`, for it must not take the place of the whole run, and of a share with `-shard-1-of-4`, for each is written by a process
+/// of its own.
+pub fn default_out(config: &Path, max_windows: Option<NonZeroUsize>, shard: Option<Shard>) -> PathBuf {
     let stem = config.file_stem().unwrap_or_else(|| "experiment".as_ref()).to_string_lossy();
     let first = max_windows.map_or_else(String::new, |n| format!("-first-{n}"));
-    Path::new("results").join(format!("{stem}{first}"))
+    let share = shard.map_or_else(String::new, |shard| format!("-shard-{}-of-{}", shard.index, shard.n));
+    Path::new("results").join(format!("{stem}{first}{share}"))
 }
 
 /// Creates the output folder, opens its records and writes the experiment, as parsed and limited, beside them. `max_windows` is

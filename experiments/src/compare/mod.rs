@@ -106,6 +106,16 @@ fn differences(first: &BTreeMap<String, String>, second: &BTreeMap<String, Strin
     keys.into_iter().map(difference).filter(|one| one.first != one.second).collect()
 }
 
+/// Keys of what two experiments ask that differ; where they run is none of it.
+pub fn settings_that_differ(first: &ExperimentSpec, second: &ExperimentSpec) -> Vec<String> {
+    let asked = |spec: &ExperimentSpec| {
+        let mut settings = settings(spec);
+        settings.retain(|key, _| !key.starts_with("run.") || key == "run.precision");
+        settings
+    };
+    differences(&asked(first), &asked(second)).into_iter().map(|difference| difference.key).collect()
+}
+
 /// An experiment as keys and values: `methods[0].awq.clip`.
 fn settings(spec: &ExperimentSpec) -> BTreeMap<String, String> {
     let mut flat = BTreeMap::new();

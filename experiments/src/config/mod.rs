@@ -7,6 +7,7 @@
 
 mod calibration;
 mod check;
+pub mod derive;
 mod draws;
 mod file;
 mod grids;

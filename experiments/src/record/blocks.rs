@@ -55,6 +55,11 @@ impl BlockLogs {
         logs
     }
 
+    /// The logs of this sha256, as one line of JSON without its end.
+    pub(super) fn json(&self, sha256: &str) -> Option<&str> {
+        self.by_sha256.get(sha256).map(|line| line.trim_end_matches('\n'))
+    }
+
     /// Puts the logs of a record in their place; says whether they are there.
     pub(super) fn attach(&self, quantization: &mut Quantization) -> bool {
         let Some(sha256) = &quantization.blocks_sha256 else { return true };

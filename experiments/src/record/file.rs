@@ -131,9 +131,17 @@ impl<R: Line> RecordFile<R> {
         let mut line =
             serde_json::to_string(detached.as_ref().unwrap_or(record)).context("a record cannot be written as JSON")?;
         line.push('\n');
+        self.append_line(line.as_bytes())
+    }
+
+    /// Appends a line with its end and forces it to the disk.
+    ///
+    /// # Errors
+    /// If it cannot be written whole: the file is then cut back.
+    pub(super) fn append_line(&mut self, line: &[u8]) -> anyhow::Result<()> {
         let before =
             self.file.seek(SeekFrom::End(0)).with_context(|| format!("{}: cannot seek", self.path.display()))?;
-        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
+        let written = self.file.write_all(line).and_then(|()| self.file.sync_data());
         if let Err(error) = written {
             // Leave whole lines only; if even this fails, the next `open` drops the cut line.
             let _ = self.file.set_len(before);
@@ -203,19 +211,19 @@ fn describe(path: &Path, bad: &BadLine) -> String {
 }
 
 /// Everything up to the last line feed. Bytes, not text: what follows may end in the middle of a character.
-fn whole_lines(bytes: &[u8]) -> &[u8] {
+pub(super) fn whole_lines(bytes: &[u8]) -> &[u8] {
     let end = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
     &bytes[..end]
 }
 
 /// The lines of a file, told apart.
-struct Lines<R> {
+pub(super) struct Lines<R> {
     records: Vec<R>,
     bad: Vec<BadLine>,
 }
 
 impl<R: Line> Lines<R> {
-    fn parse(path: &Path, whole: &[u8]) -> anyhow::Result<Self> {
+    pub(super) fn parse(path: &Path, whole: &[u8]) -> anyhow::Result<Self> {
         let (mut records, mut bad) = (Vec::new(), Vec::new());
         for (index, line) in whole.split_inclusive(|&byte| byte == b'\n').enumerate() {
             let line = line.trim_ascii();

@@ -17,6 +17,7 @@ mod interruption;
 mod metrics;
 mod older_files;
 mod packing;
+mod parts;
 mod records;
 mod replaced;
 mod speed;

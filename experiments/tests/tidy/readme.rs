@@ -60,7 +60,7 @@ fn the_experiments_in_the_readmes_are_valid_files() {
 
 #[test]
 fn every_option_in_the_readmes_exists() {
-    let help: String = ["run", "plan", "compare", "quantize", "generate", "chat", "inspect", "list"]
+    let help: String = ["run", "plan", "compare", "merge", "derive", "quantize", "generate", "chat", "inspect", "list"]
         .map(|command| experiments(&[command.as_ref(), "--help".as_ref()]))
         .join("\n");
     let known: BTreeSet<&str> = help.split_whitespace().collect();

@@ -1,0 +1,135 @@
+//! `experiments run`, which is what a file alone means.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use awq_core::arithmetic::FloatType;
+use clap::Args;
+
+use super::{MachineArgs, write_report};
+use crate::codes::CodeStore;
+use crate::config::ExperimentSpec;
+use crate::plan::Plan;
+use crate::plan::select::{Selection, Shard};
+use crate::progress::Progress;
+use crate::record::RecordFile;
+use crate::runner::{self, OnFailure, OnRecord, RunOptions, Summary, default_out};
+use crate::speed::SpeedOptions;
+use crate::{device, speed};
+
+/// What an experiment is run with.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// The experiment's TOML file, e.g. configs/quickstart.toml.
+    #[arg(required = true)]
+    config: Option<PathBuf>,
+    /// Folder for records, tables and figures [default: results/ and the name of the file; of a smoke run, with -first-N].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Score at most this many windows of each text: for a smoke run. Every table then says so.
+    #[arg(long, value_name = "N")]
+    max_windows: Option<NonZeroUsize>,
+    /// Type of weights and activations on a GPU, in place of the file's: f32, f16 or bf16.
+    #[arg(long, value_name = "P", value_parser = float_type)]
+    precision: Option<FloatType>,
+    /// Run only these cells: method=awq,bits=3. Keys: model, method, grid, bits, group, calibration, draw; full precision is
+    /// method=fp. Given again, cells of either.
+    #[arg(long, value_name = "KEY=VALUE,..")]
+    only: Vec<Selection>,
+    /// Run cells that are on record again, from their codes on; tables show the newest.
+    #[arg(long)]
+    rerun: bool,
+    /// Stop at the first cell that fails, in place of going on with the others.
+    #[arg(long)]
+    fail_fast: bool,
+    /// Run one of n shares of the cells, in a folder of its own; `merge` joins them.
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+fn float_type(name: &str) -> Result<FloatType, &'static str> {
+    let known = [FloatType::F32, FloatType::F16, FloatType::Bf16];
+    known.into_iter().find(|known| known.name() == name).ok_or("use f32, f16 or bf16")
+}
+
+impl RunArgs {
+    /// Whether it is the whole experiment that runs.
+    fn is_whole(&self) -> bool {
+        self.only.is_empty() && self.shard.is_none()
+    }
+
+    fn plan(&self, spec: &ExperimentSpec) -> anyhow::Result<Plan> {
+        let plan = Plan::new(spec).select(&self.only).map_err(|problem| anyhow::anyhow!("--only: {problem}"))?;
+        Ok(match self.shard {
+            Some(shard) => plan.shard(shard),
+            None => plan,
+        })
+    }
+}
+
+pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let config = args.config.as_deref().context("no experiment given; try configs/quickstart.toml")?;
+    let mut spec = ExperimentSpec::read(config)?;
+    spec.limit_windows(args.max_windows);
+    if let Some(precision) = args.precision {
+        spec.set_precision(precision).with_context(|| format!("{}: --precision", config.display()))?;
+    }
+    let device = args.machine.device.clone().unwrap_or_else(|| spec.run.device.clone());
+    device::check(&device, spec.run.precision)?;
+    let threads = device::set_threads(args.machine.threads.or(spec.run.threads).map(NonZeroUsize::get));
+    let out = args.out.clone().unwrap_or_else(|| default_out(config, args.max_windows, args.shard));
+    let progress = args.machine.progress();
+    let plan = args.plan(&spec)?;
+    progress.note(&format!(
+        "{}\n{} cells, device {device}, {threads} threads, results in {}",
+        plan.question,
+        plan.cells().count(),
+        out.display()
+    ));
+    let store = args.machine.store()?;
+    let codes = match args.rerun {
+        true => CodeStore::scratch(store.cache())?,
+        false => CodeStore::from_env(store.cache(), &progress)?,
+    };
+    let records = runner::claim_folder(&out, &spec, args.max_windows)?;
+    let options = RunOptions {
+        device: device.clone(),
+        threads,
+        codes,
+        on_record: if args.rerun { OnRecord::RunAgain } else { OnRecord::Skip },
+        on_failure: if args.fail_fast { OnFailure::Stop } else { OnFailure::GoOn },
+    };
+    let summary = runner::run(&plan, &options, records, &store, &progress)?;
+    if spec.speed.is_some() && !args.is_whole() {
+        progress.note("[speed] is left out: it is timed when the whole experiment runs");
+    }
+    let timed = spec.speed.as_ref().filter(|_| args.is_whole() && !summary.stopped).map(|speed| {
+        let options = SpeedOptions { device: &device, precision: spec.run.precision, threads };
+        speed::run(speed, &spec.models, &options, RecordFile::open(&out)?, &store, &progress)
+    });
+    // Neither what cannot be timed nor a report that fails may hide the summary, or that cells failed.
+    let report = write_report(&out, &progress);
+    let code = finish(&summary, &progress);
+    let n_not_timed = timed.transpose().with_context(|| format!("{}: [speed]", out.display()))?.unwrap_or(0);
+    report.with_context(|| format!("{}: the records are kept, the report is not whole", out.display()))?;
+    if n_not_timed > 0 {
+        progress.note(&format!("{n_not_timed} comparisons of [speed] failed"));
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(code)
+}
+
+fn finish(summary: &Summary, progress: &Progress) -> ExitCode {
+    progress.note(&format!(
+        "{} cells finished, {} were on record, {} failed",
+        summary.finished, summary.resumed, summary.failed
+    ));
+    if summary.stopped {
+        progress.note("stopped at the first cell that failed (--fail-fast); run again to go on");
+    }
+    if summary.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}

@@ -1,0 +1,105 @@
+//! Takes over records of another folder: of another share of the same experiment.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::Context;
+
+use super::StoredRecord;
+use super::blocks::BlockLogs;
+use super::file::{Line as _, Lines, RecordFile, whole_lines};
+
+/// What became of the records of another folder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Merged {
+    /// Records that were taken over.
+    pub n_new: usize,
+    /// Records that were there already.
+    pub n_known: usize,
+    /// Records whose logs of blocks the other folder has lost; they are taken over without.
+    pub n_without_blocks: usize,
+}
+
+impl RecordFile<StoredRecord> {
+    /// Appends the records of `folder` that this file does not hold, byte for byte and in their order, with their logs of blocks.
+    /// The other folder is left as it is; lines in it that are no records stay there.
+    ///
+    /// # Errors
+    /// A file that cannot be read or written, or a newer program's record.
+    pub fn merge(&mut self, folder: &Path) -> anyhow::Result<Merged> {
+        let path = folder.join(StoredRecord::FILE);
+        let read = |path: &Path| std::fs::read(path).with_context(|| format!("{}: cannot read", path.display()));
+        let (own, theirs) = (read(self.path())?, read(&path)?);
+        let theirs = whole_lines(&theirs);
+        // A record of a newer program is an error before anything is written.
+        Lines::<StoredRecord>::parse(&path, theirs)?;
+        let known: BTreeSet<&[u8]> = own.split_inclusive(|&byte| byte == b'\n').collect();
+        let logs = BlockLogs::read(folder)?;
+        let mut merged = Merged::default();
+        for line in theirs.split_inclusive(|&byte| byte == b'\n') {
+            let Ok(mut record) = serde_json::from_slice::<StoredRecord>(line) else { continue };
+            if known.contains(line) {
+                merged.n_known += 1;
+                continue;
+            }
+            if let Some(sha256) = record.quantization().and_then(|quantization| quantization.blocks_sha256.clone()) {
+                match logs.json(&sha256) {
+                    Some(json) => drop(self.blocks.append(json)?),
+                    None => merged.n_without_blocks += 1,
+                }
+            }
+            self.append_line(line)?;
+            merged.n_new += 1;
+        }
+        Ok(merged)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::record::read_records;
+    use crate::report::tests::records;
+
+    #[test]
+    fn shares_make_the_whole_again() {
+        let [whole, first, second] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let records = records();
+        let mut file = RecordFile::<StoredRecord>::open(whole.path()).unwrap();
+        records.iter().for_each(|record| file.append(record).unwrap());
+        for (folder, of_share) in [(&first, &records[..3]), (&second, &records[3..])] {
+            let mut file = RecordFile::<StoredRecord>::open(folder.path()).unwrap();
+            of_share.iter().for_each(|record| file.append(record).unwrap());
+        }
+        let merged = tempfile::tempdir().unwrap();
+        let mut file = RecordFile::<StoredRecord>::open(merged.path()).unwrap();
+        assert_eq!(file.merge(first.path()).unwrap(), Merged { n_new: 3, ..Merged::default() });
+        assert_eq!(file.merge(second.path()).unwrap(), Merged { n_new: records.len() - 3, ..Merged::default() });
+        // Again is nothing new.
+        assert_eq!(file.merge(second.path()).unwrap(), Merged { n_known: records.len() - 3, ..Merged::default() });
+        drop(file);
+        let bytes = |folder: &tempfile::TempDir| std::fs::read(folder.path().join(StoredRecord::FILE)).unwrap();
+        assert_eq!(bytes(&merged), bytes(&whole));
+        let read = |folder: &tempfile::TempDir| read_records::<StoredRecord>(folder.path()).unwrap();
+        assert_eq!(read(&merged), read(&whole));
+    }
+
+    #[test]
+    fn a_line_that_is_no_record_and_lost_logs_stop_nothing() {
+        let share = tempfile::tempdir().unwrap();
+        let mut file = RecordFile::<StoredRecord>::open(share.path()).unwrap();
+        records().iter().for_each(|record| file.append(record).unwrap());
+        drop(file);
+        std::fs::remove_file(share.path().join(super::super::blocks::FILE)).unwrap();
+        let path = share.path().join(StoredRecord::FILE);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("not a record\n{text}{{\"cut")).unwrap();
+        let merged = tempfile::tempdir().unwrap();
+        let mut file = RecordFile::<StoredRecord>::open(merged.path()).unwrap();
+        let Merged { n_new, n_without_blocks, .. } = file.merge(share.path()).unwrap();
+        assert_eq!(n_new, records().len());
+        assert!(n_without_blocks > 1);
+    }
+}
