@@ -65,6 +65,11 @@ pub(crate) fn pickled_folder(name: &str) -> PathBuf {
     folder_of("pickled", name)
 }
 
+/// A folder of `tests/floats`, which `scripts/make-float-fixtures.py` makes.
+pub(crate) fn float_folder(name: &str) -> PathBuf {
+    folder_of("floats", name)
+}
+
 /// A file of `tests/tokenizers`, which `scripts/make-tokenizer-fixtures.py` makes.
 pub(crate) fn tokenizer_file(name: &str) -> PathBuf {
     folder_of("tokenizers", name)
