@@ -143,6 +143,21 @@ MODELS = {
         **GATED, num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
         decoder_sparse_step=2, norm_topk_prob=True,
     ),
+    # Norms in the residual stream behind each module, none at the end, and narrower embeddings.
+    "opt-350m-tiny": transformers.OPTConfig(
+        **SIZES, ffn_dim=64, max_position_embeddings=32, do_layer_norm_before=False, word_embed_proj_dim=20
+    ),
+    # ALiBi with slopes of no power of two, modules one after the other, and as many key heads as queries have.
+    "falcon-rw-tiny": transformers.FalconConfig(
+        **SIZES | {"hidden_size": 36, "num_attention_heads": 6}, max_position_embeddings=32, alibi=True, bias=True,
+        parallel_attn=False, multi_query=False,
+    ),
+    # A norm of its own for each head of queries and keys, of which there are fewer.
+    "stablelm-qk-norm": transformers.StableLmConfig(
+        **LAYERED | {"num_key_value_heads": 2}, partial_rotary_factor=0.5, use_parallel_residual=True, qk_layernorm=True
+    ),
+    # Norms that all heads share.
+    "phi-qk-norm": transformers.PhiConfig(**LAYERED, qk_layernorm=True),
 }
 
 
@@ -169,7 +184,9 @@ def main(names):
         if names and name not in names:
             continue
         generator = torch.Generator().manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+        # Eager attention of Falcon adds ALiBi twice in this version: with the mask, and by itself.
+        attention = "sdpa" if getattr(config, "alibi", False) else "eager"
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).float().eval()
         randomize(model, generator)
         ids = torch.randint(0, VOCAB, (N_SEQUENCES, SEQ_LEN), generator=generator)
         logits = model(ids).logits

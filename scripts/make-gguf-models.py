@@ -109,6 +109,9 @@ MODELS = {
     "stablelm-parallel": transformers.StableLmConfig(
         **LAYERED, partial_rotary_factor=0.5, use_parallel_residual=True
     ),
+    "stablelm-qk-norm": transformers.StableLmConfig(
+        **LAYERED | {"num_key_value_heads": 2}, partial_rotary_factor=0.5, use_parallel_residual=True, qk_layernorm=True
+    ),
 }
 
 
@@ -145,7 +148,14 @@ def convert(name, folder, target):
     tokenizer = {"model": {"type": "BPE", "vocab": tokens, "merges": [['!', '"']]}, "added_tokens": []}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     model_class = conversion.get_model_class(keys["architectures"][0])
-    made = type("Tiny", (model_class,), {"model_arch": model_class.model_arch, "set_vocab": write_vocabulary})
+
+    def modify_tensors(self, *args):
+        # StableLM's norms of heads: `return` in a generator, where `yield from` was meant, so that this version drops them.
+        returned = yield from model_class.modify_tensors(self, *args)
+        yield from returned or ()
+
+    changed = {"set_vocab": write_vocabulary, "modify_tensors": modify_tensors}
+    made = type("Tiny", (model_class,), {"model_arch": model_class.model_arch} | changed)
     made(folder, gguf.LlamaFileType.MOSTLY_BF16, target, hparams=keys, model_name=name).write()
 
 

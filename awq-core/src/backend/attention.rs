@@ -59,22 +59,23 @@ pub(super) fn causal_attention<B: QuantBackend>(
         let n_keys = first_query + n_queries - first_key;
         let q = q.clone().narrow(2, first_query, n_queries);
         let (k, v) = (k.clone().narrow(2, first_key, n_keys), v.clone().narrow(2, first_key, n_keys));
-        mix(q, k, v, first_query - first_key, shape)
+        mix(q, k, v, [first_query, first_key], shape)
     });
     Tensor::cat(mixed.collect(), 2).swap_dims(1, 2).reshape([batch, seq, n_heads * head_dim])
 }
 
 /// Values mixed for some queries, `[batch, n_heads, n_queries, head_dim]` like `q`; `k` and `v` are
-/// `[batch, n_kv_heads, n_keys, head_dim]`. Query 0 is at the position of key `offset`, query 1 at that of the next.
+/// `[batch, n_kv_heads, n_keys, head_dim]`. Queries are at the positions from `first_query` on, keys from `first_key` on.
 fn mix<B: QuantBackend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,
-    offset: usize,
+    [first_query, first_key]: [usize; 2],
     shape: &AttentionShape,
 ) -> Tensor<B, 4> {
     let [batch, n_heads, n_queries, head_dim] = q.dims();
     let [_, n_kv_heads, n_keys, _] = k.dims();
+    let offset = first_query - first_key;
     let n_rep = n_heads / n_kv_heads;
     let (device, dtype) = (q.device(), q.dtype());
     // Query heads of one key head become rows of one matrix: no copy of keys or values is needed.
@@ -88,13 +89,10 @@ fn mix<B: QuantBackend>(
     let scores = match &shape.slopes {
         None => scores,
         Some(slopes) => {
-            // Positions count from the last key: a softmax does not see by how much all scores are shifted.
-            let distances: Vec<f32> = (0..n_keys).map(|key| key as f32 - (n_keys - 1) as f32).collect();
-            let distances = Tensor::<B, 1>::from_data(TensorData::new(distances, [n_keys]), (&device, DType::F32));
-            let slopes = TensorData::new(slopes.clone(), [n_heads]);
-            let slopes = Tensor::<B, 1>::from_data(slopes, (&device, DType::F32));
-            let slopes = slopes.reshape([1, n_kv_heads, n_rep, 1, 1]);
-            scores + slopes * distances.reshape([1, 1, 1, 1, n_keys])
+            // Distances count from the last key: a softmax does not see by how much all scores are shifted.
+            let biases = (0..n_heads).flat_map(|head| slopes.of_keys(head, first_key..first_key + n_keys)).collect();
+            let biases = TensorData::new::<f32, _>(biases, [1, n_kv_heads, n_rep, 1, n_keys]);
+            scores + Tensor::<B, 5>::from_data(biases, (&device, DType::F32))
         }
     };
     let ones = || Tensor::<B, 2, Int>::ones([n_queries, n_keys], &device);

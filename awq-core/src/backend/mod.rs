@@ -23,7 +23,7 @@ pub use clip::ClipOutcome;
 
 use crate::activation::Activation;
 use crate::grid::Grid;
-pub use crate::host::attention::AttentionShape;
+pub use crate::host::attention::{AttentionShape, SlopeBias, Slopes};
 use crate::kernel::DeviceWeight;
 use crate::numbers::Number;
 use crate::quantized::QuantizedWeight;

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::cache::{KvCache, TILE};
 use super::{Heads, Scoring};
-use crate::host::attention::{add_slope, first_visible};
+use crate::host::attention::first_visible;
 use crate::host::elementwise::{lane_max, lane_sum, soft_cap_chunk};
 use crate::host::exp::exp;
 use crate::host::vectorized;
@@ -28,8 +28,8 @@ struct Row<'a> {
     first: usize,
     /// The position after the last that it sees.
     end: usize,
-    /// Of its head, by ALiBi.
-    slope: f32,
+    /// Its head.
+    head: usize,
     /// Where its result begins in the task's part of the output.
     out_start: usize,
 }
@@ -51,8 +51,7 @@ pub(super) fn attend(
     let row = |token: usize, head: usize, out_start| {
         let position = n_positions - n_queries + token;
         let query = &queries[token * stride + head * dim..][..dim];
-        let slope = scoring.slopes.as_ref().map_or(0.0, |slopes| slopes[head]);
-        Row { query, first: first_visible(window, position), end: position + 1, slope, out_start }
+        Row { query, first: first_visible(window, position), end: position + 1, head, out_start }
     };
     let one_token = |kv_head: usize, out: &mut [f32]| {
         let rows: Vec<Row<'_>> = (0..n_rep).map(|rep| row(0, kv_head * n_rep + rep, rep * dim)).collect();
@@ -134,8 +133,8 @@ fn block<const ROWS: usize>(
     for ((row, weights), inverse_sum) in rows.iter().zip(weights.chunks_exact_mut(stride)).zip(&mut inverse_sums) {
         let (before, weights) = weights.split_at_mut(row.first - first_position);
         let (seen, after) = weights.split_at_mut(row.end - row.first);
-        if row.slope != 0.0 {
-            add_slope(seen, row.slope, row.first, row.end - 1);
+        if let Some(slopes) = &scoring.slopes {
+            slopes.add(seen, row.head, row.first, row.end - 1);
         }
         let max = lane_max(seen);
         for weight in seen.iter_mut() {
@@ -230,6 +229,7 @@ fn mix<const ROWS: usize, const WIDTH: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::attention::{SlopeBias, Slopes};
 
     /// Softmax attention in f64, from the definition.
     fn expected(
@@ -251,7 +251,8 @@ mod tests {
                     let score = dot(slice(k)) * f64::from(*scale);
                     let score = cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
                     let distance = position as f64 - (first + i) as f64;
-                    let score = score + slopes.as_ref().map_or(0.0, |slopes| f64::from(slopes[head]) * distance);
+                    let score =
+                        score + slopes.as_ref().map_or(0.0, |slopes| f64::from(slopes.of_heads[head]) * distance);
                     if is_seen { score.exp() } else { 0.0 }
                 };
                 let weights: Vec<f64> = keys.iter().enumerate().map(weight).collect();
@@ -274,7 +275,8 @@ mod tests {
         let windows = [None, Some(1), Some(7), Some(16), Some(33), Some(5000)];
         let scoring = |(dim, ..): (usize, usize, usize), window: Option<usize>| {
             [(1.0 / (dim as f32).sqrt(), None), (0.3, Some(1.5))].map(|(scale, cap)| {
-                let slopes = cap.map(|_| vec![0.5, 0.25, 0.1, 0.01, 0.3, 0.7]);
+                let of_heads = vec![0.5, 0.25, 0.1, 0.01, 0.3, 0.7];
+                let slopes = cap.map(|_| Slopes { of_heads, bias: SlopeBias::Distance });
                 Scoring { window, scale, cap, slopes }
             })
         };

@@ -20,6 +20,7 @@ mod stack;
 pub use self::model::{DecodeModel, DecodeOptions, Footprint};
 pub use self::sample::{NotFinite, Sampler, Sampling};
 pub use self::session::{DecodeError, Session};
+use crate::host::attention::Slopes;
 
 /// Geometry of attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,8 +42,8 @@ struct Scoring {
     scale: f32,
     /// Then `cap * tanh(x / cap)`.
     cap: Option<f32>,
-    /// For each query head what [`crate::model::wiring::Alibi`] says.
-    slopes: Option<Vec<f32>>,
+    /// What is added to them by positions.
+    slopes: Option<Slopes>,
 }
 
 impl Heads {

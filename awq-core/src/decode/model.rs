@@ -14,8 +14,8 @@ use crate::load::{Checkpoint, LoadError, ModelConfig, Rope, read_exact_shape};
 use crate::model::layers::NormKind;
 use crate::model::rows::{TokenRows, position_rows};
 use crate::model::wiring::{
-    DenseWiring, ExpertsWiring, FeedForward, InnerWiring, LogitsWiring, Positions, QkNorms, Residual, SharedExpert,
-    Wiring,
+    DenseWiring, ExpertsWiring, FeedForward, InnerWiring, LogitsWiring, Order, Positions, Projections, QkNorms,
+    Residual, SharedExpert, Wiring,
 };
 use crate::model::wiring_of;
 use crate::model::{LinearName, NormName};
@@ -52,19 +52,20 @@ pub struct Footprint {
 pub struct DecodeModel {
     pub(super) config: ModelConfig,
     pub(super) heads: Heads,
-    /// `[vocab, hidden]`.
+    /// `[vocab, width]`.
     pub(super) embedding: Arc<Vec<f32>>,
     /// Ids whose row of the embedding is not finite.
     pub(super) unusable_ids: BTreeSet<u32>,
     /// See [`Wiring::embedding_scale`].
     pub(super) embedding_scale: Option<f32>,
     pub(super) embedding_norm: Option<HostNorm>,
+    pub(super) projections: Option<HostProjections>,
     /// `[max_positions, hidden]`, where positions are learned.
     pub(super) positions: Option<Vec<f32>>,
     /// See [`Wiring::ropes`].
     pub(super) ropes: Vec<Rope>,
     pub(super) blocks: Vec<DecodeBlock>,
-    pub(super) final_norm: HostNorm,
+    pub(super) final_norm: Option<HostNorm>,
     pub(super) head: Linear,
     pub(super) logits: LogitsWiring,
 }
@@ -84,6 +85,8 @@ pub(super) struct DecodeBlock {
     pub(super) mlp_norm: Option<HostNorm>,
     pub(super) mlp: Mlp,
     pub(super) norm_after_mlp: Option<HostNorm>,
+    /// Of the residual stream behind each module, see [`Order::Normalized`].
+    pub(super) stream_norms: Option<[HostNorm; 2]>,
 }
 
 impl DecodeBlock {
@@ -95,10 +98,27 @@ impl DecodeBlock {
     }
 }
 
+/// See [`Wiring::projections`].
+pub(super) struct HostProjections {
+    pub(super) to_stream: Linear,
+    pub(super) from_stream: Linear,
+}
+
 /// Norms of queries and keys.
 pub(super) struct HostQkNorms {
-    pub(super) q: HostNorm,
-    pub(super) k: HostNorm,
+    /// One for all heads of queries, or one for each.
+    q: Vec<HostNorm>,
+    k: Vec<HostNorm>,
+}
+
+impl HostQkNorms {
+    /// Normalizes the queries and the keys of one token.
+    pub(super) fn apply(&self, queries: &mut [f32], keys: &mut [f32]) {
+        for (norms, row) in [(&self.q, queries), (&self.k, keys)] {
+            let width = row.len() / norms.len();
+            norms.iter().zip(row.chunks_exact_mut(width)).for_each(|(norm, heads)| norm.apply(heads));
+        }
+    }
 }
 
 /// A norm on rows, `[n, n_channels]`.
@@ -141,21 +161,24 @@ impl DecodeModel {
         };
         let reader = Reader { config: &config, wiring: &wiring, checkpoint, options };
         let blocks: Result<_, LoadError> = (0..config.n_blocks).map(|block_idx| reader.block(block_idx)).collect();
-        let final_norm = reader.norm(&wiring.final_norm, wiring.norm, hidden)?;
+        let width = wiring.embedding_width(&config);
+        let read_norm = |name: &String| reader.norm(name, wiring.norm, hidden);
+        let final_norm = wiring.final_norm.as_ref().map(read_norm).transpose()?;
+        let projections = wiring.projections.as_ref().map(|projections| reader.projections(projections)).transpose()?;
         let embedding_norm = wiring.embedding_norm.as_ref();
-        let embedding_norm = embedding_norm.map(|name| reader.norm(name, wiring.norm, hidden)).transpose()?;
+        let embedding_norm = embedding_norm.map(read_norm).transpose()?;
         let read_bias = |name: &String| read_exact_shape(checkpoint, name, &[config.vocab_size]);
         let head_bias = wiring.head_bias.as_ref().map(read_bias).transpose()?;
         let head = match &wiring.head {
-            None => Linear::head(embedding.clone(), head_bias, hidden, options),
+            None => Linear::head(embedding.clone(), head_bias, width, options),
             Some(name) if options.head.is_none() => {
                 let name = name.strip_suffix(".weight").unwrap_or(name).to_owned();
                 let part = Part { name, n_out: config.vocab_size, has_bias: head_bias.is_some() };
-                Linear::load(checkpoint, &[part], hidden, options)?
+                Linear::load(checkpoint, &[part], width, options)?
             }
             Some(name) => {
-                let dense = Arc::new(read_exact_shape(checkpoint, name, &[config.vocab_size, hidden])?);
-                Linear::head(dense, head_bias, hidden, options)
+                let dense = Arc::new(read_exact_shape(checkpoint, name, &[config.vocab_size, width])?);
+                Linear::head(dense, head_bias, width, options)
             }
         };
         let heads = reader.heads();
@@ -167,6 +190,7 @@ impl DecodeModel {
             unusable_ids,
             embedding_scale,
             embedding_norm,
+            projections,
             positions,
             ropes,
             blocks: blocks?,
@@ -234,8 +258,14 @@ impl Reader<'_> {
             let scale = scale.map(norm).transpose()?;
             Ok(Dense { inner, up: linear(&module.ups())?, down: linear(&[module.down])?, scale })
         };
-        let qk_norms =
-            |names: QkNorms| -> Result<_, LoadError> { Ok(HostQkNorms { q: norm(names.q)?, k: norm(names.k)? }) };
+        let norms = |names: Vec<NormName>| names.into_iter().map(norm).collect::<Result<Vec<_>, LoadError>>();
+        let qk_norms = |names: QkNorms| -> Result<_, LoadError> {
+            Ok(HostQkNorms { q: norms(names.of_queries())?, k: norms(names.of_keys())? })
+        };
+        let stream_norms = match wiring.residual.order {
+            Order::Normalized { after_attention, after_mlp } => Some([norm(after_attention)?, norm(after_mlp)?]),
+            Order::AttentionFirst | Order::SideBySide => None,
+        };
         Ok(DecodeBlock {
             residual: wiring.residual,
             attention_norm: attention.norm.map(norm).transpose()?,
@@ -243,7 +273,7 @@ impl Reader<'_> {
                 window: self.config.windows[block_idx],
                 scale: score_scale(attention.scale, self.config.head_dim),
                 cap: attention.cap.map(|cap| cap as f32),
-                slopes: attention.alibi.map(|alibi| alibi.slopes(self.config.n_heads)),
+                slopes: attention.alibi.map(|alibi| alibi.biases(self.config.n_heads, self.config.head_dim)),
             },
             rope: attention.rope,
             qkv: linear(&[attention.q, attention.k, attention.v])?,
@@ -267,6 +297,19 @@ impl Reader<'_> {
                 }
             },
             norm_after_mlp: mlp.norm_after.map(norm).transpose()?,
+            stream_norms,
+        })
+    }
+
+    fn projections(&self, names: &Projections) -> Result<HostProjections, LoadError> {
+        let (width, hidden) = (names.width, self.config.hidden_size);
+        let read = |name: &str, n_out: usize, n_in: usize| -> Result<Linear, LoadError> {
+            let values = read_exact_shape(self.checkpoint, name, &[n_out, n_in])?;
+            Ok(Linear::head(Arc::new(values), None, n_in, &DecodeOptions::EXACT))
+        };
+        Ok(HostProjections {
+            to_stream: read(&names.to_stream, hidden, width)?,
+            from_stream: read(&names.from_stream, width, hidden)?,
         })
     }
 

@@ -203,11 +203,17 @@ impl<'m> Session<'m> {
             buffers.attend(model.heads, block, cache, block.rope.map(|rope| &rotaries[rope]), *n_past);
             block.o.product(&buffers.mixed, &mut buffers.delta);
             add_output(&mut buffers.hidden, &mut buffers.delta, block.norm_after_attention.as_ref(), block.residual);
-            if block.residual.order == Order::AttentionFirst {
+            if block.residual.order != Order::SideBySide {
+                if let Some([after_attention, _]) = &block.stream_norms {
+                    after_attention.apply(&mut buffers.hidden);
+                }
                 buffers.norm(block.mlp_norm.as_ref());
                 block.mlp.forward(&buffers.normed, &mut buffers.mlp, &mut buffers.of_mlp);
             }
             add_output(&mut buffers.hidden, &mut buffers.of_mlp, block.norm_after_mlp.as_ref(), block.residual);
+            if let Some([_, after_mlp]) = &block.stream_norms {
+                after_mlp.apply(&mut buffers.hidden);
+            }
         }
         self.n_past += ids.len();
     }
@@ -218,7 +224,13 @@ impl<'m> Session<'m> {
         let first = buffers.hidden.len() - n * model.config.hidden_size;
         buffers.normed.clear();
         buffers.normed.extend_from_slice(&buffers.hidden[first..]);
-        model.final_norm.apply(&mut buffers.normed);
+        if let Some(norm) = &model.final_norm {
+            norm.apply(&mut buffers.normed);
+        }
+        if let Some(projections) = &model.projections {
+            projections.from_stream.product(&buffers.normed, &mut buffers.delta);
+            std::mem::swap(&mut buffers.normed, &mut buffers.delta);
+        }
         model.head.product(&buffers.normed, &mut buffers.logits);
         if let Some(divisor) = model.logits.divisor {
             buffers.logits.iter_mut().for_each(|logit| *logit /= divisor as f32);
@@ -231,7 +243,8 @@ impl<'m> Session<'m> {
 
 impl Buffers {
     fn embed(&mut self, model: &DecodeModel, ids: &[u32], n_past: usize) {
-        let width = model.config.hidden_size;
+        let hidden = model.config.hidden_size;
+        let width = model.projections.as_ref().map_or(hidden, |projections| projections.to_stream.n_in);
         self.hidden.clear();
         for &id in ids {
             self.hidden.extend_from_slice(&model.embedding[id as usize * width..][..width]);
@@ -242,8 +255,12 @@ impl Buffers {
         if let Some(norm) = &model.embedding_norm {
             norm.apply(&mut self.hidden);
         }
+        if let Some(projections) = &model.projections {
+            projections.to_stream.product(&self.hidden, &mut self.delta);
+            std::mem::swap(&mut self.hidden, &mut self.delta);
+        }
         if let Some(positions) = &model.positions {
-            add(&mut self.hidden, &positions[n_past * width..]);
+            add(&mut self.hidden, &positions[n_past * hidden..]);
         }
     }
 
@@ -270,8 +287,8 @@ impl Buffers {
         for (i, row) in self.qkv.chunks_exact_mut(stride).enumerate() {
             let (rotated, value) = row.split_at_mut(q_width + kv_width);
             if let Some(norms) = &block.qk_norms {
-                norms.q.apply(&mut rotated[..q_width]);
-                norms.k.apply(&mut rotated[q_width..]);
+                let (queries, keys) = rotated.split_at_mut(q_width);
+                norms.apply(queries, keys);
             }
             if let Some(rotary) = rotary {
                 rotary.rotate(rotated, n_past + i);

@@ -1,6 +1,8 @@
 //! Causal attention without the `[seq, seq]` score matrix of all heads in memory, and without the half above the diagonal and
 //! what lies before a window.
 
+use std::ops::Range;
+
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
@@ -26,8 +28,62 @@ pub struct AttentionShape {
     pub scale: Option<f64>,
     /// Scores `x` become `cap * tanh(x / cap)`.
     pub cap: Option<f64>,
-    /// A slope a head: `-slope * distance` between query and key is added to its scores (ALiBi).
-    pub slopes: Option<Vec<f32>>,
+    /// What is added to scores by positions (ALiBi).
+    pub slopes: Option<Slopes>,
+}
+
+/// Attention with linear biases: what is added to scores by the positions of query and key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slopes {
+    /// One a head.
+    pub of_heads: Vec<f32>,
+    /// What is made of a slope and positions.
+    pub bias: SlopeBias,
+}
+
+/// What a slope adds to a score.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum SlopeBias {
+    /// `-slope * distance` between query and key.
+    Distance,
+    /// `slope * position` of the key, of which slope, position and product are rounded to bf16, over `divisor` (Falcon in
+    /// transformers). All scores of a query are larger by as much as its own position would add, which a softmax does not see.
+    Bf16Position {
+        /// What products are divided by.
+        divisor: f32,
+    },
+}
+
+impl Slopes {
+    /// Adds to `scores` of a query at position `query` with the keys from `first_key` on.
+    #[inline(always)]
+    pub(crate) fn add(&self, scores: &mut [f32], head: usize, first_key: usize, query: usize) {
+        let slope = self.of_heads[head];
+        match self.bias {
+            SlopeBias::Distance => {
+                for (idx, score) in scores.iter_mut().enumerate() {
+                    *score += slope * ((first_key + idx) as f32 - query as f32);
+                }
+            }
+            SlopeBias::Bf16Position { divisor } => {
+                for (idx, score) in scores.iter_mut().enumerate() {
+                    *score += bf16_bias(slope, first_key + idx) / divisor;
+                }
+            }
+        }
+    }
+
+    /// What is added to the scores of `head` for keys at `positions`, up to a number for each query.
+    pub(crate) fn of_keys(&self, head: usize, positions: Range<usize>) -> Vec<f32> {
+        let mut biases = vec![0.0; positions.len()];
+        self.add(&mut biases, head, positions.start, positions.end - 1);
+        biases
+    }
+}
+
+fn bf16_bias(slope: f32, position: usize) -> f32 {
+    let rounded = |value: f32| half::bf16::from_f32(value).to_f32();
+    rounded(rounded(slope) * rounded(position as f32))
 }
 
 impl AttentionShape {
@@ -104,7 +160,7 @@ pub fn causal_attention(
             for (row_idx, row) in scores.chunks_exact_mut(n_keys).enumerate() {
                 let query = first_query + row_idx;
                 if let Some(slopes) = &shape.slopes {
-                    add_slope(row, slopes[head], first_key, query);
+                    slopes.add(row, head, first_key, query);
                 }
                 softmax_between(row, shape.first_visible(query) - first_key, query + 1 - first_key);
             }
@@ -119,14 +175,6 @@ pub fn causal_attention(
         }
     });
     out
-}
-
-/// Adds `slope` times the position of each key, less that of the query.
-#[inline(always)]
-pub(crate) fn add_slope(scores: &mut [f32], slope: f32, first_key: usize, query: usize) {
-    for (idx, score) in scores.iter_mut().enumerate() {
-        *score += slope * ((first_key + idx) as f32 - query as f32);
-    }
 }
 
 /// `n` rows of `width` values that lie `stride` apart.

@@ -1,13 +1,14 @@
-//! Folders that another tool has quantized: they are named as such, before anything in them is missed.
+//! Folders that another tool has quantized in a way that is not read: they are named as such, before anything in them is missed.
 
 use std::path::Path;
 
 use serde_json::Value as Json;
 
+use super::scaled::{self, Scheme};
 use super::{Checkpoint, LoadError, read_json};
 
 /// Keys under which tools write their settings into `config.json`, and files of their own beside it.
-const KEYS: [&str; 3] = ["quantization_config", "compression_config", "quantization"];
+pub(crate) const KEYS: [&str; 3] = ["quantization_config", "compression_config", "quantization"];
 const FILES: [&str; 4] =
     ["quantization_config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json"];
 
@@ -39,9 +40,14 @@ const PARTS: [(&str, &str); 9] = [
     ("._data._data", "quanto"),
 ];
 
+/// How the weights are stored, where settings say that they are small floats with scales.
+///
 /// # Errors
-/// Settings of another tool in `config.json` or beside it.
-pub(crate) fn check_settings(folder: &Path, config_file: &Path, config: &Json) -> Result<(), LoadError> {
+/// Other settings of another tool in `config.json` or beside it.
+pub(crate) fn check_settings(folder: &Path, config_file: &Path, config: &Json) -> Result<Option<Scheme>, LoadError> {
+    if let Some(scheme) = scaled::scheme(config_file, config)? {
+        return Ok(Some(scheme));
+    }
     let nested = config.get("text_config").unwrap_or(&Json::Null);
     for (settings, key) in [config, nested].iter().flat_map(|config| KEYS.iter().map(move |key| (&config[*key], *key)))
     {
@@ -51,7 +57,7 @@ pub(crate) fn check_settings(folder: &Path, config_file: &Path, config: &Json) -
     }
     match FILES.iter().map(|name| folder.join(name)).find(|file| file.exists()) {
         Some(file) => Err(quantized(&file, &described(&read_json(&file)?, "quant_method"))),
-        None => Ok(()),
+        None => Ok(None),
     }
 }
 
@@ -72,7 +78,7 @@ pub(crate) fn check_tensors(checkpoint: &dyn Checkpoint) -> Result<(), LoadError
 }
 
 /// `awq: bits 4, group size 128 (by gptqmodel:7.7.0)`.
-fn described(settings: &Json, key: &str) -> String {
+pub(super) fn described(settings: &Json, key: &str) -> String {
     let text = |value: &Json| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let method = ["quant_method", "method", "quant_type"].iter().find_map(|name| settings[*name].as_str());
     let flags = [("load_in_4bit", "bitsandbytes, 4 bit"), ("load_in_8bit", "bitsandbytes, 8 bit")];

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::scaled::{ScaledCheckpoint, Scheme};
 use super::{Checkpoint, LoadError, PickledCheckpoint, SafetensorsCheckpoint};
 
 /// Files of weights in the order in which they are looked for, which is that of transformers: the first that is there is read.
@@ -20,4 +21,12 @@ pub fn open_weights(folder: &Path) -> Result<Arc<dyn Checkpoint>, LoadError> {
     } else {
         Ok(Arc::new(SafetensorsCheckpoint::open_folder(folder)?))
     }
+}
+
+/// The same of a folder whose settings say that weights are small floats with scales: they are restored as they are read.
+///
+/// # Errors
+/// As [`open_weights`] and [`ScaledCheckpoint::new`]; such weights are read from safetensors alone.
+pub(crate) fn open_weights_of(folder: &Path, scheme: &Scheme) -> Result<Arc<dyn Checkpoint>, LoadError> {
+    Ok(Arc::new(ScaledCheckpoint::new(SafetensorsCheckpoint::open_folder(folder)?, scheme)?))
 }

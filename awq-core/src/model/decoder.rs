@@ -12,7 +12,8 @@ use super::packing::{PackedSequences, Packing, indices};
 use super::rotary::Rotary;
 use super::rows::{TokenRows, position_rows};
 use super::wiring::{
-    BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerWiring, LogitsWiring, Order, Positions, Wiring,
+    BlockWiring, DenseWiring, ExpertsWiring, FeedForward, InnerWiring, LogitsWiring, Order, Positions, Projections,
+    Wiring,
 };
 use super::{Block, BlockLayout, BlockParams, Decoder, NoTap, NormName, Tap, ids_tensor};
 use crate::activation::Activation;
@@ -35,7 +36,9 @@ pub(super) struct WiredDecoder<B: QuantBackend> {
     positions: Option<Tensor<B, 2>>,
     /// See [`Wiring::ropes`].
     rotaries: Vec<Arc<Rotary<B>>>,
-    final_norm: Norm<B>,
+    /// See [`Wiring::projections`]: into the residual stream, and out of it.
+    projections: Option<[Tensor<B, 2>; 2]>,
+    final_norm: Option<Norm<B>>,
     /// `None` for a tied head: the embedding is used.
     head: Option<Tensor<B, 2>>,
     head_bias: Option<Tensor<B, 1>>,
@@ -54,9 +57,10 @@ impl<B: QuantBackend> WiredDecoder<B> {
         device: &B::Device,
     ) -> Result<Self, LoadError> {
         let (source, hidden) = (checkpoint.as_ref(), config.hidden_size);
-        let vocab_by_hidden = [config.vocab_size, hidden];
+        let width = wiring.embedding_width(&config);
+        let vocab_by_width = [config.vocab_size, width];
         let rows = TokenRows::read(source, &wiring, &config)?;
-        let embedding = Tensor::from_data(TensorData::new(rows.values, vocab_by_hidden), device);
+        let embedding = Tensor::from_data(TensorData::new(rows.values, vocab_by_width), device);
         let positions = match &wiring.positions {
             Positions::Rotary => None,
             Positions::Learned { tensor, first_row } => {
@@ -66,10 +70,15 @@ impl<B: QuantBackend> WiredDecoder<B> {
             }
         };
         let rotaries = wiring.ropes.iter().map(|rope| Arc::new(Rotary::new(rope.clone(), device.clone()))).collect();
-        let final_norm = norm(source, &wiring.final_norm, hidden, wiring.norm, config.norm_eps, device)?;
+        let read_projections = |names: &Projections| -> Result<_, LoadError> {
+            let to_stream = matrix(source, &names.to_stream, [hidden, width], device)?;
+            Ok([to_stream, matrix(source, &names.from_stream, [width, hidden], device)?])
+        };
+        let projections = wiring.projections.as_ref().map(read_projections).transpose()?;
         let read_norm = |name: &String| norm(source, name, hidden, wiring.norm, config.norm_eps, device);
+        let final_norm = wiring.final_norm.as_ref().map(read_norm).transpose()?;
         let embedding_norm = wiring.embedding_norm.as_ref().map(read_norm).transpose()?;
-        let head = wiring.head.as_ref().map(|name| matrix(source, name, vocab_by_hidden, device)).transpose()?;
+        let head = wiring.head.as_ref().map(|name| matrix(source, name, vocab_by_width, device)).transpose()?;
         let read_bias = |name: &String| vector(source, name, config.vocab_size, device);
         let head_bias = wiring.head_bias.as_ref().map(read_bias).transpose()?;
         let device = device.clone();
@@ -83,6 +92,7 @@ impl<B: QuantBackend> WiredDecoder<B> {
             embedding_norm,
             positions,
             rotaries,
+            projections,
             final_norm,
             head,
             head_bias,
@@ -99,11 +109,21 @@ impl<B: QuantBackend> WiredDecoder<B> {
             None => rows,
             Some(scale) => rows * scale,
         };
-        match &self.embedding_norm {
+        let rows = match &self.embedding_norm {
             None => rows,
             Some(norm) => norm.forward(rows),
+        };
+        match &self.projections {
+            None => rows,
+            Some([to_stream, _]) => projected(rows, to_stream),
         }
     }
+}
+
+/// `x W^T` of `x: [batch, seq, in]` by `weight: [out, in]`, in f32 arithmetic.
+fn projected<B: QuantBackend>(x: Tensor<B, 3>, weight: &Tensor<B, 2>) -> Tensor<B, 3> {
+    let ([batch, seq, n_in], [n_out, _]) = (x.dims(), weight.dims());
+    product(x.reshape([batch * seq, n_in]), weight.clone(), Arithmetic::F32).reshape([batch, seq, n_out])
 }
 
 /// Reads `{prefix}.weight` and, of a LayerNorm, `{prefix}.bias`.
@@ -192,7 +212,7 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
                 window: config.windows[block_idx],
                 scale: block.attention.scale,
                 cap: block.attention.cap,
-                slopes: block.attention.alibi.map(|alibi| alibi.slopes(config.n_heads)),
+                slopes: block.attention.alibi.map(|alibi| alibi.biases(config.n_heads, config.head_dim)),
             },
             rotary: block.attention.rope.map(|rope| self.rotaries[rope].clone()),
         }))
@@ -209,7 +229,14 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
     }
 
     fn final_norm(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.final_norm.forward(hidden)
+        let normed = match &self.final_norm {
+            None => hidden,
+            Some(norm) => norm.forward(hidden),
+        };
+        match &self.projections {
+            None => normed,
+            Some([_, from_stream]) => projected(normed, from_stream),
+        }
     }
 
     fn head_weight(&self) -> Tensor<B, 2> {
@@ -287,6 +314,12 @@ impl<B: QuantBackend> WiredBlock<B> {
                 let normed = self.normed(mlp.norm, &hidden);
                 hidden + self.added(mlp.norm_after, self.mlp(normed, tap))
             }
+            Order::Normalized { after_attention, after_mlp } => {
+                let hidden = self.params.norm(after_attention).forward(hidden + of_attention);
+                let normed = self.normed(mlp.norm, &hidden);
+                let hidden = hidden + self.added(mlp.norm_after, self.mlp(normed, tap));
+                self.params.norm(after_mlp).forward(hidden)
+            }
             Order::SideBySide => {
                 // One tensor where both read one: it is captured under two names.
                 let is_shared = mlp.norm == attention.norm;
@@ -307,7 +340,7 @@ impl<B: QuantBackend> WiredBlock<B> {
         let project = |name| self.params.forward(name, input.clone());
         let (mut q, mut k, v) = (project(names.q), project(names.k), project(names.v));
         if let Some(norms) = names.qk_norms {
-            (q, k) = (self.norm_qk(norms.q, q), self.norm_qk(norms.k, k));
+            (q, k) = (self.norm_qk(&norms.of_queries(), q), self.norm_qk(&norms.of_keys(), k));
         }
         let rotary = self.rotary.as_deref();
         let mixed = match packed {
@@ -341,12 +374,19 @@ impl<B: QuantBackend> WiredBlock<B> {
         }
     }
 
-    /// Normalizes queries or keys, `[batch, seq, n_heads * head_dim]`, as many channels at once as the norm has.
-    fn norm_qk(&self, norm: NormName, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let (norm, [batch, seq, width]) = (self.params.norm(norm), x.dims());
-        let [n_channels] = norm.weight.dims();
+    /// Normalizes queries or keys, `[batch, seq, n_heads * head_dim]`, as many channels at once as the norm has: all by one, or
+    /// each head by its own.
+    fn norm_qk(&self, norms: &[NormName], x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let (first, [batch, seq, width]) = (self.params.norm(norms[0]), x.dims());
+        let [n_channels] = first.weight.dims();
         let rows = x.reshape([batch, seq * (width / n_channels), n_channels]);
-        norm.forward(rows).reshape([batch, seq, width])
+        if norms.len() == 1 {
+            return first.forward(rows).reshape([batch, seq, width]);
+        }
+        let plain = Norm { weight: first.weight.ones_like(), ..first.clone() };
+        let weights = norms.iter().map(|norm| self.params.norm(*norm).weight.clone()).collect();
+        let scale = Norm { weight: Tensor::cat(weights, 0), kind: NormKind::Scale, ..first.clone() };
+        scale.forward(plain.forward(rows).reshape([batch, seq, width]))
     }
 
     /// A feed-forward module, or one expert.

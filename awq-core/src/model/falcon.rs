@@ -2,14 +2,14 @@
 //!
 //! In Falcon 7B one norm feeds both modules, in the newer architecture (40B) each module has its own; models whose modules stand
 //! one after the other are read as well. Groups are those of the official AWQ code (`auto_scale.py`, `falcon`), which leaves the
-//! output projection without a scale. Models with ALiBi are refused.
+//! output projection without a scale. Falcon-RW has ALiBi in the place of rotations.
 
 use serde_json::json;
 
 use super::gpt_neox::{Names, layered, plain};
 use super::keys::activation;
 use super::layout::{reads, scales};
-use super::wiring::{AttentionWiring, BlockWiring, MlpWiring, Order, Residual, Wiring};
+use super::wiring::{Alibi, AttentionWiring, BlockWiring, MlpWiring, Order, Residual, Wiring};
 use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, NormName, PrevOp, bad_key, llama};
 use crate::activation::Activation;
 use crate::load::{self, Checkpoint, Class, Fused, InnerSize, KvHeads, LoadError, ModelConfig, by_key_head, layouts};
@@ -69,6 +69,7 @@ const IN_TURN: BlockTable = BlockTable {
 
 const NEW: &str = "new_decoder_architecture";
 const PARALLEL: &str = "parallel_attn";
+const ALIBI: &str = "alibi";
 const N_NORMS: &str = "num_ln_in_parallel_attn";
 
 /// Falcon 1B to 180B. `bias` is about all linears.
@@ -85,7 +86,7 @@ pub(crate) const FALCON: Class = Class {
     attention_bias: (Some("bias"), false),
     has_mlp_bias_key: false,
     eos_id: Some(11),
-    own_keys: &[PARALLEL],
+    own_keys: &[PARALLEL, ALIBI],
     fused: &[Fused {
         name: "self_attention.query_key_value",
         order: load::Order::OutIn,
@@ -119,9 +120,15 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
         (false, _) => (IN_TURN, NORM, AFTER_ATTENTION),
     };
     let activation = activation(config, checkpoint, "activation", Activation::Gelu)?;
+    let has_alibi = is(ALIBI, false);
+    let attention = AttentionWiring::rotated(norm, [Q, K, V, O]);
+    let attention = match has_alibi {
+        true => AttentionWiring { rope: None, alibi: Some(Alibi::Bf16), ..attention },
+        false => attention,
+    };
     let block = BlockWiring {
         layout: table.layout(0),
-        attention: AttentionWiring::rotated(norm, [Q, K, V, O]),
+        attention,
         mlp: MlpWiring { norm: Some(mlp_norm), module: plain(UP, activation, ACT, DOWN), norm_after: None },
         residual: Residual { order: if is_parallel { Order::SideBySide } else { Order::AttentionFirst }, scale: None },
     };
@@ -132,5 +139,6 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
         head: "lm_head.weight".into(),
     };
     let biased = if config.attention_bias { vec![Q, K, V, O, UP, DOWN] } else { Vec::new() };
-    Ok(layered(config, names, block, biased))
+    let wiring = layered(config, names, block, biased);
+    Ok(if has_alibi { Wiring { ropes: Vec::new(), ..wiring } } else { wiring })
 }

@@ -52,6 +52,13 @@ impl fmt::Display for LinearName {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NormName(pub &'static str);
 
+impl NormName {
+    /// The name with a number in the place of `{}`.
+    pub(crate) fn numbered(self, number: usize) -> Self {
+        Self(LinearName(self.0).of_expert(number).0)
+    }
+}
+
 /// What is known of one linear of a family.
 #[derive(Clone, Copy, Debug)]
 pub struct LinearFacts {

@@ -93,8 +93,6 @@ pub(crate) const MISTRAL: Class = Class {
     windows: Windows::EveryBlock(Some(4096)),
     attention_bias: (None, false),
     has_mlp_bias_key: false,
-    // llama.cpp stores it as `llama`.
-    gguf: None,
     ..LLAMA
 };
 
@@ -164,6 +162,7 @@ pub(super) fn named(config: &ModelConfig, blocks: Vec<Arc<BlockWiring>>, biased:
         embedding: "model.embed_tokens.weight".into(),
         embedding_scale: None,
         embedding_norm: None,
+        projections: None,
         positions: Positions::Rotary,
         ropes: vec![config.rope()],
         block_prefix: "model.layers".into(),
@@ -171,7 +170,7 @@ pub(super) fn named(config: &ModelConfig, blocks: Vec<Arc<BlockWiring>>, biased:
         norm: NormKind::Rms,
         scaled_activations: false,
         biased,
-        final_norm: "model.norm".into(),
+        final_norm: Some("model.norm".into()),
         head: (!config.tie_word_embeddings).then(|| "lm_head.weight".into()),
         head_bias: None,
         logits: LogitsWiring::default(),

@@ -158,13 +158,14 @@ pub trait Decoder<B: QuantBackend>: Send + Sync {
     /// A head that cannot be read.
     fn over(&self, checkpoint: Arc<dyn Checkpoint>) -> Result<Box<dyn Decoder<B>>, LoadError>;
 
-    /// The last norm: hidden states `[batch, seq, hidden]` to what the head multiplies.
+    /// The last norm, and the projection behind it where there is one: hidden states `[batch, seq, hidden]` to what the head
+    /// multiplies, `[batch, seq, width]` as wide as embeddings are.
     fn final_norm(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3>;
 
-    /// The weight of the head, `[vocab, hidden]`; the embedding where they are tied.
+    /// The weight of the head, `[vocab, width]`; the embedding where they are tied.
     fn head_weight(&self) -> Tensor<B, 2>;
 
-    /// Normed hidden rows `[n, hidden]` to logits `[n, vocab]`.
+    /// Rows of [`Decoder::final_norm`], `[n, width]`, to logits `[n, vocab]`.
     fn head(&self, rows: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2>;
 }
 

@@ -1,17 +1,19 @@
 //! OPT (Zhang et al. 2022): learned positions, LayerNorm before each module, ReLU, a bias on every linear, a tied head.
 //!
-//! The sizes that normalize after each module or project their embeddings (OPT-350m) are refused: there a norm's output
-//! also goes past the linears, so that no scale can be folded into it.
+//! OPT-350m normalizes the residual stream behind each module, and projects narrower embeddings into it: there a norm's output
+//! also goes past the linears, so that no scale can be folded into it. (The AWQ code folds all the same, and so changes what
+//! the model computes.)
 
 use std::sync::Arc;
 
 use serde_json::json;
 
+use super::keys::number;
 use super::layers::NormKind;
 use super::layout::{reads, scales};
 use super::wiring::{
-    AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, LogitsWiring, MlpWiring, Positions, Residual,
-    Wiring,
+    AttentionWiring, BlockWiring, DenseWiring, FeedForward, InnerWiring, LogitsWiring, MlpWiring, Order, Positions,
+    Projections, Residual, Wiring,
 };
 use super::{BlockTable, Inspect, LinearName, NormName, PrevOp, bad_key, check_fixed};
 use crate::activation::Activation;
@@ -44,6 +46,15 @@ const TABLE: BlockTable = BlockTable {
         scales(PrevOp::Norm(MLP_NORM), &[FC1], Inspect::Linear),
         scales(PrevOp::Linear(FC1), &[FC2], Inspect::Linear),
     ],
+};
+
+/// The same where norms are part of the residual stream.
+const NORMALIZED: BlockTable = BlockTable {
+    scale_groups: &[
+        scales(PrevOp::Linear(V), &[O], Inspect::Linear),
+        scales(PrevOp::Linear(FC1), &[FC2], Inspect::Linear),
+    ],
+    ..TABLE
 };
 
 /// The position table begins with this many rows that no position uses: position `p` has row `p + 2`.
@@ -84,20 +95,19 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
         let problem = format!("{n_heads}, expected a divisor of hidden_size, {hidden}");
         return Err(bad_key(checkpoint, "num_attention_heads", problem));
     }
-    let fixed = [
-        ("do_layer_norm_before", json!(true)),
-        ("word_embed_proj_dim", json!(hidden)),
-        ("activation_function", json!("relu")),
-        ("layer_norm_elementwise_affine", json!(true)),
-        ("_remove_final_layer_norm", json!(false)),
-    ];
+    let fixed = [("activation_function", json!("relu")), ("layer_norm_elementwise_affine", json!(true))];
     check_fixed(config, checkpoint, &fixed)?;
     let prefix = prefix(checkpoint);
+    let is_on = |key: &str, default: bool| config.raw.get(key).map_or(default, |value| *value == json!(true));
+    let is_before = is_on("do_layer_norm_before", true);
+    let width = number(config, checkpoint, "word_embed_proj_dim", hidden)?;
+    let before = |norm: NormName| is_before.then_some(norm);
+    let attention = AttentionWiring::rotated(ATTENTION_NORM, [Q, K, V, O]);
     let block = Arc::new(BlockWiring {
-        layout: TABLE.layout(0),
-        attention: AttentionWiring { rope: None, ..AttentionWiring::rotated(ATTENTION_NORM, [Q, K, V, O]) },
+        layout: if is_before { TABLE } else { NORMALIZED }.layout(0),
+        attention: AttentionWiring { norm: before(ATTENTION_NORM), rope: None, ..attention },
         mlp: MlpWiring {
-            norm: Some(MLP_NORM),
+            norm: before(MLP_NORM),
             module: FeedForward::Dense(DenseWiring {
                 inner: InnerWiring::Plain { up: FC1, activation: Activation::Relu, scale: None },
                 down: FC2,
@@ -105,12 +115,24 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
             }),
             norm_after: None,
         },
-        residual: Residual::PLAIN,
+        residual: match is_before {
+            true => Residual::PLAIN,
+            false => Residual {
+                order: Order::Normalized { after_attention: ATTENTION_NORM, after_mlp: MLP_NORM },
+                scale: None,
+            },
+        },
     });
+    let has_last_norm = is_before && !is_on("_remove_final_layer_norm", false);
     Ok(Wiring {
         embedding: format!("{prefix}.embed_tokens.weight"),
         embedding_scale: None,
         embedding_norm: None,
+        projections: (width != hidden).then(|| Projections {
+            width,
+            to_stream: format!("{prefix}.project_in.weight"),
+            from_stream: format!("{prefix}.project_out.weight"),
+        }),
         positions: Positions::Learned {
             tensor: format!("{prefix}.embed_positions.weight"),
             first_row: POSITION_OFFSET,
@@ -121,7 +143,7 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
         norm: NormKind::Layer,
         scaled_activations: false,
         biased: if config.attention_bias { vec![Q, K, V, O, FC1, FC2] } else { Vec::new() },
-        final_norm: format!("{prefix}.final_layer_norm"),
+        final_norm: has_last_norm.then(|| format!("{prefix}.final_layer_norm")),
         head: (!config.tie_word_embeddings).then(|| "lm_head.weight".into()),
         head_bias: None,
         logits: LogitsWiring::default(),

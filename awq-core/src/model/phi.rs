@@ -1,13 +1,15 @@
 //! Phi-1, Phi-1.5 and Phi-2: both modules read the output of one LayerNorm, heads are rotated in part, a GELU without a gate, a
 //! bias on every linear and on the head.
 //!
-//! The AWQ code does not have it: groups are as for Falcon 7B, where one norm feeds both modules. Models with norms of queries and
-//! keys (`qk_layernorm`) are refused.
+//! The AWQ code does not have it: groups are as for Falcon 7B, where one norm feeds both modules. Heads of queries and keys may be
+//! normalized.
+
+use serde_json::json;
 
 use super::gpt_neox::{Names, layered, plain};
 use super::keys::activation;
 use super::layout::{reads, scales};
-use super::wiring::{AttentionWiring, BlockWiring, MlpWiring, Order, Residual, Wiring};
+use super::wiring::{AttentionWiring, BlockWiring, MlpWiring, NormSpan, Order, QkNorms, Residual, Wiring};
 use super::{BlockTable, GroupTable, Inspect, LinearFacts, LinearName, NormName, PrevOp, llama};
 use crate::activation::Activation;
 use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig, layouts};
@@ -37,7 +39,10 @@ const TABLE_GQA: BlockTable = BlockTable { linears: LINEARS, stages: STAGES, sca
 const TABLE_MHA: BlockTable =
     BlockTable { linears: LINEARS, stages: STAGES, scale_groups: &[ALL_INPUTS, O_GROUP, DOWN_GROUP] };
 
+const QK_NORM: &str = "qk_layernorm";
 const SHARE: &str = "partial_rotary_factor";
+const QK_NORMS: QkNorms =
+    QkNorms { q: NormName("self_attn.q_layernorm"), k: NormName("self_attn.k_layernorm"), span: NormSpan::Head };
 
 /// Phi-1 to Phi-2.
 pub(crate) const PHI: Class = Class {
@@ -52,7 +57,7 @@ pub(crate) const PHI: Class = Class {
     norm_eps: (Some("layer_norm_eps"), 1e-5),
     attention_bias: (None, true),
     has_mlp_bias_key: false,
-    own_keys: &[SHARE],
+    own_keys: &[SHARE, QK_NORM],
     gguf: layouts::PHI,
     ..llama::LLAMA
 };
@@ -63,7 +68,10 @@ pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Resul
     let activation = activation(config, checkpoint, "hidden_act", Activation::GeluTanh)?;
     let block = BlockWiring {
         layout: table.layout(0),
-        attention: AttentionWiring::rotated(NORM, [Q, K, V, O]),
+        attention: AttentionWiring {
+            qk_norms: (config.raw.get(QK_NORM) == Some(&json!(true))).then_some(QK_NORMS),
+            ..AttentionWiring::rotated(NORM, [Q, K, V, O])
+        },
         mlp: MlpWiring { norm: Some(NORM), module: plain(UP, activation, ACT, DOWN), norm_after: None },
         residual: Residual { order: Order::SideBySide, scale: None },
     };

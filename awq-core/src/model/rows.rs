@@ -8,7 +8,7 @@ use crate::load::{Checkpoint, LoadError, ModelConfig, read_any_exact_shape};
 /// The embedding. Where a head of its own stands beside it, rows of ids that no text has (the table was padded, a token never
 /// trained) are read by nothing, and some checkpoints hold NaN there.
 pub(crate) struct TokenRows {
-    /// `[vocab, hidden]`.
+    /// `[vocab, width]`, see [`Wiring::embedding_width`].
     pub(crate) values: Vec<f32>,
     /// Ids whose row is not finite.
     pub(crate) unusable_ids: BTreeSet<u32>,
@@ -18,7 +18,8 @@ impl TokenRows {
     /// # Errors
     /// A tensor that is missing or misshapen, or one that is the head, too, and not finite.
     pub(crate) fn read(checkpoint: &dyn Checkpoint, wiring: &Wiring, config: &ModelConfig) -> Result<Self, LoadError> {
-        let shape = [config.vocab_size, config.hidden_size];
+        let width = wiring.embedding_width(config);
+        let shape = [config.vocab_size, width];
         let name = &wiring.embedding;
         if wiring.head.is_none() {
             let values = crate::load::read_exact_shape(checkpoint, name, &shape)?;
@@ -26,7 +27,7 @@ impl TokenRows {
         }
         let values = read_any_exact_shape(checkpoint, name, &shape)?;
         let is_unusable = |row: &[f32]| !row.iter().all(|value| value.is_finite());
-        let rows = values.chunks(config.hidden_size).zip(0..);
+        let rows = values.chunks(width).zip(0..);
         let unusable_ids = rows.filter(|(row, _)| is_unusable(row)).map(|(_, id)| id).collect();
         Ok(Self { values, unusable_ids })
     }

@@ -1,7 +1,6 @@
 //! StableLM: Llama's linears under LayerNorms, heads that are rotated in part, biases on q, k and v where a key says so. In
-//! models with a parallel residual both modules read the output of one norm, and so share a scale.
-//!
-//! Models with a norm for each single head of queries and keys (`qk_layernorm`) are refused.
+//! models with a parallel residual both modules read the output of one norm, and so share a scale. StableLM 2 12B has a norm of its
+//! own for each head of queries and keys.
 
 use std::sync::Arc;
 
@@ -13,13 +12,14 @@ use super::layout::{reads, scales};
 use super::llama::{
     ATTENTION_NORM, DOWN, DOWN_GROUP, GATE, K, LLAMA, O, O_GROUP, Q, STAGES, UP, V, block, gated, named,
 };
-use super::wiring::{BlockWiring, FeedForward, MlpWiring, Order, Residual, Wiring};
-use super::{BlockTable, GroupTable, Inspect, LinearFacts, PrevOp};
+use super::wiring::{AttentionWiring, BlockWiring, FeedForward, MlpWiring, NormSpan, Order, QkNorms, Residual, Wiring};
+use super::{BlockTable, GroupTable, Inspect, LinearFacts, NormName, PrevOp};
 use crate::activation::Activation;
 use crate::load::{Checkpoint, Class, InnerSize, KvHeads, LoadError, ModelConfig, layouts};
 
 const PARALLEL: &str = "use_parallel_residual";
 const QKV_BIAS: &str = "use_qkv_bias";
+const QK_NORM: &str = "qk_layernorm";
 const SHARE: &str = "partial_rotary_factor";
 
 /// StableLM 3B, 2 1.6B and 2 12B.
@@ -36,7 +36,7 @@ pub(crate) const STABLELM: Class = Class {
     attention_bias: (Some(QKV_BIAS), false),
     has_mlp_bias_key: false,
     eos_id: Some(0),
-    own_keys: &[PARALLEL, QKV_BIAS, SHARE],
+    own_keys: &[PARALLEL, QKV_BIAS, QK_NORM, SHARE],
     gguf: layouts::STABLELM,
     ..LLAMA
 };
@@ -59,7 +59,14 @@ const TABLE_MHA: BlockTable =
 /// Wires a StableLM model.
 pub(super) fn wiring(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Result<Wiring, LoadError> {
     let module = FeedForward::Dense(gated(activation(config, checkpoint, "hidden_act", Activation::Silu)?));
+    let has_qk_norms = config.raw.get(QK_NORM) == Some(&json!(true));
+    let qk_norms = has_qk_norms.then_some(QkNorms {
+        q: NormName("self_attn.q_layernorm.norms.{}"),
+        k: NormName("self_attn.k_layernorm.norms.{}"),
+        span: NormSpan::OwnHead { n_q: config.n_heads, n_kv: config.n_kv_heads },
+    });
     let plain = block(config);
+    let plain = BlockWiring { attention: AttentionWiring { qk_norms, ..plain.attention }, ..plain };
     let block = if config.raw.get(PARALLEL) == Some(&json!(true)) {
         let table = if config.n_heads == config.n_kv_heads { TABLE_MHA } else { TABLE_GQA };
         BlockWiring {

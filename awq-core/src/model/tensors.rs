@@ -5,14 +5,19 @@ use std::collections::BTreeMap;
 
 use super::LinearName;
 use super::layers::NormKind;
-use super::wiring::{Positions, Wiring};
+use super::wiring::{Positions, Projections, Wiring};
 use crate::load::{Checkpoint, LoadError, ModelConfig, read_exact_shape};
 
 impl Wiring {
     /// Every tensor that the decoder reads, with its row-major shape.
     pub fn tensors(&self, config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
         let hidden = config.hidden_size;
-        let mut tensors = BTreeMap::from([(self.embedding.clone(), vec![config.vocab_size, hidden])]);
+        let width = self.embedding_width(config);
+        let mut tensors = BTreeMap::from([(self.embedding.clone(), vec![config.vocab_size, width])]);
+        if let Some(Projections { to_stream, from_stream, .. }) = &self.projections {
+            tensors.insert(to_stream.clone(), vec![hidden, width]);
+            tensors.insert(from_stream.clone(), vec![width, hidden]);
+        }
         if let Positions::Learned { tensor, first_row } = &self.positions {
             tensors.insert(tensor.clone(), vec![first_row + config.max_positions, hidden]);
         }
@@ -20,7 +25,7 @@ impl Wiring {
             tensors.insert(bias.clone(), vec![config.vocab_size]);
         }
         if let Some(head) = &self.head {
-            tensors.insert(head.clone(), vec![config.vocab_size, hidden]);
+            tensors.insert(head.clone(), vec![config.vocab_size, width]);
         }
         let mut norm = |name: &str, kind: NormKind, n_channels: usize| {
             tensors.insert(format!("{name}.weight"), vec![n_channels]);
@@ -28,8 +33,7 @@ impl Wiring {
                 tensors.insert(format!("{name}.bias"), vec![n_channels]);
             }
         };
-        norm(&self.final_norm, self.norm, hidden);
-        if let Some(name) = &self.embedding_norm {
+        for name in self.final_norm.iter().chain(&self.embedding_norm) {
             norm(name, self.norm, hidden);
         }
         for (block_idx, block) in self.blocks.iter().enumerate() {

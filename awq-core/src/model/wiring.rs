@@ -8,18 +8,21 @@ use super::layers::NormKind;
 use super::tensors::HEAD;
 use super::{BlockLayout, LinearName, NormName};
 use crate::activation::Activation;
+use crate::backend::{SlopeBias, Slopes};
 use crate::host::routing::Weighting;
 use crate::load::{ModelConfig, Rope};
 
 /// A decoder as data.
 #[derive(Clone, Debug)]
 pub struct Wiring {
-    /// Tensor of the token embedding, `[vocab, hidden]`.
+    /// Tensor of the token embedding, `[vocab, hidden]`; see [`Self::projections`].
     pub embedding: String,
     /// What rows of the embedding are multiplied by where they enter the first block; the head is not.
     pub embedding_scale: Option<f32>,
     /// Name of a norm of embeddings, without `.weight`.
     pub embedding_norm: Option<String>,
+    /// Between embeddings of another width and the residual stream.
+    pub projections: Option<Projections>,
     /// How positions enter.
     pub positions: Positions,
     /// How queries and keys may be rotated; a block names the one that it uses.
@@ -35,9 +38,9 @@ pub struct Wiring {
     /// The linears that have a bias, in every block that has the linear. A family names those that may have one; the
     /// tensors decide.
     pub biased: Vec<LinearName>,
-    /// Name of the last norm, without `.weight`.
-    pub final_norm: String,
-    /// Tensor of the head, `[vocab, hidden]`; `None` where it is the embedding.
+    /// Name of the last norm, without `.weight`; `None` where the last block has normalized.
+    pub final_norm: Option<String>,
+    /// Tensor of the head, `[vocab, hidden]`; `None` where it is the embedding. Where embeddings have another width, it has theirs.
     pub head: Option<String>,
     /// Tensor of a bias of the head, `[vocab]`.
     pub head_bias: Option<String>,
@@ -45,6 +48,17 @@ pub struct Wiring {
     pub logits: LogitsWiring,
     /// What a user should know of the checkpoint, a sentence each: tensors that are not read, a head that is not tied.
     pub notes: Vec<String>,
+}
+
+/// Linears between embeddings and a residual stream of another width, without biases. They stay in full precision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Projections {
+    /// Channels of the embedding and of the head.
+    pub width: usize,
+    /// Tensor that rows of the embedding are multiplied by, `[hidden, width]`; positions are added behind it.
+    pub to_stream: String,
+    /// Tensor that the output of the last block is multiplied by, `[width, hidden]`.
+    pub from_stream: String,
 }
 
 /// `cap * tanh(y / cap)` with `y = x / divisor`, of the head's products `x`.
@@ -85,6 +99,13 @@ pub enum Order {
     AttentionFirst,
     /// Both see what the block was given.
     SideBySide,
+    /// The feed-forward module sees what attention has added, and the stream itself is normalized behind each of both (OPT-350m).
+    Normalized {
+        /// What the stream goes through when attention's output was added.
+        after_attention: NormName,
+        /// What it goes through when the feed-forward module's was.
+        after_mlp: NormName,
+    },
 }
 
 impl Residual {
@@ -147,16 +168,30 @@ pub enum Alibi {
         /// The largest exponent.
         max: f64,
     },
+    /// The slopes of BLOOM, rounded to bf16 as their products with positions are, and added before scores are divided by the root of
+    /// the head width (Falcon).
+    Bf16,
 }
 
 impl Alibi {
+    /// What it adds to the scores of `n_heads` heads of `head_dim` channels.
+    pub fn biases(self, n_heads: usize, head_dim: usize) -> Slopes {
+        let bias = match self {
+            Self::PowerBelow | Self::PowerAbove { .. } => SlopeBias::Distance,
+            Self::Bf16 => SlopeBias::Bf16Position { divisor: (head_dim as f32).sqrt() },
+        };
+        Slopes { of_heads: self.slopes(n_heads), bias }
+    }
+
     /// The slope of each head.
     pub fn slopes(self, n_heads: usize) -> Vec<f32> {
         let slopes = |n: usize, max: f64| (1..=n).map(move |i| (-max * i as f64 / n as f64).exp2() as f32);
         let above = n_heads.next_power_of_two();
         match self {
-            Self::PowerBelow if above == n_heads => slopes(above, 8.0).collect(),
-            Self::PowerBelow => slopes(above / 2, 8.0).chain(slopes(above, 8.0).step_by(2)).take(n_heads).collect(),
+            Self::PowerBelow | Self::Bf16 if above == n_heads => slopes(above, 8.0).collect(),
+            Self::PowerBelow | Self::Bf16 => {
+                slopes(above / 2, 8.0).chain(slopes(above, 8.0).step_by(2)).take(n_heads).collect()
+            }
             Self::PowerAbove { max } if above == n_heads => slopes(above, max).collect(),
             Self::PowerAbove { max } => {
                 slopes(above, max).skip(1).step_by(2).chain(slopes(above, max).step_by(2)).take(n_heads).collect()
@@ -200,8 +235,37 @@ pub struct QkNorms {
 pub enum NormSpan {
     /// Each head; all share the weight, of `head_dim` channels.
     Head,
+    /// Each head by a LayerNorm of its own, without a bias; `{}` in the names is the number of a head.
+    OwnHead {
+        /// Heads of queries.
+        n_q: usize,
+        /// Heads of keys.
+        n_kv: usize,
+    },
     /// All heads together.
     AllHeads,
+}
+
+impl QkNorms {
+    /// The norms of queries: one, or one a head.
+    pub(crate) fn of_queries(self) -> Vec<NormName> {
+        match self.span {
+            NormSpan::OwnHead { n_q, .. } => (0..n_q).map(|head| self.q.numbered(head)).collect(),
+            NormSpan::Head | NormSpan::AllHeads => vec![self.q],
+        }
+    }
+
+    /// The norms of keys: one, or one a head.
+    pub(crate) fn of_keys(self) -> Vec<NormName> {
+        match self.span {
+            NormSpan::OwnHead { n_kv, .. } => (0..n_kv).map(|head| self.k.numbered(head)).collect(),
+            NormSpan::Head | NormSpan::AllHeads => vec![self.k],
+        }
+    }
+
+    fn all(self) -> impl Iterator<Item = NormName> {
+        self.of_queries().into_iter().chain(self.of_keys())
+    }
 }
 
 /// `hidden + module(x)` with `x = norm(hidden)`, where there is a norm.
@@ -330,11 +394,15 @@ impl BlockWiring {
 
     /// The norms.
     pub fn norms(&self) -> Vec<NormName> {
-        let Self { attention, mlp, .. } = self;
+        let Self { attention, mlp, residual, .. } = self;
         // Both modules may read the output of one.
         let of_mlp = mlp.norm.filter(|norm| attention.norm != Some(*norm));
-        let of_qk = attention.qk_norms.into_iter().flat_map(|norms| [norms.q, norms.k]);
-        let after = attention.norm_after.into_iter().chain(mlp.norm_after);
+        let of_qk = attention.qk_norms.into_iter().flat_map(QkNorms::all);
+        let of_stream = match residual.order {
+            Order::Normalized { after_attention, after_mlp } => vec![after_attention, after_mlp],
+            Order::AttentionFirst | Order::SideBySide => Vec::new(),
+        };
+        let after = attention.norm_after.into_iter().chain(mlp.norm_after).chain(of_stream);
         attention.norm.into_iter().chain(of_mlp).chain(of_qk).chain(after).chain(self.activation_scales()).collect()
     }
 
@@ -348,13 +416,23 @@ impl BlockWiring {
 
     /// Kind of a norm, in a decoder whose norms are of `kind`.
     pub fn norm_kind(&self, norm: NormName, kind: NormKind) -> NormKind {
-        if self.activation_scales().any(|scale| scale == norm) { NormKind::Scale } else { kind }
+        let of_own_heads = self.attention.qk_norms.filter(|norms| matches!(norms.span, NormSpan::OwnHead { .. }));
+        if self.activation_scales().any(|scale| scale == norm) {
+            NormKind::Scale
+        } else if of_own_heads.is_some_and(|norms| norms.all().any(|of_head| of_head == norm)) {
+            NormKind::LayerNoBias
+        } else {
+            kind
+        }
     }
 
     /// Channels of a norm.
     pub fn n_channels(&self, norm: NormName, config: &ModelConfig) -> usize {
         match self.attention.qk_norms {
             Some(QkNorms { q, k, span: NormSpan::Head }) if norm == q || norm == k => config.head_dim,
+            Some(norms @ QkNorms { span: NormSpan::OwnHead { .. }, .. }) if norms.all().any(|own| own == norm) => {
+                config.head_dim
+            }
             Some(QkNorms { q, .. }) if norm == q => config.n_heads * config.head_dim,
             Some(QkNorms { k, .. }) if norm == k => config.n_kv_heads * config.head_dim,
             _ if self.activation_scales().any(|scale| scale == norm) => config.intermediate_size,
@@ -364,6 +442,11 @@ impl BlockWiring {
 }
 
 impl Wiring {
+    /// Channels of the embedding and of the head.
+    pub fn embedding_width(&self, config: &ModelConfig) -> usize {
+        self.projections.as_ref().map_or(config.hidden_size, |projections| projections.width)
+    }
+
     /// Name of a linear of a block, without `.weight`.
     pub fn linear(&self, block_idx: usize, linear: LinearName) -> String {
         format!("{}.{block_idx}.{linear}", self.block_prefix)

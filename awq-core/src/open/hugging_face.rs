@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value as Json, json};
 
 use super::{class_of, known_classes};
-use crate::load::{LoadError, ModelConfig, Rope, RopeScaling, put_windows};
+use crate::load::{LoadError, ModelConfig, Rope, RopeScaling, foreign, put_windows};
 
 impl ModelConfig {
     /// Reads a Hugging Face `config.json`. Absent optional keys get the defaults of the transformers class.
@@ -24,7 +24,12 @@ impl ModelConfig {
     /// refuse the file.
     pub fn to_hugging_face(&self) -> Json {
         if self.raw.is_object() && !self.is_from_gguf() {
-            return self.raw.clone();
+            let mut raw = self.raw.clone();
+            // How the weights were stored that this was read from; what is written has them otherwise.
+            if let Some(keys) = raw.as_object_mut() {
+                keys.retain(|key, _| !foreign::KEYS.contains(&key.as_str()));
+            }
+            return raw;
         }
         let rope_scaling = match &self.rope_scaling {
             None => Json::Null,

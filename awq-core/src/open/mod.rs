@@ -9,9 +9,10 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 
 use crate::load::packed::HEADER_FILE;
+use crate::load::scaled::Scheme;
 use crate::load::{
     Checkpoint, Class, Keys, LoadError, ModelConfig, PackedCheckpoint, PackedHeader, Tokenizer, check_folder, foreign,
-    gguf, open_weights, read_json,
+    gguf, open_weights, open_weights_of, read_json,
 };
 use crate::model;
 
@@ -57,10 +58,11 @@ pub fn check_config(folder: &Path) -> Result<(), LoadError> {
     config_of(folder).map(drop)
 }
 
-fn config_of(folder: &Path) -> Result<ModelConfig, LoadError> {
+/// The configuration, and how the weights are stored where they are small floats with scales.
+fn config_of(folder: &Path) -> Result<(ModelConfig, Option<Scheme>), LoadError> {
     let file = folder.join("config.json");
-    foreign::check_settings(folder, &file, &read_json(&file)?)?;
-    ModelConfig::from_hugging_face(&file)
+    let scheme = foreign::check_settings(folder, &file, &read_json(&file)?)?;
+    Ok((ModelConfig::from_hugging_face(&file)?, scheme))
 }
 
 /// The classes of transformers that are known.
@@ -81,7 +83,7 @@ pub fn in_parts(config: &ModelConfig, checkpoint: Arc<dyn Checkpoint>) -> Arc<dy
 
 fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
     check_folder(folder)?;
-    let mut config = config_of(folder)?;
+    let (mut config, scheme) = config_of(folder)?;
     let generation_file = folder.join("generation_config.json");
     if generation_file.exists() {
         let generation: Json = read_json(&generation_file)?;
@@ -106,10 +108,27 @@ fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
             special_tokens,
         });
     }
-    let checkpoint = open_weights(folder)?;
-    foreign::check_tensors(checkpoint.as_ref())?;
-    let checkpoint = in_parts(&config, checkpoint);
+    let checkpoint = tensors_of(folder, &config, scheme.as_ref())?;
     Ok(OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template, special_tokens })
+}
+
+/// Configuration and tensors of a model's folder in Hugging Face layout, without what belongs to texts.
+///
+/// # Errors
+/// As [`open_model`].
+pub fn open_tensors(folder: &Path) -> Result<(ModelConfig, Arc<dyn Checkpoint>), LoadError> {
+    let (config, scheme) = config_of(folder)?;
+    let checkpoint = tensors_of(folder, &config, scheme.as_ref())?;
+    Ok((config, checkpoint))
+}
+
+fn tensors_of(folder: &Path, config: &ModelConfig, scheme: Option<&Scheme>) -> Result<Arc<dyn Checkpoint>, LoadError> {
+    let checkpoint = match scheme {
+        Some(scheme) => open_weights_of(folder, scheme)?,
+        None => open_weights(folder)?,
+    };
+    foreign::check_tensors(checkpoint.as_ref())?;
+    Ok(in_parts(config, checkpoint))
 }
 
 /// The template of `chat_template.jinja`, else that of `tokenizer_config.json`: a text, or a list of named ones of which

@@ -28,8 +28,9 @@ fn block_logits(config: &ModelConfig, checkpoint: Arc<dyn Checkpoint>, ids: &[u3
     for block_idx in 0..config.n_blocks {
         hidden = decoder.block(block_idx).unwrap().forward(hidden, &mut NoTap);
     }
-    let [_, seq, width] = hidden.dims();
-    float_vec(decoder.head(decoder.final_norm(hidden).reshape([seq, width]), Arithmetic::F32))
+    let normed = decoder.final_norm(hidden);
+    let [_, seq, width] = normed.dims();
+    float_vec(decoder.head(normed.reshape([seq, width]), Arithmetic::F32))
 }
 
 /// Feeds `ids` in pieces of these lengths, the last one repeated, and returns the logits after each token.

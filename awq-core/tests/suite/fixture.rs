@@ -11,11 +11,12 @@ use awq_core::open::in_parts;
 use safetensors::SafeTensors;
 
 /// One of each family, and of those whose blocks can slide one with windows shorter than its sequences.
-pub(crate) const FAMILIES: [&str; 29] = [
+pub(crate) const FAMILIES: [&str; 33] = [
     "bigcode-tiny",
     "bloom-tiny",
     "falcon-40b-tiny",
     "falcon-7b-tiny",
+    "falcon-rw-tiny",
     "gemma-tiny",
     "gemma2-tiny",
     "gemma3-tiny",
@@ -29,7 +30,9 @@ pub(crate) const FAMILIES: [&str; 29] = [
     "neox-in-turn",
     "neox-tiny",
     "olmo2-tiny",
+    "opt-350m-tiny",
     "opt-tiny",
+    "phi-qk-norm",
     "phi-tiny",
     "phi3-long",
     "phi3-tiny",
@@ -40,6 +43,7 @@ pub(crate) const FAMILIES: [&str; 29] = [
     "qwen3-tiny",
     "smollm3-tiny",
     "stablelm-parallel",
+    "stablelm-qk-norm",
     "stablelm-tiny",
 ];
 
@@ -59,6 +63,11 @@ pub(crate) fn folder(name: &str) -> PathBuf {
 /// A folder of `tests/pickled`, which `scripts/make-pickled-fixtures.py` makes.
 pub(crate) fn pickled_folder(name: &str) -> PathBuf {
     folder_of("pickled", name)
+}
+
+/// A folder of `tests/floats`, which `scripts/make-float-fixtures.py` makes.
+pub(crate) fn float_folder(name: &str) -> PathBuf {
+    folder_of("floats", name)
 }
 
 /// A file of `tests/tokenizers`, which `scripts/make-tokenizer-fixtures.py` makes.
@@ -117,8 +126,9 @@ impl Fixture {
         for block_idx in 0..self.config.n_blocks {
             hidden = change(decoder.block(block_idx).unwrap()).forward(hidden, &mut NoTap);
         }
-        let [batch, seq, width] = hidden.dims();
-        float_vec(decoder.head(decoder.final_norm(hidden).reshape([batch * seq, width]), Arithmetic::F32))
+        let normed = decoder.final_norm(hidden);
+        let [batch, seq, width] = normed.dims();
+        float_vec(decoder.head(normed.reshape([batch * seq, width]), Arithmetic::F32))
     }
 }
 

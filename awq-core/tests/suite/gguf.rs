@@ -11,7 +11,7 @@ use crate::fixture::{Fixture, renamed};
 use crate::support::Cpu;
 
 /// A file, and the class that it holds.
-const FILES: [(&str, &str); 22] = [
+const FILES: [(&str, &str); 23] = [
     ("bloom", "BloomForCausalLM"),
     ("falcon-40b", "FalconForCausalLM"),
     ("falcon-7b", "FalconForCausalLM"),
@@ -33,6 +33,7 @@ const FILES: [(&str, &str); 22] = [
     ("smollm3", "SmolLM3ForCausalLM"),
     ("stablelm", "StableLmForCausalLM"),
     ("stablelm-parallel", "StableLmForCausalLM"),
+    ("stablelm-qk-norm", "StableLmForCausalLM"),
     ("starcoder", "GPTBigCodeForCausalLM"),
 ];
 

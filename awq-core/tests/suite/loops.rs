@@ -1,7 +1,7 @@
 //! The single-pass loops of the CPU backends against the definitions in tensor operations, and at several thread counts.
 
 use awq_core::activation::Activation;
-use awq_core::backend::{AttentionShape, QuantBackend, RotaryTable, float_vec};
+use awq_core::backend::{AttentionShape, QuantBackend, RotaryTable, SlopeBias, Slopes, float_vec};
 
 use crate::support::{Cpu, Definition, OtherCpu, check_close, grid, group, numbers, tensor, with_threads};
 
@@ -46,8 +46,9 @@ fn attention_agrees_with_its_definition() {
 /// Scores of another scale that are capped and fall with the distance, and heads of which the first channels are rotated.
 #[test]
 fn scaled_capped_sloped_and_partly_rotated_attention_agrees_with_its_definition() {
-    let slopes = Some(vec![0.5, 0.25, 0.1, 0.01, 0.3, 0.7]);
-    let shape = AttentionShape { scale: Some(0.4), cap: Some(1.5), window: Some(50), slopes, ..GQA };
+    let slopes = |bias| Some(Slopes { of_heads: vec![0.5, 0.25, 0.1, 0.01, 0.3, 0.7], bias });
+    let distance = slopes(SlopeBias::Distance);
+    let shape = AttentionShape { scale: Some(0.4), cap: Some(1.5), window: Some(50), slopes: distance, ..GQA };
     let run = |shape: &AttentionShape, half: usize| {
         fn of<B: QuantBackend>(shape: &AttentionShape, half: usize) -> Vec<f32> {
             let rows = |heads: usize, seed| {
@@ -71,6 +72,7 @@ fn scaled_capped_sloped_and_partly_rotated_attention_agrees_with_its_definition(
         (AttentionShape { scale: None, ..shape.clone() }, 3),
         (AttentionShape { cap: None, ..shape.clone() }, 3),
         (AttentionShape { slopes: None, ..shape.clone() }, 3),
+        (AttentionShape { slopes: slopes(SlopeBias::Bf16Position { divisor: 3.0 }), ..shape.clone() }, 3),
         (shape.clone(), 8),
     ] {
         let other = run(&other, half);

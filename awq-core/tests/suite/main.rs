@@ -9,6 +9,7 @@ mod driver;
 mod experts;
 mod families;
 mod fixture;
+mod floats;
 mod fold;
 mod gguf;
 mod grid;

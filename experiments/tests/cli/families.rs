@@ -1,23 +1,32 @@
 //! Every family goes from a folder to a table.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::support::{N_CELLS, N_WORDS, Workshop, tokenizer};
 
+/// A workshop with the model of a folder, which has 32 positions.
+fn workshop_with(fixture: &Path) -> Workshop {
+    let workshop = Workshop::new();
+    for file in ["config.json", "model.safetensors"] {
+        workshop.write(&format!("model/{file}"), fs::read(fixture.join(file)).unwrap());
+    }
+    workshop.write("model/tokenizer.json", tokenizer(N_WORDS).to_string());
+    workshop.change_experiment("seq_len = 32", "seq_len = 28");
+    workshop.change_experiment("seq_len = 64", "seq_len = 28");
+    workshop
+}
+
+/// A folder of the core's tests.
+fn folder_of_core(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../awq-core/tests").join(name)
+}
+
 #[test]
 fn every_family_runs_to_the_end() {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../awq-core/tests/fixtures");
-    for fixture in fs::read_dir(fixtures).unwrap() {
-        let fixture = fixture.unwrap();
-        let workshop = Workshop::new();
-        for file in ["config.json", "model.safetensors"] {
-            workshop.write(&format!("model/{file}"), fs::read(fixture.path().join(file)).unwrap());
-        }
-        workshop.write("model/tokenizer.json", tokenizer(N_WORDS).to_string());
-        // These models have 32 positions.
-        workshop.change_experiment("seq_len = 32", "seq_len = 28");
-        workshop.change_experiment("seq_len = 64", "seq_len = 28");
+    for fixture in fs::read_dir(folder_of_core("fixtures")).unwrap() {
+        let fixture = fixture.unwrap().path();
+        let workshop = workshop_with(&fixture);
         workshop.finish("out", &[]);
         let results = workshop.results("out");
         assert_eq!(results.len(), N_CELLS, "{fixture:?}");
@@ -25,5 +34,22 @@ fn every_family_runs_to_the_end() {
             let perplexity = result["done"]["measurements"][0]["value"].as_f64().unwrap();
             assert!(perplexity > 1.0, "{fixture:?}: {result}");
         }
+    }
+}
+
+/// Weights that are small floats with scales are a base model of so many bits, and a packed folder says nothing of them.
+#[test]
+fn models_of_small_floats_are_called_so() {
+    for (format, label) in [("fp8-blocks", "base (FP8 32x32)"), ("ct-nvfp4", "base (NVFP4)")] {
+        let workshop = workshop_with(&folder_of_core("floats").join(format));
+        workshop.finish("out", &[]);
+        let table = workshop.read("out/table.md");
+        assert!(table.contains(label) && table.contains("is itself a quantized file"), "{format}: {table}");
+        let asked =
+            ["quantize", "model", "--method", "rtn", "--bits", "4", "--group-size", "32", "--out", "packed", "--quiet"];
+        let ran = workshop.run(&asked);
+        assert_eq!(ran.code, Some(0), "{format}: {ran:?}");
+        assert!(!workshop.read("packed/config.json").contains("quantization_config"), "{format}");
+        assert_eq!(workshop.run(&["inspect", "packed"]).code, Some(0), "{format}");
     }
 }

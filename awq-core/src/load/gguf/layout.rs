@@ -46,6 +46,8 @@ pub(super) enum Part {
     Halves([&'static str; 2]),
     /// `[n_experts, out, in]`; `{}` is the number of an expert.
     Experts(&'static str),
+    /// `[n_heads, channels]`, a vector for each head; `{}` is the number of a head.
+    Heads(&'static str),
     /// The first name where the block has the tensor `beside` as well, else the second.
     With { beside: &'static str, name: &'static str, alone: &'static str },
 }
@@ -104,6 +106,16 @@ impl Layout {
             Part::Halves(names) => {
                 let half = tensor.info.shape.first().map_or(0, |rows| rows / 2);
                 rows(names.iter().map(|name| (full(name), half)).collect())
+            }
+            Part::Heads(name) => {
+                let n_heads = tensor.info.shape.first().copied().unwrap_or(0).min(config.n_heads);
+                let heads = (0..n_heads).map(|head| (full(&name.replace("{}", &head.to_string())), 1)).collect();
+                let heads = tensor.in_rows(gguf_name, heads, file)?;
+                let flat = |(name, head): (String, Tensor)| {
+                    let len = head.info.shape.iter().product();
+                    (name, head.shaped(vec![len]))
+                };
+                Ok(Some(heads.into_iter().map(flat).collect()))
             }
             Part::Experts(name) => {
                 let named = |expert: usize| full(&name.replace("{}", &expert.to_string()));

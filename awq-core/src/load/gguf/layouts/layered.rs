@@ -190,12 +190,17 @@ pub(crate) const PHI: Option<GgufArchitecture> = stored(
     },
 );
 
-/// Modules stand side by side where the second has no norm.
+/// Modules stand side by side where the second has no norm. Heads of queries and keys may have a norm each.
 pub(crate) const STABLELM: Option<GgufArchitecture> = stored(
     "stablelm",
     &Layout {
+        parts: &[
+            ("attn_q_norm", Part::Heads("self_attn.q_layernorm.norms.{}")),
+            ("attn_k_norm", Part::Heads("self_attn.k_layernorm.norms.{}")),
+        ],
         keys: &["use_parallel_residual"],
         config: |metadata, keys| {
+            keys.insert("qk_layernorm".into(), json!(metadata.has_tensor("blk.0.attn_q_norm.weight")));
             keys.insert("use_parallel_residual".into(), json!(!metadata.has_tensor("blk.0.ffn_norm.weight")));
             Ok(())
         },

@@ -1,0 +1,78 @@
+//! Models whose weights are stored as small floats with scales (`scripts/make-float-fixtures.py`), against transformers.
+
+use std::sync::Arc;
+
+use awq_core::driver::{Job, quantize_model};
+use awq_core::load::{Checkpoint, ModelConfig};
+use awq_core::model::{Storage, open_decoder, wiring_of};
+use awq_core::open::open_tensors;
+
+use crate::fixture::{Fixture, float_folder, renamed};
+use crate::support::{Cpu, check_close, grid, group, no_search};
+
+/// Folders of models, and how tables call what they store.
+const FORMATS: [(&str, &str); 14] = [
+    ("auto-fp8", "FP8 per-tensor"),
+    ("ct-fp8-block", "FP8 24x40"),
+    ("ct-fp8-channel", "FP8 per-channel"),
+    ("ct-fp8-f16", "FP8 per-channel"),
+    ("ct-fp8-group", "FP8"),
+    ("ct-fp8-tensor", "FP8 per-tensor"),
+    ("ct-mxfp4", "MXFP4"),
+    ("ct-mxfp8", "MXFP8"),
+    ("ct-nvfp4", "NVFP4"),
+    ("fbgemm-fp8", "FP8 per-channel"),
+    ("fp8-blocks", "FP8 32x32"),
+    ("fp8-blocks-bf16", "FP8 32x32"),
+    ("fp8-blocks-e8m0", "FP8 32x32"),
+    ("fp8-tensor", "FP8 per-tensor"),
+];
+
+fn opened(name: &str) -> (ModelConfig, Arc<dyn Checkpoint>) {
+    open_tensors(&float_folder(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+#[test]
+fn logits_are_those_of_transformers() {
+    for (name, _) in FORMATS {
+        let (config, checkpoint) = opened(name);
+        let checkpoint = renamed(checkpoint.as_ref(), |name| Some(name.to_owned()));
+        let fixture = Fixture::with_expected(config, checkpoint, &float_folder(name).join("expected.safetensors"));
+        check_close(name, &fixture.run::<Cpu>(), &fixture.logits, 1e-4);
+    }
+}
+
+/// Parts of a fused tensor among them.
+#[test]
+fn the_base_model_is_called_by_what_its_file_stores() {
+    for (name, expected) in FORMATS {
+        let (config, checkpoint) = opened(name);
+        let wiring = wiring_of(&config, checkpoint.as_ref()).unwrap();
+        let storage = Storage::of(&wiring, &config, checkpoint.as_ref()).unwrap();
+        assert_eq!(storage.types.len(), 1, "{name}");
+        assert_eq!(storage.types[0].name, expected, "{name}");
+        assert!((4.25..9.1).contains(&storage.bits_per_weight), "{name}: {}", storage.bits_per_weight);
+    }
+}
+
+#[test]
+fn they_are_quantized_as_any_other() {
+    for (name, _) in FORMATS {
+        let (config, checkpoint) = opened(name);
+        let decoder = open_decoder::<Cpu>(config, checkpoint, &Default::default()).unwrap();
+        let jobs = [Job { method: &no_search(), grids: grid(4, group(16)).into() }];
+        let pass = quantize_model(decoder.as_ref(), None, &jobs, &mut |_| {}).unwrap();
+        let model = pass.models.into_iter().next().unwrap().unwrap();
+        assert!(model.bits_per_weight() < 6.5, "{name}");
+    }
+}
+
+/// What is written in another way must not say that it is stored in this one.
+#[test]
+fn written_configurations_say_nothing_of_how_the_weights_were_stored() {
+    for (name, _) in FORMATS {
+        let (config, _) = opened(name);
+        assert!(config.raw.get("quantization_config").is_some(), "{name}");
+        assert_eq!(config.to_hugging_face().get("quantization_config"), None, "{name}");
+    }
+}
