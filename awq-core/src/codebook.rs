@@ -3,7 +3,8 @@
 //! A weight is restored as `values[code] * scale`. A codebook is an entry of [`Codebook::facts`]: its values, what its scale
 //! makes of a group's largest magnitude, and where a weight goes that lies in the middle of two values. With the type of its
 //! scales ([`crate::grid::ScaleDtype`]) and the size of its groups it is a format: NF4 is [`Codebook::Nf4`] with f32 scales and
-//! groups of 64, MXFP4 is [`Codebook::E2m1`] with scales that are powers of two and groups of 32.
+//! groups of 64, MXFP4 is [`Codebook::E2m1`] with scales that are powers of two and groups of 32, NVFP4 the same with scales in e4m3
+//! and groups of 16. [`Codebook::Ternary`] with groups of 256 has the codes of llama.cpp's TQ1_0 and TQ2_0.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,9 @@ pub enum Codebook {
     /// 4-bit floats with 2 bits of exponent and 1 of mantissa: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives (OCP
     /// Microscaling Formats 1.0; there 0 has two codes).
     E2m1,
+    /// -1, 0 and 1. The scale is the largest magnitude, as in llama.cpp's TQ1_0 and TQ2_0: plain rounding makes 0 of all that is smaller
+    /// than half of it.
+    Ternary,
 }
 
 /// What a codebook is.
@@ -34,14 +38,26 @@ pub struct CodebookFacts {
     bounds: &'static [f32],
     /// Where a weight goes that lies on a bound.
     ties: Ties,
-    /// The largest magnitude of a group divided by its scale.
+    /// The largest magnitude of a group divided by its scale, but for scales in e4m3: these make the largest value of it.
     pub unit: f32,
+    /// How a weight is brought to the unit of the table.
+    steps: Steps,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Steps {
+    /// By the reciprocal of the scale (bitsandbytes, llama.cpp).
+    Reciprocal,
+    /// By division (compressed-tensors); the same for powers of two.
+    Quotient,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Ties {
     /// To the smaller value (bitsandbytes).
     Low,
+    /// Away from the code that means 0 (llama.cpp).
+    Away { zero: usize },
     /// To the value whose mantissa is even, which is every second one from `zero`, the code that means 0, on.
     Even { zero: usize },
 }
@@ -84,6 +100,7 @@ const NF4_FACTS: CodebookFacts = CodebookFacts {
     bounds: &middles::<16, 15>(&NF4),
     ties: Ties::Low,
     unit: 1.0,
+    steps: Steps::Reciprocal,
 };
 
 /// The scale of OCP's conversion is the power of two below the largest magnitude over the power of two below 6.
@@ -94,6 +111,19 @@ const E2M1_FACTS: CodebookFacts = CodebookFacts {
     bounds: &middles::<15, 14>(&E2M1),
     ties: Ties::Even { zero: 7 },
     unit: 4.0,
+    steps: Steps::Quotient,
+};
+
+const TERNARY: [f32; 3] = [-1.0, 0.0, 1.0];
+
+const TERNARY_FACTS: CodebookFacts = CodebookFacts {
+    key: "ternary",
+    name: "ternary",
+    values: &TERNARY,
+    bounds: &middles::<3, 2>(&TERNARY),
+    ties: Ties::Away { zero: 1 },
+    unit: 1.0,
+    steps: Steps::Reciprocal,
 };
 
 /// The smallest scale that weights are divided by (bitsandbytes' constant): a group of zeros has none.
@@ -101,7 +131,7 @@ const SMALLEST_SCALE: f32 = 1e-38;
 
 impl Codebook {
     /// Every one.
-    pub const ALL: [Self; 2] = [Self::Nf4, Self::E2m1];
+    pub const ALL: [Self; 3] = [Self::Nf4, Self::E2m1, Self::Ternary];
 
     /// The one of this key.
     pub fn named(key: &str) -> Option<Self> {
@@ -113,6 +143,7 @@ impl Codebook {
         match self {
             Self::Nf4 => &NF4_FACTS,
             Self::E2m1 => &E2M1_FACTS,
+            Self::Ternary => &TERNARY_FACTS,
         }
     }
 
@@ -121,6 +152,12 @@ impl Codebook {
         let n_values = self.facts().values.len();
         let bits = usize::BITS - (n_values - 1).leading_zeros();
         Bits::new(bits as u8).expect("a table has 3 to 256 values")
+    }
+
+    /// The largest value.
+    pub(crate) const fn largest(self) -> f32 {
+        let values = self.facts().values;
+        values[values.len() - 1]
     }
 
     /// The value of a code; that of the last for a code beyond the table.
@@ -134,12 +171,17 @@ impl Codebook {
     #[inline]
     pub fn nearest(self, weight: f32, scale: f32) -> u8 {
         let facts = self.facts();
-        let scaled = weight * (1.0 / scale.max(SMALLEST_SCALE));
+        let scale = scale.max(SMALLEST_SCALE);
+        let scaled = match facts.steps {
+            Steps::Reciprocal => weight * (1.0 / scale),
+            Steps::Quotient => weight / scale,
+        };
         let code = facts.bounds.iter().filter(|bound| **bound < scaled).count();
         let on_bound = facts.bounds.get(code) == Some(&scaled);
         match facts.ties {
             Ties::Even { zero } if on_bound && code.abs_diff(zero) % 2 == 1 => code as u8 + 1,
-            Ties::Low | Ties::Even { .. } => code as u8,
+            Ties::Away { zero } if on_bound && code >= zero => code as u8 + 1,
+            Ties::Low | Ties::Even { .. } | Ties::Away { .. } => code as u8,
         }
     }
 }

@@ -24,9 +24,11 @@ use serde::{Deserialize, Serialize};
 use crate::codebook::Codebook;
 use crate::numbers::of_table;
 
+mod fitted;
 mod groups;
 mod rounding;
 
+pub use fitted::FittedGrid;
 pub use groups::Groups;
 
 /// Smallest width of a group's range: keeps the scale of a constant group away from zero (the AWQ code's constant).
@@ -136,14 +138,30 @@ pub enum ScaleDtype {
     F32,
     /// A power of two in 8 bits, the largest that is not above the scale (OCP Microscaling Formats). With a codebook only.
     E8m0,
+    /// An 8-bit float with 3 bits of mantissa, over one f32 scale of the whole matrix, with which the largest reaches 448 (NVFP4). With a
+    /// codebook only.
+    E4m3,
 }
 
-of_table!(ScaleDtype: F16, F32, E8m0);
+of_table!(ScaleDtype: F16, F32, E8m0, E4m3);
 
 impl ScaleDtype {
     /// Bits of one stored scale.
     pub const fn bits(self) -> u32 {
         self.number().bits()
+    }
+
+    /// Bits of what all scales of a matrix are over.
+    pub const fn bits_of_matrix(self) -> u32 {
+        match self {
+            Self::E4m3 => u32::BITS,
+            Self::F16 | Self::F32 | Self::E8m0 => 0,
+        }
+    }
+
+    /// Whether such scales go with a codebook alone.
+    const fn needs_codebook(self) -> bool {
+        matches!(self, Self::E8m0 | Self::E4m3)
     }
 }
 
@@ -190,11 +208,11 @@ impl Grid {
                 values.facts().key,
                 values.bits().get()
             )),
-            None if self.scale_dtype == ScaleDtype::E8m0 => Err(
-                "scale_dtype = \"e8m0\" goes with `values` only: codes that are spaced evenly would not reach the ends of a \
-                 group's range; use f16"
-                    .into(),
-            ),
+            None if self.scale_dtype.needs_codebook() => Err(format!(
+                "scale_dtype = \"{}\" goes with `values` only: codes that are spaced evenly would not reach the ends of a \
+                 group's range; use f16",
+                self.scale_dtype.number().name()
+            )),
             _ => Ok(()),
         }
     }
@@ -228,7 +246,10 @@ impl Grid {
         let group = self.granularity.label();
         match (values, self.scale_dtype, group.as_str()) {
             (Codebook::E2m1, ScaleDtype::E8m0, "g32") => "MXFP4 g32".into(),
-            (_, ScaleDtype::E8m0, _) => format!("{} {group} e8m0", values.facts().name),
+            (Codebook::E2m1, ScaleDtype::E4m3, "g16") => "NVFP4 g16".into(),
+            (_, ScaleDtype::E8m0 | ScaleDtype::E4m3, _) => {
+                format!("{} {group} {}", values.facts().name, self.scale_dtype.number().name())
+            }
             (_, ScaleDtype::F16 | ScaleDtype::F32, _) => format!("{} {group}", values.facts().name),
         }
     }
@@ -238,14 +259,24 @@ impl Grid {
         u8::from(self.symmetry == Symmetry::SymmetricRestricted)
     }
 
-    /// Scale and zero point of a group whose weights span `min ..= max`.
+    /// The grid on a matrix, whose scales may be over one that is the matrix's.
+    pub fn fitted(&self, matrix: &[f32]) -> FittedGrid {
+        FittedGrid { grid: *self, over: fitted::over(self, matrix) }
+    }
+
+    /// [`FittedGrid::group_params`] where scales are over no scale of a matrix.
     pub fn group_params(&self, min: f32, max: f32) -> GroupParams {
+        self.group_params_over(min, max, 1.0)
+    }
+
+    /// Scale and zero point of a group whose weights span `min ..= max`; a scale is stored as its product with `over`.
+    fn group_params_over(&self, min: f32, max: f32, over: f32) -> GroupParams {
         let (min, max) = if self.range_includes_zero { (min.min(0.0), max.max(0.0)) } else { (min, max) };
         let max_code = f32::from(self.bits.max_code());
         let middle = f32::from(self.bits.max_code() / 2 + 1);
         let amax = min.abs().max(max.abs());
         if let Some(values) = self.values {
-            return GroupParams { scale: self.codebook_scale(values, amax), zero_point: 0.0 };
+            return GroupParams { scale: self.codebook_scale(values, amax, over), zero_point: 0.0 };
         }
         let scale = match self.symmetry {
             Symmetry::Asymmetric => (max - min).max(RANGE_FLOOR) / max_code,
@@ -260,18 +291,20 @@ impl Grid {
         GroupParams { scale, zero_point }
     }
 
-    fn codebook_scale(&self, values: Codebook, amax: f32) -> f32 {
+    fn codebook_scale(&self, values: Codebook, amax: f32, over: f32) -> f32 {
         let amax = match self.scale_dtype {
             // As bitsandbytes: a group of zeros has the scale 0.
             ScaleDtype::F32 | ScaleDtype::E8m0 => amax,
             ScaleDtype::F16 => amax.max(RANGE_FLOOR),
+            ScaleDtype::E4m3 => return fitted::e4m3_scale(values, amax, over),
         };
         self.scale_dtype.round(amax / values.facts().unit)
     }
 
     /// Scale and zero point of a group from its own minimum and maximum.
     pub fn group_params_of(&self, group: &[f32]) -> GroupParams {
-        group_params(group, self)
+        let (min, max) = extrema(group);
+        self.group_params(min, max)
     }
 }
 
@@ -293,7 +326,7 @@ pub struct GroupParams {
 
 /// Parameters of a group from its extrema.
 #[inline(always)]
-pub(crate) fn group_params(group: &[f32], grid: &Grid) -> GroupParams {
+pub(crate) fn group_params(group: &[f32], grid: &FittedGrid) -> GroupParams {
     let (min, max) = extrema(group);
     grid.group_params(min, max)
 }

@@ -86,7 +86,9 @@ impl QuantizedWeight {
         };
         // Not from the length of `codes`: a packed weight keeps them elsewhere.
         let code_bits = (self.n_out * self.n_in) as u64 * u64::from(self.grid.bits.get());
-        code_bits + self.scale.len() as u64 * (scale_bits + zero_bits) + self.transform.stored_bits(&self.grid)
+        let of_matrix = u64::from(self.grid.scale_dtype.bits_of_matrix());
+        let of_groups = self.scale.len() as u64 * (scale_bits + zero_bits);
+        code_bits + of_groups + of_matrix + self.transform.stored_bits(&self.grid)
     }
 
     /// Feeds codes, scales, zero points and transform to a hash: equal hashes mean the same quantized weight, bit for bit.

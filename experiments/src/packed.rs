@@ -267,9 +267,11 @@ mod tests {
     }
 
     /// Every kind of zero point, of granularity and of transform.
-    const METHODS: [(&str, &str); 9] = [
+    const METHODS: [(&str, &str); 11] = [
         ("rtn-nf4g64-f32", ""),
         ("rtn-e2m1g32-e8m0", ""),
+        ("awq-e2m1g16-e4m3", ""),
+        ("rtn-ternaryg32", ""),
         ("awq-w4g40", ""),
         ("rtn-w3", ""),
         ("hqq-w4g32", ""),

@@ -229,14 +229,17 @@ fn numbers_change_with_the_version_alone() {
     ");
 }
 
-/// Tables of values in groups of 40, and MXFP4.
+/// Tables of values in groups of 40, MXFP4 and NVFP4.
 fn codebook_grids() -> Vec<Grid> {
     let ragged = grid(4).granularity;
-    let mx = Granularity::PerGroup(NonZeroU16::new(32).unwrap());
+    let [mx, nv] = [32, 16].map(|size| Granularity::PerGroup(NonZeroU16::new(size).unwrap()));
     vec![
         Grid::of_codebook(Codebook::Nf4, ragged, ScaleDtype::F32),
         Grid::of_codebook(Codebook::Nf4, ragged, ScaleDtype::F16),
         Grid::of_codebook(Codebook::E2m1, mx, ScaleDtype::E8m0),
+        Grid::of_codebook(Codebook::E2m1, nv, ScaleDtype::E4m3),
+        Grid::of_codebook(Codebook::E2m1, ragged, ScaleDtype::E4m3),
+        Grid::of_codebook(Codebook::Ternary, ragged, ScaleDtype::F16),
     ]
 }
 

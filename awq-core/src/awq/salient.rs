@@ -75,7 +75,7 @@ impl MethodSettings for KeepSalient {
 
     fn supports(&self, grid: &Grid) -> Result<(), String> {
         match grid.scale_dtype {
-            ScaleDtype::E8m0 => {
+            ScaleDtype::E8m0 | ScaleDtype::E4m3 => {
                 Err("kept channels are stored in the type of scales; choose scale_dtype f16 or f32".into())
             }
             ScaleDtype::F16 | ScaleDtype::F32 => Ok(()),

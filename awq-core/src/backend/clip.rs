@@ -29,6 +29,12 @@ pub(super) fn clip_search<B: QuantBackend>(
     let [n_out, n_in] = weight.dims();
     let mean_over_rows =
         |errors: Tensor<B, 2>| float_vec(errors).into_iter().map(f64::from).sum::<f64>() / n_out as f64;
+    // Parts are rounded with the scale of the whole matrix, where there is one.
+    let fitted = grid.values.is_some().then(|| grid.fitted(&float_vec(weight.clone())));
+    let fake_quant = |part: Tensor<B, 2>| match &fitted {
+        None => B::fake_quant(part, grid),
+        Some(fitted) => super::quantize::fake_quant_fitted(part, fitted),
+    };
     let (mut weights, mut bounds) = (Vec::new(), Vec::new());
     let (mut loss_before, mut loss_after) = (0.0, 0.0);
     for (gram, columns) in grams.iter().zip(grid.granularity.columns(n_in)) {
@@ -36,7 +42,7 @@ pub(super) fn clip_search<B: QuantBackend>(
         let full = part.clone().abs().max_dim(1);
         let clamped = |bound: &Tensor<B, 2>| part.clone().min_pair(bound.clone()).max_pair(bound.clone().neg());
         let error = |bound: &Tensor<B, 2>| {
-            let delta = B::fake_quant(clamped(bound), grid) - part.clone();
+            let delta = fake_quant(clamped(bound)) - part.clone();
             (delta.clone().matmul(gram.clone()) * delta).sum_dim(1)
         };
         let mut best_error = error(&full);

@@ -5,7 +5,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 
 use super::{QuantBackend, float_vec};
-use crate::grid::{Granularity, Grid, RANGE_FLOOR, ScaleDtype, Symmetry};
+use crate::grid::{FittedGrid, Granularity, Grid, RANGE_FLOOR, ScaleDtype, Symmetry};
 use crate::quantized::{QuantizedWeight, ZeroPoints};
 use crate::transform::WeightTransform;
 
@@ -48,9 +48,8 @@ pub(super) fn fake_quant<B: QuantBackend>(weight: Tensor<B, 2>, grid: &Grid) -> 
     let weight = B::in_f32(weight);
     let [n_out, n_in] = weight.dims();
     if grid.values.is_some() {
-        let (mut values, device) = (float_vec(weight.clone()), weight.device());
-        crate::host::grid::fake_quant(&mut values, n_out, n_in, grid);
-        return Tensor::from_data(TensorData::new(values, [n_out, n_in]), (&device, DType::F32));
+        let fitted = grid.fitted(&float_vec(weight.clone()));
+        return fake_quant_fitted(weight, &fitted);
     }
     let restore = |segment: Tensor<B, 3>| {
         let [rows, groups, len] = segment.dims();
@@ -59,6 +58,14 @@ pub(super) fn fake_quant<B: QuantBackend>(weight: Tensor<B, 2>, grid: &Grid) -> 
         ((codes - params.zero_point) * params.scale).reshape([rows, groups * len])
     };
     Tensor::cat(segments(weight, grid).into_iter().map(restore).collect(), 1).reshape([n_out, n_in])
+}
+
+/// The values of a codebook, on the host; `weight` is a part of the matrix that the grid is fitted to.
+pub(super) fn fake_quant_fitted<B: QuantBackend>(weight: Tensor<B, 2>, grid: &FittedGrid) -> Tensor<B, 2> {
+    let ([n_out, n_in], device) = (weight.dims(), weight.device());
+    let mut values = float_vec(weight);
+    crate::host::grid::fake_quant_fitted(&mut values, n_out, n_in, grid);
+    Tensor::from_data(TensorData::new(values, [n_out, n_in]), (&device, DType::F32))
 }
 
 /// `[rows, n_groups, len]` views: the whole groups, then the ragged last group if there is one.

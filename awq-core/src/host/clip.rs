@@ -5,7 +5,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::elementwise::dot;
-use crate::grid::{Grid, group_params};
+use crate::grid::{FittedGrid, Grid, group_params};
 
 /// Rows judged together: their candidate errors times the Gram matrix are one small matrix product.
 const ROWS_PER_TASK: usize = 32;
@@ -24,6 +24,7 @@ pub struct ClipBounds {
 /// See [`crate::backend::QuantBackend::clip_search`]; clamps `weight: [out, n_in]` in place.
 pub fn clip_search(weight: &mut [f32], n_in: usize, grams: &[Vec<f32>], grid: &Grid, factors: &[f64]) -> ClipBounds {
     let n_out = weight.len() / n_in;
+    let fitted = grid.fitted(weight);
     let mut bound = vec![0.0_f32; n_out * grams.len()];
     let tasks = weight.par_chunks_mut(n_in * ROWS_PER_TASK).zip(bound.par_chunks_mut(grams.len() * ROWS_PER_TASK));
     // Losses of a task are summed in row order and tasks in their order: no thread count changes the sum.
@@ -32,7 +33,7 @@ pub fn clip_search(weight: &mut [f32], n_in: usize, grams: &[Vec<f32>], grid: &G
             let (mut before, mut after) = (0.0, 0.0);
             for ((group, gram), columns) in grams.iter().enumerate().zip(grid.granularity.columns(n_in)) {
                 let part: Vec<f32> = rows.chunks_exact(n_in).flat_map(|row| &row[columns.clone()]).copied().collect();
-                let best = best_bounds(&part, columns.len(), gram, grid, factors);
+                let best = best_bounds(&part, columns.len(), gram, &fitted, factors);
                 for (row_idx, (row, found)) in rows.chunks_exact_mut(n_in).zip(best).enumerate() {
                     bounds[row_idx * grams.len() + group] = found.bound;
                     clamp(&mut row[columns.clone()], found.bound);
@@ -55,7 +56,7 @@ struct Found {
 }
 
 /// The best bound of one group in a few rows, `part: [rows, len]`.
-fn best_bounds(part: &[f32], len: usize, gram: &[f32], grid: &Grid, factors: &[f64]) -> Vec<Found> {
+fn best_bounds(part: &[f32], len: usize, gram: &[f32], grid: &FittedGrid, factors: &[f64]) -> Vec<Found> {
     let n_rows = part.len() / len;
     let largest: Vec<f32> =
         part.chunks_exact(len).map(|row| row.iter().fold(0.0, |max: f32, w| max.max(w.abs()))).collect();
@@ -85,12 +86,12 @@ fn best_bounds(part: &[f32], len: usize, gram: &[f32], grid: &Grid, factors: &[f
 
 vectorized! {
     /// `delta = Q(clamp(row, bound)) - row`.
-    fn quantization_error<'a>(delta: &'a mut [f32], row: &'a [f32], bound: f32, grid: &'a Grid) -> () {
+    fn quantization_error<'a>(delta: &'a mut [f32], row: &'a [f32], bound: f32, grid: &'a FittedGrid) -> () {
         for (d, &w) in delta.iter_mut().zip(row) {
             *d = w.clamp(-bound, bound);
         }
         let params = group_params(delta, grid);
-        grid.fake_quant_group(delta, &params);
+        grid.grid.fake_quant_group(delta, &params);
         for (d, &w) in delta.iter_mut().zip(row) {
             *d -= w;
         }

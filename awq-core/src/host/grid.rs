@@ -2,12 +2,13 @@
 
 use rayon::prelude::*;
 
-use crate::grid::{Grid, group_params};
+use crate::grid::{FittedGrid, Grid, group_params};
 use crate::quantized::{QuantizedWeight, ZeroPoints};
 use crate::transform::WeightTransform;
 
 /// Rounds a row-major `[n_out, n_in]` weight onto `grid`.
 pub fn quantize(weight: &[f32], n_out: usize, n_in: usize, grid: &Grid) -> QuantizedWeight {
+    let fitted = grid.fitted(weight);
     let groups = grid.granularity.groups(n_out, n_in);
     let mut codes = vec![0_u8; weight.len()];
     let mut scale = vec![0.0_f32; groups.n_groups()];
@@ -15,7 +16,7 @@ pub fn quantize(weight: &[f32], n_out: usize, n_in: usize, grid: &Grid) -> Quant
     let rows = weight.par_chunks(groups.row_len).zip(codes.par_chunks_mut(groups.row_len));
     let params = scale.par_chunks_mut(groups.per_row).zip(zero_point.par_chunks_mut(groups.per_row));
     rows.zip(params).for_each(|((row, codes), (scale, zero_point))| {
-        quantize_row(row, codes, scale, zero_point, groups.len, grid);
+        quantize_row(row, codes, scale, zero_point, groups.len, &fitted);
     });
     let (zero_point, transform) = (ZeroPoints::Codes(zero_point), WeightTransform::Identity);
     QuantizedWeight { n_out, n_in, grid: *grid, codes, scale, zero_point, transform }
@@ -23,24 +24,29 @@ pub fn quantize(weight: &[f32], n_out: usize, n_in: usize, grid: &Grid) -> Quant
 
 /// Replaces a row-major `[n_out, n_in]` weight by its quantized values.
 pub fn fake_quant(weight: &mut [f32], n_out: usize, n_in: usize, grid: &Grid) {
-    let groups = grid.granularity.groups(n_out, n_in);
+    fake_quant_fitted(weight, n_out, n_in, &grid.fitted(weight));
+}
+
+/// The same of a part of a matrix that the grid is fitted to.
+pub(crate) fn fake_quant_fitted(weight: &mut [f32], n_out: usize, n_in: usize, grid: &FittedGrid) {
+    let groups = grid.grid.granularity.groups(n_out, n_in);
     weight.par_chunks_mut(groups.row_len).with_min_len(8).for_each(|row| fake_quant_row(row, groups.len, grid));
 }
 
 vectorized! {
-    fn quantize_row<'a>(row: &'a [f32], codes: &'a mut [u8], scale: &'a mut [f32], zero_point: &'a mut [u8], len: usize, grid: &'a Grid) -> () {
+    fn quantize_row<'a>(row: &'a [f32], codes: &'a mut [u8], scale: &'a mut [f32], zero_point: &'a mut [u8], len: usize, grid: &'a FittedGrid) -> () {
         let groups = row.chunks(len).zip(codes.chunks_mut(len));
         for (((group, codes), stored_scale), stored_zero) in groups.zip(scale).zip(zero_point) {
             let params = group_params(group, grid);
             (*stored_scale, *stored_zero) = (params.scale, params.zero_point as u8);
-            grid.round_group(group, &params, codes);
+            grid.grid.round_group(group, &params, codes);
         }
     }
 
-    fn fake_quant_row<'a>(row: &'a mut [f32], len: usize, grid: &'a Grid) -> () {
+    fn fake_quant_row<'a>(row: &'a mut [f32], len: usize, grid: &'a FittedGrid) -> () {
         for group in row.chunks_mut(len) {
             let params = group_params(group, grid);
-            grid.fake_quant_group(group, &params);
+            grid.grid.fake_quant_group(group, &params);
         }
     }
 }

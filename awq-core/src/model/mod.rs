@@ -14,6 +14,7 @@ use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
 use crate::load::{Checkpoint, Class, LoadError, ModelConfig};
 
+mod alibi;
 pub mod bloom;
 mod decoder;
 pub mod falcon;

@@ -1,5 +1,6 @@
-//! Grids of tables of values. NF4 stands beside bitsandbytes, bit for bit: `tests/data/nf4.json`, which
-//! `scripts/make-nf4-fixture.py` made with it.
+//! Grids of tables of values, bit for bit beside the programs that they come from: NF4 beside bitsandbytes (`tests/data/nf4.json`,
+//! `scripts/make-nf4-fixture.py`), NVFP4 beside compressed-tensors and ternary codes beside llama.cpp's (`nvfp4.json` and
+//! `ternary.json`, `scripts/make-table-fixtures.py`).
 
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use awq_core::quantized::QuantizedWeight;
 use burn::backend::NdArray;
 use serde::Deserialize;
 
-use crate::support::{Cpu, codebook_grids, group, numbers, tensor};
+use crate::support::{Cpu, Definition, codebook_grids, group, numbers, tensor};
 
 #[derive(Deserialize)]
 struct Fixture {
@@ -29,7 +30,11 @@ struct Case {
 }
 
 fn cases() -> Vec<Case> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/nf4.json");
+    cases_of("nf4.json")
+}
+
+fn cases_of(file: &str) -> Vec<Case> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(file);
     let fixture: Fixture = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     assert!(fixture.cases.len() >= 3);
     fixture.cases
@@ -47,26 +52,82 @@ fn grid_of(case: &Case) -> Grid {
     Grid::of_codebook(Codebook::Nf4, group(case.group), ScaleDtype::F32)
 }
 
-fn check<B: QuantBackend>(case: &Case) -> QuantizedWeight {
+fn check<B: QuantBackend>(case: &Case, grid: &Grid) -> QuantizedWeight {
     let weight = || tensor::<B, 2>(&floats(&case.weight), case.shape);
-    let quantized = B::quantize_weight(weight(), &grid_of(case));
+    let quantized = B::quantize_weight(weight(), grid);
     assert_eq!(quantized.codes, case.codes);
     assert_eq!(bits(&quantized.scale), case.scales);
     assert_eq!(bits(&quantized.dequantize()), case.restored);
-    assert_eq!(bits(&float_vec(B::fake_quant(weight(), &grid_of(case)))), case.restored);
+    assert_eq!(bits(&float_vec(B::fake_quant(weight(), grid))), case.restored);
     quantized
+}
+
+/// The same codes on every backend, with so many bits of scales for a group and for the matrix.
+fn check_everywhere(case: &Case, grid: &Grid, bits_of_codes: f64, [of_group, of_matrix]: [f64; 2]) {
+    let quantized = check::<Cpu>(case, grid);
+    assert_eq!(check::<NdArray<f32>>(case, grid), quantized);
+    assert_eq!(check::<NdArray<f32, i32>>(case, grid), quantized);
+    let n_weights = quantized.codes.len() as f64;
+    let bits = quantized.stored_bits() as f64 / n_weights;
+    let expected = bits_of_codes + of_group / f64::from(case.group) + of_matrix / n_weights;
+    assert!((bits - expected).abs() < 1e-12, "{bits}");
 }
 
 #[test]
 fn codes_scales_and_weights_are_those_of_bitsandbytes() {
     for case in cases() {
-        let quantized = check::<Cpu>(&case);
-        assert_eq!(check::<NdArray<f32>>(&case), quantized);
-        assert_eq!(check::<NdArray<f32, i32>>(&case), quantized);
-        // A code of 4 bits, and a scale of 32 a group.
-        let bits = quantized.stored_bits() as f64 / quantized.codes.len() as f64;
-        assert!((bits - (4.0 + 32.0 / f64::from(case.group))).abs() < 1e-12, "{bits}");
+        check_everywhere(&case, &grid_of(&case), 4.0, [32.0, 0.0]);
     }
+}
+
+/// A scale is what compressed-tensors stores for a group over what it stores for the matrix.
+#[test]
+fn nvfp4_is_that_of_compressed_tensors() {
+    for case in cases_of("nvfp4.json") {
+        let grid = Grid::of_codebook(Codebook::E2m1, group(case.group), ScaleDtype::E4m3);
+        assert_eq!(grid.label(), "NVFP4 g16");
+        check_everywhere(&case, &grid, 4.0, [8.0, 32.0]);
+    }
+}
+
+#[test]
+fn ternary_codes_are_those_of_llama_cpp() {
+    for case in cases_of("ternary.json") {
+        let grid = Grid::of_codebook(Codebook::Ternary, group(case.group), ScaleDtype::F32);
+        check_everywhere(&case, &grid, 2.0, [32.0, 0.0]);
+    }
+}
+
+/// The clip search of AWQ rounds each group with the scale of the whole matrix: without a shrunken range nothing changes.
+#[test]
+fn a_clip_search_rounds_as_the_matrix_is_rounded() {
+    let weight: Vec<f32> = numbers(8 * 64, 9).iter().enumerate().map(|(i, x)| x * (1.0 + (i % 64) as f32)).collect();
+    let grid = Grid::of_codebook(Codebook::E2m1, group(16), ScaleDtype::E4m3);
+    let gram = |seed| {
+        let x = numbers(16 * 16, seed);
+        let entry = |i: usize, j: usize| (0..16).map(|k| x[k * 16 + i] * x[k * 16 + j]).sum::<f32>();
+        (0..256).map(|at| entry(at / 16, at % 16)).collect::<Vec<f32>>()
+    };
+    let grams: Vec<Vec<f32>> = (0..4).map(gram).collect();
+    fn search<B: QuantBackend>(weight: &[f32], grams: &[Vec<f32>], grid: &Grid) -> (f64, Vec<f32>, f64) {
+        let grams: Vec<_> = grams.iter().map(|gram| tensor::<B, 2>(gram, [16, 16])).collect();
+        let found = B::clip_search(tensor(weight, [8, 64]), &grams, grid, &[1.0, 0.9, 0.8, 0.7]);
+        (found.loss_before, float_vec(found.weight), found.loss_after)
+    }
+    let (before, clipped, after) = search::<Cpu>(&weight, &grams, &grid);
+    let (before_too, clipped_too, after_too) = search::<Definition>(&weight, &grams, &grid);
+    assert!((before / before_too - 1.0).abs() < 1e-5 && (after / after_too - 1.0).abs() < 1e-5);
+    assert!(clipped == clipped_too && after < before);
+    let restored = Cpu::quantize_weight(tensor(&weight, [8, 64]), &grid).dequantize();
+    let mut expected = 0.0;
+    for (w, q) in weight.chunks(64).zip(restored.chunks(64)) {
+        for (part, gram) in grams.iter().enumerate() {
+            let error = |i: usize| f64::from(q[part * 16 + i] - w[part * 16 + i]);
+            let terms = (0..256).map(|at| error(at / 16) * f64::from(gram[at]) * error(at % 16));
+            expected += terms.sum::<f64>() / 8.0;
+        }
+    }
+    assert!((before / expected - 1.0).abs() < 1e-4, "{before} is not {expected}");
 }
 
 /// The fixture holds what tells conventions apart: weights on the middle of two values.

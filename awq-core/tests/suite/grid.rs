@@ -94,7 +94,7 @@ fn table_params(group: &[f32], grid: &Grid) -> (f32, f32) {
     let scale = match grid.scale_dtype {
         ScaleDtype::F16 => half::f16::from_f32(scale).to_f32(),
         ScaleDtype::F32 => scale,
-        ScaleDtype::E8m0 => unreachable!("evenly spaced codes have no such scales"),
+        ScaleDtype::E8m0 | ScaleDtype::E4m3 => unreachable!("evenly spaced codes have no such scales"),
     };
     match grid.symmetry {
         Symmetry::Asymmetric => (scale, (-min / scale).round_ties_even().clamp(0.0, highest(grid))),

@@ -98,7 +98,7 @@ pub(crate) fn codebook_grids() -> Vec<Grid> {
     let mut grids = Vec::new();
     for values in Codebook::ALL {
         for granularity in [Granularity::PerTensor, Granularity::PerChannel, group(64), group(128), group(1000)] {
-            for scale_dtype in [ScaleDtype::F16, ScaleDtype::F32, ScaleDtype::E8m0] {
+            for scale_dtype in [ScaleDtype::F16, ScaleDtype::F32, ScaleDtype::E8m0, ScaleDtype::E4m3] {
                 grids.push(Grid::of_codebook(values, granularity, scale_dtype));
             }
         }

@@ -41,7 +41,7 @@ use std::num::NonZeroU16;
 use awq_core::awq::Nearest;
 use awq_core::backend::{QuantBackend, float_vec};
 use awq_core::capture::CaptureNeeds;
-use awq_core::grid::{Granularity, Grid, GroupParams};
+use awq_core::grid::{FittedGrid, Granularity, Grid, GroupParams};
 use awq_core::log::LinearLog;
 use awq_core::method::{
     BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, Precision, QuantMethod,
@@ -218,9 +218,10 @@ impl Gptq {
         for row in alive.chunks_mut(n_in) {
             hessian.dead.iter().for_each(|&column| row[column] = 0.0);
         }
-        let groups = self.groups(&alive, n_in, order, grid);
+        let fitted = grid.fitted(&alive);
+        let groups = self.groups(&alive, n_in, order, &fitted);
         let working = gather_columns(&alive, n_in, order);
-        let solver = Solver::new(self, grid, ordered, n_in, groups);
+        let solver = Solver::new(self, &fitted, ordered, n_in, groups);
         let (codes, params) = solver.solve(working);
         let keeps_order = self.order == ColumnOrder::Natural;
         let (codes, transform) = if keeps_order || self.fixes_groups(grid) {
@@ -239,16 +240,17 @@ impl Gptq {
     }
 
     /// The groups of a weight, `[out, in]` in natural order.
-    fn groups(&self, weight: &[f32], n_in: usize, order: &[u32], grid: &Grid) -> Groups {
+    fn groups(&self, weight: &[f32], n_in: usize, order: &[u32], fitted: &FittedGrid) -> Groups {
+        let grid = &fitted.grid;
         if grid.granularity == Granularity::PerTensor {
-            return Groups::WholeMatrix(self.range.params(weight, grid));
+            return Groups::WholeMatrix(self.range.params(weight, fitted));
         }
         let len = grid.granularity.group_len(n_in);
         if !self.fixes_groups(grid) {
             return Groups::Following { len };
         }
         let groups: Vec<&[f32]> = grid.granularity.groups(weight.len() / n_in, n_in).of(weight).collect();
-        let params: Vec<GroupParams> = groups.par_iter().map(|group| self.range.params(group, grid)).collect();
+        let params: Vec<GroupParams> = groups.par_iter().map(|group| self.range.params(group, fitted)).collect();
         Groups::Fixed { of_column: order.iter().map(|&channel| channel as usize / len).collect(), params }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU16;
 
-use awq_core::grid::{Grid, GroupParams};
+use awq_core::grid::{FittedGrid, GroupParams};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +30,7 @@ pub struct MseSearch {
 
 impl RangeSearch {
     /// Scale and zero point of a group.
-    pub(crate) fn params(&self, group: &[f32], grid: &Grid) -> GroupParams {
+    pub(crate) fn params(&self, group: &[f32], grid: &FittedGrid) -> GroupParams {
         match self {
             Self::MinMax => grid.group_params_of(group),
             Self::Mse(search) => search.params(group, grid),
@@ -53,7 +53,7 @@ impl RangeSearch {
 }
 
 impl MseSearch {
-    fn params(&self, group: &[f32], grid: &Grid) -> GroupParams {
+    fn params(&self, group: &[f32], grid: &FittedGrid) -> GroupParams {
         let min = group.iter().fold(f32::INFINITY, |a, &b| a.min(b));
         let max = group.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
         let n_steps = f64::from(self.n_steps.get());
@@ -63,7 +63,7 @@ impl MseSearch {
             let keep = (1.0 - i as f64 / n_steps) as f32;
             let params = grid.group_params(min * keep, max * keep);
             let error = |&w: &f32| {
-                let error = (grid.weight(grid.nearest_code(w, &params), &params) - w).abs();
+                let error = (grid.grid.weight(grid.grid.nearest_code(w, &params), &params) - w).abs();
                 f64::from(error.powf(self.exponent as f32))
             };
             let error: f64 = group.iter().map(error).sum();

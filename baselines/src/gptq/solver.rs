@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use awq_core::grid::{Grid, GroupParams};
+use awq_core::grid::{FittedGrid, GroupParams};
 use rayon::prelude::*;
 
 use super::{Gptq, GroupGrid, Ordered, RangeSearch};
@@ -21,7 +21,7 @@ pub(super) enum Groups {
 
 /// Everything that the rows share.
 pub(super) struct Solver<'a> {
-    grid: &'a Grid,
+    grid: &'a FittedGrid,
     range: &'a RangeSearch,
     factor: &'a [f32],
     corrections: Option<&'a [f32]>,
@@ -31,7 +31,13 @@ pub(super) struct Solver<'a> {
 }
 
 impl<'a> Solver<'a> {
-    pub(super) fn new(gptq: &'a Gptq, grid: &'a Grid, ordered: &Ordered<'a>, n_in: usize, groups: Groups) -> Self {
+    pub(super) fn new(
+        gptq: &'a Gptq,
+        grid: &'a FittedGrid,
+        ordered: &Ordered<'a>,
+        n_in: usize,
+        groups: Groups,
+    ) -> Self {
         let block_size = usize::from(gptq.block_size.get());
         let blocks = match (&groups, gptq.group_grid) {
             // A block that ends where a group starts has applied all its errors by then.
@@ -103,10 +109,10 @@ impl<'a> Solver<'a> {
             for column in block.clone() {
                 let params = &params[self.group_of(column)];
                 let value = weight[column];
-                let code = self.grid.nearest_code(value, params);
+                let code = self.grid.grid.nearest_code(value, params);
                 codes[column] = code;
                 let factor = &self.factor[column * n_in..(column + 1) * n_in];
-                let error = (value - self.grid.weight(code, params)) / factor[column];
+                let error = (value - self.grid.grid.weight(code, params)) / factor[column];
                 let at = row * block.len() + column - block.start;
                 errors[at] = error;
                 let later = column + 1..block.end;
@@ -118,7 +124,7 @@ impl<'a> Solver<'a> {
                     for (w, p) in weight[later.clone()].iter_mut().zip(&corrections[later]) {
                         *w += value * p;
                     }
-                    negated[at] = -self.grid.weight(code, params);
+                    negated[at] = -self.grid.grid.weight(code, params);
                 }
             }
         }

@@ -39,13 +39,14 @@ pub(super) struct QuantizeArgs {
     #[arg(long, value_name = "N", value_parser = parse_bits, required_unless_present = "values")]
     bits: Option<Bits>,
     /// A table of values in place of evenly spaced codes. NF4 of bitsandbytes is nf4 with groups of 64 and f32 scales, MXFP4 is e2m1
-    /// with groups of 32 and e8m0 scales.
+    /// with groups of 32 and e8m0 scales, NVFP4 is e2m1 with groups of 16 and e4m3 scales.
     #[arg(long, value_name = "TABLE", value_parser = parse_values, conflicts_with = "bits")]
     values: Option<Codebook>,
     /// Input channels that share a scale [default: all of an output channel].
     #[arg(long, value_name = "N", value_parser = parse_group_size)]
     group_size: Option<std::num::NonZeroU16>,
-    /// Type in which scales are stored: f32 for the rare weight whose scales f16 cannot hold; e8m0, powers of two, with --values.
+    /// Type in which scales are stored: f32 for the rare weight whose scales f16 cannot hold; e8m0, powers of two, and
+    /// e4m3, 8-bit floats over one scale of the matrix, with --values.
     #[arg(long, value_enum, default_value_t = ScaleDtypeArg::F16)]
     scale_dtype: ScaleDtypeArg,
     /// Another grid for some linears: *.down_proj=w8g64, *.down_proj=w8 with the group of the others, or model.layers.0.*=fp to
@@ -62,6 +63,7 @@ enum ScaleDtypeArg {
     F16,
     F32,
     E8m0,
+    E4m3,
 }
 
 impl From<ScaleDtypeArg> for ScaleDtype {
@@ -70,6 +72,7 @@ impl From<ScaleDtypeArg> for ScaleDtype {
             ScaleDtypeArg::F16 => Self::F16,
             ScaleDtypeArg::F32 => Self::F32,
             ScaleDtypeArg::E8m0 => Self::E8m0,
+            ScaleDtypeArg::E4m3 => Self::E4m3,
         }
     }
 }

@@ -19,7 +19,7 @@ pub struct GridSweep {
     /// Bits of a code, for codes that are spaced evenly.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bits: Vec<Bits>,
-    /// Tables of values that codes stand for, beside `bits` or in their place: `"nf4"`, `"e2m1"`.
+    /// Tables of values that codes stand for, beside `bits` or in their place: `"nf4"`, `"e2m1"`, `"ternary"`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<Codebook>,
     /// `"per_tensor"`, `"per_channel"` or `{ per_group = 128 }`.

@@ -87,7 +87,8 @@ impl LinearRow {
             Granularity::PerTensor => self.count,
             Granularity::PerChannel | Granularity::PerGroup(_) => self.count * self.shape[0] * self.n_groups,
         };
-        n_scales as u64 * (u64::from(grid.scale_dtype.bits()) + zero_point)
+        let of_matrix = u64::from(grid.scale_dtype.bits_of_matrix());
+        n_scales as u64 * (u64::from(grid.scale_dtype.bits()) + zero_point) + self.count as u64 * of_matrix
     }
 }
 

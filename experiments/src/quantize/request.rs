@@ -48,11 +48,11 @@ impl std::str::FromStr for Request {
     type Err = String;
 
     /// Parses `awq-w4g128`, `gptq:act-order-w4g128` or `rtn-nf4g64`; without a group size every output channel is a group. Scales
-    /// are f16, with `-f32` or `-e8m0` at the end of that type.
+    /// are f16, with `-f32`, `-e8m0` or `-e4m3` at the end of that type.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong =
             || format!("`{text}` is not METHOD-wBITSgGROUP, such as awq-w4g128, or rtn-w8 for one group a channel");
-        let dtypes = [("-f32", ScaleDtype::F32), ("-e8m0", ScaleDtype::E8m0)];
+        let dtypes = [("-f32", ScaleDtype::F32), ("-e8m0", ScaleDtype::E8m0), ("-e4m3", ScaleDtype::E4m3)];
         let (rest, scale_dtype) = (dtypes.into_iter())
             .find_map(|(suffix, dtype)| Some((text.strip_suffix(suffix)?, dtype)))
             .unwrap_or((text, ScaleDtype::F16));
@@ -240,6 +240,8 @@ mod tests {
         };
         assert_eq!(label("rtn-nf4g64-f32", &[]), "NF4 g64");
         assert_eq!(label("rtn-e2m1g32-e8m0", &[]), "MXFP4 g32");
+        assert_eq!(label("rtn-e2m1g16-e4m3", &[]), "NVFP4 g16");
+        assert_eq!(label("rtn-ternaryg64", &[]), "ternary g64");
         assert_eq!(
             label("rtn-w4g64", &["*.down_proj=w8", "*.up_proj=nf4g32", "mlp.*=fp"]),
             "W4 g64 (*.down_proj W8 g64, *.up_proj NF4 g32, mlp.* FP)"
