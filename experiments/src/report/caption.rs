@@ -66,7 +66,14 @@ fn uncertainty(rows: &[Row]) -> String {
         None if quantity.estimator == Estimator::Largest => "A largest value has no interval. ".to_owned(),
         None => format!("A single {} has no interval. ", items(rows[0]).trim_end_matches('s')),
     };
-    format!("{error}{intervals}{comparison}")
+    let questions = if rows.iter().any(|row| row.questions_lost.is_some()) {
+        format!(
+            " Lost : won counts the questions that {base} alone answers right, and this row alone; p is McNemar's exact test."
+        )
+    } else {
+        String::new()
+    };
+    format!("{error}{intervals}{comparison}{questions}")
 }
 
 /// How intervals were made: `stationary bootstrap of 148 windows in blocks of 1.0 to 5.3 on average (length by

@@ -11,11 +11,13 @@ use awq_core::driver::Propagation;
 use super::base;
 use super::row::Row;
 use crate::config::ReferenceValue;
+use crate::eval::metric::Unit;
 use crate::eval::registry::MetricKey;
 use crate::inputs::differences;
 use crate::plan::Cell;
 use crate::record::{Done, Measurement, Outcome, PackedOrigin, Quantization, Record};
 use crate::registry::MethodSpec;
+use crate::stats::mcnemar::McNemar;
 use crate::stats::{self, Bootstrap, Estimator, Paired};
 
 /// The resampling behind every interval of a report. Fixed, so that a report made again is the same report.
@@ -268,6 +270,7 @@ struct Comparison {
     delta_interval: Option<Paired>,
     log_ratio: Option<f64>,
     log_ratio_interval: Option<Paired>,
+    questions: Option<McNemar>,
 }
 
 fn row(
@@ -327,6 +330,9 @@ fn row(
         log_ratio_fp_ci_low: low(to_fp.log_ratio_interval),
         log_ratio_fp_ci_high: high(to_fp.log_ratio_interval),
         log_ratio_fp_block_len: block_len(to_fp.log_ratio_interval.or(to_fp.delta_interval)),
+        questions_lost: to_fp.questions.map(|questions| questions.n_lost),
+        questions_won: to_fp.questions.map(|questions| questions.n_won),
+        mcnemar_p: to_fp.questions.map(|questions| questions.p),
         baseline: to_baseline.delta.map(|_| baseline.to_owned()),
         delta_baseline: to_baseline.delta,
         delta_baseline_ci_low: low(to_baseline.delta_interval),
@@ -415,7 +421,12 @@ fn compare(
         delta_interval: stats::difference(own, theirs, estimator, BOOTSTRAP).ok(),
         log_ratio: is_exp.then(|| (measurement.value / other.value).ln()),
         log_ratio_interval: if is_exp { stats::difference_of_means(own, theirs, BOOTSTRAP).ok() } else { None },
+        questions: McNemar::of(own.values, theirs.values).filter(|_| is_share_of_questions(&measurement.metric)),
     }
+}
+
+fn is_share_of_questions(metric: &str) -> bool {
+    MetricKey::of_record(metric).is_ok_and(|metric| metric.quantity().unit == Unit::FractionOfQuestions)
 }
 
 /// Whether window `i` of both measurements holds the same tokens.

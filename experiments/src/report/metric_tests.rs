@@ -149,7 +149,12 @@ fn a_published_table_has_one_table_a_metric_it_names() {
     let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("| AWQ ")).collect();
     assert_eq!(lines, ["| AWQ | **13.742 (14.5, -0.758)** |", "| AWQ | **0.10113 (0.09, +0.01113)** |"]);
     assert!(text.contains("KL divergence in nats per token on wikitext2-test"), "{text}");
-    assert_eq!(files.paper_tables.len(), TABLE_FORMATS.len() + 2, "a file of commas for each: {:?}", files.paper_tables);
+    assert_eq!(
+        files.paper_tables.len(),
+        TABLE_FORMATS.len() + 2,
+        "a file of commas for each: {:?}",
+        files.paper_tables
+    );
 }
 
 #[test]
@@ -162,4 +167,32 @@ fn each_metric_has_a_figure_and_only_a_perplexity_has_losses() {
     let slugs: Vec<&str> =
         names.iter().filter_map(|name| name.strip_suffix("-tiny-1m-wikitext2-test-gptq-256-first-12.svg")).collect();
     assert_eq!(slugs, ["perplexity", "perplexity-loss", "kl-divergence", "next-token-accuracy"]);
+}
+
+#[test]
+fn questions_of_a_task_are_counted_against_the_base_model() {
+    // The base model is right on the first 8 of 12; RTN loses four of these and wins one, AWQ loses one.
+    let right = |questions: &[usize]| -> Vec<f64> {
+        (0..12).map(|question| if questions.contains(&question) { 1.0 } else { 0.0 }).collect()
+    };
+    let answered = |mut record: Record, questions: &[usize]| {
+        let measurements = &mut done(&mut record).measurements;
+        let samples = right(questions);
+        let metric = MetricKey::Accuracy.quantity().name.to_owned();
+        let value = Estimator::Mean.value(&samples);
+        *measurements = vec![Measurement { metric, value, samples, ..measurements[0].clone() }];
+        record
+    };
+    let records = vec![
+        answered(record(None, 0.0), &[0, 1, 2, 3, 4, 5, 6, 7]),
+        answered(record(Some((RTN, grid(3, 64))), 0.3), &[0, 1, 2, 3, 8]),
+        answered(record(Some((AWQ, grid(3, 64))), 0.12), &[0, 1, 2, 3, 4, 5, 6]),
+    ];
+    let counts: Vec<_> =
+        rows(&records).iter().map(|row| (row.questions_lost, row.questions_won, row.mcnemar_p)).collect();
+    assert_eq!(counts, [(None, None, None), (Some(4), Some(1), Some(0.375)), (Some(1), Some(0), Some(1.0))]);
+    let table = terminal_table(&plan(&records, vec![]), &records, &[]).unwrap();
+    assert!(table.contains("4 : 1 [0.375]") && table.contains("1 : 0 [1.000]"), "{table}");
+    let words = table.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("p is McNemar's exact test"), "{table}");
 }

@@ -133,11 +133,16 @@ pub fn write_report<C>(
     Ok(files)
 }
 
-/// The frame of `rows`, without the columns that only overrides of grids fill where there are none.
+/// The frame of `rows`, without the columns that only overrides of grids, or only tasks, fill where there are none.
 fn frame_of(rows: &[Row]) -> PolarsResult<DataFrame> {
-    let frame = Row::to_frame(rows)?;
-    let overridden = rows.iter().any(|row| row.full_precision_weights.is_some());
-    Ok(if overridden { frame } else { frame.drop_many(["full_precision_weights", "bits_per_weight_of_all"]) })
+    let mut frame = Row::to_frame(rows)?;
+    if rows.iter().all(|row| row.full_precision_weights.is_none()) {
+        frame = frame.drop_many(["full_precision_weights", "bits_per_weight_of_all"]);
+    }
+    if rows.iter().all(|row| row.questions_lost.is_none()) {
+        frame = frame.drop_many(["questions_lost", "questions_won", "mcnemar_p"]);
+    }
+    Ok(frame)
 }
 
 fn write_frame(data: &mut DataFrame, csv_path: &Path, parquet_path: &Path) -> anyhow::Result<()> {

@@ -79,6 +79,13 @@ columns! {
         log_ratio_fp_ci_high: Option<f64>,
         /// Windows of a block of that interval on average; where there is no ratio, of the interval of the difference.
         log_ratio_fp_block_len: Option<f64>,
+        /// Questions of a task that the base model answers right and this one wrong; null for what is no share of questions. The columns
+        /// of questions are left out where all are null.
+        questions_lost: Option<u64>,
+        /// The other way round.
+        questions_won: Option<u64>,
+        /// p of McNemar's exact test: how likely so uneven a split is between models that are alike.
+        mcnemar_p: Option<f64>,
         /// Label of the method that the next columns compare with (`report.baseline` of the experiment, else RTN); null where
         /// there is none on the same grid and windows, and for that method itself.
         baseline: Option<String>,

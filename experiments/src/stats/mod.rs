@@ -28,6 +28,7 @@
 
 pub mod blocks;
 mod estimator;
+pub mod mcnemar;
 pub mod quantile;
 pub mod resample;
 mod samples;
