@@ -26,6 +26,15 @@ GATED = SIZES | {"intermediate_size": 48, "max_position_embeddings": 32, "rms_no
 
 # The same under LayerNorms.
 LAYERED = SIZES | {"intermediate_size": 48, "max_position_embeddings": 32, "num_key_value_heads": 4}
+# A tower for images, which texts do not go through.
+TOWER = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
+    "patch_size": 8,
+}
+# Positions of three numbers, which are one for a text.
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "mrope_section": [1, 1, 2]}}
+QWEN_TOWER = {"depth": 1, "num_heads": 2, "patch_size": 8}
+
 # GPT-2's names of sizes.
 GPT = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32, "n_inner": 48}
 
@@ -158,6 +167,36 @@ MODELS = {
     ),
     # Norms that all heads share.
     "phi-qk-norm": transformers.PhiConfig(**LAYERED, qk_layernorm=True),
+    # Models of texts and images, on texts.
+    "llava-tiny": transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**GATED, num_key_value_heads=2),
+        vision_config=transformers.CLIPVisionConfig(**TOWER), image_token_index=VOCAB,
+    ),
+    "qwen2-vl-tiny": transformers.Qwen2VLConfig(
+        text_config=GATED | MROPE | {"num_key_value_heads": 2, "eos_token_id": 2, "bos_token_id": 1},
+        vision_config=QWEN_TOWER | {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}, tie_word_embeddings=True,
+    ),
+    "qwen2-5-vl-tiny": transformers.Qwen2_5_VLConfig(
+        text_config=GATED | MROPE | {"num_key_value_heads": 2, "eos_token_id": 2, "bos_token_id": 1},
+        vision_config=QWEN_TOWER | {
+            "hidden_size": 16, "intermediate_size": 24, "out_hidden_size": 32, "fullatt_block_indexes": [0],
+        },
+    ),
+    "idefics3-tiny": transformers.Idefics3Config(
+        text_config=transformers.LlamaConfig(**GATED, num_key_value_heads=2, pad_token_id=0),
+        vision_config=TOWER, scale_factor=1,
+    ),
+    "smolvlm-tiny": transformers.SmolVLMConfig(
+        text_config=transformers.LlamaConfig(**GATED, num_key_value_heads=4, pad_token_id=0),
+        vision_config=TOWER, scale_factor=1, tie_word_embeddings=True,
+    ),
+    "gemma3-vl-tiny": transformers.Gemma3Config(
+        text_config=GATED | {
+            "num_key_value_heads": 2, "head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 7,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        vision_config=transformers.SiglipVisionConfig(**TOWER, vision_use_head=False), mm_tokens_per_image=1,
+    ),
 }
 
 
@@ -186,7 +225,9 @@ def main(names):
         generator = torch.Generator().manual_seed(seed)
         # Eager attention of Falcon adds ALiBi twice in this version: with the mask, and by itself.
         attention = "sdpa" if getattr(config, "alibi", False) else "eager"
-        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).float().eval()
+        is_multimodal = hasattr(config, "vision_config")
+        kind = transformers.AutoModelForImageTextToText if is_multimodal else transformers.AutoModelForCausalLM
+        model = kind.from_config(config, attn_implementation=attention).float().eval()
         randomize(model, generator)
         ids = torch.randint(0, VOCAB, (N_SEQUENCES, SEQ_LEN), generator=generator)
         logits = model(ids).logits

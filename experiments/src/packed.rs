@@ -32,7 +32,8 @@ pub fn needed_bytes(checkpoint: &dyn Checkpoint, grid_of: impl Fn(&str) -> Optio
         Some(grid) => bytes_of_codes(checkpoint, name, &grid),
         None => 2 * n_values(checkpoint, name),
     };
-    2 * checkpoint.names().iter().map(n_bytes).sum::<u64>()
+    let beside: u64 = checkpoint.beside().iter().map(|name| 2 * n_values(checkpoint, name)).sum();
+    2 * (checkpoint.names().iter().map(n_bytes).sum::<u64>() + beside)
 }
 
 fn n_values(checkpoint: &dyn Checkpoint, name: &str) -> u64 {
@@ -76,7 +77,9 @@ pub fn write(
     write_json(folder, "generation_config.json", &generation)?;
     companions::copy(opened.tokenizer.file(), folder)?;
     // What a decoder reads, and no buffers. NaN may stand in rows that no text looks up.
-    write_tensors(folder, wiring.tensors(&opened.config).into_keys(), checkpoint, header)
+    // What is beside the language model stays with it, but for counters that transformers computes.
+    let beside = checkpoint.beside().into_iter().filter(|name| !checkpoint.is_integer(name));
+    write_tensors(folder, wiring.tensors(&opened.config).into_keys().chain(beside), checkpoint, header)
 }
 
 /// Writes only what a method changed into an empty folder: the linears, and tensors into which scales were folded.

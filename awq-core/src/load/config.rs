@@ -9,7 +9,7 @@ use super::class::{Class, Classes};
 use super::gguf::Value;
 use super::keys::Keys;
 use super::rope::{Rope, RopeScaling};
-use super::{LoadError, read_json, switches, windows};
+use super::{LoadError, multimodal, read_json, switches, windows};
 
 /// The facts of a decoder that its weights do not tell.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +56,8 @@ pub struct ModelConfig {
     pub windows: Vec<Option<usize>>,
     /// The file's own keys, for what only one family needs. GGUF: the metadata without its arrays.
     pub raw: Json,
+    /// The configuration of the whole, where this is that of its language model.
+    pub outer: Option<Json>,
 }
 
 impl ModelConfig {
@@ -64,7 +66,11 @@ impl ModelConfig {
     /// # Errors
     /// [`LoadError::MissingKey`], [`LoadError::BadKey`] or [`LoadError::Json`], naming file and key.
     pub(crate) fn of_hugging_face(file: &Path, classes: Classes<'_>) -> Result<Self, LoadError> {
-        Self::from_json(file, read_json(file)?, classes)
+        let raw: Json = read_json(file)?;
+        match multimodal::language_model(file, &raw, classes)? {
+            None => Self::from_json(file, raw, classes),
+            Some(text) => Ok(Self { outer: Some(raw), ..Self::from_json(file, text, classes)? }),
+        }
     }
 
     /// The same of the keys of `file`, which is for messages only.
@@ -107,6 +113,7 @@ impl ModelConfig {
             windows: windows::from_hugging_face(&keys, class, n_blocks)?,
             architecture: class.name.to_owned(),
             raw: Json::Null,
+            outer: None,
         };
         config.check(file, class.n_heads.0[0], "num_key_value_heads", "head_dim")?;
         Ok(Self { raw, ..config })
@@ -175,6 +182,7 @@ impl ModelConfig {
             // transformers maps the key to nothing for them (both looked up in 2026).
             windows: vec![None; n_blocks],
             raw: Json::Null,
+            outer: None,
         };
         config.check(
             file,

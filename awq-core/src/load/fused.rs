@@ -181,6 +181,10 @@ impl Checkpoint for PartsCheckpoint {
         names
     }
 
+    fn beside(&self) -> Vec<String> {
+        self.base.beside()
+    }
+
     /// Of a part of a tensor with other rows than the configuration implies, the shape of that tensor: it fits nothing.
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         let Some(part) = self.part(name) else { return self.base.shape(name) };

@@ -14,6 +14,7 @@ pub(crate) mod gguf;
 mod keys;
 mod map;
 mod memory;
+mod multimodal;
 mod overlay;
 pub mod packed;
 mod pickled;
@@ -41,6 +42,7 @@ pub(crate) use self::gguf::layouts;
 pub use self::gguf::{GgufCheckpoint, gguf_parts};
 pub(crate) use self::keys::Keys;
 pub use self::memory::MemoryCheckpoint;
+pub(crate) use self::multimodal::{LanguageCheckpoint, multimodal_classes};
 pub use self::overlay::{EditedCheckpoint, EditedTensors};
 pub use self::packed::{PackedCheckpoint, PackedHeader};
 pub use self::pickled::PickledCheckpoint;
@@ -58,8 +60,13 @@ use crate::quantized::QuantizedWeight;
 /// Names are those of Hugging Face (`model.layers.0.self_attn.q_proj.weight`), whatever the format; shapes are
 /// row-major, `[out, in]` for a linear.
 pub trait Checkpoint: Send + Sync {
-    /// All names, sorted.
+    /// All names of the language model, sorted.
     fn names(&self) -> Vec<String>;
+
+    /// Names of tensors that are no part of the language model and that what is written keeps, such as a tower for images.
+    fn beside(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// The shape, or `None` where there is no such tensor.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;

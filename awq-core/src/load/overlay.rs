@@ -45,6 +45,10 @@ impl Checkpoint for EditedCheckpoint {
         names.into_iter().collect()
     }
 
+    fn beside(&self) -> Vec<String> {
+        self.base.beside()
+    }
+
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.holder(name).shape(name)
     }

@@ -75,6 +75,7 @@ impl TinySpec {
             eos_ids: Vec::new(),
             windows: vec![None; self.n_blocks],
             raw: serde_json::Value::Null,
+            outer: None,
         }
     }
 }

@@ -24,11 +24,15 @@ impl ModelConfig {
     /// refuse the file.
     pub fn to_hugging_face(&self) -> Json {
         if self.raw.is_object() && !self.is_from_gguf() {
-            let mut raw = self.raw.clone();
+            let mut raw = self.outer.as_ref().unwrap_or(&self.raw).clone();
             // How the weights were stored that this was read from; what is written has them otherwise.
-            if let Some(keys) = raw.as_object_mut() {
-                keys.retain(|key, _| !foreign::KEYS.contains(&key.as_str()));
-            }
+            let without = |keys: Option<&mut Json>| {
+                if let Some(keys) = keys.and_then(Json::as_object_mut) {
+                    keys.retain(|key, _| !foreign::KEYS.contains(&key.as_str()));
+                }
+            };
+            without(raw.get_mut("text_config"));
+            without(Some(&mut raw));
             return raw;
         }
         let rope_scaling = match &self.rope_scaling {

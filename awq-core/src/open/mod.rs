@@ -11,8 +11,8 @@ use serde_json::Value as Json;
 use crate::load::packed::HEADER_FILE;
 use crate::load::scaled::Scheme;
 use crate::load::{
-    Checkpoint, Class, Keys, LoadError, ModelConfig, PackedCheckpoint, PackedHeader, Tokenizer, check_folder, foreign,
-    gguf, open_weights, open_weights_of, read_json,
+    Checkpoint, Class, Keys, LanguageCheckpoint, LoadError, ModelConfig, PackedCheckpoint, PackedHeader, Tokenizer,
+    check_folder, foreign, gguf, open_weights, open_weights_of, read_json,
 };
 use crate::model;
 
@@ -75,9 +75,16 @@ fn class_of(config: &ModelConfig) -> Option<&'static Class> {
     model::classes().find(|class| class.name == config.architecture)
 }
 
-/// `checkpoint` with each part of a tensor that holds the rows of several linears in the place of that tensor, where the class of
-/// `config` has such tensors.
+/// The tensors of `checkpoint` as the class of `config` has them: those of a language model in a model of texts and images under the
+/// names of its class, and each part of a tensor that holds the rows of several linears in the place of that tensor.
 pub fn in_parts(config: &ModelConfig, checkpoint: Arc<dyn Checkpoint>) -> Arc<dyn Checkpoint> {
+    let checkpoint = match &config.outer {
+        None => checkpoint,
+        Some(outer) => {
+            let named = outer["architectures"][0].as_str().or(outer["model_type"].as_str());
+            Arc::new(LanguageCheckpoint::new(checkpoint, named.unwrap_or("a model of texts and images")))
+        }
+    };
     crate::load::in_parts(class_of(config).map_or(&[][..], |class| class.fused), config, checkpoint)
 }
 

@@ -11,7 +11,7 @@ use awq_core::open::in_parts;
 use safetensors::SafeTensors;
 
 /// One of each family, and of those whose blocks can slide one with windows shorter than its sequences.
-pub(crate) const FAMILIES: [&str; 33] = [
+pub(crate) const FAMILIES: [&str; 39] = [
     "bigcode-tiny",
     "bloom-tiny",
     "falcon-40b-tiny",
@@ -20,9 +20,12 @@ pub(crate) const FAMILIES: [&str; 33] = [
     "gemma-tiny",
     "gemma2-tiny",
     "gemma3-tiny",
+    "gemma3-vl-tiny",
     "gpt2-tiny",
     "granite-tiny",
+    "idefics3-tiny",
     "llama-tiny",
+    "llava-tiny",
     "mistral-tiny",
     "mistral-window",
     "mixtral-tiny",
@@ -36,12 +39,15 @@ pub(crate) const FAMILIES: [&str; 33] = [
     "phi-tiny",
     "phi3-long",
     "phi3-tiny",
+    "qwen2-5-vl-tiny",
     "qwen2-moe-tiny",
     "qwen2-tiny",
+    "qwen2-vl-tiny",
     "qwen2-window",
     "qwen3-moe-tiny",
     "qwen3-tiny",
     "smollm3-tiny",
+    "smolvlm-tiny",
     "stablelm-parallel",
     "stablelm-qk-norm",
     "stablelm-tiny",

@@ -15,6 +15,7 @@ mod gguf;
 mod grid;
 mod kernels;
 mod loops;
+mod multimodal;
 mod oracle;
 mod pickled;
 mod rules;

@@ -61,12 +61,14 @@ impl List {
 
     /// Model families.
     pub fn families() -> Self {
-        let about = |class: &str, gguf: Option<&str>| match gguf {
+        let about = |class: &str, gguf: Option<&str>, is_multimodal| match gguf {
             Some(gguf) => format!("{class}; GGUF files of `{gguf}`"),
+            None if is_multimodal => format!("{class}; its language model, on texts"),
             None => format!("{class}; no GGUF files"),
         };
         let families = known_families().into_iter();
-        let entries = families.map(|one| Listed { name: one.model_type.into(), about: about(one.class, one.gguf) });
+        let entries = families
+            .map(|one| Listed { name: one.model_type.into(), about: about(one.class, one.gguf, one.is_multimodal) });
         Self {
             of: "families",
             usage: "`model_type` of config.json, and the class in transformers",

@@ -6,12 +6,17 @@ use std::path::Path;
 use anyhow::Context;
 
 /// Small files that no tensor depends on.
-const FILES: [&str; 5] = [
+const FILES: [&str; 9] = [
     "generation_config.json",
     "chat_template.jinja",
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer_config.json",
+    // How texts and images are put together.
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
 ];
 /// Named templates, one a file.
 const TEMPLATES: &str = "additional_chat_templates";

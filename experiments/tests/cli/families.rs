@@ -53,3 +53,25 @@ fn models_of_small_floats_are_called_so() {
         assert_eq!(workshop.run(&["inspect", "packed"]).code, Some(0), "{format}");
     }
 }
+
+/// A packed folder is the whole model again.
+#[test]
+fn a_tower_for_images_is_named_and_kept() {
+    let workshop = workshop_with(&folder_of_core("fixtures/llava-tiny"));
+    let said = "language model of LlavaForConditionalGeneration, for texts; left as they are: multi_modal_projector";
+    let words = |ran: &str| ran.split_whitespace().collect::<Vec<_>>().join(" ");
+    let ran = workshop.run(&["inspect", "model"]);
+    assert!(words(&ran.stdout).contains(said), "{}", ran.stdout);
+    workshop.write("model/preprocessor_config.json", "{}");
+    let asked =
+        ["quantize", "model", "--method", "rtn", "--bits", "4", "--group-size", "32", "--out", "packed", "--quiet"];
+    assert_eq!(workshop.run(&asked).code, Some(0));
+    assert_eq!(workshop.read("packed/preprocessor_config.json"), "{}");
+    let ran = workshop.run(&["inspect", "packed"]);
+    assert!(words(&ran.stdout).contains(said), "{}", ran.stdout);
+    let header = fs::read(workshop.path("packed/model.safetensors")).unwrap();
+    let header = String::from_utf8_lossy(&header[..header.len() / 2]);
+    for tensor in ["vision_tower.post_layernorm.weight", "multi_modal_projector.linear_1.bias"] {
+        assert!(header.contains(tensor), "{tensor} is gone");
+    }
+}

@@ -289,6 +289,7 @@ mod folders {
             eos_ids: vec![2],
             windows: vec![None],
             raw: Json::Null,
+            outer: None,
         }
     }
 
