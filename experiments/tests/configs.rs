@@ -176,7 +176,7 @@ fn every_file_resolves_to_the_plan_that_it_had_in_full() {
     paper/table9.toml                       20 ea8f3541  20 8b6fd6e2  96f5b683
     quickstart.toml                          9 780545ee   0 e3b0c442  2c52ceb5
     smollm2-gptq.toml                        5 e1382c8d   0 e3b0c442  ec7cbbd9
-    smollm2-methods.toml                    85 a2552ff6   0 e3b0c442  8e3cab24
+    smollm2-methods.toml                    52 281be141   0 e3b0c442  aca176c9
     smollm2-reference.toml                  11 a5300480   0 e3b0c442  24701550
     smollm2-registry.toml                    9 6e3c3673   0 e3b0c442  24649db0
     smollm2-sweep.toml                      19 987bf145   0 e3b0c442  c6739e03
@@ -184,6 +184,7 @@ fn every_file_resolves_to_the_plan_that_it_had_in_full() {
     smollm2.toml                             9 f96f02a2   0 e3b0c442  cc01598f
     speed-gpu.toml                           0 e3b0c442   0 e3b0c442  a588afdd
     speed.toml                               0 e3b0c442   0 e3b0c442  68c627f4
+    stories260k.toml                         7 26ed9993   0 e3b0c442  8ce8e2aa
     ");
 }
 
