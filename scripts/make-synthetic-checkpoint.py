@@ -32,6 +32,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("--blocks", type=int, help="fewer blocks than the model has")
+    parser.add_argument("--shards", type=int, default=1, help="files to spread the tensors over")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     args = parser.parse_args()
     hidden, intermediate, n_heads, n_kv_heads, n_blocks = SHAPES[args.shape]
@@ -57,7 +58,7 @@ def main():
     }
     (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     shutil.copyfile(TOKENIZER, args.out / "tokenizer.json")
-    write_tensors(args.out / "model.safetensors", tensors(config))
+    write_shards(args.out, list(tensors(config)), args.shards)
 
 
 def tensors(config):
@@ -80,8 +81,23 @@ def tensors(config):
     yield "lm_head.weight", [VOCAB_SIZE, hidden]
 
 
-def write_tensors(path, named):
-    named = list(named)
+def write_shards(folder, named, n_shards):
+    """One file, or several with an index, as Hugging Face's tools write them."""
+    if n_shards == 1:
+        write_tensors(folder / "model.safetensors", named)
+        return
+    per_shard = -(-len(named) // n_shards)
+    places = {}
+    for index in range(n_shards):
+        name = f"model-{index + 1:05}-of-{n_shards:05}.safetensors"
+        own = named[index * per_shard : (index + 1) * per_shard]
+        write_tensors(folder / name, own, seed=index)
+        places |= {tensor: name for tensor, _ in own}
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def write_tensors(path, named, seed=0):
     header, offset = {}, 0
     for name, shape in named:
         n_bytes = 2
@@ -91,7 +107,7 @@ def write_tensors(path, named):
         offset += n_bytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    numbers = random.Random(0)
+    numbers = random.Random(seed)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, shape in named:

@@ -36,6 +36,8 @@ fn logits_are_those_of_transformers() {
     for name in FAMILIES {
         let fixture = Fixture::read(name);
         let difference = largest_difference(&fixture.run::<Cpu>(), &fixture.logits);
+        // `--nocapture` shows them: results/families.md has what came out.
+        println!("| {name} | {difference:.1e} |");
         assert!(difference < 1e-4, "{name}: logits differ by {difference}");
     }
 }

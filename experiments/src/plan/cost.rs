@@ -11,6 +11,10 @@ const ASSUMED_FLOPS: f64 = 2.0e11;
 const ASSUMED_TOKENS: f64 = 3.0e5;
 /// Tokens of a document of the bundled language, about.
 const TOKENS_OF_A_BUNDLED_DOCUMENT: f64 = 158.0;
+/// Tokens of a question with all its answers, about: 40 of WinoGrande, 200 of HellaSwag.
+const TOKENS_OF_A_QUESTION: f64 = 100.0;
+/// Questions assumed for a task without a limit: most have 500 to 10,000.
+const ASSUMED_QUESTIONS: f64 = 3.0e3;
 /// Forward passes' worth of work of one scale search: 20 candidates of attention and feed-forward, once each.
 const PASSES_OF_A_SEARCH: f64 = 22.0;
 
@@ -50,6 +54,10 @@ fn scored_tokens(cell: &Cell) -> f64 {
     let tokens = |text: &ScoredText| {
         let whole_text = match &text.dataset {
             DatasetSpec::Bundled(text) => f64::from(text.n_documents.get()) * TOKENS_OF_A_BUNDLED_DOCUMENT,
+            DatasetSpec::Task(_) => {
+                let n_questions = text.max_windows.map_or(ASSUMED_QUESTIONS, |max| max.get() as f64);
+                return n_questions * TOKENS_OF_A_QUESTION;
+            }
             _ => ASSUMED_TOKENS,
         };
         text.max_windows.map_or(whole_text, |max| ((max.get() * text.seq_len()) as f64).min(whole_text))

@@ -22,3 +22,4 @@ mod records;
 mod replaced;
 mod speed;
 mod support;
+mod tasks;
