@@ -13,9 +13,17 @@ use crate::record::{Done, FIRST_VERSION, Outcome, StoredRecord};
 /// sha256 of files, by name.
 type Files = BTreeMap<String, String>;
 
-/// Files that decide how a text is begun, continued and shown, and no measured number.
-const OF_DECODING_ONLY: [&str; 4] =
-    ["added_tokens.json", "chat_template.jinja", "generation_config.json", "special_tokens_map.json"];
+/// Files that decide how a text is begun, continued and shown, or joined with images, and no measured number.
+const OF_DECODING_ONLY: [&str; 8] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "video_preprocessor_config.json",
+];
 
 /// Those of them that decide ids where there is no `tokenizer.json`, which has them in itself.
 const OF_OLDER_TOKENIZERS: [&str; 2] = ["added_tokens.json", "special_tokens_map.json"];

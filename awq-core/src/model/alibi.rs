@@ -67,4 +67,20 @@ mod tests {
         );
         assert_eq!(Alibi::PowerAbove { max: 4.0 }.slopes(4), [0.5, 0.25, 0.125, 0.0625]);
     }
+
+    /// Right values: `build_alibi_tensor` of Falcon in transformers 5.24.0, for six heads. Positions from 257 on are rounded.
+    #[test]
+    fn biases_of_falcon_are_rounded_as_those_of_transformers() {
+        let biases = Alibi::Bf16.biases(6, 4);
+        for (head, expected) in [
+            (0, [0.25, 0.75, 64.0, 75.0, 250.0]),
+            (4, [0.5, 1.5, 128.0, 150.0, 500.0]),
+            (5, [0.125, 0.375, 32.0, 37.5, 125.0]),
+        ] {
+            let of_keys = biases.of_keys(head, 0..1000);
+            assert_eq!([1, 3, 257, 300, 999].map(|position| 2.0 * of_keys[position]), expected, "head {head}");
+        }
+        // A part of the keys is a part of the biases.
+        assert_eq!(biases.of_keys(2, 300..310), biases.of_keys(2, 0..1000)[300..310]);
+    }
 }

@@ -15,13 +15,17 @@ use crate::config::names::is_inside;
 /// What says which kind of model it is.
 pub(crate) const CONFIG: &str = "config.json";
 /// What is taken along if it exists.
-pub(crate) const OPTIONAL: [&str; 6] = [
+pub(crate) const OPTIONAL: [&str; 10] = [
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
     "quantization.json",
     "special_tokens_map.json",
     "tokenizer_config.json",
+    "video_preprocessor_config.json",
 ];
 
 /// A model at `path`, with the hash of each of its files.

@@ -80,7 +80,8 @@ pub(crate) fn scheme(file: &Path, config: &Json) -> Result<Option<Scheme>, LoadE
                 ("expert_dtype", &|value| value == "fp8"),
                 ("modules_to_not_convert", &|_| true),
                 ("ignored_layers", &|_| true),
-                ("modules_to_convert", &|value| is_empty(value)),
+                ("modules_to_convert", &is_empty),
+                ("kv_cache_scheme", &|_| true),
                 ("dequantize", &|_| true),
             ])?;
             let blocks = pair(&settings["weight_block_size"]).map(ScaleLayout::Block);
@@ -121,9 +122,13 @@ fn has_float_weights(settings: &Json) -> bool {
     groups.is_some_and(|groups| !groups.is_empty() && groups.values().all(|group| group["weights"]["type"] == "float"))
 }
 
+/// `[128, 128]`, or `"128x128"` as compressed-tensors has written it.
 fn pair(value: &Json) -> Option<[usize; 2]> {
-    let sizes = value.as_array()?.iter().map(size).collect::<Option<Vec<_>>>()?;
-    sizes.try_into().ok()
+    let sizes = match value {
+        Json::String(text) => text.split('x').map(|size| size.parse().ok().filter(|size| *size > 0)).collect(),
+        value => value.as_array()?.iter().map(size).collect::<Option<Vec<_>>>(),
+    };
+    sizes?.try_into().ok()
 }
 
 fn size(value: &Json) -> Option<usize> {
@@ -191,7 +196,7 @@ impl<'a> Reader<'a> {
             ("global_compression_ratio", &|_| true),
             ("ignore", &|_| true),
             ("kv_cache_scheme", &|_| true),
-            ("sparsity_config", &is_empty),
+            ("sparsity_config", &|value| is_empty(value) || value["format"] == "dense"),
             ("transform_config", &is_empty),
             ("version", &|_| true),
             ("run_compressed", &|_| true),
@@ -285,6 +290,31 @@ mod tests {
         assert_eq!(layouts(compressed(weights("tensor"), &[])), [ScaleLayout::Tensor]);
         assert_eq!(layouts(compressed(weights("channel"), &[])), [ScaleLayout::Channel]);
         assert_eq!(layouts(compressed(weights("group"), &[])), [ScaleLayout::Group(32)]);
+        let by_text = json!({ "num_bits": 8, "type": "float", "strategy": "block", "block_structure": "128x64" });
+        assert_eq!(layouts(compressed(by_text, &[])), [ScaleLayout::Block([128, 64])]);
+    }
+
+    /// As the hub has them from llm-compressor of 2024 on, and from AutoFP8.
+    #[test]
+    fn settings_of_published_models_are_understood() {
+        let weights = json!({
+            "actorder": null, "block_structure": null, "dynamic": false, "group_size": null, "num_bits": 8,
+            "observer": "minmax", "observer_kwargs": {}, "strategy": "channel", "symmetric": true, "type": "float"
+        });
+        let sparsity = json!({ "format": "dense", "global_sparsity": 0.14, "sparsity_structure": "unstructured" });
+        let more = [
+            ("sparsity_config", sparsity),
+            ("quantization_status", json!("frozen")),
+            ("global_compression_ratio", json!(1.46)),
+            ("ignore", json!(["lm_head"])),
+            ("kv_cache_scheme", json!({ "num_bits": 8, "type": "float", "dynamic": false })),
+        ];
+        let scheme = of(compressed(weights, &more)).unwrap().unwrap();
+        assert!(scheme.rounds_activations && scheme.layouts == [ScaleLayout::Channel]);
+        let auto = json!({
+            "activation_scheme": "static", "ignored_layers": ["lm_head"], "kv_cache_scheme": "static", "quant_method": "fp8"
+        });
+        assert!(of(auto).unwrap().is_some());
     }
 
     /// What has integers for weights is another matter, and none of this one's.

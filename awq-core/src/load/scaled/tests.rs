@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use proptest::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
@@ -149,4 +150,28 @@ fn what_activations_would_go_through_is_a_note() {
     assert!(notes("ct-nvfp4").is_empty(), "{:?}", notes("ct-nvfp4"));
     let [note] = notes("ct-fp8-tensor").try_into().unwrap();
     assert!(note.contains("config.json: programs that this file is made for round activations as well"), "{note}");
+}
+
+proptest! {
+    /// A damaged header gives an error or a weight of its shape.
+    #[test]
+    fn damaged_files_never_panic(
+        name in prop::sample::select(vec!["ct-nvfp4", "ct-mxfp8", "fp8-blocks", "mxfp4-experts"]),
+        at in 8..1500_usize,
+        byte: u8,
+    ) {
+        let (from, to) = (fixtures().join(name), tempfile::tempdir().unwrap());
+        std::fs::copy(from.join("config.json"), to.path().join("config.json")).unwrap();
+        let mut bytes = std::fs::read(from.join("model.safetensors")).unwrap();
+        let place = at % bytes.len();
+        bytes[place] = byte;
+        std::fs::write(to.path().join("model.safetensors"), bytes).unwrap();
+        if let Ok(checkpoint) = open(to.path()) {
+            for name in checkpoint.names() {
+                if let Ok(values) = checkpoint.read_any_f32(&name) {
+                    prop_assert_eq!(values.len(), checkpoint.shape(&name).unwrap().iter().product::<usize>());
+                }
+            }
+        }
+    }
 }
