@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::{
-    CalibrationSpec, Draw, EvaluationSpec, ExperimentSpec, FigureSpec, GridSweep, ModelSpec, ReferenceValue, TableAxis,
-    TableSpec,
+    CalibrationSpec, Draw, EvaluationSpec, ExperimentSpec, FigureSpec, GridSweep, ModelSpec, PublishedSpeed,
+    ReferenceValue, TableAxis, TableSpec,
 };
 use crate::registry::MethodSpec;
 
@@ -188,6 +188,8 @@ pub struct Plan {
     pub table: Option<TableSpec>,
     /// A figure beside those that every run gets.
     pub figure: Option<FigureSpec>,
+    /// Published decoding speeds to print below ours.
+    pub published_speed: Vec<PublishedSpeed>,
 }
 
 impl Plan {
@@ -225,6 +227,7 @@ impl Plan {
             baseline: spec.report.as_ref().map_or_else(|| BASELINE.to_owned(), |report| report.baseline.clone()),
             table: spec.table.clone(),
             figure: spec.figure.clone(),
+            published_speed: spec.speed.as_ref().map_or_else(Vec::new, |speed| speed.published.clone()),
         }
     }
 

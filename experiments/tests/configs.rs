@@ -150,15 +150,20 @@ fn every_file_resolves_to_the_plan_that_it_had_in_full() {
     llama7b.toml                             5 ee7bd29e   5 08bfa7c3  921dea4b
     paper/calibration-length-bundled.toml   10 d2de81e4   0 e3b0c442  f293dd00
     paper/calibration-length-smollm2.toml   32 7b6c8cfe   0 e3b0c442  67ce57e0
+    paper/figure10.toml                      0 e3b0c442   0 e3b0c442  133bd3ee
+    paper/figure2.toml                       4 c1cdb785   3 8b757a67  4f48335e
+    paper/figure3.toml                       0 e3b0c442   0 e3b0c442  bab1132d
     paper/figure8a-bundled.toml             14 99a4f477   0 e3b0c442  93ded52b
     paper/figure8a-smollm2.toml             38 97863ba6   0 e3b0c442  1c7821f0
     paper/figure8a.toml                     15 5bfb3be1  14 7509d83e  bc4a8fac
     paper/figure8b-bundled.toml              5 6042041b   0 e3b0c442  1f6c7ff7
     paper/figure8b-smollm2.toml             13 a94dd6e7   0 e3b0c442  bd454206
     paper/figure8b.toml                      5 2df5e1c2   8 376d964f  58861cdb
+    paper/figure9.toml                       0 e3b0c442   0 e3b0c442  ce54a388
     paper/table1-bundled.toml               11 40cbb095   0 e3b0c442  6a4e2233
     paper/table1-smollm2.toml               17 d178035a   0 e3b0c442  1a51ad07
     paper/table1.toml                       33 3aa81e54  33 8d337723  069b1b95
+    paper/table10.toml                       0 e3b0c442   0 e3b0c442  3901c6f1
     paper/table2-bundled.toml                6 f32b08c0   0 e3b0c442  92d02137
     paper/table2-smollm2.toml               16 5aa4ad7a   0 e3b0c442  4c8ee350
     paper/table2.toml                        6 3b91f972   5 348f7952  c04ac2b6
@@ -180,6 +185,7 @@ fn every_file_resolves_to_the_plan_that_it_had_in_full() {
     smollm2-reference.toml                  11 a5300480   0 e3b0c442  24701550
     smollm2-registry.toml                    9 6e3c3673   0 e3b0c442  24649db0
     smollm2-sweep.toml                      19 987bf145   0 e3b0c442  c6739e03
+    smollm2-tasks.toml                      41 4deffdaa   0 e3b0c442  27c28f51
     smollm2-wikitext.toml                    5 98b40869   0 e3b0c442  2c1fbaa4
     smollm2.toml                             9 f96f02a2   0 e3b0c442  cc01598f
     speed-gpu.toml                           0 e3b0c442   0 e3b0c442  a588afdd

@@ -132,6 +132,19 @@ impl ExperimentSpec {
             speed.kernels.is_some() || speed.decode.is_some(),
             "[speed]: nothing to time; add a [speed.kernels] or a [speed.decode] section"
         );
+        for published in &speed.published {
+            let n_forms = published.forms.len();
+            let short = published.rows.iter().find(|row| row.tokens_per_s.len() != n_forms);
+            if let Some(row) = short {
+                anyhow::bail!(
+                    "key `speed.published` ({}): the row of {} on {} has {} speeds for {n_forms} forms; give each form one, or \"\"",
+                    published.source,
+                    row.model,
+                    row.machine,
+                    row.tokens_per_s.len()
+                );
+            }
+        }
         if let Some(kernels) = &speed.kernels {
             not_empty("speed.kernels.shapes", kernels.shapes.len())?;
             not_empty("speed.kernels.batch_sizes", kernels.batch_sizes.len())?;

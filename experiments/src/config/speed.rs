@@ -21,6 +21,48 @@ pub struct SpeedSpec {
     /// Prefill and decoding of the experiment's models.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decode: Option<DecodeSpeed>,
+    /// Published decoding speeds, shown below what is measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<PublishedSpeed>,
+}
+
+/// A published table of decoding speeds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PublishedSpeed {
+    /// Where it was published.
+    pub source: String,
+    /// What was timed: prompt, tokens, batch.
+    pub protocol: String,
+    /// Programs and weights, the columns.
+    pub forms: Vec<String>,
+    /// The rows.
+    pub rows: Vec<PublishedSpeedRow>,
+    /// What to know about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// A row of a published table of decoding speeds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PublishedSpeedRow {
+    /// Where it ran.
+    pub machine: String,
+    /// The model.
+    pub model: String,
+    /// Tokens a second of each form.
+    pub tokens_per_s: Vec<PublishedTokens>,
+}
+
+/// A published speed, or the word that stands in its place: `OOM`, nothing where there is none.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum PublishedTokens {
+    /// Tokens a second.
+    PerSecond(f64),
+    /// A word.
+    Word(String),
 }
 
 /// Latency of products: every shape at every batch size, dense and in every packed form, taking turns. Dense is f32 and bf16

@@ -102,7 +102,7 @@ pub fn write_report<C>(
     let (timed, not_timed) = told_apart(speed);
     let (kernels, decoding) = (kernel_rows(&timed), decode_rows(&timed));
     document.failures.extend(not_timed);
-    document.tables.extend(speed_tables(&kernels, &decoding));
+    document.tables.extend(speed_tables(&kernels, &decoding, plan));
     let mut pictures: Vec<Picture> = own_figures(plan, &rows, &pivots, &newest);
     // The experiment's own figure shows the same numbers along what it compares.
     if pictures.is_empty() {
@@ -171,8 +171,11 @@ fn write_speed_frames(folder: &Path, kernels: &[KernelRow], decoding: &[DecodeRo
     Ok(paths)
 }
 
-fn speed_tables(kernels: &[KernelRow], decoding: &[DecodeRow]) -> impl Iterator<Item = Table> {
-    speed::tables::decode_tables(decoding).into_iter().chain(speed::tables::kernel_tables(kernels))
+/// What was timed, and published speeds where anything was.
+fn speed_tables(kernels: &[KernelRow], decoding: &[DecodeRow], plan: &Plan) -> impl Iterator<Item = Table> {
+    let published = if decoding.is_empty() { &[] } else { plan.published_speed.as_slice() };
+    let measured = speed::tables::decode_tables(decoding).into_iter().chain(speed::tables::kernel_tables(kernels));
+    measured.chain(speed::published::published_tables(published)).collect::<Vec<_>>().into_iter()
 }
 
 /// The tables of what `plan` asks and `records` answer, for a terminal of 110 columns or more; one laid out as a
@@ -190,7 +193,7 @@ pub fn terminal_table<C>(plan: &Plan, records: &[Record<C>], speed: &[SpeedLine]
     document.tables.extend(paper_tables(&pivots));
     let (timed, not_timed) = told_apart(speed);
     document.failures.extend(not_timed);
-    document.tables.extend(speed_tables(&kernel_rows(&timed), &decode_rows(&timed)));
+    document.tables.extend(speed_tables(&kernel_rows(&timed), &decode_rows(&timed), plan));
     Ok(terminal::render(&document))
 }
 

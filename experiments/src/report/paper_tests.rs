@@ -69,6 +69,7 @@ fn plan(records: &[Record], references: Vec<ReferenceValue>, table: TableSpec) -
         baseline: "RTN".into(),
         table: Some(table),
         figure: None,
+        published_speed: Vec::new(),
     }
 }
 

@@ -199,6 +199,7 @@ pub(super) fn plan(records: &[Record], references: Vec<ReferenceValue>) -> Plan 
         baseline: "RTN".into(),
         table: None,
         figure: None,
+        published_speed: Vec::new(),
     }
 }
 

@@ -31,6 +31,7 @@ fn plan(records: &[Record], baseline: &str) -> Plan {
         baseline: baseline.into(),
         table: Some(layout),
         figure: None,
+        published_speed: Vec::new(),
     }
 }
 

@@ -17,6 +17,7 @@ pub mod figures;
 mod gpu;
 pub mod kernels;
 mod on_record;
+pub mod published;
 pub mod record;
 pub mod rows;
 pub mod tables;
