@@ -1,6 +1,6 @@
 //! Tables as LaTeX (booktabs), to be `\input` by a paper.
 
-use super::tables::{Align, Document, Table};
+use super::tables::{Align, Document, Table, is_minus};
 
 /// The whole document: one floating table each, failed cells as comments.
 pub fn render(document: &Document) -> String {
@@ -49,9 +49,8 @@ fn escape(text: &str) -> String {
     let mut previous = ' ';
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
-        let is_minus = c == '-' && matches!(previous, ' ' | '[') && chars.peek().is_some_and(char::is_ascii_digit);
         match c {
-            '-' if is_minus => escaped.push_str("$-$"),
+            '-' if is_minus(previous, chars.peek()) => escaped.push_str("$-$"),
             '±' => escaped.push_str("$\\pm$"),
             'Δ' => escaped.push_str("$\\Delta$"),
             '\\' => escaped.push_str("\\textbackslash{}"),

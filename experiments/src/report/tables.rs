@@ -227,6 +227,11 @@ fn notes(rows: &[Row]) -> Vec<String> {
     papers.chain(rows.iter().filter_map(overlap)).chain(rows.iter().filter_map(left)).collect()
 }
 
+/// Whether a hyphen between `previous` and `next` stands for the minus of a negative number.
+pub(super) fn is_minus(previous: char, next: Option<&char>) -> bool {
+    matches!(previous, ' ' | '[') && next.is_some_and(char::is_ascii_digit)
+}
+
 pub(crate) fn missing() -> String {
     "-".to_owned()
 }

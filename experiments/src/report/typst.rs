@@ -1,6 +1,6 @@
 //! Tables as Typst, to be `#include`d by a document.
 
-use super::tables::{Align, Document, Table};
+use super::tables::{Align, Document, Table, is_minus};
 
 /// The whole document: one figure each, failed cells as comments.
 pub fn render(document: &Document) -> String {
@@ -60,7 +60,7 @@ fn escape(text: &str) -> String {
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
         match c {
-            '-' if matches!(previous, ' ' | '[') && chars.peek().is_some_and(char::is_ascii_digit) => escaped.push('−'),
+            '-' if is_minus(previous, chars.peek()) => escaped.push('−'),
             '\n' | '\r' => escaped.push(' '),
             // What may begin or end markup, and what stands for another sign: `--` is a dash, `~` a space.
             '\\' | '*' | '_' | '`' | '#' | '$' | '[' | ']' | '<' | '>' | '@' | '~' | '"' | '\'' | '-' | '+' | '='
