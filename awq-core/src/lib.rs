@@ -15,6 +15,7 @@ pub mod codebook;
 pub mod decode;
 pub mod driver;
 pub mod fold;
+pub mod formats;
 pub mod grid;
 pub mod grids;
 #[macro_use]

@@ -17,7 +17,7 @@ use crate::grids::BlockGrids;
 use crate::log::{BlockLog, LinearLog};
 use crate::model::{Block, LinearFacts, LinearName};
 use crate::numbers::of_table;
-use crate::quantized::QuantizedWeight;
+use crate::quantized::{QuantizedWeight, StoredParts};
 
 /// What a method is given of one block.
 #[derive(Clone, Copy)]
@@ -182,6 +182,11 @@ pub trait MethodSettings {
     /// Whether it can quantize a linear outside of blocks, the head, of which no activations are known.
     fn quantizes_head(&self) -> bool {
         false
+    }
+
+    /// What it stores of linears beside codes, scales and zero points that are codes.
+    fn stores(&self) -> StoredParts {
+        StoredParts::default()
     }
 
     /// Whether it can round to a grid.

@@ -30,6 +30,19 @@ impl ZeroPoints {
     }
 }
 
+/// What a method's quantized weights may consist of, known before the work: codes and scales, and this.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoredParts {
+    /// Zero points are [`ZeroPoints::Real`].
+    pub has_real_zero_points: bool,
+    /// Some have [`WeightTransform::PermutedInputs`].
+    pub has_input_order: bool,
+    /// Any other [`WeightTransform`], in words: `rotations`.
+    pub beside: Option<&'static str>,
+    /// Scales may be folded into activations, where a family has no other place for them.
+    pub scales_activations: bool,
+}
+
 /// One quantized `[n_out, n_in]` matrix.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedWeight {

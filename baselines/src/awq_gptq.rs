@@ -11,6 +11,7 @@ use awq_core::awq::Awq;
 use awq_core::backend::QuantBackend;
 use awq_core::capture::CaptureNeeds;
 use awq_core::method::{BlockCtx, BlockEdit, MethodError, MethodSettings, QuantMethod};
+use awq_core::quantized::StoredParts;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,10 @@ impl MethodSettings for AwqGptq {
 
     fn needs_whole_block(&self) -> bool {
         true
+    }
+
+    fn stores(&self) -> StoredParts {
+        StoredParts { scales_activations: self.awq.stores().scales_activations, ..self.gptq.stores() }
     }
 
     fn check(&self) -> Result<(), String> {

@@ -23,7 +23,7 @@ use awq_core::log::LinearLog;
 use awq_core::method::{
     BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod, quantize_each_linear,
 };
-use awq_core::quantized::QuantizedWeight;
+use awq_core::quantized::{QuantizedWeight, StoredParts};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +48,10 @@ impl MethodSettings for Gptaq {
 
     fn needs(&self) -> CaptureNeeds {
         CaptureNeeds { inputs: true, full_precision_inputs: true }
+    }
+
+    fn stores(&self) -> StoredParts {
+        self.gptq.stores()
     }
 
     fn check(&self) -> Result<(), String> {

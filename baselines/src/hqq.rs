@@ -31,7 +31,7 @@ use awq_core::log::LinearLog;
 use awq_core::method::{
     BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod, quantize_each_linear,
 };
-use awq_core::quantized::{QuantizedWeight, ZeroPoints};
+use awq_core::quantized::{QuantizedWeight, StoredParts, ZeroPoints};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -83,6 +83,10 @@ impl MethodSettings for Hqq {
 
     fn needs(&self) -> CaptureNeeds {
         CaptureNeeds { inputs: false, ..CaptureNeeds::default() }
+    }
+
+    fn stores(&self) -> StoredParts {
+        StoredParts { has_real_zero_points: self.zero_points == HqqZeroPoints::Real, ..StoredParts::default() }
     }
 
     fn supports(&self, grid: &Grid) -> Result<(), String> {

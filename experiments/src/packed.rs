@@ -4,24 +4,25 @@
 //! was not finished has no `model.safetensors` and is not taken for a model.
 
 mod companions;
+mod tensor_file;
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Seek, Write};
+use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
 use awq_core::grid::Grid;
 use awq_core::load::packed::{HEADER_FILE, PackedHeader, PackedLinear, PackedTransform};
 use awq_core::load::{Checkpoint, EditedTensors};
+use awq_core::model::wiring::Wiring;
 use awq_core::model::wiring_of;
 use awq_core::open::OpenedModel;
 use awq_core::pack::PackLayout;
 use awq_core::quantized::{QuantizedWeight, ZeroPoints};
 use awq_core::transform::WeightTransform;
-use half::{bf16, f16};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value as Json, json};
+
+pub(crate) use self::tensor_file::TensorFile;
 
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 
@@ -59,12 +60,37 @@ pub fn write(
     header: PackedHeader,
 ) -> anyhow::Result<()> {
     let wiring = wiring_of(&opened.config, checkpoint)?;
+    write_model_files(folder, opened, &config_of(opened, &wiring))?;
+    // What a decoder reads, and no buffers. NaN may stand in rows that no text looks up.
+    write_tensors(folder, tensors_of(opened, &wiring, checkpoint), checkpoint, header)
+}
+
+/// The tensors that are written: what is beside the language model stays with it, but for counters that transformers computes.
+pub(crate) fn tensors_of(
+    opened: &OpenedModel,
+    wiring: &Wiring,
+    checkpoint: &dyn Checkpoint,
+) -> impl Iterator<Item = String> {
+    let beside: Vec<String> = checkpoint.beside().into_iter().filter(|name| !checkpoint.is_integer(name)).collect();
+    wiring.tensors(&opened.config).into_keys().chain(beside)
+}
+
+/// The model's `config.json`, of a model that `wiring` is of.
+pub(crate) fn config_of(opened: &OpenedModel, wiring: &Wiring) -> Json {
     let mut config = opened.config.to_hugging_face();
     if wiring.head.is_some() {
         // A tied head that was quantized is a tensor of its own now.
         config["tie_word_embeddings"] = false.into();
     }
-    write_json(folder, "config.json", &config)?;
+    config
+}
+
+/// Writes everything of a model that is not a tensor.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub(crate) fn write_model_files(folder: &Path, opened: &OpenedModel, config: &Json) -> anyhow::Result<()> {
+    write_json(folder, "config.json", config)?;
     write_text(folder, "tokenizer.json", &opened.tokenizer.to_json()?)?;
     let token = |id: Option<u32>| id.and_then(|id| opened.tokenizer.token(id));
     let tokenizer_config = json!({
@@ -75,11 +101,7 @@ pub fn write(
     write_json(folder, "tokenizer_config.json", &tokenizer_config)?;
     let generation = json!({ "bos_token_id": opened.tokenizer.bos(), "eos_token_id": opened.config.eos_ids });
     write_json(folder, "generation_config.json", &generation)?;
-    companions::copy(opened.tokenizer.file(), folder)?;
-    // What a decoder reads, and no buffers. NaN may stand in rows that no text looks up.
-    // What is beside the language model stays with it, but for counters that transformers computes.
-    let beside = checkpoint.beside().into_iter().filter(|name| !checkpoint.is_integer(name));
-    write_tensors(folder, wiring.tensors(&opened.config).into_keys().chain(beside), checkpoint, header)
+    companions::copy(opened.tokenizer.file(), folder)
 }
 
 /// Writes only what a method changed into an empty folder: the linears, and tensors into which scales were folded.
@@ -102,7 +124,7 @@ fn write_tensors(
         match checkpoint.read_quantized(&name)? {
             Some(weight) => {
                 let linear = name.strip_suffix(".weight").unwrap_or(&name);
-                header.linears.insert(linear.to_owned(), file.add_linear(linear, &weight)?);
+                header.linears.insert(linear.to_owned(), add_linear(&mut file, linear, &weight)?);
             }
             None => {
                 let shape = checkpoint.shape(&name).unwrap_or_default();
@@ -119,105 +141,43 @@ fn write_json(folder: &Path, name: &str, value: &impl Serialize) -> anyhow::Resu
     write_text(folder, name, &(serde_json::to_string_pretty(value)? + "\n"))
 }
 
-fn write_text(folder: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+pub(crate) fn write_text(folder: &Path, name: &str, text: &str) -> anyhow::Result<()> {
     let file = folder.join(name);
     fs::write(&file, text).with_context(|| format!("{}: cannot write", file.display()))
 }
 
-/// A safetensors file in the making: its header comes first but is known last, so tensors wait in a file without a name.
-struct TensorFile {
-    data: BufWriter<File>,
-    entries: BTreeMap<String, Entry>,
-    n_bytes: usize,
-}
-
-/// What the header says of a tensor.
-#[derive(Serialize)]
-struct Entry {
-    dtype: &'static str,
-    shape: Vec<usize>,
-    data_offsets: (usize, usize),
-}
-
-impl TensorFile {
-    fn create(folder: &Path) -> anyhow::Result<Self> {
-        let data = tempfile::tempfile_in(folder)
-            .with_context(|| format!("{}: cannot write; choose another folder with --out", folder.display()))?;
-        Ok(Self { data: BufWriter::new(data), entries: BTreeMap::new(), n_bytes: 0 })
+/// Adds the tensors of a quantized linear.
+fn add_linear(file: &mut TensorFile, name: &str, weight: &QuantizedWeight) -> anyhow::Result<PackedLinear> {
+    let QuantizedWeight { n_out, n_in, grid, .. } = *weight;
+    let tensor = |part: &str| format!("{name}.{part}");
+    let words = PackLayout::Stream.pack(&weight.codes, n_in, grid.bits);
+    file.add_words(tensor("codes"), &[n_out, words.len() / n_out], &words)?;
+    // A matrix with one scale has one; any other as many in a row as there are groups.
+    let scale_rows = n_out.min(weight.scale.len());
+    let scales_shape = [scale_rows, weight.scale.len() / scale_rows];
+    file.add_floats(&tensor("scales"), &scales_shape, &weight.scale)?;
+    match &weight.zero_point {
+        ZeroPoints::Codes(codes) => file.add(tensor("zero_points"), "U8", &scales_shape, codes)?,
+        ZeroPoints::Real(values) => file.add_floats(&tensor("zero_points"), &scales_shape, values)?,
     }
-
-    fn add(&mut self, name: String, dtype: &'static str, shape: &[usize], bytes: &[u8]) -> anyhow::Result<()> {
-        self.data.write_all(bytes).with_context(|| format!("tensor {name}: cannot write; is the disk full?"))?;
-        let start = self.n_bytes;
-        self.n_bytes += bytes.len();
-        self.entries.insert(name, Entry { dtype, shape: shape.to_vec(), data_offsets: (start, self.n_bytes) });
-        Ok(())
-    }
-
-    /// Adds values in the smallest float type that holds each of them exactly.
-    fn add_floats(&mut self, name: &str, shape: &[usize], values: &[f32]) -> anyhow::Result<()> {
-        let same = |a: f32, b: f32| a.to_bits() == b.to_bits();
-        let (dtype, bytes): (_, Vec<u8>) = if values.iter().all(|&v| same(f16::from_f32(v).to_f32(), v)) {
-            ("F16", values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect())
-        } else if values.iter().all(|&v| same(bf16::from_f32(v).to_f32(), v)) {
-            ("BF16", values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect())
-        } else {
-            ("F32", values.iter().flat_map(|v| v.to_le_bytes()).collect())
-        };
-        self.add(name.to_owned(), dtype, shape, &bytes)
-    }
-
-    fn add_words(&mut self, name: String, shape: &[usize], words: &[u32]) -> anyhow::Result<()> {
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        self.add(name, "U32", shape, &bytes)
-    }
-
-    fn add_linear(&mut self, name: &str, weight: &QuantizedWeight) -> anyhow::Result<PackedLinear> {
-        let QuantizedWeight { n_out, n_in, grid, .. } = *weight;
-        let tensor = |part: &str| format!("{name}.{part}");
-        let words = PackLayout::Stream.pack(&weight.codes, n_in, grid.bits);
-        self.add_words(tensor("codes"), &[n_out, words.len() / n_out], &words)?;
-        // A matrix with one scale has one; any other as many in a row as there are groups.
-        let scale_rows = n_out.min(weight.scale.len());
-        let scales_shape = [scale_rows, weight.scale.len() / scale_rows];
-        self.add_floats(&tensor("scales"), &scales_shape, &weight.scale)?;
-        match &weight.zero_point {
-            ZeroPoints::Codes(codes) => self.add(tensor("zero_points"), "U8", &scales_shape, codes)?,
-            ZeroPoints::Real(values) => self.add_floats(&tensor("zero_points"), &scales_shape, values)?,
+    let transform = match &weight.transform {
+        WeightTransform::Identity => PackedTransform::Identity,
+        WeightTransform::PermutedInputs(order) => {
+            file.add_words(tensor("input_order"), &[n_in], order)?;
+            PackedTransform::PermutedInputs
         }
-        let transform = match &weight.transform {
-            WeightTransform::Identity => PackedTransform::Identity,
-            WeightTransform::PermutedInputs(order) => {
-                self.add_words(tensor("input_order"), &[n_in], order)?;
-                PackedTransform::PermutedInputs
-            }
-            WeightTransform::KeptInputs(kept) => {
-                let n_kept = kept.channels.len();
-                self.add_words(tensor("kept_inputs"), &[n_kept], &kept.channels)?;
-                self.add_floats(&tensor("kept_weights"), &[n_out, n_kept], &kept.values)?;
-                PackedTransform::KeptInputs
-            }
-            WeightTransform::Rotated(rotated) => {
-                self.add_floats(&tensor("input_scales"), &[n_in], &rotated.input_scale)?;
-                PackedTransform::Rotated { output: rotated.output.recipe(), input: rotated.input.recipe() }
-            }
-        };
-        Ok(PackedLinear { shape: [n_out, n_in], grid, transform })
-    }
-
-    /// Header and tensors, in the order in which they were added, into `path`.
-    fn finish(self, path: &Path) -> io::Result<()> {
-        let mut header = serde_json::to_vec(&self.entries)?;
-        // Readers that map the file find tensors aligned.
-        header.resize(header.len().next_multiple_of(8), b' ');
-        let mut data = self.data.into_inner().map_err(io::IntoInnerError::into_error)?;
-        data.rewind()?;
-        let mut file = BufWriter::new(File::create(path)?);
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(&header)?;
-        io::copy(&mut data, &mut file)?;
-        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
-    }
+        WeightTransform::KeptInputs(kept) => {
+            let n_kept = kept.channels.len();
+            file.add_words(tensor("kept_inputs"), &[n_kept], &kept.channels)?;
+            file.add_floats(&tensor("kept_weights"), &[n_out, n_kept], &kept.values)?;
+            PackedTransform::KeptInputs
+        }
+        WeightTransform::Rotated(rotated) => {
+            file.add_floats(&tensor("input_scales"), &[n_in], &rotated.input_scale)?;
+            PackedTransform::Rotated { output: rotated.output.recipe(), input: rotated.input.recipe() }
+        }
+    };
+    Ok(PackedLinear { shape: [n_out, n_in], grid, transform })
 }
 
 #[cfg(test)]
@@ -225,6 +185,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::sync::Arc;
+
+    use half::bf16;
 
     use awq_core::driver::codes_sha256;
     use awq_core::load::{MemoryCheckpoint, Tokenizer};
@@ -254,6 +216,7 @@ mod tests {
             checkpoint,
             tokenizer,
             packed: None,
+            quantized_by: None,
             chat_template,
             special_tokens: Default::default(),
         };

@@ -135,7 +135,11 @@ methods! {
     /// Activation-aware Weight Quantization.
     Awq(Awq) = "awq", version 1, presets { "llm-awq" = Awq::LLM_AWQ, "llm-awq-bf16" = Awq::LLM_AWQ_BF16 };
     /// GPTQ: columns make up for the rounding errors of earlier columns.
-    Gptq(Gptq) = "gptq", version 1, presets { "in-order" = Gptq::IN_ORDER, "act-order" = Gptq::ACT_ORDER };
+    Gptq(Gptq) = "gptq", version 1, presets {
+        "in-order" = Gptq::IN_ORDER,
+        "act-order" = Gptq::ACT_ORDER,
+        "act-order-dynamic" = Gptq::ACT_ORDER_DYNAMIC,
+    };
     /// GPTAQ: GPTQ that also makes up for inputs that have drifted from full precision.
     Gptaq(Gptaq) = "gptaq", version 2;
     /// AWQ with GPTQ as its rounding step.

@@ -18,6 +18,8 @@ use awq_core::model::layers::{Linear, Norm};
 use awq_core::model::tiny::{self, TinySpec};
 use awq_core::model::{Block, BlockParams, Decoder, LinearName, NormName, open_decoder};
 use awq_core::pack::PackedWeight;
+use awq_core::quantized::{QuantizedWeight, ZeroPoints};
+use awq_core::transform::WeightTransform;
 use burn::backend::Flex;
 use burn::tensor::{Tensor, TensorData};
 use experiments::registry::MethodSpec;
@@ -148,6 +150,7 @@ fn check_sound(method: &MethodSpec, case: &Case, grid: &Grid) -> BlockEdit<Flex>
         let codes = quantized.grid.min_code()..=quantized.grid.bits.max_code();
         assert!(quantized.codes.iter().all(|code| codes.contains(code)), "{label}, {linear}: a code is out of range");
         assert_eq!(quantized.grid.bits, grid.bits, "{label}, {linear}");
+        check_stored(method, quantized);
         assert_eq!(&PackedWeight::new(quantized.clone()).unpack(), quantized, "{label}, {linear}");
         let weight = quantized.dequantize();
         assert_eq!(weight.len(), quantized.n_out * quantized.n_in, "{label}, {linear}");
@@ -160,6 +163,20 @@ fn check_sound(method: &MethodSpec, case: &Case, grid: &Grid) -> BlockEdit<Flex>
         assert!(losses.iter().flatten().all(|loss| loss.is_finite()), "{label}: {log:?}");
     }
     edit
+}
+
+/// What formats of other programs ask of a method before it has run is what it then stores.
+#[track_caller]
+fn check_stored(method: &MethodSpec, quantized: &QuantizedWeight) {
+    let (stored, label) = (method.settings().stores(), method.label());
+    assert_eq!(matches!(quantized.zero_point, ZeroPoints::Real(_)), stored.has_real_zero_points, "{label}");
+    let (is_ordered, is_beside) = match quantized.transform {
+        WeightTransform::Identity => (false, false),
+        WeightTransform::PermutedInputs(_) => (true, false),
+        WeightTransform::KeptInputs(_) | WeightTransform::Rotated(_) => (false, true),
+    };
+    assert!(stored.has_input_order || !is_ordered, "{label}");
+    assert_eq!(stored.beside.is_some(), is_beside, "{label}");
 }
 
 fn change_norm(params: &mut BlockParams<Flex>, name: &'static str, change: impl FnOnce(&mut [f32])) {

@@ -31,7 +31,7 @@ use crate::grid::Grid;
 use crate::log::{BlockLog, ClipLog, LinearLog};
 use crate::method::{BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod};
 use crate::model::{BlockParams, LinearFacts};
-use crate::quantized::QuantizedWeight;
+use crate::quantized::{QuantizedWeight, StoredParts};
 
 mod clip;
 mod salient;
@@ -121,6 +121,10 @@ impl MethodSettings for Awq {
 
     fn needs(&self) -> CaptureNeeds {
         CaptureNeeds { inputs: self.scale != ScaleStep::Off || self.clip != ClipStep::Off, ..CaptureNeeds::default() }
+    }
+
+    fn stores(&self) -> StoredParts {
+        StoredParts { scales_activations: self.scale != ScaleStep::Off, ..StoredParts::default() }
     }
 
     fn needs_whole_block(&self) -> bool {

@@ -24,7 +24,7 @@ use crate::method::{
     BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod, quantize_each_linear,
 };
 use crate::model::ScaleGroup;
-use crate::quantized::QuantizedWeight;
+use crate::quantized::{QuantizedWeight, StoredParts};
 use crate::rotation::shuffle;
 use crate::transform::{KeptInputs, WeightTransform};
 
@@ -71,6 +71,10 @@ impl MethodSettings for KeepSalient {
 
     fn needs(&self) -> CaptureNeeds {
         CaptureNeeds { inputs: self.by == SalientBy::Activation, ..CaptureNeeds::default() }
+    }
+
+    fn stores(&self) -> StoredParts {
+        StoredParts { beside: Some("input channels in full precision"), ..StoredParts::default() }
     }
 
     fn supports(&self, grid: &Grid) -> Result<(), String> {
@@ -165,6 +169,10 @@ impl MethodSettings for FixedScale {
 
     fn needs_whole_block(&self) -> bool {
         true
+    }
+
+    fn stores(&self) -> StoredParts {
+        StoredParts { scales_activations: true, ..StoredParts::default() }
     }
 
     fn check(&self) -> Result<(), String> {

@@ -4,8 +4,7 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 
-use super::scaled::{self, Scheme};
-use super::{Checkpoint, LoadError, read_json};
+use super::{Checkpoint, LoadError, integers, read_json, scaled};
 
 /// Keys under which tools write their settings into `config.json`, and files of their own beside it.
 pub(crate) const KEYS: [&str; 3] = ["quantization_config", "compression_config", "quantization"];
@@ -13,7 +12,7 @@ const FILES: [&str; 4] =
     ["quantization_config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json"];
 
 /// Settings that are worth a word, by the names that tools give them.
-const SETTINGS: [(&str, &str); 8] = [
+const SETTINGS: [(&str, &str); 10] = [
     ("bits", "bits"),
     ("w_bit", "bits"),
     ("wbits", "bits"),
@@ -22,6 +21,8 @@ const SETTINGS: [(&str, &str); 8] = [
     ("format", "format"),
     ("version", "version"),
     ("checkpoint_format", "format"),
+    ("desc_act", "act-order"),
+    ("sym", "symmetric"),
 ];
 
 /// Keys that tell which tool wrote the settings.
@@ -40,23 +41,46 @@ const PARTS: [(&str, &str); 9] = [
     ("._data._data", "quanto"),
 ];
 
-/// How the weights are stored, where settings say that they are small floats with scales.
+/// How the weights of a folder are stored by another tool, where that is read.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Scheme {
+    /// Small floats with scales.
+    Floats(scaled::Scheme),
+    /// Integers with scales and zero points.
+    Integers(integers::Scheme),
+}
+
+impl Scheme {
+    /// Method, settings and tool in words.
+    pub(crate) fn described(&self) -> &str {
+        match self {
+            Self::Floats(scheme) => &scheme.described,
+            Self::Integers(scheme) => &scheme.described,
+        }
+    }
+}
+
+/// How the weights are stored, where settings say it.
 ///
 /// # Errors
 /// Other settings of another tool in `config.json` or beside it.
 pub(crate) fn check_settings(folder: &Path, config_file: &Path, config: &Json) -> Result<Option<Scheme>, LoadError> {
     if let Some(scheme) = scaled::scheme(config_file, config)? {
-        return Ok(Some(scheme));
+        return Ok(Some(Scheme::Floats(scheme)));
     }
+    let scheme = |file: &Path, key: &str, settings: &Json| match integers::scheme(file, key, settings)? {
+        Some(scheme) => Ok(Some(Scheme::Integers(scheme))),
+        None => Err(quantized(file, &described(settings, key))),
+    };
     let nested = config.get("text_config").unwrap_or(&Json::Null);
     for (settings, key) in [config, nested].iter().flat_map(|config| KEYS.iter().map(move |key| (&config[*key], *key)))
     {
         if settings.as_object().is_some_and(|settings| !settings.is_empty()) {
-            return Err(quantized(config_file, &described(settings, key)));
+            return scheme(config_file, key, settings);
         }
     }
     match FILES.iter().map(|name| folder.join(name)).find(|file| file.exists()) {
-        Some(file) => Err(quantized(&file, &described(&read_json(&file)?, "quant_method"))),
+        Some(file) => scheme(&file, "quant_method", &read_json(&file)?),
         None => Ok(None),
     }
 }
@@ -90,7 +114,7 @@ pub(super) fn described(settings: &Json, key: &str) -> String {
         "quant_method" => "GPTQ",
         _ => "a method that is not named",
     });
-    let known = |value: &Json| value.is_string() || value.is_number();
+    let known = |value: &Json| value.is_string() || value.is_number() || value.is_boolean();
     let mut said: Vec<String> = Vec::new();
     for (name, shown) in SETTINGS {
         if known(&settings[name]) && !said.iter().any(|one| one.starts_with(shown)) {

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::scaled::{ScaledCheckpoint, Scheme};
-use super::{Checkpoint, LoadError, PickledCheckpoint, SafetensorsCheckpoint};
+use super::foreign::Scheme;
+use super::{Checkpoint, LoadError, PickledCheckpoint, SafetensorsCheckpoint, integers, scaled};
 
 /// Files of weights in the order in which they are looked for, which is that of transformers: the first that is there is read.
 pub const WEIGHTS: [&str; 4] =
@@ -23,10 +23,14 @@ pub fn open_weights(folder: &Path) -> Result<Arc<dyn Checkpoint>, LoadError> {
     }
 }
 
-/// The same of a folder whose settings say that weights are small floats with scales: they are restored as they are read.
+/// The same of a folder whose settings say that weights are stored as others, which they are restored from as they are read.
 ///
 /// # Errors
-/// As [`open_weights`] and [`ScaledCheckpoint::new`]; such weights are read from safetensors alone.
+/// As [`open_weights`], and tensors that do not belong to such weights; they are read from safetensors alone.
 pub(crate) fn open_weights_of(folder: &Path, scheme: &Scheme) -> Result<Arc<dyn Checkpoint>, LoadError> {
-    Ok(Arc::new(ScaledCheckpoint::new(SafetensorsCheckpoint::open_folder(folder)?, scheme)?))
+    let base = SafetensorsCheckpoint::open_folder(folder)?;
+    Ok(match scheme {
+        Scheme::Floats(scheme) => Arc::new(scaled::open(base, scheme)?),
+        Scheme::Integers(scheme) => Arc::new(integers::open(base, scheme)?),
+    })
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
+use crate::load::foreign::Scheme;
 use crate::load::packed::HEADER_FILE;
-use crate::load::scaled::Scheme;
 use crate::load::{
     Checkpoint, Class, Keys, LanguageCheckpoint, LoadError, ModelConfig, PackedCheckpoint, PackedHeader, Tokenizer,
     check_folder, foreign, gguf, open_weights, open_weights_of, read_json,
@@ -26,6 +26,8 @@ pub struct OpenedModel {
     pub tokenizer: Tokenizer,
     /// How it was quantized, where the folder is a packed checkpoint.
     pub packed: Option<PackedHeader>,
+    /// Method, settings and tool, where another tool has quantized it: `gptq: bits 4, group size 64 (by gptqmodel:7.7.0)`.
+    pub quantized_by: Option<String>,
     /// The Jinja template that makes a text of a conversation, where the model has one.
     pub chat_template: Option<String>,
     /// Spellings of the special tokens by the names that templates know them by, such as `bos_token`.
@@ -58,7 +60,7 @@ pub fn check_config(folder: &Path) -> Result<(), LoadError> {
     config_of(folder).map(drop)
 }
 
-/// The configuration, and how the weights are stored where they are small floats with scales.
+/// The configuration, and how the weights are stored where another tool has quantized them.
 fn config_of(folder: &Path) -> Result<(ModelConfig, Option<Scheme>), LoadError> {
     let file = folder.join("config.json");
     let scheme = foreign::check_settings(folder, &file, &read_json(&file)?)?;
@@ -111,12 +113,14 @@ fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
             config,
             tokenizer,
             packed,
+            quantized_by: None,
             chat_template,
             special_tokens,
         });
     }
     let checkpoint = tensors_of(folder, &config, scheme.as_ref())?;
-    Ok(OpenedModel { config, checkpoint, tokenizer, packed: None, chat_template, special_tokens })
+    let quantized_by = scheme.map(|scheme| scheme.described().to_owned());
+    Ok(OpenedModel { config, checkpoint, tokenizer, packed: None, quantized_by, chat_template, special_tokens })
 }
 
 /// Configuration and tensors of a model's folder in Hugging Face layout, without what belongs to texts.
@@ -197,7 +201,8 @@ fn open_gguf(file: &Path) -> Result<OpenedModel, LoadError> {
     }
     let checkpoint = Arc::new(opened.checkpoint);
     let special_tokens = named_by_ids(&tokenizer);
-    Ok(OpenedModel { config: opened.config, checkpoint, tokenizer, packed: None, chat_template, special_tokens })
+    let (config, packed, quantized_by) = (opened.config, None, None);
+    Ok(OpenedModel { config, checkpoint, tokenizer, packed, quantized_by, chat_template, special_tokens })
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ use awq_core::method::{
     BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, Precision, QuantMethod,
     quantize_each_linear,
 };
-use awq_core::quantized::{QuantizedWeight, ZeroPoints};
+use awq_core::quantized::{QuantizedWeight, StoredParts, ZeroPoints};
 use awq_core::transform::WeightTransform;
 use rayon::prelude::*;
 use schemars::JsonSchema;
@@ -115,6 +115,10 @@ impl Gptq {
     /// The same in activation order with static groups (the official code's `--act-order --static-groups`).
     pub const ACT_ORDER: Self =
         Self { order: ColumnOrder::Activation, group_grid: GroupGrid::OriginalWeights, ..Self::IN_ORDER };
+
+    /// The same with groups formed in that order, each grid that of the weights about to be rounded (the official code's `--act-order`,
+    /// `desc_act` of checkpoints).
+    pub const ACT_ORDER_DYNAMIC: Self = Self { order: ColumnOrder::Activation, ..Self::IN_ORDER };
 }
 
 impl MethodSettings for Gptq {
@@ -139,6 +143,11 @@ impl MethodSettings for Gptq {
 
     fn needs(&self) -> CaptureNeeds {
         CaptureNeeds { inputs: true, ..CaptureNeeds::default() }
+    }
+
+    fn stores(&self) -> StoredParts {
+        let is_dynamic = self.group_grid != GroupGrid::OriginalWeights;
+        StoredParts { has_input_order: self.order == ColumnOrder::Activation && is_dynamic, ..StoredParts::default() }
     }
 
     fn check(&self) -> Result<(), String> {

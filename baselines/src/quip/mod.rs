@@ -35,7 +35,7 @@ use awq_core::method::{
     BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, Precision, QuantMethod,
     quantize_each_linear,
 };
-use awq_core::quantized::{QuantizedWeight, ZeroPoints};
+use awq_core::quantized::{QuantizedWeight, StoredParts, ZeroPoints};
 use awq_core::rotation::RotationKind;
 use awq_core::transform::WeightTransform;
 use schemars::JsonSchema;
@@ -127,6 +127,14 @@ impl MethodSettings for Quip {
 
     fn needs(&self) -> CaptureNeeds {
         CaptureNeeds { inputs: true, ..CaptureNeeds::default() }
+    }
+
+    fn stores(&self) -> StoredParts {
+        StoredParts {
+            has_real_zero_points: self.grid == QuipGrid::OneScale,
+            beside: (self.incoherence != Incoherence::Off).then_some("rotations"),
+            ..StoredParts::default()
+        }
     }
 
     fn supports(&self, grid: &Grid) -> Result<(), String> {

@@ -42,6 +42,8 @@ enum What {
     Devices,
     /// Named settings of methods.
     Presets,
+    /// Layouts that `quantize` writes.
+    Formats,
     /// Experiments' files in the folder `configs`.
     Configs,
 }
@@ -56,6 +58,7 @@ impl What {
             Self::Metrics => List::metrics(),
             Self::Devices => List::devices(),
             Self::Presets => List::presets(),
+            Self::Formats => List::formats(),
             Self::Configs => List::configs(Path::new(CONFIGS))?,
         })
     }

@@ -1,10 +1,12 @@
 //! `experiments quantize`.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use awq_core::codebook::Codebook;
 use awq_core::driver::codes_sha256;
+use awq_core::formats::{self, FORMATS, Format};
 use awq_core::grid::{Bits, Granularity, ScaleDtype};
 use awq_core::model::wiring_of;
 use awq_core::open::open_model;
@@ -17,12 +19,15 @@ use crate::device;
 use crate::packed;
 use crate::quantize::place::{self, Place};
 use crate::quantize::request::{Codes, Request};
-use crate::quantize::{header, needed_bytes, quantize};
+use crate::quantize::{Quantized, Recipe, export, header, needed_bytes, quantize};
+use crate::session::Model;
 
-/// Quantize a model and write it as a packed checkpoint, which `generate`, `chat` and experiments load without the original.
+/// Quantize a model and write it as a packed checkpoint, which `generate`, `chat` and experiments load without the original, or in a
+/// format of other programs.
 ///
 ///   experiments quantize bundled --method awq --bits 4 --group-size 128 --out bundled-awq
 ///   experiments generate bundled-awq --prompt "Once"
+///   experiments quantize models/my-model --method awq --bits 4 --group-size 128 --format awq --out my-model-awq
 ///
 /// The folder has config.json, tokenizer.json, tokenizer_config.json, model.safetensors with codes, scales and zero points
 /// in place of each quantized weight, and quantization.json, which says how it was made. In an experiment's file it is a
@@ -53,6 +58,10 @@ pub(super) struct QuantizeArgs {
     /// leave them in full precision; may be given several times, the first that matches decides.
     #[arg(long = "override", value_name = "LINEARS=GRID")]
     overrides: Vec<OverrideSpec>,
+    /// Layout of the folder: packed, this program's own; awq (AutoAWQ's GEMM), gptq, gptq_v2, compressed-tensors or
+    /// compressed-tensors-0.17, which other programs load. `experiments list formats` says more.
+    #[arg(long, value_name = "FORMAT", default_value = formats::PACKED, value_parser = parse_format)]
+    format: Wanted,
     /// Folder to create.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -75,6 +84,25 @@ impl From<ScaleDtypeArg> for ScaleDtype {
             ScaleDtypeArg::E4m3 => Self::E4m3,
         }
     }
+}
+
+/// A format of other programs, or this program's own.
+#[derive(Clone, Copy)]
+struct Wanted(Option<&'static dyn Format>);
+
+impl fmt::Debug for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.map_or(formats::PACKED, Format::key))
+    }
+}
+
+fn parse_format(key: &str) -> Result<Wanted, String> {
+    if key == formats::PACKED {
+        return Ok(Wanted(None));
+    }
+    let known = || FORMATS.iter().map(|format| format.key()).collect::<Vec<_>>().join(", ");
+    let found = formats::named(key).map(|format| Wanted(Some(format)));
+    found.ok_or_else(|| format!("no format is called `{key}`; choose one of {}, {}", formats::PACKED, known()))
 }
 
 fn parse_values(key: &str) -> Result<Codebook, String> {
@@ -102,28 +130,53 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     place::check(&args.out, args.model.path())?;
     let model = args.model.open()?;
     let recipe = args.model.recipe(&request, &model.opened)?;
+    let format = match args.format.0 {
+        None => None,
+        Some(format) => {
+            let plan = export::plan(&model, &recipe)?;
+            export::check(format, &plan)?;
+            Some((format, plan))
+        }
+    };
     let place = Place::claim(&args.out, needed_bytes(&model, &recipe)?)?;
     let (store, progress) = (args.model.machine.store()?, args.model.machine.progress());
     let codes = CodeStore::from_env(store.cache(), &progress)?;
     let quantized = quantize(&model, &recipe, (device, &codes), &store, &progress)?;
-    packed::write(place.folder(), &model.opened, quantized.checkpoint.as_ref(), header(&recipe, &quantized)?)?;
-    let written = open_model(place.folder()).context("what was written cannot be read again")?;
-    let wiring = wiring_of(&written.config, written.checkpoint.as_ref())?;
-    let found = codes_sha256(&wiring, written.config.n_blocks, written.checkpoint.as_ref())?;
-    ensure!(found == quantized.codes_sha256, "{}: what was written is not what was quantized", args.out.display());
-    let n_bytes = written.checkpoint.bytes_on_disk();
-    drop(written);
+    let n_bytes = match &format {
+        None => write_packed(&place, args, (&model, &recipe), &quantized)?,
+        Some((format, plan)) => {
+            export::write(place.folder(), (&model, &recipe), &quantized, (*format, plan))?;
+            export::verify(place.folder(), &quantized, plan)?;
+            place.folder().join(packed::WEIGHTS).metadata()?.len()
+        }
+    };
     place.finish()?;
     let left = quantized.full_precision.map_or_else(String::new, |share| {
         let (n, bits) = (share.n_weights, share.bits_per_weight_of_all);
         format!(", {n} weights of linears left in full precision, {bits:.3} bits per weight over all linears")
     });
     super::print(&format!(
-        "{}: {}, {:.3} bits per quantized weight{left}, {:.1} MB on disk, codes {found}\n",
+        "{}: {}, {:.3} bits per quantized weight{left}, {:.1} MB on disk, codes {}\n",
         args.out.display(),
         recipe.label(),
         quantized.bits_per_weight,
         n_bytes as f64 / 1e6,
+        quantized.codes_sha256,
     ));
     Ok(())
+}
+
+/// Writes the packed checkpoint and reads it again; its size.
+fn write_packed(
+    place: &Place,
+    args: &QuantizeArgs,
+    (model, recipe): (&Model, &Recipe),
+    quantized: &Quantized,
+) -> anyhow::Result<u64> {
+    packed::write(place.folder(), &model.opened, quantized.checkpoint.as_ref(), header(recipe, quantized)?)?;
+    let written = open_model(place.folder()).context("what was written cannot be read again")?;
+    let wiring = wiring_of(&written.config, written.checkpoint.as_ref())?;
+    let found = codes_sha256(&wiring, written.config.n_blocks, written.checkpoint.as_ref())?;
+    ensure!(found == quantized.codes_sha256, "{}: what was written is not what was quantized", args.out.display());
+    Ok(written.checkpoint.bytes_on_disk())
 }

@@ -181,6 +181,7 @@ fn a_preset_is_its_settings_under_another_name() {
         ("awq", "llm-awq-bf16", format!("[methods.awq]\n{bf16}")),
         ("gptq", "in-order", format!("gptq = {gptq}")),
         ("gptq", "act-order", format!("gptq = {reordered}")),
+        ("gptq", "act-order-dynamic", format!("gptq = {}", gptq.replace("natural", "activation"))),
         ("awq_gptq", "llm-awq+in-order", both(awq)),
         ("awq_gptq", "llm-awq-bf16+in-order", both(&bf16)),
         (
@@ -224,7 +225,7 @@ fn a_preset_that_does_not_exist_is_refused() {
         refused("gptq = 3\n"),
         format!(
             "key `methods[0].gptq`: TOML parse error at line {line}, column 8: invalid type: integer `3`, expected a table of \
-             settings, or the name of a preset: `in-order`, `act-order`"
+             settings, or the name of a preset: `in-order`, `act-order`, `act-order-dynamic`"
         )
     );
     assert!(refused("gptaq = [3]\n").ends_with("invalid type: sequence, expected a table of settings"));

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use awq_core::formats::{self, FORMATS};
 use awq_core::model::known_families;
 use schemars::{JsonSchema, schema_for};
 use serde::Serialize;
@@ -57,6 +58,18 @@ impl List {
             usage: "`quantize --method awq:llm-awq`, `methods = [{ awq = \"llm-awq\" }]`; the first is what the method alone means",
             entries: MethodSpec::KEYS.iter().copied().flat_map(of_method).map(entry).collect(),
         }
+    }
+
+    /// Layouts of quantized models.
+    pub fn formats() -> Self {
+        let own = Listed {
+            name: formats::PACKED.into(),
+            about: "this program's own layout: every grid and every method, for `generate`, `chat` and experiments"
+                .into(),
+        };
+        let others = FORMATS.iter().map(|format| Listed { name: format.key().into(), about: format.about().into() });
+        let entries = std::iter::once(own).chain(others).collect();
+        Self { of: "formats", usage: "`quantize --format`", entries }
     }
 
     /// Model families.

@@ -36,6 +36,8 @@ pub struct ModelFacts {
     pub stored: Vec<StoredAs>,
     /// How it was quantized, where it is a packed folder.
     pub packed: Option<PackedFacts>,
+    /// Method, settings and tool, where another tool has quantized it.
+    pub quantized_by: Option<String>,
     /// Its linears on the grid that was asked about; of a packed folder, on its own.
     pub quantization: GridFacts,
     /// Memory of each kind of work.
@@ -151,6 +153,7 @@ impl ModelFacts {
             stored: StoredAs::of(checkpoint),
             unsupported: unsupported(packed.as_ref(), chat_template.is_some()),
             packed: packed.as_ref().map(PackedFacts::from),
+            quantized_by: opened.quantized_by.clone(),
             quantization,
             tokenizer: TokenizerFacts::from(tokenizer),
             has_chat_template: chat_template.is_some(),

@@ -24,6 +24,10 @@ impl ModelFacts {
             sheet.gap();
             sheet.entry("quantized", packed.lines());
         }
+        if self.quantized_by.is_some() {
+            sheet.gap();
+            sheet.entry("quantized by", &self.quantized_by);
+        }
         sheet.gap();
         self.quantization.show(&mut sheet, self.packed.as_ref().map(|packed| packed.bits_per_weight));
         sheet.gap();

@@ -38,6 +38,7 @@ fn model() -> ModelFacts {
         parameters: Parameters { total: 1000, quantized: 700, embedding: 140, head: 140, other: 20 },
         stored: vec![StoredAs { name: "BF16".into(), n_tensors: 995, n_values: 1000, bits_per_value: Some(16.0) }],
         packed: None,
+        quantized_by: None,
         quantization: GridFacts {
             grid: "W4 g100".into(),
             linears: vec![

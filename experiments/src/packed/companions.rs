@@ -5,8 +5,12 @@ use std::path::Path;
 
 use anyhow::Context;
 
-/// Small files that no tensor depends on.
-const FILES: [&str; 9] = [
+/// Small files that no tensor depends on. A tokenizer's own are the source of what is read of it, and say the same.
+const FILES: [&str; 13] = [
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
     "generation_config.json",
     "chat_template.jinja",
     "special_tokens_map.json",

@@ -1,5 +1,6 @@
 //! One model quantized outside of an experiment: to be written as a packed checkpoint, or decoded from at once.
 
+pub mod export;
 pub mod place;
 pub mod request;
 

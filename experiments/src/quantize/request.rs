@@ -228,7 +228,10 @@ mod tests {
         }
         assert!(n_presets >= 8, "only {n_presets} presets");
         let error = recipe("gptq:actorder-w4g64").unwrap_err().to_string();
-        assert_eq!(error, "method `gptq` has no preset `actorder`; choose one of in-order, act-order");
+        assert_eq!(
+            error,
+            "method `gptq` has no preset `actorder`; choose one of in-order, act-order, act-order-dynamic"
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod commands;
 mod comparing;
 mod decoding;
 mod draws;
+mod exporting;
 mod families;
 mod grids;
 mod inspecting;

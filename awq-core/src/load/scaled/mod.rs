@@ -20,15 +20,15 @@ mod values;
 mod weight;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
 use self::settings::Maker;
 pub(crate) use self::settings::{Scheme, scheme};
 use self::weight::{Weight, weight};
+use super::restored::RestoredCheckpoint;
 use super::safetensors::SafetensorsCheckpoint;
-use super::{Checkpoint, LoadError, StoredType};
+use super::{Checkpoint, LoadError};
 
 /// Ends of names of scales of activations, keys and values.
 const OF_ACTIVATIONS: [&str; 9] = [
@@ -44,89 +44,40 @@ const OF_ACTIVATIONS: [&str; 9] = [
 ];
 
 /// A folder's tensors, with weights in the place of codes and scales.
-pub(crate) struct ScaledCheckpoint {
-    base: SafetensorsCheckpoint,
-    /// By the name that the weight has.
-    weights: BTreeMap<String, Weight>,
-    names: Vec<String>,
-    notes: Vec<String>,
+pub(crate) type ScaledCheckpoint = RestoredCheckpoint<Weight>;
+
+/// Whether a tensor holds scales of activations, keys or values.
+pub(super) fn is_of_activations(name: &str) -> bool {
+    OF_ACTIVATIONS.iter().any(|end| name.ends_with(end))
 }
 
-impl ScaledCheckpoint {
-    /// Finds the weights of `base` that `scheme` is about, from headers alone.
-    ///
-    /// # Errors
-    /// Scales that are missing or misshapen, or no such weight.
-    pub(crate) fn new(base: SafetensorsCheckpoint, scheme: &Scheme) -> Result<Self, LoadError> {
-        let mut weights = BTreeMap::new();
-        let mut hidden = BTreeSet::new();
-        for name in base.names() {
-            if OF_ACTIVATIONS.iter().any(|end| name.ends_with(end)) {
-                hidden.insert(name);
-            } else if let Some((restored, weight)) = weight(&base, &name, scheme)? {
-                hidden.insert(name);
-                hidden.extend(weight.scales().map(str::to_owned));
-                weights.insert(restored, weight);
-            }
+/// Finds the weights of `base` that `scheme` is about, from headers alone.
+///
+/// # Errors
+/// Scales that are missing or misshapen, or no such weight.
+pub(crate) fn open(base: SafetensorsCheckpoint, scheme: &Scheme) -> Result<ScaledCheckpoint, LoadError> {
+    let mut weights = BTreeMap::new();
+    let mut hidden = BTreeSet::new();
+    for name in base.names() {
+        if is_of_activations(&name) {
+            hidden.insert(name);
+        } else if let Some((restored, weight)) = weight(&base, &name, scheme)? {
+            weights.insert(restored, weight);
         }
-        if weights.is_empty() {
-            let (file, method) = (scheme.file.clone(), scheme.described.clone());
-            return Err(LoadError::QuantizedByOthers { file, method });
-        }
-        let others = base.names().into_iter().filter(|name| !hidden.contains(name));
-        let names: BTreeSet<String> = others.chain(weights.keys().cloned()).collect();
-        let mut notes = base.notes();
-        if scheme.rounds_activations {
-            notes.push(format!(
-                "{}: programs that this file is made for round activations as well ({}); here they stay as they are",
-                scheme.file.display(),
-                scheme.described
-            ));
-        }
-        Ok(Self { base, weights, names: names.into_iter().collect(), notes })
     }
-}
-
-impl Checkpoint for ScaledCheckpoint {
-    fn names(&self) -> Vec<String> {
-        self.names.clone()
+    if weights.is_empty() {
+        let (file, method) = (scheme.file.clone(), scheme.described.clone());
+        return Err(LoadError::QuantizedByOthers { file, method });
     }
-
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.weights.get(name).map_or_else(|| self.base.shape(name), |weight| Some(weight.shape.clone()))
+    let mut notes = Vec::new();
+    if scheme.rounds_activations {
+        notes.push(format!(
+            "{}: programs that this file is made for round activations as well ({}); here they stay as they are",
+            scheme.file.display(),
+            scheme.described
+        ));
     }
-
-    fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
-        self.weights.get(name).map_or_else(|| self.base.read_any_f32(name), |weight| weight.read(&self.base))
-    }
-
-    fn is_readable(&self, name: &str) -> bool {
-        self.weights.contains_key(name) || self.base.is_readable(name)
-    }
-
-    fn is_integer(&self, name: &str) -> bool {
-        !self.weights.contains_key(name) && self.base.is_integer(name)
-    }
-
-    fn stored_type(&self, name: &str) -> Option<StoredType> {
-        self.weights.get(name).map_or_else(|| self.base.stored_type(name), |weight| Some(weight.stored_type()))
-    }
-
-    fn notes(&self) -> Vec<String> {
-        self.notes.clone()
-    }
-
-    fn file_of(&self, name: &str) -> PathBuf {
-        self.base.file_of(self.weights.get(name).map_or(name, |weight| &weight.codes))
-    }
-
-    fn source(&self) -> &Path {
-        self.base.source()
-    }
-
-    fn bytes_on_disk(&self) -> u64 {
-        self.base.bytes_on_disk()
-    }
+    Ok(RestoredCheckpoint::new(base, weights, hidden, notes))
 }
 
 /// The maker's type of products with scales of a stored type; `None` where the maker has no such scales.

@@ -18,7 +18,7 @@ pub(crate) struct Scheme {
     /// How 8-bit weights may share scales; linears may differ.
     pub(super) layouts: Vec<ScaleLayout>,
     /// Method and settings in words.
-    pub(super) described: String,
+    pub(crate) described: String,
     /// Whether inputs of linears, or keys and values, are rounded as well by the programs that the file is made for.
     pub(super) rounds_activations: bool,
 }

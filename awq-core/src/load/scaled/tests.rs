@@ -19,7 +19,7 @@ fn fixtures() -> PathBuf {
 fn open(folder: &Path) -> Result<ScaledCheckpoint, LoadError> {
     let file = folder.join("config.json");
     let scheme = scheme(&file, &read_json::<Json>(&file)?)?.unwrap();
-    ScaledCheckpoint::new(SafetensorsCheckpoint::open_folder(folder)?, &scheme)
+    super::open(SafetensorsCheckpoint::open_folder(folder)?, &scheme)
 }
 
 /// The sums that the script has made of each weight, by name.

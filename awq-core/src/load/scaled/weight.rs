@@ -6,6 +6,7 @@ use safetensors::Dtype;
 use super::settings::{Maker, ScaleLayout, Scheme};
 use super::values::{E2M1, E4M3, e8m0, nibbles};
 use super::{LoadError, SafetensorsCheckpoint, products};
+use crate::load::restored::Restored;
 use crate::load::stored_dtype::float_type;
 use crate::load::{Checkpoint, StoredType, floats};
 use crate::numbers::Number;
@@ -16,11 +17,11 @@ const MX_GROUP: usize = 32;
 const NV_GROUP: usize = 16;
 
 /// A weight of small floats.
-pub(super) struct Weight {
+pub(crate) struct Weight {
     /// The tensor of its codes.
-    pub(super) codes: String,
+    codes: String,
     /// Of the weight.
-    pub(super) shape: Vec<usize>,
+    shape: Vec<usize>,
     scales: String,
     n_scales: usize,
     scale_bits: usize,
@@ -165,17 +166,24 @@ impl ScaleLayout {
     }
 }
 
-impl Weight {
-    /// The tensors that its codes need.
-    pub(super) fn scales(&self) -> impl Iterator<Item = &str> {
+impl Restored for Weight {
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn codes(&self) -> &str {
+        &self.codes
+    }
+
+    fn others(&self) -> Vec<&str> {
         let global = match &self.format {
             Format::Nvfp4 { global } => Some(global.as_str()),
             _ => None,
         };
-        std::iter::once(self.scales.as_str()).chain(global)
+        std::iter::once(self.scales.as_str()).chain(global).collect()
     }
 
-    pub(super) fn stored_type(&self) -> StoredType {
+    fn stored_type(&self) -> StoredType {
         let (name, bits, group_size) = match &self.format {
             Format::Fp8 { is_mx: true, .. } => ("MXFP8".to_owned(), 8, Some(MX_GROUP)),
             Format::Fp8 { layout, .. } => match layout {
@@ -193,8 +201,7 @@ impl Weight {
         StoredType { name, bits_per_weight: f64::from(bits) + of_scales, group_size }
     }
 
-    /// Its values, row-major.
-    pub(super) fn read(&self, base: &SafetensorsCheckpoint) -> Result<Vec<f32>, LoadError> {
+    fn read(&self, base: &SafetensorsCheckpoint) -> Result<Vec<f32>, LoadError> {
         let (codes, scales) = (base.raw(&self.codes)?, scales(base, &self.scales)?);
         let n_in = self.shape.last().copied().unwrap_or(1).max(1);
         let mut values = vec![0.0; self.shape.iter().product()];

@@ -1,0 +1,30 @@
+//! Prints the sha256 of each tensor of a model's folder, as f32 in little-endian bytes, in the way in which a model reads it: what
+//! `scripts/interop/check.py` compares with what other programs make of the folder.
+//!
+//! ```text
+//! cargo run -p awq-core --example hash_tensors -- FOLDER
+//! ```
+
+use std::path::Path;
+
+use awq_core::open::open_tensors;
+use sha2::{Digest, Sha256};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let folder = std::env::args_os().nth(1).ok_or("give a model's folder")?;
+    let (_, checkpoint) = open_tensors(Path::new(&folder))?;
+    for note in checkpoint.notes() {
+        eprintln!("{note}");
+    }
+    for name in checkpoint.names() {
+        if checkpoint.is_readable(&name) {
+            let bytes: Vec<u8> = checkpoint.read_any_f32(&name)?.iter().flat_map(|value| value.to_le_bytes()).collect();
+            println!("{} {name}", hex(&Sha256::digest(&bytes)));
+        }
+    }
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

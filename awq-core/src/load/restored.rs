@@ -1,0 +1,95 @@
+//! A folder's tensors with weights in the place of the codes and scales that they are restored from.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::safetensors::SafetensorsCheckpoint;
+use super::{Checkpoint, LoadError, StoredType};
+
+/// A weight that is stored as several tensors.
+pub(super) trait Restored: Send + Sync {
+    /// Of the weight, row-major.
+    fn shape(&self) -> &[usize];
+
+    /// The tensor of its codes.
+    fn codes(&self) -> &str;
+
+    /// The tensors that its codes need.
+    fn others(&self) -> Vec<&str>;
+
+    /// How it is stored.
+    fn stored_type(&self) -> StoredType;
+
+    /// Its values, row-major.
+    fn read(&self, base: &SafetensorsCheckpoint) -> Result<Vec<f32>, LoadError>;
+}
+
+/// See the module.
+pub(crate) struct RestoredCheckpoint<W> {
+    base: SafetensorsCheckpoint,
+    /// By the name that the weight has.
+    weights: BTreeMap<String, W>,
+    names: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl<W: Restored> RestoredCheckpoint<W> {
+    /// `hidden` are tensors that are no part of the model, beside those of the weights.
+    pub(super) fn new(
+        base: SafetensorsCheckpoint,
+        weights: BTreeMap<String, W>,
+        mut hidden: BTreeSet<String>,
+        notes: Vec<String>,
+    ) -> Self {
+        for weight in weights.values() {
+            hidden.insert(weight.codes().to_owned());
+            hidden.extend(weight.others().into_iter().map(str::to_owned));
+        }
+        let others = base.names().into_iter().filter(|name| !hidden.contains(name));
+        let names: BTreeSet<String> = others.chain(weights.keys().cloned()).collect();
+        let notes = base.notes().into_iter().chain(notes).collect();
+        Self { base, weights, names: names.into_iter().collect(), notes }
+    }
+}
+
+impl<W: Restored> Checkpoint for RestoredCheckpoint<W> {
+    fn names(&self) -> Vec<String> {
+        self.names.clone()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.weights.get(name).map_or_else(|| self.base.shape(name), |weight| Some(weight.shape().to_vec()))
+    }
+
+    fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        self.weights.get(name).map_or_else(|| self.base.read_any_f32(name), |weight| weight.read(&self.base))
+    }
+
+    fn is_readable(&self, name: &str) -> bool {
+        self.weights.contains_key(name) || self.base.is_readable(name)
+    }
+
+    fn is_integer(&self, name: &str) -> bool {
+        !self.weights.contains_key(name) && self.base.is_integer(name)
+    }
+
+    fn stored_type(&self, name: &str) -> Option<StoredType> {
+        self.weights.get(name).map_or_else(|| self.base.stored_type(name), |weight| Some(weight.stored_type()))
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
+    }
+
+    fn file_of(&self, name: &str) -> PathBuf {
+        self.base.file_of(self.weights.get(name).map_or(name, |weight| weight.codes()))
+    }
+
+    fn source(&self) -> &Path {
+        self.base.source()
+    }
+
+    fn bytes_on_disk(&self) -> u64 {
+        self.base.bytes_on_disk()
+    }
+}

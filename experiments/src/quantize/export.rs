@@ -1,0 +1,192 @@
+//! A quantized model as other programs load it: linears in one of [`awq_core::formats`], everything else as in the model's own
+//! folder.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use awq_core::formats::{self, Format, FormatTensor, Plan, PlannedLinear};
+use awq_core::load::{Checkpoint, ModelConfig};
+use awq_core::model::layers::NormKind;
+use awq_core::model::wiring::Wiring;
+use awq_core::model::{LinearName, holder_of, known_families, wiring_of};
+use awq_core::open::open_tensors;
+use serde_json::{Value as Json, json};
+
+use super::{Quantized, Recipe};
+use crate::packed::{self, TensorFile, WEIGHTS};
+use crate::provenance::Provenance;
+use crate::session::Model;
+
+/// What `recipe` makes of the linears of a model, before any work.
+///
+/// # Errors
+/// Overrides that do not fit the model.
+pub fn plan(model: &Model, recipe: &Recipe) -> anyhow::Result<Plan> {
+    let grids = recipe.rule.resolve(&model.wiring)?;
+    let (wiring, config) = (model.wiring.as_ref(), &model.opened.config);
+    let stored = recipe.method.settings().stores();
+    let mut plan = Plan {
+        linears: Default::default(),
+        others: Vec::new(),
+        stored,
+        writer: format!("awq-rs {}", env!("CARGO_PKG_VERSION")),
+        obstacle: obstacle(wiring, config, stored.scales_activations),
+    };
+    for (block_idx, block) in wiring.blocks.iter().enumerate() {
+        let grid_of = |linear: LinearName| grids.block(block_idx).of(linear).copied();
+        let quantizable = block.linear_shapes(config).into_iter().map(|(name, shape)| (name, shape, grid_of(name)));
+        let kept = block.kept_shapes(config).into_iter().map(|(name, shape)| (name, shape, None));
+        for (linear, shape, grid) in quantizable.chain(kept) {
+            let name = wiring.linear(block_idx, linear);
+            match grid {
+                Some(grid) => drop(plan.linears.insert(name, PlannedLinear { grid, shape })),
+                None => plan.others.push(name),
+            }
+        }
+    }
+    let head = wiring.head_name();
+    let head = head.strip_suffix(".weight").unwrap_or(head).to_owned();
+    match grids.head() {
+        Some(grid) => {
+            let shape = [config.vocab_size, wiring.embedding_width(config)];
+            plan.linears.insert(head, PlannedLinear { grid: *grid, shape });
+        }
+        None => plan.others.push(head),
+    }
+    Ok(plan)
+}
+
+/// What keeps a model out of every format.
+fn obstacle(wiring: &Wiring, config: &ModelConfig, scales_activations: bool) -> Option<String> {
+    if let Some(outer) = &config.outer {
+        let class = outer["architectures"][0].as_str().unwrap_or("the model");
+        return Some(format!("{class} holds a tower for images, and its language model has other names there"));
+    }
+    let mut linears = wiring.blocks.iter().flat_map(|block| block.linear_shapes(config));
+    if let Some((name, holder)) = linears.find_map(|(name, _)| Some((name, holder_of(name.0)?))) {
+        return Some(format!(
+            "{} stores {name} as a part of {holder}, and parts have scales of their own",
+            config.architecture
+        ));
+    }
+    let has_scale = wiring
+        .blocks
+        .iter()
+        .any(|block| block.norms().into_iter().any(|name| block.norm_kind(name, wiring.norm) == NormKind::Scale));
+    (scales_activations && has_scale).then(|| {
+        format!("in {} the method folds scales into activations, where other programs have none", config.architecture)
+    })
+}
+
+/// Checks that `format` holds a model.
+///
+/// # Errors
+/// What it does not hold, and which formats do.
+pub fn check(format: &dyn Format, plan: &Plan) -> anyhow::Result<()> {
+    match formats::problem(format, plan) {
+        None => Ok(()),
+        Some(problem) => anyhow::bail!("{problem}"),
+    }
+}
+
+/// Writes a quantized model into an empty folder. Tensors go to disk one at a time, and get their file's name last.
+///
+/// # Errors
+/// A tensor that cannot be read, or a disk that is full.
+pub fn write(
+    folder: &Path,
+    (model, recipe): (&Model, &Recipe),
+    quantized: &Quantized,
+    (format, plan): (&dyn Format, &Plan),
+) -> anyhow::Result<()> {
+    let (opened, checkpoint) = (&model.opened, quantized.checkpoint.as_ref());
+    let wiring = wiring_of(&opened.config, checkpoint)?;
+    ensure!(!wiring.scaled_activations, "scales were folded into activations, where other programs have none");
+    let mut config = packed::config_of(opened, &wiring);
+    config["quantization_config"] = format.settings(plan);
+    if config.get("model_type").is_none() {
+        // Of a GGUF file; other programs find the class by it.
+        let family = known_families().into_iter().find(|family| family.class == opened.config.architecture);
+        config["model_type"] = family.map_or(Json::Null, |family| json!(family.model_type));
+    }
+    packed::write_model_files(folder, opened, &config)?;
+    packed::write_text(folder, "README.md", &card(recipe, quantized, format))?;
+    let partial = folder.join(format!("{WEIGHTS}.partial"));
+    let mut file = TensorFile::create(folder)?;
+    for name in packed::tensors_of(opened, &wiring, checkpoint) {
+        add(&mut file, &name, checkpoint, format)?;
+    }
+    file.finish(&partial).with_context(|| format!("{}: cannot write", partial.display()))?;
+    fs::rename(&partial, folder.join(WEIGHTS)).with_context(|| format!("{}: cannot rename", partial.display()))
+}
+
+/// Reads what was written as a folder of another tool, and holds each linear against what was quantized.
+///
+/// # Errors
+/// A folder that does not open, or a linear with other weights.
+pub fn verify(folder: &Path, quantized: &Quantized, plan: &Plan) -> anyhow::Result<()> {
+    let (_, written) = open_tensors(folder).context("what was written cannot be read again")?;
+    for linear in plan.linears.keys() {
+        let name = format!("{linear}.weight");
+        let weight =
+            quantized.checkpoint.read_quantized(&name)?.with_context(|| format!("{linear} is not quantized"))?;
+        let products = weight.grid.scale_dtype.number();
+        let found = written.read_any_f32(&name)?;
+        let expected = weight.dequantize();
+        let is_same = |(found, expected): (&f32, &f32)| found.to_bits() == products.round(*expected).to_bits();
+        ensure!(
+            found.len() == expected.len() && found.iter().zip(&expected).all(is_same),
+            "{linear}: what was written is not what was quantized"
+        );
+    }
+    Ok(())
+}
+
+fn add(file: &mut TensorFile, name: &str, checkpoint: &dyn Checkpoint, format: &dyn Format) -> anyhow::Result<()> {
+    let Some(weight) = checkpoint.read_quantized(name)? else {
+        let shape = checkpoint.shape(name).unwrap_or_default();
+        return file.add_floats(name, &shape, &checkpoint.read_any_f32(name)?);
+    };
+    let linear = name.strip_suffix(".weight").unwrap_or(name);
+    for FormatTensor { part, dtype, shape, bytes } in format.tensors(&weight) {
+        file.add(format!("{linear}.{part}"), dtype, &shape, &bytes)?;
+    }
+    Ok(())
+}
+
+/// How the model was made, for whoever finds the folder.
+fn card(recipe: &Recipe, quantized: &Quantized, format: &dyn Format) -> String {
+    let Provenance { version, commit, command, .. } = Provenance::collect("", 0, Default::default());
+    let json = |value: Option<Json>| value.map_or_else(|| "none".to_owned(), |value| format!("`{value}`"));
+    let settings = json(serde_json::to_value(&recipe.method).ok());
+    let calibration = json(recipe.calibration.as_ref().and_then(|spec| serde_json::to_value(spec).ok()));
+    let command: Vec<String> = command.iter().map(|word| quoted(word)).collect();
+    format!(
+        "# {label}\n\n\
+         | | |\n|---|---|\n\
+         | format | `{format}`: {about} |\n\
+         | bits per quantized weight | {bits:.3} |\n\
+         | method | {settings} |\n\
+         | calibration | {calibration} |\n\
+         | codes, sha256 | `{codes}` |\n\
+         | written by | awq-rs {version}, commit {commit} |\n\n\
+         ```sh\n{command}\n```\n",
+        label = recipe.label(),
+        format = format.key(),
+        about = format.about(),
+        bits = quantized.bits_per_weight,
+        codes = quantized.codes_sha256,
+        command = command.join(" "),
+    )
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}

@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""Folders of this program in other people's code, and theirs in this one: weights bit for bit, perplexity on the same windows.
+
+    python3 -m venv venv && venv/bin/pip install -r scripts/interop/requirements.txt
+    cargo build -p experiments && cargo build -p awq-core --example hash_tensors
+    venv/bin/python scripts/interop/check.py TEXT [--by-others DIR] [--model FOLDER] [--out results/interop.md]
+
+TEXT is a text of some 100 kB, such as the beginning of WikiText-2. Tiny seeded models are quantized here in every format, loaded by
+transformers with gptqmodel or compressed-tensors, and unpacked by AutoAWQ; gptqmodel, AutoAWQ and compressed-tensors quantize them,
+and the folders are read here. DIR holds folders that other tools have written, FOLDER another model for the first half. Prints a
+Markdown table; the exit code is 1 where a tensor differs in a bit or a perplexity by more than 1e-3 of itself.
+"""
+
+import argparse
+import math
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+import ours
+import theirs
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SEQ_LEN, N_WINDOWS = 128, 8
+TOLERANCE = 1e-3
+
+# Format, and how the model is quantized.
+EXPORTS = [
+    ("awq", "--method rtn --bits 4 --group-size 32"),
+    ("awq", "--method awq --bits 4 --group-size 32"),
+    ("awq", "--method rtn --bits 4"),
+    ("awq", "--method rtn --bits 4 --group-size 32 --override *.v_proj=fp"),
+    *[(f"gptq{v}", f"--method rtn --bits {b} --group-size 32") for v in ("", "_v2") for b in (2, 3, 4, 8)],
+    ("gptq_v2", "--method rtn --bits 4"),
+    ("gptq_v2", "--method rtn --bits 4 --group-size 96"),
+    ("gptq", "--method gptq --bits 4 --group-size 32"),
+    ("gptq", "--method gptq:act-order-dynamic --bits 4 --group-size 32"),
+    ("gptq_v2", "--method gptq:act-order-dynamic --bits 3 --group-size 32"),
+    *[("compressed-tensors", f"--method rtn --bits {b} --group-size 32") for b in (2, 3, 4, 5, 6, 7, 8)],
+    ("compressed-tensors", "--method awq --bits 4 --group-size 32"),
+    ("compressed-tensors", "--method rtn --bits 4"),
+    ("compressed-tensors", "--method rtn --bits 4 --group-size 32 --override *.v_proj=w8 --override *.down_proj=fp"),
+]
+
+
+class Table:
+    """Rows, and whether any of them is wrong."""
+
+    def __init__(self):
+        self.rows, self.n_wrong = [], 0
+
+    def add(self, direction: str, what: str, tool: str, model: str, numbers):
+        try:
+            n_equal, n_all, there, here = numbers()
+        except Exception as error:  # noqa: BLE001: one row must not cost the others
+            traceback.print_exc()
+            self.n_wrong += 1
+            text = f"{type(error).__name__}: {error}".replace("\n", " ").replace("|", "/")[:160]
+            self.row([direction, what, tool, model, "failed", "", "", text])
+            return
+        difference = abs(math.log(here / there))
+        if n_equal < n_all or difference > TOLERANCE:
+            self.n_wrong += 1
+        self.row([direction, what, tool, model, f"{n_equal} of {n_all}", f"{there:.4f}", f"{here:.4f}", f"{difference:.1e}"])
+
+    def row(self, cells: list[str]):
+        self.rows.append(cells)
+        print(" | ".join(cells), flush=True)
+
+    def markdown(self) -> str:
+        heading = ["direction", "format", "tool", "model", "tensors equal in every bit", "perplexity there", "here", "ln ratio"]
+        lines = [heading, ["---"] * 5 + ["--:"] * 3, *self.rows]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def compare(program: ours.Program, folder: Path, text: Path):
+    """Tensors that are equal, of how many, and the two perplexities."""
+    loaded = theirs.Loaded(folder)
+    there, here = loaded.hashes(), program.hashes(folder)
+    different = [name for name in sorted(there) if here.get(name) != there[name]]
+    if different:
+        print(f"differ: {different[:4]}", file=sys.stderr)
+    perplexity = loaded.perplexity(theirs.ids_of(folder, text), SEQ_LEN, N_WINDOWS)
+    return len(there) - len(different), len(there), perplexity, program.perplexity(folder, text, SEQ_LEN, N_WINDOWS)
+
+
+def out_of_here(table: Table, program: ours.Program, name: str, model: Path, text: Path, work: Path, cases):
+    for index, (key, case) in enumerate(cases):
+        folder = work / f"{name}-{index}"
+        refused = program.quantize(model, folder, [*case.split(), "--format", key], text)
+        what = f"{key}: {case.replace('--', '').replace('*', '\\*')}"
+        if refused:
+            table.n_wrong += 1
+            table.row(["out", what, "", name, "refused", "", "", refused.replace("\n", " ")[:160]])
+            continue
+        table.add("out", what, theirs.tool_of(folder), name, lambda folder=folder: compare(program, folder, text))
+
+
+def into_here(table: Table, program: ours.Program, model: Path, text: Path, work: Path):
+    texts = [text.read_text()[start : start + 1500] for start in range(0, 24000, 1500)]
+    gptq = {"group_size": 32, "offload_to_disk": False}
+    makers = [
+        ("gptq", theirs.by_gptqmodel, gptq | {"bits": 4, "sym": True, "desc_act": False}),
+        ("gptq", theirs.by_gptqmodel, gptq | {"bits": 4, "sym": False, "desc_act": True}),
+        ("gptq", theirs.by_gptqmodel, gptq | {"bits": 3, "sym": False, "desc_act": False}),
+        ("gptq", theirs.by_gptqmodel, gptq | {"bits": 8, "sym": True, "desc_act": True}),
+        ("gptq_v2", theirs.by_gptqmodel, gptq | {"bits": 2, "sym": False, "desc_act": False, "format": "gptq_v2"}),
+        ("awq", theirs.by_autoawq, {"q_group_size": 32}),
+    ]
+    for bits, symmetric, size in [(4, True, 32), (4, False, 32), (3, False, 32), (5, True, 64), (8, False, None)]:
+        settings = {"num_bits": bits, "symmetric": symmetric} | ({"group_size": size} if size else {})
+        makers.append(("compressed-tensors", lambda model, out, texts, **s: theirs.by_compressed_tensors(model, out, **s), settings))
+    for index, (key, make, settings) in enumerate(makers):
+        folder = work / f"theirs-{index}"
+        shown = ", ".join(f"{name} {value}" for name, value in settings.items() if name != "offload_to_disk")
+
+        def numbers(make=make, folder=folder, settings=settings):
+            make(model, folder, texts, **settings)
+            return compare(program, folder, text)
+
+        tool = {"gptq": "gptqmodel", "gptq_v2": "gptqmodel", "awq": "autoawq"}.get(key, "compressed-tensors")
+        table.add("in", f"{key}: {shown}", f"{tool} {theirs.version(tool)}", "llama", numbers)
+
+
+def folders_of_others(table: Table, program: ours.Program, by_others: Path, text: Path):
+    for config in sorted(by_others.rglob("config.json")):
+        folder = config.parent
+        if "quantization_config" in config.read_text():
+            name = str(folder.relative_to(by_others))
+            tool = f"loaded by {theirs.tool_of(folder)}"
+            table.add("in", theirs.method_of(folder), tool, name, lambda folder=folder: compare(program, folder, text))
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("text", type=Path)
+    arguments.add_argument("--by-others", type=Path)
+    arguments.add_argument("--model", type=Path)
+    arguments.add_argument("--model-case", action="append", default=[], metavar="FORMAT:ARGUMENTS")
+    arguments.add_argument("--programs", type=Path, default=ROOT / "target/debug", help="folder with the built programs")
+    arguments.add_argument("--out", type=Path)
+    arguments = arguments.parse_args()
+    table = Table()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        text = work / "text.txt"
+        text.write_text(arguments.text.read_text()[:100_000])
+        program = ours.Program(arguments.programs, work)
+        llama = theirs.tiny_model(work / "llama", text, "llama", tied=False)
+        qwen2 = theirs.tiny_model(work / "qwen2", text, "qwen2", tied=True)
+        out_of_here(table, program, "llama", llama, text, work, EXPORTS)
+        biased = [case for case in EXPORTS if "--bits 4 --group-size 32" in case[1]]
+        out_of_here(table, program, "qwen2 (biases, tied head)", qwen2, text, work, biased)
+        into_here(table, program, llama, text, work)
+        if arguments.by_others:
+            folders_of_others(table, program, arguments.by_others, text)
+        if arguments.model:
+            cases = [tuple(case.split(":", 1)) for case in arguments.model_case]
+            out_of_here(table, program, arguments.model.stem, arguments.model, text, work, cases)
+    if arguments.out:
+        arguments.out.write_text(table.markdown())
+    print(f"\n{table.markdown()}\n{table.n_wrong} of {len(table.rows)} rows are wrong")
+    sys.exit(1 if table.n_wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Other people's code: transformers with gptqmodel and compressed-tensors loads folders, AutoAWQ unpacks them, and each of them
+quantizes models."""
+
+import gc
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+# On two cores its workers would be more than there are.
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
+from transformers.utils.quantization_config import CompressedTensorsConfig  # noqa: E402
+
+TOOLS = {"awq": "gptqmodel", "gptq": "gptqmodel", "compressed-tensors": "compressed-tensors", "auto-round": "auto-round"}
+
+
+def version(package: str) -> str:
+    return importlib.metadata.version(package)
+
+
+def method_of(folder: Path) -> str:
+    return json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"]
+
+
+def tool_of(folder: Path) -> str:
+    """What loads a folder, with versions."""
+    tool = TOOLS[method_of(folder)]
+    return f"transformers {version('transformers')}, {tool} {version(tool)}"
+
+
+def sha256(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().float().contiguous().numpy().tobytes()).hexdigest()
+
+
+class Loaded:
+    """A folder as transformers loads it, in f32 but for what is quantized."""
+
+    def __init__(self, folder: Path):
+        more = {}
+        if method_of(folder) == "compressed-tensors":
+            # Left compressed, it stumbles over zero points of its own (transformers 5.24).
+            more["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        self.model = load(folder, dtype=torch.float32, **more).eval()
+
+    def hashes(self) -> dict[str, str]:
+        """sha256 of each tensor in f32, weights of quantized linears as their modules dequantize them."""
+        found = {}
+        for name, module in self.model.named_modules():
+            if hasattr(module, "qweight"):
+                found[f"{name}.weight"] = sha256(dequantized(module))
+                if getattr(module, "bias", None) is not None:
+                    found[f"{name}.bias"] = sha256(module.bias)
+        inside = {name.rsplit(".", 1)[0] for name in found}
+        for name, parameter in self.model.named_parameters():
+            if name.rsplit(".", 1)[0] not in inside:
+                found[name] = sha256(parameter)
+        return found
+
+    @torch.no_grad()
+    def perplexity(self, ids: list[int], seq_len: int, n_windows: int) -> float:
+        total, count = 0.0, 0
+        for window in range(n_windows):
+            part = torch.tensor([ids[window * seq_len : (window + 1) * seq_len]])
+            logits = self.model(part).logits[0, :-1].double()
+            total += torch.nn.functional.cross_entropy(logits, part[0, 1:], reduction="sum").item()
+            count += seq_len - 1
+        return math.exp(total / count)
+
+
+def dequantized(module: torch.nn.Module) -> torch.Tensor:
+    """`[out, in]` of a linear of gptqmodel; in AutoAWQ's layout by AutoAWQ's own code."""
+    if "awq" in type(module).__module__:
+        # Its package loads a whole world; the functions are pure.
+        from awq.utils.packing_utils import dequantize_gemm
+
+        n_in = module.qweight.shape[0]
+        size = n_in // module.qzeros.shape[0]
+        return dequantize_gemm(module.qweight, module.qzeros, module.scales, module.bits, size).T
+    return module.dequantize_weight().T
+
+
+def ids_of(folder: Path, text: Path) -> list[int]:
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text.read_text()).ids
+
+
+def tiny_model(folder: Path, text: Path, family: str, tied: bool) -> Path:
+    """A seeded model of random weights with a tokenizer of 512 pieces. Some groups hold weights of one sign."""
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    torch.manual_seed(7)
+    sizes = {
+        "vocab_size": 512, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": tied, "bos_token_id": 0,
+        "eos_token_id": 0, "pad_token_id": None,
+    }  # fmt: skip
+    classes = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}
+    model = transformers.AutoModelForCausalLM.from_config(classes[family](**sizes)).float().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(std=1.5 / parameter.shape[-1] ** 0.5)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.2)
+            if name.endswith("o_proj.weight"):
+                # The zero points are the first and the last code.
+                parameter[::2] = parameter[::2].abs() + 0.02
+                parameter[1::2, :64] = -parameter[1::2, :64].abs() - 0.02
+    # What bf16 holds, so that tools that store what they leave alone in bf16 lose nothing.
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train([str(text)], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "bos_token": "<|end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def by_gptqmodel(model: Path, out: Path, texts: list[str], **settings) -> str:
+    from gptqmodel import GPTQModel, QuantizeConfig
+
+    made = GPTQModel.load(str(model), QuantizeConfig(**settings), device="cpu")
+    made.quantize(texts, batch_size=1)
+    made.save(str(out))
+    for name in ["tokenizer.json", "tokenizer_config.json"]:
+        shutil.copy(model / name, out / name)
+    del made
+    gc.collect()
+    return f"gptqmodel {version('gptqmodel')}"
+
+
+def by_autoawq(model: Path, out: Path, texts: list[str], **settings) -> str:
+    from awq import AutoAWQForCausalLM
+
+    made = AutoAWQForCausalLM.from_pretrained(str(model), device_map="cpu", torch_dtype=torch.float32)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(model / "tokenizer.json"))
+    config = {"zero_point": True, "w_bit": 4, "version": "GEMM"} | settings
+    made.quantize(tokenizer, quant_config=config, calib_data=texts, max_calib_samples=8, max_calib_seq_len=128)
+    made.save_quantized(str(out))
+    for name in ["tokenizer.json", "tokenizer_config.json"]:
+        shutil.copy(model / name, out / name)
+    return f"autoawq {version('autoawq')}"
+
+
+def by_compressed_tensors(model: Path, out: Path, dtype: torch.dtype = torch.bfloat16, **settings) -> str:
+    """Each linear rounded and packed by compressed-tensors itself."""
+    from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    args = QuantizationArgs(type="int", strategy="group" if settings.get("group_size") else "channel", **settings)
+    scheme = QuantizationScheme(targets=["Linear"], weights=args)
+    tensors = {}
+    for name, weight in load_file(model / "model.safetensors").items():
+        if not name.endswith("_proj.weight"):
+            tensors[name] = weight
+            continue
+        groups = weight.float().reshape(weight.shape[0], -1, settings.get("group_size") or weight.shape[1])
+        scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), args)
+        state = {"weight": weight.to(dtype), "weight_scale": scale.to(dtype), "weight_zero_point": zero.to(torch.int8)}
+        packed = PackedQuantizationCompressor.compress(state, scheme)
+        tensors |= {f"{name.removesuffix('.weight')}.{part}": value.contiguous() for part, value in packed.items()}
+    out.mkdir(parents=True)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((model / "config.json").read_text())
+    group = scheme.model_dump(mode="json") | {"format": "pack-quantized"}
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+        "ignore": ["lm_head"], "config_groups": {"group_0": group}, "version": version("compressed-tensors"),
+    }  # fmt: skip
+    (out / "config.json").write_text(json.dumps(config, indent=2))
+    for name in ["tokenizer.json", "tokenizer_config.json"]:
+        shutil.copy(model / name, out / name)
+    return f"compressed-tensors {version('compressed-tensors')}"
