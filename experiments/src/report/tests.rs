@@ -356,15 +356,23 @@ fn csv_and_parquet_read_back_as_the_same_frame() {
     };
     let mut records = records();
     let plain = names(&frame_read_back(&records));
-    // One cell with linears in full precision gives the columns that only such cells fill.
+    // One cell with linears in full precision, and answers to questions, give the columns that only these fill.
     let share = FullPrecisionShare { n_weights: 4096, bits_per_weight_of_all: 5.5 };
     done(&mut records[0]).quantization.as_mut().unwrap().full_precision = Some(share);
+    for (record, right) in records[..2].iter_mut().zip([5, 8]) {
+        let measurements = &mut done(record).measurements;
+        let samples: Vec<f64> = (0..12).map(|question| if question < right { 1.0 } else { 0.0 }).collect();
+        let metric = MetricKey::Accuracy.quantity().name.to_owned();
+        let value = Estimator::Mean.value(&samples);
+        measurements.push(Measurement { metric, value, samples, ..measurements[0].clone() });
+    }
     let frame = frame_read_back(&records);
     assert_eq!(Row::from_frame(&frame).unwrap(), rows(&records, &references()));
     assert_eq!(names(&frame), Row::COLUMNS.iter().map(|column| column.0).collect::<Vec<_>>());
-    let of_overrides = |name: &&String| !["full_precision_weights", "bits_per_weight_of_all"].contains(&name.as_str());
-    assert_eq!(names(&frame).iter().filter(of_overrides).cloned().collect::<Vec<_>>(), plain);
-    assert_eq!(plain.len() + 2, Row::COLUMNS.len());
+    let of_few = ["full_precision_weights", "bits_per_weight_of_all", "questions_lost", "questions_won", "mcnemar_p"];
+    let of_all = |name: &&String| !of_few.contains(&name.as_str());
+    assert_eq!(names(&frame).iter().filter(of_all).cloned().collect::<Vec<_>>(), plain);
+    assert_eq!(plain.len() + of_few.len(), Row::COLUMNS.len());
 }
 
 #[test]
