@@ -165,7 +165,8 @@ fn check_sound(method: &MethodSpec, case: &Case, grid: &Grid) -> BlockEdit<Flex>
     edit
 }
 
-/// What formats of other programs ask of a method before it has run is what it then stores.
+/// What formats of other programs ask of a method before it has run is all that it then stores; an expert that no token reaches may
+/// need less.
 #[track_caller]
 fn check_stored(method: &MethodSpec, quantized: &QuantizedWeight) {
     let (stored, label) = (method.settings().stores(), method.label());
@@ -176,7 +177,7 @@ fn check_stored(method: &MethodSpec, quantized: &QuantizedWeight) {
         WeightTransform::KeptInputs(_) | WeightTransform::Rotated(_) => (false, true),
     };
     assert!(stored.has_input_order || !is_ordered, "{label}");
-    assert_eq!(stored.beside.is_some(), is_beside, "{label}");
+    assert!(stored.beside.is_some() || !is_beside, "{label}");
 }
 
 fn change_norm(params: &mut BlockParams<Flex>, name: &'static str, change: impl FnOnce(&mut [f32])) {
