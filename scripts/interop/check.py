@@ -52,7 +52,7 @@ class Table:
 
     def add(self, direction: str, what: str, tool: str, model: str, numbers):
         try:
-            n_equal, n_all, there, here = numbers()
+            n_equal, n_all, (there, is_dense), here = numbers()
         except Exception as error:  # noqa: BLE001: one row must not cost the others
             traceback.print_exc()
             self.n_wrong += 1
@@ -62,7 +62,8 @@ class Table:
         difference = abs(math.log(here / there))
         if n_equal < n_all or difference > TOLERANCE:
             self.n_wrong += 1
-        self.row([direction, what, tool, model, f"{n_equal} of {n_all}", f"{there:.4f}", f"{here:.4f}", f"{difference:.1e}"])
+        shown = f"{there:.4f}{' (dense)' if is_dense else ''}"
+        self.row([direction, what, tool, model, f"{n_equal} of {n_all}", shown, f"{here:.4f}", f"{difference:.1e}"])
 
     def row(self, cells: list[str]):
         self.rows.append(cells)
@@ -89,7 +90,7 @@ def out_of_here(table: Table, program: ours.Program, name: str, model: Path, tex
     for index, (key, case) in enumerate(cases):
         folder = work / f"{name}-{index}"
         refused = program.quantize(model, folder, [*case.split(), "--format", key], text)
-        what = f"{key}: {case.replace('--', '').replace('*', '\\*')}"
+        what = f"{key}: " + case.replace("--", "").replace("*", "\\*")
         if refused:
             table.n_wrong += 1
             table.row(["out", what, "", name, "refused", "", "", refused.replace("\n", " ")[:160]])
@@ -150,7 +151,8 @@ def main() -> None:
         llama = theirs.tiny_model(work / "llama", text, "llama", tied=False)
         qwen2 = theirs.tiny_model(work / "qwen2", text, "qwen2", tied=True)
         out_of_here(table, program, "llama", llama, text, work, EXPORTS)
-        biased = [case for case in EXPORTS if "--bits 4 --group-size 32" in case[1]]
+        methods = ("awq --bits 4 --group-size 32", "act-order-dynamic --bits 4 --group-size 32")
+        biased = [case for case in EXPORTS if case[1].endswith(methods)]
         out_of_here(table, program, "qwen2 (biases, tied head)", qwen2, text, work, biased)
         into_here(table, program, llama, text, work)
         if arguments.by_others:
