@@ -22,6 +22,8 @@ from transformers.utils.quantization_config import CompressedTensorsConfig  # no
 
 TOOLS = {"awq": "gptqmodel", "gptq": "gptqmodel", "compressed-tensors": "compressed-tensors", "auto-round": "auto-round"}
 
+PACKAGES = ["torch", "transformers", "gptqmodel", "autoawq", "compressed-tensors", "auto-round"]
+
 
 def version(package: str) -> str:
     return importlib.metadata.version(package)
@@ -47,6 +49,8 @@ class Loaded:
 
     def __init__(self, folder: Path):
         self.folder, more = folder, {}
+        # `[out, in]` of each quantized linear, once asked for.
+        self.restored: dict[str, torch.Tensor] = {}
         if method_of(folder) == "compressed-tensors":
             # Left compressed, it stumbles over zero points of its own (transformers 5.24).
             more["quantization_config"] = CompressedTensorsConfig(dequantize=True)
@@ -58,7 +62,9 @@ class Loaded:
         found = {}
         for name, module in self.model.named_modules():
             if hasattr(module, "qweight"):
-                found[f"{name}.weight"] = sha256(dequantized(module))
+                # Now: the first product may change how they are kept.
+                self.restored[name] = dequantized(module).float()
+                found[f"{name}.weight"] = sha256(self.restored[name])
                 if getattr(module, "bias", None) is not None:
                     found[f"{name}.bias"] = sha256(module.bias)
         if method_of(self.folder) == "auto-round":
@@ -76,14 +82,13 @@ class Loaded:
             return self.measured(ids, seq_len, n_windows), False
         except RuntimeError as error:
             print(f"{self.folder.name}: {error}", flush=True)
-        for name, module in list(self.model.named_modules()):
-            if hasattr(module, "qweight"):
-                weight = dequantized(module).float()
-                dense = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=getattr(module, "bias", None) is not None)
-                dense.weight.data = weight
-                if dense.bias is not None:
-                    dense.bias.data = module.bias.float()
-                self.model.set_submodule(name, dense)
+        for name, weight in self.restored.items():
+            bias = getattr(self.model.get_submodule(name), "bias", None)
+            dense = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+            dense.weight.data = weight
+            if bias is not None:
+                dense.bias.data = bias.float()
+            self.model.set_submodule(name, dense)
         return self.measured(ids, seq_len, n_windows), True
 
     @torch.no_grad()
