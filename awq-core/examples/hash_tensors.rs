@@ -1,5 +1,5 @@
-//! Prints the sha256 of each tensor of a model's folder, as f32 in little-endian bytes, in the way in which a model reads it: what
-//! `scripts/interop/check.py` compares with what other programs make of the folder.
+//! Prints the sha256 of each tensor of a model's folder, as f32 in little-endian bytes and with both zeros as one, in the way in which a
+//! model reads it: what `scripts/interop/check.py` compares with what other programs make of the folder.
 //!
 //! ```text
 //! cargo run -p awq-core --example hash_tensors -- FOLDER
@@ -18,7 +18,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     for name in checkpoint.names() {
         if checkpoint.is_readable(&name) {
-            let bytes: Vec<u8> = checkpoint.read_any_f32(&name)?.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let values = checkpoint.read_any_f32(&name)?;
+            let bytes: Vec<u8> = values.iter().flat_map(|value| (value + 0.0).to_le_bytes()).collect();
             println!("{} {name}", hex(&Sha256::digest(&bytes)));
         }
     }

@@ -33,7 +33,7 @@ EXPORTS = [
     ("awq", "--method rtn --bits 4 --group-size 32 --override *.v_proj=fp"),
     *[(f"gptq{v}", f"--method rtn --bits {b} --group-size 32") for v in ("", "_v2") for b in (2, 3, 4, 8)],
     ("gptq_v2", "--method rtn --bits 4"),
-    ("gptq_v2", "--method rtn --bits 4 --group-size 96"),
+    ("gptq_v2", "--method rtn --bits 4 --group-size 64"),
     ("gptq", "--method gptq --bits 4 --group-size 32"),
     ("gptq", "--method gptq:act-order-dynamic --bits 4 --group-size 32"),
     ("gptq_v2", "--method gptq:act-order-dynamic --bits 3 --group-size 32"),
@@ -52,7 +52,7 @@ class Table:
 
     def add(self, direction: str, what: str, tool: str, model: str, numbers):
         try:
-            n_equal, n_all, there, here = numbers()
+            n_equal, n_all, (there, is_dense), here = numbers()
         except Exception as error:  # noqa: BLE001: one row must not cost the others
             traceback.print_exc()
             self.n_wrong += 1
@@ -62,11 +62,27 @@ class Table:
         difference = abs(math.log(here / there))
         if n_equal < n_all or difference > TOLERANCE:
             self.n_wrong += 1
-        self.row([direction, what, tool, model, f"{n_equal} of {n_all}", f"{there:.4f}", f"{here:.4f}", f"{difference:.1e}"])
+        shown = f"{there:.4f}{' (dense)' if is_dense else ''}"
+        self.row([direction, what, tool, model, f"{n_equal} of {n_all}", shown, f"{here:.4f}", f"{difference:.1e}"])
 
     def row(self, cells: list[str]):
         self.rows.append(cells)
         print(" | ".join(cells), flush=True)
+
+    def document(self, command: str) -> str:
+        """The page that is kept in `results`."""
+        tools = [f"{name} {theirs.version(name)}" for name in theirs.PACKAGES]
+        return (
+            "# Folders of other programs, there and here\n\n"
+            "Written by `scripts/interop/check.py`, which says what is done; run as\n\n"
+            f"```sh\n{command}\n```\n\n"
+            f"with {', '.join(tools)} on a CPU. Perplexity of the first {N_WINDOWS} windows of {SEQ_LEN} tokens of the text, in f32. Direction "
+            "`out`: quantized and written here, loaded there; `in`: written there. Tensors are compared as what a model multiplies with, in f32: "
+            "codes, scales and zero points restored by the tool's own code, and all else. `(dense)`: the tool's kernels take no such groups, and "
+            "dense products with its restored weights do. Models without trained weights have the perplexity of noise: what counts is that both "
+            f"sides have the same. {len(self.rows) - self.n_wrong} of {len(self.rows)} rows agree: every tensor, and perplexity within {TOLERANCE}.\n\n"
+            f"{self.markdown()}"
+        )
 
     def markdown(self) -> str:
         heading = ["direction", "format", "tool", "model", "tensors equal in every bit", "perplexity there", "here", "ln ratio"]
@@ -89,7 +105,7 @@ def out_of_here(table: Table, program: ours.Program, name: str, model: Path, tex
     for index, (key, case) in enumerate(cases):
         folder = work / f"{name}-{index}"
         refused = program.quantize(model, folder, [*case.split(), "--format", key], text)
-        what = f"{key}: {case.replace('--', '').replace('*', '\\*')}"
+        what = f"{key}: " + case.replace("--", "").replace("*", "\\*")
         if refused:
             table.n_wrong += 1
             table.row(["out", what, "", name, "refused", "", "", refused.replace("\n", " ")[:160]])
@@ -132,6 +148,16 @@ def folders_of_others(table: Table, program: ours.Program, by_others: Path, text
             table.add("in", theirs.method_of(folder), tool, name, lambda folder=folder: compare(program, folder, text))
 
 
+def tiny_models(table: Table, program: ours.Program, text: Path, work: Path):
+    llama = theirs.tiny_model(work / "llama", text, "llama", tied=False)
+    qwen2 = theirs.tiny_model(work / "qwen2", text, "qwen2", tied=True)
+    out_of_here(table, program, "llama", llama, text, work, EXPORTS)
+    methods = ("awq --bits 4 --group-size 32", "act-order-dynamic --bits 4 --group-size 32")
+    biased = [case for case in EXPORTS if case[1].endswith(methods)]
+    out_of_here(table, program, "qwen2 (biases, tied head)", qwen2, text, work, biased)
+    into_here(table, program, llama, text, work)
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("text", type=Path)
@@ -140,6 +166,7 @@ def main() -> None:
     arguments.add_argument("--model-case", action="append", default=[], metavar="FORMAT:ARGUMENTS")
     arguments.add_argument("--programs", type=Path, default=ROOT / "target/debug", help="folder with the built programs")
     arguments.add_argument("--out", type=Path)
+    arguments.add_argument("--only-model", action="store_true", help="leave the tiny models out")
     arguments = arguments.parse_args()
     table = Table()
     with tempfile.TemporaryDirectory() as temporary:
@@ -147,19 +174,16 @@ def main() -> None:
         text = work / "text.txt"
         text.write_text(arguments.text.read_text()[:100_000])
         program = ours.Program(arguments.programs, work)
-        llama = theirs.tiny_model(work / "llama", text, "llama", tied=False)
-        qwen2 = theirs.tiny_model(work / "qwen2", text, "qwen2", tied=True)
-        out_of_here(table, program, "llama", llama, text, work, EXPORTS)
-        biased = [case for case in EXPORTS if "--bits 4 --group-size 32" in case[1]]
-        out_of_here(table, program, "qwen2 (biases, tied head)", qwen2, text, work, biased)
-        into_here(table, program, llama, text, work)
+        if not arguments.only_model:
+            tiny_models(table, program, text, work)
         if arguments.by_others:
             folders_of_others(table, program, arguments.by_others, text)
         if arguments.model:
             cases = [tuple(case.split(":", 1)) for case in arguments.model_case]
             out_of_here(table, program, arguments.model.stem, arguments.model, text, work, cases)
     if arguments.out:
-        arguments.out.write_text(table.markdown())
+        command = f"scripts/interop/check.py {' '.join(word for word in sys.argv[1:])}"
+        arguments.out.write_text(table.document(command))
     print(f"\n{table.markdown()}\n{table.n_wrong} of {len(table.rows)} rows are wrong")
     sys.exit(1 if table.n_wrong else 0)
 

@@ -21,10 +21,10 @@ symmetry = "asymmetric"
 range_includes_zero = false
 scale_dtype = "f32"
 [[evaluations]]
-max_windows = {n_windows}
 [evaluations.perplexity]
 dataset = {{ text_file = {{ name = "text", path = "{text}", sha256 = "{sha256}", documents = "none" }} }}
 protocol = {{ gptq = {{ seq_len = {seq_len} }} }}
+max_windows = {n_windows}
 """
 
 

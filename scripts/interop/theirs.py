@@ -22,6 +22,8 @@ from transformers.utils.quantization_config import CompressedTensorsConfig  # no
 
 TOOLS = {"awq": "gptqmodel", "gptq": "gptqmodel", "compressed-tensors": "compressed-tensors", "auto-round": "auto-round"}
 
+PACKAGES = ["torch", "transformers", "gptqmodel", "autoawq", "compressed-tensors", "auto-round"]
+
 
 def version(package: str) -> str:
     return importlib.metadata.version(package)
@@ -38,14 +40,17 @@ def tool_of(folder: Path) -> str:
 
 
 def sha256(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.detach().float().contiguous().numpy().tobytes()).hexdigest()
+    """Of the values in f32, both zeros as one."""
+    return hashlib.sha256((tensor.detach().float() + 0.0).contiguous().numpy().tobytes()).hexdigest()
 
 
 class Loaded:
     """A folder as transformers loads it, in f32 but for what is quantized."""
 
     def __init__(self, folder: Path):
-        more = {}
+        self.folder, more = folder, {}
+        # `[out, in]` of each quantized linear, once asked for.
+        self.restored: dict[str, torch.Tensor] = {}
         if method_of(folder) == "compressed-tensors":
             # Left compressed, it stumbles over zero points of its own (transformers 5.24).
             more["quantization_config"] = CompressedTensorsConfig(dequantize=True)
@@ -57,17 +62,37 @@ class Loaded:
         found = {}
         for name, module in self.model.named_modules():
             if hasattr(module, "qweight"):
-                found[f"{name}.weight"] = sha256(dequantized(module))
+                # Now: the first product may change how they are kept.
+                self.restored[name] = dequantized(module).float()
+                found[f"{name}.weight"] = sha256(self.restored[name])
                 if getattr(module, "bias", None) is not None:
                     found[f"{name}.bias"] = sha256(module.bias)
+        if method_of(self.folder) == "auto-round":
+            # It has made f16 of all that it has not quantized.
+            return found
         inside = {name.rsplit(".", 1)[0] for name in found}
         for name, parameter in self.model.named_parameters():
             if name.rsplit(".", 1)[0] not in inside:
                 found[name] = sha256(parameter)
         return found
 
+    def perplexity(self, ids: list[int], seq_len: int, n_windows: int) -> tuple[float, bool]:
+        """And whether its kernels could not do it, and dense products with its own weights did."""
+        try:
+            return self.measured(ids, seq_len, n_windows), False
+        except RuntimeError as error:
+            print(f"{self.folder.name}: {error}", flush=True)
+        for name, weight in self.restored.items():
+            bias = getattr(self.model.get_submodule(name), "bias", None)
+            dense = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+            dense.weight.data = weight
+            if bias is not None:
+                dense.bias.data = bias.float()
+            self.model.set_submodule(name, dense)
+        return self.measured(ids, seq_len, n_windows), True
+
     @torch.no_grad()
-    def perplexity(self, ids: list[int], seq_len: int, n_windows: int) -> float:
+    def measured(self, ids: list[int], seq_len: int, n_windows: int) -> float:
         total, count = 0.0, 0
         for window in range(n_windows):
             part = torch.tensor([ids[window * seq_len : (window + 1) * seq_len]])
@@ -86,7 +111,12 @@ def dequantized(module: torch.nn.Module) -> torch.Tensor:
         n_in = module.qweight.shape[0]
         size = n_in // module.qzeros.shape[0]
         return dequantize_gemm(module.qweight, module.qzeros, module.scales, module.bits, size).T
-    return module.dequantize_weight().T
+    if hasattr(module, "dequantize_weight"):
+        return module.dequantize_weight().T
+    # auto-round's own module: what it makes of unit vectors.
+    with torch.no_grad():
+        out = module(torch.eye(module.infeatures))
+        return (out if module.bias is None else out - module.bias).T
 
 
 def ids_of(folder: Path, text: Path) -> list[int]:
