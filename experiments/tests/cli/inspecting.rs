@@ -171,7 +171,7 @@ fn lists_are_printed_one_by_one_and_together() {
     assert!(ran.stdout.contains("  awq           Activation-aware Weight Quantization.\n"), "{}", ran.stdout);
     let lists = json(&workshop.run(&["list", "--json"]));
     let names: Vec<&String> = lists.as_object().unwrap().keys().collect();
-    assert_eq!(names, ["datasets", "devices", "families", "methods", "metrics", "presets", "tasks"]);
+    assert_eq!(names, ["datasets", "devices", "families", "formats", "methods", "metrics", "presets", "tasks"]);
     workshop
         .run(&["list", "configs"])
         .refused("configs: no such folder; run this where the experiments' files are, in a checkout of the project");
