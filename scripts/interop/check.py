@@ -124,7 +124,7 @@ def into_here(table: Table, program: ours.Program, model: Path, text: Path, work
         ("gptq_v2", theirs.by_gptqmodel, gptq | {"bits": 2, "sym": False, "desc_act": False, "format": "gptq_v2"}),
         ("awq", theirs.by_autoawq, {"q_group_size": 32}),
     ]
-    for bits, symmetric, size in [(4, True, 32), (4, False, 32), (3, False, 32), (5, True, 64), (8, False, None)]:
+    for bits, symmetric, size in [(4, True, 32), (4, False, 32), (3, False, 32), (5, True, 32), (8, False, None)]:
         settings = {"num_bits": bits, "symmetric": symmetric} | ({"group_size": size} if size else {})
         makers.append(("compressed-tensors", lambda model, out, texts, **s: theirs.by_compressed_tensors(model, out, **s), settings))
     for index, (key, make, settings) in enumerate(makers):

@@ -54,6 +54,9 @@ class Loaded:
         if method_of(folder) == "compressed-tensors":
             # Left compressed, it stumbles over zero points of its own (transformers 5.24).
             more["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+        if n_groups_of(folder) > 1:
+            self.model = decompressed(folder).eval()
+            return
         load = transformers.AutoModelForCausalLM.from_pretrained
         self.model = load(folder, dtype=torch.float32, **more).eval()
 
@@ -100,6 +103,36 @@ class Loaded:
             total += torch.nn.functional.cross_entropy(logits, part[0, 1:], reduction="sum").item()
             count += seq_len - 1
         return math.exp(total / count)
+
+
+def n_groups_of(folder: Path) -> int:
+    """Groups of linears with settings of their own, as compressed-tensors has them."""
+    return len(json.loads((folder / "config.json").read_text())["quantization_config"].get("config_groups", {}))
+
+
+def decompressed(folder: Path) -> torch.nn.Module:
+    """A dense model of what compressed-tensors itself restores: transformers 5.24 takes the settings of one group for all."""
+    from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationConfig
+    from compressed_tensors.utils.match import match_targets
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    settings = QuantizationConfig.model_validate(config.quantization_config)
+    schemes = {target: scheme for scheme in settings.config_groups.values() for target in scheme.targets}
+    del config.quantization_config
+    model = transformers.AutoModelForCausalLM.from_config(config).float()
+    tensors = load_file(folder / "model.safetensors")
+    dense = {name: value for name, value in tensors.items() if name in model.state_dict()}
+    for name in [name for name in tensors if name.endswith(".weight_packed")]:
+        linear = name.removesuffix(".weight_packed")
+        parts = {part: tensors[f"{linear}.{part}"] for part in PARTS if f"{linear}.{part}" in tensors}
+        scheme = schemes[match_targets(linear, torch.nn.Linear(1, 1), schemes)[0]]
+        dense[f"{linear}.weight"] = PackedQuantizationCompressor.decompress(parts, scheme)["weight"]
+    model.load_state_dict({name: value.float() for name, value in dense.items()}, strict=not config.tie_word_embeddings)
+    return model
+
+
+PARTS = ["weight_packed", "weight_scale", "weight_zero_point", "weight_shape"]
 
 
 def dequantized(module: torch.nn.Module) -> torch.Tensor:
@@ -179,7 +212,11 @@ def by_autoawq(model: Path, out: Path, texts: list[str], **settings) -> str:
     made = AutoAWQForCausalLM.from_pretrained(str(model), device_map="cpu", torch_dtype=torch.float32)
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(model / "tokenizer.json"))
     config = {"zero_point": True, "w_bit": 4, "version": "GEMM"} | settings
-    made.quantize(tokenizer, quant_config=config, calib_data=texts, max_calib_samples=8, max_calib_seq_len=128)
+    # It leaves out texts that are longer than a sequence.
+    texts = [text[start : start + 100] for text in texts for start in range(0, len(text), 100)]
+    # Its search of a clip wants multiples of 64 outputs.
+    limits = {"max_calib_samples": 64, "max_calib_seq_len": 128}
+    made.quantize(tokenizer, quant_config=config, calib_data=texts, apply_clip=False, **limits)
     made.save_quantized(str(out))
     for name in ["tokenizer.json", "tokenizer_config.json"]:
         shutil.copy(model / name, out / name)
