@@ -1,4 +1,4 @@
-//! [`derive`]: the file of an experiment with some keys changed, everything else as it is written.
+//! [`derive()`]: the file of an experiment with some keys changed, everything else as it is written.
 
 use anyhow::{Context, bail, ensure};
 use toml_edit::{DocumentMut, Item, Value};

@@ -3,7 +3,7 @@
 //! To first order in the deviations, a quantile is the mean over tokens of `q + (F(q) - 1{x <= q}) / f(q)`: its influence function
 //! (van der Vaart, Asymptotic Statistics, section 21.2), with the share `F(q)` of the tokens at `q` or below and the density `f(q)`. The
 //! samples of items are the means over their tokens. Their mean is `q` itself, and how they vary is how the quantile does.
-//! The density is the difference quotient of the quantiles on both sides, within [`HALF_WIDTH`].
+//! The density is the difference quotient of the quantiles on both sides, within a share of the tokens (`HALF_WIDTH`).
 
 /// How far to both sides the density is taken, as a share of the tokens, at most; half as far as the nearer end of 0 and 1 at most.
 const HALF_WIDTH: f64 = 0.02;
