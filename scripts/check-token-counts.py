@@ -113,7 +113,7 @@ max_windows = 1
 """)
     assets = [] if args.assets == "--" else ["--assets", args.assets]
     out = folder / f"out-{length}"
-    command = [args.program.resolve(), experiment, "--out", out, "--quiet", *assets]
+    command = [args.program.resolve(), experiment, "--out", out, "--only", "method=fp", "--quiet", *assets]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if ran.returncode != 0:
         raise SystemExit(ran.stderr)

@@ -163,7 +163,7 @@ def ours(program: Path, model: Path, task: str, metrics: list[str], settings: di
     config = folder / "experiment.toml"
     evaluations = (EVALUATION.format(metric=metric, task=task, **settings) for metric in metrics)
     config.write_text(CONFIG.format(model=model, threads=settings["threads"]) + "".join(evaluations))
-    command = [str(program), str(config), "--out", str(folder / "out"), "--quiet"]
+    command = [str(program), str(config), "--out", str(folder / "out"), "--only", "method=fp", "--quiet"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | environment)
     records = [json.loads(line) for line in (folder / "out/records.jsonl").read_text().splitlines()]
     base = next(record for record in records if record["cell"].get("quantization") is None)

@@ -120,14 +120,17 @@ pub fn run(
         }
         let mut sink = |cell: &Cell, outcome: Outcome, assets: &BTreeMap<String, String>| {
             let outcome = recordable(outcome);
-            let is_failed = matches!(outcome, Outcome::Failed(_));
-            match &outcome {
-                Outcome::Done(_) => summary.finished += 1,
+            let is_failed = match &outcome {
+                Outcome::Done(_) => {
+                    summary.finished += 1;
+                    false
+                }
                 Outcome::Failed(failed) => {
                     summary.failed += 1;
                     progress.note(&format!("FAILED {}: {}", cell.label(), failed.error));
+                    true
                 }
-            }
+            };
             let provenance = Provenance::collect(&options.device, options.threads, assets.clone());
             let (cell_id, labels) = (cell.id(), Some(Labels::from(cell)));
             file.append(&Record { schema: SCHEMA_VERSION, cell_id, labels, cell: cell.clone(), outcome, provenance })?;

@@ -12,6 +12,7 @@ Markdown table; the exit code is 1 where a tensor differs in a bit or a perplexi
 """
 
 import argparse
+import contextlib
 import math
 import sys
 import tempfile
@@ -78,14 +79,15 @@ class Table:
             f"```sh\n{command}\n```\n\n"
             f"with {', '.join(tools)} on a CPU. Perplexity of the first {N_WINDOWS} windows of {SEQ_LEN} tokens of the text, in f32. Direction "
             "`out`: quantized and written here, loaded there; `in`: written there. Tensors are compared as what a model multiplies with, in f32: "
-            "codes, scales and zero points restored by the tool's own code, and all else. `(dense)`: the tool's kernels take no such groups, and "
+            "codes, scales and zero points restored by the tool's own code, and all else; bit for bit, but for the sign of zeros. Of auto-round's "
+            "folders only quantized linears are, for its loader casts all else to f16. `(dense)`: the tool's kernels take no such groups, and "
             "dense products with its restored weights do. Models without trained weights have the perplexity of noise: what counts is that both "
             f"sides have the same. {len(self.rows) - self.n_wrong} of {len(self.rows)} rows agree: every tensor, and perplexity within {TOLERANCE}.\n\n"
             f"{self.markdown()}"
         )
 
     def markdown(self) -> str:
-        heading = ["direction", "format", "tool", "model", "tensors equal in every bit", "perplexity there", "here", "ln ratio"]
+        heading = ["direction", "format", "tool", "model", "tensors equal", "perplexity there", "here", "ln ratio"]
         lines = [heading, ["---"] * 5 + ["--:"] * 3, *self.rows]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -169,7 +171,11 @@ def main() -> None:
     arguments.add_argument("--only-model", action="store_true", help="leave the tiny models out")
     arguments = arguments.parse_args()
     table = Table()
-    with tempfile.TemporaryDirectory() as temporary:
+    for name in ("text", "by_others", "model", "programs", "out"):
+        path = getattr(arguments, name)
+        setattr(arguments, name, path and path.resolve())
+    # Some of the tools leave logs where they run.
+    with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(temporary):
         work = Path(temporary)
         text = work / "text.txt"
         text.write_text(arguments.text.read_text()[:100_000])

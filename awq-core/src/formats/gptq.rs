@@ -9,7 +9,7 @@
 //!
 //! Version 1 stores zero points less one. A zero point of 0 then borrows: GPTQModel 7.7.0, the one writer that keeps such zero points,
 //! takes one off every code of a word at once with 2, 4 and 8 bits, and wraps each code by itself with 3; what it writes is read by
-//! adding one in the same way. vLLM's kernels add one to each code and read another zero point there: version 2 has the zero points
+//! adding one in the same way. A kernel that adds one to each code reads another zero point there: version 2 has the zero points
 //! themselves. Source: GPTQModel 7.7.0, `gptqmodel/utils/model.py` (`convert_gptq_v1_to_v2_format_module`).
 
 use serde_json::{Map, Value as Json, json};

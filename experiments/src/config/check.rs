@@ -267,6 +267,16 @@ fn check_evaluation(evaluation: &EvaluationSpec) -> Result<(), String> {
     Ok(())
 }
 
+/// Checks that a list names something, and nothing twice.
+pub(super) fn not_repeated<T: PartialEq>(key: &str, list: &[T], name: impl Fn(&T) -> &str) -> anyhow::Result<()> {
+    not_empty(key, list.len())?;
+    let twice = list.iter().enumerate().find(|(index, one)| list[..*index].contains(one));
+    match twice {
+        Some((_, one)) => anyhow::bail!("key `{key}` has `{}` twice; remove one", name(one)),
+        None => Ok(()),
+    }
+}
+
 fn not_empty(key: &str, len: usize) -> anyhow::Result<()> {
     ensure!(len > 0, "key `{key}` is an empty list; give at least one entry");
     Ok(())

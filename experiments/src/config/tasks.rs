@@ -2,11 +2,11 @@
 
 use std::num::{NonZeroU16, NonZeroUsize};
 
-use anyhow::ensure;
 use awq_core::arithmetic::Arithmetic;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::check::not_repeated;
 use super::{DatasetSpec, EvaluationSpec, LmEvalTaskProtocol, ProtocolSpec, ScoredText};
 use crate::tasks::TaskName;
 
@@ -31,11 +31,7 @@ impl TasksSection {
     /// # Errors
     /// No task, or one that is named twice.
     pub(super) fn evaluations(self) -> anyhow::Result<Vec<EvaluationSpec>> {
-        ensure!(!self.names.is_empty(), "key `tasks.names` is an empty list; give at least one entry");
-        let twice = self.names.iter().enumerate().find(|(index, name)| self.names[..*index].contains(name));
-        if let Some((_, name)) = twice {
-            anyhow::bail!("key `tasks.names` has `{}` twice; remove one", name.name());
-        }
+        not_repeated("tasks.names", &self.names, |task| task.name())?;
         let of_task = |task: &TaskName| {
             let text = ScoredText {
                 dataset: DatasetSpec::Task(*task),

@@ -1,6 +1,9 @@
 //! KL divergence to the base model: how far the distribution over the next token has moved, in nats per token, the mean over
 //! scored tokens of `sum_i p_i (ln p_i - ln q_i)` with the base model's `p` and the scored model's `q`.
 //!
+//! llama.cpp's program keeps the base model's log-probabilities in 16 bits, and leaves out tokens whose log-probability is below -16
+//! (its source at commit 050fc7f); here all tokens count, in full.
+//!
 //! It sees what a perplexity does not: a model that errs the other way on as many tokens has the same perplexity. Direction and
 //! unit are those of llama.cpp's `llama-perplexity --kl-divergence`. The base model is the one that methods start from, as its
 //! file stores it, scored on the same windows in the same arithmetic; it is at 0 nats from itself.

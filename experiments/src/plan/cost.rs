@@ -11,8 +11,9 @@ const ASSUMED_FLOPS: f64 = 2.0e11;
 const ASSUMED_TOKENS: f64 = 3.0e5;
 /// Tokens of a document of the bundled language, about.
 const TOKENS_OF_A_BUNDLED_DOCUMENT: f64 = 158.0;
-/// Tokens of a question with all its answers, about: 40 of WinoGrande, 200 of HellaSwag.
-const TOKENS_OF_A_QUESTION: f64 = 100.0;
+/// Tokens of a question with all its answers, about: 40 of ARC-Easy, 45 of WinoGrande, 60 of PIQA, 93 of HellaSwag (SmolLM2's
+/// tokenizer, the first 300 questions of each).
+const TOKENS_OF_A_QUESTION: f64 = 80.0;
 /// Questions assumed for a task without a limit: most have 500 to 10,000.
 const ASSUMED_QUESTIONS: f64 = 3.0e3;
 /// Forward passes' worth of work of one scale search: 20 candidates of attention and feed-forward, once each.
