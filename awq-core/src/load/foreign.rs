@@ -50,6 +50,16 @@ pub(crate) enum Scheme {
     Integers(integers::Scheme),
 }
 
+/// Whether the value of a setting stands for "none".
+pub(crate) fn is_empty(value: &Json) -> bool {
+    match value {
+        Json::Null => true,
+        Json::Array(all) => all.is_empty(),
+        Json::Object(keys) => keys.is_empty(),
+        _ => false,
+    }
+}
+
 impl Scheme {
     /// Method, settings and tool in words.
     pub(crate) fn described(&self) -> &str {

@@ -5,6 +5,7 @@ use itertools::Itertools as _;
 
 use super::axis::{Axis, Scale, rounded};
 use super::base;
+use super::caption::{items, length};
 use super::dots::{Dot, DotGroup, Dots};
 use super::figures::{Figure, LOG_SPAN, Level, Names, Panel, Point, Series, level_value, scale_of};
 use super::header::{Header, limited};
@@ -26,7 +27,7 @@ const MAX_DOT_GRIDS: usize = 2;
 /// the loss to the base model.
 pub fn value_figures(rows: &[Row]) -> Vec<Picture> {
     let figures = |rows: &[Row]| -> Vec<Picture> {
-        let shown = rows.first().map_or_else(Vec::new, |row| Shown::all(row.quantity()));
+        let shown = rows.first().map_or_else(Vec::new, |row| Shown::all(row.quantity(), items(row)));
         shown.iter().filter_map(|shown| picture(rows, shown)).collect()
     };
     rows.chunk_by(Row::is_comparable).flat_map(figures).collect()
@@ -51,19 +52,19 @@ struct Shown {
 }
 
 impl Shown {
-    /// The figures of a metric.
-    fn all(quantity: Quantity) -> Vec<Self> {
+    /// The figures of a metric, whose samples are `items`.
+    fn all(quantity: Quantity, items: &str) -> Vec<Self> {
         let label = quantity.label;
         let value = Self {
             slug: slug(label),
             caption: match quantity.estimator {
                 Estimator::ExpOfMean => format!(
-                    "{label}. Bars: 95% interval over windows, not paired; the loss to the base model has the narrower paired \
+                    "{label}. Bars: 95% interval over {items}, not paired; the loss to the base model has the narrower paired \
                      ones."
                 ),
                 Estimator::Largest => format!("{label}."),
                 Estimator::Mean | Estimator::RootOfMean => {
-                    format!("{label}. Bars: 95% interval over windows, not paired; tables have paired ones.")
+                    format!("{label}. Bars: 95% interval over {items}, not paired; tables have paired ones.")
                 }
             },
             value: |row| Some((row.value, row.ci_low.zip(row.ci_high))),
@@ -78,7 +79,7 @@ impl Shown {
         let loss = Self {
             slug: format!("{}-loss", slug(label)),
             caption: format!(
-                "ln of the {label} over that of the base model, in nats per token. Bars: 95% interval, paired over windows."
+                "ln of the {label} over that of the base model, in nats per token. Bars: 95% interval, paired over {items}."
             ),
             value: |row| Some((row.log_ratio_fp?, row.log_ratio_fp_ci_low.zip(row.log_ratio_fp_ci_high))),
             limit: |_| USEFUL.ln(),
@@ -122,11 +123,11 @@ fn picture(rows: &[Row], shown: &Shown) -> Option<Picture> {
         slug: format!("{}-{}{limited_slug}", shown.slug, slug(&first.setting())),
         header: Header::of_rows(rows),
         caption: format!(
-            "{} on {} (protocol {}, {} tokens a window): {}{}",
+            "{} on {} (protocol {}, {}): {}{}",
             first.model,
             first.dataset,
             first.protocol,
-            first.seq_len,
+            length(first),
             shown.caption,
             series::explanation(measured.iter().map(|one| &one.name))
         ),

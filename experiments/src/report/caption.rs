@@ -117,8 +117,17 @@ pub(super) fn protocol(row: &Row) -> String {
     }
 }
 
+/// How many tokens a model sees: `512 tokens a window`; of documents and questions the most.
+pub(super) fn length(row: &Row) -> String {
+    let n_tokens = grouped(row.seq_len);
+    match items(row) {
+        "windows" => format!("{n_tokens} tokens a window"),
+        _ => format!("at most {n_tokens} tokens seen"),
+    }
+}
+
 /// What samples are of.
-fn items(row: &Row) -> &'static str {
+pub(super) fn items(row: &Row) -> &'static str {
     match row.protocol.as_str() {
         LmEvalProtocol::NAME | LmEvalProtocol::NAME_WITHOUT_BOS => "documents",
         LmEvalTaskProtocol::NAME => "questions",

@@ -4,6 +4,7 @@
 use plotters::style::RGBColor;
 
 use super::base;
+use super::caption::{items, length};
 use super::picture::WIDTH;
 use super::picture::sheet::{BLACK, HPos, Sheet, VPos};
 use super::picture::typeface::width_of;
@@ -39,13 +40,13 @@ impl Header {
         // What is not known is said in captions.
         let is_known = rows.iter().any(|row| row.base_bits_per_weight.is_some());
         let base = base.filter(|name| is_known && name != ", full precision").unwrap_or_default();
-        let windows = if first.limited {
-            format!("windows of {} tokens", grouped(first.seq_len))
-        } else {
-            format!("{} windows of {} tokens", grouped(first.n_windows), grouped(first.seq_len))
+        let number = if first.limited { String::new() } else { format!("{} ", grouped(first.n_windows)) };
+        let parts = match items(first) {
+            "windows" => format!("{number}windows of {} tokens", grouped(first.seq_len)),
+            others => format!("{number}{others}, {}", length(first)),
         };
         Self {
-            text: format!("{}{base}; {}: {windows}, {}", first.model, first.dataset, first.arithmetic),
+            text: format!("{}{base}; {}: {parts}, {}", first.model, first.dataset, first.arithmetic),
             warning: limited(first),
         }
     }
@@ -65,7 +66,8 @@ impl Header {
 
 /// `LIMITED RUN: first 20 of 595 windows`.
 pub(super) fn limited(row: &Row) -> Option<String> {
-    let said = || format!("LIMITED RUN: first {} of {} windows", grouped(row.n_windows), grouped(row.n_windows_total));
+    let (n, total) = (grouped(row.n_windows), grouped(row.n_windows_total));
+    let said = || format!("LIMITED RUN: first {n} of {total} {}", items(row));
     row.limited.then(said)
 }
 

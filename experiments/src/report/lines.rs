@@ -5,6 +5,7 @@ use itertools::Itertools as _;
 
 use super::axis::{Axis, Scale};
 use super::base;
+use super::caption::{items, length};
 use super::figures::{Figure, LOG_SPAN, Level, Names, Panel, Point, Series, level_value, scale_of};
 use super::header::{Header, limited};
 use super::looks::{Look, looks};
@@ -138,13 +139,14 @@ fn span(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
 fn caption(rows: &[Row], label: &str) -> String {
     let first = &rows[0];
     format!(
-        "{} on {} (protocol {}, {} tokens a window): {} against {label}. Bars: 95% interval of the difference to the \
-         base model, paired over windows.{}{}",
+        "{} on {} (protocol {}, {}): {} against {label}. Bars: 95% interval of the difference to the \
+         base model, paired over {}.{}{}",
         first.model,
         first.dataset,
         first.protocol,
-        first.seq_len,
+        length(first),
         first.quantity().label,
+        items(first),
         limited(first).map(|said| format!(" {said}.")).unwrap_or_default(),
         base::sentence(rows)
     )

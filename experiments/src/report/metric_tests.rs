@@ -192,7 +192,7 @@ fn questions_of_a_task_are_counted_against_the_base_model() {
         rows(&records).iter().map(|row| (row.questions_lost, row.questions_won, row.mcnemar_p)).collect();
     assert_eq!(counts, [(None, None, None), (Some(4), Some(1), Some(0.375)), (Some(1), Some(0), Some(1.0))]);
     let table = terminal_table(&plan(&records, vec![]), &records, &[]).unwrap();
-    assert!(table.contains("4 : 1 [0.375]") && table.contains("1 : 0 [1.000]"), "{table}");
+    assert!(table.contains("4 : 1, p 0.375") && table.contains("1 : 0, p 1.000"), "{table}");
     let words = table.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(words.contains("p is McNemar's exact test"), "{table}");
 }

@@ -123,7 +123,7 @@ impl Table {
             layout.push(Layout::right(&heading, |row| compared(row.quantity().unit, row.to_baseline())));
         }
         if rows.iter().any(|row| row.questions_lost.is_some()) {
-            layout.insert(5, Layout::right("lost : won [p]", questions));
+            layout.insert(5, Layout::right("lost : won", questions));
         }
         if draws::any(rows) {
             layout.insert(4, Layout::right(draws::HEADING, draws::spread));
@@ -250,13 +250,13 @@ fn difference(unit: Unit, point: Option<f64>) -> String {
     format!("{sign}{}", number(point, decimals(unit, point)))
 }
 
-/// `23 : 11 [0.058]`: questions lost to the base model and won, with p of McNemar's exact test.
+/// `23 : 11, p 0.058`: questions lost to the base model and won, with p of McNemar's exact test.
 fn questions(row: &Row) -> String {
     let (Some(lost), Some(won), Some(p)) = (row.questions_lost, row.questions_won, row.mcnemar_p) else {
         return missing();
     };
-    let p = if p < 0.001 { "<0.001".to_owned() } else { format!("{p:.3}") };
-    format!("{lost} : {won} [{p}]")
+    let p = if p < 0.001 { "p < 0.001".to_owned() } else { format!("p {p:.3}") };
+    format!("{lost} : {won}, {p}")
 }
 
 /// `+0.0508 [0.0437, 0.0577]`, of the unit of the metric; from 1 on three decimals.

@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use crate::formats::gptq::Gptq;
 use crate::grid::Bits;
 use crate::load::LoadError;
-use crate::load::foreign::described;
+use crate::load::foreign::{described, is_empty};
 
 /// How the weights of a folder are stored.
 #[derive(Clone, Debug, PartialEq)]
@@ -215,15 +215,6 @@ fn group_size(value: &Json) -> Option<Option<usize>> {
         Some(-1 | 0) => Some(None),
         Some(size) => usize::try_from(size).ok().map(Some),
         None => value.is_null().then_some(None),
-    }
-}
-
-fn is_empty(value: &Json) -> bool {
-    match value {
-        Json::Null => true,
-        Json::Array(all) => all.is_empty(),
-        Json::Object(keys) => keys.is_empty(),
-        _ => false,
     }
 }
 

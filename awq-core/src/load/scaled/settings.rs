@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value as Json;
 
 use crate::load::LoadError;
-use crate::load::foreign::described;
+use crate::load::foreign::{described, is_empty};
 
 /// How the weights of a folder may be stored.
 #[derive(Clone, Debug, PartialEq)]
@@ -133,16 +133,6 @@ fn pair(value: &Json) -> Option<[usize; 2]> {
 
 fn size(value: &Json) -> Option<usize> {
     value.as_u64().and_then(|size| usize::try_from(size).ok()).filter(|size| *size > 0)
-}
-
-/// What stands for "none".
-fn is_empty(value: &Json) -> bool {
-    match value {
-        Json::Null => true,
-        Json::Array(all) => all.is_empty(),
-        Json::Object(keys) => keys.is_empty(),
-        _ => false,
-    }
 }
 
 /// A key, and whether a value of it is understood.
