@@ -1,10 +1,10 @@
-//! Folders that another tool has quantized in a way that is not read: they are named as such, before anything in them is missed.
+//! Folders that another tool has quantized: how, where it is read; else they are named as such, before anything in them is missed.
 
 use std::path::Path;
 
 use serde_json::Value as Json;
 
-use super::{Checkpoint, LoadError, integers, read_json, scaled};
+use super::{Checkpoint, LoadError, integers, libraries, read_json, scaled};
 
 /// Keys under which tools write their settings into `config.json`, and files of their own beside it.
 pub(crate) const KEYS: [&str; 3] = ["quantization_config", "compression_config", "quantization"];
@@ -48,6 +48,8 @@ pub(crate) enum Scheme {
     Floats(scaled::Scheme),
     /// Integers with scales and zero points.
     Integers(integers::Scheme),
+    /// As the library that quantized them saves them.
+    Library(libraries::Scheme),
 }
 
 /// Whether the value of a setting stands for "none".
@@ -66,6 +68,7 @@ impl Scheme {
         match self {
             Self::Floats(scheme) => &scheme.described,
             Self::Integers(scheme) => &scheme.described,
+            Self::Library(scheme) => &scheme.described,
         }
     }
 }
@@ -80,7 +83,10 @@ pub(crate) fn check_settings(folder: &Path, config_file: &Path, config: &Json) -
     }
     let scheme = |file: &Path, key: &str, settings: &Json| match integers::scheme(file, key, settings)? {
         Some(scheme) => Ok(Some(Scheme::Integers(scheme))),
-        None => Err(quantized(file, &described(settings, key))),
+        None => match libraries::scheme(file, settings) {
+            Some(scheme) => Ok(Some(Scheme::Library(scheme))),
+            None => Err(quantized(file, &described(settings, key))),
+        },
     };
     let nested = config.get("text_config").unwrap_or(&Json::Null);
     for (settings, key) in [config, nested].iter().flat_map(|config| KEYS.iter().map(move |key| (&config[*key], *key)))

@@ -198,6 +198,13 @@ impl Checkpoint for PartsCheckpoint {
         Some(shape)
     }
 
+    fn fits(&self, name: &str, expected: &[usize]) -> bool {
+        match self.part(name) {
+            Some(_) => self.shape(name).is_some_and(|found| found == expected),
+            None => self.base.fits(name, expected),
+        }
+    }
+
     fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         let Some(part) = self.part(name) else { return self.base.read_any_f32(name) };
         let values = self.base.read_any_f32(&part.fused)?;

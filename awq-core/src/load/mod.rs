@@ -13,6 +13,7 @@ mod fused;
 pub(crate) mod gguf;
 mod integers;
 mod keys;
+mod libraries;
 mod map;
 mod memory;
 mod multimodal;
@@ -52,8 +53,8 @@ pub use self::rope::{Rope, RopeScaling};
 pub use self::safetensors::SafetensorsCheckpoint;
 pub use self::storage::StoredType;
 pub use self::tokenizer::{Tokenizer, tokenizer_files};
-pub(crate) use self::weights::open_weights_of;
 pub use self::weights::{WEIGHTS, open_weights};
+pub(crate) use self::weights::{open_weights_of, scheme_of_tensors};
 pub(crate) use self::windows::{Windows, put as put_windows};
 use crate::quantized::QuantizedWeight;
 
@@ -72,6 +73,11 @@ pub trait Checkpoint: Send + Sync {
 
     /// The shape, or `None` where there is no such tensor.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;
+
+    /// Whether a tensor of this name can be read as one of shape `expected`.
+    fn fits(&self, name: &str, expected: &[usize]) -> bool {
+        self.shape(name).is_some_and(|found| found == expected)
+    }
 
     /// The values in row-major order, converted or dequantized, NaN and infinity among them. Touches the bytes of this tensor
     /// only.
@@ -166,7 +172,7 @@ pub(crate) fn read_any_exact_shape(
 /// A missing tensor is an error of reading, which knows the nearest names.
 pub(crate) fn check_shape(checkpoint: &dyn Checkpoint, name: &str, expected: &[usize]) -> Result<(), LoadError> {
     match checkpoint.shape(name) {
-        Some(found) if found != expected => Err(LoadError::WrongShape {
+        Some(found) if !checkpoint.fits(name, expected) => Err(LoadError::WrongShape {
             file: checkpoint.file_of(name),
             name: name.to_owned(),
             expected: expected.to_vec(),

@@ -53,6 +53,10 @@ impl Checkpoint for EditedCheckpoint {
         self.holder(name).shape(name)
     }
 
+    fn fits(&self, name: &str, expected: &[usize]) -> bool {
+        self.holder(name).fits(name, expected)
+    }
+
     fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         self.holder(name).read_any_f32(name)
     }

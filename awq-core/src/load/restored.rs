@@ -11,6 +11,11 @@ pub(super) trait Restored: Send + Sync {
     /// Of the weight, row-major.
     fn shape(&self) -> &[usize];
 
+    /// Whether it can be read as a tensor of shape `expected`.
+    fn fits(&self, expected: &[usize]) -> bool {
+        self.shape() == expected
+    }
+
     /// The tensor of its codes.
     fn codes(&self) -> &str;
 
@@ -59,6 +64,13 @@ impl<W: Restored> Checkpoint for RestoredCheckpoint<W> {
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.weights.get(name).map_or_else(|| self.base.shape(name), |weight| Some(weight.shape().to_vec()))
+    }
+
+    fn fits(&self, name: &str, expected: &[usize]) -> bool {
+        match self.weights.get(name) {
+            Some(weight) => weight.fits(expected),
+            None => self.base.fits(name, expected),
+        }
     }
 
     fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {

@@ -62,6 +62,14 @@ impl SafetensorsCheckpoint {
         let bytes = &file.bytes()[entry.range.clone()];
         Ok(RawTensor { dtype: entry.dtype, shape: &entry.shape, bytes, file: file.path() })
     }
+
+    /// What the metadata of the file that holds the tensor `name` says under `key`.
+    pub(super) fn metadata_of(&self, name: &str, key: &str) -> Result<Option<String>, LoadError> {
+        let (_, file) = self.shards.find(name)?;
+        let header = SafeTensors::read_metadata(file.bytes());
+        let (_, metadata) = header.map_err(|error| header_error(file.path(), file.bytes(), &error))?;
+        Ok(metadata.metadata().as_ref().and_then(|all| all.get(key).cloned()))
+    }
 }
 
 /// Every tensor of a file, and where it lies.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::foreign::Scheme;
-use super::{Checkpoint, LoadError, PickledCheckpoint, SafetensorsCheckpoint, integers, scaled};
+use super::{Checkpoint, LoadError, PickledCheckpoint, SafetensorsCheckpoint, integers, libraries, scaled};
 
 /// Files of weights in the order in which they are looked for, which is that of transformers: the first that is there is read.
 pub const WEIGHTS: [&str; 4] =
@@ -23,6 +23,17 @@ pub fn open_weights(folder: &Path) -> Result<Arc<dyn Checkpoint>, LoadError> {
     }
 }
 
+/// How the weights of `folder` are stored, where its tensors alone say it.
+///
+/// # Errors
+/// As [`SafetensorsCheckpoint::open_folder`], and tensors of a library that do not belong together.
+pub(crate) fn scheme_of_tensors(folder: &Path) -> Result<Option<Scheme>, LoadError> {
+    match WEIGHTS[..2].iter().any(|name| folder.join(name).exists()) {
+        true => Ok(libraries::scheme_of(&SafetensorsCheckpoint::open_folder(folder)?)?.map(Scheme::Library)),
+        false => Ok(None),
+    }
+}
+
 /// The same of a folder whose settings say that weights are stored as others, which they are restored from as they are read.
 ///
 /// # Errors
@@ -32,5 +43,6 @@ pub(crate) fn open_weights_of(folder: &Path, scheme: &Scheme) -> Result<Arc<dyn 
     Ok(match scheme {
         Scheme::Floats(scheme) => Arc::new(scaled::open(base, scheme)?),
         Scheme::Integers(scheme) => Arc::new(integers::open(base, scheme)?),
+        Scheme::Library(scheme) => Arc::new(libraries::open(base, scheme)?),
     })
 }

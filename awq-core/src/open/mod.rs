@@ -12,7 +12,7 @@ use crate::load::foreign::Scheme;
 use crate::load::packed::HEADER_FILE;
 use crate::load::{
     Checkpoint, Class, Keys, LanguageCheckpoint, LoadError, ModelConfig, PackedCheckpoint, PackedHeader, Tokenizer,
-    check_folder, foreign, gguf, open_weights, open_weights_of, read_json,
+    check_folder, foreign, gguf, open_weights, open_weights_of, read_json, scheme_of_tensors,
 };
 use crate::model;
 
@@ -118,8 +118,7 @@ fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
             special_tokens,
         });
     }
-    let checkpoint = tensors_of(folder, &config, scheme.as_ref())?;
-    let quantized_by = scheme.map(|scheme| scheme.described().to_owned());
+    let (checkpoint, quantized_by) = tensors_of(folder, &config, scheme)?;
     Ok(OpenedModel { config, checkpoint, tokenizer, packed: None, quantized_by, chat_template, special_tokens })
 }
 
@@ -129,17 +128,26 @@ fn open_folder(folder: &Path) -> Result<OpenedModel, LoadError> {
 /// As [`open_model`].
 pub fn open_tensors(folder: &Path) -> Result<(ModelConfig, Arc<dyn Checkpoint>), LoadError> {
     let (config, scheme) = config_of(folder)?;
-    let checkpoint = tensors_of(folder, &config, scheme.as_ref())?;
+    let (checkpoint, _) = tensors_of(folder, &config, scheme)?;
     Ok((config, checkpoint))
 }
 
-fn tensors_of(folder: &Path, config: &ModelConfig, scheme: Option<&Scheme>) -> Result<Arc<dyn Checkpoint>, LoadError> {
-    let checkpoint = match scheme {
+/// The tensors, and method, settings and tool where another tool has quantized them.
+fn tensors_of(
+    folder: &Path,
+    config: &ModelConfig,
+    scheme: Option<Scheme>,
+) -> Result<(Arc<dyn Checkpoint>, Option<String>), LoadError> {
+    let scheme = match scheme {
+        Some(scheme) => Some(scheme),
+        None => scheme_of_tensors(folder)?,
+    };
+    let checkpoint = match &scheme {
         Some(scheme) => open_weights_of(folder, scheme)?,
         None => open_weights(folder)?,
     };
     foreign::check_tensors(checkpoint.as_ref())?;
-    Ok(in_parts(config, checkpoint))
+    Ok((in_parts(config, checkpoint), scheme.map(|scheme| scheme.described().to_owned())))
 }
 
 /// The template of `chat_template.jinja`, else that of `tokenizer_config.json`: a text, or a list of named ones of which

@@ -71,6 +71,11 @@ pub(crate) fn pickled_folder(name: &str) -> PathBuf {
     folder_of("pickled", name)
 }
 
+/// A folder of `tests/tools`, which `scripts/make-tool-fixtures.py` makes.
+pub(crate) fn tool_folder(name: &str) -> PathBuf {
+    folder_of("tools", name)
+}
+
 /// A folder of `tests/floats`, which `scripts/make-float-fixtures.py` makes.
 pub(crate) fn float_folder(name: &str) -> PathBuf {
     folder_of("floats", name)

@@ -3,13 +3,13 @@
 
 mod awq;
 mod awq_losses;
+mod by_others;
 mod codebooks;
 mod decode;
 mod driver;
 mod experts;
 mod families;
 mod fixture;
-mod floats;
 mod fold;
 mod gguf;
 mod grid;

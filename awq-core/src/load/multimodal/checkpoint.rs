@@ -90,6 +90,10 @@ impl Checkpoint for LanguageCheckpoint {
         self.base.shape(self.stored(name)).filter(|_| self.has(name))
     }
 
+    fn fits(&self, name: &str, expected: &[usize]) -> bool {
+        self.has(name) && self.base.fits(self.stored(name), expected)
+    }
+
     fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         self.base.read_any_f32(self.stored(name))
     }

@@ -16,7 +16,7 @@
 mod settings;
 #[cfg(test)]
 mod tests;
-mod values;
+pub(super) mod values;
 mod weight;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 /// Floats with 4 bits of exponent and 3 of mantissa, without infinities (OCP's E4M3, `float8_e4m3fn` in PyTorch).
-pub(super) static E4M3: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|byte| e4m3(byte as u8)));
+pub(in crate::load) static E4M3: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|byte| e4m3(byte as u8)));
 
 /// Floats with 2 bits of exponent and 1 of mantissa, in the order of their codes.
 pub(super) const E2M1: [f32; 16] =

@@ -1,0 +1,113 @@
+//! quanto, as `QuantizedModelForCausalLM.save_pretrained` of optimum-quanto writes it.
+//!
+//! Codes of 2 and 4 bits lie in groups, a group a row of a matrix whose rows are packed apart from each other; how many rows the weight
+//! itself has stands nowhere in the file, and follows from the model.
+
+use safetensors::Dtype;
+
+use super::strided::Strided;
+use super::{Weight, bad, bits_of, floats_of, n_weights, wrong_type};
+use crate::load::safetensors::SafetensorsCheckpoint;
+use crate::load::scaled::values::E4M3;
+use crate::load::{LoadError, StoredType};
+
+/// Whether a tensor holds the scales of a linear's inputs or outputs.
+pub(super) fn is_of_activations(name: &str) -> bool {
+    [".input_scale", ".output_scale"].iter().any(|end| name.ends_with(end))
+}
+
+/// The weight whose codes are the tensor `name`.
+///
+/// # Errors
+/// Scales or shifts that are missing, or that do not belong to the codes.
+pub(super) fn weight(base: &SafetensorsCheckpoint, name: &str) -> Result<Option<Weight>, LoadError> {
+    if let Some(weight) = name.strip_suffix("._data._data") {
+        return in_groups(base, name, weight).map(Some);
+    }
+    match name.strip_suffix("._data") {
+        Some(weight) if weight.ends_with(".weight") => by_row(base, name, weight).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn in_groups(base: &SafetensorsCheckpoint, name: &str, weight: &str) -> Result<Weight, LoadError> {
+    let [scale, shift] = ["_scale", "_shift"].map(|part| format!("{weight}.{part}"));
+    let codes = base.raw(name)?;
+    let &[n_words, group] = codes.shape else { return Err(bad(&codes, name, "expected a matrix of groups")) };
+    if codes.dtype != Dtype::U8 {
+        return Err(wrong_type(&codes, name, "U8"));
+    }
+    let n_groups = n_weights(base.raw(&scale)?.shape);
+    let layouts = [4_usize, 2].map(|bits| Strided { bits, word_bytes: 1, per_word: 8 / bits, is_high_first: false });
+    let fitting = layouts.into_iter().find(|layout| n_groups.div_ceil(layout.per_word) == n_words);
+    let Some(layout) = fitting.filter(|_| n_groups > 0 && group > 0) else {
+        return Err(bad(
+            &codes,
+            name,
+            &format!("{n_groups} groups, as {scale:?} has scales, fill it with neither 4 nor 2 bits"),
+        ));
+    };
+    let n = n_groups.saturating_mul(group);
+    let stored_type = StoredType {
+        name: format!("quanto W{}", layout.bits),
+        bits_per_weight: bits_of(base, &[name, &scale, &shift], n)?,
+        group_size: Some(group),
+    };
+    floats_of(base, &scale, n_groups)?;
+    floats_of(base, &shift, n_groups)?;
+    let (codes, others) = (name.to_owned(), vec![scale.clone(), shift.clone()]);
+    Ok(Weight {
+        name: weight.to_owned(),
+        shape: vec![n_groups, group],
+        is_of_any_rows: true,
+        codes: codes.clone(),
+        others,
+        stored_type,
+        values: Box::new(move |base| {
+            let (scales, number) = floats_of(base, &scale, n_groups)?;
+            let (shifts, _) = floats_of(base, &shift, n_groups)?;
+            Ok(layout.map(base.raw(&codes)?.bytes, [n_groups, group], |code, row, _| {
+                number.round(number.round(scales[row] * code as f32) - shifts[row])
+            }))
+        }),
+    })
+}
+
+/// Codes of 8 bits, integers or floats, with a scale a row.
+fn by_row(base: &SafetensorsCheckpoint, name: &str, weight: &str) -> Result<Weight, LoadError> {
+    let scale = format!("{weight}._scale");
+    let codes = base.raw(name)?;
+    let (label, code): (_, fn(u8) -> f32) = match codes.dtype {
+        Dtype::I8 => ("quanto W8", |byte| f32::from(byte as i8)),
+        Dtype::F8_E4M3 => ("quanto FP8", |byte| E4M3[usize::from(byte)]),
+        _ => return Err(wrong_type(&codes, name, "I8, F8_E4M3")),
+    };
+    let &[n_out, n_in] = codes.shape else { return Err(bad(&codes, name, "expected a matrix")) };
+    let n_scales = n_weights(base.raw(&scale)?.shape);
+    if ![1, n_out].contains(&n_scales) || n_in == 0 {
+        return Err(bad(&base.raw(&scale)?, &scale, &format!("expected a scale, or one for each of {n_out} rows")));
+    }
+    floats_of(base, &scale, n_scales)?;
+    let stored_type = StoredType {
+        name: label.to_owned(),
+        bits_per_weight: bits_of(base, &[name, &scale], n_out * n_in)?,
+        group_size: None,
+    };
+    let (codes, others) = (name.to_owned(), vec![scale.clone()]);
+    Ok(Weight {
+        name: weight.to_owned(),
+        shape: vec![n_out, n_in],
+        is_of_any_rows: false,
+        codes: codes.clone(),
+        others,
+        stored_type,
+        values: Box::new(move |base| {
+            let (scales, number) = floats_of(base, &scale, n_scales)?;
+            let rows = base.raw(&codes)?.bytes.chunks_exact(n_in).enumerate();
+            let of_row = |row: usize| scales[if n_scales == 1 { 0 } else { row }];
+            Ok(rows
+                .flat_map(|(row, codes)| codes.iter().map(move |byte| number.round(of_row(row) * code(*byte))))
+                .collect())
+        }),
+    })
+}

@@ -1,0 +1,221 @@
+//! Every folder of `tests/tools` (`scripts/make-tool-fixtures.py`), and folders that are damaged.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::*;
+use crate::load::foreign;
+use crate::load::testing::{Stored, write_safetensors};
+use crate::load::{open_weights_of, read_json, scheme_of_tensors};
+
+const DOWN: &str = "model.layers.0.mlp.down_proj.weight";
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools").join(name)
+}
+
+fn folders() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(fixture("")).unwrap();
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// As a model's folder is opened: by its settings, or by its tensors.
+fn scheme_in(folder: &Path) -> Result<Option<foreign::Scheme>, LoadError> {
+    let file = folder.join("config.json");
+    match foreign::check_settings(folder, &file, &read_json(&file)?)? {
+        Some(scheme) => Ok(Some(scheme)),
+        None => scheme_of_tensors(folder),
+    }
+}
+
+fn opened(folder: &Path) -> Result<std::sync::Arc<dyn Checkpoint>, LoadError> {
+    open_weights_of(folder, &scheme_in(folder)?.unwrap())
+}
+
+/// The sums that the script has made of each weight, by name.
+fn expected(folder: &Path) -> Vec<(String, String)> {
+    let bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let sums = header.metadata().clone().unwrap().into_iter();
+    sums.filter_map(|(key, sum)| Some((key.strip_prefix("sha256 ")?.to_owned(), sum))).collect()
+}
+
+/// Of values whose zeros have no sign.
+fn sha256(values: &[f32]) -> String {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| (value + 0.0).to_le_bytes()).collect();
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn weights_are_bit_for_bit_those_of_the_libraries_that_write_them() {
+    let mut n_weights = 0;
+    for folder in folders() {
+        let checkpoint = opened(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        for (name, sum) in expected(&folder) {
+            let values = checkpoint.read_any_f32(&name).unwrap();
+            assert_eq!(values.len(), checkpoint.shape(&name).unwrap().iter().product::<usize>());
+            assert_eq!(sha256(&values), sum, "{}: {name}", folder.display());
+            n_weights += 1;
+        }
+        // Nothing of how they are stored is left.
+        let is_weight = |name: &String| name.ends_with(".weight");
+        assert_eq!(checkpoint.names().into_iter().find(|name| !is_weight(name)), None, "{}", folder.display());
+    }
+    assert_eq!(n_weights, 17 * 7);
+}
+
+#[test]
+fn types_say_what_a_weight_takes_in_the_file() {
+    let n = 72.0 * 160.0;
+    for (name, expected, bits, group_size) in [
+        ("bitsandbytes-nf4", "bitsandbytes NF4", 4.5, Some(64)),
+        ("bitsandbytes-nf4-nested", "bitsandbytes NF4", 4.125 + 32.0 / n, Some(64)),
+        ("bitsandbytes-fp4-in-bf16", "bitsandbytes FP4", 4.5, Some(64)),
+        ("bitsandbytes-int8", "bitsandbytes W8", 8.0 + 72.0 * 32.0 / n, None),
+        ("torchao-int8", "torchao W8", 8.0 + 72.0 * 40.0 / n, None),
+        ("torchao-int4-in-int8", "torchao W4 in bytes", 8.0 + 24.0 / 8.0, Some(8)),
+        ("torchao-fp8", "torchao FP8", 8.0 + 72.0 * 32.0 / n, None),
+        ("quanto-int4", "quanto W4", 4.0 + 32.0 / 32.0, Some(32)),
+        ("quanto-int2", "quanto W2", 2.0 + 32.0 / 32.0, Some(32)),
+        ("quanto-int8", "quanto W8", 8.0 + 72.0 * 16.0 / n, None),
+        ("hqq-4", "HQQ W4", 4.0 + 32.0 / 24.0, Some(24)),
+        ("hqq-3", "HQQ W3", 3.2 + 32.0 / 24.0, Some(24)),
+    ] {
+        let found = opened(&fixture(name)).unwrap().stored_type(DOWN).unwrap();
+        assert_eq!((found.name.as_str(), found.group_size), (expected, group_size), "{name}");
+        assert!((found.bits_per_weight - bits).abs() < 1e-12, "{name}: {}", found.bits_per_weight);
+    }
+}
+
+#[test]
+fn settings_are_said_in_words() {
+    for (name, expected) in [
+        ("bitsandbytes-nf4-nested", "bitsandbytes: 4 bit, nf4, with scales of 8 bit"),
+        ("bitsandbytes-int8", "bitsandbytes: 8 bit"),
+        ("torchao-fp8", "torchao: Float8WeightOnlyConfig"),
+        ("quanto-int2", "quanto W2, to go by its tensors"),
+        ("hqq-3", "HQQ W3, to go by its tensors"),
+    ] {
+        assert_eq!(scheme_in(&fixture(name)).unwrap().unwrap().described(), expected);
+    }
+}
+
+#[test]
+fn products_that_round_their_inputs_are_noted() {
+    let notes = |name: &str| opened(&fixture(name)).unwrap().notes();
+    assert!(notes("bitsandbytes-nf4").is_empty());
+    let [note] = notes("bitsandbytes-int8").try_into().unwrap();
+    assert!(note.contains("config.json: the library's own products round their inputs as well"), "{note}");
+}
+
+/// How many rows a weight of quanto has does not stand in the file.
+#[test]
+fn groups_fit_every_number_of_rows_that_they_fill() {
+    let checkpoint = opened(&fixture("quanto-int4")).unwrap();
+    assert_eq!(checkpoint.shape(DOWN), Some(vec![360, 32]));
+    for (shape, fits) in
+        [([72, 160], true), ([36, 320], true), ([360, 32], true), ([160, 72], false), ([72, 128], false)]
+    {
+        assert_eq!(checkpoint.fits(DOWN, &shape), fits, "{shape:?}");
+    }
+    let of_rows = opened(&fixture("hqq-4")).unwrap();
+    assert!(of_rows.fits(DOWN, &[72, 160]) && !of_rows.fits(DOWN, &[36, 320]));
+}
+
+/// A folder with one linear, whose tensors are these.
+fn folder(tensors: &[(&str, Dtype, &[usize], &[u8])]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), json!({}).to_string()).unwrap();
+    let stored = |dtype: &Dtype, shape: &[usize], bytes: &[u8]| {
+        let n_bytes = shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        let bytes = if bytes.len() == n_bytes { bytes.to_vec() } else { vec![0; n_bytes] };
+        Stored { dtype: *dtype, shape: shape.to_vec(), bytes }
+    };
+    let tensors: Vec<(&str, Stored)> =
+        tensors.iter().map(|(name, dtype, shape, bytes)| (*name, stored(dtype, shape, bytes))).collect();
+    write_safetensors(&folder.path().join("model.safetensors"), &tensors);
+    folder
+}
+
+#[track_caller]
+fn check_refused(tensors: &[(&str, Dtype, &[usize], &[u8])], expected: &str) {
+    let message = opened(folder(tensors).path()).err().unwrap().to_string();
+    assert!(message.contains(expected), "{message}");
+}
+
+#[test]
+fn tensors_of_bitsandbytes_that_do_not_fit_are_named() {
+    use Dtype::{F32, U8};
+    let state = br#"{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [4, 32]}"#;
+    let of_state = ("w.weight.quant_state.bitsandbytes__nf4", U8, &[state.len()][..], &state[..]);
+    let (codes, absmax) = (("w.weight", U8, &[64, 1][..], &[][..]), ("w.weight.absmax", F32, &[2][..], &[][..]));
+    let map = ("w.weight.quant_map", F32, &[16][..], &[][..]);
+    assert!(opened(folder(&[codes, absmax, map, of_state]).path()).is_ok());
+    check_refused(&[codes, absmax, map], "no tensor named \"w.weight.quant_state.bitsandbytes__nf4\"");
+    check_refused(&[codes, absmax, of_state], "no tensor named \"w.weight.quant_map\"");
+    let of_text = ("w.weight.quant_state.bitsandbytes__nf4", U8, &[2][..], &b"{}"[..]);
+    check_refused(&[codes, absmax, map, of_text], "not the settings of a weight (missing field `quant_type`");
+    let short = ("w.weight.absmax", F32, &[3][..], &[][..]);
+    check_refused(&[codes, short, map, of_state], "\"w.weight.absmax\" of shape [3]: it holds 3 values, expected 2");
+    let few = ("w.weight", U8, &[60, 1][..], &[][..]);
+    check_refused(&[few, absmax, map, of_state], "60 bytes, and \"quant_state\" says shape [4, 32] in blocks of 64");
+}
+
+#[test]
+fn tensors_of_quanto_that_do_not_fit_are_named() {
+    use Dtype::{BF16, F32, I8, U8};
+    let codes = ("w.weight._data._data", U8, &[4, 16][..], &[][..]);
+    let scale = |shape: &'static [usize]| ("w.weight._scale", BF16, shape, &[][..]);
+    let shift = ("w.weight._shift", BF16, &[8, 1][..], &[][..]);
+    assert!(opened(folder(&[codes, scale(&[8, 1]), shift]).path()).is_ok());
+    check_refused(&[codes, scale(&[8, 1])], "no tensor named \"w.weight._shift\"");
+    check_refused(
+        &[codes, scale(&[9, 1]), shift],
+        "9 groups, as \"w.weight._scale\" has scales, fill it with neither 4 nor",
+    );
+    let of_bytes = ("w.weight._data", I8, &[4, 16][..], &[][..]);
+    check_refused(
+        &[of_bytes, scale(&[3])],
+        "\"w.weight._scale\" of shape [3]: expected a scale, or one for each of 4 rows",
+    );
+    check_refused(&[("w.weight._data", F32, &[4, 16], &[]), scale(&[4])], "\"w.weight._data\" is stored as F32");
+}
+
+#[test]
+fn codes_of_torchao_without_their_facts_are_refused() {
+    let codes = ("w._weight_qdata", Dtype::I8, &[4, 16][..], &[][..]);
+    let scale = ("w._weight_scale", Dtype::F32, &[4, 1][..], &[][..]);
+    check_refused(&[codes, scale], "the file's metadata says nothing of \"w.weight\"");
+}
+
+proptest! {
+    /// A damaged file gives an error or weights of their shapes.
+    #[test]
+    fn damaged_files_never_panic(
+        name in prop::sample::select(vec!["bitsandbytes-nf4-nested", "hqq-3", "quanto-int4", "torchao-int4-in-int8"]),
+        at in 8..20_000_usize,
+        byte: u8,
+    ) {
+        let (from, to) = (fixture(name), tempfile::tempdir().unwrap());
+        std::fs::copy(from.join("config.json"), to.path().join("config.json")).unwrap();
+        let mut bytes = std::fs::read(from.join("model.safetensors")).unwrap();
+        let place = at % bytes.len();
+        bytes[place] = byte;
+        std::fs::write(to.path().join("model.safetensors"), bytes).unwrap();
+        let scheme = scheme_in(to.path());
+        if let Ok(checkpoint) = scheme.and_then(|scheme| match scheme {
+            Some(scheme) => open_weights_of(to.path(), &scheme),
+            None => crate::load::open_weights(to.path()),
+        }) {
+            for name in checkpoint.names() {
+                if let Ok(values) = checkpoint.read_any_f32(&name) {
+                    prop_assert_eq!(values.len(), checkpoint.shape(&name).unwrap().iter().product::<usize>());
+                }
+            }
+        }
+    }
+}
