@@ -148,8 +148,8 @@ impl PublishedTable {
     fn check_conditions(&self, plan: &Plan) -> Result<(), Misplaced> {
         let PublishedFor { protocol, seq_len, .. } = &self.conditions;
         let scored: BTreeSet<_> = plan.cells().flat_map(|cell| &cell.evaluations).map(scored_as).collect();
-        let is_meant = |&(name, len): &(&str, usize)| {
-            protocol.as_deref().is_none_or(|protocol| protocol == name) && seq_len.is_none_or(|seq| seq.get() == len)
+        let is_meant = |(name, len): &(String, usize)| {
+            protocol.as_ref().is_none_or(|protocol| protocol == name) && seq_len.is_none_or(|seq| seq.get() == *len)
         };
         if scored.iter().any(is_meant) {
             return Ok(());
@@ -258,7 +258,7 @@ impl PublishedRow {
 }
 
 /// Name of the protocol and tokens of a window, as records have them.
-fn scored_as(evaluation: &EvaluationSpec) -> (&'static str, usize) {
+fn scored_as(evaluation: &EvaluationSpec) -> (String, usize) {
     evaluation.text().protocol.name_and_window()
 }
 
