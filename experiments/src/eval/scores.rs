@@ -84,7 +84,7 @@ impl Scores {
                 bail!("metrics of texts, and no others, are of the problems of a task; use protocol lm-eval-generation")
             }
         };
-        let n_tokens = per_item.iter().map(|item| item.len() as u64).sum();
+        let n_tokens = per_item.iter().map(|item| item.len() as u64).sum::<u64>();
         Ok(Self { per_item, samples, weights, estimator, n_tokens })
     }
 
