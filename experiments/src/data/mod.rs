@@ -22,15 +22,17 @@ use crate::config::sources::{BundledSplit, DatasetSpec};
 use crate::config::{ProtocolSpec, ScoredText};
 use crate::eval::Document;
 use crate::eval::windows::ScoredAs;
-use crate::tasks::{Asked, TaskName};
+use crate::tasks::{Asked, Example, RowId, TaskName};
 
 /// A task as a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskText {
     name: TaskName,
     asked: Asked,
+    /// Which row asks each.
+    rows: Vec<RowId>,
     /// Rows with answers, once a protocol shows some.
-    examples: Option<Vec<String>>,
+    examples: Option<Vec<Example>>,
 }
 
 impl TaskText {
@@ -40,7 +42,7 @@ impl TaskText {
             anyhow::ensure!(n_shots == 0, "the examples of task {} are not loaded", self.name.name());
             return Ok(self.asked.clone());
         };
-        let prefixes = of_task.prefixes(examples, n_shots, self.asked.len());
+        let prefixes = of_task.prefixes(examples, n_shots, &self.rows);
         let prefixes = prefixes.with_context(|| format!("task {}", self.name.name()))?;
         Ok(self.asked.clone().behind(&prefixes))
     }
@@ -87,9 +89,10 @@ impl Text {
     }
 
     /// A task.
-    fn of_task(name: TaskName, asked: Asked) -> Self {
+    fn of_task(name: TaskName, (asked, rows): (Asked, Vec<RowId>)) -> Self {
         let sha256 = tasks::sha256_of_asked(&asked);
-        Self { sha256, task: Some(TaskText { name, asked, examples: None }), ..Self::new(name.name(), Vec::new(), "") }
+        let task = Some(TaskText { name, asked, rows, examples: None });
+        Self { sha256, task, ..Self::new(name.name(), Vec::new(), "") }
     }
 
     /// The documents with the separator between them.

@@ -11,37 +11,37 @@ use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
 
 use crate::assets::{AssetSource, AssetStore, HubFile, hex};
-use crate::tasks::{Asked, DataFile, DataPlace, Judge, Problem, Question, TaskName};
+use crate::tasks::{Asked, DataFile, DataPlace, Example, Judge, Problem, Question, RowId, TaskName};
 
 /// Bytes that a file may decompress to.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// What a task asks, in the order of its data.
+/// What a task asks, in the order of its data, and which rows do.
 ///
 /// # Errors
 /// Data that no source has, or a row that makes no question.
-pub(super) fn load(task: TaskName, store: &AssetStore) -> anyhow::Result<Asked> {
+pub(super) fn load(task: TaskName, store: &AssetStore) -> anyhow::Result<(Asked, Vec<RowId>)> {
     let definition = task.definition();
     let (path, file) = locate(task.name(), &definition.files, store)?;
     let rows = read(&path).with_context(|| path.display().to_string())?;
     definition.asked(file, &rows).with_context(|| path.display().to_string())
 }
 
-/// The rows that a task has for examples, as texts.
+/// The rows that a task has for examples.
 ///
 /// # Errors
 /// A task without examples, data that no source has, or a row that makes no example.
-pub(super) fn load_examples(task: TaskName, store: &AssetStore) -> anyhow::Result<Vec<String>> {
+pub(super) fn load_examples(task: TaskName, store: &AssetStore) -> anyhow::Result<Vec<Example>> {
     let definition = task.definition();
     let Some(examples) = &definition.examples else {
         bail!("the task is asked without examples here; set `n_shots` to 0");
     };
     if !examples.rows.is_empty() {
-        return definition.example_texts(None, &examples.rows);
+        return definition.examples(None, &examples.rows);
     }
     let (path, file) = locate(&format!("examples of {}", task.name()), &examples.files, store)?;
     let rows = read(&path).with_context(|| path.display().to_string())?;
-    definition.example_texts(Some(file), &rows).with_context(|| path.display().to_string())
+    definition.examples(Some(file), &rows).with_context(|| path.display().to_string())
 }
 
 /// sha256 of all that is scored of what a task asks.
@@ -253,7 +253,9 @@ mod tests {
             ),
         ];
         for (task, n, context, continuation, target) in expected {
-            let Asked::Questions(questions) = load(task, &store).unwrap() else { panic!("{task:?} has questions") };
+            let (Asked::Questions(questions), _) = load(task, &store).unwrap() else {
+                panic!("{task:?} has questions")
+            };
             let first = &questions[0];
             assert_eq!((questions.len(), first.target), (n, target), "{task:?}");
             let Answer { context: found, continuation: behind, .. } = &first.answers[0];
@@ -268,15 +270,15 @@ mod tests {
         for (task, n, prompt) in
             [(TaskName::Gsm8k, 1319, "Question: Janet"), (TaskName::Mbpp, 500, "You are an expert")]
         {
-            let Asked::Problems(problems) = load(task, &store).unwrap() else { panic!("{task:?} has problems") };
+            let (Asked::Problems(problems), _) = load(task, &store).unwrap() else { panic!("{task:?} has problems") };
             assert!(problems.len() == n && problems[0].prompt.starts_with(prompt), "{task:?}: {:?}", problems[0]);
         }
         let Ok(examples) = load_examples(TaskName::Gsm8k, &store) else {
             return eprintln!("problems_of_development_machines_are_read: gsm8k_train.jsonl is not there");
         };
-        let asked = load(TaskName::Gsm8k, &store).unwrap();
+        let (asked, rows) = load(TaskName::Gsm8k, &store).unwrap();
         let of_task = TaskName::Gsm8k.definition().examples.as_ref().unwrap();
-        let asked = asked.behind(&of_task.prefixes(&examples, 5, 1319).unwrap());
+        let asked = asked.behind(&of_task.prefixes(&examples, 5, &rows).unwrap());
         let Asked::Problems(problems) = asked else { panic!("GSM8K has problems") };
         let prompts: Vec<String> = problems.into_iter().map(|problem| problem.prompt).collect();
         assert_eq!(fixtures::sha256_of_texts(&prompts), fixtures::fixtures().gsm8k.sha256_of_all_prompts);

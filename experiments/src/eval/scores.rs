@@ -1,6 +1,7 @@
 //! [`Scores`]: what one metric gave on the windows of a text.
 
 use anyhow::{bail, ensure};
+use sha2::{Digest, Sha256};
 
 use super::metric::{Answers, OfItem, Per, Written};
 use super::windows::Items;
@@ -30,6 +31,21 @@ pub struct Writings {
     pub passes: Vec<Vec<bool>>,
     /// Tokens written, over all texts.
     pub n_tokens: u64,
+}
+
+impl Writings {
+    /// See [`crate::record::Measurement::written`]. A text is hashed behind its length.
+    pub fn digests(&self) -> Vec<String> {
+        let digest = |texts: &Vec<String>| {
+            let mut hasher = Sha256::new();
+            for text in texts {
+                hasher.update((text.len() as u64).to_le_bytes());
+                hasher.update(text);
+            }
+            hasher.finalize().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+        };
+        self.texts.iter().map(digest).collect()
+    }
 }
 
 impl Scores {
@@ -190,6 +206,18 @@ mod tests {
         let refused =
             Scores::of_windows(windows, &Items::Windows, OfItem::Sum(Per::Byte), Estimator::Mean).unwrap_err();
         assert!(refused.to_string().ends_with("use protocol lm-eval"), "{refused}");
+    }
+
+    #[test]
+    fn texts_have_digests() {
+        let of = |texts: &[&[&str]]| {
+            let texts = texts.iter().map(|texts| texts.iter().map(|&text| text.to_owned()).collect()).collect();
+            Writings { texts, passes: vec![], n_tokens: 0 }.digests()
+        };
+        // sha256 of 1, 0, 0, 0, 0, 0, 0, 0 and `a`.
+        assert_eq!(of(&[&["a"]]), ["ae6121c8"]);
+        let digests = of(&[&["ab", "c"], &["a", "bc"], &["abc"], &["ab", "c"]]);
+        assert!(digests[0] == digests[3] && digests[0] != digests[1] && digests[1] != digests[2], "{digests:?}");
     }
 
     #[test]

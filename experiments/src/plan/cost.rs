@@ -44,13 +44,21 @@ pub(super) fn model_summary(model: &ModelSpec, cells: &[Cell]) -> Option<String>
     let packed = passes(cells).iter().map(|pass| pass.iter().map(packed_cell).sum()).fold(0.0, f64::max);
     // A decoder has 20 to 100 blocks; one in thirty is close enough for a plan.
     let block = params / 30.0 * 4.0;
+    let is_written =
+        |evaluation: &EvaluationSpec| matches!(evaluation.text().protocol, ProtocolSpec::LmEvalGeneration(_));
+    let writes = cells.iter().flat_map(|cell| &cell.evaluations).any(is_written);
     Some(format!(
         "{}: {} parameters by its name, {} in f32. Needs about {} (one block in f32 and the packed results of a pass) and \
-         up to 2 GiB of hidden states and logits.",
+         up to 2 GiB of hidden states and logits.{}",
         model.name,
         count(params),
         bytes(params * 4.0),
         bytes(block + packed),
+        if writes {
+            " What it writes is written with the whole model in memory, in f32 where it is not quantized."
+        } else {
+            ""
+        },
     ))
 }
 

@@ -170,7 +170,10 @@ impl<B: QuantBackend> Session<'_, B> {
             Scores::of_writings(&writings, &text.windows.items, metric.of_item(), metric.quantity().estimator)
         });
         let scores = judged.collect::<anyhow::Result<_>>()?;
-        Ok(self.measurements((spec, text), metrics, scores, calibration, start))
+        let mut measurements = self.measurements((spec, text), metrics, scores, calibration, start);
+        let written = writings.digests();
+        measurements.iter_mut().for_each(|measurement| measurement.written.clone_from(&written));
+        Ok(measurements)
     }
 
     fn measurements(
@@ -213,6 +216,7 @@ impl<B: QuantBackend> Session<'_, B> {
                 calibration_overlap_tokens: overlap,
                 text_sha256: text.scored_sha256.clone(),
                 tokenizer_sha256: self.model.opened.tokenizer.sha256().to_owned(),
+                written: Vec::new(),
                 ran_with: ran_with.clone(),
                 seconds,
             }

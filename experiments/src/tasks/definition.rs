@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json};
 
 use super::Asked;
 use super::asker::Asker;
-use super::examples::Examples;
+use super::examples::{Example, Examples, RowId};
 use super::generation::{Generation, JudgeTemplate};
 use crate::config::RegistryFile;
 use crate::eval::registry::MetricKey;
@@ -148,30 +148,27 @@ impl Definition {
         self.examples.as_ref().map_or(0, |examples| examples.n)
     }
 
-    /// What `rows` of `file` ask.
+    /// What `rows` of `file` ask, and which rows do.
     ///
     /// # Errors
     /// As [`Asker::question`], with the number of the row.
-    pub(crate) fn asked(&self, file: &DataFile, rows: &[Map<String, Json>]) -> anyhow::Result<Asked> {
+    pub(crate) fn asked(&self, file: &DataFile, rows: &[Map<String, Json>]) -> anyhow::Result<(Asked, Vec<RowId>)> {
         let asker = self.asker(Some(file))?;
         let rows = asker.rows(rows)?;
-        Ok(match self.form {
+        let asked = match self.form {
             Form::Generation(_) => Asked::Problems(each(&rows, |row| asker.problem(row))?),
             _ => Asked::Questions(each(&rows, |row| asker.question(row))?),
-        })
+        };
+        Ok((asked, rows.into_iter().map(|(_, row)| RowId::of(row)).collect()))
     }
 
     /// Rows as examples.
     ///
     /// # Errors
     /// As [`Self::asked`].
-    pub(crate) fn example_texts(
-        &self,
-        file: Option<&DataFile>,
-        rows: &[Map<String, Json>],
-    ) -> anyhow::Result<Vec<String>> {
+    pub(crate) fn examples(&self, file: Option<&DataFile>, rows: &[Map<String, Json>]) -> anyhow::Result<Vec<Example>> {
         let asker = self.asker(file)?;
-        each(&asker.rows(rows)?, |row| asker.example(row))
+        each(&asker.rows(rows)?, |row| Ok(Example { text: asker.example(row)?, row: RowId::of(row) }))
     }
 
     /// What makes questions of the rows of `file`; of rows that are as the templates have them without one.

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
@@ -15,6 +17,8 @@ pub(crate) struct Fixtures {
     pub(crate) gsm8k: Gsm8k,
     pub(crate) mbpp: Programs,
     pub(crate) humaneval: Programs,
+    /// By the names of tasks.
+    pub(crate) shots: BTreeMap<String, Shots>,
     pub(crate) draws: Vec<Draws>,
     /// Samples, those of them that are right, k, and the estimate.
     pub(crate) pass_at_k: Vec<(usize, usize, usize, f64)>,
@@ -39,6 +43,15 @@ pub(crate) struct Programs {
     pub(crate) prompts: Vec<String>,
     pub(crate) texts: Vec<String>,
     pub(crate) programs: Vec<String>,
+}
+
+/// Questions behind two examples.
+#[derive(Deserialize)]
+pub(crate) struct Shots {
+    pub(crate) rows: Vec<Row>,
+    pub(crate) examples: Vec<Row>,
+    /// Context and answer, of each answer to each question.
+    pub(crate) answers: Vec<Vec<(String, String)>>,
 }
 
 #[derive(Deserialize)]

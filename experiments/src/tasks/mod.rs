@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use self::definition::Definition;
 pub(crate) use self::definition::{DataFile, DataPlace};
 pub use self::examples::Examples;
+pub(crate) use self::examples::{Example, RowId};
 pub use self::generation::{Judge, Problem};
 use crate::eval::registry::MetricKey;
 

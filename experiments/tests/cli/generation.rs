@@ -129,5 +129,8 @@ fn data_that_make_no_problems_say_which() {
         vec![Column::new("question".into(), sentences(2, 3, 3)), Column::new("answer".into(), sentences(2, 3, 3))],
     );
     let few = error(&workshop);
-    assert!(few.contains("task gsm8k: 5 examples are asked for, the task has 3; lower `n_shots`"), "{few}");
+    assert!(
+        few.contains("task gsm8k: 5 examples are asked for, the task has 3 to choose from; lower `n_shots`"),
+        "{few}"
+    );
 }
