@@ -22,6 +22,7 @@ mod chat;
 mod compare;
 mod derive;
 mod generate;
+mod generated_code;
 mod inspect;
 mod list;
 mod merge;
@@ -30,6 +31,7 @@ mod quantize;
 mod run;
 mod source;
 
+use self::generated_code::GeneratedCodeArgs;
 pub use self::run::RunArgs;
 
 /// Measure what weight quantization does to a language model: one TOML file asks one question, one command answers it
@@ -87,6 +89,8 @@ enum Command {
         folder: PathBuf,
         #[command(flatten)]
         machine: MachineArgs,
+        #[command(flatten)]
+        code: GeneratedCodeArgs,
     },
     Compare(compare::CompareArgs),
     Merge(merge::MergeArgs),
@@ -170,7 +174,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             compact(&folder)?;
             Ok(ExitCode::SUCCESS)
         }
-        Some(Command::Verify { folder, machine }) => verify_experiment(&folder, &machine),
+        Some(Command::Verify { folder, machine, code }) => verify_experiment(&folder, &machine, &code),
         Some(Command::Compare(args)) => compare::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Merge(args)) => merge::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Derive(args)) => derive::run(&args).map(|()| ExitCode::SUCCESS),
@@ -237,7 +241,7 @@ fn compact(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn verify_experiment(folder: &Path, machine: &MachineArgs) -> anyhow::Result<ExitCode> {
+fn verify_experiment(folder: &Path, machine: &MachineArgs, code: &GeneratedCodeArgs) -> anyhow::Result<ExitCode> {
     let spec = experiment_of(folder)?;
     let (records, notes) = record::read_records(folder)?;
     notes.iter().for_each(|note| machine.progress().note(note));
@@ -248,13 +252,14 @@ fn verify_experiment(folder: &Path, machine: &MachineArgs) -> anyhow::Result<Exi
     };
     // Where the records were made, which `--device` may have chosen then: another backend rounds sums otherwise.
     let device = machine.device.clone().unwrap_or_else(|| first.record.provenance.device.clone());
+    let sandbox = code.sandbox(finished.iter().map(|finished| finished.cell), &machine.progress())?;
     device::check(&device, spec.run.precision)?;
     let threads = device::set_threads(machine.threads.or(spec.run.threads).map(std::num::NonZero::get));
     // What was quantized before would be compared with itself.
     let store = machine.store()?;
     let codes = CodeStore::scratch(store.cache())?;
-    let options =
-        RunOptions { device, threads, codes, on_record: OnRecord::default(), on_failure: OnFailure::default() };
+    let (on_record, on_failure) = (OnRecord::default(), OnFailure::default());
+    let options = RunOptions { device, threads, codes, on_record, on_failure, sandbox };
     let verdicts = verify::verify(&plan, &finished, &options, &store, &machine.progress())?;
     print(&verify::table(&verdicts));
     let all_same = verdicts.iter().all(|verdict| verdict.same());

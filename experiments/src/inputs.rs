@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::assets::AssetStore;
 use crate::config::{DatasetSpec, ModelSource, ModelSpec};
-use crate::data::{Text, Texts};
+use crate::data::Texts;
 use crate::plan::{Cell, CellId, Plan};
 use crate::progress::Progress;
 use crate::record::{Done, FIRST_VERSION, Outcome, StoredRecord};
@@ -156,13 +156,17 @@ impl<'a> OnRecord<'a> {
         };
         for (evaluation, measured) in self.cell.evaluations.iter().zip(&self.done.measurements) {
             let spec = evaluation.text();
-            if let Some(text) = text_now(&spec.dataset, all_on_record, texts) {
-                compare(&text.name, &measured.text_sha256, &text.scored_sha256(&spec.protocol));
+            if may_be_looked_at(&spec.dataset, all_on_record)
+                && let Ok(text) = texts.get_scored(spec)
+                && let Ok(now) = text.scored_sha256(&spec.protocol)
+            {
+                compare(&text.name, &measured.text_sha256, &now);
             }
         }
         let calibration = self.cell.quantization.as_ref().and_then(|quantization| quantization.calibration.as_ref());
         let then = self.done.quantization.as_ref().and_then(|then| then.calibration_text_sha256.as_ref());
-        let text = calibration.and_then(|spec| text_now(&spec.dataset, all_on_record, texts));
+        let looked_at = calibration.filter(|spec| may_be_looked_at(&spec.dataset, all_on_record));
+        let text = looked_at.and_then(|spec| texts.get(&spec.dataset).ok());
         if let Some((text, then)) = text.zip(then) {
             compare(&text.name, then, &text.sha256);
         }
@@ -170,11 +174,10 @@ impl<'a> OnRecord<'a> {
     }
 }
 
-/// A text as it is, where looking costs little: the program makes the bundled ones, and others are needed by other cells.
-fn text_now<'a>(spec: &DatasetSpec, all_on_record: bool, texts: &'a mut Texts<'_>) -> Option<&'a Text> {
-    let is_made = matches!(spec, DatasetSpec::Bundled(_));
-    // One that cannot be had is an error of the cells that need it.
-    if is_made || !all_on_record { texts.get(spec).ok() } else { None }
+/// Whether looking at a text costs little: the program makes the bundled ones, and others are needed by other cells. One that cannot be
+/// had is an error of the cells that need it.
+fn may_be_looked_at(spec: &DatasetSpec, all_on_record: bool) -> bool {
+    matches!(spec, DatasetSpec::Bundled(_)) || !all_on_record
 }
 
 /// As [`differences`] where `now` holds the files of a model alone; what `then` holds beside them are texts.

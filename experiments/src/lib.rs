@@ -29,6 +29,7 @@ pub mod record;
 pub mod registry;
 pub mod report;
 pub mod runner;
+pub mod sandbox;
 pub mod session;
 pub mod speed;
 pub mod stats;

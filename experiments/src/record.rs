@@ -227,11 +227,11 @@ pub struct Measurement {
     /// Standard error of the value as other programs print it: over windows taken as independent (`gptq`), over tokens taken as
     /// independent (`llama-cpp`). Reports show the latter; in place of the former one that knows how windows depend on each other.
     pub standard_error: Option<f64>,
-    /// Windows scored; documents, of a protocol that scores each apart.
+    /// Windows scored; documents, questions or problems, of a protocol that takes each apart.
     pub n_windows: usize,
     /// Windows or documents that the whole text has; larger than `n_windows` when the run was limited.
     pub n_windows_total: usize,
-    /// Tokens scored.
+    /// Tokens scored, or written.
     pub n_tokens: u64,
     /// Mean over the scored tokens of each window, or over the tokens, words or bytes of each document, in the order of the text: the
     /// raw samples for intervals and paired differences. Of a perplexity per token, negative log-likelihoods in nats per token.
@@ -251,6 +251,13 @@ pub struct Measurement {
     pub text_sha256: String,
     /// sha256 of the tokenizer's content.
     pub tokenizer_sha256: String,
+    /// First 8 hex digits of the sha256 of what was written on each problem, of all its texts: whether two models, or two programs, wrote
+    /// the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub written: Vec<String>,
+    /// What ran generated code, where some was run: `Python 3.11.7, in namespaces of its own`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ran_with: Option<String>,
     /// Wall time of the pass over the text that gave it, and what else was measured in it.
     pub seconds: f64,
 }

@@ -26,6 +26,7 @@ use crate::provenance::Provenance;
 use crate::record::{
     Failed, Labels, Outcome, RESOLVED_CONFIG, Record, RecordFile, SCHEMA_VERSION, Stage, StoredRecord,
 };
+use crate::sandbox::Sandbox;
 use crate::session::{Machine, Model, Session};
 
 mod pass;
@@ -45,6 +46,8 @@ pub struct RunOptions {
     pub on_record: OnRecord,
     /// What becomes of the others when a cell fails.
     pub on_failure: OnFailure,
+    /// What runs generated code, where the user lets it run.
+    pub sandbox: Option<Sandbox>,
 }
 
 /// What becomes of cells that are on record.
@@ -188,7 +191,8 @@ fn run_model(
     let cells = fitting.as_slice();
     // One experiment has one precision.
     let precision = cells.first().map_or(FloatType::F32, |cell| cell.precision);
-    let machine = Machine { device: &options.device, precision, codes: &options.codes, progress };
+    let sandbox = options.sandbox.as_ref();
+    let machine = Machine { device: &options.device, precision, codes: &options.codes, progress, sandbox };
     let assets = model.files.clone();
     run_on(&options.device, precision, ModelJob { model: &model, assets, cells, machine, texts, sink })
 }

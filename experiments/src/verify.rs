@@ -40,7 +40,7 @@ pub enum Again {
     Ran {
         /// Whether codes, scales and zero points have the hash on record; `None` for full precision.
         same_codes: Option<bool>,
-        /// Whether every number measured, of every window, is bit for bit the one on record.
+        /// Whether every number measured, of every window, is bit for bit the one on record, and every text that was written.
         same_numbers: bool,
         /// Largest relative difference of a number; NaN where other things were measured.
         largest_difference: f64,
@@ -117,7 +117,8 @@ fn compare(before: &Done, after: &Done) -> Again {
     } else {
         f64::NAN
     };
-    Again::Ran { same_codes, same_numbers: largest_difference == 0.0, largest_difference }
+    let same_texts = before.measurements.iter().zip(&after.measurements).all(|(a, b)| a.written == b.written);
+    Again::Ran { same_codes, same_numbers: same_texts && largest_difference == 0.0, largest_difference }
 }
 
 /// Whether both measured the same thing, so that their numbers may be compared at all.

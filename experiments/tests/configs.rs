@@ -176,6 +176,9 @@ fn every_file_resolves_to_the_plan_that_it_had_in_full() {
     paper/table5-bundled.toml                3 09c5ceb3   0 e3b0c442  e3f40977
     paper/table5-smollm2.toml                7 46b2a8ef   0 e3b0c442  4801399f
     paper/table5.toml                        6 e33711bb   6 e92e16e1  61761ef2
+    paper/table8-gsm8k.toml                 12 388c3912  12 09569ded  529c9f19
+    paper/table8-mbpp.toml                   4 e51b5bcf   8 6c77695b  a097a2a7
+    paper/table8-smollm2.toml                5 8fe01a22   0 e3b0c442  edeb7657
     paper/table9-bundled.toml                4 92704632   0 e3b0c442  760e4a9b
     paper/table9-smollm2.toml                8 ae25c110   0 e3b0c442  1aa0c212
     paper/table9.toml                       20 ea8f3541  20 8b6fd6e2  96f5b683

@@ -8,6 +8,7 @@ use anyhow::Context;
 use awq_core::arithmetic::FloatType;
 use clap::Args;
 
+use super::generated_code::GeneratedCodeArgs;
 use super::{MachineArgs, write_report};
 use crate::codes::CodeStore;
 use crate::config::ExperimentSpec;
@@ -49,6 +50,8 @@ pub struct RunArgs {
     shard: Option<Shard>,
     #[command(flatten)]
     machine: MachineArgs,
+    #[command(flatten)]
+    code: GeneratedCodeArgs,
 }
 
 fn float_type(name: &str) -> Result<FloatType, &'static str> {
@@ -84,6 +87,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let out = args.out.clone().unwrap_or_else(|| default_out(config, args.max_windows, args.shard));
     let progress = args.machine.progress();
     let plan = args.plan(&spec)?;
+    let sandbox = args.code.sandbox(plan.cells(), &progress)?;
     progress.note(&format!(
         "{}\n{} cells, device {device}, {threads} threads, results in {}",
         plan.question,
@@ -102,6 +106,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         codes,
         on_record: if args.rerun { OnRecord::RunAgain } else { OnRecord::Skip },
         on_failure: if args.fail_fast { OnFailure::Stop } else { OnFailure::GoOn },
+        sandbox,
     };
     let summary = runner::run(&plan, &options, records, &store, &progress)?;
     if spec.speed.is_some() && !args.is_whole() {

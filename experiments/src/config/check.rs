@@ -6,12 +6,13 @@ use anyhow::{Context, bail, ensure};
 use awq_core::arithmetic::FloatType;
 
 use super::{
-    DatasetSpec, EvaluationSpec, ExperimentFile, ExperimentSpec, FigureSpec, GridSweep, ModelSource, ProtocolSpec,
-    TableAxis,
+    DatasetSpec, EvaluationSpec, ExperimentFile, ExperimentSpec, FigureSpec, GridSweep, LmEvalGenerationProtocol,
+    LmEvalTaskProtocol, ModelSource, ProtocolSpec, ScoredText, TableAxis,
 };
 use crate::eval::metric::{OfItem, Per};
 use crate::eval::registry::MetricKey;
 use crate::plan::{Cell, Plan};
+use crate::tasks::TaskName;
 
 impl ExperimentSpec {
     /// Checks the experiment as a whole; touches no file.
@@ -167,6 +168,17 @@ impl ExperimentSpec {
                 self.run.precision.name()
             );
         }
+        let written = |evaluation: &&EvaluationSpec| {
+            matches!(evaluation.text().protocol, ProtocolSpec::LmEvalGeneration(_)) && !self.run.precision.is_f32()
+        };
+        if let Some(evaluation) = self.evaluations.iter().find(written) {
+            bail!(
+                "`evaluations.{}`: texts are written on the CPU in f32, and `run.precision` is {}; measure them in an experiment of \
+                 their own",
+                evaluation.metric().key(),
+                self.run.precision.name()
+            );
+        }
         Ok(())
     }
 
@@ -236,33 +248,81 @@ fn check_evaluation(evaluation: &EvaluationSpec) -> Result<(), String> {
         ProtocolSpec::LlamaCpp(_) => ("llama-cpp.chunk_len", 3),
         ProtocolSpec::LmEval(_) => ("lm-eval.max_len", 1),
         ProtocolSpec::LmEvalTask(_) => ("lm-eval-task.max_len", 1),
+        ProtocolSpec::LmEvalGeneration(_) => ("lm-eval-generation.max_len", 1),
     };
     if text.seq_len() < least {
         return Err(format!(".protocol.{key}` is {}: nothing is left to predict; use {least} or more", text.seq_len()));
     }
-    let is_of_task = matches!(text.protocol, ProtocolSpec::LmEvalTask(_));
-    let DatasetSpec::Task(task) = &text.dataset else {
-        return match metric.metric().of_item() {
-            _ if is_of_task => {
-                Err(".dataset` is a text: protocol lm-eval-task scores a task, such as `{ task = \"piqa\" }`"
-                    .to_owned())
-            }
-            OfItem::Question(_) => {
-                Err("` is of the questions of a task; use a data set such as `{ task = \"piqa\" }`".to_owned())
-            }
-            OfItem::Sum(Per::Word | Per::Byte) if !matches!(text.protocol, ProtocolSpec::LmEval(_)) => {
-                Err("` counts words or bytes of documents, which windows of a joined text cut; use protocol lm-eval"
-                    .to_owned())
-            }
-            OfItem::Sum(_) | OfItem::Quantile(_) | OfItem::Largest => Ok(()),
+    match &text.dataset {
+        DatasetSpec::Task(task) => check_task(*task, metric, text),
+        _ => check_text(metric, &text.protocol),
+    }
+}
+
+/// The same of what is measured on a text.
+fn check_text(metric: MetricKey, protocol: &ProtocolSpec) -> Result<(), String> {
+    if let ProtocolSpec::LmEvalTask(_) | ProtocolSpec::LmEvalGeneration(_) = protocol {
+        let (name, task) = match protocol {
+            ProtocolSpec::LmEvalGeneration(_) => (LmEvalGenerationProtocol::NAME, TaskName::Gsm8k),
+            _ => (LmEvalTaskProtocol::NAME, TaskName::Piqa),
         };
-    };
-    if !is_of_task {
-        return Err(format!(".protocol` is {}: a task is scored with lm-eval-task", text.protocol.name_and_window().0));
+        return Err(format!(
+            ".dataset` is a text: protocol {name} scores a task, such as `{{ task = \"{}\" }}`",
+            task.name()
+        ));
+    }
+    match metric.metric().of_item() {
+        OfItem::Question(_) => {
+            Err("` is of the questions of a task; use a data set such as `{ task = \"piqa\" }`".to_owned())
+        }
+        OfItem::Written { .. } => {
+            Err("` is of the problems of a task; use a data set such as `{ task = \"gsm8k\" }`".to_owned())
+        }
+        OfItem::Sum(Per::Word | Per::Byte) if !matches!(protocol, ProtocolSpec::LmEval(_)) => {
+            Err("` counts words or bytes of documents, which windows of a joined text cut; use protocol lm-eval"
+                .to_owned())
+        }
+        OfItem::Sum(_) | OfItem::Quantile(_) | OfItem::Largest => Ok(()),
+    }
+}
+
+/// The same of what is measured on a task.
+fn check_task(task: TaskName, metric: MetricKey, text: &ScoredText) -> Result<(), String> {
+    let definition = task.definition();
+    let name = || text.protocol.name_and_window().0;
+    match (&text.protocol, definition.is_written()) {
+        (ProtocolSpec::LmEvalTask(_), false) | (ProtocolSpec::LmEvalGeneration(_), true) => {}
+        (_, true) => {
+            return Err(format!(
+                ".protocol` is {}: the answers to task {} are written, with lm-eval-generation",
+                name(),
+                task.name()
+            ));
+        }
+        (_, false) => return Err(format!(".protocol` is {}: a task is scored with lm-eval-task", name())),
     }
     if !task.has(metric) {
-        let has: Vec<&str> = task.definition().metrics.iter().map(|metric| metric.key()).collect();
+        let has: Vec<&str> = definition.metrics.iter().map(|metric| metric.key()).collect();
         return Err(format!("` is no metric of task {}; use {}", task.name(), has.join(", ")));
+    }
+    if definition.examples.is_none() && text.protocol.n_shots() > 0 {
+        return Err(format!(
+            ".protocol` shows examples, and task {} is asked without any; set `n_shots` to 0",
+            task.name()
+        ));
+    }
+    if let (ProtocolSpec::LmEvalGeneration(protocol), OfItem::Written { n_texts, .. }) =
+        (&text.protocol, metric.metric().of_item())
+    {
+        if protocol.n_texts() < n_texts {
+            return Err(format!(
+                "` takes {n_texts} texts or more on each problem, and the protocol has {}; raise `several.n`",
+                protocol.n_texts()
+            ));
+        }
+        if !text.arithmetic.is_f32() {
+            return Err(".arithmetic`: texts are written in f32 only; remove it".to_owned());
+        }
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ mod published;
 mod reference;
 pub mod sources;
 mod speed;
+mod task_protocols;
 mod tasks;
 mod texts;
 
@@ -38,6 +39,7 @@ pub use self::published::{PublishedFor, PublishedRow, PublishedTable};
 pub use self::reference::ReferenceValue;
 pub use self::sources::*;
 pub use self::speed::*;
+pub use self::task_protocols::{LmEvalGenerationProtocol, LmEvalTaskProtocol, SeveralTexts};
 pub use self::tasks::TasksSection;
 pub use self::texts::MeasuredText;
 pub use crate::eval::registry::EvaluationSpec;
@@ -123,6 +125,7 @@ impl ScoredText {
             ProtocolSpec::LlamaCpp(chunks) => chunks.chunk_len.get().into(),
             ProtocolSpec::LmEval(rolling) => rolling.max_len.get().into(),
             ProtocolSpec::LmEvalTask(task) => task.max_len.get().into(),
+            ProtocolSpec::LmEvalGeneration(task) => task.max_len.get().into(),
         }
     }
 }
@@ -137,8 +140,10 @@ pub enum ProtocolSpec {
     LlamaCpp(LlamaCppProtocol),
     /// lm-eval's rolling log-likelihood: each document apart, every token of it scored.
     LmEval(LmEvalProtocol),
-    /// lm-eval's log-likelihoods of the answers to a task's questions, without examples.
+    /// lm-eval's log-likelihoods of the answers to a task's questions.
     LmEvalTask(LmEvalTaskProtocol),
+    /// lm-eval's generation: texts that a model writes on the problems of a task.
+    LmEvalGeneration(LmEvalGenerationProtocol),
 }
 
 /// See [`ProtocolSpec::Gptq`].
@@ -168,20 +173,6 @@ pub struct LmEvalProtocol {
     pub scores_bos: bool,
 }
 
-/// See [`ProtocolSpec::LmEvalTask`].
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct LmEvalTaskProtocol {
-    /// Tokens that a model sees at most, `max_length` in lm-eval, whose default is the context of the model. A longer question
-    /// loses its beginning.
-    pub max_len: NonZeroU16,
-}
-
-impl LmEvalTaskProtocol {
-    /// Its name in records.
-    pub const NAME: &'static str = "lm-eval-task";
-}
-
 impl LmEvalProtocol {
     /// Its name in records.
     pub const NAME: &'static str = "lm-eval";
@@ -195,12 +186,23 @@ impl LmEvalProtocol {
 
 impl ProtocolSpec {
     /// Its name and the tokens of a window, as records have them.
-    pub fn name_and_window(&self) -> (&'static str, usize) {
+    pub fn name_and_window(&self) -> (String, usize) {
+        let (name, window) = match self {
+            Self::Gptq(protocol) => ("gptq".into(), protocol.seq_len),
+            Self::LlamaCpp(protocol) => ("llama-cpp".into(), protocol.chunk_len),
+            Self::LmEval(protocol) => (protocol.name().into(), protocol.max_len),
+            Self::LmEvalTask(protocol) => (protocol.name(), protocol.max_len),
+            Self::LmEvalGeneration(protocol) => (protocol.name(), protocol.max_len),
+        };
+        (name, window.get().into())
+    }
+
+    /// Examples before each question of a task.
+    pub fn n_shots(&self) -> u16 {
         match self {
-            Self::Gptq(protocol) => ("gptq", protocol.seq_len.get().into()),
-            Self::LlamaCpp(protocol) => ("llama-cpp", protocol.chunk_len.get().into()),
-            Self::LmEval(protocol) => (protocol.name(), protocol.max_len.get().into()),
-            Self::LmEvalTask(protocol) => (LmEvalTaskProtocol::NAME, protocol.max_len.get().into()),
+            Self::Gptq(_) | Self::LlamaCpp(_) | Self::LmEval(_) => 0,
+            Self::LmEvalTask(protocol) => protocol.n_shots,
+            Self::LmEvalGeneration(protocol) => protocol.n_shots,
         }
     }
 }

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{EvaluationSpec, ReferenceValue};
+use crate::eval::registry::MetricKey;
 use crate::plan::{Cell, Plan};
 
 /// A published table of one source. Each number is expanded to a `[[reference]]`.
@@ -52,6 +53,10 @@ pub struct PublishedRow {
     pub dataset: Option<String>,
     /// Perplexities.
     pub perplexity: Option<Vec<f64>>,
+    /// The metric that `value` is of, where other numbers than perplexities were published.
+    pub metric: Option<MetricKey>,
+    /// Numbers of `metric`.
+    pub value: Option<Vec<f64>>,
     /// Shares of quantization steps that a fixed scale changed, 0 to 1.
     pub changed_steps: Option<Vec<f64>>,
     /// Means of a step after a fixed scale over the step before.
@@ -116,8 +121,8 @@ impl PublishedTable {
             protocol: self.conditions.protocol.clone(),
             seq_len: self.conditions.seq_len,
             perplexity: value(&row.perplexity),
-            metric: None,
-            value: None,
+            metric: row.metric,
+            value: value(&row.value),
             changed_steps: value(&row.changed_steps),
             step_ratio: value(&row.step_ratio),
             step_ratio_over_scale: value(&row.step_ratio_over_scale),
@@ -148,8 +153,8 @@ impl PublishedTable {
     fn check_conditions(&self, plan: &Plan) -> Result<(), Misplaced> {
         let PublishedFor { protocol, seq_len, .. } = &self.conditions;
         let scored: BTreeSet<_> = plan.cells().flat_map(|cell| &cell.evaluations).map(scored_as).collect();
-        let is_meant = |&(name, len): &(&str, usize)| {
-            protocol.as_deref().is_none_or(|protocol| protocol == name) && seq_len.is_none_or(|seq| seq.get() == len)
+        let is_meant = |(name, len): &(String, usize)| {
+            protocol.as_ref().is_none_or(|protocol| protocol == name) && seq_len.is_none_or(|seq| seq.get() == *len)
         };
         if scored.iter().any(is_meant) {
             return Ok(());
@@ -181,6 +186,17 @@ impl PublishedTable {
         if is_empty {
             return Err(misplaced(path, "the row has no numbers; give `perplexity`"));
         }
+        if row.metric.is_some() != row.value.is_some() || row.metric.is_some() && row.perplexity.is_some() {
+            let problem = "`metric` and `value` go together, and without `perplexity`; give the two or the one";
+            return Err(misplaced(path, problem));
+        }
+        let measures = |metric: MetricKey| {
+            plan.cells().flat_map(|cell| &cell.evaluations).any(|evaluation| evaluation.metric() == metric)
+        };
+        if let Some(metric) = row.metric.filter(|metric| !measures(*metric)) {
+            let problem = format!("no evaluation measures `{}`; correct it, or remove the row", metric.key());
+            return Err(misplaced(format!("{path}.metric"), problem));
+        }
         if row.dataset.is_some() && self.conditions.dataset.is_some() {
             let problem = "`for` names the text of all rows already; remove one of the two";
             return Err(misplaced(format!("{path}.dataset"), problem));
@@ -198,9 +214,10 @@ impl PublishedTable {
 
 impl PublishedRow {
     /// The kinds of numbers that it may have, by their keys.
-    fn values(&self) -> [(&'static str, Option<&Vec<f64>>); 4] {
+    fn values(&self) -> [(&'static str, Option<&Vec<f64>>); 5] {
         [
             ("perplexity", self.perplexity.as_ref()),
+            ("value", self.value.as_ref()),
             ("changed_steps", self.changed_steps.as_ref()),
             ("step_ratio", self.step_ratio.as_ref()),
             ("step_ratio_over_scale", self.step_ratio_over_scale.as_ref()),
@@ -208,15 +225,17 @@ impl PublishedRow {
     }
 
     /// What tells it from other rows.
-    fn key(&self) -> [Option<&str>; 4] {
+    fn key(&self) -> [Option<&str>; 5] {
         let method = self.grid.is_some().then_some(self.method.as_str());
-        [method, self.grid.as_deref(), self.calibration.as_deref(), self.dataset.as_deref()]
+        let metric = self.metric.map(MetricKey::key);
+        [method, self.grid.as_deref(), self.calibration.as_deref(), self.dataset.as_deref(), metric]
     }
 
     /// `AWQ W3 g128`: how messages name it.
     fn label(&self) -> String {
         let parts = [Some(&self.method), self.grid.as_ref(), self.calibration.as_ref(), self.dataset.as_ref()];
-        parts.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join(" ")
+        let metric = self.metric.map(MetricKey::key);
+        parts.into_iter().flatten().map(String::as_str).chain(metric).collect::<Vec<_>>().join(" ")
     }
 
     /// The cells that it is about: there must be some.
@@ -258,7 +277,7 @@ impl PublishedRow {
 }
 
 /// Name of the protocol and tokens of a window, as records have them.
-fn scored_as(evaluation: &EvaluationSpec) -> (&'static str, usize) {
+fn scored_as(evaluation: &EvaluationSpec) -> (String, usize) {
     evaluation.text().protocol.name_and_window()
 }
 

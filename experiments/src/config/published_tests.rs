@@ -4,6 +4,7 @@
 
 use super::tests::{HEAD, read_all};
 use super::*;
+use crate::eval::registry::MetricKey;
 
 const REST: &str = r#"
 [[models]]
@@ -161,4 +162,26 @@ fn a_table_without_rows_is_refused() {
     let head = &PUBLISHED[..PUBLISHED.find("rows = ").unwrap()];
     let error = read(&format!("{head}rows = []\n")).unwrap_err();
     assert!(error.ends_with("column 8: is an empty list; give at least one row"), "{error}");
+}
+
+#[test]
+fn rows_may_be_of_a_metric_that_is_no_perplexity() {
+    let with = |row: &str| read(&PUBLISHED.replace("{ method = \"FP16\", perplexity = [4.5, 5] }", row));
+    let found = with("{ method = \"FP16\", metric = \"perplexity\", value = [4.5, nan] }").unwrap();
+    assert_eq!((found.references[0].metric, found.references[0].measured()), (Some(MetricKey::Perplexity), Some(4.5)));
+    assert_eq!(found.references[1].model, "n", "a number that is none is left out");
+    // Two rows of one cell may be of two metrics.
+    let twice = with(
+        "{ method = \"FP16\", perplexity = [4.5, 5] }, { method = \"FP16\", metric = \"perplexity\", value = [1, 2] }",
+    );
+    assert!(twice.is_ok(), "{twice:?}");
+    for (row, message) in [
+        ("{ method = \"FP16\", value = [4.5, 5] }", "`metric` and `value` go together"),
+        ("{ method = \"FP16\", metric = \"perplexity\", perplexity = [4.5, 5] }", "`metric` and `value` go together"),
+        ("{ method = \"FP16\", metric = \"pass_at_1\", value = [0.4, 0.5] }", "no evaluation measures `pass_at_1`"),
+        ("{ method = \"FP16\", metric = \"perplexity\", value = [4.5] }", "1 numbers for 2 models"),
+    ] {
+        let error = with(row).unwrap_err();
+        assert!(error.contains(message), "{row}: {error}");
+    }
 }

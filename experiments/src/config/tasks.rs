@@ -7,7 +7,11 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::check::not_repeated;
-use super::{DatasetSpec, EvaluationSpec, LmEvalTaskProtocol, ProtocolSpec, ScoredText};
+use super::{
+    DatasetSpec, EvaluationSpec, LmEvalGenerationProtocol, LmEvalTaskProtocol, ProtocolSpec, ScoredText, SeveralTexts,
+};
+use crate::eval::metric::OfItem;
+use crate::eval::registry::MetricKey;
 use crate::tasks::TaskName;
 
 /// Tasks to evaluate on, all in one way.
@@ -18,6 +22,10 @@ pub struct TasksSection {
     pub names: Vec<TaskName>,
     /// Tokens that a model sees at most. A longer question loses its beginning.
     pub max_len: NonZeroU16,
+    /// Examples before each question; as many as lm-eval shows unless told otherwise when absent, which is none of most tasks.
+    pub n_shots: Option<u16>,
+    /// Several texts on each problem of a task whose answers are written; one, the likeliest token by token, when absent.
+    pub several: Option<SeveralTexts>,
     /// The first this many questions of each; all when absent.
     pub max_questions: Option<NonZeroUsize>,
     /// How the products of linears and of the head are computed; f32 when absent.
@@ -35,12 +43,28 @@ impl TasksSection {
         let of_task = |task: &TaskName| {
             let text = ScoredText {
                 dataset: DatasetSpec::Task(*task),
-                protocol: ProtocolSpec::LmEvalTask(LmEvalTaskProtocol { max_len: self.max_len }),
+                protocol: self.protocol(*task),
                 max_windows: self.max_questions,
                 arithmetic: self.arithmetic,
             };
-            task.definition().metrics.iter().map(move |metric| metric.of(text.clone()))
+            let n_texts = self.several.as_ref().map_or(1, |several| usize::from(several.n.get()));
+            let is_measured = move |metric: &&MetricKey| match metric.metric().of_item() {
+                OfItem::Written { n_texts: n_least, .. } => n_least <= n_texts,
+                _ => true,
+            };
+            task.definition().metrics.iter().filter(is_measured).map(move |metric| metric.of(text.clone()))
         };
         Ok(self.names.iter().flat_map(of_task).collect())
+    }
+
+    fn protocol(&self, task: TaskName) -> ProtocolSpec {
+        let (max_len, n_shots) = (self.max_len, self.n_shots.unwrap_or(task.definition().n_shots()));
+        match task.definition().is_written() {
+            true => {
+                let several = self.several.clone();
+                ProtocolSpec::LmEvalGeneration(LmEvalGenerationProtocol { max_len, n_shots, several })
+            }
+            false => ProtocolSpec::LmEvalTask(LmEvalTaskProtocol { max_len, n_shots }),
+        }
     }
 }

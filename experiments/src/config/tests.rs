@@ -444,3 +444,44 @@ fn a_task_its_metric_and_its_protocol_go_together() {
     let message = "key `calibration.dataset` is the task piqa, which has no text to calibrate on; name a text";
     check_refused(&[AWQ, &calibration], message);
 }
+
+#[test]
+fn tasks_whose_answers_are_written_have_a_protocol_of_their_own() {
+    let tasks = |names: &str, more: &str| format!("[tasks]\nnames = [{names}]\nmax_len = 2048\n{more}\n");
+    let names = |text: &str| -> Vec<String> {
+        let spec = read(&[RTN, text]).unwrap();
+        assert_eq!(read_all(&spec.to_toml().unwrap()).unwrap(), spec, "written flat it says the same");
+        let of_one =
+            |one: &EvaluationSpec| format!("{} {}", one.metric().key(), one.text().protocol.name_and_window().0);
+        spec.evaluations[1..].iter().map(of_one).collect()
+    };
+    let generation = "lm-eval-generation";
+    let expected = [format!("strict_match {generation}-5-shot"), format!("flexible_extract {generation}-5-shot")];
+    assert_eq!(names(&tasks("\"gsm8k\"", "")), expected);
+    assert_eq!(names(&tasks("\"mbpp\"", "n_shots = 0")), [format!("pass_at_1 {generation}")]);
+    let several = "several = { n = 20, temperature = 0.2, top_p = 0.95, seed = 0 }";
+    let name = format!("{generation}-3-shot-20-texts-t0.2-p0.95");
+    assert_eq!(names(&tasks("\"mbpp\"", several)), [format!("pass_at_1 {name}"), format!("pass_at_10 {name}")]);
+    check_refused(
+        &[RTN, &tasks("\"humaneval\"", "n_shots = 2")],
+        "key `evaluations[1].pass_at_1.protocol` shows examples, and task humaneval is asked without any; set `n_shots` to 0",
+    );
+    let evaluation = |metric: &str, task: &str, protocol: &str| {
+        format!(
+            "[[evaluations]]\n[evaluations.{metric}]\ndataset = {{ task = \"{task}\" }}\nprotocol = {{ {protocol} }}\n"
+        )
+    };
+    let of_questions = evaluation("strict_match", "gsm8k", "lm-eval-task = { max_len = 256 }");
+    check_refused(
+        &[RTN, &of_questions],
+        "key `evaluations[1].strict_match.protocol` is lm-eval-task: the answers to task gsm8k are written, with lm-eval-generation",
+    );
+    let of_one = evaluation("pass_at_10", "mbpp", "lm-eval-generation = { max_len = 256, n_shots = 3 }");
+    check_refused(
+        &[RTN, &of_one],
+        "key `evaluations[1].pass_at_10` takes 10 texts or more on each problem, and the protocol has 1; raise `several.n`",
+    );
+    let bad = tasks("\"mbpp\"", "several = { n = 20, temperature = 0.0, top_p = 0.95, seed = 0 }");
+    let error = format!("{:#}", read(&[RTN, &bad]).unwrap_err());
+    assert!(error.contains("expected a number above 0"), "{error}");
+}

@@ -18,11 +18,35 @@ use sha2::{Digest, Sha256};
 
 use crate::assets::{AssetStore, hex, sha256_of};
 use crate::bundled::Split;
-use crate::config::ProtocolSpec;
 use crate::config::sources::{BundledSplit, DatasetSpec};
+use crate::config::{ProtocolSpec, ScoredText};
 use crate::eval::Document;
 use crate::eval::windows::ScoredAs;
-use crate::tasks::Question;
+use crate::tasks::{Asked, Example, RowId, TaskName};
+
+/// A task as a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskText {
+    name: TaskName,
+    asked: Asked,
+    /// Which row asks each.
+    rows: Vec<RowId>,
+    /// Rows with answers, once a protocol shows some.
+    examples: Option<Vec<Example>>,
+}
+
+impl TaskText {
+    /// What is asked behind `n_shots` examples.
+    fn behind(&self, n_shots: u16) -> anyhow::Result<Asked> {
+        let (Some(examples), Some(of_task)) = (&self.examples, &self.name.definition().examples) else {
+            anyhow::ensure!(n_shots == 0, "the examples of task {} are not loaded", self.name.name());
+            return Ok(self.asked.clone());
+        };
+        let prefixes = of_task.prefixes(examples, n_shots, &self.rows);
+        let prefixes = prefixes.with_context(|| format!("task {}", self.name.name()))?;
+        Ok(self.asked.clone().behind(&prefixes))
+    }
+}
 
 /// A text as documents and how they are joined.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,8 +61,8 @@ pub struct Text {
     pub blank_line: Option<&'static str>,
     /// sha256 of the joined text in UTF-8.
     pub sha256: String,
-    /// The questions of a task, which has no documents.
-    pub questions: Vec<Question>,
+    /// What a task asks, which has no documents.
+    pub task: Option<TaskText>,
     /// True information content of the whole text in nats, where it is known: no model can lose less on average.
     pub true_nats: Option<f64>,
 }
@@ -58,16 +82,17 @@ impl Text {
             documents,
             separator,
             blank_line: None,
-            questions: Vec::new(),
+            task: None,
             sha256: hex(hasher),
             true_nats: None,
         }
     }
 
     /// A task.
-    pub(crate) fn of_questions(name: &str, questions: Vec<Question>) -> Self {
-        let sha256 = tasks::sha256_of_questions(&questions);
-        Self { questions, sha256, ..Self::new(name, Vec::new(), "") }
+    fn of_task(name: TaskName, (asked, rows): (Asked, Vec<RowId>)) -> Self {
+        let sha256 = tasks::sha256_of_asked(&asked);
+        let task = Some(TaskText { name, asked, rows, examples: None });
+        Self { sha256, task, ..Self::new(name.name(), Vec::new(), "") }
     }
 
     /// The documents with the separator between them.
@@ -76,13 +101,19 @@ impl Text {
     }
 
     /// The text as a protocol reads it.
-    pub(crate) fn scored(&self, protocol: &ProtocolSpec) -> ScoredAs {
-        match protocol {
+    ///
+    /// # Errors
+    /// A text that is no task, for a protocol of tasks, or fewer examples than it shows.
+    pub(crate) fn scored(&self, protocol: &ProtocolSpec) -> anyhow::Result<ScoredAs> {
+        Ok(match protocol {
             ProtocolSpec::Gptq(_) => ScoredAs::Joined(self.joined()),
             ProtocolSpec::LlamaCpp(_) => ScoredAs::Joined(self.as_file()),
             ProtocolSpec::LmEval(_) => ScoredAs::Documents(self.scored_documents()),
-            ProtocolSpec::LmEvalTask(_) => ScoredAs::Questions(self.questions.clone()),
-        }
+            ProtocolSpec::LmEvalTask(_) | ProtocolSpec::LmEvalGeneration(_) => {
+                let task = self.task.as_ref().with_context(|| format!("{} is no task", self.name))?;
+                ScoredAs::Asked(task.behind(protocol.n_shots())?)
+            }
+        })
     }
 
     /// Documents to be scored one by one. Those of WikiText are its articles, of many lines each.
@@ -94,9 +125,20 @@ impl Text {
     }
 
     /// sha256 of that.
-    pub(crate) fn scored_sha256(&self, protocol: &ProtocolSpec) -> String {
-        match protocol {
-            ProtocolSpec::Gptq(_) | ProtocolSpec::LmEvalTask(_) => self.sha256.clone(),
+    ///
+    /// # Errors
+    /// As [`Self::scored`].
+    pub(crate) fn scored_sha256(&self, protocol: &ProtocolSpec) -> anyhow::Result<String> {
+        Ok(match protocol {
+            ProtocolSpec::LmEvalTask(_) | ProtocolSpec::LmEvalGeneration(_) if protocol.n_shots() > 0 => {
+                match self.scored(protocol)? {
+                    ScoredAs::Asked(asked) => tasks::sha256_of_asked(&asked),
+                    ScoredAs::Joined(_) | ScoredAs::Documents(_) => self.sha256.clone(),
+                }
+            }
+            ProtocolSpec::Gptq(_) | ProtocolSpec::LmEvalTask(_) | ProtocolSpec::LmEvalGeneration(_) => {
+                self.sha256.clone()
+            }
             ProtocolSpec::LlamaCpp(_) => sha256_of(self.as_file().as_bytes()),
             ProtocolSpec::LmEval(_) => {
                 let mut hasher = Sha256::new();
@@ -106,7 +148,7 @@ impl Text {
                 }
                 hex(hasher)
             }
-        }
+        })
     }
 
     /// The text as its file has it, which programs that know no data sets (llama.cpp) read; else [`Self::joined`].
@@ -130,8 +172,8 @@ pub fn load(spec: &DatasetSpec, store: &AssetStore) -> anyhow::Result<Text> {
         DatasetSpec::MobyDick(spec) => moby_dick::load(spec, store).context("data set moby_dick"),
         DatasetSpec::Sotu(spec) => sotu::load(spec, store).context("data set sotu"),
         DatasetSpec::Task(task) => {
-            let questions = tasks::load(*task, store).with_context(|| format!("task {}", task.name()))?;
-            Ok(Text::of_questions(task.name(), questions))
+            let asked = tasks::load(*task, store).with_context(|| format!("task {}", task.name()))?;
+            Ok(Text::of_task(*task, asked))
         }
         DatasetSpec::TextFile(spec) => text_file::load(spec, store).with_context(|| format!("data set {}", spec.name)),
         DatasetSpec::Bundled(spec) => {
@@ -169,6 +211,23 @@ impl<'a> Texts<'a> {
             self.loaded.insert(spec.clone(), text);
         }
         Ok(&self.loaded[spec])
+    }
+
+    /// The text that is scored, with the examples that its protocol shows.
+    ///
+    /// # Errors
+    /// As [`load`], of the text and of the examples.
+    pub(crate) fn get_scored(&mut self, spec: &ScoredText) -> anyhow::Result<&Text> {
+        self.get(&spec.dataset)?;
+        if let Some(TaskText { name, examples, .. }) =
+            self.loaded.get_mut(&spec.dataset).and_then(|it| it.task.as_mut())
+            && spec.protocol.n_shots() > 0
+            && examples.is_none()
+        {
+            let loaded = tasks::load_examples(*name, self.store);
+            *examples = Some(loaded.with_context(|| format!("task {}", name.name()))?);
+        }
+        Ok(&self.loaded[&spec.dataset])
     }
 }
 

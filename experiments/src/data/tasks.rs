@@ -1,44 +1,80 @@
-//! Questions of a task, from its data: JSON Lines, or Parquet.
+//! Questions of a task, from its data: JSON Lines, plain or compressed by gzip, or Parquet.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
+use flate2::read::GzDecoder;
 use polars::prelude::{AnyValue, DataFrame, Field, ParquetReader, SerReader};
 use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
 
 use crate::assets::{AssetSource, AssetStore, HubFile, hex};
-use crate::tasks::{DataFile, DataPlace, Question, TaskName};
+use crate::tasks::{Asked, DataFile, DataPlace, Example, Judge, Problem, Question, RowId, TaskName};
 
-/// The questions of a task, in the order of its data.
+/// Bytes that a file may decompress to.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// What a task asks, in the order of its data, and which rows do.
 ///
 /// # Errors
 /// Data that no source has, or a row that makes no question.
-pub(super) fn load(task: TaskName, store: &AssetStore) -> anyhow::Result<Vec<Question>> {
+pub(super) fn load(task: TaskName, store: &AssetStore) -> anyhow::Result<(Asked, Vec<RowId>)> {
     let definition = task.definition();
     let (path, file) = locate(task.name(), &definition.files, store)?;
     let rows = read(&path).with_context(|| path.display().to_string())?;
-    let asker = definition.asker(file)?;
-    let question = |(index, row)| asker.question(row).with_context(|| format!("{}: row {}", path.display(), index + 1));
-    rows.iter().enumerate().map(question).collect()
+    definition.asked(file, &rows).with_context(|| path.display().to_string())
 }
 
-/// sha256 of questions: of all that is scored of them.
-pub(super) fn sha256_of_questions(questions: &[Question]) -> String {
+/// The rows that a task has for examples.
+///
+/// # Errors
+/// A task without examples, data that no source has, or a row that makes no example.
+pub(super) fn load_examples(task: TaskName, store: &AssetStore) -> anyhow::Result<Vec<Example>> {
+    let definition = task.definition();
+    let Some(examples) = &definition.examples else {
+        bail!("the task is asked without examples here; set `n_shots` to 0");
+    };
+    if !examples.rows.is_empty() {
+        return definition.examples(None, &examples.rows);
+    }
+    let (path, file) = locate(&format!("examples of {}", task.name()), &examples.files, store)?;
+    let rows = read(&path).with_context(|| path.display().to_string())?;
+    definition.examples(Some(file), &rows).with_context(|| path.display().to_string())
+}
+
+/// sha256 of all that is scored of what a task asks.
+pub(super) fn sha256_of_asked(asked: &Asked) -> String {
     let mut hasher = Sha256::new();
     let mut part = |text: &str| {
         hasher.update((text.len() as u64).to_le_bytes());
         hasher.update(text);
     };
-    for question in questions {
-        part(&format!("{} {}", question.answers.len(), question.target));
-        for answer in &question.answers {
-            part(&answer.context);
-            part(&answer.continuation);
-        }
+    match asked {
+        Asked::Questions(questions) => questions.iter().for_each(|question| parts_of_question(question, &mut part)),
+        Asked::Problems(problems) => problems.iter().for_each(|problem| parts_of_problem(problem, &mut part)),
     }
     hex(hasher)
+}
+
+fn parts_of_question(question: &Question, part: &mut impl FnMut(&str)) {
+    part(&format!("{} {}", question.answers.len(), question.target));
+    for answer in &question.answers {
+        part(&answer.context);
+        part(&answer.continuation);
+    }
+}
+
+fn parts_of_problem(problem: &Problem, part: &mut impl FnMut(&str)) {
+    part(&problem.prompt);
+    match &problem.judge {
+        Judge::Answer { reference, .. } => part(reference),
+        Judge::Program { before, after } => {
+            part(before);
+            part(after);
+        }
+    }
 }
 
 /// The first of `files` that can be had, and where it lies.
@@ -48,6 +84,7 @@ pub(super) fn sha256_of_questions(questions: &[Question]) -> String {
 fn locate<'f>(task: &str, files: &'f [DataFile], store: &AssetStore) -> anyhow::Result<(PathBuf, &'f DataFile)> {
     let source = |file: &DataFile| match file.place.clone() {
         DataPlace::Folder { name, sha256 } => AssetSource::Folder { name, sha256 },
+        DataPlace::Registry(file) => AssetSource::Registry(file),
         DataPlace::Hub { repo, config, split } => AssetSource::Hub(HubFile::converted(&repo, &config, &split)),
     };
     let sources: Vec<AssetSource> = files.iter().map(source).collect();
@@ -55,17 +92,31 @@ fn locate<'f>(task: &str, files: &'f [DataFile], store: &AssetStore) -> anyhow::
     Ok((located.path, &files[located.source]))
 }
 
-/// The rows of a file: Parquet by the end of its name, else JSON Lines.
+/// The rows of a file: Parquet or gzip by the end of its name, else JSON Lines.
 ///
 /// # Errors
 /// A file that is neither, or has no rows.
 fn read(path: &Path) -> anyhow::Result<Vec<Map<String, Json>>> {
-    let rows = match path.extension().is_some_and(|extension| extension == "parquet") {
-        true => of_parquet(path)?,
-        false => of_lines(&std::fs::read_to_string(path).context("cannot read")?)?,
+    let rows = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("parquet") => of_parquet(path)?,
+        Some("gz") => of_lines(&decompressed(path)?)?,
+        _ => of_lines(&std::fs::read_to_string(path).context("cannot read")?)?,
     };
     ensure!(!rows.is_empty(), "the file has no rows");
     Ok(rows)
+}
+
+/// # Errors
+/// A file that is no gzip or no text, or more than [`MAX_BYTES`] of it.
+fn decompressed(path: &Path) -> anyhow::Result<String> {
+    let file = File::open(path).context("cannot read")?;
+    let mut text = String::new();
+    GzDecoder::new(file).take(MAX_BYTES + 1).read_to_string(&mut text).context("no text compressed by gzip")?;
+    ensure!(
+        text.len() as u64 <= MAX_BYTES,
+        "decompresses to more than {MAX_BYTES} bytes; decompress it by hand and look"
+    );
+    Ok(text)
 }
 
 fn of_lines(text: &str) -> anyhow::Result<Vec<Map<String, Json>>> {
@@ -118,12 +169,14 @@ fn object<'v>(fields: &[Field], values: impl Iterator<Item = AnyValue<'v>>) -> a
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::io::Write as _;
+
     use polars::prelude::{Column, IntoColumn, NamedFrom, ParquetWriter, Series, StructChunked};
     use serde_json::json;
 
     use super::*;
     use crate::data::development_store;
-    use crate::tasks::Answer;
+    use crate::tasks::{Answer, fixtures};
 
     #[test]
     fn parquet_and_lines_give_the_same_rows() {
@@ -154,12 +207,27 @@ mod tests {
     }
 
     #[test]
+    fn compressed_lines_are_read_and_damaged_ones_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl.gz");
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(b"{\"a\": 1}\n{\"a\": 2}\n").unwrap();
+        let bytes = encoder.finish().unwrap();
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(read(&path).unwrap()[1]["a"], 2);
+        for damaged in [&bytes[..bytes.len() - 4], b"{}", b""] {
+            std::fs::write(&path, damaged).unwrap();
+            assert_eq!(read(&path).unwrap_err().to_string(), "no text compressed by gzip");
+        }
+    }
+
+    #[test]
     fn the_hash_knows_where_texts_end() {
         let question = |context: &str, continuation: &str, target| Question {
             answers: vec![Answer { context: context.into(), continuation: continuation.into(), n_chars: 1 }; 2],
             target,
         };
-        let hash = |question: Question| sha256_of_questions(&[question]);
+        let hash = |question: Question| sha256_of_asked(&Asked::Questions(vec![question]));
         let hashes =
             [("ab", "c", 0), ("a", "bc", 0), ("ab", "c", 1)].map(|(a, b, target)| hash(question(a, b, target)));
         assert!(hashes[0] != hashes[1] && hashes[0] != hashes[2]);
@@ -185,11 +253,34 @@ mod tests {
             ),
         ];
         for (task, n, context, continuation, target) in expected {
-            let questions = load(task, &store).unwrap();
+            let (Asked::Questions(questions), _) = load(task, &store).unwrap() else {
+                panic!("{task:?} has questions")
+            };
             let first = &questions[0];
             assert_eq!((questions.len(), first.target), (n, target), "{task:?}");
             let Answer { context: found, continuation: behind, .. } = &first.answers[0];
             assert!(found.starts_with(context) && behind.starts_with(continuation), "{task:?}: {found:?} {behind:?}");
         }
+    }
+
+    /// The same of problems; of GSM8K all prompts are those of lm-eval on the same files.
+    #[test]
+    fn problems_of_development_machines_are_read() {
+        let Some((_cache, store)) = development_store("problems_of_development_machines_are_read") else { return };
+        for (task, n, prompt) in
+            [(TaskName::Gsm8k, 1319, "Question: Janet"), (TaskName::Mbpp, 500, "You are an expert")]
+        {
+            let (Asked::Problems(problems), _) = load(task, &store).unwrap() else { panic!("{task:?} has problems") };
+            assert!(problems.len() == n && problems[0].prompt.starts_with(prompt), "{task:?}: {:?}", problems[0]);
+        }
+        let Ok(examples) = load_examples(TaskName::Gsm8k, &store) else {
+            return eprintln!("problems_of_development_machines_are_read: gsm8k_train.jsonl is not there");
+        };
+        let (asked, rows) = load(TaskName::Gsm8k, &store).unwrap();
+        let of_task = TaskName::Gsm8k.definition().examples.as_ref().unwrap();
+        let asked = asked.behind(&of_task.prefixes(&examples, 5, &rows).unwrap());
+        let Asked::Problems(problems) = asked else { panic!("GSM8K has problems") };
+        let prompts: Vec<String> = problems.into_iter().map(|problem| problem.prompt).collect();
+        assert_eq!(fixtures::sha256_of_texts(&prompts), fixtures::fixtures().gsm8k.sha256_of_all_prompts);
     }
 }

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use rayon::slice::{Chunks, ParallelSlice as _};
 
 use crate::stats::Estimator;
+use crate::tasks::Judge;
 
 /// A number of a model on a text. Its value is made of one value a scored token: what the tokens of each item (window, document,
 /// question) come to is a sample, and [`Quantity::estimator`] says what the samples stand for.
@@ -21,8 +22,10 @@ pub trait Metric: Sync {
         OfItem::Sum(Per::Token)
     }
 
-    /// One value a row of `scored`. It depends on that row alone, however rows are batched.
-    fn score(&self, scored: &Scored<'_>) -> Vec<f32>;
+    /// One value a row of `scored`. It depends on that row alone, however rows are batched. Metrics of texts score no tokens.
+    fn score(&self, _scored: &Scored<'_>) -> Vec<f32> {
+        Vec::new()
+    }
 
     /// The best that any model is expected to reach on a text of this entropy in nats per token, where that is known.
     fn floor(&self, _nats_per_token: f64) -> Option<f64> {
@@ -150,6 +153,32 @@ pub enum OfItem {
     Largest,
     /// What this makes of the sums of each answer to a question.
     Question(fn(&Answers<'_>) -> f64),
+    /// What this makes of the texts that a model writes on a problem.
+    Written {
+        /// Texts that it takes at least.
+        n_texts: usize,
+        /// What it makes of them.
+        of: fn(&Written<'_>) -> f64,
+    },
+}
+
+/// What a model wrote on a problem.
+#[derive(Clone, Copy, Debug)]
+pub struct Written<'a> {
+    /// The texts, each before the first stop.
+    pub texts: &'a [String],
+    /// How they are judged.
+    pub judge: &'a Judge,
+    /// Which texts make programs that run to their end; empty where they make none.
+    pub passes: &'a [bool],
+}
+
+impl Written<'_> {
+    /// Share of the texts of which this is true.
+    pub fn share(&self, is_right: impl Fn(&Judge, &str) -> bool) -> f64 {
+        let n_right = self.texts.iter().filter(|text| is_right(self.judge, text)).count();
+        n_right as f64 / self.texts.len() as f64
+    }
 }
 
 /// The answers to a question, of which a metric has scored the tokens.
@@ -186,6 +215,8 @@ pub enum Per {
 /// What a metric needs of each scored token; each one includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Needs {
+    /// Nothing: it judges texts.
+    Nothing,
     /// The negative log-likelihood of the token that came.
     Likelihoods,
     /// The logits of the whole vocabulary.

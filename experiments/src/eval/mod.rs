@@ -4,7 +4,8 @@
 //! text --windows--> windows of tokens --score--> one value a token of each metric --scores--> samples, one a window, document
 //!                                                                                          or question
 //! ```
-//! One pass over the blocks ([`score`]) feeds all metrics that are asked of a text ([`metric`]).
+//! One pass over the blocks ([`score`]) feeds all metrics that are asked of a text ([`metric`]). On the problems of a task a model
+//! writes ([`crate::session`]), and metrics judge what it wrote.
 
 pub mod accuracy;
 mod base_model;
@@ -12,6 +13,7 @@ mod batch;
 pub mod bits_per_byte;
 pub mod byte_perplexity;
 pub mod documents;
+pub mod flexible_extract;
 pub mod greedy_accuracy;
 pub mod kl_divergence;
 pub mod kl_max;
@@ -19,12 +21,15 @@ pub mod kl_quantiles;
 pub mod metric;
 pub mod next_token_accuracy;
 pub mod normalized_accuracy;
+pub mod pass_at_k;
 pub mod perplexity;
+mod problems;
 mod questions;
 pub mod registry;
 pub mod rms_probability_change;
 pub mod score;
 pub mod scores;
+pub mod strict_match;
 pub mod target_nll;
 pub mod target_perplexity;
 pub mod top_token_agreement;

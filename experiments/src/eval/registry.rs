@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::accuracy::Accuracy;
 use super::bits_per_byte::BitsPerByte;
 use super::byte_perplexity::BytePerplexity;
+use super::flexible_extract::FlexibleExtract;
 use super::greedy_accuracy::GreedyAccuracy;
 use super::kl_divergence::KlDivergence;
 use super::kl_max::KlMax;
@@ -13,8 +14,10 @@ use super::kl_quantiles::{KlMedian, KlP90, KlP99};
 use super::metric::{Metric, Quantity};
 use super::next_token_accuracy::NextTokenAccuracy;
 use super::normalized_accuracy::NormalizedAccuracy;
+use super::pass_at_k::{PassAt1, PassAt10, PassAt100};
 use super::perplexity::Perplexity;
 use super::rms_probability_change::RmsProbabilityChange;
+use super::strict_match::StrictMatch;
 use super::target_nll::TargetNll;
 use super::target_perplexity::TargetPerplexity;
 use super::top_token_agreement::TopTokenAgreement;
@@ -110,6 +113,16 @@ metrics! {
     TargetPerplexity = "target_perplexity";
     /// Negative log-likelihood of the right answers to the questions of a task, in nats per answer.
     TargetNll = "target_nll";
+    /// Share of the problems of a task on which the model writes the right answer in the form of the examples, lm-eval's `strict-match`.
+    StrictMatch = "strict_match";
+    /// The same of the last number that the model writes, lm-eval's `flexible-extract`.
+    FlexibleExtract = "flexible_extract";
+    /// Share of the problems of a task for which a text of the model makes a program that passes its tests.
+    PassAt1 = "pass_at_1";
+    /// Chance that one of ten texts does, estimated from ten or more on each problem.
+    PassAt10 = "pass_at_10";
+    /// Chance that one of a hundred texts does, estimated from a hundred or more on each problem.
+    PassAt100 = "pass_at_100";
 }
 
 impl MetricKey {

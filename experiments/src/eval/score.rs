@@ -55,7 +55,7 @@ pub fn score<B: QuantBackend>(
     for share in shares {
         let states = final_states(decoder, share, arithmetic, progress)?;
         let base_states = match needs {
-            Needs::Likelihoods | Needs::Logits => Vec::new(),
+            Needs::Nothing | Needs::Likelihoods | Needs::Logits => Vec::new(),
             Needs::BaseLogits => base.states(share, is_whole, arithmetic, progress)?,
         };
         let mut base_states = base_states.into_iter();
@@ -126,7 +126,7 @@ impl<'a, B: QuantBackend> Rows<'a, B> {
             let tensor = self.logits(first, targets.len());
             let [_, vocab] = tensor.dims();
             let logits = match needs_of(metrics) {
-                Needs::Likelihoods => Vec::new(),
+                Needs::Nothing | Needs::Likelihoods => Vec::new(),
                 Needs::Logits | Needs::BaseLogits => float_vec(tensor.clone()),
             };
             let base_logits = base.map_or_else(Vec::new, |base| float_vec(base.logits(first, targets.len())));

@@ -17,9 +17,11 @@ use super::BaseModel;
 use super::metric::{Direction, Metric, Needs, OfItem, Per, Scored, Unit};
 use super::registry::MetricKey;
 use super::score::score;
-use super::scores::Scores;
+use super::scores::{Scores, Writings};
 use super::windows::{Items, Windows};
 use crate::stats::Estimator;
+use crate::tasks::TaskName;
+use crate::tasks::fixtures::{fixtures, problems};
 
 /// Logits of two rows over three tokens: probabilities 1/2, 1/4, 1/4 and 1/8, 1/8, 3/4.
 const OWN: [[f32; 3]; 2] = [[4.0, 2.0, 2.0], [1.0, 1.0, 6.0]];
@@ -30,6 +32,12 @@ const TARGETS: [u32; 2] = [0, 1];
 /// What a metric must give on each row above, of which the tables hold `exp` of the logits.
 fn by_hand(metric: MetricKey) -> [f64; 2] {
     match metric {
+        // See `each_metric_of_texts_gives_what_a_hand_gives`.
+        MetricKey::StrictMatch
+        | MetricKey::FlexibleExtract
+        | MetricKey::PassAt1
+        | MetricKey::PassAt10
+        | MetricKey::PassAt100 => [f64::NAN; 2],
         MetricKey::Perplexity
         | MetricKey::WordPerplexity
         | MetricKey::BytePerplexity
@@ -104,6 +112,27 @@ fn all() -> impl Iterator<Item = (MetricKey, &'static dyn Metric)> {
     MetricKey::ALL.iter().map(|key| (*key, key.metric()))
 }
 
+/// Those that score tokens.
+fn of_tokens() -> impl Iterator<Item = (MetricKey, &'static dyn Metric)> {
+    all().filter(|(_, metric)| metric.needs() != Needs::Nothing)
+}
+
+/// What a metric makes of 100 texts on one problem: its first `n_right` texts are right, in the form of the examples if `is_strict`.
+fn of_texts(metric: &dyn Metric, n_right: usize, is_strict: bool) -> f64 {
+    let mut row = serde_json::Map::new();
+    row.insert("question".into(), "1 + 1?".into());
+    row.insert("answer".into(), "It is 2.\n#### 2".into());
+    let problems = problems(TaskName::Gsm8k, &[row]);
+    let right = if is_strict { "so\n#### 2" } else { "it is 2" };
+    let texts = (0..100).map(|index| if index < n_right { right } else { "#### 3" }.to_owned()).collect();
+    let passes = (0..100).map(|index| index < n_right).collect();
+    let writings = Writings { texts: vec![texts], passes: vec![passes], n_tokens: 7 };
+    let (of_item, estimator) = (metric.of_item(), metric.quantity().estimator);
+    let scores = Scores::of_writings(&writings, &Items::Problems(problems), of_item, estimator).unwrap();
+    assert_eq!((scores.samples.len(), scores.n_tokens), (1, 7));
+    scores.value()
+}
+
 #[test]
 fn names_tell_metrics_apart_and_find_them_again() {
     let unique = |names: Vec<&str>| names.iter().collect::<BTreeSet<_>>().len() == MetricKey::ALL.len();
@@ -120,12 +149,44 @@ fn names_tell_metrics_apart_and_find_them_again() {
 
 #[test]
 fn each_metric_gives_what_a_hand_gives() {
-    for (key, metric) in all() {
+    for (key, metric) in of_tokens() {
         let example = Example::new(&logs(&OWN), &logs(&BASE), &TARGETS, metric.needs());
         for (found, expected) in example.score(metric, 0..2).iter().zip(by_hand(key)) {
             assert!((f64::from(*found) - expected).abs() < 1e-6, "{key:?}: {found}, by hand {expected}");
         }
     }
+}
+
+#[test]
+fn each_metric_of_texts_gives_what_a_hand_gives() {
+    for (key, metric) in all().filter(|(_, metric)| metric.needs() == Needs::Nothing) {
+        let expected = match key {
+            // C(99, 10) : C(100, 10) is 90 : 100.
+            MetricKey::PassAt10 => [0.0, 0.1, 1.0],
+            MetricKey::PassAt100 => [0.0, 1.0, 1.0],
+            _ => [0.0, 0.01, 1.0],
+        };
+        for (n_right, expected) in [0, 1, 100].into_iter().zip(expected) {
+            let found = of_texts(metric, n_right, true);
+            assert!((found - expected).abs() < 1e-12, "{key:?}: {found} of {n_right}, by hand {expected}");
+        }
+        let is_right = |written: f64| written == 1.0;
+        assert_eq!(is_right(of_texts(metric, 100, false)), key != MetricKey::StrictMatch, "{key:?}");
+        assert_eq!(metric.quantity().unit, Unit::FractionOfQuestions);
+        let windows = Scores::of_windows(vec![vec![1.0]], &Items::Windows, metric.of_item(), Estimator::Mean);
+        assert!(windows.unwrap_err().to_string().ends_with("use protocol lm-eval-generation"), "{key:?}");
+    }
+}
+
+#[test]
+fn a_metric_of_many_texts_refuses_few() {
+    let writings = Writings { texts: vec![vec![String::new()]], passes: vec![vec![false]], n_tokens: 0 };
+    let problems = Items::Problems(problems(TaskName::Mbpp, &fixtures().mbpp.rows[..1]));
+    let metric = MetricKey::PassAt10.metric();
+    let error = Scores::of_writings(&writings, &problems, metric.of_item(), Estimator::Mean).unwrap_err();
+    assert_eq!(error.to_string(), "this metric takes 10 texts on a problem, and there are 1");
+    let perplexity = MetricKey::Perplexity.metric().of_item();
+    assert!(Scores::of_writings(&writings, &problems, perplexity, Estimator::Mean).is_err());
 }
 
 /// A model that is surer of what came, and nearer to the base model, is better by every metric.
@@ -145,6 +206,7 @@ fn each_metric_is_better_in_its_direction() {
             OfItem::Question(_) => {
                 (vec![vec![1.5], values], Items::Questions { n_chars: vec![vec![3, 3]], targets: vec![1] })
             }
+            OfItem::Written { .. } => return of_texts(metric, if first > 0.0 { 60 } else { 0 }, true),
         };
         let scores = Scores::of_windows(values, &items, metric.of_item(), metric.quantity().estimator);
         scores.unwrap().value()
@@ -183,7 +245,7 @@ fn no_metric_sees_how_rows_are_batched() {
     let rows =
         |phase: f64| -> Vec<Vec<f32>> { (0..13).map(|row| (0..11).map(|id| wave(row, id, phase)).collect()).collect() };
     let targets: Vec<u32> = (0..13).map(|row| (row * 5) % 11).collect();
-    for (key, metric) in all() {
+    for (key, metric) in of_tokens() {
         let example = Example::new(&rows(0.0), &rows(0.3), &targets, metric.needs());
         let together = example.score(metric, 0..13);
         for len in [1, 4] {
@@ -280,7 +342,7 @@ fn one_pass_gives_each_metric_what_it_gets_alone() {
         assert_eq!(alone[0], *together, "{}", metric.quantity().name);
     }
     let of_perplexity = &together[0];
-    assert_eq!((of_perplexity.n_tokens(), of_perplexity.per_item.len()), (33, 3));
+    assert_eq!((of_perplexity.n_tokens, of_perplexity.per_item.len()), (33, 3));
     // More windows change nothing of the first.
     let more = scored(own.as_ref(), &mut BaseModel::new(base.as_ref()), 100, &metrics());
     for (more, few) in more.iter().zip(&together) {

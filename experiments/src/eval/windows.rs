@@ -6,6 +6,7 @@
 //! | `gptq` | non-overlapping windows of the joined text, tokenized once with the tokens that the tokenizer puts around a text, tail dropped | all but the first token of each | exp of the mean of the windows' means |
 //! | `lm-eval` | each document apart: windows that score `max_len` tokens behind a prefix token (BOS, else EOS) or the token before; the last one reaches back as far | every token of a document, with a BOS of the tokenizer's own if `scores_bos` | exp of the sum over all documents, over all their tokens (words, bytes) |
 //! | `lm-eval-task` | each answer to a question, behind its context; of what is longer than `max_len` tokens the end | the answer | see the metrics of tasks |
+//! | `lm-eval-generation` | each problem of a task; of what leaves no room for the tokens that may be written the end | nothing: a model writes on it | see the metrics of texts |
 //! | `llama-cpp` | chunks of the text, tokenized once with the tokens that the tokenizer puts in front; special tokens spelled out in it stay text; the first token of each chunk replaced by BOS if the tokenizer adds one; at least two | the second half: positions `n/2 .. n-2` predict the next | exp of the mean over tokens, and its standard error |
 
 use anyhow::{bail, ensure};
@@ -14,7 +15,7 @@ use awq_core::load::{ModelConfig, Tokenizer};
 use super::batch::Batch;
 use super::documents::Document;
 use crate::config::ProtocolSpec;
-use crate::tasks::Question;
+use crate::tasks::{Asked, Problem};
 
 /// Windows of one text under one protocol, ready to be scored.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,6 +51,8 @@ pub enum Items {
         /// Which answer is right.
         targets: Vec<usize>,
     },
+    /// Problems, which have a window each, of which nothing is scored: a model writes behind it.
+    Problems(Vec<Problem>),
 }
 
 impl Windows {
@@ -69,10 +72,19 @@ impl Windows {
                 return Self::of_documents(documents, tokenizer, rolling, max_windows);
             }
             (ScoredAs::Joined(text), _) => text,
-            (ScoredAs::Questions(questions), ProtocolSpec::LmEvalTask(task)) => {
+            (ScoredAs::Asked(Asked::Questions(questions)), ProtocolSpec::LmEvalTask(task)) => {
                 return Self::of_questions(questions, tokenizer, task, max_windows);
             }
-            (ScoredAs::Documents(_) | ScoredAs::Questions(_), _) => {
+            (ScoredAs::Asked(Asked::Problems(problems)), ProtocolSpec::LmEvalGeneration(task)) => {
+                return Self::of_problems(problems, tokenizer, task, max_windows);
+            }
+            (ScoredAs::Asked(Asked::Problems(_)), ProtocolSpec::LmEvalTask(_)) => {
+                bail!("the answers to this task are written; use protocol lm-eval-generation")
+            }
+            (ScoredAs::Asked(Asked::Questions(_)), ProtocolSpec::LmEvalGeneration(_)) => {
+                bail!("this task has answers to choose from; use protocol lm-eval-task")
+            }
+            (ScoredAs::Documents(_) | ScoredAs::Asked(_), _) => {
                 bail!("protocol {} scores a joined text", protocol.name_and_window().0)
             }
         };
@@ -90,6 +102,7 @@ impl Windows {
             }
             ProtocolSpec::LmEval(_) => bail!("protocol lm-eval scores documents"),
             ProtocolSpec::LmEvalTask(_) => bail!("protocol lm-eval-task scores the questions of a task"),
+            ProtocolSpec::LmEvalGeneration(_) => bail!("protocol lm-eval-generation is of the problems of a task"),
         };
         let n_total = ids.len() / len;
         let n_least = if let ProtocolSpec::LlamaCpp(_) = protocol { 2 } else { 1 };
@@ -114,8 +127,14 @@ impl Windows {
     /// Windows that are too long for it, or a token outside its vocabulary.
     pub fn check_fits(&self, config: &ModelConfig) -> anyhow::Result<()> {
         // The last token is not fed, but only the protocols of lm-eval rely on it: a window of the others is a context of its own.
-        let fed = usize::from(!matches!(self.items, Items::Windows));
-        check_seq_len(config, self.windows.iter().map(|window| window.len() - fed).max().unwrap_or(1))?;
+        let fed = usize::from(!matches!(self.items, Items::Windows | Items::Problems(_)));
+        let longest_window = self.windows.iter().map(|window| window.len() - fed).max().unwrap_or(1);
+        match &self.items {
+            Items::Problems(problems) => check_room(config, longest_window, problems)?,
+            Items::Windows | Items::Documents { .. } | Items::Questions { .. } => {
+                check_seq_len(config, longest_window)?
+            }
+        }
         let vocab = config.vocab_size;
         match self.windows.iter().flatten().find(|&&id| id as usize >= vocab) {
             Some(id) => bail!(
@@ -166,8 +185,25 @@ pub enum ScoredAs {
     Joined(String),
     /// Document by document.
     Documents(Vec<Document>),
-    /// Question by question.
-    Questions(Vec<Question>),
+    /// What a task asks.
+    Asked(Asked),
+}
+
+/// Checks that a model can write on prompts of at most `longest_prompt` tokens.
+fn check_room(config: &ModelConfig, longest_prompt: usize, problems: &[Problem]) -> anyhow::Result<()> {
+    let longest = config.longest_sequence();
+    let n_new = problems.iter().map(|problem| problem.max_new_tokens).max().unwrap_or(0);
+    ensure!(
+        n_new < longest,
+        "the task lets a model write {n_new} tokens, and this one has {longest} positions; leave the task out for it"
+    );
+    ensure!(
+        longest_prompt + n_new <= longest,
+        "a prompt and what is written on it take {} tokens, more than the {longest} positions of the model's configuration; set `max_len` to \
+         {longest} or less",
+        longest_prompt + n_new
+    );
+    Ok(())
 }
 
 /// Checks that a model can run sequences of `seq_len` tokens.

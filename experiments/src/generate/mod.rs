@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod stream;
+pub mod write;
 
 use std::num::NonZeroU16;
 use std::time::Instant;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::{DatasetSpec, EvaluationSpec, ModelSpec, ScoredText};
+use crate::config::{DatasetSpec, EvaluationSpec, ModelSpec, ProtocolSpec, ScoredText};
 use crate::plan::{Cell, passes};
 
 /// Floating-point operations per second that the time estimate assumes: a small CPU with wide vectors. A GPU is far faster.
@@ -18,6 +18,10 @@ const TOKENS_OF_A_QUESTION: f64 = 80.0;
 const ASSUMED_QUESTIONS: f64 = 3.0e3;
 /// Forward passes' worth of work of one scale search: 20 candidates of attention and feed-forward, once each.
 const PASSES_OF_A_SEARCH: f64 = 22.0;
+
+/// Tokens of an example of GSM8K or MBPP, about, and of what is written on a problem.
+const TOKENS_OF_AN_EXAMPLE: f64 = 160.0;
+const TOKENS_OF_A_WRITING: f64 = 200.0;
 
 /// One cell's work in words.
 pub(super) fn describe(cell: &Cell) -> String {
@@ -40,13 +44,21 @@ pub(super) fn model_summary(model: &ModelSpec, cells: &[Cell]) -> Option<String>
     let packed = passes(cells).iter().map(|pass| pass.iter().map(packed_cell).sum()).fold(0.0, f64::max);
     // A decoder has 20 to 100 blocks; one in thirty is close enough for a plan.
     let block = params / 30.0 * 4.0;
+    let is_written =
+        |evaluation: &EvaluationSpec| matches!(evaluation.text().protocol, ProtocolSpec::LmEvalGeneration(_));
+    let writes = cells.iter().flat_map(|cell| &cell.evaluations).any(is_written);
     Some(format!(
         "{}: {} parameters by its name, {} in f32. Needs about {} (one block in f32 and the packed results of a pass) and \
-         up to 2 GiB of hidden states and logits.",
+         up to 2 GiB of hidden states and logits.{}",
         model.name,
         count(params),
         bytes(params * 4.0),
         bytes(block + packed),
+        if writes {
+            " What it writes is written with the whole model in memory, in f32 where it is not quantized."
+        } else {
+            ""
+        },
     ))
 }
 
@@ -57,7 +69,12 @@ fn scored_tokens(cell: &Cell) -> f64 {
             DatasetSpec::Bundled(text) => f64::from(text.n_documents.get()) * TOKENS_OF_A_BUNDLED_DOCUMENT,
             DatasetSpec::Task(_) => {
                 let n_questions = text.max_windows.map_or(ASSUMED_QUESTIONS, |max| max.get() as f64);
-                return n_questions * TOKENS_OF_A_QUESTION;
+                let written = match &text.protocol {
+                    ProtocolSpec::LmEvalGeneration(protocol) => protocol.n_texts() as f64 * TOKENS_OF_A_WRITING,
+                    _ => 0.0,
+                };
+                let shown = f64::from(text.protocol.n_shots()) * TOKENS_OF_AN_EXAMPLE;
+                return n_questions * (TOKENS_OF_A_QUESTION + shown + written);
             }
             _ => ASSUMED_TOKENS,
         };

@@ -83,7 +83,7 @@ pub fn quantize(
         problem
             .map_err(|problem| anyhow::anyhow!("method `{}` on {}: {problem}", recipe.method.key(), grid.label()))?;
     }
-    let machine = Machine { device, precision: FloatType::F32, codes, progress };
+    let machine = Machine { device, precision: FloatType::F32, codes, progress, sandbox: None };
     let made = run_on(device, FloatType::F32, QuantizeJob { model, recipe, machine, texts: Texts::new(store) })?;
     let (bits_per_weight, codes_sha256) = (made.bits_per_weight(), made.sha256()?);
     let full_precision = model.left_in_full_precision(&made)?;

@@ -6,7 +6,7 @@ use super::base;
 use super::draws;
 use super::row::Row;
 use super::tables::{decimals, grouped, number};
-use crate::config::{LmEvalProtocol, LmEvalTaskProtocol};
+use crate::config::{LmEvalGenerationProtocol, LmEvalProtocol, LmEvalTaskProtocol};
 use crate::stats::Estimator;
 
 /// The caption of a table of comparable rows.
@@ -22,7 +22,7 @@ pub(super) fn of_rows(rows: &[Row]) -> String {
     });
     let base = base::sentence(rows) + &draws::sentence(rows);
     format!(
-        "{limited}{} on {}: {}, protocol {} ({protocol}); {} {}, {} tokens scored. \
+        "{limited}{} on {}: {}, protocol {} ({protocol}); {} {}, {} tokens {}. \
          {}{arithmetic}{floor}{base} \
          Bits per weight count scales and zero points. {}.",
         row.model,
@@ -32,6 +32,7 @@ pub(super) fn of_rows(rows: &[Row]) -> String {
         grouped(row.n_windows),
         items(row),
         grouped(row.n_tokens),
+        if items(row) == PROBLEMS { "written" } else { "scored" },
         uncertainty(rows),
         commits(rows.iter().flat_map(Row::versions)),
     )
@@ -107,15 +108,31 @@ pub(super) fn protocol(row: &Row) -> String {
                 row.seq_len
             )
         }
-        LmEvalTaskProtocol::NAME => {
+        name if name.starts_with(LmEvalTaskProtocol::NAME) => {
             format!(
-                "the log-likelihood of each answer behind its question, of which at most {} tokens are seen",
-                row.seq_len
+                "the log-likelihood of each answer behind its question, of which at most {} tokens are seen{}",
+                row.seq_len,
+                asked_how(name, LmEvalTaskProtocol::NAME)
+            )
+        }
+        name if name.starts_with(LmEvalGenerationProtocol::NAME) => {
+            format!(
+                "what the model writes on each problem, at most {} tokens with it{}",
+                row.seq_len,
+                asked_how(name, LmEvalGenerationProtocol::NAME)
             )
         }
         _ => format!("windows of {} tokens", row.seq_len),
     }
 }
+
+/// `, 5-shot`: what the name of a protocol says beyond `of`.
+fn asked_how(name: &str, of: &str) -> String {
+    name.strip_prefix(of).and_then(|rest| rest.strip_prefix('-')).map_or_else(String::new, |how| format!(", {how}"))
+}
+
+/// What samples of written texts are of.
+const PROBLEMS: &str = "problems";
 
 /// How many tokens a model sees: `512 tokens a window`; of documents and questions the most.
 pub(super) fn length(row: &Row) -> String {
@@ -130,7 +147,8 @@ pub(super) fn length(row: &Row) -> String {
 pub(super) fn items(row: &Row) -> &'static str {
     match row.protocol.as_str() {
         LmEvalProtocol::NAME | LmEvalProtocol::NAME_WITHOUT_BOS => "documents",
-        LmEvalTaskProtocol::NAME => "questions",
+        name if name.starts_with(LmEvalTaskProtocol::NAME) => "questions",
+        name if name.starts_with(LmEvalGenerationProtocol::NAME) => PROBLEMS,
         _ => "windows",
     }
 }

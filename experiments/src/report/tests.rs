@@ -85,6 +85,8 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
         floor: None,
         calibration_overlap_tokens: None,
         text_sha256: "t".repeat(64),
+        written: Vec::new(),
+        ran_with: None,
         tokenizer_sha256: "k".repeat(64),
         seconds: 4.0,
     };

@@ -116,9 +116,8 @@ impl<B: QuantBackend> Scoring<'_, '_, B> {
     fn measure(&mut self, cell: &Cell, quantized: Option<&Quantized<'_>>, start: Instant) -> anyhow::Result<Done> {
         let Self { session, texts, base } = self;
         let calibration = quantized.and_then(|quantized| quantized.calibration).map(|calibrated| &calibrated.set);
-        let changed = quantized.map(|quantized| session.quantized(quantized.codes)).transpose()?;
-        let decoder = changed.as_deref().unwrap_or(session.decoder());
-        let measurements = session.score(&cell.label(), decoder, &cell.evaluations, (texts, base), calibration)?;
+        let codes = quantized.map(|quantized| quantized.codes);
+        let measurements = session.score(&cell.label(), codes, &cell.evaluations, (texts, base), calibration)?;
         let seconds = |codes: &Codes| codes.logs().map(|log| log.seconds).sum::<f64>();
         Ok(Done {
             measurements,

@@ -4,6 +4,7 @@
 mod calibrate;
 mod quantize;
 mod score;
+mod write;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use crate::codes::{BaseTensors, CodeStore, Codes};
 use crate::config::ModelSpec;
 use crate::packed::bytes_of_codes;
 use crate::progress::Progress;
+use crate::sandbox::Sandbox;
 
 /// A model whose headers are read and checked.
 pub struct Model {
@@ -97,6 +99,8 @@ pub struct Machine<'a> {
     pub codes: &'a CodeStore,
     /// Who is told.
     pub progress: &'a Progress,
+    /// What runs generated code, where the user lets it run.
+    pub sandbox: Option<&'a Sandbox>,
 }
 
 /// A model open on a backend.

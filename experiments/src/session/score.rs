@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use awq_core::backend::QuantBackend;
 use awq_core::model::Decoder;
 
 use super::Session;
-use crate::config::{EvaluationSpec, ProtocolSpec, ScoredText};
+use super::write::LazyModel;
+use crate::codes::Codes;
+use crate::config::{DatasetSpec, EvaluationSpec, ProtocolSpec, ScoredText};
 use crate::data::Texts;
 use crate::data::calibration::{CalibrationSet, overlap_tokens};
 use crate::eval::BaseModel;
@@ -18,7 +20,7 @@ use crate::eval::metric::{Metric, Needs};
 use crate::eval::registry::MetricKey;
 use crate::eval::score::{n_tokens_fed, needs_of, score};
 use crate::eval::scores::Scores;
-use crate::eval::windows::{ScoredAs, Windows};
+use crate::eval::windows::{Items, ScoredAs, Windows};
 use crate::record::Measurement;
 
 /// Texts, cut for a model's tokenizer.
@@ -62,8 +64,8 @@ impl<B: QuantBackend> Session<'_, B> {
 
     fn cut(&self, spec: &ScoredText, texts: &mut Texts<'_>) -> anyhow::Result<Prepared> {
         let tokenizer = &self.model.opened.tokenizer;
-        let text = texts.get(&spec.dataset)?;
-        let (whole, scored_sha256) = (text.scored(&spec.protocol), text.scored_sha256(&spec.protocol));
+        let text = texts.get_scored(spec)?;
+        let (whole, scored_sha256) = (text.scored(&spec.protocol)?, text.scored_sha256(&spec.protocol)?);
         let windows = Windows::cut(&whole, tokenizer, &spec.protocol, spec.max_windows.map(NonZeroUsize::get))
             .and_then(|windows| windows.check_fits(&self.model.opened.config).map(|()| windows))
             .with_context(|| format!("data set {}", text.name))?;
@@ -71,7 +73,7 @@ impl<B: QuantBackend> Session<'_, B> {
             // Tokens of the text itself: those put around it carry none of its nats.
             Some(nats) => match &whole {
                 ScoredAs::Joined(whole) => Some(nats / tokenizer.encode(whole)?.len() as f64),
-                ScoredAs::Documents(_) | ScoredAs::Questions(_) => None,
+                ScoredAs::Documents(_) | ScoredAs::Asked(_) => None,
             },
             None => None,
         };
@@ -84,7 +86,7 @@ impl<B: QuantBackend> Session<'_, B> {
         texts.keys().map(|text| (text.clone(), BaseModel::new(self.decoder()))).collect()
     }
 
-    /// One measurement an evaluation, in their order, of `decoder`: this session's model, or one quantized from it with
+    /// One measurement an evaluation, in their order, of this session's model, or of the one whose `codes` were made with
     /// `calibration`. `label` is that of the cell.
     ///
     /// # Errors
@@ -92,11 +94,15 @@ impl<B: QuantBackend> Session<'_, B> {
     pub fn score(
         &self,
         label: &str,
-        decoder: &dyn Decoder<B>,
+        codes: Option<&Codes>,
         evaluations: &[EvaluationSpec],
         (texts, base): (&PreparedTexts, &mut BaseModels<'_, B>),
         calibration: Option<&CalibrationSet>,
     ) -> anyhow::Result<Vec<Measurement>> {
+        let changed = codes.map(|codes| self.quantized(codes)).transpose()?;
+        let decoder = changed.as_deref().unwrap_or(self.decoder());
+        let base_checkpoint = &self.model.opened.checkpoint;
+        let mut writes = LazyModel::new(codes.map_or_else(|| base_checkpoint.clone(), Codes::checkpoint));
         let mut measured: BTreeMap<&EvaluationSpec, Measurement> = BTreeMap::new();
         for evaluation in evaluations {
             if measured.contains_key(evaluation) {
@@ -106,8 +112,16 @@ impl<B: QuantBackend> Session<'_, B> {
             let spec = evaluation.text();
             let together: Vec<&EvaluationSpec> = evaluations.iter().filter(|other| other.text() == spec).collect();
             let metrics: Vec<MetricKey> = together.iter().map(|one| one.metric()).collect();
-            let base = base.get_mut(spec).context("the base model is not prepared for a text")?;
-            let of_text = self.score_text(label, (decoder, base), (spec, &texts[spec]), &metrics, calibration)?;
+            let text = (spec, &texts[spec]);
+            let of_text = match &spec.protocol {
+                ProtocolSpec::LmEvalGeneration(_) => {
+                    self.judge_texts(label, &mut writes, text, &metrics, calibration)?
+                }
+                _ => {
+                    let base = base.get_mut(spec).context("the base model is not prepared for a text")?;
+                    self.score_text(label, (decoder, base), text, &metrics, calibration)?
+                }
+            };
             measured.extend(together.into_iter().zip(of_text));
         }
         Ok(evaluations.iter().filter_map(|evaluation| measured.remove(evaluation)).collect())
@@ -124,7 +138,6 @@ impl<B: QuantBackend> Session<'_, B> {
     ) -> anyhow::Result<Vec<Measurement>> {
         let start = Instant::now();
         let windows = &text.windows;
-        let seq_len = spec.seq_len();
         let to_score: Vec<&dyn Metric> = metrics.iter().map(|metric| metric.metric()).collect();
         let passes = if needs_of(&to_score) == Needs::BaseLogits && !base.is_kept() { 2 } else { 1 };
         let work = passes * n_tokens_fed(windows) * decoder.config().n_blocks;
@@ -132,36 +145,82 @@ impl<B: QuantBackend> Session<'_, B> {
         let scores =
             score(decoder, windows, spec.arithmetic, &to_score, base, &mut |tokens| bar.advance(tokens as u64))?;
         bar.finish();
+        Ok(self.measurements((spec, text), metrics, scores, calibration, start))
+    }
+
+    /// One measurement a metric, of what a model writes on the problems of a task.
+    fn judge_texts(
+        &self,
+        label: &str,
+        model: &mut LazyModel,
+        (spec, text): (&ScoredText, &Prepared),
+        metrics: &[MetricKey],
+        calibration: Option<&CalibrationSet>,
+    ) -> anyhow::Result<Vec<Measurement>> {
+        let start = Instant::now();
+        let (Items::Problems(problems), ProtocolSpec::LmEvalGeneration(protocol)) =
+            (&text.windows.items, &spec.protocol)
+        else {
+            bail!("{} has no problems to write on", text.name)
+        };
+        let label = format!("{label}: {}", text.name);
+        let writings = self.write(&label, model, (&text.windows, problems), protocol)?;
+        let judged = metrics.iter().map(|metric| {
+            let metric = metric.metric();
+            Scores::of_writings(&writings, &text.windows.items, metric.of_item(), metric.quantity().estimator)
+        });
+        let scores = judged.collect::<anyhow::Result<_>>()?;
+        let mut measurements = self.measurements((spec, text), metrics, scores, calibration, start);
+        let written = writings.digests();
+        measurements.iter_mut().for_each(|measurement| measurement.written.clone_from(&written));
+        Ok(measurements)
+    }
+
+    fn measurements(
+        &self,
+        (spec, text): (&ScoredText, &Prepared),
+        metrics: &[MetricKey],
+        scores: Vec<Scores>,
+        calibration: Option<&CalibrationSet>,
+        start: Instant,
+    ) -> Vec<Measurement> {
+        let windows = &text.windows;
+        let (protocol, seq_len) = spec.protocol.name_and_window();
+        let runs_programs = matches!(&spec.dataset, DatasetSpec::Task(task) if task.definition().runs_programs());
+        let ran_with = self.machine.sandbox.filter(|_| runs_programs).map(|sandbox| sandbox.about().to_owned());
         let overlap = calibration.map(|set| overlap_tokens(&set.ids, &windows.slices()));
         let seconds = start.elapsed().as_secs_f64();
         let measurement = |(metric, scores): (&MetricKey, Scores)| {
-            let (protocol, standard_error) = match spec.protocol {
-                ProtocolSpec::Gptq(_) => ("gptq", scores.window_standard_error()),
-                ProtocolSpec::LlamaCpp(_) => ("llama-cpp", Some(scores.token_standard_error())),
+            let standard_error = match spec.protocol {
+                ProtocolSpec::Gptq(_) | ProtocolSpec::LmEvalTask(_) | ProtocolSpec::LmEvalGeneration(_) => {
+                    scores.window_standard_error()
+                }
+                ProtocolSpec::LlamaCpp(_) => Some(scores.token_standard_error()),
                 // lm-eval prints none.
-                ProtocolSpec::LmEval(_) => (spec.protocol.name_and_window().0, None),
-                ProtocolSpec::LmEvalTask(_) => (spec.protocol.name_and_window().0, scores.window_standard_error()),
+                ProtocolSpec::LmEval(_) => None,
             };
             Measurement {
                 metric: metric.quantity().name.to_owned(),
                 dataset: text.name.clone(),
-                protocol: protocol.to_owned(),
+                protocol: protocol.clone(),
                 seq_len,
                 arithmetic: spec.arithmetic,
                 value: scores.value(),
                 standard_error,
                 n_windows: scores.samples.len(),
                 n_windows_total: windows.n_total,
-                n_tokens: scores.n_tokens(),
+                n_tokens: scores.n_tokens,
                 samples: scores.samples.clone(),
                 weights: scores.weights.clone(),
                 floor: text.nats_per_token.and_then(|nats| metric.metric().floor(nats)),
                 calibration_overlap_tokens: overlap,
                 text_sha256: text.scored_sha256.clone(),
                 tokenizer_sha256: self.model.opened.tokenizer.sha256().to_owned(),
+                written: Vec::new(),
+                ran_with: ran_with.clone(),
                 seconds,
             }
         };
-        Ok(metrics.iter().zip(scores).map(measurement).collect())
+        metrics.iter().zip(scores).map(measurement).collect()
     }
 }

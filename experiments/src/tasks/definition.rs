@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, anyhow, bail, ensure};
-use minijinja::value::{Value, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, Expression, UndefinedBehavior};
-use regex::Regex;
+use anyhow::{Context, ensure};
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
-use super::{Answer, Question};
+use super::Asked;
+use super::asker::Asker;
+use super::examples::{Example, Examples, RowId};
+use super::generation::{Generation, JudgeTemplate};
+use crate::config::RegistryFile;
 use crate::eval::registry::MetricKey;
 
 /// What stands in the file of a task.
@@ -22,6 +23,8 @@ pub struct Definition {
     pub metrics: Vec<MetricKey>,
     /// What a question is.
     form: Form,
+    /// What stands before questions where that is asked for.
+    pub(crate) examples: Option<Examples>,
     /// Where the data are; the first that can be had is used.
     pub(crate) files: Vec<DataFile>,
 }
@@ -29,7 +32,7 @@ pub struct Definition {
 /// What a question is made of.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum Form {
+pub(super) enum Form {
     /// One context, and answers behind it.
     Choices {
         /// Template of the context.
@@ -59,6 +62,16 @@ enum Form {
         /// Template of the ending.
         ending: String,
     },
+    /// A text that the model writes.
+    Generation(Generation),
+}
+
+/// What `of` makes of each of the numbered rows.
+fn each<T>(
+    rows: &[(usize, &Map<String, Json>)],
+    of: impl Fn(&Map<String, Json>) -> anyhow::Result<T>,
+) -> anyhow::Result<Vec<T>> {
+    rows.iter().map(|(number, row)| of(row).with_context(|| format!("row {number}"))).collect()
 }
 
 /// A file of a task's data.
@@ -70,7 +83,9 @@ pub(crate) struct DataFile {
     pub(crate) place: DataPlace,
     /// Columns that the templates speak of and the file lacks, each an expression over those that it has.
     #[serde(default)]
-    columns: BTreeMap<String, String>,
+    pub(super) columns: BTreeMap<String, String>,
+    /// Expression: whether a row is one of the task, where not all are.
+    pub(super) only: Option<String>,
 }
 
 /// Where a file of a task's data is.
@@ -86,6 +101,8 @@ pub(crate) enum DataPlace {
         /// Its split.
         split: String,
     },
+    /// A file inside a package of PyPI or npm.
+    Registry(RegistryFile),
     /// A JSON Lines file in an asset folder.
     Folder {
         /// Its usual name.
@@ -96,7 +113,7 @@ pub(crate) enum DataPlace {
 }
 
 /// What stands between a context and an answer.
-const DELIMITER: &str = " ";
+pub(super) const DELIMITER: &str = " ";
 
 impl Definition {
     /// # Errors
@@ -104,137 +121,60 @@ impl Definition {
     pub fn read(text: &str) -> anyhow::Result<Self> {
         let definition: Self = toml::from_str(text)?;
         ensure!(!definition.metrics.is_empty(), "key `metrics` is an empty list");
-        for file in &definition.files {
-            definition.asker(file)?;
+        let of_examples = definition.examples.iter().flat_map(|examples| &examples.files);
+        for file in definition.files.iter().chain(of_examples) {
+            definition.asker(Some(file))?;
         }
         Ok(definition)
     }
 
     /// Whether there are several answers to choose from.
     pub fn has_choices(&self) -> bool {
-        !matches!(self.form, Form::Completion { .. })
+        matches!(self.form, Form::Choices { .. } | Form::Contexts { .. })
     }
 
-    /// What makes questions of the rows of `file`.
-    pub(crate) fn asker<'d>(&'d self, file: &'d DataFile) -> anyhow::Result<Asker<'d>> {
-        let mut environment = Environment::new();
-        environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        environment.set_keep_trailing_newline(true);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("regex_replace", regex_replace);
-        let asker = Asker { environment, columns: &file.columns, form: &self.form };
-        asker.check()?;
-        Ok(asker)
-    }
-}
-
-/// Makes questions of rows.
-pub(crate) struct Asker<'d> {
-    environment: Environment<'d>,
-    columns: &'d BTreeMap<String, String>,
-    form: &'d Form,
-}
-
-impl<'d> Asker<'d> {
-    fn check(&self) -> anyhow::Result<()> {
-        let (templates, mut expressions): (Vec<&str>, Vec<&str>) = match self.form {
-            Form::Choices { context, answers, target, labels } => (
-                vec![context],
-                [Some(answers), Some(target), labels.as_ref()].into_iter().flatten().map(String::as_str).collect(),
-            ),
-            Form::Contexts { contexts, ending, target, labels } => (
-                vec![ending],
-                [Some(contexts), Some(target), labels.as_ref()].into_iter().flatten().map(String::as_str).collect(),
-            ),
-            Form::Completion { context, ending } => (vec![context, ending], Vec::new()),
-        };
-        expressions.extend(self.columns.values().map(String::as_str));
-        for template in templates {
-            self.environment.template_from_str(template).map_err(|error| bad(template, &error))?;
-        }
-        expressions.into_iter().try_for_each(|expression| self.compiled(expression).map(drop))
+    /// Whether the model writes its answer.
+    pub fn is_written(&self) -> bool {
+        matches!(self.form, Form::Generation(_))
     }
 
-    fn compiled(&self, expression: &'d str) -> anyhow::Result<Expression<'_, 'd>> {
-        self.environment.compile_expression(expression).map_err(|error| bad(expression, &error))
+    /// Whether what the model writes is run.
+    pub fn runs_programs(&self) -> bool {
+        matches!(&self.form, Form::Generation(form) if matches!(form.judge, JudgeTemplate::Program { .. }))
     }
 
+    /// Examples that lm-eval shows unless told otherwise.
+    pub fn n_shots(&self) -> u16 {
+        self.examples.as_ref().map_or(0, |examples| examples.n)
+    }
+
+    /// What `rows` of `file` ask, and which rows do.
+    ///
     /// # Errors
-    /// A column that the row lacks, or a value of another kind than the task needs.
-    pub(crate) fn question(&self, row: &Map<String, Json>) -> anyhow::Result<Question> {
-        let mut columns: BTreeMap<&str, Value> =
-            row.iter().map(|(name, value)| (name.as_str(), Value::from_serialize(value))).collect();
-        for (name, expression) in self.columns {
-            let value = self.value(expression, &Value::from_serialize(row))?;
-            columns.insert(name, value);
-        }
-        let columns = Value::from_serialize(&columns);
-        let answer = |context: &str, answer: &str, delimiter: &str| Answer {
-            context: context.to_owned(),
-            continuation: format!("{delimiter}{answer}"),
-            n_chars: answer.chars().count(),
+    /// As [`Asker::question`], with the number of the row.
+    pub(crate) fn asked(&self, file: &DataFile, rows: &[Map<String, Json>]) -> anyhow::Result<(Asked, Vec<RowId>)> {
+        let asker = self.asker(Some(file))?;
+        let rows = asker.rows(rows)?;
+        let asked = match self.form {
+            Form::Generation(_) => Asked::Problems(each(&rows, |row| asker.problem(row))?),
+            _ => Asked::Questions(each(&rows, |row| asker.question(row))?),
         };
-        match self.form {
-            Form::Choices { context, answers, target, labels } => {
-                let context = self.text(context, &columns)?;
-                let answers = self.texts(answers, &columns)?;
-                let target = self.target(target, labels.as_deref(), answers.len(), &columns)?;
-                let answers = answers.iter().map(|one| answer(&context, one, DELIMITER)).collect();
-                Ok(Question { answers, target })
-            }
-            Form::Contexts { contexts, ending, target, labels } => {
-                let (contexts, ending) = (self.texts(contexts, &columns)?, self.text(ending, &columns)?);
-                let target = self.target(target, labels.as_deref(), contexts.len(), &columns)?;
-                let answers = contexts.iter().map(|context| answer(context, &ending, DELIMITER)).collect();
-                Ok(Question { answers, target })
-            }
-            Form::Completion { context, ending } => {
-                let (context, ending) = (self.text(context, &columns)?, self.text(ending, &columns)?);
-                Ok(Question { answers: vec![answer(&context, &ending, "")], target: 0 })
-            }
-        }
+        Ok((asked, rows.into_iter().map(|(_, row)| RowId::of(row)).collect()))
     }
 
-    fn value(&self, expression: &'d str, columns: &Value) -> anyhow::Result<Value> {
-        let value = self.compiled(expression)?.eval(columns).map_err(|error| bad(expression, &error))?;
-        ensure!(!value.is_undefined(), "`{expression}`: the row has no such column");
-        Ok(value)
+    /// Rows as examples.
+    ///
+    /// # Errors
+    /// As [`Self::asked`].
+    pub(crate) fn examples(&self, file: Option<&DataFile>, rows: &[Map<String, Json>]) -> anyhow::Result<Vec<Example>> {
+        let asker = self.asker(file)?;
+        each(&asker.rows(rows)?, |row| Ok(Example { text: asker.example(row)?, row: RowId::of(row) }))
     }
 
-    fn text(&self, template: &'d str, columns: &Value) -> anyhow::Result<String> {
-        let template_error = |error: Error| bad(template, &error);
-        self.environment.template_from_str(template).map_err(template_error)?.render(columns).map_err(template_error)
+    /// What makes questions of the rows of `file`; of rows that are as the templates have them without one.
+    pub(super) fn asker<'d>(&'d self, file: Option<&'d DataFile>) -> anyhow::Result<Asker<'d>> {
+        Asker::new(&self.form, file)
     }
-
-    fn texts(&self, expression: &'d str, columns: &Value) -> anyhow::Result<Vec<String>> {
-        let value = self.value(expression, columns)?;
-        let texts: Vec<String> = match value.kind() {
-            ValueKind::Seq => value.try_iter()?.map(|text| text.to_string()).collect(),
-            kind => bail!("`{expression}` is a {kind}, expected a list"),
-        };
-        ensure!(texts.len() > 1, "`{expression}` has {} entries, expected two or more", texts.len());
-        ensure!(texts.iter().all(|text| !text.is_empty()), "`{expression}` has an empty entry, which cannot be scored");
-        Ok(texts)
-    }
-
-    fn target(&self, target: &'d str, labels: Option<&'d str>, n: usize, columns: &Value) -> anyhow::Result<usize> {
-        let value = self.value(target, columns)?;
-        let index = match labels {
-            Some(labels) => self.texts(labels, columns)?.iter().position(|label| *label == value.to_string()),
-            None => value.to_string().trim().parse().ok(),
-        };
-        index.filter(|&index| index < n).with_context(|| format!("`{target}` is {value}, which is none of {n} answers"))
-    }
-}
-
-fn bad(source: &str, error: &Error) -> anyhow::Error {
-    anyhow!("`{source}`: {error}")
-}
-
-/// Python's `re.sub(pattern, replacement, text)`, with patterns of Rust's crate `regex`.
-fn regex_replace(text: &str, pattern: &str, replacement: &str) -> Result<String, Error> {
-    let regex = Regex::new(pattern).map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))?;
-    Ok(regex.replace_all(text, regex::NoExpand(replacement)).into_owned())
 }
 
 #[cfg(test)]
@@ -244,13 +184,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::tasks::{Answer, Question};
 
     fn question(form: &str, columns: &str, row: Json) -> anyhow::Result<Question> {
         let text = format!(
             "label = \"x\"\nmetrics = [\"accuracy\"]\n{form}\n[[files]]\nfolder = {{ name = \"x\", sha256 = \"y\" }}\n{columns}"
         );
         let definition = Definition::read(&text)?;
-        definition.asker(&definition.files[0])?.question(row.as_object().unwrap())
+        definition.asker(Some(&definition.files[0]))?.question(row.as_object().unwrap())
     }
 
     const CHOICES: &str = "[form.choices]\ncontext = \"Q: {{ q }}\\n\"\nanswers = \"a\"\ntarget = \"t\"";
@@ -295,11 +236,5 @@ mod tests {
         assert!(
             error("[form.completion]\ncontext = \"a\"\nending = \"b\"\nend = \"c\"").contains("end, available keys")
         );
-    }
-
-    #[test]
-    fn patterns_are_replaced_as_python_does() {
-        assert_eq!(regex_replace("a [b] c [d]$1", "\\[.*?\\]", "$0").unwrap(), "a $0 c $0$1");
-        assert!(regex_replace("a", "[", "").is_err());
     }
 }

@@ -1,0 +1,100 @@
+//! Texts that a model writes on the problems of a task, and whether the programs that they make pass.
+//!
+//! The whole model is held in memory for it, dequantized to f32 or packed, and decodes on the CPU: the scoring pass keeps no cache.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use awq_core::backend::QuantBackend;
+use awq_core::decode::sample::RandomSampling;
+use awq_core::decode::{DecodeModel, DecodeOptions, Sampling};
+use awq_core::load::Checkpoint;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::Session;
+use crate::config::{LmEvalGenerationProtocol, SeveralTexts};
+use crate::eval::scores::Writings;
+use crate::eval::windows::Windows;
+use crate::generate::write::Writer;
+use crate::sandbox::Sandbox;
+use crate::tasks::Problem;
+
+/// A model of a session for writing, loaded when it is first asked for.
+pub(super) struct LazyModel {
+    checkpoint: Arc<dyn Checkpoint>,
+    loaded: Option<DecodeModel>,
+}
+
+impl LazyModel {
+    pub(super) fn new(checkpoint: Arc<dyn Checkpoint>) -> Self {
+        Self { checkpoint, loaded: None }
+    }
+}
+
+impl<B: QuantBackend> Session<'_, B> {
+    /// What the model writes on `problems`, whose prompts are `windows`. `label` says what for.
+    ///
+    /// # Errors
+    /// A model that does not fit into memory or cannot decode, or a sandbox that is missing where programs are run.
+    pub(super) fn write(
+        &self,
+        label: &str,
+        model: &mut LazyModel,
+        (windows, problems): (&Windows, &[Problem]),
+        protocol: &LmEvalGenerationProtocol,
+    ) -> anyhow::Result<Writings> {
+        let opened = &self.model.opened;
+        if model.loaded.is_none() {
+            let load = DecodeModel::load(opened.config.clone(), model.checkpoint.as_ref(), &DecodeOptions::EXACT);
+            model.loaded = Some(load.context("the model cannot be loaded for writing")?);
+        }
+        let loaded = model.loaded.as_ref().context("no model is loaded for writing")?;
+        let lengths =
+            windows.windows.iter().zip(problems).map(|(window, problem)| window.len() + problem.max_new_tokens);
+        let mut writer = Writer::new(loaded, &opened.tokenizer, lengths.max().unwrap_or(0))?;
+        let bar = self.machine.progress.bar(label, problems.len() as u64);
+        let (mut texts, mut n_tokens) = (Vec::with_capacity(problems.len()), 0);
+        for (index, (prompt, problem)) in windows.windows.iter().zip(problems).enumerate() {
+            let on_problem = || format!("problem {index}");
+            writer.read(prompt).with_context(on_problem)?;
+            let mut of_problem = Vec::with_capacity(protocol.n_texts());
+            for text_idx in 0..protocol.n_texts() {
+                let sampling = sampling(protocol.several.as_ref(), index, text_idx);
+                let text = writer.write(sampling, &problem.until, problem.max_new_tokens).with_context(on_problem)?;
+                n_tokens += text.n_tokens as u64;
+                of_problem.push(text.text);
+            }
+            texts.push(of_problem);
+            bar.advance(1);
+        }
+        bar.finish();
+        let passes = problems.par_iter().zip(&texts).map(|(problem, texts)| self.passes(problem, texts));
+        let passes = passes.collect::<anyhow::Result<_>>()?;
+        Ok(Writings { texts, passes, n_tokens })
+    }
+
+    /// Which of the programs that `texts` make pass; empty where they make none.
+    fn passes(&self, problem: &Problem, texts: &[String]) -> anyhow::Result<Vec<bool>> {
+        let programs = texts.iter().filter_map(|text| problem.judge.program(text));
+        programs.map(|program| self.sandbox()?.passes(&program)).collect()
+    }
+
+    fn sandbox(&self) -> anyhow::Result<&Sandbox> {
+        self.machine.sandbox.context("generated code may not be run: the command lacks --run-generated-code")
+    }
+}
+
+/// How one of the texts on a problem is drawn: each from a seed of its own, whatever is drawn before it.
+fn sampling(several: Option<&SeveralTexts>, problem_idx: usize, text_idx: usize) -> Sampling {
+    let Some(several) = several else { return Sampling::Greedy };
+    let digest = Sha256::digest(format!("{} {problem_idx} {text_idx}", several.seed));
+    let mut seed = [0; 8];
+    seed.copy_from_slice(&digest[..8]);
+    Sampling::Random(RandomSampling {
+        temperature: several.temperature.get() as f32,
+        top_k: None,
+        top_p: several.top_p.get() as f32,
+        seed: u64::from_le_bytes(seed),
+    })
+}
