@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import CompressedTensorsConfig  # no
 
 TOOLS = {"awq": "gptqmodel", "gptq": "gptqmodel", "compressed-tensors": "compressed-tensors", "auto-round": "auto-round"}
 
-PACKAGES = ["torch", "transformers", "gptqmodel", "autoawq", "compressed-tensors", "auto-round"]
+PACKAGES = ["torch", "transformers", "gptqmodel", "autoawq", "compressed-tensors", "auto-round", "gguf"]
 
 
 def version(package: str) -> str:
@@ -166,7 +166,9 @@ def tiny_model(folder: Path, text: Path, family: str, tied: bool) -> Path:
         "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": tied, "bos_token_id": 0,
         "eos_token_id": 0, "pad_token_id": None,
     }  # fmt: skip
-    classes = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}
+    classes = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config}
+    if family == "qwen3":
+        sizes["head_dim"] = 64
     model = transformers.AutoModelForCausalLM.from_config(classes[family](**sizes)).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,6 +1,7 @@
 //! One model quantized outside of an experiment: to be written as a packed checkpoint, or decoded from at once.
 
 pub mod export;
+pub mod gguf_file;
 pub mod place;
 pub mod request;
 

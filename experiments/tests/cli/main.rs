@@ -12,6 +12,7 @@ mod decoding;
 mod draws;
 mod exporting;
 mod families;
+mod gguf;
 mod grids;
 mod inspecting;
 mod interruption;
