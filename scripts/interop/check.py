@@ -59,7 +59,7 @@ class Table:
 
     def add(self, direction: str, what: str, tool: str, model: str, numbers, tolerance: float = TOLERANCE):
         try:
-            n_equal, n_all, (there, is_dense), here = numbers()
+            n_equal, n_all, (there, note), here = numbers()
         except Exception as error:  # noqa: BLE001: one row must not cost the others
             traceback.print_exc()
             self.n_wrong += 1
@@ -69,7 +69,7 @@ class Table:
         difference = abs(math.log(here / there))
         if n_equal < n_all or difference > tolerance:
             self.n_wrong += 1
-        shown = f"{there:.4f}{' (dense)' if is_dense else ''}"
+        shown = f"{there:.4f}{f' ({note})' if note else ''}"
         tensors = f"{n_equal} of {n_all}" if n_all else ""
         self.row([direction, what, tool, model, tensors, shown, f"{here:.4f}", f"{difference:.1e}"])
 
@@ -88,7 +88,8 @@ class Table:
             "`out`: quantized and written here, loaded there; `in`: written there. Tensors are compared as what a model multiplies with, in f32: "
             "codes, scales and zero points restored by the tool's own code, and all else; bit for bit, but for the sign of zeros. Of auto-round's "
             "folders only quantized linears are, for its loader casts all else to f16. `(dense)`: the tool's kernels take no such groups, and "
-            "dense products with its restored weights do. Models without trained weights have the perplexity of noise: what counts is that both "
+            "dense products with its restored weights do. GGUF files are dequantized by transformers with gguf, and by llama.cpp to f32, of which the "
+            "perplexity and the greedy text are (`in f32`); as llama.cpp runs the file itself, it rounds the inputs of products to 8 bits. Models without trained weights have the perplexity of noise: what counts is that both "
             f"sides have the same. {len(self.rows) - self.n_wrong} of {len(self.rows)} rows agree: every tensor, and perplexity within {TOLERANCE}.\n\n"
             f"{self.markdown()}"
         )

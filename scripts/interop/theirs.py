@@ -79,10 +79,10 @@ class Loaded:
                 found[name] = sha256(parameter)
         return found
 
-    def perplexity(self, ids: list[int], seq_len: int, n_windows: int) -> tuple[float, bool]:
-        """And whether its kernels could not do it, and dense products with its own weights did."""
+    def perplexity(self, ids: list[int], seq_len: int, n_windows: int) -> tuple[float, str]:
+        """And `dense` where its kernels could not do it, and dense products with its own weights did."""
         try:
-            return self.measured(ids, seq_len, n_windows), False
+            return self.measured(ids, seq_len, n_windows), ""
         except RuntimeError as error:
             print(f"{self.folder.name}: {error}", flush=True)
         for name, weight in self.restored.items():
@@ -92,7 +92,7 @@ class Loaded:
             if bias is not None:
                 dense.bias.data = bias.float()
             self.model.set_submodule(name, dense)
-        return self.measured(ids, seq_len, n_windows), True
+        return self.measured(ids, seq_len, n_windows), "dense"
 
     @torch.no_grad()
     def measured(self, ids: list[int], seq_len: int, n_windows: int) -> float:
@@ -156,6 +156,10 @@ def ids_of(folder: Path, text: Path) -> list[int]:
     return Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text.read_text()).ids
 
 
+def decoded(folder: Path, ids: list[int]) -> str:
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).decode(ids, skip_special_tokens=False)
+
+
 def tiny_model(folder: Path, text: Path, family: str, tied: bool) -> Path:
     """A seeded model of random weights with a tokenizer of 512 pieces. Some groups hold weights of one sign."""
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -168,7 +172,8 @@ def tiny_model(folder: Path, text: Path, family: str, tied: bool) -> Path:
     }  # fmt: skip
     classes = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config}
     if family == "qwen3":
-        sizes["head_dim"] = 64
+        # Whatever a GGUF file says, transformers 5.24 has heads of 128.
+        sizes["head_dim"] = 128
     model = transformers.AutoModelForCausalLM.from_config(classes[family](**sizes)).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

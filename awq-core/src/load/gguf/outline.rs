@@ -258,7 +258,6 @@ impl Places<'_> {
             let (first, n) = (shapes[0], shapes.len());
             let n_rows = shapes.iter().filter_map(|shape| shape.first()).sum();
             let shape = match special {
-                Part::Row(_) => vec![first.iter().product()],
                 Part::Experts(_) | Part::Heads(_) => std::iter::once(n).chain(first.iter().copied()).collect(),
                 _ => std::iter::once(n_rows).chain(first.iter().copied().skip(1)).collect(),
             };
