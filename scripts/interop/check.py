@@ -168,6 +168,12 @@ def tiny_models(table: Table, program: ours.Program, llama_libraries: llama_cpp.
         gguf_files.out_of_here(table, program, llama_libraries, "qwen2 (biases, tied head)", qwen2, text, work, tied, sizes)
         qwen3 = theirs.tiny_model(work / "qwen3", text, "qwen3", tied=False)
         gguf_files.out_of_here(table, program, llama_libraries, "qwen3 (norms of heads)", qwen3, text, work, tied, sizes)
+        for family in gguf_files.OTHER_FAMILIES:
+            other = theirs.tiny_model(work / family, text, family, tied=family.startswith("gemma"))
+            cases = gguf_files.CASES[3:4]
+            gguf_files.out_of_here(table, program, llama_libraries, family, other, text, work, cases, sizes)
+        wide = theirs.tiny_model(work / "wide", text, "llama", tied=False, width=256)
+        gguf_files.k_quants(table, program, llama_libraries, "llama, width 256", wide, text, work, sizes)
     if only_gguf:
         return
     out_of_here(table, program, "llama", llama, text, work, EXPORTS)

@@ -202,5 +202,7 @@ def imatrix_of(file: Path) -> dict[str, np.ndarray]:
     for name, sums in tensors.items():
         if found := re.fullmatch(r"(.*)\.in_sum2", name):
             counts = tensors[f"{found[1]}.counts"].reshape(-1, 1)
-            made[found[1]] = (sums.reshape(len(counts), -1) / counts).ravel()
+            # Of experts that no token was sent to it makes ones.
+            means = np.where(counts > 0, sums.reshape(len(counts), -1) / np.maximum(counts, 1), 1)
+            made[found[1]] = means.astype(np.float32).ravel()
     return made

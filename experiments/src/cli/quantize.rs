@@ -168,8 +168,8 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let quantized = quantize(&model, &recipe, (device, &codes), &store, &progress)?;
     let n_bytes = match &format {
         None => write_packed(&place, args, (&model, &recipe), &quantized)?,
-        Some((_, plan)) if container == Container::File => {
-            let outline = export::outline(&model, &recipe, &plan.writer).map_err(anyhow::Error::msg)?;
+        Some(_) if container == Container::File => {
+            let outline = export::outline(&model, &recipe).map_err(anyhow::Error::msg)?;
             gguf_file::write(&place.file(), &outline, quantized.checkpoint.as_ref())?;
             gguf_file::verify(&place.file(), &outline, &quantized)?;
             place.file().metadata()?.len()

@@ -56,10 +56,11 @@ pub fn plan(model: &Model, recipe: &Recipe) -> anyhow::Result<Plan> {
         }
         None => plan.others.push(head),
     }
-    plan.gguf_obstacle = match outline(model, recipe, &plan.writer) {
-        Ok(outline) => gguf_obstacle(&outline, &plan),
-        Err(problem) => Some(problem),
-    };
+    plan.gguf_obstacle =
+        activation_obstacle(wiring, config, stored.scales_activations).or_else(|| match outline(model, recipe) {
+            Ok(outline) => gguf_obstacle(&outline, &plan),
+            Err(problem) => Some(problem),
+        });
     Ok(plan)
 }
 
@@ -67,20 +68,29 @@ pub fn plan(model: &Model, recipe: &Recipe) -> anyhow::Result<Plan> {
 ///
 /// # Errors
 /// What no such file holds, in words.
-pub fn outline(model: &Model, recipe: &Recipe, writer: &str) -> Result<GgufOutline, String> {
+pub fn outline(model: &Model, recipe: &Recipe) -> Result<GgufOutline, String> {
+    let json = |value: serde_json::Result<String>| value.unwrap_or_default();
+    let more = [
+        ("general.description", recipe.label()),
+        ("awq_rs.method", json(serde_json::to_string(&recipe.method))),
+        ("awq_rs.calibration", json(serde_json::to_string(&recipe.calibration))),
+    ];
+    gguf_outline(&model.opened, &model.wiring, recipe.rule.head().is_some(), &about(model, &more))
+}
+
+/// Keys of a GGUF file that say what it is and where it is from.
+pub(super) fn about(model: &Model, more: &[(&'static str, String)]) -> Vec<(&'static str, String)> {
     let source = model.opened.checkpoint.source();
     let named = if source.extension().is_some_and(|end| end == "gguf") { Some(source) } else { source.parent() };
     let name = named.and_then(Path::file_stem).map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let Provenance { commit, command, .. } = Provenance::collect("", 0, Default::default());
-    let about = [
+    let Provenance { version, commit, command, .. } = Provenance::collect("", 0, Default::default());
+    let mut about = vec![
         ("general.name", name),
-        ("general.quantized_by", format!("{writer}, commit {commit}")),
-        ("general.description", recipe.label()),
+        ("general.quantized_by", format!("awq-rs {version}, commit {commit}")),
         ("awq_rs.command", shell(&command)),
-        ("awq_rs.method", serde_json::to_string(&recipe.method).unwrap_or_default()),
-        ("awq_rs.calibration", serde_json::to_string(&recipe.calibration).unwrap_or_default()),
     ];
-    gguf_outline(&model.opened, &model.wiring, recipe.rule.head().is_some(), &about)
+    about.extend(more.iter().cloned());
+    about
 }
 
 /// Rows that one tensor has are in one type.
@@ -107,6 +117,11 @@ fn obstacle(wiring: &Wiring, config: &ModelConfig, scales_activations: bool) -> 
             config.architecture
         ));
     }
+    activation_obstacle(wiring, config, scales_activations)
+}
+
+/// Scales that have no other place than an activation.
+pub(super) fn activation_obstacle(wiring: &Wiring, config: &ModelConfig, scales_activations: bool) -> Option<String> {
     let has_scale = wiring
         .blocks
         .iter()

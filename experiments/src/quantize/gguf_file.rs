@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use awq_core::formats::gguf::{GgmlType, Needs, blocks};
 use awq_core::load::{Checkpoint, Contents, GgufOutline, GgufTensor, Placed};
 use awq_core::open::open_model;
@@ -19,51 +19,87 @@ use super::Quantized;
 /// # Errors
 /// A tensor that cannot be read, linears of one tensor that no type holds together, or a disk that is full.
 pub fn write(path: &Path, outline: &GgufOutline, checkpoint: &dyn Checkpoint) -> anyhow::Result<()> {
-    let problem = || format!("{}: cannot write; is the disk full?", path.display());
-    let n_tensors = outline.tensors().len();
-    let header_len = outline.header(&vec![Placed { ggml_type: GgmlType::F32, offset: 0 }; n_tensors]).len();
-    let mut file = BufWriter::new(File::create(path).with_context(problem)?);
-    file.write_all(&vec![0; header_len]).with_context(problem)?;
-    let (mut placed, mut offset) = (Vec::with_capacity(n_tensors), 0_u64);
-    for tensor in outline.tensors() {
-        let ggml_type = type_of(tensor, checkpoint)?;
-        placed.push(Placed { ggml_type, offset });
+    let mut file = GgufFile::create(path, outline, None)?;
+    file.add(checkpoint, outline.tensors().len())?;
+    file.finish()
+}
+
+/// A file in the making: its tensors come one after the other.
+pub(super) struct GgufFile<'a> {
+    path: &'a Path,
+    outline: &'a GgufOutline,
+    /// The type of matrices in floats; `None` for the smallest that holds each value.
+    float: Option<GgmlType>,
+    file: BufWriter<File>,
+    placed: Vec<Placed>,
+    offset: u64,
+}
+
+impl<'a> GgufFile<'a> {
+    /// Makes room for the header.
+    pub(super) fn create(path: &'a Path, outline: &'a GgufOutline, float: Option<GgmlType>) -> anyhow::Result<Self> {
+        let nowhere = vec![Placed { ggml_type: GgmlType::F32, offset: 0 }; outline.tensors().len()];
+        let mut file = BufWriter::new(File::create(path).with_context(|| cannot_write(path))?);
+        file.write_all(&vec![0; outline.header(&nowhere).len()]).with_context(|| cannot_write(path))?;
+        Ok(Self { path, outline, float, file, placed: Vec::new(), offset: 0 })
+    }
+
+    /// Adds the next `n_tensors` of the outline.
+    pub(super) fn add(&mut self, checkpoint: &dyn Checkpoint, n_tensors: usize) -> anyhow::Result<()> {
+        let outline = self.outline;
+        let start = self.placed.len();
+        outline.tensors()[start..start + n_tensors].iter().try_for_each(|tensor| self.add_one(tensor, checkpoint))
+    }
+
+    fn add_one(&mut self, tensor: &GgufTensor, checkpoint: &dyn Checkpoint) -> anyhow::Result<()> {
+        let ggml_type = type_of(tensor, checkpoint, self.float)?;
+        self.placed.push(Placed { ggml_type, offset: self.offset });
         let mut n_bytes = 0;
         match &tensor.contents {
-            Contents::Values(values) => n_bytes += put(&mut file, &floats(values, ggml_type)).with_context(problem)?,
+            Contents::Values(values) => n_bytes += self.put(&floats(values, ggml_type))?,
             Contents::Tensors(names) => {
                 for name in names {
                     let rows = tensor.arranged(rows_of(name, tensor, ggml_type, checkpoint)?);
-                    n_bytes += put(&mut file, &rows).with_context(problem)?;
+                    n_bytes += self.put(&rows)?;
                 }
             }
         }
         let whole = n_bytes.next_multiple_of(GgufOutline::ALIGNMENT);
-        file.write_all(&vec![0; whole - n_bytes]).with_context(problem)?;
-        offset += whole as u64;
+        self.put(&vec![0; whole - n_bytes])?;
+        self.offset += whole as u64;
+        Ok(())
     }
-    file.seek(SeekFrom::Start(0)).with_context(problem)?;
-    file.write_all(&outline.header(&placed)).with_context(problem)?;
-    let file = file.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(problem)?;
-    file.sync_all().with_context(problem)
+
+    fn put(&mut self, bytes: &[u8]) -> anyhow::Result<usize> {
+        self.file.write_all(bytes).with_context(|| cannot_write(self.path))?;
+        Ok(bytes.len())
+    }
+
+    /// Writes the header, and all to the disk.
+    pub(super) fn finish(mut self) -> anyhow::Result<()> {
+        let problem = || cannot_write(self.path);
+        self.file.seek(SeekFrom::Start(0)).with_context(problem)?;
+        self.file.write_all(&self.outline.header(&self.placed)).with_context(problem)?;
+        let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(problem)?;
+        file.sync_all().with_context(problem)
+    }
 }
 
-fn put(file: &mut impl Write, bytes: &[u8]) -> std::io::Result<usize> {
-    file.write_all(bytes)?;
-    Ok(bytes.len())
+fn cannot_write(path: &Path) -> String {
+    format!("{}: cannot write; is the disk full?", path.display())
 }
 
 /// The smallest type that holds everything that lies in a tensor.
-fn type_of(tensor: &GgufTensor, checkpoint: &dyn Checkpoint) -> anyhow::Result<GgmlType> {
+fn type_of(tensor: &GgufTensor, checkpoint: &dyn Checkpoint, float: Option<GgmlType>) -> anyhow::Result<GgmlType> {
     let Contents::Tensors(names) = &tensor.contents else { return Ok(GgmlType::F32) };
     let (mut needs, mut n_quantized): (Option<Needs>, usize) = (None, 0);
-    let mut floats = [GgmlType::F16, GgmlType::Bf16].to_vec();
+    let mut floats = float.map_or_else(|| vec![GgmlType::F16, GgmlType::Bf16], |asked| vec![asked]);
     for name in names {
         if let Some(weight) = checkpoint.read_quantized(name)? {
             let own = Needs::of(&weight);
             needs = Some(needs.map_or(own, |needs| needs.and(own)));
             n_quantized += 1;
-        } else if !tensor.is_f32() {
+        } else if !tensor.is_f32() && float.is_none() {
             let values = tensor.stored(checkpoint.read_any_f32(name)?);
             floats.retain(|&ggml_type| values.iter().all(|&value| is_number_of(ggml_type, value)));
         }
@@ -92,7 +128,15 @@ fn rows_of(
 ) -> anyhow::Result<Vec<u8>> {
     match checkpoint.read_quantized(name)? {
         Some(weight) => Ok(blocks(&weight, ggml_type)),
-        None => Ok(floats(&tensor.stored(checkpoint.read_any_f32(name)?), ggml_type)),
+        None => {
+            let values = tensor.stored(checkpoint.read_any_f32(name)?);
+            let is_lost =
+                |value: &&f32| ggml_type == GgmlType::F16 && value.is_finite() && f16::from_f32(**value).is_infinite();
+            if let Some(value) = values.iter().find(is_lost) {
+                bail!("{name}: {value} is beyond the range of f16; choose --float bf16 or f32");
+            }
+            Ok(floats(&values, ggml_type))
+        }
     }
 }
 

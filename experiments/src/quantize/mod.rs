@@ -4,6 +4,7 @@ pub mod export;
 pub mod gguf_file;
 pub mod place;
 pub mod request;
+pub mod scaled;
 
 use std::path::Path;
 use std::sync::Arc;

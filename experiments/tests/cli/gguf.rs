@@ -116,3 +116,40 @@ fn what_a_file_cannot_hold_is_refused_before_the_work() {
     let ran = quantize(&workshop, plain, "gguf", "there.gguf");
     assert!(ran.stderr.contains("there.gguf: exists already; choose another file with --out"), "{ran:?}");
 }
+
+/// A scaled model computes what it did, and the matrix has a row for each linear of a block.
+#[test]
+fn a_model_in_floats_is_exported_with_what_its_linears_see() {
+    let workshop = workshop();
+    let export = |more: &str, out: &str| {
+        let asked = ["export", "model", "--calibration", "calibration.txt", "--quiet", "--out", out];
+        let asked: Vec<&str> = asked.into_iter().chain(more.split(' ').filter(|word| !word.is_empty())).collect();
+        workshop.run(&asked)
+    };
+    for (more, out) in [
+        ("--float f32", "plain.gguf"),
+        ("--float f32 --scales-for w4g32 --imatrix scaled-imatrix.gguf", "scaled.gguf"),
+        ("--imatrix plain-imatrix.gguf", "halves.gguf"),
+    ] {
+        let ran = export(more, out);
+        assert_eq!(ran.code, Some(0), "{more}: {ran:?}");
+    }
+    let (plain, name, _) = score(&workshop, "plain.gguf");
+    assert_eq!(name, "GGUF F32");
+    let (scaled, ..) = score(&workshop, "scaled.gguf");
+    assert!((scaled / plain).ln().abs() < 1e-4, "{scaled}, {plain}");
+    let (halves, name, _) = score(&workshop, "halves.gguf");
+    assert!((halves / plain).ln().abs() < 1e-2 && name == "GGUF F16", "{halves}, {plain}");
+    for file in ["plain-imatrix.gguf", "scaled-imatrix.gguf"] {
+        let bytes = std::fs::read(workshop.path(file)).unwrap();
+        let count = |text: &[u8]| bytes.windows(text.len()).filter(|window| *window == text).count();
+        assert_eq!((count(b".weight.in_sum2"), count(b".weight.counts"), count(b"imatrix.chunk_count")), (14, 14, 1));
+    }
+    let taken = export("--imatrix plain-imatrix.gguf", "more.gguf");
+    assert!(
+        taken.stderr.contains("plain-imatrix.gguf: exists already; choose another file with --imatrix"),
+        "{taken:?}"
+    );
+    let wrong = export("--scales-for 4", "more.gguf");
+    assert!(wrong.stderr.contains("--scales-for 4: not a grid such as w4g32"), "{wrong:?}");
+}

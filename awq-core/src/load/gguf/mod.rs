@@ -8,6 +8,7 @@ mod bytes;
 mod dequant;
 mod entries;
 mod header;
+mod imatrix;
 mod keys;
 mod kind;
 mod layout;
@@ -26,6 +27,7 @@ use serde_json::Value as Json;
 
 pub(crate) use self::header::{Header, Value};
 use self::header::{Stored, TensorInfo};
+pub use self::imatrix::{Importance, imatrix_file};
 pub(crate) use self::layout::Layout;
 use self::layout::{Metadata, Tables};
 pub use self::outline::{Contents, GgufOutline, GgufTensor, Placed};

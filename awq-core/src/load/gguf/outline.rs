@@ -256,7 +256,7 @@ impl Places<'_> {
                 continue;
             }
             let (first, n) = (shapes[0], shapes.len());
-            let n_rows = shapes.iter().filter_map(|shape| shape.first()).sum();
+            let n_rows = shapes.iter().filter_map(|shape| shape.first()).sum::<usize>();
             let shape = match special {
                 Part::Experts(_) | Part::Heads(_) => std::iter::once(n).chain(first.iter().copied()).collect(),
                 _ => std::iter::once(n_rows).chain(first.iter().copied().skip(1)).collect(),
