@@ -1,5 +1,5 @@
-//! Prints the sha256 of each tensor of a model's folder or GGUF file, as f32 in little-endian bytes and with both zeros as one, in the way in which a
-//! model reads it: what `scripts/interop/check.py` compares with what other programs make of the folder.
+//! Prints the sha256 of each tensor of a model's folder or GGUF file, as f32 in little-endian bytes and with both zeros as one, in the
+//! way in which a model reads it: what `scripts/interop/check.py` compares with what other programs make of the same.
 //!
 //! ```text
 //! cargo run -p awq-core --example hash_tensors -- FOLDER

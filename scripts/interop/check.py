@@ -169,7 +169,8 @@ def tiny_models(table: Table, program: ours.Program, llama_libraries: llama_cpp.
         qwen3 = theirs.tiny_model(work / "qwen3", text, "qwen3", tied=False)
         gguf_files.out_of_here(table, program, llama_libraries, "qwen3 (norms of heads)", qwen3, text, work, tied, sizes)
         for family in gguf_files.OTHER_FAMILIES:
-            other = theirs.tiny_model(work / family, text, family, tied=family.startswith("gemma"))
+            # llama.cpp expects tokens of Phi-3 in a model that is named so.
+            other = theirs.tiny_model(work / family.replace("phi3", "phi_3"), text, family, tied=family.startswith("gemma"))
             cases = gguf_files.CASES[3:4]
             gguf_files.out_of_here(table, program, llama_libraries, family, other, text, work, cases, sizes)
         wide = theirs.tiny_model(work / "wide", text, "llama", tied=False, width=256)

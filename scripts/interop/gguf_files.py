@@ -53,8 +53,8 @@ def out_of_here(table, program: ours.Program, llama: llama_cpp.LlamaCpp, name: s
             llama.quantize(file, dense, ALL_F32)
             try:
                 n_equal, n_all = equal_tensors(program, file, packed)
-            except (ValueError, NotImplementedError, KeyError) as error:
-                # transformers does not read such files.
+            except (ValueError, NotImplementedError, KeyError, AssertionError, RuntimeError) as error:
+                # transformers 5.24 does not read such files, or takes sizes from elsewhere.
                 print(f"{name}: {error}", flush=True)
                 n_equal, n_all = 0, 0
             there, here = numbers(program, llama, dense, packed, text, sizes)
@@ -132,7 +132,8 @@ def types_of(file: Path) -> set[str]:
 
 
 def equal_tensors(program: ours.Program, file: Path, packed: Path) -> tuple[int, int]:
-    """Tensors that transformers makes of the file, by gguf's own code, that are those of the packed checkpoint bit for bit."""
+    """Tensors that transformers makes of the file, by gguf's own code, that are those of the packed checkpoint bit for bit; of those
+    that have one name in both, as linears that share a tensor and experts have not."""
     import torch
     import transformers
 
@@ -140,7 +141,8 @@ def equal_tensors(program: ours.Program, file: Path, packed: Path) -> tuple[int,
     model = load(file.parent, gguf_file=file.name, dtype=torch.float32)
     there = {name: theirs.sha256(parameter) for name, parameter in model.named_parameters()}
     here = program.hashes(packed)
-    different = [name for name in sorted(there) if here.get(name) != there[name]]
+    there = {name: digest for name, digest in there.items() if name in here}
+    different = [name for name in sorted(there) if here[name] != there[name]]
     if different:
         print(f"differ: {different[:4]}", flush=True)
     return len(there) - len(different), len(there)

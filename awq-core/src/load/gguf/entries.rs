@@ -41,7 +41,7 @@ impl<'a> Entries<'a> {
         entries.int("feed_forward_length", config.intermediate_size);
         entries.int("attention.head_count", config.n_heads);
         entries.int("attention.head_count_kv", config.n_kv_heads);
-        if config.head_dim * config.n_heads != config.hidden_size {
+        if class.head_dim.is_some() || config.head_dim * config.n_heads != config.hidden_size {
             entries.int("attention.key_length", config.head_dim);
             entries.int("attention.value_length", config.head_dim);
         }
