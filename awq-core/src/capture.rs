@@ -87,6 +87,17 @@ impl<B: QuantBackend> InputStats<B> {
         self.mean_abs.get_or_init(|| sum().unwrap_or_else(|| self.zeros([self.n_in]))).clone()
     }
 
+    /// Sum of `x^2` over all tokens, `[in]`, batches added in f64; zero where there are none.
+    pub fn sum_squares(&self) -> Vec<f64> {
+        let mut sums = vec![0.0; self.n_in];
+        for rows in self.rows() {
+            let rows = B::in_f32(rows);
+            let of_batch = float_vec((rows.clone() * rows).sum_dim(0));
+            sums.iter_mut().zip(of_batch).for_each(|(sum, more)| *sum += f64::from(more));
+        }
+        sums
+    }
+
     /// `X^T X / n_tokens` for `X: [n_tokens, in]`, `[in, in]`; zero where there are none. No factor 2 and no damping: a
     /// method adds its own.
     pub fn gram(&self) -> Tensor<B, 2> {

@@ -21,6 +21,7 @@ use crate::{device, record, report, verify};
 mod chat;
 mod compare;
 mod derive;
+mod export;
 mod generate;
 mod generated_code;
 mod inspect;
@@ -96,6 +97,7 @@ enum Command {
     Merge(merge::MergeArgs),
     Derive(derive::DeriveArgs),
     Quantize(quantize::QuantizeArgs),
+    Export(export::ExportArgs),
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
     Inspect(inspect::InspectArgs),
@@ -179,6 +181,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Merge(args)) => merge::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Derive(args)) => derive::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Quantize(args)) => quantize::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Export(args)) => export::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Generate(args)) => generate::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Chat(args)) => chat::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Inspect(args)) => inspect::run(&args),

@@ -3,12 +3,16 @@
 
     python3 -m venv venv && venv/bin/pip install -r scripts/interop/requirements.txt
     cargo build -p experiments && cargo build -p awq-core --example hash_tensors
-    venv/bin/python scripts/interop/check.py TEXT [--by-others DIR] [--model FOLDER] [--out results/interop.md]
+    npm pack @node-llama-cpp/linux-x64@3.22.1 && tar xzf node-llama-cpp-linux-x64-3.22.1.tgz
+    venv/bin/python scripts/interop/check.py TEXT [--llama-cpp package/bins/linux-x64] [--by-others DIR] [--model FOLDER] \\
+        [--out results/interop.md]
 
 TEXT is a text of some 100 kB, such as the beginning of WikiText-2. Tiny seeded models are quantized here in every format, loaded by
 transformers with gptqmodel or compressed-tensors, and unpacked by AutoAWQ; gptqmodel, AutoAWQ and compressed-tensors quantize them,
-and the folders are read here. DIR holds folders that other tools have written, FOLDER another model for the first half. Prints a
-Markdown table; the exit code is 1 where a tensor differs in a bit or a perplexity by more than 1e-3 of itself.
+and the folders are read here. With --llama-cpp, the folder with its shared libraries, GGUF files are made too: transformers restores
+their tensors, llama.cpp dequantizes, scores and continues them. DIR holds folders that other tools have written, FOLDER another model for the first half. Prints a
+Markdown table; the exit code is 1 where a tensor differs in a bit or a perplexity by more than 1e-3 of itself (where llama.cpp rounds
+the inputs of its products to 8 bits, 5e-2).
 """
 
 import argparse
@@ -19,6 +23,8 @@ import tempfile
 import traceback
 from pathlib import Path
 
+import gguf_files
+import llama_cpp
 import ours
 import theirs
 
@@ -51,9 +57,9 @@ class Table:
     def __init__(self):
         self.rows, self.n_wrong = [], 0
 
-    def add(self, direction: str, what: str, tool: str, model: str, numbers):
+    def add(self, direction: str, what: str, tool: str, model: str, numbers, tolerance: float = TOLERANCE):
         try:
-            n_equal, n_all, (there, is_dense), here = numbers()
+            n_equal, n_all, (there, note), here = numbers()
         except Exception as error:  # noqa: BLE001: one row must not cost the others
             traceback.print_exc()
             self.n_wrong += 1
@@ -61,10 +67,11 @@ class Table:
             self.row([direction, what, tool, model, "failed", "", "", text])
             return
         difference = abs(math.log(here / there))
-        if n_equal < n_all or difference > TOLERANCE:
+        if n_equal < n_all or difference > tolerance:
             self.n_wrong += 1
-        shown = f"{there:.4f}{' (dense)' if is_dense else ''}"
-        self.row([direction, what, tool, model, f"{n_equal} of {n_all}", shown, f"{here:.4f}", f"{difference:.1e}"])
+        shown = f"{there:.4f}{f' ({note})' if note else ''}"
+        tensors = f"{n_equal} of {n_all}" if n_all else ""
+        self.row([direction, what, tool, model, tensors, shown, f"{here:.4f}", f"{difference:.1e}"])
 
     def row(self, cells: list[str]):
         self.rows.append(cells)
@@ -81,7 +88,8 @@ class Table:
             "`out`: quantized and written here, loaded there; `in`: written there. Tensors are compared as what a model multiplies with, in f32: "
             "codes, scales and zero points restored by the tool's own code, and all else; bit for bit, but for the sign of zeros. Of auto-round's "
             "folders only quantized linears are, for its loader casts all else to f16. `(dense)`: the tool's kernels take no such groups, and "
-            "dense products with its restored weights do. Models without trained weights have the perplexity of noise: what counts is that both "
+            "dense products with its restored weights do. GGUF files are dequantized by transformers with gguf, and by llama.cpp to f32, of which the "
+            "perplexity and the greedy text are (`in f32`); as llama.cpp runs the file itself, it rounds the inputs of products to 8 bits. Models without trained weights have the perplexity of noise: what counts is that both "
             f"sides have the same. {len(self.rows) - self.n_wrong} of {len(self.rows)} rows agree: every tensor, and perplexity within {TOLERANCE}.\n\n"
             f"{self.markdown()}"
         )
@@ -150,9 +158,25 @@ def folders_of_others(table: Table, program: ours.Program, by_others: Path, text
             table.add("in", theirs.method_of(folder), tool, name, lambda folder=folder: compare(program, folder, text))
 
 
-def tiny_models(table: Table, program: ours.Program, text: Path, work: Path):
+def tiny_models(table: Table, program: ours.Program, llama_libraries: llama_cpp.LlamaCpp | None, text: Path, work: Path, only_gguf: bool):
     llama = theirs.tiny_model(work / "llama", text, "llama", tied=False)
     qwen2 = theirs.tiny_model(work / "qwen2", text, "qwen2", tied=True)
+    if llama_libraries:
+        sizes = (SEQ_LEN, N_WINDOWS)
+        gguf_files.out_of_here(table, program, llama_libraries, "llama", llama, text, work, gguf_files.CASES, sizes)
+        tied = gguf_files.CASES[:3]
+        gguf_files.out_of_here(table, program, llama_libraries, "qwen2 (biases, tied head)", qwen2, text, work, tied, sizes)
+        qwen3 = theirs.tiny_model(work / "qwen3", text, "qwen3", tied=False)
+        gguf_files.out_of_here(table, program, llama_libraries, "qwen3 (norms of heads)", qwen3, text, work, tied, sizes)
+        for family in gguf_files.OTHER_FAMILIES:
+            # llama.cpp expects tokens of Phi-3 in a model that is named so.
+            other = theirs.tiny_model(work / family.replace("phi3", "phi_3"), text, family, tied=family.startswith("gemma"))
+            cases = gguf_files.CASES[3:4]
+            gguf_files.out_of_here(table, program, llama_libraries, family, other, text, work, cases, sizes)
+        wide = theirs.tiny_model(work / "wide", text, "llama", tied=False, width=256)
+        gguf_files.k_quants(table, program, llama_libraries, "llama, width 256", wide, text, work, sizes)
+    if only_gguf:
+        return
     out_of_here(table, program, "llama", llama, text, work, EXPORTS)
     methods = ("awq --bits 4 --group-size 32", "act-order-dynamic --bits 4 --group-size 32")
     biased = [case for case in EXPORTS if case[1].endswith(methods)]
@@ -163,6 +187,8 @@ def tiny_models(table: Table, program: ours.Program, text: Path, work: Path):
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("text", type=Path)
+    arguments.add_argument("--llama-cpp", type=Path, help="folder with its shared libraries")
+    arguments.add_argument("--only-gguf", action="store_true", help="of the tiny models GGUF files only")
     arguments.add_argument("--by-others", type=Path)
     arguments.add_argument("--model", type=Path)
     arguments.add_argument("--model-case", action="append", default=[], metavar="FORMAT:ARGUMENTS")
@@ -171,7 +197,7 @@ def main() -> None:
     arguments.add_argument("--only-model", action="store_true", help="leave the tiny models out")
     arguments = arguments.parse_args()
     table = Table()
-    for name in ("text", "by_others", "model", "programs", "out"):
+    for name in ("text", "llama_cpp", "by_others", "model", "programs", "out"):
         path = getattr(arguments, name)
         setattr(arguments, name, path and path.resolve())
     # Some of the tools leave logs where they run.
@@ -180,13 +206,19 @@ def main() -> None:
         text = work / "text.txt"
         text.write_text(arguments.text.read_text()[:100_000])
         program = ours.Program(arguments.programs, work)
+        llama = llama_cpp.LlamaCpp(arguments.llama_cpp) if arguments.llama_cpp else None
         if not arguments.only_model:
-            tiny_models(table, program, text, work)
+            tiny_models(table, program, llama, text, work, arguments.only_gguf)
         if arguments.by_others:
             folders_of_others(table, program, arguments.by_others, text)
         if arguments.model:
             cases = [tuple(case.split(":", 1)) for case in arguments.model_case]
-            out_of_here(table, program, arguments.model.stem, arguments.model, text, work, cases)
+            in_folders = [case for case in cases if case[0] != "gguf"]
+            out_of_here(table, program, arguments.model.stem, arguments.model, text, work, in_folders)
+            in_files = [case for key, case in cases if key == "gguf"]
+            if llama and in_files:
+                sizes = (SEQ_LEN, N_WINDOWS)
+                gguf_files.out_of_here(table, program, llama, arguments.model.stem, arguments.model, text, work, in_files, sizes)
     if arguments.out:
         command = f"scripts/interop/check.py {' '.join(word for word in sys.argv[1:])}"
         arguments.out.write_text(table.document(command))

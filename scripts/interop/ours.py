@@ -44,6 +44,20 @@ class Program:
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
         return "" if done.returncode == 0 else done.stderr.strip()
 
+    def export(self, model: Path, out: Path, case: list[str], text: Path) -> str:
+        """Writes a model in floats; an empty text, or what the program said against it."""
+        command = [str(self.experiments), "export", str(model), "--out", str(out), "--quiet", *case, "--calibration", str(text)]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        return "" if done.returncode == 0 else done.stderr.strip()
+
+    def generate(self, model: Path, prompt: str, n_new: int) -> str:
+        """The likeliest continuation of a text, in f32, without the text."""
+        command = [str(self.experiments), "generate", str(model), "--prompt", prompt, "--max-tokens", str(n_new), "--activations", "f32"]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr.strip())
+        return done.stdout.removeprefix(prompt)
+
     def hashes(self, folder: Path) -> dict[str, str]:
         """sha256 of each tensor in f32."""
         done = subprocess.run([str(self.hash_tensors), str(folder)], capture_output=True, text=True, check=False)

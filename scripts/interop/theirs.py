@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import CompressedTensorsConfig  # no
 
 TOOLS = {"awq": "gptqmodel", "gptq": "gptqmodel", "compressed-tensors": "compressed-tensors", "auto-round": "auto-round"}
 
-PACKAGES = ["torch", "transformers", "gptqmodel", "autoawq", "compressed-tensors", "auto-round"]
+PACKAGES = ["torch", "transformers", "gptqmodel", "autoawq", "compressed-tensors", "auto-round", "gguf"]
 
 
 def version(package: str) -> str:
@@ -79,10 +79,10 @@ class Loaded:
                 found[name] = sha256(parameter)
         return found
 
-    def perplexity(self, ids: list[int], seq_len: int, n_windows: int) -> tuple[float, bool]:
-        """And whether its kernels could not do it, and dense products with its own weights did."""
+    def perplexity(self, ids: list[int], seq_len: int, n_windows: int) -> tuple[float, str]:
+        """And `dense` where its kernels could not do it, and dense products with its own weights did."""
         try:
-            return self.measured(ids, seq_len, n_windows), False
+            return self.measured(ids, seq_len, n_windows), ""
         except RuntimeError as error:
             print(f"{self.folder.name}: {error}", flush=True)
         for name, weight in self.restored.items():
@@ -92,7 +92,7 @@ class Loaded:
             if bias is not None:
                 dense.bias.data = bias.float()
             self.model.set_submodule(name, dense)
-        return self.measured(ids, seq_len, n_windows), True
+        return self.measured(ids, seq_len, n_windows), "dense"
 
     @torch.no_grad()
     def measured(self, ids: list[int], seq_len: int, n_windows: int) -> float:
@@ -156,18 +156,41 @@ def ids_of(folder: Path, text: Path) -> list[int]:
     return Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text.read_text()).ids
 
 
-def tiny_model(folder: Path, text: Path, family: str, tied: bool) -> Path:
+def decoded(folder: Path, ids: list[int]) -> str:
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).decode(ids, skip_special_tokens=False)
+
+
+# What a family has beside the sizes of all; `None` takes one of these away.
+HALVES = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
+FAMILIES = {
+    "llama": {}, "qwen2": {},
+    # Whatever a GGUF file says, transformers 5.24 has heads of 128.
+    "qwen3": {"head_dim": 128},
+    "gemma": {"head_dim": 32}, "gemma2": {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64},
+    "gemma3_text": {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64, "num_hidden_layers": 7},
+    "phi3": {"sliding_window": None, "original_max_position_embeddings": 512, "pad_token_id": 0},
+    "phi": HALVES | {"num_key_value_heads": 4}, "olmo2": {}, "granite": {"attention_multiplier": 0.2, "logits_scaling": 2.5},
+    "stablelm": HALVES, "gpt_neox": HALVES | {"intermediate_size": 512}, "gpt2": {}, "gpt_bigcode": {},
+    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False, "parallel_attn": True, "bias": False},
+    "bloom": {}, "mixtral": {"num_local_experts": 4}, "qwen3_moe": EXPERTS | {"head_dim": 32, "norm_topk_prob": True},
+    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 96, "norm_topk_prob": False, "num_key_value_heads": 4},
+    "smollm3": {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0], "pad_token_id": 0},
+}  # fmt: skip
+
+
+def tiny_model(folder: Path, text: Path, family: str, tied: bool, width: int = 128) -> Path:
     """A seeded model of random weights with a tokenizer of 512 pieces. Some groups hold weights of one sign."""
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     torch.manual_seed(7)
     sizes = {
-        "vocab_size": 512, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": tied, "bos_token_id": 0,
-        "eos_token_id": 0, "pad_token_id": None,
+        "vocab_size": 512, "hidden_size": width, "intermediate_size": 352 if width == 128 else 2 * width, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": tied,
+        "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None,
     }  # fmt: skip
-    classes = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}
-    model = transformers.AutoModelForCausalLM.from_config(classes[family](**sizes)).float().eval()
+    config = transformers.AutoConfig.for_model(family, **(sizes | FAMILIES[family]))
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:

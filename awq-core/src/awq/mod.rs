@@ -35,10 +35,12 @@ use crate::quantized::{QuantizedWeight, StoredParts};
 
 mod clip;
 mod salient;
+mod scaled;
 mod search;
 
 pub use clip::ClipSearch;
 pub use salient::{FixedScale, KeepSalient, RandomChannels, SalientBy};
+pub use scaled::{InputSquares, Scaled};
 pub use search::{ScaleFormula, ScaleSearch};
 
 /// What decides a scale search beside the block: AWQ with and without clipping share their scales.

@@ -8,6 +8,7 @@
 //! | [`awq`] (AutoAWQ's GEMM) | along outputs, 8 a word in an order of its own | as they are | runs |
 //! | [`gptq`], v1 and v2 | along inputs, one string of bits | v1: less one | any, by `g_idx` |
 //! | [`compressed`] (compressed-tensors) | along inputs, one string of bits, or whole codes up to 0.17 | as they are | runs |
+//! | [`gguf`] (llama.cpp) | along inputs, in blocks with their scale | in the codes, or times the scale | runs of whole blocks |
 
 use std::collections::BTreeMap;
 
@@ -20,6 +21,7 @@ use crate::transform::WeightTransform;
 
 pub mod awq;
 pub mod compressed;
+pub mod gguf;
 pub mod gptq;
 mod integers;
 #[cfg(test)]
@@ -31,7 +33,17 @@ pub use integers::Integers;
 pub const PACKED: &str = "packed";
 
 /// Every format.
-pub static FORMATS: &[&dyn Format] = &[&awq::Gemm, &gptq::V1, &gptq::V2, &compressed::DENSE, &compressed::WHOLE];
+pub static FORMATS: &[&dyn Format] =
+    &[&awq::Gemm, &gptq::V1, &gptq::V2, &compressed::DENSE, &compressed::WHOLE, &gguf::Gguf];
+
+/// What a format's tensors stand in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Container {
+    /// A folder in Hugging Face layout: `config.json`, the tokenizer's files, safetensors.
+    Folder,
+    /// One GGUF file with all of that.
+    File,
+}
 
 /// A layout of quantized linears.
 pub trait Format: Send + Sync {
@@ -40,6 +52,11 @@ pub trait Format: Send + Sync {
 
     /// A sentence on it.
     fn about(&self) -> &'static str;
+
+    /// What its tensors stand in.
+    fn container(&self) -> Container {
+        Container::Folder
+    }
 
     /// Whether it holds a linear.
     ///
@@ -65,7 +82,7 @@ pub trait Format: Send + Sync {
 pub struct FormatTensor {
     /// What its name has after the linear's: `qweight`.
     pub part: &'static str,
-    /// As safetensors files call it: `I32`.
+    /// As safetensors files call it, `I32`, or ggml: `Q4_0`.
     pub dtype: &'static str,
     /// Row-major.
     pub shape: Vec<usize>,
@@ -84,8 +101,10 @@ pub struct Plan {
     pub stored: StoredParts,
     /// Who writes it: `awq-rs 0.1.0`.
     pub writer: String,
-    /// Why no format holds this model.
+    /// Why no folder of other programs holds this model.
     pub obstacle: Option<String>,
+    /// Why no GGUF file does.
+    pub gguf_obstacle: Option<String>,
 }
 
 /// A linear that is to be quantized.
@@ -111,8 +130,12 @@ pub fn problem(format: &dyn Format, plan: &Plan) -> Option<String> {
 }
 
 fn why_not(format: &dyn Format, plan: &Plan) -> Option<String> {
-    if let Some(obstacle) = &plan.obstacle {
-        return Some(obstacle.clone());
+    let obstacle = match format.container() {
+        Container::Folder => &plan.obstacle,
+        Container::File => &plan.gguf_obstacle,
+    };
+    if obstacle.is_some() {
+        return obstacle.clone();
     }
     let of_one = |(name, linear): (&String, &PlannedLinear)| {
         format.holds(linear, plan.stored).err().map(|problem| format!("{name}: {problem}"))
@@ -146,6 +169,11 @@ fn holds_codes(linear: &PlannedLinear, stored: StoredParts) -> Result<(), String
     if let Some(values) = linear.grid.values {
         return Err(format!("it has evenly spaced codes, not those of the table {}", values.facts().name));
     }
+    holds_beside(stored)
+}
+
+/// What a method stores beside codes and scales.
+fn holds_beside(stored: StoredParts) -> Result<(), String> {
     if stored.has_real_zero_points {
         return Err("its zero points are codes, those of this method are real numbers".into());
     }

@@ -251,6 +251,7 @@ fn plan(linears: &[(&str, Grid, [usize; 2])], stored: StoredParts) -> Plan {
         stored,
         writer: "awq-rs 0.1.0".into(),
         obstacle: None,
+        gguf_obstacle: Some("there is no tokenizer".into()),
     }
 }
 
@@ -260,7 +261,7 @@ fn what_a_format_cannot_hold_is_refused_with_those_that_can() {
     let message = |key: &str, linears: &[_], stored| problem(named(key).unwrap(), &plan(linears, stored));
     let shape = [64, 256];
     assert_eq!(message("awq", &[("a.q", w4, shape)], plain), None);
-    let all = "packed, awq, gptq, gptq_v2, compressed-tensors, compressed-tensors-0.17";
+    let all = "packed, awq, gptq, gptq_v2, compressed-tensors, compressed-tensors-0.17, gguf";
     assert_eq!(FORMATS.iter().fold(PACKED.to_owned(), |all, format| all + ", " + format.key()), all);
     let ragged = message("awq", &[("a.q", w4, [64, 576])], plain).unwrap();
     assert_eq!(
@@ -287,7 +288,8 @@ fn what_a_format_cannot_hold_is_refused_with_those_that_can() {
         (StoredParts { beside: Some("rotations"), ..plain }, "no place for rotations"),
     ] {
         for format in FORMATS {
-            let found = message(format.key(), &[("a.q", w4, shape)], stored).unwrap();
+            let planned = Plan { gguf_obstacle: None, ..plan(&[("a.q", w4, shape)], stored) };
+            let found = problem(*format, &planned).unwrap();
             assert!(found.contains(said) && found.ends_with("; choose one of packed"), "{found}");
         }
     }

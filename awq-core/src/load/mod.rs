@@ -42,7 +42,7 @@ pub use self::error::LoadError;
 pub use self::folder::check_folder;
 pub(crate) use self::fused::{Fused, Order, Rows, by_key_head, by_kind, in_parts};
 pub(crate) use self::gguf::layouts;
-pub use self::gguf::{GgufCheckpoint, gguf_parts};
+pub use self::gguf::{Contents, GgufCheckpoint, GgufOutline, GgufTensor, Importance, Placed, gguf_parts, imatrix_file};
 pub(crate) use self::keys::Keys;
 pub use self::memory::MemoryCheckpoint;
 pub(crate) use self::multimodal::{LanguageCheckpoint, multimodal_classes};

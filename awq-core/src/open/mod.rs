@@ -1,5 +1,6 @@
 //! A model on disk, opened: what kind of files they are, whose model it is, its configuration, tensors and tokenizer.
 
+mod gguf;
 mod hugging_face;
 
 use std::collections::BTreeMap;
@@ -8,11 +9,12 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
+pub use self::gguf::gguf_outline;
 use crate::load::foreign::Scheme;
 use crate::load::packed::HEADER_FILE;
 use crate::load::{
     Checkpoint, Class, Keys, LanguageCheckpoint, LoadError, ModelConfig, PackedCheckpoint, PackedHeader, Tokenizer,
-    check_folder, foreign, gguf, open_weights, open_weights_of, read_json, scheme_of_tensors,
+    check_folder, foreign, gguf as gguf_files, open_weights, open_weights_of, read_json, scheme_of_tensors,
 };
 use crate::model;
 
@@ -196,10 +198,10 @@ fn named_by_ids(tokenizer: &Tokenizer) -> BTreeMap<String, String> {
 }
 
 fn open_gguf(file: &Path) -> Result<OpenedModel, LoadError> {
-    let opened = gguf::open(file, &known_classes())?;
+    let opened = gguf_files::open(file, &known_classes())?;
     let tokenizer = Tokenizer::from_gguf(file, &opened.header.metadata)?;
     let chat_template = match opened.header.metadata.get("tokenizer.chat_template") {
-        Some(gguf::Value::Text(template)) => Some(template.clone()),
+        Some(gguf_files::Value::Text(template)) => Some(template.clone()),
         _ => None,
     };
     // In this format the vocabulary is the embedding's; a folder's tokenizer may know tokens (padding, say) without a row.

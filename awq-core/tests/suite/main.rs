@@ -20,6 +20,7 @@ mod oracle;
 mod pickled;
 mod rules;
 mod salient;
+mod scaled;
 mod support;
 mod tensors;
 mod threads;

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context, ensure};
 use awq_core::codebook::Codebook;
 use awq_core::driver::codes_sha256;
-use awq_core::formats::{self, FORMATS, Format};
-use awq_core::grid::{Bits, Granularity, ScaleDtype};
+use awq_core::formats::{self, Container, FORMATS, Format};
+use awq_core::grid::{Bits, Granularity, ScaleDtype, Symmetry};
 use awq_core::model::wiring_of;
 use awq_core::open::open_model;
 use clap::{Args, ValueEnum};
@@ -19,7 +19,7 @@ use crate::device;
 use crate::packed;
 use crate::quantize::place::{self, Place};
 use crate::quantize::request::{Codes, Request};
-use crate::quantize::{Quantized, Recipe, export, header, needed_bytes, quantize};
+use crate::quantize::{Quantized, Recipe, export, gguf_file, header, needed_bytes, quantize};
 use crate::session::Model;
 
 /// Quantize a model and write it as a packed checkpoint, which `generate`, `chat` and experiments load without the original, or in a
@@ -28,6 +28,7 @@ use crate::session::Model;
 ///   experiments quantize bundled --method awq --bits 4 --group-size 128 --out bundled-awq
 ///   experiments generate bundled-awq --prompt "Once"
 ///   experiments quantize models/my-model --method awq --bits 4 --group-size 128 --format awq --out my-model-awq
+///   experiments quantize models/my-model --method awq --bits 4 --group-size 32 --format gguf --out my-model.gguf
 ///
 /// The folder has config.json, tokenizer.json, tokenizer_config.json, model.safetensors with codes, scales and zero points
 /// in place of each quantized weight, and quantization.json, which says how it was made. In an experiment's file it is a
@@ -54,15 +55,19 @@ pub(super) struct QuantizeArgs {
     /// e4m3, 8-bit floats over one scale of the matrix, with --values.
     #[arg(long, value_enum, default_value_t = ScaleDtypeArg::F16)]
     scale_dtype: ScaleDtypeArg,
+    /// Where zero lies: at a code of each group's own; or at the middle one, of codes that are all used (full) or of as many below it
+    /// as above (restricted).
+    #[arg(long, value_enum, default_value_t = SymmetryArg::Asymmetric, conflicts_with = "values")]
+    symmetry: SymmetryArg,
     /// Another grid for some linears: *.down_proj=w8g64, *.down_proj=w8 with the group of the others, or model.layers.0.*=fp to
     /// leave them in full precision; may be given several times, the first that matches decides.
     #[arg(long = "override", value_name = "LINEARS=GRID")]
     overrides: Vec<OverrideSpec>,
     /// Layout of the folder: packed, this program's own; awq (AutoAWQ's GEMM), gptq, gptq_v2, compressed-tensors or
-    /// compressed-tensors-0.17, which other programs load. `experiments list formats` says more.
+    /// compressed-tensors-0.17, which other programs load; gguf, one file for llama.cpp. `experiments list formats` says more.
     #[arg(long, value_name = "FORMAT", default_value = formats::PACKED, value_parser = parse_format)]
     format: Wanted,
-    /// Folder to create.
+    /// Folder to create; with --format gguf the file, NAME.gguf.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
@@ -82,6 +87,23 @@ impl From<ScaleDtypeArg> for ScaleDtype {
             ScaleDtypeArg::F32 => Self::F32,
             ScaleDtypeArg::E8m0 => Self::E8m0,
             ScaleDtypeArg::E4m3 => Self::E4m3,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SymmetryArg {
+    Asymmetric,
+    Full,
+    Restricted,
+}
+
+impl From<SymmetryArg> for Symmetry {
+    fn from(argument: SymmetryArg) -> Self {
+        match argument {
+            SymmetryArg::Asymmetric => Self::Asymmetric,
+            SymmetryArg::Full => Self::SymmetricFullRange,
+            SymmetryArg::Restricted => Self::SymmetricRestricted,
         }
     }
 }
@@ -123,11 +145,13 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
         method: args.method.clone(),
         codes: wanted,
         granularity,
+        symmetry: args.symmetry.into(),
         scale_dtype,
         overrides: args.overrides.clone(),
     };
     // Before the long work: a folder that cannot be used is found at once.
-    place::check(&args.out, args.model.path())?;
+    let container = args.format.0.map_or(Container::Folder, Format::container);
+    place::check(&args.out, args.model.path(), container)?;
     let model = args.model.open()?;
     let recipe = args.model.recipe(&request, &model.opened)?;
     let format = match args.format.0 {
@@ -144,13 +168,22 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let quantized = quantize(&model, &recipe, (device, &codes), &store, &progress)?;
     let n_bytes = match &format {
         None => write_packed(&place, args, (&model, &recipe), &quantized)?,
+        Some(_) if container == Container::File => {
+            let outline = export::outline(&model, &recipe).map_err(anyhow::Error::msg)?;
+            gguf_file::write(&place.file(), &outline, quantized.checkpoint.as_ref())?;
+            gguf_file::verify(&place.file(), &outline, &quantized)?;
+            place.file().metadata()?.len()
+        }
         Some((format, plan)) => {
             export::write(place.folder(), (&model, &recipe), &quantized, (*format, plan))?;
             export::verify(place.folder(), &quantized, plan)?;
             place.folder().join(packed::WEIGHTS).metadata()?.len()
         }
     };
-    place.finish()?;
+    match container {
+        Container::Folder => place.finish()?,
+        Container::File => place.finish_file()?,
+    }
     let left = quantized.full_precision.map_or_else(String::new, |share| {
         let (n, bits) = (share.n_weights, share.bits_per_weight_of_all);
         format!(", {n} weights of linears left in full precision, {bits:.3} bits per weight over all linears")

@@ -1,16 +1,17 @@
 //! A quantized model as other programs load it: linears in one of [`awq_core::formats`], everything else as in the model's own
-//! folder.
+//! folder, or in one GGUF file ([`super::gguf_file`]).
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
+use awq_core::codebook::Codebook;
 use awq_core::formats::{self, Format, FormatTensor, Plan, PlannedLinear};
-use awq_core::load::{Checkpoint, ModelConfig};
+use awq_core::load::{Checkpoint, Contents, GgufOutline, ModelConfig};
 use awq_core::model::layers::NormKind;
 use awq_core::model::wiring::Wiring;
 use awq_core::model::{LinearName, holder_of, known_families, wiring_of};
-use awq_core::open::open_tensors;
+use awq_core::open::{gguf_outline, open_tensors};
 use serde_json::{Value as Json, json};
 
 use super::{Quantized, Recipe};
@@ -32,6 +33,7 @@ pub fn plan(model: &Model, recipe: &Recipe) -> anyhow::Result<Plan> {
         stored,
         writer: format!("awq-rs {}", env!("CARGO_PKG_VERSION")),
         obstacle: obstacle(wiring, config, stored.scales_activations),
+        gguf_obstacle: None,
     };
     for (block_idx, block) in wiring.blocks.iter().enumerate() {
         let grid_of = |linear: LinearName| grids.block(block_idx).of(linear).copied();
@@ -54,7 +56,52 @@ pub fn plan(model: &Model, recipe: &Recipe) -> anyhow::Result<Plan> {
         }
         None => plan.others.push(head),
     }
+    plan.gguf_obstacle =
+        activation_obstacle(wiring, config, stored.scales_activations).or_else(|| match outline(model, recipe) {
+            Ok(outline) => gguf_obstacle(&outline, &plan),
+            Err(problem) => Some(problem),
+        });
     Ok(plan)
+}
+
+/// A model as a GGUF file, before its linears have codes.
+///
+/// # Errors
+/// What no such file holds, in words.
+pub fn outline(model: &Model, recipe: &Recipe) -> Result<GgufOutline, String> {
+    let json = |value: serde_json::Result<String>| value.unwrap_or_default();
+    let more = [
+        ("general.description", recipe.label()),
+        ("awq_rs.method", json(serde_json::to_string(&recipe.method))),
+        ("awq_rs.calibration", json(serde_json::to_string(&recipe.calibration))),
+    ];
+    gguf_outline(&model.opened, &model.wiring, recipe.rule.head().is_some(), &about(model, &more))
+}
+
+/// Keys of a GGUF file that say what it is and where it is from.
+pub(super) fn about(model: &Model, more: &[(&'static str, String)]) -> Vec<(&'static str, String)> {
+    let source = model.opened.checkpoint.source();
+    let named = if source.extension().is_some_and(|end| end == "gguf") { Some(source) } else { source.parent() };
+    let name = named.and_then(Path::file_stem).map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let Provenance { version, commit, command, .. } = Provenance::collect("", 0, Default::default());
+    let mut about = vec![
+        ("general.name", name),
+        ("general.quantized_by", format!("awq-rs {version}, commit {commit}")),
+        ("awq_rs.command", shell(&command)),
+    ];
+    about.extend(more.iter().cloned());
+    about
+}
+
+/// Rows that one tensor has are in one type.
+fn gguf_obstacle(outline: &GgufOutline, plan: &Plan) -> Option<String> {
+    let grid = |name: &String| plan.linears.get(name.strip_suffix(".weight")?).map(|linear| linear.grid.values);
+    let is_e2m1 = |name: &String| grid(name).map(|values| values == Some(Codebook::E2m1));
+    outline.tensors().iter().find_map(|tensor| {
+        let Contents::Tensors(names) = &tensor.contents else { return None };
+        let other = names.iter().find(|name| is_e2m1(name) != is_e2m1(&names[0]))?;
+        Some(format!("{} and {other} lie in one tensor ({}), which has one type", names[0], tensor.name))
+    })
 }
 
 /// What keeps a model out of every format.
@@ -70,6 +117,11 @@ fn obstacle(wiring: &Wiring, config: &ModelConfig, scales_activations: bool) -> 
             config.architecture
         ));
     }
+    activation_obstacle(wiring, config, scales_activations)
+}
+
+/// Scales that have no other place than an activation.
+pub(super) fn activation_obstacle(wiring: &Wiring, config: &ModelConfig, scales_activations: bool) -> Option<String> {
     let has_scale = wiring
         .blocks
         .iter()
@@ -161,7 +213,6 @@ fn card(recipe: &Recipe, quantized: &Quantized, format: &dyn Format) -> String {
     let json = |value: Option<Json>| value.map_or_else(|| "none".to_owned(), |value| format!("`{value}`"));
     let settings = json(serde_json::to_value(&recipe.method).ok());
     let calibration = json(recipe.calibration.as_ref().and_then(|spec| serde_json::to_value(spec).ok()));
-    let command: Vec<String> = command.iter().map(|word| quoted(word)).collect();
     format!(
         "# {label}\n\n\
          | | |\n|---|---|\n\
@@ -177,8 +228,13 @@ fn card(recipe: &Recipe, quantized: &Quantized, format: &dyn Format) -> String {
         about = format.about(),
         bits = quantized.bits_per_weight,
         codes = quantized.codes_sha256,
-        command = command.join(" "),
+        command = shell(&command),
     )
+}
+
+/// A command as a shell takes it.
+fn shell(command: &[String]) -> String {
+    command.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
 }
 
 /// A word as a shell takes it.

@@ -1,8 +1,10 @@
 //! One model quantized outside of an experiment: to be written as a packed checkpoint, or decoded from at once.
 
 pub mod export;
+pub mod gguf_file;
 pub mod place;
 pub mod request;
+pub mod scaled;
 
 use std::path::Path;
 use std::sync::Arc;

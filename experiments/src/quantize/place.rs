@@ -1,4 +1,4 @@
-//! Where a packed checkpoint goes: checked before any work, filled under another name, and named at the end.
+//! Where a quantized model goes, a folder or a file: checked before any work, filled under another name, and named at the end.
 //!
 //! A run that fails removes what it began. One that is killed leaves a hidden folder, which the next run to the same place
 //! removes: a lock that the system releases with the process tells it from the folder of a run that goes on.
@@ -7,6 +7,10 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
+use awq_core::formats::Container;
+
+/// How a file is named that holds a whole model.
+const GGUF: &str = "gguf";
 
 /// File of a folder in the making that its run holds locked.
 const LOCK: &str = ".lock";
@@ -23,13 +27,18 @@ pub struct Place {
 /// Checks `--out` alone, before a model is opened.
 ///
 /// # Errors
-/// A file, a folder that holds anything, or a folder inside the model's own.
-pub fn check(out: &Path, model: &Path) -> anyhow::Result<()> {
+/// A file, a folder that holds anything, or a folder inside the model's own. Where it is to be a file, anything that is there, or a
+/// name of another kind of file.
+pub fn check(out: &Path, model: &Path, container: Container) -> anyhow::Result<()> {
     let place = out.display();
     if let Ok(target) = fs::read_link(out) {
         ensure!(out.exists(), "{place}: a link to {}, which is not there; choose another with --out", target.display());
     }
-    if out.exists() {
+    if container == Container::File {
+        let is_named = out.extension().is_some_and(|end| end == GGUF);
+        ensure!(is_named, "{place}: the name of a GGUF file ends with .{GGUF}; choose such a name with --out");
+        ensure!(!out.exists(), "{place}: exists already; choose another file with --out, or remove this one");
+    } else if out.exists() {
         ensure!(out.is_dir(), "{place}: is a file; choose a folder with --out");
         let is_empty = fs::read_dir(out).with_context(|| cannot_create(out))?.next().is_none();
         ensure!(is_empty, "{place}: is not empty; choose another folder with --out, or remove this one");
@@ -86,6 +95,21 @@ impl Place {
     /// The folder to fill.
     pub fn folder(&self) -> &Path {
         &self.partial
+    }
+
+    /// The file to fill, of a model in one file.
+    pub fn file(&self) -> PathBuf {
+        self.partial.join("model").with_extension(GGUF)
+    }
+
+    /// Gives the filled [`Self::file`] its name, and removes the folder.
+    ///
+    /// # Errors
+    /// A place that something was put into meanwhile.
+    pub fn finish_file(self) -> anyhow::Result<()> {
+        let out = self.out.display();
+        ensure!(!self.out.exists(), "{out}: something has been put there meanwhile; choose another file with --out");
+        fs::rename(self.file(), &self.out).with_context(|| format!("{out}: cannot give it this name"))
     }
 
     /// Gives the filled folder its name.
@@ -174,6 +198,20 @@ mod tests {
     }
 
     #[test]
+    fn a_file_appears_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("new/model.gguf");
+        let place = Place::claim(&out, 1).unwrap();
+        fs::write(place.file(), "x").unwrap();
+        assert!(!out.exists());
+        place.finish_file().unwrap();
+        assert_eq!(
+            (names(&folder.path().join("new")), fs::read(&out).unwrap()),
+            (vec!["model.gguf".into()], b"x".into())
+        );
+    }
+
+    #[test]
     fn what_a_killed_run_left_is_removed_and_a_living_one_is_not_disturbed() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out");
@@ -200,15 +238,24 @@ mod tests {
         fs::create_dir(&model).unwrap();
         fs::write(model.join("config.json"), "{}").unwrap();
         fs::write(base.join("file"), "").unwrap();
-        let refused = |out: &str| message(check(&base.join(out), &model), &base);
+        let refused = |out: &str| message(check(&base.join(out), &model, Container::Folder), &base);
         assert_eq!(refused("model"), "DIR/model: is not empty; choose another folder with --out, or remove this one");
         assert_eq!(refused("file"), "DIR/file: is a file; choose a folder with --out");
         assert_eq!(
             refused("model/packed/new"),
             "DIR/model/packed/new: lies inside the model's folder DIR/model; choose another place with --out"
         );
-        assert!(check(&base.join("model-packed"), &model).is_ok());
-        assert!(check(&base.join("file-packed"), &base.join("file")).is_ok());
+        assert!(check(&base.join("model-packed"), &model, Container::Folder).is_ok());
+        assert!(check(&base.join("file-packed"), &base.join("file"), Container::Folder).is_ok());
+        let of_file = |out: &str| message(check(&base.join(out), &model, Container::File), &base);
+        assert_eq!(of_file("file"), "DIR/file: the name of a GGUF file ends with .gguf; choose such a name with --out");
+        fs::write(base.join("there.gguf"), "").unwrap();
+        assert_eq!(
+            of_file("there.gguf"),
+            "DIR/there.gguf: exists already; choose another file with --out, or remove this one"
+        );
+        fs::remove_file(base.join("there.gguf")).unwrap();
+        assert!(check(&base.join("new.gguf"), &model, Container::File).is_ok());
         let no_folder = message(Place::claim(&base.join("file/out"), 1), &base);
         assert!(
             no_folder.starts_with("DIR/file/out: cannot create the folder; choose another with --out: "),

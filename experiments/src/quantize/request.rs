@@ -29,6 +29,8 @@ pub struct Request {
     pub codes: Codes,
     /// Which weights share a scale.
     pub granularity: Granularity,
+    /// Where zero lies, of evenly spaced codes.
+    pub symmetry: Symmetry,
     /// Type in which scales are stored.
     pub scale_dtype: ScaleDtype,
     /// What becomes of some linears; the first that matches decides.
@@ -59,7 +61,14 @@ impl std::str::FromStr for Request {
         let (method, grid) = rest.rsplit_once('-').ok_or_else(wrong)?;
         let (codes, granularity) = codes_and_group(grid).ok_or_else(wrong)?;
         let granularity = granularity.unwrap_or(Granularity::PerChannel);
-        Ok(Self { method: method.to_owned(), codes: codes?, granularity, scale_dtype, overrides: Vec::new() })
+        Ok(Self {
+            method: method.to_owned(),
+            codes: codes?,
+            granularity,
+            symmetry: Symmetry::Asymmetric,
+            scale_dtype,
+            overrides: Vec::new(),
+        })
     }
 }
 
@@ -133,7 +142,7 @@ impl Request {
         let even = |bits| Grid {
             bits,
             granularity,
-            symmetry: Symmetry::Asymmetric,
+            symmetry: self.symmetry,
             range_includes_zero: matches!(method, MethodSpec::Gptq(_)),
             scale_dtype,
             values: None,

@@ -24,7 +24,7 @@ pub struct Calibrated {
 }
 
 impl Calibrated {
-    pub(super) fn calibration(&self) -> Calibration<'_> {
+    pub(crate) fn calibration(&self) -> Calibration<'_> {
         Calibration { sequences: &self.set.ids, propagation: self.propagation }
     }
 }

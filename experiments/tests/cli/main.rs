@@ -13,6 +13,7 @@ mod draws;
 mod exporting;
 mod families;
 mod generation;
+mod gguf;
 mod grids;
 mod inspecting;
 mod interruption;

@@ -14,8 +14,8 @@ mod tests;
 use half::f16;
 use rayon::prelude::*;
 
-use super::types::GgmlType;
 use crate::arithmetic::FloatType;
+use crate::formats::gguf::GgmlType;
 use crate::load::floats;
 
 /// The values of whole blocks. `bytes` is a multiple of the type's block size.

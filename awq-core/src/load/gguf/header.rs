@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::types::GgmlType;
+use crate::formats::gguf::GgmlType;
 use crate::load::LoadError;
 
 const MAGIC: &[u8; 4] = b"GGUF";

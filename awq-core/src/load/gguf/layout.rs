@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
 
+use super::entries::Entries;
 use super::header::{Header, Value};
-use super::parts::Files;
 use super::tensor::Tensor;
 use crate::load::LoadError;
 use crate::load::class::{Class, InnerSize, KvHeads};
@@ -29,6 +29,8 @@ pub(crate) struct Layout {
     pub(super) keys: &'static [&'static str],
     /// Adds what only this class has to its `config.json`.
     pub(super) config: fn(&Metadata<'_>, &mut Map<String, Json>) -> Result<(), LoadError>,
+    /// The other way round: adds what only this class has to the keys and tables of a file.
+    pub(super) entries: fn(&mut Entries<'_>),
 }
 
 /// What lies under a name.
@@ -138,8 +140,12 @@ pub(crate) struct Metadata<'a> {
     /// The architecture, which its own keys begin with.
     pub(super) prefix: &'a str,
     pub(super) header: &'a Header,
-    pub(super) files: &'a Files,
+    /// The values of a tensor that is part of the configuration, where it is there.
+    pub(super) tables: Tables<'a>,
 }
+
+/// The values of a small tensor by its name, where it is there.
+pub(super) type Tables<'a> = &'a dyn Fn(&str) -> Result<Option<Vec<f32>>, LoadError>;
 
 impl Metadata<'_> {
     fn key(&self, own: &str) -> String {
@@ -176,8 +182,7 @@ impl Metadata<'_> {
 
     /// The values of a small tensor, where it is there.
     pub(super) fn table(&self, name: &str) -> Result<Option<Vec<f32>>, LoadError> {
-        let info = self.header.tensors.get(name);
-        info.map(|info| self.files.read(name, info)).transpose()
+        (self.tables)(name)
     }
 
     /// Width of a head.

@@ -8,20 +8,22 @@ use serde_json::{Map, Value as Json, json};
 
 pub(crate) use self::experts::{MIXTRAL, QWEN2_MOE, QWEN3_MOE};
 pub(crate) use self::layered::{BIGCODE, BLOOM, FALCON, GPT_NEOX, GPT2, MPT, PHI, STABLELM};
+use super::entries::Entries;
 use super::layout::{Layout, Metadata, Part};
 use super::names::{BLOCK_PARTS, MODEL_PARTS};
-use crate::load::{GgufArchitecture, LoadError};
+use crate::load::{GgufArchitecture, LoadError, RopeScaling};
 
 type Keys = Map<String, Json>;
 
 /// A class under Llama's names.
-const LIKE_LLAMA: Layout = Layout {
+pub(super) const LIKE_LLAMA: Layout = Layout {
     model_parts: MODEL_PARTS,
     blocks: "model.layers",
     parts: &[],
     plain_parts: BLOCK_PARTS,
     keys: &[],
     config: nothing_more,
+    entries: |_| {},
 };
 
 fn nothing_more(_: &Metadata<'_>, _: &mut Keys) -> Result<(), LoadError> {
@@ -80,6 +82,13 @@ pub(crate) const GEMMA2: Option<GgufArchitecture> = stored(
             }
             Ok(())
         },
+        entries: |entries| {
+            entries.window();
+            // Where no key says otherwise, the class has these.
+            for (key, cap) in [("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)] {
+                entries.float(key, entries.number(key, cap));
+            }
+        },
         ..LIKE_LLAMA
     },
 );
@@ -102,6 +111,16 @@ pub(crate) const GEMMA3: Option<GgufArchitecture> = stored(
                 keys.insert("final_logit_softcapping".into(), json!(cap));
             }
             Ok(())
+        },
+        entries: |entries| {
+            entries.window();
+            if let Some(local) = &entries.config.local_rope {
+                entries.float("rope.freq_base_swa", local.theta);
+            }
+            match entries.number("final_logit_softcapping", 0.0) {
+                0.0 => {}
+                cap => entries.float("final_logit_softcapping", cap),
+            }
         },
         ..LIKE_LLAMA
     },
@@ -144,9 +163,25 @@ pub(crate) const PHI3: Option<GgufArchitecture> = stored(
             }
             Ok(())
         },
+        entries: phi3_entries,
         ..LIKE_LLAMA
     },
 );
+
+fn phi3_entries(entries: &mut Entries<'_>) {
+    let config = entries.config;
+    entries.int("attention.sliding_window", config.windows.first().copied().flatten().unwrap_or(0));
+    let original = config.raw["original_max_position_embeddings"].as_u64();
+    entries.int("rope.scaling.original_context_length", original.map_or(config.max_positions, |n| n as usize));
+    if let Some(RopeScaling::LongRope { short_factors, amplitude, .. }) = &config.rope_scaling {
+        entries.float("rope.scaling.attn_factor", *amplitude);
+        let scaling = [&config.raw["rope_scaling"], &config.raw["rope_parameters"]];
+        let long = scaling.into_iter().find_map(|scaling| scaling["long_factor"].as_array());
+        let long = long.into_iter().flatten().filter_map(|factor| Some(factor.as_f64()? as f32)).collect();
+        entries.table(LONG_FACTORS, long);
+        entries.table(SHORT_FACTORS, short_factors.iter().map(|&factor| factor as f32).collect());
+    }
+}
 
 const SHORT_FACTORS: &str = "rope_factors_short.weight";
 const LONG_FACTORS: &str = "rope_factors_long.weight";
@@ -186,6 +221,16 @@ pub(crate) const GRANITE: Option<GgufArchitecture> = interleaved(
                 }
             }
             Ok(())
+        },
+        entries: |entries| {
+            for (own, key) in [
+                ("attention.scale", "attention_multiplier"),
+                ("embedding_scale", "embedding_multiplier"),
+                ("residual_scale", "residual_multiplier"),
+                ("logit_scale", "logits_scaling"),
+            ] {
+                entries.float(own, entries.number(key, 1.0));
+            }
         },
         ..LIKE_LLAMA
     },

@@ -4,18 +4,21 @@
 //! values dequantized to `f32`. Linears that share a tensor come out one by one, under the names of
 //! [`in_parts`](super::in_parts).
 
+mod bytes;
 mod dequant;
+mod entries;
 mod header;
+mod imatrix;
 mod keys;
 mod kind;
 mod layout;
 pub(crate) mod layouts;
 mod names;
+mod outline;
 mod parts;
 mod tensor;
 #[cfg(test)]
 mod tests;
-mod types;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -24,8 +27,10 @@ use serde_json::Value as Json;
 
 pub(crate) use self::header::{Header, Value};
 use self::header::{Stored, TensorInfo};
+pub use self::imatrix::{Importance, imatrix_file};
 pub(crate) use self::layout::Layout;
-use self::layout::Metadata;
+use self::layout::{Metadata, Tables};
+pub use self::outline::{Contents, GgufOutline, GgufTensor, Placed};
 use self::parts::Files;
 pub use self::parts::gguf_parts;
 use self::tensor::{Change, Tensor, check_shape};
@@ -56,20 +61,32 @@ pub(crate) struct GgufFile {
 pub(crate) fn open(file: &Path, classes: Classes<'_>) -> Result<GgufFile, LoadError> {
     let (files, mut header) = Files::open(file)?;
     let file = &*files.first().to_owned();
+    let table = |name: &str| header.tensors.get(name).map(|info| files.read(name, info)).transpose();
+    let (config, gguf) = config_of(file, &header, classes, &table)?;
+    let tensors = renamed(file, std::mem::take(&mut header.tensors), &config, gguf)?;
+    Ok(GgufFile { header, config, checkpoint: GgufCheckpoint { files, tensors } })
+}
+
+/// The configuration of a model of one of `classes`, and how its class is stored.
+fn config_of(
+    file: &Path,
+    header: &Header,
+    classes: Classes<'_>,
+    tables: Tables<'_>,
+) -> Result<(ModelConfig, GgufArchitecture), LoadError> {
     kind::check(file, &header.metadata)?;
-    let (class, gguf) = class_of(&header, file, classes)?;
-    check_n_blocks(file, &header, gguf.name)?;
+    let (class, gguf) = class_of(header, file, classes)?;
+    check_n_blocks(file, header, gguf.name)?;
     let own_keys = gguf.layout.map_or(&[][..], |layout| layout.keys);
     let json = keys::checked(file, &header.metadata, gguf.name, own_keys)?;
     let config = match gguf.layout {
-        None => like_llama(file, &header, json, &files, class, gguf.name)?,
+        None => like_llama(file, header, json, tables, class, gguf.name)?,
         Some(layout) => {
             let keys = Keys { file, json: &json };
-            layout::config(class, layout, &Metadata { keys, prefix: gguf.name, header: &header, files: &files })?
+            layout::config(class, layout, &Metadata { keys, prefix: gguf.name, header, tables })?
         }
     };
-    let tensors = renamed(file, std::mem::take(&mut header.tensors), &config, gguf)?;
-    Ok(GgufFile { header, config, checkpoint: GgufCheckpoint { files, tensors } })
+    Ok((config, gguf))
 }
 
 /// The configuration of a class that has no layout of its own.
@@ -77,7 +94,7 @@ fn like_llama(
     file: &Path,
     header: &Header,
     json: Json,
-    files: &Files,
+    tables: Tables<'_>,
     class: &Class,
     architecture: &str,
 ) -> Result<ModelConfig, LoadError> {
@@ -88,7 +105,7 @@ fn like_llama(
     config.mlp_bias = has_bias(&["ffn_gate", "ffn_up", "ffn_down"]);
     if let Some(info) = header.tensors.get(ROPE_FREQS) {
         check_shape(file, ROPE_FREQS, &info.shape, &[config.head_dim / 2])?;
-        let divisors = files.read(ROPE_FREQS, info)?;
+        let divisors = tables(ROPE_FREQS)?.unwrap_or_default();
         config.rope_scaling = Some(per_frequency(file, divisors, config.rope_scaling.as_ref())?);
     }
     Ok(config)

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::dequant::dequantize;
 use super::header::{Header, Stored, TensorInfo, Value};
-use super::types::{GgmlType, type_name};
+use crate::formats::gguf::{GgmlType, type_name};
 use crate::load::LoadError;
 use crate::load::map::MappedFile;
 

@@ -11,6 +11,7 @@ use crate::load::testing::{GgufWriter, asset};
 use crate::open::open_model;
 
 mod layouts;
+mod outline;
 mod parts;
 mod qwen3;
 

@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::formats::tests::{grid, permuted, weight as random_weight};
-use crate::formats::{FORMATS, Format, Integers, Plan, PlannedLinear, compressed, gptq};
+use crate::formats::{Container, FORMATS, Format, Integers, Plan, PlannedLinear, compressed, gptq};
 use crate::grid::{Bits, ScaleDtype, Symmetry};
 use crate::load::testing::{Stored, write_safetensors};
 use crate::load::{foreign, read_json};
@@ -42,6 +42,7 @@ fn settings(format: &dyn Format, weight: &QuantizedWeight) -> Json {
         stored,
         writer: "awq-rs 0.1.0".into(),
         obstacle: None,
+        gguf_obstacle: None,
     })
 }
 
@@ -100,7 +101,7 @@ fn check_read_again(format: &dyn Format, weight: &QuantizedWeight) {
 #[test]
 fn what_formats_write_is_read_again() {
     let mut n_read = 0;
-    for format in FORMATS {
+    for format in FORMATS.iter().filter(|format| format.container() == Container::Folder) {
         for bits in 2..=8 {
             for symmetry in [Symmetry::Asymmetric, Symmetry::SymmetricFullRange, Symmetry::SymmetricRestricted] {
                 for (group, is_ordered) in [(Some(24), false), (Some(40), false), (None, false), (Some(24), true)] {

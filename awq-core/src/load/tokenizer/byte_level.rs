@@ -95,6 +95,26 @@ impl PreTokenizer {
         PRE_TOKENIZERS.iter().find(|pre| pre.name == name)
     }
 
+    /// The one that cuts as a tokenizer of Hugging Face does, with the same rules in its JSON.
+    pub(super) fn of(inner: &tokenizers::Tokenizer) -> Option<&'static Self> {
+        let bpe_ignores_merges = match inner.get_model() {
+            tokenizers::ModelWrapper::BPE(bpe) => bpe.ignore_merges,
+            _ => return None,
+        };
+        let has_nfc = inner
+            .get_normalizer()
+            .map(serde_json::to_value)
+            .is_some_and(|json| json.is_ok_and(|json| json["type"] == "NFC"));
+        if inner.get_normalizer().is_some() && !has_nfc {
+            return None;
+        }
+        let rules = rules(inner.get_pre_tokenizer()?)?;
+        PRE_TOKENIZERS.iter().find(|pre| {
+            let own = pre.splits(false).ok().and_then(|splits| self::rules(&splits));
+            (pre.ignore_merges, pre.nfc) == (bpe_ignores_merges, has_nfc) && own.as_ref() == Some(&rules)
+        })
+    }
+
     /// All names, for messages.
     pub(super) fn known() -> String {
         PRE_TOKENIZERS.map(|pre| pre.name).join(", ")
@@ -114,6 +134,19 @@ impl PreTokenizer {
             }
         })
     }
+}
+
+/// The steps of a pre-tokenizer as JSON, without what changes no token.
+fn rules(splits: &PreTokenizerWrapper) -> Option<Vec<serde_json::Value>> {
+    let json = serde_json::to_value(splits).ok()?;
+    let mut steps = match json["pretokenizers"].as_array() {
+        Some(steps) => steps.clone(),
+        None => vec![json],
+    };
+    steps.iter_mut().filter_map(serde_json::Value::as_object_mut).for_each(|step| {
+        step.remove("trim_offsets");
+    });
+    Some(steps)
 }
 
 /// A byte-level tokenizer over `vocab`. Each of `merges` is two tokens with a space between. A text that begins with none gets a

@@ -13,11 +13,13 @@ use crate::load::LoadError;
 use crate::load::gguf::Value;
 
 /// `tokenizer.ggml.token_type`, as llama.cpp numbers them.
-mod token_type {
-    pub(super) const NORMAL: i64 = 1;
-    pub(super) const UNKNOWN: i64 = 2;
-    pub(super) const CONTROL: i64 = 3;
-    pub(super) const USER_DEFINED: i64 = 4;
+pub(super) mod token_type {
+    pub(in super::super) const NORMAL: i64 = 1;
+    pub(in super::super) const UNKNOWN: i64 = 2;
+    pub(in super::super) const CONTROL: i64 = 3;
+    pub(in super::super) const USER_DEFINED: i64 = 4;
+    pub(in super::super) const UNUSED: i64 = 5;
+    pub(in super::super) const BYTE: i64 = 6;
 }
 
 pub(super) fn rebuild(file: &Path, metadata: &BTreeMap<String, Value>) -> Result<Tokenizer, LoadError> {

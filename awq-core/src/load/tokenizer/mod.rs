@@ -8,6 +8,7 @@ mod sentence_piece;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod to_gguf;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

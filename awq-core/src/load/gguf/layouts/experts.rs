@@ -2,6 +2,7 @@
 
 use serde_json::{Value as Json, json};
 
+use super::super::entries::Entries;
 use super::super::layout::{Layout, Metadata, Part};
 use super::{Keys, LIKE_LLAMA, interleaved, stored};
 use crate::load::{GgufArchitecture, LoadError};
@@ -33,6 +34,10 @@ pub(crate) const MIXTRAL: Option<GgufArchitecture> = interleaved(
             keys.insert("sliding_window".into(), Json::Null);
             Ok(())
         },
+        entries: |entries| {
+            entries.int("expert_count", entries.n_experts);
+            entries.int("expert_used_count", entries.whole("num_experts_per_tok", 2));
+        },
         ..LIKE_LLAMA
     },
 );
@@ -60,6 +65,10 @@ pub(crate) const QWEN2_MOE: Option<GgufArchitecture> = stored(
             keys.insert("norm_topk_prob".into(), json!(false));
             Ok(())
         },
+        entries: |entries| {
+            qwen_entries(entries, 4);
+            entries.rows_of("expert_shared_feed_forward_length", "mlp.shared_expert.up_proj.weight");
+        },
         ..LIKE_LLAMA
     },
 );
@@ -80,6 +89,7 @@ pub(crate) const QWEN3_MOE: Option<GgufArchitecture> = stored(
             keys.insert("norm_topk_prob".into(), json!(true));
             Ok(())
         },
+        entries: |entries| qwen_entries(entries, 8),
         ..LIKE_LLAMA
     },
 );
@@ -96,6 +106,13 @@ fn qwen_experts(metadata: &Metadata<'_>, keys: &mut Keys) -> Result<(), LoadErro
     keys.insert("moe_intermediate_size".into(), json!(width));
     keys.insert("decoder_sparse_step".into(), json!(1));
     Ok(())
+}
+
+/// `n_active` is how many a token goes through where no key says.
+fn qwen_entries(entries: &mut Entries<'_>, n_active: usize) {
+    entries.int("expert_count", entries.n_experts);
+    entries.int("expert_used_count", entries.whole("num_experts_per_tok", n_active));
+    entries.rows_of("expert_feed_forward_length", "mlp.experts.0.up_proj.weight");
 }
 
 /// # Errors

@@ -73,6 +73,7 @@ pub(crate) const GPT_NEOX: Option<GgufArchitecture> = stored(
             keys.insert("use_parallel_residual".into(), json!(metadata.value("use_parallel_residual")));
             Ok(())
         },
+        entries: |entries| entries.bool("use_parallel_residual", entries.switch("use_parallel_residual", true)),
     },
 );
 
@@ -120,6 +121,7 @@ pub(crate) const FALCON: Option<GgufArchitecture> = stored(
             }
             Ok(())
         },
+        entries: |entries| entries.text("tensor_data_layout", "jploski"),
     },
 );
 
@@ -165,6 +167,15 @@ pub(crate) const MPT: Option<GgufArchitecture> = stored(
             keys.insert("attn_config".into(), json!({ "alibi": max.is_some(), "alibi_bias_max": max }));
             Ok(())
         },
+        entries: |entries| {
+            let attention = &entries.config.raw["attn_config"];
+            // Where no key says otherwise, the class has slopes up to 2^-8.
+            let max = match attention["alibi"].as_bool() {
+                Some(false) => 0.0,
+                _ => attention["alibi_bias_max"].as_f64().unwrap_or(8.0),
+            };
+            entries.float("attention.max_alibi_bias", max);
+        },
     },
 );
 
@@ -204,6 +215,7 @@ pub(crate) const STABLELM: Option<GgufArchitecture> = stored(
             keys.insert("use_parallel_residual".into(), json!(!metadata.has_tensor("blk.0.ffn_norm.weight")));
             Ok(())
         },
+        entries: |entries| entries.bool("use_parallel_residual", entries.switch("use_parallel_residual", false)),
         ..LIKE_LLAMA
     },
 );

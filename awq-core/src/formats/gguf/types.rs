@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-/// A storage type that this reader converts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum GgmlType {
+/// A storage type that is read here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)] // Names of ggml.
+pub enum GgmlType {
     F32,
     F16,
     Q4_0,
@@ -117,44 +118,59 @@ const OTHER_TYPES: [(u32, &str); 13] = [
 ];
 
 /// The name of any type of ggml; of an id that is none of them, the id.
-pub(in crate::load) fn type_name(id: u32) -> String {
+pub(crate) fn type_name(id: u32) -> String {
     let known = TYPES.iter().map(|row| (row.id, row.name)).chain(OTHER_TYPES);
     let name = known.into_iter().find(|(known, _)| *known == id).map(|(_, name)| name.to_owned());
     name.unwrap_or_else(|| format!("ggml type {id}, which has no name"))
 }
 
 impl GgmlType {
-    pub(super) fn from_id(id: u32) -> Option<Self> {
+    pub(crate) fn from_id(id: u32) -> Option<Self> {
         TYPES.iter().find(|row| row.id == id).map(|row| row.ggml_type)
     }
 
+    /// Its id in files.
+    pub(crate) fn id(self) -> u32 {
+        self.row().id
+    }
+
+    /// As ggml spells it.
+    pub fn name(self) -> &'static str {
+        self.row().name
+    }
+
+    /// Bytes of so many weights, a multiple of the block's length.
+    pub fn bytes_of(self, n_weights: usize) -> usize {
+        n_weights / self.block_len() * self.block_bytes()
+    }
+
     /// The names of all types, for messages.
-    pub(super) fn known() -> String {
+    pub(crate) fn known() -> String {
         TYPES.map(|row| row.name).join(", ")
     }
 
     /// Elements in one block.
-    pub(super) fn block_len(self) -> usize {
+    pub(crate) fn block_len(self) -> usize {
         self.row().block_len
     }
 
     /// Bytes of one block.
-    pub(super) fn block_bytes(self) -> usize {
+    pub(crate) fn block_bytes(self) -> usize {
         self.row().block_bytes
     }
 
     /// Elements that share a scale; `None` of plain numbers.
-    pub(super) fn group_size(self) -> Option<usize> {
+    pub(crate) fn group_size(self) -> Option<usize> {
         self.row().group_size
     }
 
     /// Stored bits of an element, with its share of scales and minima.
-    pub(super) fn bits_per_weight(self) -> f64 {
+    pub(crate) fn bits_per_weight(self) -> f64 {
         8.0 * self.block_bytes() as f64 / self.block_len() as f64
     }
 
     /// Whether elements are plain integers, as those of buffers are.
-    pub(super) fn is_integer(self) -> bool {
+    pub(crate) fn is_integer(self) -> bool {
         matches!(self, Self::I8 | Self::I16 | Self::I32 | Self::I64)
     }
 
@@ -166,7 +182,7 @@ impl GgmlType {
 
 impl fmt::Display for GgmlType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.row().name)
+        f.write_str(self.name())
     }
 }
 

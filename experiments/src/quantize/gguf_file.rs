@@ -1,0 +1,185 @@
+//! A model as one GGUF file, which llama.cpp loads: tensors go to disk one at a time, codes as blocks of ggml
+//! ([`awq_core::formats::gguf`]), everything else in the smallest float type that holds each value. The header comes last, into the
+//! room that was left for it: only then is it known in which types tensors came to lie.
+
+use std::fs::File;
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use anyhow::{Context, bail, ensure};
+use awq_core::formats::gguf::{GgmlType, Needs, blocks};
+use awq_core::load::{Checkpoint, Contents, GgufOutline, GgufTensor, Placed};
+use awq_core::open::open_model;
+use half::{bf16, f16};
+
+use super::Quantized;
+
+/// Writes the tensors of `checkpoint` as `outline` has them into a new file.
+///
+/// # Errors
+/// A tensor that cannot be read, linears of one tensor that no type holds together, or a disk that is full.
+pub fn write(path: &Path, outline: &GgufOutline, checkpoint: &dyn Checkpoint) -> anyhow::Result<()> {
+    let mut file = GgufFile::create(path, outline, None)?;
+    file.add(checkpoint, outline.tensors().len())?;
+    file.finish()
+}
+
+/// A file in the making: its tensors come one after the other.
+pub(super) struct GgufFile<'a> {
+    path: &'a Path,
+    outline: &'a GgufOutline,
+    /// The type of matrices in floats; `None` for the smallest that holds each value.
+    float: Option<GgmlType>,
+    file: BufWriter<File>,
+    placed: Vec<Placed>,
+    offset: u64,
+}
+
+impl<'a> GgufFile<'a> {
+    /// Makes room for the header.
+    pub(super) fn create(path: &'a Path, outline: &'a GgufOutline, float: Option<GgmlType>) -> anyhow::Result<Self> {
+        let nowhere = vec![Placed { ggml_type: GgmlType::F32, offset: 0 }; outline.tensors().len()];
+        let mut file = BufWriter::new(File::create(path).with_context(|| cannot_write(path))?);
+        file.write_all(&vec![0; outline.header(&nowhere).len()]).with_context(|| cannot_write(path))?;
+        Ok(Self { path, outline, float, file, placed: Vec::new(), offset: 0 })
+    }
+
+    /// Adds the next `n_tensors` of the outline.
+    pub(super) fn add(&mut self, checkpoint: &dyn Checkpoint, n_tensors: usize) -> anyhow::Result<()> {
+        let outline = self.outline;
+        let start = self.placed.len();
+        outline.tensors()[start..start + n_tensors].iter().try_for_each(|tensor| self.add_one(tensor, checkpoint))
+    }
+
+    fn add_one(&mut self, tensor: &GgufTensor, checkpoint: &dyn Checkpoint) -> anyhow::Result<()> {
+        let ggml_type = type_of(tensor, checkpoint, self.float)?;
+        self.placed.push(Placed { ggml_type, offset: self.offset });
+        let mut n_bytes = 0;
+        match &tensor.contents {
+            Contents::Values(values) => n_bytes += self.put(&floats(values, ggml_type))?,
+            Contents::Tensors(names) => {
+                for name in names {
+                    let rows = tensor.arranged(rows_of(name, tensor, ggml_type, checkpoint)?);
+                    n_bytes += self.put(&rows)?;
+                }
+            }
+        }
+        let whole = n_bytes.next_multiple_of(GgufOutline::ALIGNMENT);
+        self.put(&vec![0; whole - n_bytes])?;
+        self.offset += whole as u64;
+        Ok(())
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> anyhow::Result<usize> {
+        self.file.write_all(bytes).with_context(|| cannot_write(self.path))?;
+        Ok(bytes.len())
+    }
+
+    /// Writes the header, and all to the disk.
+    pub(super) fn finish(mut self) -> anyhow::Result<()> {
+        let problem = || cannot_write(self.path);
+        self.file.seek(SeekFrom::Start(0)).with_context(problem)?;
+        self.file.write_all(&self.outline.header(&self.placed)).with_context(problem)?;
+        let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(problem)?;
+        file.sync_all().with_context(problem)
+    }
+}
+
+fn cannot_write(path: &Path) -> String {
+    format!("{}: cannot write; is the disk full?", path.display())
+}
+
+/// The smallest type that holds everything that lies in a tensor.
+fn type_of(tensor: &GgufTensor, checkpoint: &dyn Checkpoint, float: Option<GgmlType>) -> anyhow::Result<GgmlType> {
+    let Contents::Tensors(names) = &tensor.contents else { return Ok(GgmlType::F32) };
+    let (mut needs, mut n_quantized): (Option<Needs>, usize) = (None, 0);
+    let mut floats = float.map_or_else(|| vec![GgmlType::F16, GgmlType::Bf16], |asked| vec![asked]);
+    for name in names {
+        if let Some(weight) = checkpoint.read_quantized(name)? {
+            let own = Needs::of(&weight);
+            needs = Some(needs.map_or(own, |needs| needs.and(own)));
+            n_quantized += 1;
+        } else if !tensor.is_f32() && float.is_none() {
+            let values = tensor.stored(checkpoint.read_any_f32(name)?);
+            floats.retain(|&ggml_type| values.iter().all(|&value| is_number_of(ggml_type, value)));
+        }
+    }
+    match needs {
+        None if tensor.is_f32() => Ok(GgmlType::F32),
+        None => Ok(floats.first().copied().unwrap_or(GgmlType::F32)),
+        Some(needs) => {
+            ensure!(
+                n_quantized == names.len(),
+                "{}: quantized in part: all of {} have one type",
+                tensor.name,
+                names.join(", ")
+            );
+            needs.smallest().with_context(|| format!("{}: no type of ggml holds the codes of all of it", tensor.name))
+        }
+    }
+}
+
+/// The encoded rows of one tensor of the model.
+fn rows_of(
+    name: &str,
+    tensor: &GgufTensor,
+    ggml_type: GgmlType,
+    checkpoint: &dyn Checkpoint,
+) -> anyhow::Result<Vec<u8>> {
+    match checkpoint.read_quantized(name)? {
+        Some(weight) => Ok(blocks(&weight, ggml_type)),
+        None => {
+            let values = tensor.stored(checkpoint.read_any_f32(name)?);
+            let is_lost =
+                |value: &&f32| ggml_type == GgmlType::F16 && value.is_finite() && f16::from_f32(**value).is_infinite();
+            if let Some(value) = values.iter().find(is_lost) {
+                bail!("{name}: {value} is beyond the range of f16; choose --float bf16 or f32");
+            }
+            Ok(floats(&values, ggml_type))
+        }
+    }
+}
+
+fn is_number_of(ggml_type: GgmlType, value: f32) -> bool {
+    let rounded =
+        if ggml_type == GgmlType::F16 { f16::from_f32(value).to_f32() } else { bf16::from_f32(value).to_f32() };
+    rounded.to_bits() == value.to_bits()
+}
+
+fn floats(values: &[f32], ggml_type: GgmlType) -> Vec<u8> {
+    match ggml_type {
+        GgmlType::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
+        GgmlType::Bf16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+    }
+}
+
+/// Reads a file again, and holds every tensor against what was to be written.
+///
+/// # Errors
+/// A file that does not open, or a tensor with other values.
+pub fn verify(path: &Path, outline: &GgufOutline, quantized: &Quantized) -> anyhow::Result<()> {
+    let written = open_model(path).context("what was written cannot be read again")?;
+    for tensor in outline.tensors() {
+        let Contents::Tensors(names) = &tensor.contents else { continue };
+        for name in names {
+            let (found, expected) = (written.checkpoint.read_any_f32(name)?, expected(name, tensor, quantized)?);
+            let is_same = |(found, expected): (&f32, &f32)| found.to_bits() == expected.to_bits();
+            ensure!(
+                found.len() == expected.len() && found.iter().zip(&expected).all(is_same),
+                "{name}: what was written is not what was quantized"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What a reader makes of a tensor. A norm that is stored with the one that Hugging Face adds has lost its last bits.
+fn expected(name: &str, tensor: &GgufTensor, quantized: &Quantized) -> anyhow::Result<Vec<f32>> {
+    let checkpoint = quantized.checkpoint.as_ref();
+    if let Some(weight) = checkpoint.read_quantized(name)? {
+        return Ok(weight.dequantize());
+    }
+    let values = checkpoint.read_any_f32(name)?;
+    Ok(if tensor.adds_one() { values.into_iter().map(|value| (value + 1.0) - 1.0).collect() } else { values })
+}
