@@ -33,6 +33,10 @@ impl MethodSettings for AwqGptq {
         format!("{}+{}", self.awq.label(), self.gptq.label())
     }
 
+    fn revision(&self) -> u32 {
+        self.awq.revision()
+    }
+
     fn needs(&self) -> CaptureNeeds {
         CaptureNeeds { inputs: true, ..CaptureNeeds::default() }
     }

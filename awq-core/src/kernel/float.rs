@@ -32,7 +32,10 @@ impl<L: Lanes, const BITS: usize> Products<L> for Float<BITS> {
         let (row_sums, _) = rows.sums.as_chunks::<ROWS>();
         let mut out = [[lanes.splat(0.0); TILES]; ROWS];
         for (segment_idx, segment) in tiles.segments.iter().enumerate() {
-            let chunks = lines.map(|lines| &lines[..segment.n_chunks]);
+            let mut chunks = lines;
+            for tile in 0..TILES {
+                (chunks[tile], lines[tile]) = lines[tile].split_at(segment.n_chunks);
+            }
             let x = &values[..segment.n_chunks];
             // Independent sums hide the latency of the multiplication.
             let sums = match (ROWS, TILES) {
@@ -41,7 +44,6 @@ impl<L: Lanes, const BITS: usize> Products<L> for Float<BITS> {
                 _ => segment_sums::<L, BITS, ROWS, TILES, 1>(lanes, chunks, x),
             };
             values = &values[segment.n_chunks..];
-            lines = lines.map(|lines| &lines[segment.n_chunks..]);
             for tile in 0..TILES {
                 let (scale, zero_point) = params(lanes, tiles, first_tile + tile, segment_idx);
                 for row in 0..ROWS {
@@ -64,7 +66,10 @@ fn segment_sums<L: Lanes, const BITS: usize, const ROWS: usize, const TILES: usi
 ) -> [[L::Floats; TILES]; ROWS] {
     let mut sums = [[[lanes.splat(0.0); TILES]; ROWS]; CHAINS];
     for (chunk_idx, x) in values.iter().enumerate() {
-        let chunks: [&[Line; BITS]; TILES] = std::array::from_fn(|tile| &tiles[tile][chunk_idx]);
+        let mut chunks = [&tiles[0][chunk_idx]; TILES];
+        for tile in 1..TILES {
+            chunks[tile] = &tiles[tile][chunk_idx];
+        }
         if ROWS == 1 {
             for line in chunks[0] {
                 lanes.prefetch(line, PREFETCH);

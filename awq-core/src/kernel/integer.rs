@@ -33,8 +33,13 @@ impl<L: Lanes, const BITS: usize, const PLANES: usize> Products<L> for Integer<B
         let mut out = [[lanes.splat(0.0); TILES]; ROWS];
         for (segment_idx, segment) in tiles.segments.iter().enumerate() {
             let n_quads = segment.n_chunks * QUADS;
-            let chunks = lines.map(|lines| &lines[..segment.n_chunks]);
-            let planes = std::array::from_fn(|plane| &quads[plane * n_quads..][..n_quads]);
+            let (mut chunks, mut planes) = (lines, [&quads[..n_quads]; PLANES]);
+            for tile in 0..TILES {
+                (chunks[tile], lines[tile]) = lines[tile].split_at(segment.n_chunks);
+            }
+            for plane in 1..PLANES {
+                planes[plane] = &quads[plane * n_quads..][..n_quads];
+            }
             // Independent sums hide the latency of the dot product.
             let sums = match (ROWS, PLANES) {
                 (1, 1) => segment_sums::<L, BITS, PLANES, ROWS, TILES, 4>(lanes, chunks, planes),
@@ -42,7 +47,6 @@ impl<L: Lanes, const BITS: usize, const PLANES: usize> Products<L> for Integer<B
                 _ => segment_sums::<L, BITS, PLANES, ROWS, TILES, 1>(lanes, chunks, planes),
             };
             quads = &quads[n_quads * PLANES..];
-            lines = lines.map(|lines| &lines[segment.n_chunks..]);
             for tile in 0..TILES {
                 let (scale, zero_point) = params(lanes, tiles, first_tile + tile, segment_idx);
                 for row in 0..ROWS {
@@ -75,15 +79,20 @@ fn segment_sums<
     planes: [&[[i32; ROWS]]; PLANES],
 ) -> [[[L::Ints; TILES]; ROWS]; PLANES] {
     let mut sums = [[[[lanes.zero_ints(); TILES]; ROWS]; PLANES]; CHAINS];
-    let planes = planes.map(|plane| plane.as_chunks::<QUADS>().0);
     for chunk_idx in 0..tiles[0].len() {
-        let chunks: [&[Line; BITS]; TILES] = std::array::from_fn(|tile| &tiles[tile][chunk_idx]);
+        let mut chunks = [&tiles[0][chunk_idx]; TILES];
+        for tile in 1..TILES {
+            chunks[tile] = &tiles[tile][chunk_idx];
+        }
         if ROWS == 1 {
             for line in chunks[0] {
                 lanes.prefetch(line, PREFETCH);
             }
         }
-        let x: [&[[i32; ROWS]; QUADS]; PLANES] = std::array::from_fn(|plane| &planes[plane][chunk_idx]);
+        let mut x = [&planes[0].as_chunks::<QUADS>().0[chunk_idx]; PLANES];
+        for plane in 1..PLANES {
+            x[plane] = &planes[plane].as_chunks::<QUADS>().0[chunk_idx];
+        }
         macro_rules! quad {
             ($($quad:literal)*) => {$(
                 let mut codes = [lanes.zero_ints(); TILES];

@@ -57,7 +57,8 @@ pub(super) trait Lanes: Copy + Send + Sync + 'static {
 #[inline(always)]
 pub(super) fn quad_codes<L: Lanes, const BITS: usize>(lanes: L, chunk: &[Line; BITS], quad: usize) -> L::Ints {
     debug_assert!(quad < QUADS);
-    let (first, others) = planes(BITS);
+    // In a constant: a call would leave the shifts to be found out for each vector.
+    let (first, others) = const { planes(BITS) };
     let mut codes = plane_part(lanes, chunk, first, quad);
     for plane in others {
         codes = lanes.or(codes, plane_part(lanes, chunk, *plane, quad));

@@ -1,4 +1,8 @@
 //! What all fused kernels share: the order in which tiles and rows are visited, and how work is split over threads.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "closures, and so iterators, may not be inlined into code for other instructions: indices stay"
+)]
 
 use rayon::prelude::*;
 
@@ -73,9 +77,19 @@ impl<L: Lanes, P: Products<L>> Task<'_, '_, L, P> {
     fn product<const ROWS: usize, const TILES: usize>(&mut self, rows: &P::Rows, start: usize) {
         let first_tile = self.first_tile + start / TILE;
         let products = P::product::<ROWS, TILES>(self.lanes, self.tiles, first_tile, rows);
-        for (out, tiles) in self.out[P::block(rows).first_row..].iter_mut().zip(&products) {
-            for (out, tile) in out[start..].chunks_mut(TILE).zip(tiles) {
-                out.copy_from_slice(&self.lanes.store(*tile)[..out.len()]);
+        let first_row = P::block(rows).first_row;
+        for row in 0..ROWS.min(self.out.len() - first_row) {
+            let out = &mut *self.out[first_row + row];
+            for tile in 0..TILES {
+                let first = start + tile * TILE;
+                let products = self.lanes.store(products[row][tile]);
+                // The last tile of a matrix may be wider than what is left.
+                let n = TILE.min(out.len().saturating_sub(first));
+                if n == TILE {
+                    out[first..first + TILE].copy_from_slice(&products);
+                } else if n > 0 {
+                    out[first..].copy_from_slice(&products[..n]);
+                }
             }
         }
     }

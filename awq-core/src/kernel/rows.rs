@@ -1,4 +1,8 @@
 //! Activations in the order in which kernels read them: blocks of 1, 4 or 8 rows, filled up with zero rows.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "closures, and so iterators, may not be inlined into code for other instructions: indices stay"
+)]
 
 use super::lanes::{Lanes, Work};
 use super::tiles::{CHUNK, QUAD, QUADS, SEGMENT, Segment};
@@ -132,9 +136,11 @@ impl Work for Quantize<'_> {
     fn run(self) {
         let Self { x, n_in, segments, width, rows } = self;
         let lanes = rows.block.n_lanes;
-        for (row_idx, row) in x.chunks_exact(n_in).enumerate() {
+        for row_idx in 0..x.len() / n_in {
+            let row = &x[row_idx * n_in..][..n_in];
             let mut rest = rows.quads.as_mut_slice();
-            for (segment_idx, segment) in segments.iter().enumerate() {
+            for segment_idx in 0..segments.len() {
+                let segment = &segments[segment_idx];
                 let n_quads = segment.n_chunks * QUADS;
                 let (quads, tail) = rest.split_at_mut(n_quads * width.planes() * lanes);
                 rest = tail;
@@ -159,11 +165,12 @@ impl Work for Quantize<'_> {
 #[inline(always)]
 fn put(integers: &[i32; SEGMENT], add: i32, shift: u32, quads: &mut [i32], row_idx: usize, lanes: usize) {
     let mut bytes = [0_u8; SEGMENT];
-    for (byte, integer) in bytes.iter_mut().zip(integers) {
-        *byte = ((integer + add) >> shift) as u8;
+    for i in 0..SEGMENT {
+        bytes[i] = ((integers[i] + add) >> shift) as u8;
     }
-    for (out, quad) in quads.chunks_exact_mut(lanes).zip(bytes.as_chunks::<QUAD>().0) {
-        out[row_idx] = i32::from_le_bytes(*quad);
+    let bytes = bytes.as_chunks::<QUAD>().0;
+    for quad in 0..bytes.len().min(quads.len() / lanes) {
+        quads[quad * lanes + row_idx] = i32::from_le_bytes(bytes[quad]);
     }
 }
 
@@ -172,7 +179,11 @@ fn put(integers: &[i32; SEGMENT], add: i32, shift: u32, quads: &mut [i32], row_i
 #[inline(always)]
 fn quantize(x: &[f32], limit: f32, integers: &mut [i32; SEGMENT]) -> (f32, f32) {
     // Magnitudes compare as their bits do, infinity and NaN above all numbers.
-    let amax = f32::from_bits(x.iter().fold(0, |amax, x| amax.max(x.to_bits() & 0x7fff_ffff)));
+    let mut amax = 0;
+    for i in 0..x.len() {
+        amax = amax.max(x[i].to_bits() & 0x7fff_ffff);
+    }
+    let amax = f32::from_bits(amax);
     if !amax.is_finite() {
         return (f32::NAN, 0.0);
     }
@@ -184,9 +195,9 @@ fn quantize(x: &[f32], limit: f32, integers: &mut [i32; SEGMENT]) -> (f32, f32) 
     // Adding 1.5 * 2^23 rounds half to even and leaves the integer in the low bits.
     const MAGIC: f32 = 12_582_912.0;
     let mut sum = 0;
-    for (integer, x) in integers.iter_mut().zip(x) {
-        *integer = (x * inverse + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()).cast_signed();
-        sum += *integer;
+    for i in 0..x.len().min(SEGMENT) {
+        integers[i] = (x[i] * inverse + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()).cast_signed();
+        sum += integers[i];
     }
     (amax / limit, sum as f32)
 }

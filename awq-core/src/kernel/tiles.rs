@@ -145,7 +145,11 @@ impl Tiles {
         first_tile: usize,
     ) -> [&[[Line; BITS]]; TILES] {
         let len = self.lines_per_tile();
-        std::array::from_fn(|tile| self.lines[(first_tile + tile) * len..][..len].as_chunks().0)
+        let mut tiles: [&[[Line; BITS]]; TILES] = [&[]; TILES];
+        for (tile, lines) in tiles.iter_mut().enumerate() {
+            *lines = self.lines[(first_tile + tile) * len..][..len].as_chunks().0;
+        }
+        tiles
     }
 
     /// Bytes that a product reads.
