@@ -171,11 +171,6 @@ pub trait MethodSettings {
     /// The label in tables; settings that make it another method are named in it.
     fn label(&self) -> String;
 
-    /// How often the numbers of such settings have changed since those of the method's others did: its version goes up by so much.
-    fn revision(&self) -> u32 {
-        0
-    }
-
     /// What must be captured for it.
     fn needs(&self) -> CaptureNeeds;
 

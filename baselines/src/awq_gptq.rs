@@ -33,10 +33,6 @@ impl MethodSettings for AwqGptq {
         format!("{}+{}", self.awq.label(), self.gptq.label())
     }
 
-    fn revision(&self) -> u32 {
-        self.awq.revision()
-    }
-
     fn needs(&self) -> CaptureNeeds {
         CaptureNeeds { inputs: true, ..CaptureNeeds::default() }
     }

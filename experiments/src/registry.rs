@@ -45,7 +45,7 @@ macro_rules! methods {
             /// Version of the method's code, part of every record. It is raised by whoever makes unchanged settings give other
             /// codes; cells on record with another version run again.
             pub fn version(&self) -> u32 {
-                match self { $(Self::$variant(method) => $version + method.revision(),)* }
+                match self { $(Self::$variant(_) => $version,)* }
             }
 
             /// The presets of the method with a key, by name, the first of which is what the command line takes; empty for one

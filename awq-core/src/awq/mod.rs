@@ -121,14 +121,6 @@ impl MethodSettings for Awq {
         }
     }
 
-    /// Since the first, a search in bf16 settles what is close in f32.
-    fn revision(&self) -> u32 {
-        match &self.scale {
-            ScaleStep::Search(search) if search.arithmetic == Arithmetic::Bf16 => 1,
-            ScaleStep::Search(_) | ScaleStep::Off => 0,
-        }
-    }
-
     fn needs(&self) -> CaptureNeeds {
         CaptureNeeds { inputs: self.scale != ScaleStep::Off || self.clip != ClipStep::Off, ..CaptureNeeds::default() }
     }

@@ -19,9 +19,6 @@ use crate::model::{BlockParams, Inspect, LinearName, ScaleGroup};
 /// Smallest scale before normalization (the official code's constant): a channel that is never active keeps a usable weight.
 const MIN_SCALE: f64 = 1e-4;
 
-/// Candidates whose losses in bf16 lie no further above the least, as a part of it, are compared again in f32.
-const ERROR_OF_BF16: f64 = 5e-3;
-
 /// What decides the full-precision outputs of a module beside the block; every candidate is compared with them.
 #[derive(PartialEq)]
 struct AskedOutputs {
@@ -38,8 +35,7 @@ pub struct ScaleSearch {
     /// Number of exponents `k / n_ratios`, `k = 0 .. n_ratios - 1` (the official code: 20, that is 0, 0.05 .. 0.95).
     pub n_ratios: NonZeroU16,
     /// How the outputs that judge a candidate are computed, the full-precision ones and the candidate's alike: rounding of
-    /// the activations is the same in both and so cancels. The scale found is applied to weights in f32. With `bf16` the candidates
-    /// that are nearly as good as the best are compared again in f32, so that the exponent is the one that f32 finds.
+    /// the activations is the same in both and so cancels. The scale found is applied to weights in f32.
     #[serde(default, skip_serializing_if = "Arithmetic::is_f32")]
     pub arithmetic: Arithmetic,
 }
@@ -70,19 +66,11 @@ impl ScaleSearch {
         let n_ratios = self.n_ratios.get();
         let ratios: Vec<f64> = (0..n_ratios).map(|k| f64::from(k) / f64::from(n_ratios)).collect();
         let candidate = |ratio| candidate_scale(input.mean_abs(), weight_mean.clone(), ratio);
-        let loss = |ratio, arithmetic| candidate_loss(ctx, group, input, &candidate(ratio), arithmetic);
         // Every loss is complete, over all batches, before any two are compared.
-        let mut losses: Vec<f64> =
-            ratios.iter().map(|&ratio| loss(ratio, self.arithmetic)).collect::<Result<_, _>>()?;
-        let mut candidates: Vec<usize> = (0..losses.len()).collect();
-        if self.arithmetic == Arithmetic::Bf16 && group.inspect != Inspect::Linear {
-            candidates = nearly_least(&losses);
-            if candidates.len() > 1 {
-                for &k in &candidates {
-                    losses[k] = loss(ratios[k], Arithmetic::F32)?;
-                }
-            }
-        }
+        let losses: Vec<f64> = ratios
+            .iter()
+            .map(|&ratio| self.candidate_loss(ctx, group, input, &candidate(ratio)))
+            .collect::<Result<_, _>>()?;
         let not_finite = || MethodError::NotFinite {
             block_idx: ctx.block_idx,
             linear: group.label(),
@@ -91,60 +79,55 @@ impl ScaleSearch {
         if losses.iter().any(|loss| !loss.is_finite()) {
             return Err(not_finite());
         }
-        let best = candidates.into_iter().min_by(|&a, &b| losses[a].total_cmp(&losses[b])).ok_or_else(not_finite)?;
+        let best = (0..losses.len()).min_by(|&a, &b| losses[a].total_cmp(&losses[b])).ok_or_else(not_finite)?;
         let loss_before = match self.formula {
             ScaleFormula::Activation => losses[0],
-            ScaleFormula::Duo => candidate_loss(ctx, group, input, &input.mean_abs().ones_like(), self.arithmetic)?,
+            ScaleFormula::Duo => self.candidate_loss(ctx, group, input, &input.mean_abs().ones_like())?,
         };
         let log =
             ScaleSearchLog { group: group.label(), ratio: ratios[best], loss_before, loss_after: losses[best], losses };
         Ok((candidate(ratios[best]), log))
     }
-}
 
-/// Which of some losses in bf16 may be the least once they are computed in f32.
-fn nearly_least(losses: &[f64]) -> Vec<usize> {
-    let least = losses.iter().copied().fold(f64::INFINITY, f64::min);
-    (0..losses.len()).filter(|&k| losses[k] <= least * (1.0 + ERROR_OF_BF16)).collect()
-}
-
-/// Mean squared error of the inspected output when the group's linears are quantized under `scale`.
-fn candidate_loss<B: QuantBackend>(
-    ctx: &BlockCtx<'_, B>,
-    group: &ScaleGroup,
-    input: &InputStats<B>,
-    scale: &Tensor<B, 1>,
-    arithmetic: Arithmetic,
-) -> Result<f64, MethodError> {
-    let quantized = |name: LinearName, grid: &Grid| {
-        B::fake_quant_scaled(B::in_f32(ctx.block.params().linear(name).weight.clone()), scale.clone(), grid)
-    };
-    if group.inspect == Inspect::Linear {
-        let name = group.linears[0];
-        let delta = quantized(name, ctx.grid(name)) - B::in_f32(ctx.block.params().linear(name).weight.clone());
-        return Ok(linear_loss(delta, input.gram()));
+    /// Mean squared error of the inspected output when the group's linears are quantized under `scale`.
+    fn candidate_loss<B: QuantBackend>(
+        &self,
+        ctx: &BlockCtx<'_, B>,
+        group: &ScaleGroup,
+        input: &InputStats<B>,
+        scale: &Tensor<B, 1>,
+    ) -> Result<f64, MethodError> {
+        let quantized = |name: LinearName, grid: &Grid| {
+            B::fake_quant_scaled(B::in_f32(ctx.block.params().linear(name).weight.clone()), scale.clone(), grid)
+        };
+        if group.inspect == Inspect::Linear {
+            let name = group.linears[0];
+            let delta = quantized(name, ctx.grid(name)) - B::in_f32(ctx.block.params().linear(name).weight.clone());
+            return Ok(linear_loss(delta, input.gram()));
+        }
+        let mut params = BlockParams { arithmetic: self.arithmetic, ..ctx.block.params().clone() };
+        let original = ctx.block.with_params(params.clone());
+        // A linear in full precision computes the same whatever the scale.
+        let with_grid = |&name: &LinearName| Some((name, ctx.grids.of(name)?));
+        for (name, grid) in group.linears.iter().filter_map(with_grid) {
+            let bias = params.linear(name).bias.clone();
+            params.linears.insert(name, Linear { weight: quantized(name, grid), bias });
+        }
+        let candidate = ctx.block.with_params(params);
+        let inputs =
+            ctx.inputs.ok_or(MethodError::NoCalibration { block_idx: ctx.block_idx, linear: group.input.0 })?;
+        let asked = AskedOutputs { module: group.inspect, arithmetic: self.arithmetic };
+        let outputs =
+            || Ok(input.batches().iter().map(|x| group.inspect.run(original.as_ref(), x.clone())).collect::<Vec<_>>());
+        let expected = inputs.shared().get::<_, _, MethodError>(asked, outputs)?;
+        let (mut sum, mut n_values) = (0.0, 0);
+        for (x, expected) in input.batches().iter().zip(expected.iter()) {
+            let output = group.inspect.run(candidate.as_ref(), x.clone());
+            n_values += output.shape().num_elements();
+            sum += B::squared_distance(&output, expected);
+        }
+        Ok(sum / n_values as f64)
     }
-    let mut params = BlockParams { arithmetic, ..ctx.block.params().clone() };
-    let original = ctx.block.with_params(params.clone());
-    // A linear in full precision computes the same whatever the scale.
-    let with_grid = |&name: &LinearName| Some((name, ctx.grids.of(name)?));
-    for (name, grid) in group.linears.iter().filter_map(with_grid) {
-        let bias = params.linear(name).bias.clone();
-        params.linears.insert(name, Linear { weight: quantized(name, grid), bias });
-    }
-    let candidate = ctx.block.with_params(params);
-    let inputs = ctx.inputs.ok_or(MethodError::NoCalibration { block_idx: ctx.block_idx, linear: group.input.0 })?;
-    let asked = AskedOutputs { module: group.inspect, arithmetic };
-    let outputs =
-        || Ok(input.batches().iter().map(|x| group.inspect.run(original.as_ref(), x.clone())).collect::<Vec<_>>());
-    let expected = inputs.shared().get::<_, _, MethodError>(asked, outputs)?;
-    let (mut sum, mut n_values) = (0.0, 0);
-    for (x, expected) in input.batches().iter().zip(expected.iter()) {
-        let output = group.inspect.run(candidate.as_ref(), x.clone());
-        n_values += output.shape().num_elements();
-        sum += B::squared_distance(&output, expected);
-    }
-    Ok(sum / n_values as f64)
 }
 
 /// The scale that an exponent stands for, normalized so that the geometric mean of its extremes is 1, `[in]`.
@@ -204,13 +187,6 @@ mod tests {
     fn matrix(n: usize, seed: u32) -> Tensor<Cpu, 2> {
         let value = |i: usize| (((i as u32).wrapping_mul(2_654_435_761) ^ seed) >> 8) as f32 / (1 << 23) as f32 - 1.0;
         Tensor::from_data(TensorData::new((0..n * n).map(value).collect(), [n, n]), &Default::default())
-    }
-
-    #[test]
-    fn losses_that_bf16_cannot_tell_apart_are_all_candidates() {
-        assert_eq!(nearly_least(&[1.006, 1.0, 2.0, 1.004]), [1, 3]);
-        assert_eq!(nearly_least(&[f64::INFINITY, 3.0]), [1]);
-        assert!(nearly_least(&[f64::NAN]).is_empty());
     }
 
     /// Four times as many elements as burn-flex adds in one thread. 20 whole products a thread count would take minutes, so that
