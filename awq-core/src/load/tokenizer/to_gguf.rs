@@ -97,6 +97,12 @@ impl Tokenizer {
             ));
         }
         let added = self.inner.get_added_tokens_decoder();
+        if let Some(token) = added.values().find(|token| token.lstrip || token.rstrip || token.single_word) {
+            let content = &token.content;
+            return Err(format!(
+                "its tokenizer looks at what stands beside {content:?}, which GGUF files have no key for"
+            ));
+        }
         let one = |id: u32| match (self.token(id), added.get(&id)) {
             // Rows that no token has.
             (None, _) => (format!("[PAD{id}]"), token_type::UNUSED),
@@ -148,7 +154,7 @@ impl Tokenizer {
     fn check(&self, entries: &Entries) -> Result<(), String> {
         let metadata: BTreeMap<String, Value> = entries.iter().cloned().collect();
         let written = Self::from_gguf(&self.file, &metadata).map_err(|error| error.to_string())?;
-        let mut texts = vec![PROBE.to_owned(), PROBE.trim().to_owned()];
+        let mut texts = [PROBE, PROBE.trim(), "  two  spaces  ", "\t\ttabs", " a", ""].map(str::to_owned).to_vec();
         texts.extend(PROBE.split(' ').map(str::to_owned));
         texts.extend(self.special().into_values());
         for text in texts {
@@ -233,14 +239,14 @@ mod tests {
             }
             assert_eq!((written.bos(), written.eos()), (tokenizer.bos(), tokenizer.eos()), "{name}");
         }
-        assert!(n_sentence_piece >= 2, "{n_sentence_piece} of SentencePiece; refused: {refused:#?}");
+        assert!(n_sentence_piece >= 1, "{n_sentence_piece} of SentencePiece; refused: {refused:#?}");
         assert!(refused.iter().all(|problem| problem.contains("its tokenizer ")), "{refused:#?}");
         assert!(refused.iter().any(|problem| problem.contains("is of the kind Unigram")), "{refused:#?}");
     }
 
     #[test]
     fn tokens_that_end_a_text_have_their_keys() {
-        let (_, tokenizer, _) = cases().into_iter().find(|(_, tokenizer, _)| tokenizer.kind() == "BPE").unwrap();
+        let (_, tokenizer, _) = cases().into_iter().find(|(name, ..)| name == "qwen2").unwrap();
         let n_tokens = tokenizer.vocab_size();
         let eos = tokenizer.eos().unwrap();
         let others: Vec<u32> = (0..n_tokens as u32).filter(|id| *id != eos).take(3).collect();
