@@ -77,6 +77,8 @@ def k_quants(table, program: ours.Program, llama: llama_cpp.LlamaCpp, name: str,
         if refused:
             raise RuntimeError(refused)
         imatrix = llama_cpp.imatrix_of(matrix)
+        if llama.imatrix_entries(matrix) != len(imatrix):
+            raise RuntimeError(f"llama.cpp's own loader finds {llama.imatrix_entries(matrix)} tensors, not {len(imatrix)}")
         llama.quantize(half, plain, Q4_K_M)
         llama.quantize(half, file, Q4_K_M, imatrix)
         if plain.read_bytes()[-100_000:] == file.read_bytes()[-100_000:]:

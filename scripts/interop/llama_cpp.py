@@ -106,6 +106,23 @@ class LlamaCpp:
         if code != 0:
             raise RuntimeError(f"llama.cpp cannot quantize {source.name}: {''.join(self.said[-4:]).strip()}")
 
+    def imatrix_entries(self, file: Path) -> int:
+        """Tensors that its own loader, that of `llama-quantize`, finds in an imatrix file with its metadata."""
+        common = ctypes.CDLL(str(self.folder / "libllama-common.so"), mode=ctypes.RTLD_GLOBAL)
+        load = common._Z19common_imatrix_loadRKNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEER14common_imatrix
+        load.restype = ctypes.c_bool
+        # A `std::string`, and a `common_imatrix`: an empty map (its header points to itself), a vector, two numbers, two flags.
+        name = ctypes.create_string_buffer(str(file).encode())
+        text = (ctypes.c_uint64 * 4)(ctypes.addressof(name), len(name.value), len(name.value), 0)
+        found = (ctypes.c_uint64 * 16)()
+        header = ctypes.addressof(found) + 8
+        found[3], found[4] = header, header
+        is_read = load(ctypes.byref(text), ctypes.byref(found))
+        has_metadata, is_legacy = found[10] >> 8 & 1, found[10] & 1
+        if not is_read or is_legacy or not has_metadata:
+            raise RuntimeError(f"llama.cpp does not read {file.name}: {''.join(self.said[-4:]).strip()}")
+        return found[5]
+
     def load(self, file: Path, n_ctx: int, threads: int = 2) -> "Model":
         return Model(self, file, n_ctx, threads)
 

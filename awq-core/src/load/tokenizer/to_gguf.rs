@@ -97,6 +97,12 @@ impl Tokenizer {
             ));
         }
         let added = self.inner.get_added_tokens_decoder();
+        if let Some(token) = added.values().find(|token| token.lstrip || token.rstrip || token.single_word) {
+            let content = &token.content;
+            return Err(format!(
+                "its tokenizer looks at what stands beside {content:?}, which GGUF files have no key for"
+            ));
+        }
         let one = |id: u32| match (self.token(id), added.get(&id)) {
             // Rows that no token has.
             (None, _) => (format!("[PAD{id}]"), token_type::UNUSED),
@@ -148,7 +154,7 @@ impl Tokenizer {
     fn check(&self, entries: &Entries) -> Result<(), String> {
         let metadata: BTreeMap<String, Value> = entries.iter().cloned().collect();
         let written = Self::from_gguf(&self.file, &metadata).map_err(|error| error.to_string())?;
-        let mut texts = vec![PROBE.to_owned(), PROBE.trim().to_owned()];
+        let mut texts = [PROBE, PROBE.trim(), "  two  spaces  ", "\t\ttabs", " a", ""].map(str::to_owned).to_vec();
         texts.extend(PROBE.split(' ').map(str::to_owned));
         texts.extend(self.special().into_values());
         for text in texts {
@@ -175,4 +181,82 @@ fn merges(model: &Json) -> Result<Vec<(String, String)>, String> {
 fn is_byte(token: &str) -> bool {
     let hex = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
     hex.is_some_and(|hex| hex.len() == 2 && u8::from_str_radix(hex, 16).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::path::Path;
+
+    use super::*;
+
+    fn config(vocab_size: usize, eos_ids: Vec<u32>) -> ModelConfig {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-tiny");
+        let config = ModelConfig::from_hugging_face(&folder.join("config.json")).unwrap();
+        ModelConfig { vocab_size, eos_ids, ..config }
+    }
+
+    /// The tokenizers of `scripts/make-tokenizer-fixtures.py`, and the texts with the ids of their makers.
+    fn cases() -> Vec<(String, Tokenizer, Json)> {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tokenizers");
+        let cases: Json = serde_json::from_slice(&std::fs::read(fixtures.join("cases.json")).unwrap()).unwrap();
+        let read = |(name, case): (&String, &Json)| {
+            let folder = tempfile::tempdir().unwrap();
+            for (file, content) in case["files"].as_object().unwrap() {
+                match content.as_str() {
+                    Some(source) => drop(std::fs::copy(fixtures.join(source), folder.path().join(file)).unwrap()),
+                    None => std::fs::write(folder.path().join(file), content.to_string()).unwrap(),
+                }
+            }
+            let tokenizer = Tokenizer::from_folder(folder.path(), &config(512, Vec::new())).unwrap();
+            (name.clone(), tokenizer, case["texts"].clone())
+        };
+        cases["cases"].as_object().unwrap().iter().map(read).collect()
+    }
+
+    #[test]
+    fn what_is_written_has_the_ids_of_the_tokenizers_makers() {
+        let (mut n_sentence_piece, mut refused) = (0, Vec::new());
+        for (name, tokenizer, texts) in cases() {
+            // Three rows that no token has.
+            let n_rows = tokenizer.vocab_size() + 3;
+            let entries: BTreeMap<String, Value> = match tokenizer.to_gguf(&config(n_rows, vec![1, 2])) {
+                Ok(entries) => entries.into_iter().collect(),
+                Err(problem) => {
+                    refused.push(format!("{name}: {problem}"));
+                    continue;
+                }
+            };
+            n_sentence_piece += usize::from(entries["tokenizer.ggml.model"] == Value::Text("llama".into()));
+            let Value::Texts(tokens) = &entries["tokenizer.ggml.tokens"] else { panic!("{name}") };
+            assert_eq!((tokens.len(), &tokens[n_rows - 1]), (n_rows, &format!("[PAD{}]", n_rows - 1)), "{name}");
+            let written = Tokenizer::from_gguf(Path::new("m.gguf"), &entries).unwrap();
+            for text in texts.as_array().unwrap() {
+                let ids: Vec<u32> = serde_json::from_value(text["ids"].clone()).unwrap();
+                let text = text["text"].as_str().unwrap();
+                assert_eq!(written.encode_with_special(text).unwrap(), ids, "{name}: {text:?}");
+            }
+            assert_eq!((written.bos(), written.eos()), (tokenizer.bos(), tokenizer.eos()), "{name}");
+        }
+        assert!(n_sentence_piece >= 1, "{n_sentence_piece} of SentencePiece; refused: {refused:#?}");
+        assert!(refused.iter().all(|problem| problem.contains("its tokenizer ")), "{refused:#?}");
+        assert!(refused.iter().any(|problem| problem.contains("is of the kind Unigram")), "{refused:#?}");
+    }
+
+    #[test]
+    fn tokens_that_end_a_text_have_their_keys() {
+        let (_, tokenizer, _) = cases().into_iter().find(|(name, ..)| name == "qwen2").unwrap();
+        let n_tokens = tokenizer.vocab_size();
+        let eos = tokenizer.eos().unwrap();
+        let others: Vec<u32> = (0..n_tokens as u32).filter(|id| *id != eos).take(3).collect();
+        let ends = [others.clone(), vec![eos, 1 << 20]].concat();
+        let entries: BTreeMap<String, Value> =
+            tokenizer.to_gguf(&config(n_tokens, ends)).unwrap().into_iter().collect();
+        let id = |end: &str| entries.get(&format!("tokenizer.ggml.{end}_token_id")).cloned();
+        let expected = [eos, others[0], others[1]].map(|id| Some(Value::Int(id.into())));
+        assert_eq!([id("eos"), id("eot"), id("eom")], expected);
+        let problem = tokenizer.to_gguf(&config(n_tokens - 1, Vec::new())).unwrap_err();
+        assert!(problem.contains("a GGUF file has one a token"), "{problem}");
+    }
 }
