@@ -160,3 +160,11 @@ pub(crate) fn joined_wikitext_rows(raw: &str) -> String {
         raw.split_inclusive('\n').map(|line| if line.trim().is_empty() { "" } else { line }).collect();
     rows.join("\n\n")
 }
+
+/// The sums that a script has put into the metadata of `expected.safetensors`, of each weight by name.
+pub(crate) fn sums_of_weights(folder: &Path) -> Vec<(String, String)> {
+    let bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let sums = header.metadata().clone().unwrap().into_iter();
+    sums.filter_map(|(key, sum)| Some((key.strip_prefix("sha256 ")?.to_owned(), sum))).collect()
+}

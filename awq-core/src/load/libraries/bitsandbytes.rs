@@ -10,9 +10,6 @@ use crate::load::safetensors::SafetensorsCheckpoint;
 use crate::load::{Checkpoint, LoadError, StoredType};
 use crate::numbers::Number;
 
-/// What a weight of 8 bits is called.
-pub(super) const INT8: &str = "bitsandbytes W8";
-
 /// How a weight of 4 bits was made: the JSON in `weight.quant_state.bitsandbytes__nf4`.
 #[derive(Deserialize)]
 struct QuantState {
@@ -125,6 +122,7 @@ fn of_four_bits(base: &SafetensorsCheckpoint, name: &str) -> Result<Weight, Load
         name: codes.clone(),
         shape: state.shape,
         is_of_any_rows: false,
+        rounds_inputs: false,
         codes: codes.clone(),
         others,
         stored_type,
@@ -171,7 +169,7 @@ fn of_eight_bits(base: &SafetensorsCheckpoint, name: &str, linear: &str) -> Resu
         return Err(bad(&base.raw(&layout)?, &layout, "only weights that lie by rows (0) are read"));
     }
     let stored_type = StoredType {
-        name: INT8.to_owned(),
+        name: "bitsandbytes W8".to_owned(),
         bits_per_weight: bits_of(base, &[name, &scale], n_out * n_in)?,
         group_size: None,
     };
@@ -180,6 +178,7 @@ fn of_eight_bits(base: &SafetensorsCheckpoint, name: &str, linear: &str) -> Resu
         name: codes.clone(),
         shape: vec![n_out, n_in],
         is_of_any_rows: false,
+        rounds_inputs: true,
         codes: codes.clone(),
         others: [scale.clone(), layout].into_iter().filter(|name| base.shape(name).is_some()).collect(),
         stored_type,

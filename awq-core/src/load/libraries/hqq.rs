@@ -98,6 +98,7 @@ pub(super) fn weight(base: &SafetensorsCheckpoint, name: &str) -> Result<Option<
         name: of("weight"),
         shape,
         is_of_any_rows: false,
+        rounds_inputs: false,
         codes: codes.clone(),
         others: others.into_iter().filter(|name| base.shape(name).is_some()).collect(),
         stored_type,

@@ -27,6 +27,7 @@ use serde_json::Value as Json;
 
 use super::restored::{Restored, RestoredCheckpoint};
 use super::safetensors::{RawTensor, SafetensorsCheckpoint};
+use super::scaled::values::E4M3;
 use super::stored_dtype::float_type;
 use super::{Checkpoint, LoadError, StoredType, floats};
 use crate::numbers::Number;
@@ -39,20 +40,13 @@ struct Library {
     words: fn(&Json) -> String,
     /// The weight whose codes are this tensor.
     weight: fn(&SafetensorsCheckpoint, &str) -> Result<Option<Weight>, LoadError>,
-    /// Whether its own programs round the inputs of such a weight.
-    rounds_activations: fn(&Weight) -> bool,
 }
 
 const LIBRARIES: [Library; 4] = [
-    Library {
-        method: "bitsandbytes",
-        words: bitsandbytes::words,
-        weight: bitsandbytes::weight,
-        rounds_activations: |weight| weight.stored_type.name == bitsandbytes::INT8,
-    },
-    Library { method: "torchao", words: torchao::words, weight: torchao::weight, rounds_activations: |_| false },
-    Library { method: "quanto", words: |_| String::new(), weight: quanto::weight, rounds_activations: |_| false },
-    Library { method: "hqq", words: |_| String::new(), weight: hqq::weight, rounds_activations: |_| false },
+    Library { method: "bitsandbytes", words: bitsandbytes::words, weight: bitsandbytes::weight },
+    Library { method: "torchao", words: torchao::words, weight: torchao::weight },
+    Library { method: "quanto", words: |_| String::new(), weight: quanto::weight },
+    Library { method: "hqq", words: |_| String::new(), weight: hqq::weight },
 ];
 
 /// Which library stored the weights of a folder.
@@ -102,7 +96,7 @@ pub(crate) fn open(base: SafetensorsCheckpoint, scheme: &Scheme) -> Result<Resto
         if quanto::is_of_activations(&name) {
             hidden.insert(name);
         } else if let Some(weight) = (library.weight)(&base, &name)? {
-            if notes.is_empty() && (library.rounds_activations)(&weight) {
+            if notes.is_empty() && weight.rounds_inputs {
                 notes.push(format!(
                     "{}: the library's own products round their inputs as well; here they stay as they are",
                     scheme.file.display()
@@ -130,6 +124,8 @@ pub(crate) struct Weight {
     shape: Vec<usize>,
     /// Whether the file knows the number of weights and their groups, and not the rows.
     is_of_any_rows: bool,
+    /// Whether the library's own products round their inputs.
+    rounds_inputs: bool,
     codes: String,
     others: Vec<String>,
     stored_type: StoredType,
@@ -210,6 +206,15 @@ fn wrong_type(raw: &RawTensor<'_>, name: &str, known: &str) -> LoadError {
         name: name.to_owned(),
         dtype: format!("{:?}", raw.dtype),
         known: known.to_owned(),
+    }
+}
+
+/// What a byte of codes stands for.
+fn of_byte(codes: &RawTensor<'_>, name: &str) -> Result<fn(u8) -> f32, LoadError> {
+    match codes.dtype {
+        Dtype::I8 => Ok(|byte| f32::from(byte as i8)),
+        Dtype::F8_E4M3 => Ok(|byte| E4M3[usize::from(byte)]),
+        _ => Err(wrong_type(codes, name, "I8, F8_E4M3")),
     }
 }
 

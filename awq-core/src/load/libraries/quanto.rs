@@ -6,9 +6,8 @@
 use safetensors::Dtype;
 
 use super::strided::Strided;
-use super::{Weight, bad, bits_of, floats_of, n_weights, wrong_type};
+use super::{Weight, bad, bits_of, floats_of, n_weights, of_byte, wrong_type};
 use crate::load::safetensors::SafetensorsCheckpoint;
-use crate::load::scaled::values::E4M3;
 use crate::load::{LoadError, StoredType};
 
 /// Whether a tensor holds the scales of a linear's inputs or outputs.
@@ -60,6 +59,7 @@ fn in_groups(base: &SafetensorsCheckpoint, name: &str, weight: &str) -> Result<W
         name: weight.to_owned(),
         shape: vec![n_groups, group],
         is_of_any_rows: true,
+        rounds_inputs: false,
         codes: codes.clone(),
         others,
         stored_type,
@@ -77,11 +77,8 @@ fn in_groups(base: &SafetensorsCheckpoint, name: &str, weight: &str) -> Result<W
 fn by_row(base: &SafetensorsCheckpoint, name: &str, weight: &str) -> Result<Weight, LoadError> {
     let scale = format!("{weight}._scale");
     let codes = base.raw(name)?;
-    let (label, code): (_, fn(u8) -> f32) = match codes.dtype {
-        Dtype::I8 => ("quanto W8", |byte| f32::from(byte as i8)),
-        Dtype::F8_E4M3 => ("quanto FP8", |byte| E4M3[usize::from(byte)]),
-        _ => return Err(wrong_type(&codes, name, "I8, F8_E4M3")),
-    };
+    let code = of_byte(&codes, name)?;
+    let label = if codes.dtype == Dtype::I8 { "quanto W8" } else { "quanto FP8" };
     let &[n_out, n_in] = codes.shape else { return Err(bad(&codes, name, "expected a matrix")) };
     let n_scales = n_weights(base.raw(&scale)?.shape);
     if ![1, n_out].contains(&n_scales) || n_in == 0 {
@@ -98,6 +95,7 @@ fn by_row(base: &SafetensorsCheckpoint, name: &str, weight: &str) -> Result<Weig
         name: weight.to_owned(),
         shape: vec![n_out, n_in],
         is_of_any_rows: false,
+        rounds_inputs: false,
         codes: codes.clone(),
         others,
         stored_type,

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::load::foreign;
-use crate::load::testing::{Stored, write_safetensors};
+use crate::load::testing::{Stored, sums_of_weights, write_safetensors};
 use crate::load::{open_weights_of, read_json, scheme_of_tensors};
 
 const DOWN: &str = "model.layers.0.mlp.down_proj.weight";
@@ -36,14 +36,6 @@ fn opened(folder: &Path) -> Result<std::sync::Arc<dyn Checkpoint>, LoadError> {
     open_weights_of(folder, &scheme_in(folder)?.unwrap())
 }
 
-/// The sums that the script has made of each weight, by name.
-fn expected(folder: &Path) -> Vec<(String, String)> {
-    let bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
-    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    let sums = header.metadata().clone().unwrap().into_iter();
-    sums.filter_map(|(key, sum)| Some((key.strip_prefix("sha256 ")?.to_owned(), sum))).collect()
-}
-
 /// Of values whose zeros have no sign.
 fn sha256(values: &[f32]) -> String {
     let bytes: Vec<u8> = values.iter().flat_map(|value| (value + 0.0).to_le_bytes()).collect();
@@ -55,7 +47,7 @@ fn weights_are_bit_for_bit_those_of_the_libraries_that_write_them() {
     let mut n_weights = 0;
     for folder in folders() {
         let checkpoint = opened(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-        for (name, sum) in expected(&folder) {
+        for (name, sum) in sums_of_weights(&folder) {
             let values = checkpoint.read_any_f32(&name).unwrap();
             assert_eq!(values.len(), checkpoint.shape(&name).unwrap().iter().product::<usize>());
             assert_eq!(sha256(&values), sum, "{}: {name}", folder.display());

@@ -3,9 +3,8 @@
 use safetensors::Dtype;
 use serde_json::Value as Json;
 
-use super::{Weight, bad, bits_of, check_len, floats_of, n_weights, torch_type, wrong_type};
+use super::{Weight, bad, bits_of, check_len, floats_of, n_weights, of_byte, torch_type, wrong_type};
 use crate::load::safetensors::SafetensorsCheckpoint;
-use crate::load::scaled::values::E4M3;
 use crate::load::{Checkpoint, LoadError, StoredType};
 
 /// Subclasses whose values are `(code - zero point) * scale`, and what they are called.
@@ -38,11 +37,7 @@ pub(super) fn weight(base: &SafetensorsCheckpoint, name: &str) -> Result<Option<
     let Some(number) = settings["dtype"]["_data"].as_str().and_then(torch_type) else {
         return Err(bad(&codes, name, "its metadata names no type of floats that is known"));
     };
-    let code: fn(u8) -> f32 = match codes.dtype {
-        Dtype::I8 => |byte| f32::from(byte as i8),
-        Dtype::F8_E4M3 => |byte| E4M3[usize::from(byte)],
-        _ => return Err(wrong_type(&codes, name, "I8, F8_E4M3")),
-    };
+    let code = of_byte(&codes, name)?;
     let &[n_out, n_in] = codes.shape else { return Err(bad(&codes, name, "expected a matrix")) };
     let [rows, columns] = block_of(settings, [n_out, n_in])
         .ok_or_else(|| bad(&codes, name, &format!("blocks of {} do not divide it", settings["block_size"])))?;
@@ -70,6 +65,7 @@ pub(super) fn weight(base: &SafetensorsCheckpoint, name: &str) -> Result<Option<
         name: weight,
         shape: vec![n_out, n_in],
         is_of_any_rows: false,
+        rounds_inputs: false,
         codes: codes.clone(),
         others,
         stored_type,

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::load::read_json;
-use crate::load::testing::{Stored, write_safetensors};
+use crate::load::testing::{Stored, sums_of_weights, write_safetensors};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/floats")
@@ -20,14 +20,6 @@ fn open(folder: &Path) -> Result<ScaledCheckpoint, LoadError> {
     let file = folder.join("config.json");
     let scheme = scheme(&file, &read_json::<Json>(&file)?)?.unwrap();
     super::open(SafetensorsCheckpoint::open_folder(folder)?, &scheme)
-}
-
-/// The sums that the script has made of each weight, by name.
-fn expected(folder: &Path) -> Vec<(String, String)> {
-    let bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
-    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    let sums = header.metadata().clone().unwrap().into_iter();
-    sums.filter_map(|(key, sum)| Some((key.strip_prefix("sha256 ")?.to_owned(), sum))).collect()
 }
 
 fn sha256(values: &[f32]) -> String {
@@ -41,7 +33,7 @@ fn weights_are_bit_for_bit_those_of_the_libraries_that_write_them() {
     for entry in std::fs::read_dir(fixtures()).unwrap() {
         let folder = entry.unwrap().path();
         let checkpoint = open(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-        for (name, sum) in expected(&folder) {
+        for (name, sum) in sums_of_weights(&folder) {
             let values = checkpoint.read_any_f32(&name).unwrap();
             assert_eq!(values.len(), checkpoint.shape(&name).unwrap().iter().product::<usize>());
             assert_eq!(sha256(&values), sum, "{}: {name}", folder.display());
