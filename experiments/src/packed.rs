@@ -200,7 +200,7 @@ mod tests {
     use crate::progress::{Progress, Style};
     use crate::quantize::request::Request;
     use crate::quantize::{Quantized, Recipe, calibration_text, header, quantize};
-    use crate::session::Model;
+    use crate::session::{Machine, Model};
 
     /// A tiny model that reads the bundled language.
     fn opened() -> Model {
@@ -229,7 +229,8 @@ mod tests {
         let settings = crate::assets::AssetSettings { cache: cache.path().to_owned(), offline: true, ..settings };
         let store = crate::assets::AssetStore::new(settings).unwrap();
         let codes = CodeStore::new(cache.path(), 1 << 30);
-        quantize(model, recipe, ("flex", &codes), &store, &Progress::new(Style::Quiet)).unwrap()
+        let progress = Progress::new(Style::Quiet);
+        quantize(model, recipe, Machine::in_f32("flex", &codes, &progress), &store).unwrap()
     }
 
     /// Every kind of zero point, of granularity and of transform.

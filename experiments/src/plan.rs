@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::{
-    CalibrationSpec, Draw, EvaluationSpec, ExperimentSpec, FigureSpec, GridSweep, ModelSpec, PublishedSpeed,
-    ReferenceValue, TableAxis, TableSpec,
+    CalibrationSpec, Draw, EvaluationSpec, ExperimentSpec, ExportSpec, FigureSpec, GridSweep, ModelSpec,
+    PublishedSpeed, ReferenceValue, TableAxis, TableSpec,
 };
 use crate::registry::MethodSpec;
 
@@ -180,6 +180,8 @@ pub struct Plan {
     pub question: String,
     /// The cells, by model.
     pub models: Vec<ModelPlan>,
+    /// What is kept of the quantized models.
+    pub export: Option<ExportSpec>,
     /// Published numbers to print beside ours.
     pub references: Vec<ReferenceValue>,
     /// Label of the method that tables compare the others with.
@@ -223,6 +225,7 @@ impl Plan {
             question: spec.question.clone(),
             // Models that are only timed have no cells.
             models: spec.models.iter().filter(|_| !spec.evaluations.is_empty()).map(model_plan).collect(),
+            export: spec.export.clone(),
             references: spec.references.clone(),
             baseline: spec.report.as_ref().map_or_else(|| BASELINE.to_owned(), |report| report.baseline.clone()),
             table: spec.table.clone(),
@@ -246,6 +249,7 @@ impl Plan {
         lines.push(String::new());
         lines.push(format!("{} cells of {} model(s).", self.cells().count(), self.models.len()));
         lines.extend(self.models.iter().filter_map(|plan| cost::model_summary(&plan.model, &plan.cells)));
+        lines.extend(self.export.as_ref().map(ExportSpec::describe));
         lines.join("\n") + "\n"
     }
 }

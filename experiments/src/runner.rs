@@ -29,6 +29,7 @@ use crate::record::{
 use crate::sandbox::Sandbox;
 use crate::session::{Machine, Model, Session};
 
+pub mod exports;
 mod pass;
 
 use self::pass::Scoring;

@@ -24,7 +24,7 @@ use crate::device;
 use crate::generate::head_grid;
 use crate::quantize::request::Request;
 use crate::quantize::{Recipe, calibration_text, quantize};
-use crate::session::Model;
+use crate::session::{Machine, Model};
 
 /// A model.
 #[derive(Args, Debug)]
@@ -131,7 +131,7 @@ impl ModelArgs {
                 let recipe = self.recipe(request, &model.opened)?;
                 let (store, progress) = (self.machine.store()?, self.machine.progress());
                 let codes = CodeStore::from_env(store.cache(), &progress)?;
-                quantize(&model, &recipe, (device, &codes), &store, &progress)?.checkpoint
+                quantize(&model, &recipe, Machine::in_f32(device, &codes, &progress), &store)?.checkpoint
             }
         };
         let opened = model.opened;

@@ -1,26 +1,22 @@
 //! `experiments quantize`.
 
-use std::fmt;
 use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use awq_core::codebook::Codebook;
-use awq_core::driver::codes_sha256;
-use awq_core::formats::{self, Container, FORMATS, Format};
+use awq_core::formats;
 use awq_core::grid::{Bits, Granularity, ScaleDtype, Symmetry};
-use awq_core::model::wiring_of;
-use awq_core::open::open_model;
 use clap::{Args, ValueEnum};
 
 use super::model::{ModelArgs, parse_bits, parse_group_size};
 use crate::codes::CodeStore;
-use crate::config::OverrideSpec;
+use crate::config::{CheckpointFormat, OverrideSpec};
 use crate::device;
-use crate::packed;
 use crate::quantize::place::{self, Place};
 use crate::quantize::request::{Codes, Request};
-use crate::quantize::{Quantized, Recipe, export, gguf_file, header, needed_bytes, quantize};
-use crate::session::Model;
+use crate::quantize::target::Target;
+use crate::quantize::{needed_bytes, quantize};
+use crate::session::Machine;
 
 /// Quantize a model and write it as a packed checkpoint, which `generate`, `chat` and experiments load without the original, or in a
 /// format of other programs.
@@ -65,8 +61,8 @@ pub(super) struct QuantizeArgs {
     overrides: Vec<OverrideSpec>,
     /// Layout of the folder: packed, this program's own; awq (AutoAWQ's GEMM), gptq, gptq_v2, compressed-tensors or
     /// compressed-tensors-0.17, which other programs load; gguf, one file for llama.cpp. `experiments list formats` says more.
-    #[arg(long, value_name = "FORMAT", default_value = formats::PACKED, value_parser = parse_format)]
-    format: Wanted,
+    #[arg(long, value_name = "FORMAT", default_value = formats::PACKED)]
+    format: CheckpointFormat,
     /// Folder to create; with --format gguf the file, NAME.gguf.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -108,25 +104,6 @@ impl From<SymmetryArg> for Symmetry {
     }
 }
 
-/// A format of other programs, or this program's own.
-#[derive(Clone, Copy)]
-struct Wanted(Option<&'static dyn Format>);
-
-impl fmt::Debug for Wanted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.map_or(formats::PACKED, Format::key))
-    }
-}
-
-fn parse_format(key: &str) -> Result<Wanted, String> {
-    if key == formats::PACKED {
-        return Ok(Wanted(None));
-    }
-    let known = || FORMATS.iter().map(|format| format.key()).collect::<Vec<_>>().join(", ");
-    let found = formats::named(key).map(|format| Wanted(Some(format)));
-    found.ok_or_else(|| format!("no format is called `{key}`; choose one of {}, {}", formats::PACKED, known()))
-}
-
 fn parse_values(key: &str) -> Result<Codebook, String> {
     let known = || Codebook::ALL.map(|book| book.facts().key).join(", ");
     Codebook::named(key).ok_or_else(|| format!("no table of values is called `{key}`; choose one of {}", known()))
@@ -150,40 +127,15 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
         overrides: args.overrides.clone(),
     };
     // Before the long work: a folder that cannot be used is found at once.
-    let container = args.format.0.map_or(Container::Folder, Format::container);
-    place::check(&args.out, args.model.path(), container)?;
+    place::check(&args.out, args.model.path(), args.format.container())?;
     let model = args.model.open()?;
     let recipe = args.model.recipe(&request, &model.opened)?;
-    let format = match args.format.0 {
-        None => None,
-        Some(format) => {
-            let plan = export::plan(&model, &recipe)?;
-            export::check(format, &plan)?;
-            Some((format, plan))
-        }
-    };
+    let target = Target::plan(&model, &recipe, args.format)?;
     let place = Place::claim(&args.out, needed_bytes(&model, &recipe)?)?;
     let (store, progress) = (args.model.machine.store()?, args.model.machine.progress());
     let codes = CodeStore::from_env(store.cache(), &progress)?;
-    let quantized = quantize(&model, &recipe, (device, &codes), &store, &progress)?;
-    let n_bytes = match &format {
-        None => write_packed(&place, args, (&model, &recipe), &quantized)?,
-        Some(_) if container == Container::File => {
-            let outline = export::outline(&model, &recipe).map_err(anyhow::Error::msg)?;
-            gguf_file::write(&place.file(), &outline, quantized.checkpoint.as_ref())?;
-            gguf_file::verify(&place.file(), &outline, &quantized)?;
-            place.file().metadata()?.len()
-        }
-        Some((format, plan)) => {
-            export::write(place.folder(), (&model, &recipe), &quantized, (*format, plan))?;
-            export::verify(place.folder(), &quantized, plan)?;
-            place.folder().join(packed::WEIGHTS).metadata()?.len()
-        }
-    };
-    match container {
-        Container::Folder => place.finish()?,
-        Container::File => place.finish_file()?,
-    }
+    let quantized = quantize(&model, &recipe, Machine::in_f32(device, &codes, &progress), &store)?;
+    let n_bytes = target.write(place, &quantized, None).with_context(|| args.out.display().to_string())?;
     let left = quantized.full_precision.map_or_else(String::new, |share| {
         let (n, bits) = (share.n_weights, share.bits_per_weight_of_all);
         format!(", {n} weights of linears left in full precision, {bits:.3} bits per weight over all linears")
@@ -197,19 +149,4 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
         quantized.codes_sha256,
     ));
     Ok(())
-}
-
-/// Writes the packed checkpoint and reads it again; its size.
-fn write_packed(
-    place: &Place,
-    args: &QuantizeArgs,
-    (model, recipe): (&Model, &Recipe),
-    quantized: &Quantized,
-) -> anyhow::Result<u64> {
-    packed::write(place.folder(), &model.opened, quantized.checkpoint.as_ref(), header(recipe, quantized)?)?;
-    let written = open_model(place.folder()).context("what was written cannot be read again")?;
-    let wiring = wiring_of(&written.config, written.checkpoint.as_ref())?;
-    let found = codes_sha256(&wiring, written.config.n_blocks, written.checkpoint.as_ref())?;
-    ensure!(found == quantized.codes_sha256, "{}: what was written is not what was quantized", args.out.display());
-    Ok(written.checkpoint.bytes_on_disk())
 }

@@ -16,7 +16,9 @@ use crate::plan::Plan;
 use crate::plan::select::{Selection, Shard};
 use crate::progress::Progress;
 use crate::record::RecordFile;
+use crate::runner::exports::{self, CHECKPOINTS, Exported};
 use crate::runner::{self, OnFailure, OnRecord, RunOptions, Summary, default_out};
+use crate::session::Machine;
 use crate::speed::SpeedOptions;
 use crate::{device, speed};
 
@@ -99,6 +101,8 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         true => CodeStore::scratch(store.cache())?,
         false => CodeStore::from_env(store.cache(), &progress)?,
     };
+    exports::check(&plan, &store, &progress)
+        .with_context(|| format!("{}: not a valid experiment", config.display()))?;
     let records = runner::claim_folder(&out, &spec, args.max_windows)?;
     let options = RunOptions {
         device: device.clone(),
@@ -109,6 +113,16 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         sandbox,
     };
     let summary = runner::run(&plan, &options, records, &store, &progress)?;
+    let exported = (!summary.stopped).then(|| {
+        let machine = Machine {
+            device: &device,
+            precision: spec.run.precision,
+            codes: &options.codes,
+            progress: &progress,
+            sandbox: None,
+        };
+        exports::write(&plan, &out, machine, threads, &store)
+    });
     if spec.speed.is_some() && !args.is_whole() {
         progress.note("[speed] is left out: it is timed when the whole experiment runs");
     }
@@ -119,6 +133,10 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     // Neither what cannot be timed nor a report that fails may hide the summary, or that cells failed.
     let report = write_report(&out, &progress);
     let code = finish(&summary, &progress);
+    let exported = exported.transpose().with_context(|| format!("{}: [export]", out.display()))?;
+    if let Some(exported) = exported {
+        say_exported(&exported, &progress);
+    }
     let n_not_timed = timed.transpose().with_context(|| format!("{}: [speed]", out.display()))?.unwrap_or(0);
     report.with_context(|| format!("{}: the records are kept, the report is not whole", out.display()))?;
     if n_not_timed > 0 {
@@ -126,6 +144,15 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     Ok(code)
+}
+
+fn say_exported(exported: &Exported, progress: &Progress) {
+    let Exported { written, kept, missing } = exported;
+    if written + kept + missing > 0 {
+        progress.note(&format!(
+            "{written} checkpoints written to {CHECKPOINTS}/, {kept} were there, {missing} left out: their cells have not finished"
+        ));
+    }
 }
 
 fn finish(summary: &Summary, progress: &Progress) -> ExitCode {

@@ -98,6 +98,7 @@ impl ExperimentSpec {
             let label = reference.label();
             reference.check().map_err(|problem| anyhow::anyhow!("reference[{index}] ({label}): {problem}"))?;
         }
+        self.check_export()?;
         self.check_layout(&plan)
     }
 

@@ -11,8 +11,8 @@ use super::published::PublishedTable;
 use super::tasks::TasksSection;
 use super::texts::MeasuredText;
 use super::{
-    DrawnCalibration, EvaluationSpec, ExperimentSpec, FigureSpec, GridSweep, MethodEntry, ModelSpec, NamedCalibration,
-    ReferenceValue, ReportSpec, RunSpec, SpeedSpec, TableSpec, place,
+    DrawnCalibration, EvaluationSpec, ExperimentSpec, ExportSpec, FigureSpec, GridSweep, MethodEntry, ModelSpec,
+    NamedCalibration, ReferenceValue, ReportSpec, RunSpec, SpeedSpec, TableSpec, place,
 };
 use crate::encoding::{BYTE_ORDER_MARK, utf8};
 use crate::plan::Plan;
@@ -49,6 +49,8 @@ pub struct ExperimentFile {
     pub tasks: Option<TasksSection>,
     /// What is timed.
     pub speed: Option<SpeedSpec>,
+    /// What is kept of the quantized models.
+    pub export: Option<ExportSpec>,
     /// Published numbers to print beside ours, as a table of rows times models.
     pub published: Option<PublishedTable>,
     /// Published numbers to print beside ours, one by one.
@@ -94,6 +96,7 @@ impl ExperimentFile {
             texts,
             tasks: self.tasks.or(base.tasks),
             speed: self.speed.or(base.speed),
+            export: self.export.or(base.export),
             published,
             reference,
             report: self.report.or(base.report),
@@ -122,6 +125,7 @@ impl ExperimentFile {
             methods: self.methods.unwrap_or_default(),
             evaluations,
             speed: self.speed,
+            export: self.export,
             references: self.reference.unwrap_or_default(),
             report: self.report,
             table: self.table,

@@ -9,6 +9,7 @@ mod calibration;
 mod check;
 pub mod derive;
 mod draws;
+mod export;
 mod file;
 mod grids;
 mod layout;
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 pub use self::calibration::{CalibrationSpec, CalibrationUse, MethodEntry, NamedCalibration};
 pub use self::check::json_schema;
 pub use self::draws::{Draw, DrawnCalibration};
+pub use self::export::{CheckpointFormat, ExportSpec};
 pub use self::file::ExperimentFile;
 pub use self::grids::{GridChange, GridKeys, GridSweep, OverrideSpec};
 pub use self::layout::*;
@@ -72,6 +74,9 @@ pub struct ExperimentSpec {
     /// What is timed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub speed: Option<SpeedSpec>,
+    /// What is kept of the quantized models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub export: Option<ExportSpec>,
     /// Published numbers to print beside ours.
     #[serde(rename = "reference", skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<ReferenceValue>,

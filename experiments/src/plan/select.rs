@@ -5,11 +5,14 @@ use std::fmt;
 use std::str::FromStr;
 
 use itertools::Itertools as _;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::{Cell, Plan, passes};
 
 /// Cells by what tells them apart: `method=awq,bits=3` are those for which all of it holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
 pub struct Selection {
     conditions: Vec<Condition>,
 }
@@ -86,6 +89,20 @@ impl FromStr for Selection {
         };
         let conditions: Vec<Condition> = text.split(',').map(condition).collect::<Result<_, String>>()?;
         Ok(Self { conditions })
+    }
+}
+
+impl TryFrom<String> for Selection {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Selection> for String {
+    fn from(selection: Selection) -> Self {
+        selection.to_string()
     }
 }
 
@@ -172,6 +189,14 @@ impl Plan {
             }
         }
         self.keep(|cell| own.contains(&cell.id()))
+    }
+
+    /// One cell and full precision of its model, with nothing published.
+    pub fn beside_base(&self, one: &Cell) -> Self {
+        let id = one.id();
+        let is_base = |cell: &Cell| cell.quantization.is_none() && cell.model == one.model;
+        let kept = self.clone().keep(|cell| is_base(cell) || cell.id() == id);
+        Self { references: Vec::new(), table: None, ..kept }
     }
 
     fn keep(mut self, is_kept: impl Fn(&Cell) -> bool) -> Self {

@@ -14,6 +14,7 @@ use awq_core::model::{LinearName, holder_of, known_families, wiring_of};
 use awq_core::open::{gguf_outline, open_tensors};
 use serde_json::{Value as Json, json};
 
+use super::card::shell;
 use super::{Quantized, Recipe};
 use crate::packed::{self, TensorFile, WEIGHTS};
 use crate::provenance::Provenance;
@@ -57,24 +58,25 @@ pub fn plan(model: &Model, recipe: &Recipe) -> anyhow::Result<Plan> {
         None => plan.others.push(head),
     }
     plan.gguf_obstacle =
-        activation_obstacle(wiring, config, stored.scales_activations).or_else(|| match outline(model, recipe) {
+        activation_obstacle(wiring, config, stored.scales_activations).or_else(|| match outline(model, recipe, None) {
             Ok(outline) => gguf_obstacle(&outline, &plan),
             Err(problem) => Some(problem),
         });
     Ok(plan)
 }
 
-/// A model as a GGUF file, before its linears have codes.
+/// A model as a GGUF file, before its linears have codes. `measured` is what is known of its quality, in Markdown.
 ///
 /// # Errors
 /// What no such file holds, in words.
-pub fn outline(model: &Model, recipe: &Recipe) -> Result<GgufOutline, String> {
+pub fn outline(model: &Model, recipe: &Recipe, measured: Option<&str>) -> Result<GgufOutline, String> {
     let json = |value: serde_json::Result<String>| value.unwrap_or_default();
-    let more = [
+    let mut more = vec![
         ("general.description", recipe.label()),
         ("awq_rs.method", json(serde_json::to_string(&recipe.method))),
         ("awq_rs.calibration", json(serde_json::to_string(&recipe.calibration))),
     ];
+    more.extend(measured.map(|tables| ("awq_rs.measured", tables.to_owned())));
     gguf_outline(&model.opened, &model.wiring, recipe.rule.head().is_some(), &about(model, &more))
 }
 
@@ -148,7 +150,7 @@ pub fn check(format: &dyn Format, plan: &Plan) -> anyhow::Result<()> {
 /// A tensor that cannot be read, or a disk that is full.
 pub fn write(
     folder: &Path,
-    (model, recipe): (&Model, &Recipe),
+    model: &Model,
     quantized: &Quantized,
     (format, plan): (&dyn Format, &Plan),
 ) -> anyhow::Result<()> {
@@ -163,7 +165,6 @@ pub fn write(
         config["model_type"] = family.map_or(Json::Null, |family| json!(family.model_type));
     }
     packed::write_model_files(folder, opened, &config)?;
-    packed::write_text(folder, "README.md", &card(recipe, quantized, format))?;
     let partial = folder.join(format!("{WEIGHTS}.partial"));
     let mut file = TensorFile::create(folder)?;
     for name in packed::tensors_of(opened, &wiring, checkpoint) {
@@ -205,44 +206,4 @@ fn add(file: &mut TensorFile, name: &str, checkpoint: &dyn Checkpoint, format: &
         file.add(format!("{linear}.{part}"), dtype, &shape, &bytes)?;
     }
     Ok(())
-}
-
-/// How the model was made, for whoever finds the folder.
-fn card(recipe: &Recipe, quantized: &Quantized, format: &dyn Format) -> String {
-    let Provenance { version, commit, command, .. } = Provenance::collect("", 0, Default::default());
-    let json = |value: Option<Json>| value.map_or_else(|| "none".to_owned(), |value| format!("`{value}`"));
-    let settings = json(serde_json::to_value(&recipe.method).ok());
-    let calibration = json(recipe.calibration.as_ref().and_then(|spec| serde_json::to_value(spec).ok()));
-    format!(
-        "# {label}\n\n\
-         | | |\n|---|---|\n\
-         | format | `{format}`: {about} |\n\
-         | bits per quantized weight | {bits:.3} |\n\
-         | method | {settings} |\n\
-         | calibration | {calibration} |\n\
-         | codes, sha256 | `{codes}` |\n\
-         | written by | awq-rs {version}, commit {commit} |\n\n\
-         ```sh\n{command}\n```\n",
-        label = recipe.label(),
-        format = format.key(),
-        about = format.about(),
-        bits = quantized.bits_per_weight,
-        codes = quantized.codes_sha256,
-        command = shell(&command),
-    )
-}
-
-/// A command as a shell takes it.
-fn shell(command: &[String]) -> String {
-    command.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
-}
-
-/// A word as a shell takes it.
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', "'\\''"))
-    }
 }

@@ -1,16 +1,17 @@
 //! One model quantized outside of an experiment: to be written as a packed checkpoint, or decoded from at once.
 
+pub mod card;
 pub mod export;
 pub mod gguf_file;
 pub mod place;
 pub mod request;
 pub mod scaled;
+pub mod target;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
 use awq_core::driver::FullPrecisionShare;
 use awq_core::load::Checkpoint;
@@ -18,14 +19,13 @@ use awq_core::load::packed::{LAYOUT_VERSION, PackedHeader};
 use awq_core::rule::GridRule;
 
 use crate::assets::{AssetStore, sha256_of};
-use crate::codes::{CodeStore, Codes};
+use crate::codes::Codes;
 use crate::config::{
     BundledSplit, BundledText, CalibrationSpec, DatasetSpec, DocumentSeparator, Sotu, SotuSplit, TextFile,
 };
 use crate::data::Texts;
 use crate::device::{DeviceJob, run_on};
 use crate::packed;
-use crate::progress::Progress;
 use crate::provenance::Provenance;
 use crate::registry::MethodSpec;
 use crate::session::{Machine, Model, Session, Wanted};
@@ -60,17 +60,11 @@ pub struct Quantized {
     pub codes_sha256: String,
 }
 
-/// Quantizes an opened model, in f32. Blocks that the code store has are not quantized again.
+/// Quantizes an opened model. Blocks that the code store has are not quantized again.
 ///
 /// # Errors
 /// A model that is quantized already, a calibration text that is missing or too short, or what the method objects to.
-pub fn quantize(
-    model: &Model,
-    recipe: &Recipe,
-    (device, codes): (&str, &CodeStore),
-    store: &AssetStore,
-    progress: &Progress,
-) -> anyhow::Result<Quantized> {
+pub fn quantize(model: &Model, recipe: &Recipe, machine: Machine<'_>, store: &AssetStore) -> anyhow::Result<Quantized> {
     if let Some(packed) = &model.opened.packed {
         let source = model.opened.checkpoint.source().display();
         anyhow::bail!("{source}: is quantized already ({}); quantize the model that it was made from", packed.method);
@@ -85,8 +79,8 @@ pub fn quantize(
         problem
             .map_err(|problem| anyhow::anyhow!("method `{}` on {}: {problem}", recipe.method.key(), grid.label()))?;
     }
-    let machine = Machine { device, precision: FloatType::F32, codes, progress, sandbox: None };
-    let made = run_on(device, FloatType::F32, QuantizeJob { model, recipe, machine, texts: Texts::new(store) })?;
+    let (device, precision, codes) = (machine.device, machine.precision, machine.codes);
+    let made = run_on(device, precision, QuantizeJob { model, recipe, machine, texts: Texts::new(store) })?;
     let (bits_per_weight, codes_sha256) = (made.bits_per_weight(), made.sha256()?);
     let full_precision = model.left_in_full_precision(&made)?;
     let checkpoint = made.checkpoint();

@@ -78,7 +78,7 @@ pub fn write(
         file.add(model.opened.checkpoint.as_ref(), outline.tensors().len())?;
         return finish(file, path);
     };
-    let machine = Machine { device, precision: FloatType::F32, codes, progress, sandbox: None };
+    let machine = Machine::in_f32(device, codes, progress);
     let texts = Texts::new(store);
     let made = run_on(device, FloatType::F32, ScaleJob { model, asked, calibration, outline, file, machine, texts })?;
     finish(made.file, path)?;

@@ -4,15 +4,17 @@ use super::tables::{Align, Document, Table, TableRow};
 
 /// The whole document.
 pub fn render(document: &Document) -> String {
-    let mut text = format!("# {}\n", escape(&document.question));
-    for table in &document.tables {
-        text += &format!("\n{}", render_table(table));
-    }
+    let mut text = format!("# {}\n{}", escape(&document.question), tables(document));
     if !document.failures.is_empty() {
         text += "\n## Failed cells\n\n";
         text.extend(document.failures.iter().map(|failure| format!("- {}\n", escape(failure))));
     }
     text
+}
+
+/// Its tables alone.
+pub fn tables(document: &Document) -> String {
+    document.tables.iter().map(|table| format!("\n{}", render_table(table))).collect()
 }
 
 fn render_table(table: &Table) -> String {

@@ -197,6 +197,18 @@ pub fn terminal_table<C>(plan: &Plan, records: &[Record<C>], speed: &[SpeedLine]
     Ok(terminal::render(&document))
 }
 
+/// What was measured of one cell, beside its base model, as Markdown tables: for a model's card.
+///
+/// # Errors
+/// A metric that this program does not know.
+pub fn cell_tables<C>(plan: &Plan, records: &[Record<C>], cell: &Cell) -> anyhow::Result<String> {
+    let plan = plan.beside_base(cell);
+    let asked = asked(&plan, records);
+    let newest = frame::newest(&asked);
+    let rows = frame::rows(&newest, &[], &plan.baseline)?;
+    Ok(markdown::tables(&document(&plan, &rows, &newest, &[])))
+}
+
 /// The records of the cells that `plan` asks for, in its order and with its names for calibrations. A folder may hold
 /// records of an earlier version of the question; those are not shown.
 fn asked<C>(plan: &Plan, records: &[Record<C>]) -> Vec<Record> {

@@ -65,6 +65,7 @@ fn plan(records: &[Record], references: Vec<ReferenceValue>, table: TableSpec) -
     Plan {
         question: QUESTION.into(),
         models: vec![ModelPlan { model, cells }],
+        export: None,
         references,
         baseline: "RTN".into(),
         table: Some(table),

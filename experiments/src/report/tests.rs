@@ -197,6 +197,7 @@ pub(super) fn plan(records: &[Record], references: Vec<ReferenceValue>) -> Plan 
     Plan {
         question: QUESTION.into(),
         models: vec![ModelPlan { model, cells }],
+        export: None,
         references,
         baseline: "RTN".into(),
         table: None,

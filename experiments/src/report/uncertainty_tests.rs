@@ -27,6 +27,7 @@ fn plan(records: &[Record], baseline: &str) -> Plan {
     Plan {
         question: "How sure?".into(),
         models: vec![ModelPlan { model: cells[0].model.clone(), cells }],
+        export: None,
         references: Vec::new(),
         baseline: baseline.into(),
         table: Some(layout),

@@ -103,6 +103,13 @@ pub struct Machine<'a> {
     pub sandbox: Option<&'a Sandbox>,
 }
 
+impl<'a> Machine<'a> {
+    /// A device that computes in f32, as all of it does that is no experiment's.
+    pub fn in_f32(device: &'a str, codes: &'a CodeStore, progress: &'a Progress) -> Self {
+        Self { device, precision: FloatType::F32, codes, progress, sandbox: None }
+    }
+}
+
 /// A model open on a backend.
 pub struct Session<'a, B: QuantBackend> {
     model: &'a Model,

@@ -17,7 +17,7 @@ use crate::generate::head_grid;
 use crate::progress::Progress;
 use crate::quantize::{Recipe, quantize};
 use crate::registry::MethodSpec;
-use crate::session::Model;
+use crate::session::{Machine, Model};
 
 /// A form of a model and its times so far, in seconds.
 struct Form {
@@ -109,7 +109,7 @@ fn packed_form(
     let DecodeFormat { bits, granularity, activations, head_bits } = *format;
     let grid = Grid::awq(bits, granularity);
     let recipe = Recipe { method: MethodSpec::Rtn(Rtn {}), rule: grid.into(), calibration: None };
-    let quantized = quantize(opened, &recipe, ("flex", codes), store, progress)?;
+    let quantized = quantize(opened, &recipe, Machine::in_f32("flex", codes, progress), store)?;
     let options = DecodeOptions { activations, head: head_bits.map(head_grid) };
     let packed = PackedForm { bits: bits.get(), granularity: granularity.label(), activations, precision: None };
     let model = DecodeModel::load(opened.opened.config.clone(), quantized.checkpoint.as_ref(), &options)?;

@@ -17,6 +17,7 @@ mod gguf;
 mod grids;
 mod inspecting;
 mod interruption;
+mod keeping;
 mod metrics;
 mod older_files;
 mod packing;

@@ -1,0 +1,85 @@
+//! What a quantized model is written as: this program's own layout, or one that other programs load. Whether it can be is known
+//! before any work.
+
+use anyhow::{Context, ensure};
+use awq_core::driver::codes_sha256;
+use awq_core::formats::{Container, Format, Plan};
+use awq_core::model::wiring_of;
+use awq_core::open::open_model;
+
+use super::card::Card;
+use super::place::Place;
+use super::{Quantized, Recipe, export, gguf_file, header};
+use crate::config::CheckpointFormat;
+use crate::packed;
+use crate::session::Model;
+
+/// A model that is to be quantized and written in a format that holds it.
+pub struct Target<'a> {
+    model: &'a Model,
+    recipe: &'a Recipe,
+    format: CheckpointFormat,
+    /// What becomes of the linears in a format of other programs.
+    plan: Option<(&'static dyn Format, Plan)>,
+}
+
+impl<'a> Target<'a> {
+    /// Checks that the format holds what `recipe` makes of a model.
+    ///
+    /// # Errors
+    /// What it does not hold, and which formats do.
+    pub fn plan(model: &'a Model, recipe: &'a Recipe, format: CheckpointFormat) -> anyhow::Result<Self> {
+        let plan = match format.format() {
+            None => None,
+            Some(format) => {
+                let plan = export::plan(model, recipe)?;
+                export::check(format, &plan)?;
+                Some((format, plan))
+            }
+        };
+        Ok(Self { model, recipe, format, plan })
+    }
+
+    /// Writes the quantized model, reads it again, and gives it its name. `measured` is what is known of its quality, in Markdown.
+    /// Its bytes on disk, of weights.
+    ///
+    /// # Errors
+    /// A tensor that cannot be read, a disk that is full, or what is read again and differs.
+    pub fn write(&self, place: Place, quantized: &Quantized, measured: Option<&str>) -> anyhow::Result<u64> {
+        let card = Card { recipe: self.recipe, quantized, format: self.format, measured };
+        let n_bytes = match &self.plan {
+            None => {
+                packed::write_text(place.folder(), Card::FILE, &card.render())?;
+                self.write_packed(&place, quantized)?
+            }
+            Some(_) if self.format.container() == Container::File => {
+                let outline = export::outline(self.model, self.recipe, measured).map_err(anyhow::Error::msg)?;
+                gguf_file::write(&place.file(), &outline, quantized.checkpoint.as_ref())?;
+                gguf_file::verify(&place.file(), &outline, quantized)?;
+                place.file().metadata()?.len()
+            }
+            Some((format, plan)) => {
+                packed::write_text(place.folder(), Card::FILE, &card.render())?;
+                export::write(place.folder(), self.model, quantized, (*format, plan))?;
+                export::verify(place.folder(), quantized, plan)?;
+                place.folder().join(packed::WEIGHTS).metadata()?.len()
+            }
+        };
+        match self.format.container() {
+            Container::Folder => place.finish()?,
+            Container::File => place.finish_file()?,
+        }
+        Ok(n_bytes)
+    }
+
+    /// Writes the packed checkpoint and reads it again; its size.
+    fn write_packed(&self, place: &Place, quantized: &Quantized) -> anyhow::Result<u64> {
+        let (opened, checkpoint) = (&self.model.opened, quantized.checkpoint.as_ref());
+        packed::write(place.folder(), opened, checkpoint, header(self.recipe, quantized)?)?;
+        let written = open_model(place.folder()).context("what was written cannot be read again")?;
+        let wiring = wiring_of(&written.config, written.checkpoint.as_ref())?;
+        let found = codes_sha256(&wiring, written.config.n_blocks, written.checkpoint.as_ref())?;
+        ensure!(found == quantized.codes_sha256, "what was written is not what was quantized");
+        Ok(written.checkpoint.bytes_on_disk())
+    }
+}

@@ -1,0 +1,234 @@
+//! The checkpoints that an experiment keeps (`[export]`): each quantized model in each format, in `checkpoints/` beside the records,
+//! with what was measured on its card. Codes are those of the code store; what is there already is left alone.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use awq_core::formats::Container;
+use itertools::Itertools as _;
+use serde::{Deserialize, Serialize};
+
+use crate::assets::AssetStore;
+use crate::config::CheckpointFormat;
+use crate::plan::{Cell, CellId, ModelPlan, Plan};
+use crate::progress::Progress;
+use crate::provenance::{Provenance, peak_resident_bytes};
+use crate::quantize::place::Place;
+use crate::quantize::target::Target;
+use crate::quantize::{Recipe, needed_bytes, quantize};
+use crate::record::{Line, Outcome, RecordFile, SCHEMA_VERSION, StoredRecord, read_records};
+use crate::report::{self, tables::slug};
+use crate::session::{Machine, Model};
+
+/// The folder of checkpoints, in that of the records.
+pub const CHECKPOINTS: &str = "checkpoints";
+
+/// A checkpoint that was written, one line of `exports.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExportRecord {
+    /// [`SCHEMA_VERSION`] when it was written.
+    pub schema: u32,
+    /// Its name in `checkpoints/`.
+    pub name: String,
+    /// The cell whose model it is.
+    pub cell_id: CellId,
+    /// Key of its format.
+    pub format: String,
+    /// sha256 over all codes, scales and zero points.
+    pub codes_sha256: String,
+    /// Bytes of its weights on disk.
+    pub n_bytes: u64,
+    /// Wall time of writing it and reading it again.
+    pub seconds: f64,
+    /// Largest resident memory of the process until it was written; 0 where that is unknown.
+    pub peak_resident_bytes: u64,
+    /// With what it was made.
+    pub provenance: Provenance,
+}
+
+impl Line for ExportRecord {
+    type Written = Self;
+
+    const FILE: &'static str = "exports.jsonl";
+
+    fn schema(&self) -> u32 {
+        self.schema
+    }
+}
+
+/// What became of the checkpoints that are asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exported {
+    /// Written now.
+    pub written: usize,
+    /// There already.
+    pub kept: usize,
+    /// Whose model was not measured.
+    pub missing: usize,
+}
+
+/// A model of one cell, in one format.
+struct Asked<'a> {
+    cell: &'a Cell,
+    format: CheckpointFormat,
+    name: String,
+}
+
+/// What is asked for of each model of `plan`, which may be a part of the experiment.
+fn asked(plan: &Plan) -> Vec<(&ModelPlan, Vec<Asked<'_>>)> {
+    let Some(spec) = &plan.export else { return Vec::new() };
+    // A selection that holds for no cell of this part is one of the others'.
+    let selected = plan.clone().select(&spec.only).map(|selected| selected.cells().map(Cell::id).collect());
+    let selected: Vec<CellId> = selected.unwrap_or_default();
+    let is_asked = |cell: &&Cell| cell.quantization.is_some() && selected.contains(&cell.id());
+    let mut n_of: BTreeMap<String, usize> = BTreeMap::new();
+    for cell in plan.cells().filter(is_asked) {
+        *n_of.entry(slug(&cell.label())).or_default() += 1;
+    }
+    let name = |cell: &Cell, format: CheckpointFormat| {
+        let label = slug(&cell.label());
+        // Twins, which differ in a setting that labels do not say, have the head of their cell's id.
+        let twin = if n_of[&label] > 1 { format!("-{:.6}", cell.id().0) } else { String::new() };
+        let end = if format.container() == Container::File { ".gguf" } else { "" };
+        format!("{label}{twin}-{}{end}", format.key())
+    };
+    let models = plan.models.iter().map(|model| {
+        let pairs = model.cells.iter().filter(is_asked).cartesian_product(&spec.formats);
+        (model, pairs.map(|(cell, &format)| Asked { cell, format, name: name(cell, format) }).collect())
+    });
+    models.collect()
+}
+
+/// How the model of a cell is quantized. The calibration of a method that looks at no activations is only its output errors'.
+fn recipe(cell: &Cell) -> anyhow::Result<Recipe> {
+    let quantization = cell.quantization.as_ref().context("full precision is no quantization")?;
+    let calibration = quantization.calibration.clone();
+    Ok(Recipe { method: quantization.method.clone(), rule: quantization.rule(), calibration })
+}
+
+/// The same for who reads of it.
+fn described(recipe: &Recipe) -> Recipe {
+    let needed = recipe.method.settings().needs().inputs;
+    Recipe { calibration: recipe.calibration.clone().filter(|_| needed), ..recipe.clone() }
+}
+
+/// Checks that each format holds what it is to hold. A model that does not open is left to its cells.
+///
+/// # Errors
+/// A grid or a method that a format does not hold, with the cell and the formats that do.
+pub fn check(plan: &Plan, store: &AssetStore, progress: &Progress) -> anyhow::Result<()> {
+    for (model_plan, asked) in asked(plan).into_iter().filter(|(_, asked)| !asked.is_empty()) {
+        let Ok(model) = Model::open(&model_plan.model, store, progress) else { continue };
+        for one in asked {
+            let recipe = recipe(one.cell)?;
+            Target::plan(&model, &recipe, one.format).with_context(|| format!("key `export`, {}", one.cell.label()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes what is asked for and is not there, of every cell that is finished among `records`.
+///
+/// # Errors
+/// A folder that holds another model, codes that are not those that were measured, or a disk that is full.
+pub fn write(
+    plan: &Plan,
+    out: &Path,
+    machine: Machine<'_>,
+    threads: usize,
+    store: &AssetStore,
+) -> anyhow::Result<Exported> {
+    let asked = asked(plan);
+    let mut exported = Exported::default();
+    if asked.iter().all(|(_, asked)| asked.is_empty()) {
+        return Ok(exported);
+    }
+    let records = read_records::<StoredRecord>(out)?.0;
+    let mut file = RecordFile::<ExportRecord>::open(out)?;
+    for (model_plan, asked) in asked {
+        let mut model = None;
+        for one in asked {
+            let Some(measured) = codes_of(&records, one.cell) else {
+                exported.missing += 1;
+                continue;
+            };
+            let path = out.join(CHECKPOINTS).join(&one.name);
+            if path.exists() {
+                check_same(&path, &one, file.on_record(), &measured)?;
+                exported.kept += 1;
+                continue;
+            }
+            if model.is_none() {
+                model = Some(Model::open(&model_plan.model, store, machine.progress)?);
+            }
+            let Some(model) = &model else { continue };
+            machine.progress.note(&format!("writes {}", path.display()));
+            let written = write_one(model, &one, &measured, (plan, &records), &path, machine, store);
+            let (n_bytes, seconds) = written.with_context(|| path.display().to_string())?;
+            file.append(&ExportRecord {
+                schema: SCHEMA_VERSION,
+                name: one.name,
+                cell_id: one.cell.id(),
+                format: one.format.key().to_owned(),
+                codes_sha256: measured,
+                n_bytes,
+                seconds,
+                peak_resident_bytes: peak_resident_bytes(),
+                provenance: Provenance::collect(machine.device, threads, model.files.clone()),
+            })?;
+            exported.written += 1;
+        }
+    }
+    Ok(exported)
+}
+
+/// The codes of the newest record of a cell, where that is finished.
+fn codes_of(records: &[StoredRecord], cell: &Cell) -> Option<String> {
+    let id = cell.id();
+    match &records.iter().rev().find(|record| record.cell_id == id)?.outcome {
+        Outcome::Done(done) => done.quantization.as_ref().map(|quantization| quantization.codes_sha256.clone()),
+        Outcome::Failed(_) => None,
+    }
+}
+
+/// Checks that what lies there is the model of this cell as it was measured.
+fn check_same(path: &Path, asked: &Asked<'_>, written: &[ExportRecord], measured: &str) -> anyhow::Result<()> {
+    let newest = written.iter().rev().find(|record| record.name == asked.name);
+    let is_same = newest.is_some_and(|record| record.cell_id == asked.cell.id() && record.codes_sha256 == measured);
+    ensure!(
+        is_same,
+        "{}: holds another model than {} as it was measured; move it away, and run again",
+        path.display(),
+        asked.cell.label()
+    );
+    Ok(())
+}
+
+/// Bytes of the weights on disk, and seconds that writing took.
+fn write_one(
+    model: &Model,
+    asked: &Asked<'_>,
+    measured: &str,
+    (plan, records): (&Plan, &[StoredRecord]),
+    path: &Path,
+    machine: Machine<'_>,
+    store: &AssetStore,
+) -> anyhow::Result<(u64, f64)> {
+    let recipe = recipe(asked.cell)?;
+    let quantized = quantize(model, &recipe, machine, store)?;
+    ensure!(
+        quantized.codes_sha256 == measured,
+        "the codes are not those that were measured ({:.8} then, {:.8} now); run the experiment with --rerun",
+        measured,
+        quantized.codes_sha256
+    );
+    let tables = report::cell_tables(plan, records, asked.cell)?;
+    let recipe = described(&recipe);
+    let target = Target::plan(model, &recipe, asked.format)?;
+    let start = Instant::now();
+    let place = Place::claim(path, needed_bytes(model, &recipe)?)?;
+    let n_bytes = target.write(place, &quantized, Some(&tables))?;
+    Ok((n_bytes, start.elapsed().as_secs_f64()))
+}
