@@ -106,6 +106,7 @@ pub(crate) fn finished(
             let changes =
                 files.as_ref().map_or_else(Vec::new, |now| changes_of_model(&one.record.provenance.assets, now));
             let mut reasons = Vec::new();
+            reasons.extend(one.other_checkpoint(all, store));
             if !changes.is_empty() {
                 reasons.push(format!("the model changed since ({})", changes.join(", ")));
             }
@@ -137,6 +138,14 @@ impl<'a> OnRecord<'a> {
             Outcome::Done(done) => Some(Self { cell, record, done }),
             Outcome::Failed(_) => None,
         }
+    }
+
+    /// What is said where the checkpoint that was measured is another now.
+    fn other_checkpoint(&self, all_on_record: bool, store: &AssetStore) -> Option<String> {
+        let (spec, then) = (self.cell.checkpoint.as_ref()?, self.done.checkpoint.as_ref()?);
+        let now = files_now(&spec.as_model(), all_on_record, store)?;
+        let changes = differences(&then.files, &now);
+        (!changes.is_empty()).then(|| format!("checkpoint {} changed since ({})", spec.name, changes.join(", ")))
     }
 
     /// What is said where the method's code has another version now.

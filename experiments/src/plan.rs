@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::{
-    CalibrationSpec, Draw, EvaluationSpec, ExperimentSpec, ExportSpec, FigureSpec, GridSweep, ModelSpec,
-    PublishedSpeed, ReferenceValue, TableAxis, TableSpec,
+    CalibrationSpec, CheckpointSpec, Draw, EvaluationSpec, ExperimentSpec, ExportSpec, FigureSpec, GridSweep,
+    ModelSpec, PublishedSpeed, ReferenceValue, TableAxis, TableSpec,
 };
 use crate::registry::MethodSpec;
 
@@ -29,8 +29,11 @@ pub struct CellId(pub String);
 pub struct Cell {
     /// The model.
     pub model: ModelSpec,
-    /// How it is quantized; `None` is full precision.
+    /// How it is quantized; `None` is full precision, or what another program has quantized.
     pub quantization: Option<QuantizationCell>,
+    /// A quantized checkpoint of the model, which is measured in its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointSpec>,
     /// What is measured.
     pub evaluations: Vec<EvaluationSpec>,
     /// Type of weights and activations in a GPU's memory.
@@ -93,9 +96,18 @@ impl Cell {
         first.id()
     }
 
-    /// `FP`, or the method's label: `RTN`, `AWQ`.
+    /// Whether it is the model as its own files have it.
+    pub fn is_base(&self) -> bool {
+        self.quantization.is_none() && self.checkpoint.is_none()
+    }
+
+    /// `FP`, the method's label, `RTN` or `AWQ`, or the name of a checkpoint.
     pub fn method_label(&self) -> String {
-        self.quantization.as_ref().map_or_else(|| "FP".to_owned(), |q| q.method.label())
+        match (&self.quantization, &self.checkpoint) {
+            (Some(quantization), _) => quantization.method.label(),
+            (None, Some(checkpoint)) => checkpoint.name.clone(),
+            (None, None) => "FP".to_owned(),
+        }
     }
 
     /// `W4 g128`, with the overrides of some linears if there are any; empty for full precision.
@@ -166,7 +178,7 @@ pub fn passes<'a>(cells: impl IntoIterator<Item = &'a Cell>) -> Vec<Vec<&'a Cell
 pub struct ModelPlan {
     /// The model.
     pub model: ModelSpec,
-    /// Full precision first, then every method on every grid.
+    /// Full precision first, then every method on every grid, then checkpoints of others.
     pub cells: Vec<Cell>,
 }
 
@@ -195,12 +207,13 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The cells of an experiment: every method on every grid under every calibration for every model, and full precision.
+    /// The cells of an experiment: every method on every grid under every calibration for every model, full precision and the
+    /// checkpoints of others.
     pub fn new(spec: &ExperimentSpec) -> Self {
         let model_plan = |model: &ModelSpec| {
             let cell = |quantization| {
                 let (model, evaluations) = (model.clone(), spec.evaluations.clone());
-                Cell { model, quantization, evaluations, precision: spec.run.precision }
+                Cell { model, quantization, checkpoint: None, evaluations, precision: spec.run.precision }
             };
             let uses = || {
                 spec.methods
@@ -219,7 +232,10 @@ impl Plan {
                     }))
                 })
             });
-            ModelPlan { model: model.clone(), cells: std::iter::once(cell(None)).chain(quantized).collect() }
+            let of_model = spec.checkpoints.iter().filter(|one| one.is_of(model, spec.models.len()));
+            let by_others = of_model.map(|one| Cell { checkpoint: Some(one.clone()), ..cell(None) });
+            let cells = std::iter::once(cell(None)).chain(quantized).chain(by_others).collect();
+            ModelPlan { model: model.clone(), cells }
         };
         Self {
             question: spec.question.clone(),

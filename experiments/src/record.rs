@@ -7,6 +7,8 @@
 //! A record is read for as long as its schema is. Its cell is kept as it was written and not read again: what was asked is known
 //! by its hash, and shown by the plan of whoever asks. A key that an experiment's file gets or loses makes no record unreadable.
 
+use std::collections::BTreeMap;
+
 use awq_core::arithmetic::Arithmetic;
 use awq_core::driver::{BlockLog, FullPrecisionShare};
 use awq_core::load::packed::PackedHeader;
@@ -145,6 +147,9 @@ pub struct Done {
     pub measurements: Vec<Measurement>,
     /// What the method did; absent for full precision.
     pub quantization: Option<Quantization>,
+    /// The checkpoint that was measured in place of the model's own files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<ByOthers>,
     /// What the checkpoint itself was quantized with, where it is a packed one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packed: Option<PackedOrigin>,
@@ -153,6 +158,18 @@ pub struct Done {
     pub storage: Option<Storage>,
     /// What it cost.
     pub cost: Cost,
+}
+
+/// A quantized checkpoint, as another program has left it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ByOthers {
+    /// In what types it stores the linears of its blocks.
+    pub storage: Storage,
+    /// The tool and its settings, as far as its files tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantized_by: Option<String>,
+    /// sha256 of each of its files, by name.
+    pub files: BTreeMap<String, String>,
 }
 
 /// What a packed checkpoint says of its making.

@@ -29,10 +29,11 @@ use crate::record::{
 use crate::sandbox::Sandbox;
 use crate::session::{Machine, Model, Session};
 
+mod by_others;
 pub mod exports;
 mod pass;
 
-use self::pass::Scoring;
+use self::pass::{Measured, Scoring};
 
 /// What an experiment runs on.
 #[derive(Debug)]
@@ -195,7 +196,7 @@ fn run_model(
     let sandbox = options.sandbox.as_ref();
     let machine = Machine { device: &options.device, precision, codes: &options.codes, progress, sandbox };
     let assets = model.files.clone();
-    run_on(&options.device, precision, ModelJob { model: &model, assets, cells, machine, texts, sink })
+    run_on(&options.device, precision, ModelJob { model: &model, assets, cells, machine, store, texts, sink })
 }
 
 fn fail_all(
@@ -219,6 +220,7 @@ struct ModelJob<'a, 'b, 'c> {
     assets: BTreeMap<String, String>,
     cells: &'a [&'a Cell],
     machine: Machine<'a>,
+    store: &'a AssetStore,
     texts: &'a mut Texts<'b>,
     sink: &'a mut Sink<'c>,
 }
@@ -239,8 +241,8 @@ impl DeviceJob for ModelJob<'_, '_, '_> {
         self.assets.extend(texts.values().map(|text| (text.name.clone(), text.sha256.clone())));
         let mut base = session.base_models(&texts);
         let mut at = Scoring { session: &session, texts: &texts, base: &mut base };
-        for cell in self.cells.iter().filter(|cell| cell.quantization.is_none()) {
-            let outcome = at.evaluate(cell, None);
+        for cell in self.cells.iter().filter(|cell| cell.is_base()) {
+            let outcome = at.evaluate(cell, &Measured::Base);
             (self.sink)(cell, outcome, &self.assets)?;
         }
         let passes = passes(self.cells.iter().copied());
@@ -250,7 +252,7 @@ impl DeviceJob for ModelJob<'_, '_, '_> {
             self.run_pass(&mut at, &name, cells)?;
             self.machine.codes.trim();
         }
-        Ok(())
+        self.run_by_others(&mut at, &device)
     }
 }
 

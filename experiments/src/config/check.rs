@@ -61,10 +61,14 @@ impl ExperimentSpec {
 
     fn check_quality(&self) -> anyhow::Result<()> {
         not_empty("models", self.models.len())?;
-        not_empty("methods", self.methods.len())?;
-        let grids = self.grids.as_ref().context("section `[grids]` is missing; say which bits and groups")?;
-        grids.check()?;
-        not_empty("grids.granularity", grids.granularity.len())?;
+        self.check_checkpoints()?;
+        // What others have quantized needs neither.
+        if self.checkpoints.is_empty() || !self.methods.is_empty() {
+            not_empty("methods", self.methods.len())?;
+            let grids = self.grids.as_ref().context("section `[grids]` is missing; say which bits and groups")?;
+            grids.check()?;
+            not_empty("grids.granularity", grids.granularity.len())?;
+        }
         not_empty("evaluations", self.evaluations.len())?;
         self.check_calibrations()?;
         for (index, evaluation) in self.evaluations.iter().enumerate() {

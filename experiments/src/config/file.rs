@@ -11,8 +11,8 @@ use super::published::PublishedTable;
 use super::tasks::TasksSection;
 use super::texts::MeasuredText;
 use super::{
-    DrawnCalibration, EvaluationSpec, ExperimentSpec, ExportSpec, FigureSpec, GridSweep, MethodEntry, ModelSpec,
-    NamedCalibration, ReferenceValue, ReportSpec, RunSpec, SpeedSpec, TableSpec, place,
+    CheckpointSpec, DrawnCalibration, EvaluationSpec, ExperimentSpec, ExportSpec, FigureSpec, GridSweep, MethodEntry,
+    ModelSpec, NamedCalibration, ReferenceValue, ReportSpec, RunSpec, SpeedSpec, TableSpec, place,
 };
 use crate::encoding::{BYTE_ORDER_MARK, utf8};
 use crate::plan::Plan;
@@ -41,6 +41,8 @@ pub struct ExperimentFile {
     pub grids: Option<GridSweep>,
     /// Methods, each run on every grid. Full precision is always measured.
     pub methods: Option<Vec<MethodEntry>>,
+    /// Models that other programs have quantized, scored beside ours.
+    pub checkpoints: Option<Vec<CheckpointSpec>>,
     /// What is measured of every quantized model. An experiment without one has a `[speed]` section.
     pub evaluations: Option<Vec<EvaluationSpec>>,
     /// Texts, each by several metrics: evaluations behind those of `evaluations`.
@@ -92,6 +94,7 @@ impl ExperimentFile {
             calibrations,
             grids: self.grids.or(base.grids),
             methods: self.methods.or(base.methods),
+            checkpoints: self.checkpoints.or(base.checkpoints),
             evaluations,
             texts,
             tasks: self.tasks.or(base.tasks),
@@ -123,6 +126,7 @@ impl ExperimentFile {
             calibrations: self.calibrations.unwrap_or_default(),
             grids: self.grids,
             methods: self.methods.unwrap_or_default(),
+            checkpoints: self.checkpoints.unwrap_or_default(),
             evaluations,
             speed: self.speed,
             export: self.export,

@@ -7,6 +7,7 @@
 
 mod calibration;
 mod check;
+mod checkpoints;
 pub mod derive;
 mod draws;
 mod export;
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::calibration::{CalibrationSpec, CalibrationUse, MethodEntry, NamedCalibration};
 pub use self::check::json_schema;
+pub use self::checkpoints::CheckpointSpec;
 pub use self::draws::{Draw, DrawnCalibration};
 pub use self::export::{CheckpointFormat, ExportSpec};
 pub use self::file::ExperimentFile;
@@ -68,6 +70,9 @@ pub struct ExperimentSpec {
     /// Methods, each run on every grid. Full precision is always measured.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<MethodEntry>,
+    /// Models that other programs have quantized, scored beside ours.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub checkpoints: Vec<CheckpointSpec>,
     /// What is measured of every quantized model. An experiment without one has a `[speed]` section.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub evaluations: Vec<EvaluationSpec>,

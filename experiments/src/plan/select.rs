@@ -56,7 +56,8 @@ impl SelectionKey {
         match self {
             Self::Model => vec![cell.model.name.clone()],
             Self::Method => {
-                let key = quantization.map_or("fp", |quantization| quantization.method.key());
+                let other = if cell.is_base() { "fp" } else { "checkpoint" };
+                let key = quantization.map_or(other, |quantization| quantization.method.key());
                 vec![key.to_owned(), cell.method_label()]
             }
             Self::Grid => quantization.map(|_| cell.grid_label()).into_iter().collect(),
@@ -194,7 +195,7 @@ impl Plan {
     /// One cell and full precision of its model, with nothing published.
     pub fn beside_base(&self, one: &Cell) -> Self {
         let id = one.id();
-        let is_base = |cell: &Cell| cell.quantization.is_none() && cell.model == one.model;
+        let is_base = |cell: &Cell| cell.is_base() && cell.model == one.model;
         let kept = self.clone().keep(|cell| is_base(cell) || cell.id() == id);
         Self { references: Vec::new(), table: None, ..kept }
     }

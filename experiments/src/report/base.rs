@@ -17,6 +17,15 @@ pub(super) fn label(storage: Option<&Storage>) -> String {
     }
 }
 
+/// What stands for the grid of a checkpoint of another program: `AWQ W4 g128`, `GGUF Q4_K + GGUF Q6_K`.
+pub(super) fn grid_of(storage: &Storage) -> String {
+    let groups = |share: &StoredShare| share.group_size.map_or_else(String::new, |size| format!(" g{size}"));
+    match storage.types.as_slice() {
+        [only] => format!("{}{}", only.name, groups(only)),
+        types => types.iter().map(|share| &share.name).join(" + "),
+    }
+}
+
 /// `BF16`; `GGUF Q4_K in groups of 32 (86% of the weights), GGUF Q6_K in groups of 16 (14%)`.
 pub(super) fn types(storage: &Storage) -> String {
     let total: u64 = storage.types.iter().map(|share| share.n_weights).sum();

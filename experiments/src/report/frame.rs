@@ -198,7 +198,8 @@ fn fixed_scale(cell: &Cell) -> Option<f64> {
 }
 
 fn method_key(cell: &Cell) -> Option<String> {
-    cell.quantization.as_ref().map(|quantization| quantization.method.key().to_owned())
+    let by_others = cell.checkpoint.as_ref().map(|_| "checkpoint".to_owned());
+    cell.quantization.as_ref().map(|quantization| quantization.method.key().to_owned()).or(by_others)
 }
 
 fn propagation_of(cell: &Cell) -> Option<String> {
@@ -238,14 +239,15 @@ impl<'a> Finished<'a> {
     fn method_label(&self) -> String {
         match self.packed_as_it_is() {
             Some(packed) => format!("packed {}", packed.label),
-            None if self.cell().quantization.is_none() => base::label(self.done.storage.as_ref()),
+            None if self.cell().is_base() => base::label(self.done.storage.as_ref()),
             None => self.cell().method_label(),
         }
     }
 
     fn bits_per_weight(&self) -> Option<f64> {
         let quantized = self.done.quantization.as_ref().map(|quantization| quantization.bits_per_weight);
-        quantized.or(self.base_bits_per_weight())
+        let by_others = self.done.checkpoint.as_ref().map(|checkpoint| checkpoint.storage.bits_per_weight);
+        quantized.or(by_others).or(self.base_bits_per_weight())
     }
 
     fn base_bits_per_weight(&self) -> Option<f64> {
@@ -259,7 +261,7 @@ impl<'a> Finished<'a> {
     }
 
     fn packed_as_it_is(&self) -> Option<&'a PackedOrigin> {
-        self.done.packed.as_ref().filter(|_| self.done.quantization.is_none())
+        self.done.packed.as_ref().filter(|_| self.cell().is_base())
     }
 }
 
@@ -283,10 +285,10 @@ fn row(
     let (record, done, estimator) = (cell.record, cell.done, metric.quantity().estimator);
     let method = cell.method_label();
     let grid = record.cell.quantization.as_ref().map(|quantization| quantization.grid);
-    let grid_label = grid.map(|_| record.cell.grid_label());
+    let by_others = done.checkpoint.as_ref().map(|checkpoint| base::grid_of(&checkpoint.storage));
+    let grid_label = grid.map(|_| record.cell.grid_label()).or(by_others);
     let estimate = stats::estimate(measurement.weighted_samples(), estimator, BOOTSTRAP).ok();
-    let to_fp =
-        compare(cell, (measurement, estimator), finished, |other| grid.is_some() && other.quantization.is_none());
+    let to_fp = compare(cell, (measurement, estimator), finished, |other| !record.cell.is_base() && other.is_base());
     let to_baseline =
         compare(cell, (measurement, estimator), finished, |other| is_baseline_of(other, &record.cell, baseline));
     let low = |paired: Option<Paired>| paired.map(|paired| paired.interval.low);

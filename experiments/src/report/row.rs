@@ -15,11 +15,11 @@ columns! {
         /// The method's label. Of the base model as it is: `FP` where its file stores 16 bits a weight or more, `base (GGUF Q4_1)`
         /// of a quantized file, `packed AWQ W4 g128` of a packed checkpoint, `base model` where the record does not tell.
         method: String,
-        /// Registry name of the method, `awq_gptq`; null for the base model.
+        /// Registry name of the method, `awq_gptq`; `checkpoint` of what another program has quantized; null for the base model.
         method_key: Option<String>,
-        /// Grid label, `W4 g128`; null for the base model.
+        /// Grid label, `W4 g128`; of what another program has quantized the types of its linears; null for the base model.
         grid: Option<String>,
-        /// Bits of one code; null for the base model.
+        /// Bits of one code; null for the base model and for what another program has quantized.
         bits: Option<u64>,
         /// `g128`, `per-channel`, `per-tensor`; null for the base model.
         granularity: Option<String>,

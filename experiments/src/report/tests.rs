@@ -59,7 +59,7 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
         QuantizationCell { method, grid, overrides: Vec::new(), calibration: None, calibration_name: None, draw: None }
     });
     let model = ModelSpec { name: "Tiny_1M".into(), source: ModelSource::Bundled(Bundled {}) };
-    let cell = Cell { model, quantization, evaluations: Vec::new(), precision: Default::default() };
+    let cell = Cell { model, quantization, checkpoint: None, evaluations: Vec::new(), precision: Default::default() };
     // Windows differ much more from each other than cells do, as in real text.
     let wobble = |window: usize| 0.25 * (1.7 * window as f64).sin() + nll * (1.0 + 0.2 * (2.9 * window as f64).cos());
     let samples: Vec<f64> = (0..12).map(|window| 2.5 + wobble(window)).collect();
@@ -103,6 +103,7 @@ pub(super) fn record(method: Option<(&str, Grid)>, nll: f64) -> Record {
             blocks: (0..6).map(block).collect(),
             blocks_sha256: None,
         }),
+        checkpoint: None,
         packed: None,
         storage: Some(storage("BF16", 16.0, None)),
         cost: Cost {

@@ -11,14 +11,24 @@ use crate::data::calibration::{CalibrationSet, overlap_tokens};
 use crate::guard::guarded;
 use crate::plan::Cell;
 use crate::provenance::peak_resident_bytes;
-use crate::record::{Cost, Done, Outcome, Quantization, Stage};
-use crate::session::{BaseModels, Calibrated, Model, PreparedTexts, Session, Wanted};
+use crate::record::{ByOthers, Cost, Done, Outcome, Quantization, Stage};
+use crate::session::{BaseModels, Calibrated, Model, PreparedTexts, Session, Subject, Wanted};
 
 /// A session with what its cells are scored on.
 pub(super) struct Scoring<'s, 'm, B: QuantBackend> {
     pub(super) session: &'s Session<'m, B>,
     pub(super) texts: &'s PreparedTexts,
     pub(super) base: &'s mut BaseModels<'s, B>,
+}
+
+/// What is measured of a model.
+pub(super) enum Measured<'a, B: QuantBackend> {
+    /// The model itself.
+    Base,
+    /// What a method made of it.
+    Quantized(Quantized<'a>),
+    /// What another program made of it.
+    ByOthers(&'a Session<'a, B>, ByOthers),
 }
 
 /// A quantized model and what it was made with.
@@ -53,7 +63,7 @@ impl ModelJob<'_, '_, '_> {
             let codes = at.session.stored(method, &rule, calibrated)?;
             if codes.is_whole() {
                 let quantized = Quantized { codes: &codes, from_store: true, calibration: calibrated };
-                let outcome = at.evaluate(cell, Some(&quantized));
+                let outcome = at.evaluate(cell, &Measured::Quantized(quantized));
                 (self.sink)(cell, outcome, &self.assets)?;
             } else {
                 missing.push(cell);
@@ -73,7 +83,7 @@ impl ModelJob<'_, '_, '_> {
             let outcome = match codes {
                 Ok(codes) => {
                     let quantized = Quantized { codes: &codes, from_store: false, calibration: calibrated };
-                    at.evaluate(cell, Some(&quantized))
+                    at.evaluate(cell, &Measured::Quantized(quantized))
                 }
                 Err(error) => failed(Stage::Quantize, &error.into()),
             };
@@ -105,23 +115,28 @@ impl ModelJob<'_, '_, '_> {
 
 impl<B: QuantBackend> Scoring<'_, '_, B> {
     /// Everything that is asked of a cell.
-    pub(super) fn evaluate(&mut self, cell: &Cell, quantized: Option<&Quantized<'_>>) -> Outcome {
+    pub(super) fn evaluate(&mut self, cell: &Cell, measured: &Measured<'_, B>) -> Outcome {
         let start = Instant::now();
-        match guarded(|| self.measure(cell, quantized, start)) {
+        match guarded(|| self.measure(cell, measured, start)) {
             Ok(done) => Outcome::Done(Box::new(done)),
             Err(error) => failed(Stage::Evaluate, &error),
         }
     }
 
-    fn measure(&mut self, cell: &Cell, quantized: Option<&Quantized<'_>>, start: Instant) -> anyhow::Result<Done> {
+    fn measure(&mut self, cell: &Cell, measured: &Measured<'_, B>, start: Instant) -> anyhow::Result<Done> {
         let Self { session, texts, base } = self;
+        let (subject, quantized, checkpoint) = match measured {
+            Measured::Base => (Subject::Base, None, None),
+            Measured::Quantized(quantized) => (Subject::Made(quantized.codes), Some(quantized), None),
+            Measured::ByOthers(other, made) => (Subject::ByOthers(other), None, Some(made.clone())),
+        };
         let calibration = quantized.and_then(|quantized| quantized.calibration).map(|calibrated| &calibrated.set);
-        let codes = quantized.map(|quantized| quantized.codes);
-        let measurements = session.score(&cell.label(), codes, &cell.evaluations, (texts, base), calibration)?;
+        let measurements = session.score(&cell.label(), subject, &cell.evaluations, (texts, base), calibration)?;
         let seconds = |codes: &Codes| codes.logs().map(|log| log.seconds).sum::<f64>();
         Ok(Done {
             measurements,
             quantization: quantized.map(|quantized| quantized.describe(cell, texts, session.model())).transpose()?,
+            checkpoint,
             packed: session.model().opened.packed.as_ref().map(Into::into),
             storage: session.model().storage.clone(),
             cost: Cost {

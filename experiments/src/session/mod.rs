@@ -21,7 +21,7 @@ use awq_core::rule::GridRule;
 
 pub use self::calibrate::Calibrated;
 pub use self::quantize::Wanted;
-pub use self::score::{BaseModels, Prepared, PreparedTexts};
+pub use self::score::{BaseModels, Prepared, PreparedTexts, Subject};
 use crate::assets::AssetStore;
 use crate::codes::{BaseTensors, CodeStore, Codes};
 use crate::config::ModelSpec;

@@ -43,6 +43,17 @@ pub struct Prepared {
     nats_per_token: Option<f64>,
 }
 
+/// Whose numbers are asked for.
+#[derive(Clone, Copy)]
+pub enum Subject<'a, B: QuantBackend> {
+    /// The session's model as its files have it.
+    Base,
+    /// The one whose codes these are.
+    Made(&'a Codes),
+    /// The model of another session, whose texts have the same tokens.
+    ByOthers(&'a Session<'a, B>),
+}
+
 impl<B: QuantBackend> Session<'_, B> {
     /// Every text of `evaluations`.
     ///
@@ -86,23 +97,33 @@ impl<B: QuantBackend> Session<'_, B> {
         texts.keys().map(|text| (text.clone(), BaseModel::new(self.decoder()))).collect()
     }
 
-    /// One measurement an evaluation, in their order, of this session's model, or of the one whose `codes` were made with
-    /// `calibration`. `label` is that of the cell.
+    /// One measurement an evaluation, in their order, of this session's model, or of what is measured in its place: what was made with
+    /// `calibration`, or elsewhere. `label` is that of the cell.
     ///
     /// # Errors
     /// A block that cannot be read, or values that are not finite.
     pub fn score(
         &self,
         label: &str,
-        codes: Option<&Codes>,
+        subject: Subject<'_, B>,
         evaluations: &[EvaluationSpec],
         (texts, base): (&PreparedTexts, &mut BaseModels<'_, B>),
         calibration: Option<&CalibrationSet>,
     ) -> anyhow::Result<Vec<Measurement>> {
-        let changed = codes.map(|codes| self.quantized(codes)).transpose()?;
-        let decoder = changed.as_deref().unwrap_or(self.decoder());
-        let base_checkpoint = &self.model.opened.checkpoint;
-        let mut writes = LazyModel::new(codes.map_or_else(|| base_checkpoint.clone(), Codes::checkpoint));
+        let made = match subject {
+            Subject::Made(codes) => Some(self.quantized(codes)?),
+            Subject::Base | Subject::ByOthers(_) => None,
+        };
+        let (decoder, written) = match subject {
+            Subject::Base => (self.decoder(), (&self.model.opened.config, self.model.opened.checkpoint.clone())),
+            Subject::Made(codes) => {
+                (made.as_deref().unwrap_or(self.decoder()), (&self.model.opened.config, codes.checkpoint()))
+            }
+            Subject::ByOthers(other) => {
+                (other.decoder(), (&other.model.opened.config, other.model.opened.checkpoint.clone()))
+            }
+        };
+        let mut writes = LazyModel::new(written.0.clone(), written.1);
         let mut measured: BTreeMap<&EvaluationSpec, Measurement> = BTreeMap::new();
         for evaluation in evaluations {
             if measured.contains_key(evaluation) {

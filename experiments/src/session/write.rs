@@ -8,7 +8,7 @@ use anyhow::Context;
 use awq_core::backend::QuantBackend;
 use awq_core::decode::sample::RandomSampling;
 use awq_core::decode::{DecodeModel, DecodeOptions, Sampling};
-use awq_core::load::Checkpoint;
+use awq_core::load::{Checkpoint, ModelConfig};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -22,13 +22,14 @@ use crate::tasks::Problem;
 
 /// A model of a session for writing, loaded when it is first asked for.
 pub(super) struct LazyModel {
+    config: ModelConfig,
     checkpoint: Arc<dyn Checkpoint>,
     loaded: Option<DecodeModel>,
 }
 
 impl LazyModel {
-    pub(super) fn new(checkpoint: Arc<dyn Checkpoint>) -> Self {
-        Self { checkpoint, loaded: None }
+    pub(super) fn new(config: ModelConfig, checkpoint: Arc<dyn Checkpoint>) -> Self {
+        Self { config, checkpoint, loaded: None }
     }
 }
 
@@ -46,7 +47,7 @@ impl<B: QuantBackend> Session<'_, B> {
     ) -> anyhow::Result<Writings> {
         let opened = &self.model.opened;
         if model.loaded.is_none() {
-            let load = DecodeModel::load(opened.config.clone(), model.checkpoint.as_ref(), &DecodeOptions::EXACT);
+            let load = DecodeModel::load(model.config.clone(), model.checkpoint.as_ref(), &DecodeOptions::EXACT);
             model.loaded = Some(load.context("the model cannot be loaded for writing")?);
         }
         let loaded = model.loaded.as_ref().context("no model is loaded for writing")?;
