@@ -8,7 +8,7 @@ use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::grid::{Grid, GroupParams, Symmetry};
+use crate::grid::{Granularity, Grid, GroupParams, Symmetry};
 use crate::transform::WeightTransform;
 
 /// The codes that mean zero, one a group, shaped as the scales.
@@ -82,6 +82,36 @@ impl QuantizedWeight {
     /// [`Self::dequantize`] as a `[n_out, n_in]` tensor.
     pub fn to_tensor<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2> {
         Tensor::from_data(TensorData::new(self.dequantize(), [self.n_out, self.n_in]), device)
+    }
+
+    /// Some of its rows; `None` where one scale is that of all of them, or outputs are rotated together.
+    pub fn rows(&self, rows: impl Iterator<Item = usize>) -> Option<Self> {
+        let of_each = match &self.transform {
+            WeightTransform::Identity | WeightTransform::PermutedInputs(_) => {
+                self.grid.granularity != Granularity::PerTensor
+            }
+            WeightTransform::KeptInputs(_) | WeightTransform::Rotated(_) => false,
+        };
+        let rows: Vec<usize> = rows.collect();
+        if !of_each || rows.iter().any(|&row| row >= self.n_out) {
+            return None;
+        }
+        let n_groups = self.scale.len() / self.n_out;
+        fn taken<T: Copy>(rows: &[usize], values: &[T], len: usize) -> Vec<T> {
+            rows.iter().flat_map(|row| &values[row * len..][..len]).copied().collect()
+        }
+        Some(Self {
+            n_out: rows.len(),
+            n_in: self.n_in,
+            grid: self.grid,
+            codes: taken(&rows, &self.codes, self.n_in),
+            scale: taken(&rows, &self.scale, n_groups),
+            zero_point: match &self.zero_point {
+                ZeroPoints::Codes(codes) => ZeroPoints::Codes(taken(&rows, codes, n_groups)),
+                ZeroPoints::Real(values) => ZeroPoints::Real(taken(&rows, values, n_groups)),
+            },
+            transform: self.transform.clone(),
+        })
     }
 
     /// Input channels of one group.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::model::DecodeOptions;
+use super::model::{CodesOf, DecodeOptions};
 use super::stack::{has_kernel, stack};
 use crate::host;
 use crate::kernel::{Kernel, QuantMatmul};
@@ -151,7 +151,11 @@ fn read_codes(
     let mut weights = Vec::with_capacity(parts.len());
     for part in parts {
         let name = format!("{}.weight", part.name);
-        let Some(weight) = checkpoint.read_quantized(&name)? else { continue };
+        let weight = match options.codes {
+            CodesOf::Ours => checkpoint.read_quantized(&name)?,
+            CodesOf::All => checkpoint.read_codes(&name)?,
+        };
+        let Some(weight) = weight else { continue };
         let (expected, found) = (vec![part.n_out, n_in], vec![weight.n_out, weight.n_in]);
         if found != expected {
             return Err(LoadError::WrongShape { file: checkpoint.source().to_owned(), name, expected, found });
@@ -171,9 +175,7 @@ fn read_codes(
 /// A weight that has a kernel, for the best one of this CPU.
 fn pack(weight: &QuantizedWeight, options: &DecodeOptions) -> Box<dyn QuantMatmul> {
     let packed = Kernel::best(options.activations).pack(weight);
-    packed.unwrap_or_else(|error| {
-        panic!("the best kernel takes every weight that has rows, no transform and no table: {error}")
-    })
+    packed.unwrap_or_else(|error| panic!("the best kernel takes every weight that has rows and no table: {error}"))
 }
 
 fn read_dense(checkpoint: &dyn Checkpoint, parts: &[Part], n_in: usize) -> Result<Vec<f32>, LoadError> {

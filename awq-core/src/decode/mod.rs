@@ -17,7 +17,7 @@ pub mod sample;
 mod session;
 mod stack;
 
-pub use self::model::{DecodeModel, DecodeOptions, Footprint};
+pub use self::model::{CodesOf, DecodeModel, DecodeOptions, Footprint};
 pub use self::sample::{NotFinite, Sampler, Sampling};
 pub use self::session::{DecodeError, Session};
 use crate::host::attention::Slopes;

@@ -25,14 +25,25 @@ use crate::model::{LinearName, NormName};
 pub struct DecodeOptions {
     /// What packed linears do to their inputs.
     pub activations: Activations,
+    /// Whose codes are multiplied with.
+    pub codes: CodesOf,
     /// Grid to which the head is rounded, to the nearest code; `None` keeps it as it is. Methods leave the head alone, and in
     /// a small model it is a fifth of the weights or more.
     pub head: Option<Grid>,
 }
 
+/// Whose codes kernels multiply with. Other weights are held as floats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodesOf {
+    /// Those that this program has quantized.
+    Ours,
+    /// Also those of other tools: [`Checkpoint::read_codes`]. Their products are not rounded to 16 bits, as scoring has them.
+    All,
+}
+
 impl DecodeOptions {
-    /// Nothing is rounded that the checkpoint has not rounded.
-    pub const EXACT: Self = Self { activations: Activations::F32, head: None };
+    /// The weights are those that are scored.
+    pub const EXACT: Self = Self { activations: Activations::F32, codes: CodesOf::Ours, head: None };
 }
 
 /// How the weights that a decode step reads are stored.

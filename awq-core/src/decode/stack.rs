@@ -4,15 +4,16 @@ use crate::grid::{Granularity, Grid};
 use crate::quantized::{QuantizedWeight, ZeroPoints};
 use crate::transform::WeightTransform;
 
-/// The rows of `weights` one after the other. `None` where they have a transform or a codebook, which no kernel takes, or do
-/// not share input channels, bits, groups and the kind of zero points.
+/// The rows of `weights` one after the other. `None` where they have a transform or a codebook that no kernel takes, or do
+/// not share input channels and their order, bits, groups and the kind of zero points.
 pub(super) fn stack(weights: Vec<QuantizedWeight>) -> Option<QuantizedWeight> {
     let mut weights = weights.into_iter().map(with_own_scales);
     let mut stacked = weights.next()??;
     for weight in weights {
         let weight = weight?;
         let same = |a: &QuantizedWeight, b: &QuantizedWeight| {
-            (a.n_in, a.grid.bits, a.grid.granularity) == (b.n_in, b.grid.bits, b.grid.granularity)
+            let of_grid = |weight: &QuantizedWeight| (weight.n_in, weight.grid.bits, weight.grid.granularity);
+            of_grid(a) == of_grid(b) && a.transform == b.transform
         };
         if !same(&stacked, &weight) {
             return None;
@@ -29,9 +30,11 @@ pub(super) fn stack(weights: Vec<QuantizedWeight>) -> Option<QuantizedWeight> {
     Some(stacked)
 }
 
-/// Whether kernels take the codes of a weight: nothing lies between codes and weights, and codes are spaced evenly.
+/// Whether kernels take the codes of a weight: nothing but an order of inputs lies between codes and weights, and codes are spaced
+/// evenly.
 pub(super) fn has_kernel(weight: &QuantizedWeight) -> bool {
-    weight.transform == WeightTransform::Identity && weight.grid.values.is_none()
+    let is_plain = matches!(weight.transform, WeightTransform::Identity | WeightTransform::PermutedInputs(_));
+    is_plain && weight.grid.values.is_none()
 }
 
 /// A weight that has a kernel; one scale for the whole matrix becomes the same scale for every row.

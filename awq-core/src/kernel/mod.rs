@@ -30,6 +30,7 @@ pub mod cube;
 pub mod dense;
 mod float;
 mod fused;
+mod gathered;
 mod integer;
 mod lanes;
 #[cfg(target_arch = "aarch64")]
@@ -46,6 +47,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use fused::Fused;
+use gathered::Gathered;
 use lanes::Lanes;
 use reference::Reference;
 pub use units::{DeviceWeight, UnitFacts, UnitWeight};
@@ -120,7 +122,7 @@ pub enum KernelError {
     #[error("kernel `{0}` needs instructions that this CPU has not; choose another, or let the best be found")]
     Unavailable(&'static str),
     /// Something lies between the codes and the weight.
-    #[error("a weight with a transform (permuted, kept or rotated inputs) has no packed kernel; dequantize it")]
+    #[error("a weight with a transform (kept or rotated inputs) has no packed kernel; dequantize it")]
     Transformed,
     /// Codes stand for the values of a table.
     #[error("codes of a table of values ({0}) have no packed kernel; dequantize the weight")]
@@ -235,13 +237,18 @@ impl Kernel {
         if weight.n_in == 0 || weight.n_out == 0 {
             return Err(KernelError::Empty(weight.n_out, weight.n_in));
         }
-        if weight.transform != WeightTransform::Identity {
-            return Err(KernelError::Transformed);
-        }
         if let Some(values) = weight.grid.values {
             return Err(KernelError::Codebook(values.facts().name));
         }
-        (self.build)(weight).ok_or(KernelError::Unavailable(self.name))
+        let build = |weight| (self.build)(weight).ok_or(KernelError::Unavailable(self.name));
+        match &weight.transform {
+            WeightTransform::Identity => build(weight),
+            WeightTransform::PermutedInputs(order) => {
+                let in_order = QuantizedWeight { transform: WeightTransform::Identity, ..weight.clone() };
+                Ok(Box::new(Gathered::new(build(&in_order)?, order.clone())))
+            }
+            WeightTransform::KeptInputs(_) | WeightTransform::Rotated(_) => Err(KernelError::Transformed),
+        }
     }
 }
 

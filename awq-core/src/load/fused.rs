@@ -252,6 +252,15 @@ impl Checkpoint for PartsCheckpoint {
         }
     }
 
+    fn read_codes(&self, name: &str) -> Result<Option<QuantizedWeight>, LoadError> {
+        let Some(part) = self.part(name) else { return self.base.read_codes(name) };
+        let whole = self
+            .base
+            .read_codes(&part.fused)?
+            .filter(|whole| part.order == Order::OutIn && whole.n_out == self.n_rows(&part.fused));
+        Ok(whole.and_then(|whole| whole.rows(part.rows.iter())))
+    }
+
     fn source(&self) -> &Path {
         self.base.source()
     }

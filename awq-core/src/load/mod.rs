@@ -140,6 +140,16 @@ pub trait Checkpoint: Send + Sync {
         Ok(None)
     }
 
+    /// Codes that stand for a weight closely enough to decode with: those of [`Checkpoint::read_quantized`], and of what other tools
+    /// have stored, whose weights ([`Checkpoint::read_any_f32`]) are products that are rounded to 16 bits. `None` for a weight
+    /// without such codes.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_f32`].
+    fn read_codes(&self, name: &str) -> Result<Option<QuantizedWeight>, LoadError> {
+        self.read_quantized(name)
+    }
+
     /// The file that stands for the checkpoint in messages: the weights' file, or the index of the shards.
     fn source(&self) -> &Path;
 

@@ -65,6 +65,10 @@ impl Checkpoint for EditedCheckpoint {
         self.holder(name).read_quantized(name)
     }
 
+    fn read_codes(&self, name: &str) -> Result<Option<QuantizedWeight>, LoadError> {
+        self.holder(name).read_codes(name)
+    }
+
     fn is_readable(&self, name: &str) -> bool {
         self.holder(name).is_readable(name)
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::safetensors::SafetensorsCheckpoint;
 use super::{Checkpoint, LoadError, StoredType};
+use crate::quantized::QuantizedWeight;
 
 /// A weight that is stored as several tensors.
 pub(super) trait Restored: Send + Sync {
@@ -27,6 +28,11 @@ pub(super) trait Restored: Send + Sync {
 
     /// Its values, row-major.
     fn read(&self, base: &SafetensorsCheckpoint) -> Result<Vec<f32>, LoadError>;
+
+    /// Its codes, see [`Checkpoint::read_codes`].
+    fn read_codes(&self, _base: &SafetensorsCheckpoint) -> Result<Option<QuantizedWeight>, LoadError> {
+        Ok(None)
+    }
 }
 
 /// See the module.
@@ -75,6 +81,10 @@ impl<W: Restored> Checkpoint for RestoredCheckpoint<W> {
 
     fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         self.weights.get(name).map_or_else(|| self.base.read_any_f32(name), |weight| weight.read(&self.base))
+    }
+
+    fn read_codes(&self, name: &str) -> Result<Option<QuantizedWeight>, LoadError> {
+        self.weights.get(name).map_or_else(|| self.base.read_codes(name), |weight| weight.read_codes(&self.base))
     }
 
     fn is_readable(&self, name: &str) -> bool {

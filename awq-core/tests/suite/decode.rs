@@ -170,7 +170,7 @@ fn packed_linears_decode_as_dequantized_blocks_do() {
             for (activations, tolerance) in
                 [(Activations::F32, 1e-5), (Activations::Int16, 1e-3), (Activations::Int8, 0.3)]
             {
-                let options = DecodeOptions { activations, head: None };
+                let options = DecodeOptions { activations, ..DecodeOptions::EXACT };
                 let model = DecodeModel::load(spec.config(), checkpoint.as_ref(), &options).unwrap();
                 let footprint = model.footprint();
                 assert_eq!((footprint.n_packed, footprint.n_linears), (8, 8));
@@ -211,7 +211,7 @@ fn linears_of_several_grids_decode_as_dequantized_blocks_do() {
             let rule = GridRule { grid: grid(4, group(32)), overrides: overrides.iter().map(one).collect() };
             let label = rule.label();
             let checkpoint = quantized(&spec, &no_search(), rule);
-            let options = DecodeOptions { activations: Activations::F32, head: None };
+            let options = DecodeOptions::EXACT;
             let model = DecodeModel::load(spec.config(), checkpoint.as_ref(), &options).unwrap();
             let found = model.footprint();
             let found = [found.n_packed, found.n_dequantized, found.n_linears];

@@ -5,7 +5,7 @@ use awq_core::kernel::bench::{Arm, bandwidth, interleaved, peak};
 use awq_core::kernel::dense::{DenseBf16, DenseF32};
 use awq_core::kernel::{Activations, KERNELS, Kernel, KernelError, QuantMatmul};
 use awq_core::quantized::{QuantizedWeight, ZeroPoints};
-use awq_core::transform::WeightTransform;
+use awq_core::transform::{KeptInputs, WeightTransform};
 
 use super::support::{check_close, grid, group, numbers, with_threads};
 
@@ -113,6 +113,44 @@ fn real_zero_points_and_f32_scales_are_kept() {
     }
 }
 
+/// GPTQ's activation order.
+#[test]
+fn inputs_are_gathered_into_the_order_of_the_codes() {
+    let n_in = 200;
+    let order: Vec<u32> = (0..n_in as u32).map(|channel| channel * 77 % n_in as u32).collect();
+    for kernel in available() {
+        for n_rows in [1, 5, 40] {
+            let in_order = weight(33, n_in, grid(4, group(64)), 3);
+            let permuted =
+                QuantizedWeight { transform: WeightTransform::PermutedInputs(order.clone()), ..in_order.clone() };
+            let x = numbers(n_rows * n_in, 8);
+            let gathered: Vec<f32> =
+                x.chunks_exact(n_in).flat_map(|row| order.iter().map(|&channel| row[channel as usize])).collect();
+            let run = |weight: &QuantizedWeight, x: &[f32]| {
+                let mut out = vec![0.0; n_rows * weight.n_out];
+                kernel.pack(weight).unwrap().matmul(x, &mut out);
+                out
+            };
+            let (found, expected) = (run(&permuted, &x), run(&in_order, &gathered));
+            if kernel.name == "reference" {
+                // Dequantized, and summed in another order.
+                check_close(kernel.name, &found, &expected, 1e-4);
+            } else {
+                assert!(found == expected, "{}, {n_rows} rows", kernel.name);
+            }
+            let dense = DenseF32::new(permuted.dequantize(), n_in);
+            let mut expected = vec![0.0; n_rows * 33];
+            dense.matmul(&x, &mut expected);
+            check_close(
+                kernel.name,
+                &found,
+                &expected,
+                if kernel.activations == Activations::Int8 { 0.3 } else { 1e-2 },
+            );
+        }
+    }
+}
+
 #[test]
 fn threads_do_not_change_a_bit() {
     for kernel in available() {
@@ -217,10 +255,10 @@ fn what_cannot_be_packed_is_named() {
     let unknown = message(Kernel::named("abacus").err().unwrap());
     assert!(unknown.starts_with("unknown kernel `abacus`; known are "), "{unknown}");
     assert!(unknown.ends_with("reference"), "{unknown}");
-    let mut permuted = weight(4, 32, grid(4, group(32)), 1);
-    permuted.transform = WeightTransform::PermutedInputs((0..32).collect());
+    let mut kept = weight(4, 32, grid(4, group(32)), 1);
+    kept.transform = WeightTransform::KeptInputs(KeptInputs { channels: vec![3], values: vec![0.5; 4] });
     for kernel in available() {
-        assert_eq!(kernel.pack(&permuted).err(), Some(KernelError::Transformed));
+        assert_eq!(kernel.pack(&kept).err(), Some(KernelError::Transformed));
         assert_eq!(kernel.pack(&weight(0, 32, grid(4, group(32)), 1)).err(), Some(KernelError::Empty(0, 32)));
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use awq_core::arithmetic::FloatType;
 use awq_core::decode::sample::RandomSampling;
-use awq_core::decode::{DecodeModel, DecodeOptions, Sampling};
+use awq_core::decode::{CodesOf, DecodeModel, DecodeOptions, Sampling};
 use awq_core::grid::Bits;
 use awq_core::kernel::Activations;
 use awq_core::load::Checkpoint;
@@ -77,7 +77,7 @@ impl DecodeArgs {
             ActivationsArg::Int16 => Activations::Int16,
             ActivationsArg::Int8 => Activations::Int8,
         };
-        DecodeOptions { activations, head: self.head_bits.map(head_grid) }
+        DecodeOptions { activations, codes: CodesOf::All, head: self.head_bits.map(head_grid) }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::ensure;
-use awq_core::decode::{DecodeModel, DecodeOptions, Session};
+use awq_core::decode::{CodesOf, DecodeModel, DecodeOptions, Session};
 use awq_core::grid::Grid;
 use awq_core::kernel::bench::Latency;
 use baselines::rtn::Rtn;
@@ -110,7 +110,7 @@ fn packed_form(
     let grid = Grid::awq(bits, granularity);
     let recipe = Recipe { method: MethodSpec::Rtn(Rtn {}), rule: grid.into(), calibration: None };
     let quantized = quantize(opened, &recipe, Machine::in_f32("flex", codes, progress), store)?;
-    let options = DecodeOptions { activations, head: head_bits.map(head_grid) };
+    let options = DecodeOptions { activations, codes: CodesOf::Ours, head: head_bits.map(head_grid) };
     let packed = PackedForm { bits: bits.get(), granularity: granularity.label(), activations, precision: None };
     let model = DecodeModel::load(opened.opened.config.clone(), quantized.checkpoint.as_ref(), &options)?;
     Form::new(Some(packed), head_bits.map(|bits| bits.get()), model, spec)

@@ -85,6 +85,9 @@ fn a_preset_is_asked_for_by_name() {
         let asked = format!("{method}-w4g32");
         let in_memory = text(&workshop, &["model", "--quant", &asked, "--calibration", "calibration.txt"]);
         assert_eq!(text(&workshop, &["packed"]), in_memory, "{method}");
+        // Inputs in the order of activations among them.
+        let ran = workshop.run(&["generate", "packed", "--prompt", PROMPT, "--max-tokens", "20"]);
+        assert!(ran.stderr.contains("(8 of 8 linears packed)"), "{ran:?}");
         fs::remove_dir_all(workshop.path("packed")).unwrap();
     }
 }

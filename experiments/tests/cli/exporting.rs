@@ -49,6 +49,12 @@ fn a_folder_of_each_format_is_the_same_model() {
         assert!((found / expected).ln().abs() < 1e-4, "{format}: {found}, {expected}");
         assert_eq!((&storage["types"][0]["name"], &storage["types"][0]["group_size"]), (&label.into(), &32.into()));
         assert_eq!(storage["bits_per_weight"], 4.625, "{format}");
+        // Decoded from its codes, as those of this program.
+        let generated =
+            |folder: &str| workshop.run(&["generate", folder, "--prompt", "w1 w2 w3", "--max-tokens", "20"]);
+        let (own, other) = (generated("packed"), generated(format));
+        assert!(other.stderr.contains("(8 of 8 linears packed)"), "{other:?}");
+        assert_eq!(other.stdout, own.stdout, "{format}");
         let facts = json_of(&workshop.run(&["inspect", format, "--json"]));
         let described = facts["quantized_by"].as_str().unwrap();
         assert!(described.contains("bits 4, group size 32"), "{described}");

@@ -11,6 +11,8 @@ mod ternary;
 #[cfg(test)]
 mod tests;
 
+pub(super) use self::k_blocks::scale_and_min;
+pub(super) use self::legacy::five_bits;
 use half::f16;
 use rayon::prelude::*;
 
@@ -78,11 +80,11 @@ const FOUR_BIT_TABLE: [f32; 16] =
     [-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0];
 
 /// The `f16` at `bytes[at..at + 2]`.
-fn half_at(bytes: &[u8], at: usize) -> f32 {
+pub(super) fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
 
 /// Code `index` of a 32-element block: low nibbles hold the first half, high nibbles the second.
-fn nibble(codes: &[u8], index: usize) -> u8 {
+pub(super) fn nibble(codes: &[u8], index: usize) -> u8 {
     if index < 16 { codes[index] & 0x0f } else { codes[index - 16] >> 4 }
 }

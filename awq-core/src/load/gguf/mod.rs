@@ -5,6 +5,7 @@
 //! [`in_parts`](super::in_parts).
 
 mod bytes;
+mod codes;
 mod dequant;
 mod entries;
 mod header;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
+use self::codes::codes;
 pub(crate) use self::header::{Header, Value};
 use self::header::{Stored, TensorInfo};
 pub use self::imatrix::{Importance, imatrix_file};
@@ -39,6 +41,7 @@ use super::error::nearest_names;
 use super::keys::Keys;
 use super::rope::RopeScaling;
 use super::{Checkpoint, Class, Classes, GgufArchitecture, LoadError, StoredType};
+use crate::quantized::QuantizedWeight;
 
 /// llama.cpp's divisors of the rotary frequencies: part of the configuration, not a weight.
 const ROPE_FREQS: &str = "rope_freqs.weight";
@@ -237,6 +240,14 @@ impl Checkpoint for GgufCheckpoint {
             nearest: nearest_names(name, self.tensors.keys().map(String::as_str)),
         })?;
         Ok(tensor.restored(self.files.read(name, &tensor.info)?))
+    }
+
+    fn read_codes(&self, name: &str) -> Result<Option<QuantizedWeight>, LoadError> {
+        let Some(tensor) = self.tensors.get(name) else { return Ok(None) };
+        let (Stored::Known(ggml_type, _), &[n_out, n_in]) = (&tensor.info.stored, tensor.info.shape.as_slice()) else {
+            return Ok(None);
+        };
+        Ok(codes(*ggml_type, self.files.bytes(&tensor.info), [n_out, n_in], tensor.change))
     }
 
     fn is_readable(&self, name: &str) -> bool {

@@ -46,7 +46,7 @@ pub(super) fn is_rotary_buffer(gguf_name: &str) -> bool {
 /// llama.cpp stores the rows of q and k of its `llama` architecture so that the two members of a rotary pair are
 /// neighbours (rows `2j` and `2j + 1` of a head); in Hugging Face order they are half a head apart (rows `j` and
 /// `j + head_dim / 2`).
-pub(super) fn interleaved_rows_to_halves(values: &[f32], n_heads: usize, row_len: usize) -> Vec<f32> {
+pub(super) fn interleaved_rows_to_halves<T: Clone>(values: &[T], n_heads: usize, row_len: usize) -> Vec<T> {
     let n_rows = values.len() / row_len;
     let head_dim = n_rows / n_heads;
     assert!(head_dim * n_heads == n_rows && head_dim.is_multiple_of(2), "{n_rows} rows, {n_heads} heads");

@@ -94,10 +94,18 @@ impl Files {
     ///
     /// # Errors
     /// A type that is not read.
-    pub(super) fn read(&self, name: &str, info: &TensorInfo) -> Result<Vec<f32>, LoadError> {
+    /// The bytes of a tensor of a known type; none of another.
+    pub(super) fn bytes(&self, info: &TensorInfo) -> &[u8] {
         match &info.stored {
             // In bounds: the header checked the range against the file's length.
-            Stored::Known(ggml_type, range) => Ok(dequantize(*ggml_type, &self.0[info.part].bytes()[range.clone()])),
+            Stored::Known(_, range) => &self.0[info.part].bytes()[range.clone()],
+            Stored::Unknown(_) => &[],
+        }
+    }
+
+    pub(super) fn read(&self, name: &str, info: &TensorInfo) -> Result<Vec<f32>, LoadError> {
+        match &info.stored {
+            Stored::Known(ggml_type, _) => Ok(dequantize(*ggml_type, self.bytes(info))),
             Stored::Unknown(type_id) => Err(LoadError::UnsupportedDtype {
                 file: self.of(info).to_owned(),
                 name: name.to_owned(),

@@ -91,6 +91,8 @@ fn check_read_again(format: &dyn Format, weight: &QuantizedWeight) {
     }
     let read = integers(folder.path()).to_weight(weight.grid.scale_dtype).unwrap();
     assert!(read.dequantize() == weight.dequantize(), "{label}");
+    let codes = checkpoint.read_codes(&name).unwrap().unwrap().dequantize();
+    assert!(codes.into_iter().map(|value| products.round(value)).eq(expected), "{label}");
     // Of channels in an order of rounding, those of a group are read in the model's own.
     if weight.grid.granularity.n_groups(weight.n_in) > 1 && weight.transform == WeightTransform::Identity {
         let parts = |weight: &QuantizedWeight| (weight.codes.clone(), weight.scale.clone(), weight.zero_point.clone());

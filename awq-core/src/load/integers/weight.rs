@@ -4,12 +4,13 @@ use safetensors::Dtype;
 
 use crate::formats::gptq::{self, Gptq};
 use crate::formats::{Integers, awq, transposed};
-use crate::grid::Bits;
+use crate::grid::{Bits, ScaleDtype};
 use crate::load::restored::Restored;
 use crate::load::safetensors::{RawTensor, SafetensorsCheckpoint};
 use crate::load::stored_dtype::float_type;
 use crate::load::{Checkpoint, LoadError, StoredType, floats};
 use crate::pack::PackLayout;
+use crate::quantized::QuantizedWeight;
 
 /// A linear that is stored as integers.
 pub(crate) struct Weight {
@@ -153,6 +154,10 @@ impl Restored for Weight {
         let stored = base.raw(&self.scales)?;
         let float = float_type(stored.dtype).ok_or_else(|| wrong_type(&stored, &self.scales, "F16, BF16, F32"))?;
         Ok(self.integers(base)?.restore(float.number()))
+    }
+
+    fn read_codes(&self, base: &SafetensorsCheckpoint) -> Result<Option<QuantizedWeight>, LoadError> {
+        Ok(self.integers(base)?.to_weight(ScaleDtype::F32))
     }
 }
 

@@ -102,6 +102,10 @@ impl Checkpoint for LanguageCheckpoint {
         self.base.read_quantized(self.stored(name))
     }
 
+    fn read_codes(&self, name: &str) -> Result<Option<QuantizedWeight>, LoadError> {
+        self.base.read_codes(self.stored(name))
+    }
+
     fn is_readable(&self, name: &str) -> bool {
         self.base.is_readable(self.stored(name))
     }

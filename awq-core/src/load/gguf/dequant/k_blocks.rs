@@ -41,7 +41,7 @@ pub(super) fn q3_k(bytes: &[u8; 110], values: &mut [f32; 256]) {
 }
 
 /// The 6-bit scale and minimum of sub-block `index` (of 8), packed in 12 bytes.
-fn scale_and_min(packed: &[u8], index: usize) -> (f32, f32) {
+pub(in crate::load::gguf) fn scale_and_min(packed: &[u8], index: usize) -> (f32, f32) {
     let (scale, min) = if index < 4 {
         (packed[index] & 63, packed[index + 4] & 63)
     } else {

@@ -19,7 +19,7 @@ pub(super) fn q4_1(bytes: &[u8; 20], values: &mut [f32; 32]) {
 }
 
 /// Code `index` of a 5-bit block: bit `index` of `high_bits` is the fifth bit.
-fn five_bits(high_bits: &[u8], codes: &[u8], index: usize) -> u8 {
+pub(in crate::load::gguf) fn five_bits(high_bits: &[u8], codes: &[u8], index: usize) -> u8 {
     nibble(codes, index) | ((high_bits[index / 8] >> (index % 8)) & 1) << 4
 }
 
