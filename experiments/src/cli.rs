@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{bail, ensure};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::assets::progress::json_line;
 use crate::assets::{AssetSettings, AssetStore};
 use crate::codes::CodeStore;
 use crate::config::ExperimentSpec;
@@ -128,15 +129,61 @@ struct MachineArgs {
     /// Show no progress.
     #[arg(long, short)]
     quiet: bool,
+    /// Form of what is said on standard error: text, with bars on a terminal, or a JSON object a line.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log: LogFormat,
+}
+
+/// Form of the lines on standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs: an object a line.
+    Json,
+}
+
+impl LogFormat {
+    /// The last line of a command that failed.
+    pub fn error(self, error: &anyhow::Error) -> String {
+        match self {
+            Self::Text => format!("error: {error:#}"),
+            Self::Json => json_line("error", &format!("{error:#}")),
+        }
+    }
+}
+
+impl Cli {
+    /// The form that the command asks for.
+    pub fn log(&self) -> LogFormat {
+        let machine = match &self.command {
+            None => &self.run.machine,
+            Some(Command::Run(args)) => &args.machine,
+            Some(Command::Verify { machine, .. }) => machine,
+            Some(Command::Quantize(args)) => &args.model.machine,
+            Some(Command::Export(args)) => &args.model.machine,
+            Some(Command::Generate(args)) => &args.model.machine,
+            Some(Command::Chat(args)) => &args.model.machine,
+            Some(_) => return LogFormat::Text,
+        };
+        machine.log
+    }
 }
 
 impl MachineArgs {
+    fn style(&self) -> Style {
+        match (self.quiet, self.log) {
+            (false, LogFormat::Json) => Style::Json,
+            _ => Style::detect(self.quiet),
+        }
+    }
+
     fn store(&self) -> anyhow::Result<AssetStore> {
-        AssetStore::new(AssetSettings::from_env(&self.assets, Style::detect(self.quiet))?)
+        AssetStore::new(AssetSettings::from_env(&self.assets, self.style())?)
     }
 
     fn progress(&self) -> Progress {
-        Progress::new(Style::detect(self.quiet))
+        Progress::new(self.style())
     }
 }
 

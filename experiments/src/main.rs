@@ -10,11 +10,13 @@ use clap::Parser;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    match experiments::cli::run(experiments::cli::Cli::parse()) {
+    let cli = experiments::cli::Cli::parse();
+    let log = cli.log();
+    match experiments::cli::run(cli) {
         Ok(code) => code,
         Err(error) => {
             // Where standard error is closed, the exit code still tells.
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            let _ = writeln!(std::io::stderr(), "{}", log.error(&error));
             ExitCode::FAILURE
         }
     }

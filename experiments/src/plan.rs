@@ -16,7 +16,7 @@ use crate::config::{
 };
 use crate::registry::MethodSpec;
 
-mod cost;
+pub(crate) mod cost;
 pub mod select;
 
 /// First 16 hex digits of the sha256 of a cell's canonical JSON: the same question has the same id, in any file and order.
@@ -263,7 +263,8 @@ impl Plan {
             self.cells().map(|cell| format!("{}  {:width$}  {}", cell.id().0, cell.label(), cost::describe(cell))),
         );
         lines.push(String::new());
-        lines.push(format!("{} cells of {} model(s).", self.cells().count(), self.models.len()));
+        let total = cost::total(self.cells()).map_or_else(String::new, |total| format!(" {total}"));
+        lines.push(format!("{} cells of {} model(s).{total}", self.cells().count(), self.models.len()));
         lines.extend(self.models.iter().filter_map(|plan| cost::model_summary(&plan.model, &plan.cells)));
         lines.extend(self.export.as_ref().map(ExportSpec::describe));
         lines.join("\n") + "\n"

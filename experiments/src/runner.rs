@@ -19,9 +19,11 @@ use crate::data::Texts;
 use crate::device::{DeviceJob, run_on};
 use crate::files::{folder_of, sync_folder, write_durably};
 use crate::inputs;
+use crate::plan::cost::Estimate;
 use crate::plan::select::Shard;
 use crate::plan::{Cell, CellId, ModelPlan, Plan, passes};
 use crate::progress::Progress;
+use crate::progress::sweep::{PROGRESS_FILE, Sweep};
 use crate::provenance::Provenance;
 use crate::record::{
     Failed, Labels, Outcome, RESOLVED_CONFIG, Record, RecordFile, SCHEMA_VERSION, Stage, StoredRecord,
@@ -118,6 +120,10 @@ pub fn run(
             file.path().display()
         ));
     }
+    let left = plan.cells().filter(|cell| !finished.contains(&cell.id()));
+    let left = left.map(|cell| (cell.id(), Estimate::new(cell))).collect();
+    let sweep = Sweep::new(folder_of(file.path()).join(PROGRESS_FILE), plan.cells().count(), left);
+    let progress = &progress.within(sweep.clone());
     for model in &plan.models {
         let cells: Vec<&Cell> = model.cells.iter().filter(|cell| !finished.contains(&cell.id())).collect();
         if cells.is_empty() {
@@ -139,6 +145,7 @@ pub fn run(
             let provenance = Provenance::collect(&options.device, options.threads, assets.clone());
             let (cell_id, labels) = (cell.id(), Some(Labels::from(cell)));
             file.append(&Record { schema: SCHEMA_VERSION, cell_id, labels, cell: cell.clone(), outcome, provenance })?;
+            sweep.cell_ended(&cell.id(), !is_failed);
             if is_failed && options.on_failure == OnFailure::Stop { Err(Stopped.into()) } else { Ok(()) }
         };
         match run_model(model, &cells, options, store, &mut texts, progress, &mut sink) {
@@ -149,6 +156,7 @@ pub fn run(
             ended => ended?,
         }
     }
+    sweep.end();
     Ok(summary)
 }
 

@@ -205,15 +205,15 @@ fn the_quickstart_plans_these_cells() {
 
     a10ac21cc05649cc  bundled-3M FP                  scores about 32k tokens, roughly 1 s on a 200 GFLOP/s CPU
     fc3fadeeac238665  bundled-3M RTN W3 per-channel  scores about 32k tokens, roughly 1 s on a 200 GFLOP/s CPU
-    a5a454e53fdd2df4  bundled-3M AWQ W3 per-channel  scores about 32k tokens, roughly 6 s on a 200 GFLOP/s CPU
+    a5a454e53fdd2df4  bundled-3M AWQ W3 per-channel  scores about 32k tokens, roughly 5 s on a 200 GFLOP/s CPU
     a99b2a293215bc66  bundled-3M RTN W2 per-channel  scores about 32k tokens, roughly 1 s on a 200 GFLOP/s CPU
-    30c85201221a3b85  bundled-3M AWQ W2 per-channel  scores about 32k tokens, roughly 6 s on a 200 GFLOP/s CPU
+    30c85201221a3b85  bundled-3M AWQ W2 per-channel  scores about 32k tokens, roughly 5 s on a 200 GFLOP/s CPU
     c261c51b3e24a197  bundled-3M RTN W3 g128         scores about 32k tokens, roughly 1 s on a 200 GFLOP/s CPU
-    af83dea448f88dab  bundled-3M AWQ W3 g128         scores about 32k tokens, roughly 6 s on a 200 GFLOP/s CPU
+    af83dea448f88dab  bundled-3M AWQ W3 g128         scores about 32k tokens, roughly 5 s on a 200 GFLOP/s CPU
     86bf12721fcc3f58  bundled-3M RTN W2 g128         scores about 32k tokens, roughly 1 s on a 200 GFLOP/s CPU
-    33caa282d3f8cc59  bundled-3M AWQ W2 g128         scores about 32k tokens, roughly 6 s on a 200 GFLOP/s CPU
+    33caa282d3f8cc59  bundled-3M AWQ W2 g128         scores about 32k tokens, roughly 5 s on a 200 GFLOP/s CPU
 
-    9 cells of 1 model(s).
+    9 cells of 1 model(s). In all roughly 26 s, less what cells of one pass share.
     bundled-3M: 3M parameters by its name, 11 MiB in f32. Needs about 9 MiB (one block in f32 and the packed results of a pass) and up to 2 GiB of hidden states and logits.
     ");
 }

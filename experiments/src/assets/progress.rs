@@ -15,6 +15,8 @@ pub enum Progress {
     Bars,
     /// One line for each file, for logs.
     Lines,
+    /// The same lines as JSON objects, for programs.
+    Json,
     /// Nothing.
     Quiet,
 }
@@ -31,17 +33,23 @@ impl Progress {
 
     /// Says something that is no error.
     pub(crate) fn note(self, line: &str) {
-        if self != Self::Quiet {
-            say(line);
+        match self {
+            Self::Quiet => {}
+            Self::Bars | Self::Lines => say(line),
+            Self::Json => say(&json_line("info", line)),
         }
+    }
+
+    fn is_lines(self) -> bool {
+        matches!(self, Self::Lines | Self::Json)
     }
 
     /// Begins to show a transfer of `bytes` bytes, or of an unknown number.
     pub(crate) fn transfer(self, label: &str, bytes: Option<u64>) -> Transfer {
-        if self == Self::Lines {
+        if self.is_lines() {
             match bytes {
-                Some(bytes) => say(&format!("{label} ({bytes} bytes)")),
-                None => say(label),
+                Some(bytes) => self.note(&format!("{label} ({bytes} bytes)")),
+                None => self.note(label),
             }
         }
         self.bar(label, bytes)
@@ -49,8 +57,8 @@ impl Progress {
 
     /// Begins to show work on a local file of `bytes` bytes: a bar, and a line in a log where it takes a while.
     pub(crate) fn local_work(self, label: &str, bytes: u64) -> Transfer {
-        if self == Self::Lines && bytes >= LONG_WORK_BYTES {
-            say(&format!("{label} ({bytes} bytes)"));
+        if self.is_lines() && bytes >= LONG_WORK_BYTES {
+            self.note(&format!("{label} ({bytes} bytes)"));
         }
         self.bar(label, Some(bytes))
     }
@@ -70,6 +78,12 @@ impl Progress {
         }
         Transfer { bar }
     }
+}
+
+/// `{"time":"2026-11-29T15:50:00Z","level":"info","message":"..."}`, on one line whatever the message.
+pub(crate) fn json_line(level: &str, message: &str) -> String {
+    let time = chrono::Utc::now().format("%Y-%m-%dT%H:%M:%SZ").to_string();
+    serde_json::json!({ "time": time, "level": level, "message": message }).to_string()
 }
 
 /// Writes a line to standard error. A reader that went away (`2>&1 | head`) must not end an experiment, as a panic of
@@ -108,6 +122,14 @@ mod tests {
     #[test]
     fn quiet_wins_over_a_terminal() {
         assert_eq!(Progress::detect(true), Progress::Quiet);
+    }
+
+    #[test]
+    fn a_line_of_json_is_one_line() {
+        let line = json_line("info", "two\nlines and a \"quote\"");
+        assert!(!line.contains('\n'), "{line}");
+        let read: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+        assert_eq!((&read["level"], &read["message"]), (&"info".into(), &"two\nlines and a \"quote\"".into()));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::generate::{Stop, generate};
 #[command(verbatim_doc_comment)]
 pub(super) struct ChatArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
     #[command(flatten)]
     decode: DecodeArgs,
     /// System message [default: the template's own, if it has one].

@@ -27,7 +27,7 @@ use crate::registry::MethodSpec;
 #[command(verbatim_doc_comment)]
 pub(super) struct ExportArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
     /// Fold in the scales that AWQ searches for this grid: w4g32, w4 for one group a channel [default: the model as it is].
     #[arg(long, value_name = "wBITSgGROUP")]
     scales_for: Option<String>,

@@ -19,7 +19,7 @@ use crate::provenance::peak_resident_bytes;
 #[command(verbatim_doc_comment)]
 pub(super) struct GenerateArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
     #[command(flatten)]
     decode: DecodeArgs,
     /// The text to continue.

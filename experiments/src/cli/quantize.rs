@@ -33,7 +33,7 @@ use crate::session::Machine;
 #[command(verbatim_doc_comment)]
 pub(super) struct QuantizeArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
     /// Method, with its authors' settings: rtn, awq, gptq, awq_gptq or hqq; METHOD:PRESET for others, such as gptq:act-order.
     #[arg(long, value_name = "METHOD")]
     method: String,

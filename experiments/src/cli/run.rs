@@ -51,7 +51,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
     #[command(flatten)]
-    machine: MachineArgs,
+    pub(super) machine: MachineArgs,
     #[command(flatten)]
     code: GeneratedCodeArgs,
 }

@@ -112,7 +112,7 @@ fn what_cannot_be_extended_names_both_files() {
         &format!(
             "{place}: below/../base.toml: not a valid experiment, key `grid`: TOML parse error at line 2, column 2\n  |\n\
              2 | [grid]\n  |  ^^^^\nunknown field `grid`, expected one of `question`, `extends`, `run`, `models`, `calibration`, \
-             `calibrations`, `grids`, `methods`, `evaluations`, `texts`, `tasks`, `speed`, `published`, `reference`, `report`, `table`, `figure`"
+             `calibrations`, `grids`, `methods`, `checkpoints`, `evaluations`, `texts`, `tasks`, `speed`, `export`, `published`, `reference`, `report`, `table`, `figure`"
         ),
     );
     // Wrong only together.

@@ -6,7 +6,7 @@ use crate::config::{DatasetSpec, EvaluationSpec, ModelSpec, ProtocolSpec, Scored
 use crate::plan::{Cell, passes};
 
 /// Floating-point operations per second that the time estimate assumes: a small CPU with wide vectors. A GPU is far faster.
-const ASSUMED_FLOPS: f64 = 2.0e11;
+pub(crate) const ASSUMED_FLOPS: f64 = 2.0e11;
 /// Tokens assumed for a text without a limit: the test split of WikiText-2 has between 245k and 341k with common tokenizers.
 const ASSUMED_TOKENS: f64 = 3.0e5;
 /// Tokens of a document of the bundled language, about.
@@ -16,24 +16,87 @@ const TOKENS_OF_A_BUNDLED_DOCUMENT: f64 = 158.0;
 const TOKENS_OF_A_QUESTION: f64 = 80.0;
 /// Questions assumed for a task without a limit: most have 500 to 10,000.
 const ASSUMED_QUESTIONS: f64 = 3.0e3;
-/// Forward passes' worth of work of one scale search: 20 candidates of attention and feed-forward, once each.
-const PASSES_OF_A_SEARCH: f64 = 22.0;
+/// Forward passes' worth of work on the calibration of each method, as records of SmolLM2-135M on two cores have it
+/// (`results/reference/`), alone in its pass: the output errors of blocks are about one of them. AWQ's is a search of 20 ratios with
+/// clipping.
+const PASSES_OF_METHODS: [(&str, f64); 9] = [
+    ("rtn", 1.0),
+    ("keep_salient", 1.5),
+    ("fixed_scale", 1.5),
+    ("hqq", 2.5),
+    ("gptq", 6.0),
+    ("gptaq", 7.0),
+    ("quip", 8.0),
+    ("awq", 17.0),
+    ("awq_gptq", 18.0),
+];
 
 /// Tokens of an example of GSM8K or MBPP, about, and of what is written on a problem.
 const TOKENS_OF_AN_EXAMPLE: f64 = 160.0;
 const TOKENS_OF_A_WRITING: f64 = 200.0;
 
+/// Weights of a model whose name does not tell: of one model any number does.
+const ASSUMED_PARAMETERS: f64 = 1.0e9;
+
+/// Kinds of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Makes codes.
+    Quantize,
+    /// Measures.
+    Score,
+}
+
+/// What a cell takes, in floating-point operations.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Estimate {
+    /// To be quantized.
+    pub(crate) quantize: f64,
+    /// To be measured.
+    pub(crate) score: f64,
+}
+
+impl Estimate {
+    pub(crate) fn new(cell: &Cell) -> Self {
+        let params = parameters(&cell.model).unwrap_or(ASSUMED_PARAMETERS);
+        let quantize = cell.quantization.as_ref().map_or(0.0, |_| calibration_tokens(cell) * passes_of(cell));
+        Self { quantize: 2.0 * params * quantize, score: 2.0 * params * scored_tokens(cell) }
+    }
+
+    fn seconds(&self) -> f64 {
+        (self.quantize + self.score) / ASSUMED_FLOPS
+    }
+
+    pub(crate) fn get(&self, kind: Kind) -> f64 {
+        match kind {
+            Kind::Quantize => self.quantize,
+            Kind::Score => self.score,
+        }
+    }
+
+    pub(crate) fn of(&mut self, kind: Kind) -> &mut f64 {
+        match kind {
+            Kind::Quantize => &mut self.quantize,
+            Kind::Score => &mut self.score,
+        }
+    }
+}
+
 /// One cell's work in words.
 pub(super) fn describe(cell: &Cell) -> String {
     let tokens = scored_tokens(cell);
-    let Some(params) = parameters(&cell.model) else {
+    if parameters(&cell.model).is_none() {
         return format!("scores about {} tokens", thousands(tokens));
-    };
-    let mut seconds = 2.0 * params * tokens / ASSUMED_FLOPS;
-    if cell.quantization.as_ref().is_some_and(|q| q.method.key() != "rtn") {
-        seconds += 2.0 * params * calibration_tokens(cell) * PASSES_OF_A_SEARCH / ASSUMED_FLOPS;
     }
+    let seconds = Estimate::new(cell).seconds();
     format!("scores about {} tokens, roughly {} on a 200 GFLOP/s CPU", thousands(tokens), duration(seconds))
+}
+
+/// The work of all cells in words, where all their models' names tell sizes.
+pub(super) fn total<'a>(cells: impl Iterator<Item = &'a Cell>) -> Option<String> {
+    let seconds = |cell: &Cell| parameters(&cell.model).map(|_| Estimate::new(cell).seconds());
+    let total: f64 = cells.map(seconds).sum::<Option<f64>>()?;
+    Some(format!("In all roughly {}, less what cells of one pass share.", duration(total)))
 }
 
 /// Memory for one model: one block in f32, the packed results of a pass, and what is in flight.
@@ -84,6 +147,12 @@ fn scored_tokens(cell: &Cell) -> f64 {
     texts.into_iter().map(tokens).sum()
 }
 
+/// Forward passes' worth of work on the calibration that a cell's method is.
+fn passes_of(cell: &Cell) -> f64 {
+    let key = cell.quantization.as_ref().map_or("", |quantization| quantization.method.key());
+    PASSES_OF_METHODS.iter().find(|(known, _)| *known == key).map_or(0.0, |(_, passes)| *passes)
+}
+
 fn calibration_tokens(cell: &Cell) -> f64 {
     use crate::config::SamplingSpec::{DocumentCrops, JoinedDocuments, RandomCrops, TokenOffsets};
     let calibration = cell.quantization.as_ref().and_then(|q| q.calibration.as_ref());
@@ -126,7 +195,8 @@ fn bytes(bytes: f64) -> String {
     if mib < 1000.0 { format!("{mib:.0} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
 }
 
-fn duration(seconds: f64) -> String {
+/// `40 s`, `85 min`, `7.2 h`.
+pub(crate) fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 90.0 => format!("{s:.0} s"),
         s if s < 5400.0 => format!("{:.0} min", s / 60.0),
@@ -138,6 +208,7 @@ fn duration(seconds: f64) -> String {
 mod tests {
     use super::*;
     use crate::config::{Bundled, ModelSource};
+    use crate::registry::MethodSpec;
 
     #[test]
     fn sizes_are_read_out_of_names() {
@@ -146,5 +217,16 @@ mod tests {
         assert_eq!(size("SmolLM2-135M-Instruct"), Some(135e6));
         assert_eq!(size("opt-1.3b"), Some(1.3e9));
         assert_eq!(size("stories"), None);
+    }
+
+    #[test]
+    fn every_method_has_its_work() {
+        let known = PASSES_OF_METHODS.map(|(key, _)| key);
+        assert!(MethodSpec::KEYS.iter().all(|key| known.contains(key)), "{known:?}");
+    }
+
+    #[test]
+    fn durations_read_well() {
+        assert_eq!([30.0, 100.0, 5000.0, 26_000.0].map(duration), ["30 s", "2 min", "83 min", "7.2 h"]);
     }
 }

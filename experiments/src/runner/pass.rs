@@ -1,15 +1,19 @@
 //! Cells of one calibration: their codes from the code store, or quantized in one pass over the model's blocks; then scored, and
 //! what came out.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use awq_core::backend::QuantBackend;
 
 use super::{ModelJob, fail_all, failed};
 use crate::codes::Codes;
+use crate::config::EvaluationSpec;
 use crate::data::calibration::{CalibrationSet, overlap_tokens};
 use crate::guard::guarded;
 use crate::plan::Cell;
+use crate::plan::cost::Kind;
+use crate::progress::sweep::Sweep;
 use crate::provenance::peak_resident_bytes;
 use crate::record::{ByOthers, Cost, Done, Outcome, Quantization, Stage};
 use crate::session::{BaseModels, Calibrated, Model, PreparedTexts, Session, Subject, Wanted};
@@ -62,6 +66,7 @@ impl ModelJob<'_, '_, '_> {
             let (method, rule) = (&quantization.method, quantization.rule());
             let codes = at.session.stored(method, &rule, calibrated)?;
             if codes.is_whole() {
+                self.sweep(|sweep| sweep.has_codes(&cell.id()));
                 let quantized = Quantized { codes: &codes, from_store: true, calibration: calibrated };
                 let outcome = at.evaluate(cell, &Measured::Quantized(quantized));
                 (self.sink)(cell, outcome, &self.assets)?;
@@ -75,8 +80,12 @@ impl ModelJob<'_, '_, '_> {
             return Ok(());
         }
         let label = format!("{name}quantize {} cell(s), blocks", missing.len());
+        self.sweep(|sweep| sweep.begin(Kind::Quantize, missing.iter().map(|cell| cell.id()).collect(), 1));
         let made = match at.session.quantize(&label, wanted, calibrated) {
-            Ok(made) => made,
+            Ok(made) => {
+                self.sweep(Sweep::end_stage);
+                made
+            }
             Err(error) => return fail_all(&missing, Stage::Quantize, &error, &self.assets, self.sink),
         };
         for (cell, codes) in missing.into_iter().zip(made) {
@@ -90,6 +99,12 @@ impl ModelJob<'_, '_, '_> {
             (self.sink)(cell, outcome, &self.assets)?;
         }
         Ok(())
+    }
+
+    fn sweep(&self, tell: impl Fn(&Sweep)) {
+        if let Some(sweep) = self.machine.progress.sweep() {
+            tell(sweep);
+        }
     }
 
     fn note_stored(&self, name: &str, n_cells: usize, wanted: &[Wanted<'_>]) {
@@ -117,10 +132,19 @@ impl<B: QuantBackend> Scoring<'_, '_, B> {
     /// Everything that is asked of a cell.
     pub(super) fn evaluate(&mut self, cell: &Cell, measured: &Measured<'_, B>) -> Outcome {
         let start = Instant::now();
-        match guarded(|| self.measure(cell, measured, start)) {
+        let n_texts = cell.evaluations.iter().map(EvaluationSpec::text).collect::<BTreeSet<_>>().len();
+        let sweep = self.session.machine().progress.sweep();
+        if let Some(sweep) = sweep {
+            sweep.begin(Kind::Score, vec![cell.id()], n_texts);
+        }
+        let outcome = match guarded(|| self.measure(cell, measured, start)) {
             Ok(done) => Outcome::Done(Box::new(done)),
             Err(error) => failed(Stage::Evaluate, &error),
+        };
+        if let Some(sweep) = sweep {
+            sweep.end_stage();
         }
+        outcome
     }
 
     fn measure(&mut self, cell: &Cell, measured: &Measured<'_, B>, start: Instant) -> anyhow::Result<Done> {

@@ -133,6 +133,11 @@ impl<'a, B: QuantBackend> Session<'a, B> {
         self.model
     }
 
+    /// What it runs on.
+    pub fn machine(&self) -> Machine<'a> {
+        self.machine
+    }
+
     /// The model as its files have it.
     pub fn decoder(&self) -> &dyn Decoder<B> {
         self.decoder.as_ref()

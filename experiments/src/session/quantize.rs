@@ -60,7 +60,9 @@ impl<B: QuantBackend> Session<'_, B> {
             jobs.push(Job { method: one.method.method::<B>(), grids: one.rule.resolve(&self.model.wiring)? });
             codes.push(one.codes);
         }
-        let bar = self.machine.progress.bar(label, self.decoder.config().n_blocks as u64);
+        let n_blocks = self.decoder.config().n_blocks;
+        let n_missing: usize = codes.iter().map(|codes| n_blocks.saturating_sub(codes.n_blocks())).sum();
+        let bar = self.machine.progress.bar(label, n_missing as u64);
         let calibration = calibrated.map(Calibrated::calibration);
         let mut sink = Stored { codes, bar: &bar };
         let results = guarded(|| quantize_blocks(self.decoder.as_ref(), calibration, &jobs, &mut sink))?;
@@ -110,14 +112,14 @@ impl BlockSink for Stored<'_> {
     }
 
     fn keep(&mut self, job_idx: usize, block: QuantizedBlock) -> anyhow::Result<()> {
-        self.codes[job_idx].keep(block)
+        self.codes[job_idx].keep(block)?;
+        self.bar.advance(1);
+        Ok(())
     }
 
     fn keep_head(&mut self, job_idx: usize, head: PackedWeight) -> anyhow::Result<()> {
         self.codes[job_idx].keep_head(head)
     }
 
-    fn passed(&mut self, _: usize, _: f64) {
-        self.bar.advance(1);
-    }
+    fn passed(&mut self, _: usize, _: f64) {}
 }

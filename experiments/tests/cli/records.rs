@@ -150,3 +150,22 @@ fn a_model_that_is_not_there_is_no_fault_of_quantization() {
     assert_eq!(stages, vec![Value::from("load"); N_CELLS]);
     assert!(workshop.read("out/table.md").contains("tiny FP: load failed: model tiny: "));
 }
+
+#[test]
+fn whoever_watches_a_run_is_told_how_far_it_is() {
+    let workshop = Workshop::new();
+    let ran = workshop.finish("out", &["--log", "json"]);
+    let lines: Vec<Value> = ran.stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let messages: Vec<&str> = lines.iter().map(|line| line["message"].as_str().unwrap()).collect();
+    assert!(messages.contains(&"5 cells finished, 0 were on record, 0 failed"), "{messages:?}");
+    assert!(lines.iter().all(|line| line["level"] == "info" && line["time"].as_str().unwrap().ends_with('Z')));
+    let state: Value = serde_json::from_str(&workshop.read("out/progress.json")).unwrap();
+    assert_eq!((&state["state"], &state["n_cells"], &state["n_finished"]), (&"ended".into(), &5.into(), &5.into()));
+    assert_eq!(state["left_seconds"], 0.0);
+    assert!(!workshop.path("out/progress.json.partial").exists());
+
+    let ran = workshop.run(&["missing.toml", "--log", "json"]);
+    let last: Value = serde_json::from_str(ran.stderr.lines().last().unwrap()).unwrap();
+    assert_eq!((ran.code, &last["level"]), (Some(1), &"error".into()));
+    assert!(last["message"].as_str().unwrap().starts_with("missing.toml: cannot read"), "{last}");
+}
