@@ -19,6 +19,8 @@ use crate::registry::MethodSpec;
 mod cost;
 pub mod select;
 
+pub use self::cost::Need;
+
 /// First 16 hex digits of the sha256 of a cell's canonical JSON: the same question has the same id, in any file and order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
@@ -234,6 +236,11 @@ impl Plan {
     /// Every cell, in order.
     pub fn cells(&self) -> impl Iterator<Item = &Cell> {
         self.models.iter().flat_map(|model| &model.cells)
+    }
+
+    /// What the cells need, about; `None` where the name of a model does not say its size.
+    pub fn need(&self) -> Option<Need> {
+        Need::of(self.models.iter().map(|plan| (&plan.model, plan.cells.as_slice())))
     }
 
     /// The cells as a text table with their ids, and what they will cost as far as a configuration can tell.
