@@ -8,12 +8,14 @@
 mod calibration;
 mod check;
 pub mod derive;
+mod document;
 mod draws;
 mod file;
 mod grids;
 mod layout;
 pub(crate) mod names;
 mod place;
+pub mod profile;
 mod published;
 mod reference;
 pub mod sources;
@@ -219,6 +221,8 @@ impl ExperimentSpec {
 
 #[cfg(test)]
 mod file_tests;
+#[cfg(test)]
+mod profile_tests;
 #[cfg(test)]
 mod published_tests;
 #[cfg(test)]
