@@ -40,6 +40,14 @@ out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 cargo run -p experiments -- configs/quickstart.toml --out "$out/quickstart"
 
+# The queue of a cluster, a real one, where its packages are installed.
+if command -v python3 >/dev/null; then
+    step a SLURM of two nodes
+    scripts/check-slurm.py
+else
+    step "python3 is not installed: SLURM is not tried"
+fi
+
 # The GPU's code, on a GPU or on Mesa's software renderer; its tests say that they are skipped where there is neither. The tests
 # themselves need no optimisation: their time is that of the build.
 step cargo test, GPU

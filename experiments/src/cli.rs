@@ -20,6 +20,7 @@ use crate::speed::asked::{Place, asked, describe};
 use crate::{device, record, report, verify};
 
 mod chat;
+mod collect;
 mod compare;
 mod derive;
 mod export;
@@ -32,6 +33,8 @@ mod model;
 mod quantize;
 mod run;
 mod source;
+mod status;
+mod submit;
 
 use self::generated_code::GeneratedCodeArgs;
 pub use self::run::RunArgs;
@@ -45,6 +48,7 @@ pub use self::run::RunArgs;
 ///   experiments verify results/quickstart      run the cells again and compare codes and numbers
 ///   experiments compare results/a results/b    what differs between two runs, and what of it is beyond noise
 ///   experiments derive FILE --set KEY=VALUE    the same experiment with another setting, as a file
+///   experiments submit FILE --profile PROFILE  run it on a SLURM cluster; `status` and `collect` follow
 ///
 ///   experiments quantize bundled --method awq --bits 4 --group-size 128 --out DIR   write a packed checkpoint
 ///   experiments generate DIR --prompt "Once"                                        continue a text
@@ -96,6 +100,9 @@ enum Command {
     },
     Compare(compare::CompareArgs),
     Merge(merge::MergeArgs),
+    Submit(submit::SubmitArgs),
+    Status(status::StatusArgs),
+    Collect(collect::CollectArgs),
     Derive(derive::DeriveArgs),
     Quantize(quantize::QuantizeArgs),
     Export(export::ExportArgs),
@@ -104,7 +111,11 @@ enum Command {
     Inspect(inspect::InspectArgs),
     List(list::ListArgs),
     /// Print the JSON Schema of experiment files, for completion in an editor.
-    Schema,
+    Schema {
+        /// Of which files.
+        #[arg(value_enum, default_value_t = SchemaOf::Experiment)]
+        of: SchemaOf,
+    },
     /// Train the bundled model again (about 25 minutes on two cores).
     #[cfg(feature = "train")]
     TrainBundled {
@@ -112,6 +123,15 @@ enum Command {
         #[arg(long, default_value = "results/bundled-model")]
         out: PathBuf,
     },
+}
+
+/// Files that have a schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum SchemaOf {
+    /// Experiments.
+    Experiment,
+    /// What a SLURM cluster gives a task, for `submit`.
+    SlurmProfile,
 }
 
 /// The machine's side: never changes a number.
@@ -226,6 +246,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Verify { folder, machine, code }) => verify_experiment(&folder, &machine, &code),
         Some(Command::Compare(args)) => compare::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Merge(args)) => merge::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Submit(args)) => submit::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Status(args)) => status::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Collect(args)) => collect::run(&args),
         Some(Command::Derive(args)) => derive::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Quantize(args)) => quantize::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Export(args)) => export::run(&args).map(|()| ExitCode::SUCCESS),
@@ -233,8 +256,11 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Chat(args)) => chat::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::List(args)) => list::run(&args).map(|()| ExitCode::SUCCESS),
-        Some(Command::Schema) => {
-            print(&crate::config::json_schema());
+        Some(Command::Schema { of }) => {
+            print(&match of {
+                SchemaOf::Experiment => crate::config::json_schema(),
+                SchemaOf::SlurmProfile => crate::config::profile::profile_schema(),
+            });
             Ok(ExitCode::SUCCESS)
         }
         #[cfg(feature = "train")]

@@ -124,7 +124,7 @@ pub fn check_name(name: &str, precision: FloatType) -> anyhow::Result<()> {
         let meant = nearest(backend).map_or_else(String::new, |known| format!(" (did you mean {known}?)"));
         bail!("device `{name}` is unknown; use flex, ndarray, cuda, cuda:N or wgpu{meant}");
     }
-    if matches!(backend, "flex" | "ndarray") {
+    if is_cpu(backend) {
         ensure!(
             precision.is_f32(),
             "device `{name}` stores f32 only, not {}; remove `precision`, or set `arithmetic = \"bf16\"` where products \
@@ -133,6 +133,11 @@ pub fn check_name(name: &str, precision: FloatType) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Whether a device of this name is the CPU.
+pub fn is_cpu(name: &str) -> bool {
+    matches!(name, "flex" | "ndarray")
 }
 
 /// Checks that this program was built with the device, whose name is sound.

@@ -8,6 +8,7 @@
 pub mod assets;
 pub mod bundled;
 pub mod cli;
+pub mod cluster;
 pub mod codes;
 pub mod compare;
 pub mod config;

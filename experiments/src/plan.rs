@@ -19,6 +19,8 @@ use crate::registry::MethodSpec;
 pub(crate) mod cost;
 pub mod select;
 
+pub use self::cost::Need;
+
 /// First 16 hex digits of the sha256 of a cell's canonical JSON: the same question has the same id, in any file and order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
@@ -255,6 +257,11 @@ impl Plan {
         self.models.iter().flat_map(|model| &model.cells)
     }
 
+    /// What the cells need, about; `None` where the name of a model does not say its size.
+    pub fn need(&self) -> Option<Need> {
+        Need::of(self.models.iter().map(|plan| (&plan.model, plan.cells.as_slice())))
+    }
+
     /// The cells as a text table with their ids, and what they will cost as far as a configuration can tell.
     pub fn describe(&self) -> String {
         let mut lines = vec![format!("Question: {}", self.question), String::new()];
@@ -263,7 +270,9 @@ impl Plan {
             self.cells().map(|cell| format!("{}  {:width$}  {}", cell.id().0, cell.label(), cost::describe(cell))),
         );
         lines.push(String::new());
-        let total = cost::total(self.cells()).map_or_else(String::new, |total| format!(" {total}"));
+        let total = self
+            .need()
+            .map_or_else(String::new, |need| format!(" In all {}, less what cells of one pass share.", need.time()));
         lines.push(format!("{} cells of {} model(s).{total}", self.cells().count(), self.models.len()));
         lines.extend(self.models.iter().filter_map(|plan| cost::model_summary(&plan.model, &plan.cells)));
         lines.extend(self.export.as_ref().map(ExportSpec::describe));

@@ -19,6 +19,7 @@ use serde_json::Value as Json;
 use self::blocks::BlockFile;
 pub use self::compact::Compacted;
 pub use self::file::{BadLine, Line, RecordFile, read_records};
+pub use self::hold::release_hold;
 pub use self::merge::Merged;
 
 pub mod blocks;

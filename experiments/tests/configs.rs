@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use experiments::config::profile::{SlurmProfile, profile_schema};
 use experiments::config::{ExperimentSpec, json_schema};
 use experiments::device;
 use experiments::plan::{Plan, passes};
@@ -14,7 +15,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Every TOML file below `configs`, with the number of folders between them.
+/// Every experiment's file below `configs`, with the number of folders between them.
 fn config_files() -> Vec<(PathBuf, usize)> {
     let mut files = Vec::new();
     let mut folders = vec![(root().join("configs"), 0)];
@@ -22,7 +23,10 @@ fn config_files() -> Vec<(PathBuf, usize)> {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                folders.push((path, depth + 1));
+                // What clusters give tasks is no experiment.
+                if !path.ends_with("profiles") {
+                    folders.push((path, depth + 1));
+                }
             } else if path.extension().is_some_and(|extension| extension == "toml") {
                 files.push((path, depth));
             }
@@ -95,6 +99,27 @@ fn the_schema_file_is_that_of_the_types() {
         stored == json_schema(),
         "configs/experiment.schema.json is not what the types say; write it again:\n\
          cargo run --release -p experiments -- schema > configs/experiment.schema.json"
+    );
+}
+
+#[test]
+fn profiles_are_sound_and_their_schema_is_that_of_the_types() {
+    let folder = root().join("configs/profiles");
+    let profile = SlurmProfile::read(&folder.join("slurm.toml")).unwrap_or_else(|error| panic!("{error:#}"));
+    assert!(profile.max_tasks.get() > 1);
+    let text = std::fs::read_to_string(folder.join("slurm.toml")).unwrap();
+    assert_eq!(text.lines().next(), Some("#:schema ./slurm.schema.json"));
+    // Every key is there, if only in a comment.
+    let schema: serde_json::Value = serde_json::from_str(&profile_schema()).unwrap();
+    for key in schema["properties"].as_object().unwrap().keys() {
+        let is_said = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
+        assert!(text.lines().any(is_said), "configs/profiles/slurm.toml does not show `{key}`");
+    }
+    let stored = std::fs::read_to_string(folder.join("slurm.schema.json")).unwrap_or_default();
+    assert!(
+        stored == profile_schema(),
+        "configs/profiles/slurm.schema.json is not what the types say; write it again:\n\
+         cargo run -p experiments -- schema slurm-profile > configs/profiles/slurm.schema.json"
     );
 }
 
@@ -213,7 +238,7 @@ fn the_quickstart_plans_these_cells() {
     86bf12721fcc3f58  bundled-3M RTN W2 g128         scores about 32k tokens, roughly 1 s on a 200 GFLOP/s CPU
     33caa282d3f8cc59  bundled-3M AWQ W2 g128         scores about 32k tokens, roughly 5 s on a 200 GFLOP/s CPU
 
-    9 cells of 1 model(s). In all roughly 26 s, less what cells of one pass share.
+    9 cells of 1 model(s). In all roughly 26 s on a 200 GFLOP/s CPU, less what cells of one pass share.
     bundled-3M: 3M parameters by its name, 11 MiB in f32. Needs about 9 MiB (one block in f32 and the packed results of a pass) and up to 2 GiB of hidden states and logits.
     ");
 }

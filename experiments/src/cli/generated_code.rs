@@ -27,22 +27,37 @@ impl GeneratedCodeArgs {
         cells: impl IntoIterator<Item = &'c Cell>,
         progress: &Progress,
     ) -> anyhow::Result<Option<Sandbox>> {
+        if !self.check_consent(cells)? {
+            return Ok(None);
+        }
+        let sandbox = Sandbox::find()?;
+        progress.note(&format!("generated code runs with {}", sandbox.about()));
+        Ok(Some(sandbox))
+    }
+
+    /// Whether `cells` ask for programs that run.
+    ///
+    /// # Errors
+    /// They do, without consent.
+    pub(super) fn check_consent<'c>(&self, cells: impl IntoIterator<Item = &'c Cell>) -> anyhow::Result<bool> {
         let mut texts =
             cells.into_iter().flat_map(|cell| &cell.evaluations).map(|evaluation| &evaluation.text().dataset);
         let task = texts.find_map(|dataset| match dataset {
             DatasetSpec::Task(task) if task.definition().runs_programs() => Some(*task),
             _ => None,
         });
-        let Some(task) = task else { return Ok(None) };
-        if !self.run_generated_code {
-            bail!(
+        match task {
+            Some(task) if !self.run_generated_code => bail!(
                 "task {} runs Python programs that the model writes, which may do anything that you may; read SECURITY.md, and allow it \
                  with --run-generated-code, or leave the task out",
                 task.name()
-            );
+            ),
+            task => Ok(task.is_some()),
         }
-        let sandbox = Sandbox::find()?;
-        progress.note(&format!("generated code runs with {}", sandbox.about()));
-        Ok(Some(sandbox))
+    }
+
+    /// Whether consent was given.
+    pub(super) fn is_given(&self) -> bool {
+        self.run_generated_code
     }
 }

@@ -1,6 +1,6 @@
 //! `experiments merge`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use clap::Args;
@@ -43,13 +43,18 @@ pub(super) fn run(args: &MergeArgs) -> anyhow::Result<()> {
             keys.join(", ")
         );
     }
-    let mut records: RecordFile<StoredRecord> = claim_folder(&args.out, first, None)?;
-    for share in &args.shares {
+    merge(&args.out, first, &args.shares, &progress)?;
+    write_report(&args.out, &progress)
+}
+
+/// Takes the records of all shares over into `out`, a folder of the experiment that they are shares of.
+pub(super) fn merge(out: &Path, spec: &ExperimentSpec, shares: &[PathBuf], progress: &Progress) -> anyhow::Result<()> {
+    let mut records: RecordFile<StoredRecord> = claim_folder(out, spec, None)?;
+    for share in shares {
         let Merged { n_new, n_known, n_without_blocks } = records.merge(share)?;
         let without =
             if n_without_blocks > 0 { format!(", {n_without_blocks} without logs of blocks") } else { String::new() };
         progress.note(&format!("{}: {n_new} records taken over{without}, {n_known} known", share.display()));
     }
-    drop(records);
-    write_report(&args.out, &progress)
+    Ok(())
 }

@@ -56,7 +56,7 @@ pub struct RunArgs {
     code: GeneratedCodeArgs,
 }
 
-fn float_type(name: &str) -> Result<FloatType, &'static str> {
+pub(super) fn float_type(name: &str) -> Result<FloatType, &'static str> {
     let known = [FloatType::F32, FloatType::F16, FloatType::Bf16];
     known.into_iter().find(|known| known.name() == name).ok_or("use f32, f16 or bf16")
 }

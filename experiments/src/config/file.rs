@@ -12,9 +12,8 @@ use super::tasks::TasksSection;
 use super::texts::MeasuredText;
 use super::{
     CheckpointSpec, DrawnCalibration, EvaluationSpec, ExperimentSpec, ExportSpec, FigureSpec, GridSweep, MethodEntry,
-    ModelSpec, NamedCalibration, ReferenceValue, ReportSpec, RunSpec, SpeedSpec, TableSpec, place,
+    ModelSpec, NamedCalibration, ReferenceValue, ReportSpec, RunSpec, SpeedSpec, TableSpec, document, place,
 };
-use crate::encoding::{BYTE_ORDER_MARK, utf8};
 use crate::plan::Plan;
 
 /// An experiment as a file says it.
@@ -148,18 +147,7 @@ struct Document {
 
 impl Document {
     fn read(path: &Path) -> anyhow::Result<Self> {
-        let bytes = std::fs::read(path)
-            .with_context(|| format!("{}: cannot read the experiment's TOML file", path.display()))?;
-        let text = utf8(path, bytes)?;
-        // Without the mark that some editors put there, so that columns of the first line are right.
-        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text).to_owned();
-        let file = toml::from_str(&text).map_err(|error| {
-            // A key that is missing from the file as a whole has no place in it.
-            let span = error.span().filter(|span| !span.is_empty());
-            let key = span.and_then(|span| place::path_at(&text, span.start));
-            let place = key.map_or_else(String::new, |key| format!(", key `{key}`"));
-            anyhow::anyhow!("{}: {NOT_VALID}{place}: {}", path.display(), error.to_string().trim_end())
-        })?;
+        let (text, file) = document::read(path, "experiment")?;
         Ok(Self { path: path.to_owned(), text, file })
     }
 

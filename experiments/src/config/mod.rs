@@ -9,6 +9,7 @@ mod calibration;
 mod check;
 mod checkpoints;
 pub mod derive;
+mod document;
 mod draws;
 mod export;
 mod file;
@@ -16,6 +17,7 @@ mod grids;
 mod layout;
 pub(crate) mod names;
 mod place;
+pub mod profile;
 mod published;
 mod reference;
 pub mod sources;
@@ -229,6 +231,8 @@ impl ExperimentSpec {
 
 #[cfg(test)]
 mod file_tests;
+#[cfg(test)]
+mod profile_tests;
 #[cfg(test)]
 mod published_tests;
 #[cfg(test)]

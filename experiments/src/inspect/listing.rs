@@ -200,7 +200,9 @@ fn add_configs(folder: &Path, entries: &mut Vec<Listed>) -> anyhow::Result<()> {
         };
         entries.push(Listed { name: file.display().to_string(), about });
     }
-    folders.iter().try_for_each(|folder| add_configs(folder, entries))
+    // What clusters give tasks is no experiment.
+    let mut experiments = folders.iter().filter(|folder| !folder.ends_with("profiles"));
+    experiments.try_for_each(|folder| add_configs(folder, entries))
 }
 
 #[cfg(test)]

@@ -82,31 +82,57 @@ impl Estimate {
     }
 }
 
-/// One cell's work in words.
-pub(super) fn describe(cell: &Cell) -> String {
-    let tokens = scored_tokens(cell);
-    if parameters(&cell.model).is_none() {
-        return format!("scores about {} tokens", thousands(tokens));
-    }
-    let seconds = Estimate::new(cell).seconds();
-    format!("scores about {} tokens, roughly {} on a 200 GFLOP/s CPU", thousands(tokens), duration(seconds))
+/// What cells need, about, as far as the names of their models tell.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Need {
+    /// On a CPU of 200 GFLOP/s, one cell after the other.
+    pub seconds: f64,
+    /// Memory, without hidden states and logits.
+    pub bytes: f64,
 }
 
-/// The work of all cells in words, where all their models' names tell sizes.
-pub(super) fn total<'a>(cells: impl Iterator<Item = &'a Cell>) -> Option<String> {
-    let seconds = |cell: &Cell| parameters(&cell.model).map(|_| Estimate::new(cell).seconds());
-    let total: f64 = cells.map(seconds).sum::<Option<f64>>()?;
-    Some(format!("In all roughly {}, less what cells of one pass share.", duration(total)))
+impl Need {
+    /// Of all cells, one after the other; `None` where a model's name says no size.
+    pub(super) fn of<'a>(models: impl IntoIterator<Item = (&'a ModelSpec, &'a [Cell])>) -> Option<Self> {
+        let mut need = Self { seconds: 0.0, bytes: 0.0 };
+        for (model, cells) in models {
+            let params = parameters(model)?;
+            need.seconds += cells.iter().map(|cell| Estimate::new(cell).seconds()).sum::<f64>();
+            need.bytes = need.bytes.max(memory(cells, params));
+        }
+        Some(need)
+    }
+
+    /// `roughly 2.3 h on a 200 GFLOP/s CPU`.
+    pub fn time(&self) -> String {
+        format!("roughly {} on a 200 GFLOP/s CPU", duration(self.seconds))
+    }
+
+    /// `about 3.1 GiB`.
+    pub fn memory(&self) -> String {
+        format!("about {}", bytes(self.bytes))
+    }
+}
+
+/// One cell's work in words.
+pub(super) fn describe(cell: &Cell) -> String {
+    let scores = format!("scores about {} tokens", thousands(scored_tokens(cell)));
+    let need = parameters(&cell.model).map(|_| Need { seconds: Estimate::new(cell).seconds(), bytes: 0.0 });
+    need.map_or_else(|| scores.clone(), |need| format!("{scores}, {}", need.time()))
+}
+
+/// Bytes for one model of `params` weights: one block in f32 and the packed results of a pass.
+fn memory(cells: &[Cell], params: f64) -> f64 {
+    let packed_cell =
+        |cell: &&Cell| cell.quantization.as_ref().map_or(0.0, |q| params * (f64::from(q.grid.bits.get()) + 0.5) / 8.0);
+    let packed = passes(cells).iter().map(|pass| pass.iter().map(packed_cell).sum()).fold(0.0, f64::max);
+    // A decoder has 20 to 100 blocks; one in thirty is close enough for a plan.
+    params / 30.0 * 4.0 + packed
 }
 
 /// Memory for one model: one block in f32, the packed results of a pass, and what is in flight.
 pub(super) fn model_summary(model: &ModelSpec, cells: &[Cell]) -> Option<String> {
     let params = parameters(model)?;
-    let packed_cell =
-        |cell: &&Cell| cell.quantization.as_ref().map_or(0.0, |q| params * (f64::from(q.grid.bits.get()) + 0.5) / 8.0);
-    let packed = passes(cells).iter().map(|pass| pass.iter().map(packed_cell).sum()).fold(0.0, f64::max);
-    // A decoder has 20 to 100 blocks; one in thirty is close enough for a plan.
-    let block = params / 30.0 * 4.0;
     let is_written =
         |evaluation: &EvaluationSpec| matches!(evaluation.text().protocol, ProtocolSpec::LmEvalGeneration(_));
     let writes = cells.iter().flat_map(|cell| &cell.evaluations).any(is_written);
@@ -116,7 +142,7 @@ pub(super) fn model_summary(model: &ModelSpec, cells: &[Cell]) -> Option<String>
         model.name,
         count(params),
         bytes(params * 4.0),
-        bytes(block + packed),
+        bytes(memory(cells, params)),
         if writes {
             " What it writes is written with the whole model in memory, in f32 where it is not quantized."
         } else {

@@ -173,11 +173,7 @@ impl Plan {
     /// The cells of one share: whole passes, which share calibration, captures and searches, are dealt out largest first, each to
     /// the share that has least. The shares of one plan are disjoint, together all of it, and the same wherever they are made.
     pub fn shard(self, shard: Shard) -> Self {
-        let mut units: Vec<Vec<&Cell>> = Vec::new();
-        for model in &self.models {
-            units.extend(model.cells.iter().filter(|cell| cell.quantization.is_none()).map(|cell| vec![cell]));
-            units.extend(passes(&model.cells));
-        }
+        let mut units = self.units();
         // A stable sort: units of one size stay in the order of the plan.
         units.sort_by_key(|unit| std::cmp::Reverse(unit.len()));
         let mut loads = vec![0; shard.n];
@@ -198,6 +194,21 @@ impl Plan {
         let is_base = |cell: &Cell| cell.is_base() && cell.model == one.model;
         let kept = self.clone().keep(|cell| is_base(cell) || cell.id() == id);
         Self { references: Vec::new(), table: None, ..kept }
+    }
+
+    /// Groups of cells that no share splits: up to so many shares, each has a cell.
+    pub fn n_units(&self) -> usize {
+        self.units().len()
+    }
+
+    /// Each cell in full precision, and each pass.
+    fn units(&self) -> Vec<Vec<&Cell>> {
+        let mut units: Vec<Vec<&Cell>> = Vec::new();
+        for model in &self.models {
+            units.extend(model.cells.iter().filter(|cell| cell.quantization.is_none()).map(|cell| vec![cell]));
+            units.extend(passes(&model.cells));
+        }
+        units
     }
 
     fn keep(mut self, is_kept: impl Fn(&Cell) -> bool) -> Self {
@@ -289,6 +300,12 @@ mod tests {
                 assert_eq!(joined.len(), all.len(), "{name} in {n}");
                 assert_eq!(joined.into_iter().collect::<BTreeSet<_>>(), all, "{name} in {n}");
             }
+        }
+        // As many as there are groups: none is empty.
+        let n = plan("paper/figure8a-smollm2.toml").n_units();
+        assert!(n > 3, "{n}");
+        for index in 1..=n {
+            assert!(plan("paper/figure8a-smollm2.toml").shard(Shard { index, n }).cells().count() > 0, "{index}/{n}");
         }
         let sizes: Vec<usize> = (1..=3)
             .map(|index| plan("paper/figure8a-smollm2.toml").shard(Shard { index, n: 3 }).cells().count())

@@ -1,13 +1,17 @@
 //! One run at a time writes a file of records.
 //!
 //! The system's own lock is released with the process, however it ends. On file systems without locks (Lustre by default, some
-//! NFS mounts) a file `NAME.lock` beside the records is created instead, which only one run can do; a killed run leaves it.
+//! NFS mounts) a file `NAME.lock` beside the records is created instead, which only one run can do; a killed run leaves it. A task of
+//! SLURM that runs again (preempted, or its node lost) takes over what it left itself: SLURM runs a task in one place at a time.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+
+use super::StoredRecord;
+use super::file::Line as _;
 
 /// Held while a run writes.
 #[derive(Debug)]
@@ -25,8 +29,9 @@ impl Hold {
     /// Another run holds it, or left its lock file behind.
     pub(super) fn take(file: &File, path: &Path) -> anyhow::Result<Self> {
         let lock_file = path.with_extension("lock");
+        let task = Task::from_env();
         match file.try_lock() {
-            Ok(()) if lock_file.exists() => refuse(path, &lock_file),
+            Ok(()) if lock_file.exists() => Self::take_over(path, lock_file, task.as_ref()),
             Ok(()) => Ok(Self::System),
             Err(TryLockError::WouldBlock) => {
                 bail!(
@@ -34,22 +39,70 @@ impl Hold {
                     path.display()
                 );
             }
-            Err(TryLockError::Error(_)) => Self::take_without_locks(path, lock_file),
+            Err(TryLockError::Error(_)) => Self::take_without_locks(path, lock_file, task.as_ref()),
         }
     }
 
-    fn take_without_locks(path: &Path, lock_file: PathBuf) -> anyhow::Result<Self> {
+    fn take_without_locks(path: &Path, lock_file: PathBuf, task: Option<&Task>) -> anyhow::Result<Self> {
         match OpenOptions::new().write(true).create_new(true).open(&lock_file) {
             Ok(mut file) => {
                 let hold = Self::LockFile(lock_file);
-                // Who holds it is for people; that it is there is what counts.
-                let _ = file.write_all(holder().as_bytes()).and_then(|()| file.sync_all());
+                // Who holds it is for people and for a task that runs again; that it is there is what counts.
+                let _ = file.write_all(holder(task).as_bytes()).and_then(|()| file.sync_all());
                 Ok(hold)
             }
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => refuse(path, &lock_file),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Self::take_over(path, lock_file, task),
             Err(error) => Err(error).with_context(|| format!("{}: cannot create the lock file", lock_file.display())),
         }
     }
+
+    /// Takes a lock file that an earlier run of this very task has left.
+    fn take_over(path: &Path, lock_file: PathBuf, task: Option<&Task>) -> anyhow::Result<Self> {
+        if task.is_none() || Task::that_holds(&lock_file).as_ref() != task {
+            return refuse(path, &lock_file);
+        }
+        let place = || format!("{}: cannot take over the lock file", lock_file.display());
+        fs::write(&lock_file, holder(task)).with_context(place)?;
+        Ok(Self::LockFile(lock_file))
+    }
+}
+
+/// A task of an array of SLURM's jobs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Task {
+    job: String,
+    index: String,
+}
+
+impl Task {
+    /// The one that this process is.
+    fn from_env() -> Option<Self> {
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Some(Self { job: variable("SLURM_ARRAY_JOB_ID")?, index: variable("SLURM_ARRAY_TASK_ID")? })
+    }
+
+    /// The one that a lock file names.
+    fn that_holds(lock_file: &Path) -> Option<Self> {
+        let holder = fs::read_to_string(lock_file).ok()?;
+        let (_, task) = holder.trim().rsplit_once(" as task ")?;
+        let (index, job) = task.split_once(" of SLURM job ")?;
+        Some(Self { job: job.to_owned(), index: index.to_owned() })
+    }
+}
+
+/// Removes the lock file in `folder` where a task of one of `jobs` left it, which have ended; says whether there was one.
+///
+/// # Errors
+/// A file that cannot be removed.
+pub fn release_hold(folder: &Path, jobs: &[u64]) -> anyhow::Result<bool> {
+    let lock_file = folder.join(StoredRecord::FILE).with_extension("lock");
+    let holder = Task::that_holds(&lock_file);
+    let has_ended = holder.is_some_and(|task| jobs.iter().any(|job| job.to_string() == task.job));
+    if has_ended {
+        fs::remove_file(&lock_file)
+            .with_context(|| format!("{}: cannot remove; remove it, its run has ended", lock_file.display()))?;
+    }
+    Ok(has_ended)
 }
 
 impl Drop for Hold {
@@ -60,10 +113,11 @@ impl Drop for Hold {
     }
 }
 
-/// `process 123 on host since 2026-01-31 12:00:00 UTC`.
-fn holder() -> String {
+/// `process 123 on host since 2026-01-31 12:00:00 UTC`, and where it is a task of SLURM, ` as task 4 of SLURM job 56`.
+fn holder(task: Option<&Task>) -> String {
     let now = chrono::Utc::now().format("%Y-%m-%d %H:%M:%S UTC");
-    format!("process {} on {} since {now}", std::process::id(), host())
+    let task = task.map_or_else(String::new, |task| format!(" as task {} of SLURM job {}", task.index, task.job));
+    format!("process {} on {} since {now}{task}", std::process::id(), host())
 }
 
 fn host() -> String {
@@ -107,8 +161,8 @@ mod tests {
     fn without_locks_only_one_run_creates_the_lock_file() {
         let (folder, path, file) = records();
         let lock_file = folder.path().join("records.lock");
-        let first = Hold::take_without_locks(&path, lock_file.clone()).unwrap();
-        let error = Hold::take_without_locks(&path, lock_file.clone()).unwrap_err().to_string();
+        let first = Hold::take_without_locks(&path, lock_file.clone(), None).unwrap();
+        let error = Hold::take_without_locks(&path, lock_file.clone(), None).unwrap_err().to_string();
         let expected = format!("records.jsonl: held by process {} on {} since ", std::process::id(), host());
         assert!(error.contains(&expected), "{error}");
         assert!(!error.contains("no longer runs"), "{error}");
@@ -132,6 +186,29 @@ mod tests {
         assert!(!Hold::take(&file, &path).unwrap_err().to_string().contains("no longer runs"));
         fs::write(folder.path().join("records.lock"), "").unwrap();
         assert!(Hold::take(&file, &path).unwrap_err().to_string().contains("a run that did not say who it is"));
+    }
+
+    #[test]
+    fn a_task_that_runs_again_takes_over_its_own_lock_file() {
+        let (folder, path, _file) = records();
+        let lock_file = folder.path().join("records.lock");
+        let take = |job: &str, index: &str| {
+            let task = Task { job: job.to_owned(), index: index.to_owned() };
+            Hold::take_without_locks(&path, lock_file.clone(), Some(&task))
+        };
+        // A kill leaves the file.
+        std::mem::forget(take("56", "4").unwrap());
+        let error = take("56", "5").unwrap_err().to_string();
+        assert!(error.contains(" as task 4 of SLURM job 56"), "{error}");
+        assert!(take("57", "4").is_err() && Hold::take_without_locks(&path, lock_file.clone(), None).is_err());
+        drop(take("56", "4").unwrap());
+        assert!(!lock_file.exists());
+        // A job that has ended is not waited for; one that is not known to have, and a run of other kind, are.
+        std::mem::forget(take("56", "4").unwrap());
+        assert!(!release_hold(folder.path(), &[5, 57]).unwrap() && lock_file.exists());
+        assert!(release_hold(folder.path(), &[57, 56]).unwrap() && !lock_file.exists());
+        std::mem::forget(Hold::take_without_locks(&path, lock_file.clone(), None).unwrap());
+        assert!(!release_hold(folder.path(), &[56]).unwrap() && lock_file.exists());
     }
 
     #[test]

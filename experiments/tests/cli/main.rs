@@ -6,6 +6,7 @@ mod bad_config;
 mod bad_data;
 mod bad_model;
 mod by_others;
+mod cluster;
 mod codes;
 mod commands;
 mod comparing;

@@ -60,10 +60,12 @@ fn the_experiments_in_the_readmes_are_valid_files() {
 
 #[test]
 fn every_option_in_the_readmes_exists() {
-    let help: String =
-        ["run", "plan", "compare", "merge", "derive", "quantize", "export", "generate", "chat", "inspect", "list"]
-            .map(|command| experiments(&[command.as_ref(), "--help".as_ref()]))
-            .join("\n");
+    let help: String = [
+        "run", "plan", "compare", "merge", "submit", "status", "collect", "derive", "quantize", "export", "generate",
+        "chat", "inspect", "list",
+    ]
+    .map(|command| experiments(&[command.as_ref(), "--help".as_ref()]))
+    .join("\n");
     let known: BTreeSet<&str> = help.split_whitespace().collect();
     let of_cargo = ["--release", "--workspace", "--features", "--timings", "--"];
     let mut named = BTreeSet::new();
