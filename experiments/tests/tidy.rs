@@ -147,10 +147,11 @@ fn committed_results_are_small() {
 /// Whether git holds such a file of a report: what says the same as another one, page, pixels or columns, it does not.
 fn is_tracked(path: &Path) -> bool {
     let ignored = read(".gitignore");
-    let is_ignored = |extension: &OsStr| {
-        ignored.lines().filter_map(|line| line.strip_prefix("results/**/*.")).any(|ignored| ignored == extension)
+    let is_ignored = |ignored: &str| match ignored.strip_prefix("*.") {
+        Some(extension) => path.extension() == Some(OsStr::new(extension)),
+        None => path.file_name() == Some(OsStr::new(ignored)),
     };
-    path.extension().is_none_or(|extension| !is_ignored(extension))
+    !ignored.lines().filter_map(|line| line.strip_prefix("results/**/")).any(is_ignored)
 }
 
 /// A program of today finds every committed cell under the id that it has today, with the version that its method has.
