@@ -101,9 +101,9 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         true => CodeStore::scratch(store.cache())?,
         false => CodeStore::from_env(store.cache(), &progress)?,
     };
+    let records = runner::claim_folder(&out, &spec, args.max_windows)?;
     exports::check(&plan, &store, &progress)
         .with_context(|| format!("{}: not a valid experiment", config.display()))?;
-    let records = runner::claim_folder(&out, &spec, args.max_windows)?;
     let options = RunOptions {
         device: device.clone(),
         threads,

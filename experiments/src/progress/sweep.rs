@@ -212,6 +212,15 @@ impl Sweep {
     }
 }
 
+impl Drop for Sweep {
+    /// A run that an error ends is over, too.
+    fn drop(&mut self) {
+        if !self.inner().has_ended {
+            self.end();
+        }
+    }
+}
+
 impl Inner {
     fn work_of(&self, stage: &Stage) -> f64 {
         stage.cells.iter().filter_map(|cell| self.left.get(cell)).map(|left| left.get(stage.kind)).sum()
@@ -287,7 +296,7 @@ mod tests {
         let state = written(folder.path());
         assert_eq!((state.n_cells, state.n_on_record, state.n_finished, state.n_failed), (3, 1, 1, 1));
         assert_eq!((state.left_seconds, state.state.as_str()), (0.0, "running"));
-        sweep.end();
+        drop(sweep);
         assert_eq!(written(folder.path()).state, "ended");
     }
 
