@@ -88,15 +88,15 @@ pub(super) fn run(args: &SubmitArgs) -> anyhow::Result<()> {
 
     let out = args.out.clone().unwrap_or_else(|| default_out(&args.config, args.max_windows, None));
     let absolute = std::path::absolute(&out).with_context(|| format!("{}: no such place", out.display()))?;
-    let known = Shares::open(&out)?;
-    check_same(&out, known.as_ref(), &spec)?;
-    let mut shares = known.unwrap_or_else(|| Shares::new(&absolute, profile.max_tasks.get().min(plan.n_units())));
+    check_same(&out, &spec)?;
+    // Held from before SLURM is asked until the job is noted: two commands at once make no two jobs.
+    let _held = (!args.dry_run).then(|| claim_folder(&out, &spec, args.max_windows)).transpose()?;
+    let n_shares = profile.max_tasks.get().min(plan.n_units());
+    let mut shares = Shares::open(&out)?.unwrap_or_else(|| Shares::new(&absolute, n_shares));
     let mut status = Status::of(&shares, &plan)?;
     if !args.dry_run {
-        status =
-            status.with_tasks(slurm::queue(&shares.submitted.job_name).context(
-                "what is queued already is not known, and nothing was submitted; try again when SLURM answers",
-            )?);
+        let unknown = "what is queued already is not known, and nothing was submitted; try again when SLURM answers";
+        status = status.with_tasks(slurm::queue(&shares.submitted.job_name).context(unknown)?);
         check_ended(&status, &out)?;
     }
     let unfinished = status.unfinished();
@@ -114,8 +114,6 @@ pub(super) fn run(args: &SubmitArgs) -> anyhow::Result<()> {
         return Ok(());
     }
 
-    // Held while the job is made, so that two commands make no two of them.
-    let _records = claim_folder(&out, &spec, args.max_windows)?;
     shares.write(&spec, &script)?;
     for &index in &unfinished {
         release_hold(&shares.folder_of(shares.shard(index)), &shares.job_ids())?;
@@ -149,8 +147,8 @@ fn check_device(device: &str, spec: &ExperimentSpec, profile: &SlurmProfile, pat
 }
 
 /// A folder that holds nothing, or this experiment.
-fn check_same(out: &Path, shares: Option<&Shares>, spec: &ExperimentSpec) -> anyhow::Result<()> {
-    let shown = match shares {
+fn check_same(out: &Path, spec: &ExperimentSpec) -> anyhow::Result<()> {
+    let shown = match Shares::open(out)? {
         Some(shares) => Some(ExperimentSpec::read(&shares.experiment_file())?),
         None => out.join(RESOLVED_CONFIG).is_file().then(|| experiment_of(out)).transpose()?,
     };

@@ -199,6 +199,13 @@ fn a_job_that_is_not_at_its_end_is_not_submitted_again() {
         "out: job 41 is not at its end: shares 1 (RUNNING), 2 (PENDING); wait for it (`experiments status out`), or end it with \
          `scancel 41`",
     );
+    // Nor while another command is at it.
+    let held = fs::OpenOptions::new().append(true).open(workshop.path("out/records.jsonl")).unwrap();
+    held.lock().unwrap();
+    run(&workshop, &SUBMIT).refused(
+        "out/records.jsonl: another run is writing to it; wait for its end or choose another folder with --out",
+    );
+    drop(held);
     fs::write(workshop.path("fake/down"), "").unwrap();
     run(&workshop, &SUBMIT).refused(
         "what is queued already is not known, and nothing was submitted; try again when SLURM answers: squeue ended with exit \

@@ -177,6 +177,9 @@ fn lists_are_printed_one_by_one_and_together() {
         .refused("configs: no such folder; run this where the experiments' files are, in a checkout of the project");
     fs::create_dir(workshop.path("configs")).unwrap();
     fs::copy(workshop.path("experiment.toml"), workshop.path("configs/one.toml")).unwrap();
+    // What clusters give tasks is no experiment.
+    fs::create_dir(workshop.path("configs/profiles")).unwrap();
+    workshop.write("configs/profiles/slurm.toml", "cpus = 1");
     let listed = workshop.run(&["list", "configs"]).stdout;
     let place = Path::new("configs").join("one.toml");
     assert!(listed.ends_with(&format!("  {}  Does the program survive?\n", place.display())), "{listed}");
