@@ -5,18 +5,21 @@
     cargo build -p experiments && cargo build -p awq-core --example hash_tensors
     npm pack @node-llama-cpp/linux-x64@3.22.1 && tar xzf node-llama-cpp-linux-x64-3.22.1.tgz
     venv/bin/python scripts/interop/check.py TEXT [--llama-cpp package/bins/linux-x64] [--by-others DIR] [--model FOLDER] \\
-        [--out results/interop.md]
+        [--rows FILE] [--out results/interop.md]
 
-TEXT is a text of some 100 kB, such as the beginning of WikiText-2. Tiny seeded models are quantized here in every format, loaded by
-transformers with gptqmodel or compressed-tensors, and unpacked by AutoAWQ; gptqmodel, AutoAWQ and compressed-tensors quantize them,
-and the folders are read here. With --llama-cpp, the folder with its shared libraries, GGUF files are made too: transformers restores
-their tensors, llama.cpp dequantizes, scores and continues them. DIR holds folders that other tools have written, FOLDER another model for the first half. Prints a
-Markdown table; the exit code is 1 where a tensor differs in a bit or a perplexity by more than 1e-3 of itself (where llama.cpp rounds
-the inputs of its products to 8 bits, 5e-2).
+TEXT is a text of some 100 kB, such as the beginning of WikiText-2. Tiny seeded models, of experts and in shards among them, are
+quantized here in every format, loaded by transformers with gptqmodel or compressed-tensors, and unpacked by AutoAWQ; gptqmodel,
+AutoAWQ, compressed-tensors, bitsandbytes, torchao, quanto and HQQ quantize them, and the folders are read here. With --llama-cpp, the
+folder with its shared libraries, GGUF files are made too: transformers restores their tensors, llama.cpp dequantizes, scores and
+continues them. DIR holds folders that other tools have written, FOLDER another model for the first half. --rows keeps finished rows in
+a file, and a run that was interrupted goes on with it. Prints a Markdown table; the exit code is 1 where a tensor differs in a bit or a
+perplexity by more than 1e-3 of itself (where llama.cpp rounds the inputs of its products to 8 bits, 5e-2). --out keeps the sections that
+follow the table of the page.
 """
 
 import argparse
 import contextlib
+import json
 import math
 import shlex
 import sys
@@ -93,30 +96,44 @@ agree: every tensor, and perplexity within {tolerance}."""
 
 
 class Table:
-    """Rows, and whether any of them is wrong."""
+    """Rows, and whether each is right; in a file those of an interrupted run, of which no right one is measured again."""
 
-    def __init__(self):
-        self.rows, self.n_wrong = [], 0
+    def __init__(self, file: Path | None = None):
+        self.rows, self.n_wrong, self.file = [], 0, file
+        kept = file.read_text().splitlines() if file and file.exists() else []
+        self.kept = [row["cells"] for row in map(json.loads, kept) if row["is_right"]]
+
+    def has(self, direction: str, what: str, model: str) -> bool:
+        """Whether the file has right rows of a case; they are rows of this table then."""
+        is_it = lambda cells: cells[0] == direction and cells[3] == model and f"{cells[1]} (".startswith(f"{what} (")  # noqa: E731
+        found = [cells for cells in self.kept if is_it(cells)]
+        self.rows += found
+        return bool(found)
 
     def add(self, direction: str, what: str, tool: str, model: str, numbers, tolerance: float = TOLERANCE):
         try:
             n_equal, n_all, (there, note), here = numbers()
         except Exception as error:  # noqa: BLE001: one row must not cost the others
             traceback.print_exc()
-            self.n_wrong += 1
-            text = f"{type(error).__name__}: {error}".replace("\n", " ").replace("|", "/")[:160]
-            self.row([direction, what, tool, model, "failed", "", "", text])
+            text = f"{type(error).__name__}: {error}".replace(f"{Path.cwd()}/", "").replace("\n", " ").replace("|", "/")[:240]
+            self.row([direction, what, tool, model, "failed", "", "", text], is_right=False)
             return
         difference = abs(math.log(here / there))
-        if n_equal < n_all or difference > tolerance:
-            self.n_wrong += 1
         shown = f"{there:.4f}{f' ({note})' if note else ''}"
         tensors = f"{n_equal} of {n_all}" if n_all else ""
-        self.row([direction, what, tool, model, tensors, shown, f"{here:.4f}", f"{difference:.1e}"])
+        is_right = n_equal == n_all and difference <= tolerance
+        self.row([direction, what, tool, model, tensors, shown, f"{here:.4f}", f"{difference:.1e}"], is_right)
 
-    def row(self, cells: list[str]):
+    def refused(self, direction: str, what: str, model: str, why: str):
+        self.row([direction, what, "", model, "refused", "", "", why.replace("\n", " ")[:160]], is_right=False)
+
+    def row(self, cells: list[str], is_right: bool):
         self.rows.append(cells)
+        self.n_wrong += not is_right
         print(" | ".join(cells), flush=True)
+        if self.file:
+            with self.file.open("a") as file:
+                file.write(json.dumps({"cells": cells, "is_right": is_right}) + "\n")
 
     def document(self, command: str, llama: llama_cpp.LlamaCpp | None) -> str:
         """The page that is kept in `results`."""
@@ -149,11 +166,11 @@ def compare(program: ours.Program, folder: Path, text: Path):
 def out_of_here(table: Table, program: ours.Program, name: str, model: Path, text: Path, work: Path, cases):
     for index, (key, case) in enumerate(cases):
         folder = work / f"{name}-{index}"
-        refused = program.quantize(model, folder, [*case.split(), "--format", key], text)
         what = f"{key}: " + case.replace("--", "").replace("*", "\\*")
-        if refused:
-            table.n_wrong += 1
-            table.row(["out", what, "", name, "refused", "", "", refused.replace("\n", " ")[:160]])
+        if table.has("out", what, name):
+            continue
+        if refused := program.quantize(model, folder, [*case.split(), "--format", key], text):
+            table.refused("out", what, name, refused)
             continue
         table.add("out", what, theirs.tool_of(folder), name, lambda folder=folder: compare(program, folder, text))
 
@@ -196,7 +213,8 @@ def into_here(table: Table, program: ours.Program, name: str, model: Path, text:
                 raise RuntimeError("the folder has one file")
             return compare(program, folder, text)
 
-        table.add("in", f"{key}: {shown}", f"{MAKERS[key]} {theirs.version(MAKERS[key])}", name, numbers)
+        if not table.has("in", f"{key}: {shown}", name):
+            table.add("in", f"{key}: {shown}", f"{MAKERS[key]} {theirs.version(MAKERS[key])}", name, numbers)
 
 
 def folders_of_others(table: Table, program: ours.Program, by_others: Path, text: Path):
@@ -205,7 +223,8 @@ def folders_of_others(table: Table, program: ours.Program, by_others: Path, text
         if "quantization_config" in config.read_text():
             name = str(folder.relative_to(by_others))
             tool = f"loaded by {theirs.tool_of(folder)}"
-            table.add("in", theirs.method_of(folder), tool, name, lambda folder=folder: compare(program, folder, text))
+            if not table.has("in", theirs.method_of(folder), name):
+                table.add("in", theirs.method_of(folder), tool, name, lambda folder=folder: compare(program, folder, text))
 
 
 def tiny_models(table: Table, program: ours.Program, llama_libraries: llama_cpp.LlamaCpp | None, text: Path, work: Path, only_gguf: bool):
@@ -258,12 +277,13 @@ def main() -> None:
     arguments.add_argument("--model-case", action="append", default=[], metavar="FORMAT:ARGUMENTS")
     arguments.add_argument("--programs", type=Path, default=ROOT / "target/debug", help="folder with the built programs")
     arguments.add_argument("--out", type=Path)
+    arguments.add_argument("--rows", type=Path, help="file of finished rows, with which an interrupted run goes on")
     arguments.add_argument("--only-model", action="store_true", help="leave the tiny models out")
     arguments = arguments.parse_args()
-    table = Table()
-    for name in ("text", "llama_cpp", "by_others", "model", "programs", "out"):
+    for name in ("text", "llama_cpp", "by_others", "model", "programs", "out", "rows"):
         path = getattr(arguments, name)
         setattr(arguments, name, path and path.resolve())
+    table = Table(arguments.rows)
     # Some of the tools leave logs where they run.
     with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(temporary):
         work = Path(temporary)

@@ -145,4 +145,5 @@ def into_here(table, program, name: str, model: Path, text: Path, work: Path, si
             perplexity = dense.measured(theirs.ids_of(model, text), *sizes)
             return len(there) - len(different), len(there), (perplexity, "dense"), program.perplexity(out, text, *sizes)
 
-        table.add("in", what, f"{package} {theirs.version(package)}", name, numbers)
+        if not table.has("in", what, name):
+            table.add("in", what, f"{package} {theirs.version(package)}", name, numbers)
