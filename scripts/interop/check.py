@@ -152,10 +152,13 @@ class Table:
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def compare(program: ours.Program, folder: Path, text: Path):
+def compare(program: ours.Program, folder: Path, text: Path, load=theirs.loaded):
     """Tensors that are equal, of how many, and the two perplexities."""
-    loaded = theirs.loaded(folder)
+    loaded = load(folder)
     there, here = loaded.hashes(), program.hashes(folder)
+    if load is theirs.ByGptqmodel:
+        # A tensor that holds several linears has no name of its own here.
+        there = {name: digest for name, digest in there.items() if name in here}
     different = [name for name in sorted(there) if here.get(name) != there[name]]
     if different:
         print(f"differ: {different[:4]}", file=sys.stderr)
@@ -198,6 +201,7 @@ IMPORTS_OF_EXPERTS = [
     ("gptq_v2", theirs.by_gptqmodel, GPTQ | {"bits": 4, "sym": False, "desc_act": True, "format": "gptq_v2"}),
     ("compressed-tensors", theirs.by_compressed_tensors, {"num_bits": 4, "symmetric": False, "group_size": 32}),
 ]
+FAMILIES_BY_GPTQMODEL = ["bloom", "falcon", "gemma3_text", "gpt2", "gpt_neox", "granite", "olmo2", "phi3", "smollm3", "stablelm"]
 MAKERS = {"gptq": "gptqmodel", "gptq_v2": "gptqmodel", "awq": "autoawq", "compressed-tensors": "compressed-tensors"}
 
 
@@ -215,6 +219,24 @@ def into_here(table: Table, program: ours.Program, name: str, model: Path, text:
 
         if not table.has("in", f"{key}: {shown}", name):
             table.add("in", f"{key}: {shown}", f"{MAKERS[key]} {theirs.version(MAKERS[key])}", name, numbers)
+
+
+def families_into_here(table: Table, program: ours.Program, text: Path, work: Path):
+    """Folders of gptqmodel, of families whose linears have other names or lie otherwise than those of Llama."""
+    texts = [text.read_text()[start : start + 1500] for start in range(0, 9000, 1500)]
+    for family in FAMILIES_BY_GPTQMODEL:
+        what = "gptq: group_size 32, bits 4, sym True, desc_act False"
+        if table.has("in", what, family):
+            continue
+
+        def numbers(family=family):
+            tied = family in ("bloom", "falcon", "gemma3_text", "gpt2")
+            model = theirs.tiny_model(work / f"{family}-whole", text, family, tied)
+            out = work / f"{family}-by-gptqmodel"
+            theirs.by_gptqmodel(model, out, texts, **GPTQ, bits=4, sym=True, desc_act=False)
+            return compare(program, out, text, theirs.ByGptqmodel)
+
+        table.add("in", what, f"gptqmodel {theirs.version('gptqmodel')}", family, numbers)
 
 
 def folders_of_others(table: Table, program: ours.Program, by_others: Path, text: Path):
@@ -260,6 +282,7 @@ def tiny_models(table: Table, program: ours.Program, llama_libraries: llama_cpp.
         experts = theirs.tiny_model(work / f"{family}-experts", text, family, tied=False)
         out_of_here(table, program, family, experts, text, work, cases)
         into_here(table, program, family, experts, text, work, IMPORTS_OF_EXPERTS)
+    families_into_here(table, program, text, work)
     sizes = (SEQ_LEN, N_WINDOWS)
     libraries.into_here(table, program, "llama", llama, text, work, sizes, libraries.FOLDERS)
     # HQQ 0.2.8 does not save a head that is tied to the embedding.
