@@ -84,17 +84,24 @@ class LlamaCpp:
         self.lib.llama_backend_init()
 
     def version(self) -> str:
-        """Release, and npm's version of the package."""
         built = json.loads((self.folder / "_nlcBuildMetadata.json").read_text())["buildOptions"]["llamaCpp"]["release"]
-        package = json.loads((self.folder.parent.parent / "package.json").read_text())
-        return f"llama.cpp {built} ({package['name']} {package['version']})"
+        return f"llama.cpp {built}"
 
-    def quantize(self, source: Path, target: Path, ftype: int, imatrix: dict[str, np.ndarray] | None = None, pure=False) -> None:
-        """As `llama-quantize` does it, of a file in any type."""
+    def package(self) -> str:
+        """Where npm has it."""
+        package = json.loads((self.folder.parent.parent / "package.json").read_text())
+        return f"npm's {package['name']} {package['version']}"
+
+    def quantize(
+        self, source: Path, target: Path, ftype: int, imatrix: dict[str, np.ndarray] | None = None, embedding: int | None = None
+    ) -> None:
+        """As `llama-quantize` does it, of a file in any type; embedding and head in one of their own."""
         params = self.lib.llama_model_quantize_default_params()
         if params.nthread != 0 or params.only_copy or params.pure:
             raise RuntimeError("llama_model_quantize_params are other ones than those of v0.5.0")
-        params.nthread, params.ftype, params.allow_requantize, params.pure = 2, ftype, True, pure
+        params.nthread, params.ftype, params.allow_requantize = 2, ftype, True
+        if embedding is not None:
+            params.token_embedding_type = params.output_tensor_type = embedding
         values = {name.encode(): np.ascontiguousarray(value, np.float32) for name, value in (imatrix or {}).items()}
         pointers = [
             ImatrixData(name, value.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), value.size) for name, value in values.items()

@@ -22,7 +22,10 @@ from transformers.utils.quantization_config import CompressedTensorsConfig  # no
 
 TOOLS = {"awq": "gptqmodel", "gptq": "gptqmodel", "compressed-tensors": "compressed-tensors", "auto-round": "auto-round"}
 
-PACKAGES = ["torch", "transformers", "gptqmodel", "autoawq", "compressed-tensors", "auto-round", "gguf"]
+PACKAGES = [
+    "torch", "transformers", "gptqmodel", "autoawq", "compressed-tensors", "auto-round", "gguf", "bitsandbytes", "torchao",
+    "optimum-quanto", "hqq",
+]  # fmt: skip
 
 
 def version(package: str) -> str:
@@ -35,8 +38,7 @@ def method_of(folder: Path) -> str:
 
 def tool_of(folder: Path) -> str:
     """What loads a folder, with versions."""
-    tool = TOOLS[method_of(folder)]
-    return f"transformers {version('transformers')}, {tool} {version(tool)}"
+    return ", ".join(f"{name} {version(name)}" for name in loader_of(folder)[1])
 
 
 def sha256(tensor: torch.Tensor) -> str:
@@ -44,7 +46,34 @@ def sha256(tensor: torch.Tensor) -> str:
     return hashlib.sha256((tensor.detach().float() + 0.0).contiguous().numpy().tobytes()).hexdigest()
 
 
-class Loaded:
+class Scored:
+    """A `model` of transformers."""
+
+    model: torch.nn.Module
+
+    @torch.no_grad()
+    def measured(self, ids: list[int], seq_len: int, n_windows: int) -> float:
+        total, count = 0.0, 0
+        for window in range(n_windows):
+            part = torch.tensor([ids[window * seq_len : (window + 1) * seq_len]])
+            logits = self.model(part).logits[0, :-1].double()
+            total += torch.nn.functional.cross_entropy(logits, part[0, 1:], reduction="sum").item()
+            count += seq_len - 1
+        return math.exp(total / count)
+
+
+    def put_dense(self, restored: dict[str, torch.Tensor]) -> None:
+        """Dense linears with these weights in place of what is there."""
+        for name, weight in restored.items():
+            bias = getattr(self.model.get_submodule(name), "bias", None)
+            dense = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+            dense.weight.data = weight
+            if bias is not None:
+                dense.bias.data = bias.float()
+            self.model.set_submodule(name, dense)
+
+
+class Loaded(Scored):
     """A folder as transformers loads it, in f32 but for what is quantized."""
 
     def __init__(self, folder: Path):
@@ -54,11 +83,14 @@ class Loaded:
         if method_of(folder) == "compressed-tensors":
             # Left compressed, it stumbles over zero points of its own (transformers 5.24).
             more["quantization_config"] = CompressedTensorsConfig(dequantize=True)
-        if n_groups_of(folder) > 1:
-            self.model = decompressed(folder).eval()
-            return
         load = transformers.AutoModelForCausalLM.from_pretrained
-        self.model = load(folder, dtype=torch.float32, **more).eval()
+        try:
+            self.model = load(folder, dtype=torch.float32, **more).eval()
+        except NotImplementedError as error:
+            # The kernel that gptqmodel chooses for this processor may want groups that divide the inputs.
+            print(f"{folder.name}: {error}", flush=True)
+            more["quantization_config"] = transformers.GPTQConfig(bits=4, backend="torch")
+            self.model = load(folder, dtype=torch.float32, **more).eval()
 
     def hashes(self) -> dict[str, str]:
         """sha256 of each tensor in f32, weights of quantized linears as their modules dequantize them."""
@@ -85,24 +117,8 @@ class Loaded:
             return self.measured(ids, seq_len, n_windows), ""
         except RuntimeError as error:
             print(f"{self.folder.name}: {error}", flush=True)
-        for name, weight in self.restored.items():
-            bias = getattr(self.model.get_submodule(name), "bias", None)
-            dense = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-            dense.weight.data = weight
-            if bias is not None:
-                dense.bias.data = bias.float()
-            self.model.set_submodule(name, dense)
+        self.put_dense(self.restored)
         return self.measured(ids, seq_len, n_windows), "dense"
-
-    @torch.no_grad()
-    def measured(self, ids: list[int], seq_len: int, n_windows: int) -> float:
-        total, count = 0.0, 0
-        for window in range(n_windows):
-            part = torch.tensor([ids[window * seq_len : (window + 1) * seq_len]])
-            logits = self.model(part).logits[0, :-1].double()
-            total += torch.nn.functional.cross_entropy(logits, part[0, 1:], reduction="sum").item()
-            count += seq_len - 1
-        return math.exp(total / count)
 
 
 def n_groups_of(folder: Path) -> int:
@@ -110,35 +126,101 @@ def n_groups_of(folder: Path) -> int:
     return len(json.loads((folder / "config.json").read_text())["quantization_config"].get("config_groups", {}))
 
 
-def decompressed(folder: Path) -> torch.nn.Module:
-    """A dense model of what compressed-tensors itself restores: transformers 5.24 takes the settings of one group for all."""
+class Restored(Scored):
+    """A dense model of tensors that a tool's own functions have restored."""
+
+    def __init__(self, folder: Path):
+        config = json.loads((folder / "config.json").read_text())
+        restore = {"compressed-tensors": by_compressor, "awq": by_unpacking}[method_of(folder)]
+        restored = restore(load_file(folder / "model.safetensors"), config.pop("quantization_config"))
+        self.tensors = {name: value.float().contiguous() for name, value in restored.items()}
+        dense = folder.with_name(f"{folder.name}-dense")
+        dense.mkdir()
+        (dense / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
+        save_file(self.tensors, dense / "model.safetensors", {"format": "pt"})
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32).eval()
+
+    def hashes(self) -> dict[str, str]:
+        return {name: sha256(value) for name, value in self.tensors.items()}
+
+    def perplexity(self, ids: list[int], seq_len: int, n_windows: int) -> tuple[float, str]:
+        return self.measured(ids, seq_len, n_windows), "dense"
+
+
+def by_compressor(tensors: dict[str, torch.Tensor], settings: dict) -> dict[str, torch.Tensor]:
     from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
     from compressed_tensors.quantization import QuantizationConfig
     from compressed_tensors.utils.match import match_targets
 
-    config = transformers.AutoConfig.from_pretrained(folder)
-    settings = QuantizationConfig.model_validate(config.quantization_config)
-    schemes = {target: scheme for scheme in settings.config_groups.values() for target in scheme.targets}
-    del config.quantization_config
-    model = transformers.AutoModelForCausalLM.from_config(config).float()
-    tensors = load_file(folder / "model.safetensors")
-    dense = {name: value for name, value in tensors.items() if name in model.state_dict()}
-    for name in [name for name in tensors if name.endswith(".weight_packed")]:
-        linear = name.removesuffix(".weight_packed")
+    groups = QuantizationConfig.model_validate(settings).config_groups.values()
+    schemes = {target: scheme for scheme in groups for target in scheme.targets}
+    restored = {name: value for name, value in tensors.items() if name.rsplit(".", 1)[1] not in PARTS}
+    for linear in [name.removesuffix(".weight_packed") for name in tensors if name.endswith(".weight_packed")]:
         parts = {part: tensors[f"{linear}.{part}"] for part in PARTS if f"{linear}.{part}" in tensors}
         scheme = schemes[match_targets(linear, torch.nn.Linear(1, 1), schemes)[0]]
-        dense[f"{linear}.weight"] = PackedQuantizationCompressor.decompress(parts, scheme)["weight"]
-    model.load_state_dict({name: value.float() for name, value in dense.items()}, strict=not config.tie_word_embeddings)
-    return model
+        restored[f"{linear}.weight"] = PackedQuantizationCompressor.decompress(parts, scheme)["weight"]
+    return restored
 
 
 PARTS = ["weight_packed", "weight_scale", "weight_zero_point", "weight_shape"]
 
 
+def by_unpacking(tensors: dict[str, torch.Tensor], settings: dict) -> dict[str, torch.Tensor]:
+    # AutoAWQ's package loads a whole world; the functions are pure.
+    from awq.utils.packing_utils import dequantize_gemm
+
+    parts = ["qweight", "qzeros", "scales"]
+    restored = {name: value for name, value in tensors.items() if name.rsplit(".", 1)[1] not in parts}
+    for linear in [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]:
+        of_linear = [tensors[f"{linear}.{part}"] for part in parts]
+        restored[f"{linear}.weight"] = dequantize_gemm(*of_linear, settings["bits"], settings["group_size"]).T
+    return restored
+
+
+class ByGptqmodel(Scored):
+    """A folder as gptqmodel itself loads it, which knows experts; dense products with the weights that it restores in f16."""
+
+    def __init__(self, folder: Path):
+        from gptqmodel import GPTQModel
+
+        half = GPTQModel.load(str(folder), device="cpu", dtype=torch.float16).model
+        restored = {name: dequantized(module).float() for name, module in half.named_modules() if hasattr(module, "qweight")}
+        # All else is f32 where it stays f32.
+        self.model = GPTQModel.load(str(folder), device="cpu", dtype=torch.float32).model.eval()
+        self.put_dense(restored)
+
+    def hashes(self) -> dict[str, str]:
+        return {name: sha256(parameter) for name, parameter in self.model.named_parameters()}
+
+    def perplexity(self, ids: list[int], seq_len: int, n_windows: int) -> tuple[float, str]:
+        return self.measured(ids, seq_len, n_windows), "dense"
+
+
+def loaded(folder: Path) -> Scored:
+    return loader_of(folder)[0](folder)
+
+
+def loader_of(folder: Path) -> tuple[type[Scored], list[str]]:
+    """What loads a folder, and the packages that it takes: transformers where it can."""
+    config, method = json.loads((folder / "config.json").read_text()), method_of(folder)
+    with_transformers = Loaded, ["transformers", TOOLS[method]]
+    # Experts are one tensor in transformers 5.24, which puts together no quantized ones.
+    has_experts = "num_experts" in config or "num_local_experts" in config
+    if method == "compressed-tensors":
+        # transformers 5.24 takes the settings of one group for all.
+        is_beyond = has_experts or n_groups_of(folder) > 1
+        return (Restored, ["compressed-tensors"]) if is_beyond else with_transformers
+    if not has_experts:
+        return with_transformers
+    if method == "awq" and config["model_type"] == "mixtral":
+        # Those of Mixtral have other names in gptqmodel 7.7 than in Mixtral's own files.
+        return Restored, ["autoawq"]
+    return ByGptqmodel, ["gptqmodel"]
+
+
 def dequantized(module: torch.nn.Module) -> torch.Tensor:
     """`[out, in]` of a linear of gptqmodel; in AutoAWQ's layout by AutoAWQ's own code."""
     if "awq" in type(module).__module__:
-        # Its package loads a whole world; the functions are pure.
         from awq.utils.packing_utils import dequantize_gemm
 
         n_in = module.qweight.shape[0]
@@ -179,8 +261,8 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def tiny_model(folder: Path, text: Path, family: str, tied: bool, width: int = 128) -> Path:
-    """A seeded model of random weights with a tokenizer of 512 pieces. Some groups hold weights of one sign."""
+def tiny_model(folder: Path, text: Path, family: str, tied: bool, width: int = 128, shards: str = "5GB") -> Path:
+    """A seeded model of random weights with a tokenizer of 512 pieces, in files of a size. Some groups hold weights of one sign."""
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     torch.manual_seed(7)
@@ -202,7 +284,7 @@ def tiny_model(folder: Path, text: Path, family: str, tied: bool, width: int = 1
                 parameter[::2] = parameter[::2].abs() + 0.02
                 parameter[1::2, :64] = -parameter[1::2, :64].abs() - 0.02
     # What bf16 holds, so that tools that store what they leave alone in bf16 lose nothing.
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shards)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -216,12 +298,12 @@ def tiny_model(folder: Path, text: Path, family: str, tied: bool, width: int = 1
     return folder
 
 
-def by_gptqmodel(model: Path, out: Path, texts: list[str], **settings) -> str:
+def by_gptqmodel(model: Path, out: Path, texts: list[str], shards: str | None = None, **settings) -> str:
     from gptqmodel import GPTQModel, QuantizeConfig
 
     made = GPTQModel.load(str(model), QuantizeConfig(**settings), device="cpu")
     made.quantize(texts, batch_size=1)
-    made.save(str(out))
+    made.save(str(out), max_shard_size=shards)
     for name in ["tokenizer.json", "tokenizer_config.json"]:
         shutil.copy(model / name, out / name)
     del made
@@ -246,7 +328,7 @@ def by_autoawq(model: Path, out: Path, texts: list[str], **settings) -> str:
     return f"autoawq {version('autoawq')}"
 
 
-def by_compressed_tensors(model: Path, out: Path, dtype: torch.dtype = torch.bfloat16, **settings) -> str:
+def by_compressed_tensors(model: Path, out: Path, _texts: list[str], dtype: torch.dtype = torch.bfloat16, **settings) -> str:
     """Each linear rounded and packed by compressed-tensors itself."""
     from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
