@@ -13,8 +13,9 @@ pub use self::gguf::gguf_outline;
 use crate::load::foreign::Scheme;
 use crate::load::packed::HEADER_FILE;
 use crate::load::{
-    Checkpoint, Class, Keys, LanguageCheckpoint, LoadError, ModelConfig, PackedCheckpoint, PackedHeader, Tokenizer,
-    check_folder, foreign, gguf as gguf_files, open_weights, open_weights_of, read_json, scheme_of_tensors,
+    Checkpoint, Class, Keys, LoadError, ModelConfig, PackedCheckpoint, PackedHeader, Tokenizer, check_folder, foreign,
+    gguf as gguf_files, language_checkpoint, open_weights, open_weights_of, read_json, scheme_of_tensors,
+    with_written_names,
 };
 use crate::model;
 
@@ -86,7 +87,7 @@ pub fn in_parts(config: &ModelConfig, checkpoint: Arc<dyn Checkpoint>) -> Arc<dy
         None => checkpoint,
         Some(outer) => {
             let named = outer["architectures"][0].as_str().or(outer["model_type"].as_str());
-            Arc::new(LanguageCheckpoint::new(checkpoint, named.unwrap_or("a model of texts and images")))
+            Arc::new(language_checkpoint(checkpoint, named.unwrap_or("a model of texts and images")))
         }
     };
     crate::load::in_parts(class_of(config).map_or(&[][..], |class| class.fused), config, checkpoint)
@@ -145,7 +146,7 @@ fn tensors_of(
         None => scheme_of_tensors(folder)?,
     };
     let checkpoint = match &scheme {
-        Some(scheme) => open_weights_of(folder, scheme)?,
+        Some(scheme) => with_written_names(&config.architecture, open_weights_of(folder, scheme)?),
         None => open_weights(folder)?,
     };
     foreign::check_tensors(checkpoint.as_ref())?;

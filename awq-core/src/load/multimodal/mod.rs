@@ -19,7 +19,7 @@ use super::LoadError;
 use super::class::{Class, Classes};
 use super::keys::Keys;
 
-pub(crate) use self::checkpoint::LanguageCheckpoint;
+pub(crate) use self::checkpoint::language_checkpoint;
 
 /// A class of models of texts and images.
 #[derive(Debug)]
