@@ -40,6 +40,14 @@ out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 cargo run -p experiments -- configs/quickstart.toml --out "$out/quickstart"
 
+if command -v python3 >/dev/null && command -v zstd >/dev/null; then
+    step "kills and torn files, the short form of results/faults.md"
+    scripts/check-faults.py kills --kills 35
+    scripts/check-faults.py faults --only torn --steps 10
+else
+    step "python3 or zstd is not installed: kills are skipped"
+fi
+
 # The GPU's code, on a GPU or on Mesa's software renderer; its tests say that they are skipped where there is neither. The tests
 # themselves need no optimisation: their time is that of the build.
 step cargo test, GPU

@@ -34,4 +34,5 @@ pub mod session;
 pub mod speed;
 pub mod stats;
 pub mod tasks;
+mod unfinished;
 pub mod verify;
