@@ -14,6 +14,7 @@ libfaketime, and say what they leave out without.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -25,6 +26,8 @@ from faults.kills import Kills
 from faults.pieces import pieces
 from faults.workshop import Workshop
 
+# Set where file systems are mounted for this process alone.
+OWN_MOUNTS = "FAULTS_OWN_MOUNTS"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -85,6 +88,9 @@ def faults(arguments: argparse.Namespace, workshop: Workshop) -> int:
 
 def main():
     arguments = parse()
+    if arguments.what == "faults" and not disk.missing() and OWN_MOUNTS not in os.environ:
+        # What is mounted goes with this process, however it ends.
+        os.execvpe("unshare", ["unshare", "--mount", sys.executable, *sys.argv], os.environ | {OWN_MOUNTS: "1"})
     start = time.monotonic()
     with tempfile.TemporaryDirectory(dir=arguments.keep) as scratch:
         n_wrong = {"kills": kills, "faults": faults}[arguments.what](arguments, Workshop(arguments.program, Path(scratch)))

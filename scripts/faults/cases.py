@@ -42,8 +42,15 @@ class Group:
 
 def at_once(n: int, jobs: list[Callable[[], list[Group]]]) -> list[Group]:
     """What comes of jobs that need nothing of each other, so many at the same time."""
+
+    def shown(job: Callable[[], list[Group]]) -> list[Group]:
+        groups = job()
+        for group in groups:
+            print(" | ".join(group.row()), flush=True)
+        return groups
+
     with ThreadPoolExecutor(n) as pool:
-        return [group for groups in pool.map(lambda job: job(), jobs) for group in groups]
+        return [group for groups in pool.map(shown, jobs) for group in groups]
 
 
 class Wrong(Exception):

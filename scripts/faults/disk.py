@@ -201,4 +201,4 @@ class Calls:
 def missing() -> list[str]:
     """What is missing for the faults of this file."""
     lacking = [] if os.geteuid() == 0 else ["root, for file systems of their own"]
-    return lacking + [tool for tool in ("strace", "mount") if not shutil.which(tool)]
+    return lacking + [tool for tool in ("strace", "mount", "unshare") if not shutil.which(tool)]

@@ -67,6 +67,7 @@ class Kills:
             worker.start()
         for worker in workers:
             worker.join()
+        print(" | ".join(self.tally.row()), flush=True)
         return self.tally
 
     def rounds(self):
