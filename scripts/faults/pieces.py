@@ -15,8 +15,8 @@ from .workshop import Workshop, sha256
 
 # Times, memory, and the hash of a text that holds times.
 ASIDE = {"cost", "seconds", "shared_seconds", "unix_time", "memory_bytes", "blocks_sha256"}
-# Files of a report that say how long cells took.
-WITH_TIMES = {"records.parquet", "report.html", "table.csv"}
+# Files of a report, and of a run, that say how long cells took.
+WITH_TIMES = {"records.parquet", "report.html", "table.csv", "progress.json"}
 
 
 @dataclass
