@@ -59,8 +59,9 @@ pub(crate) fn sweep(folder: &Path) {
 
 /// Whether no process holds a file of [`held_in`]; then this one does.
 pub(crate) fn is_left(file: &File) -> bool {
-    let no_locks = || Err(TryLockError::Error(io::ErrorKind::Unsupported.into()));
-    match if cfg!(unix) { file.try_lock() } else { no_locks() } {
+    let no_locks = TryLockError::Error(io::ErrorKind::Unsupported.into());
+    let locked = if cfg!(unix) { file.try_lock() } else { Err(no_locks) };
+    match locked {
         Ok(()) => true,
         Err(TryLockError::WouldBlock) => false,
         Err(TryLockError::Error(_)) => file.metadata().is_ok_and(|metadata| is_old(&metadata)),
