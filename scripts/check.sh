@@ -40,6 +40,11 @@ out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 cargo run -p experiments -- configs/quickstart.toml --out "$out/quickstart"
 
+# The GPU's code, on a GPU or on Mesa's software renderer; its tests say that they are skipped where there is neither. The tests
+# themselves need no optimisation: their time is that of the build.
+step cargo test, GPU
+cargo test -p awq-core --features wgpu --test gpu --config 'profile.dev.package.awq-core.opt-level=0'
+
 if command -v python3 >/dev/null && command -v zstd >/dev/null; then
     step "kills and torn files, the short form of results/faults.md"
     scripts/check-faults.py kills --kills 35
@@ -47,11 +52,6 @@ if command -v python3 >/dev/null && command -v zstd >/dev/null; then
 else
     step "python3 or zstd is not installed: kills are skipped"
 fi
-
-# The GPU's code, on a GPU or on Mesa's software renderer; its tests say that they are skipped where there is neither. The tests
-# themselves need no optimisation: their time is that of the build.
-step cargo test, GPU
-cargo test -p awq-core --features wgpu --test gpu --config 'profile.dev.package.awq-core.opt-level=0'
 
 step cargo doc
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
