@@ -53,6 +53,14 @@ fi
 step cargo test, GPU
 cargo test -p awq-core --features wgpu --test gpu --config 'profile.dev.package.awq-core.opt-level=0'
 
+if command -v python3 >/dev/null && command -v zstd >/dev/null; then
+    step "kills and torn files, the short form of results/faults.md"
+    scripts/check-faults.py kills --kills 35
+    scripts/check-faults.py faults --only torn --steps 10
+else
+    step "python3 or zstd is not installed: kills are skipped"
+fi
+
 step cargo doc
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 

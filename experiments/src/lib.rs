@@ -35,4 +35,5 @@ pub mod session;
 pub mod speed;
 pub mod stats;
 pub mod tasks;
+mod unfinished;
 pub mod verify;

@@ -6,7 +6,8 @@
 mod companions;
 mod tensor_file;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
@@ -132,7 +133,7 @@ fn write_tensors(
             }
         }
     }
-    file.finish(&partial).with_context(|| format!("{}: cannot write", partial.display()))?;
+    file.finish(&partial).with_context(|| cannot_write(&partial))?;
     write_json(folder, HEADER_FILE, &header)?;
     fs::rename(&partial, folder.join(WEIGHTS)).with_context(|| format!("{}: cannot rename", partial.display()))
 }
@@ -141,9 +142,16 @@ fn write_json(folder: &Path, name: &str, value: &impl Serialize) -> anyhow::Resu
     write_text(folder, name, &(serde_json::to_string_pretty(value)? + "\n"))
 }
 
+/// What to say of a file of a model that cannot be written.
+pub(crate) fn cannot_write(file: &Path) -> String {
+    format!("{}: cannot write (is the disk full?); free space, or choose another place", file.display())
+}
+
 pub(crate) fn write_text(folder: &Path, name: &str, text: &str) -> anyhow::Result<()> {
     let file = folder.join(name);
-    fs::write(&file, text).with_context(|| format!("{}: cannot write", file.display()))
+    let written =
+        File::create(&file).and_then(|mut made| made.write_all(text.as_bytes()).and_then(|()| made.sync_all()));
+    written.with_context(|| cannot_write(&file))
 }
 
 /// Adds the tensors of a quantized linear.

@@ -9,7 +9,7 @@ use awq_core::open::check_config;
 use serde::Deserialize;
 
 use super::hashing::{Hashes, sha256_of};
-use super::{LocatedModel, Partial};
+use super::{LocatedModel, Partial, cannot_write};
 use crate::config::names::is_inside;
 
 /// What says which kind of model it is.
@@ -181,7 +181,7 @@ pub(crate) fn materialise(files: &[(&str, &[u8])], cache: &Path) -> anyhow::Resu
         let partial = Partial::new(cache)?;
         for (name, bytes) in files {
             let file = partial.path().join(name);
-            std::fs::write(&file, bytes).with_context(|| format!("{}: cannot write", file.display()))?;
+            std::fs::write(&file, bytes).with_context(|| cannot_write(&file))?;
         }
         partial.finish(&path, is_intact)?;
     }

@@ -11,6 +11,7 @@ use anyhow::{Context, ensure};
 use sha2::{Digest, Sha256};
 
 use super::progress::Progress;
+use crate::files;
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 20;
@@ -147,9 +148,8 @@ fn kept_hash(file: &Path) -> Option<String> {
 fn keep(file: &Path, hash: &str) {
     let folder = file.parent().unwrap_or(file);
     let written = std::fs::create_dir_all(folder).and_then(|()| {
-        let mut whole = tempfile::NamedTempFile::new_in(folder)?;
-        std::io::Write::write_all(&mut whole, hash.as_bytes())?;
-        whole.persist(file).map_err(|error| error.error)
+        files::sweep(folder);
+        files::write_durably(file, hash.as_bytes())
     });
     let _ = written;
 }

@@ -16,7 +16,6 @@ mod settings;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 
@@ -29,9 +28,8 @@ use self::registry::Clients;
 use self::search::AssetFolders;
 pub use self::settings::AssetSettings;
 use crate::config::sources::{HubModel, ModelSource, ModelSpec, RegistryClient, RegistryFile, RegistryParts};
-
-/// Half-made downloads older than this belong to no running program.
-const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
+use crate::files::folder_of;
+use crate::unfinished::{self, Unfinished};
 
 /// A model's files on this machine, verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -263,9 +261,13 @@ impl AssetStore {
     }
 }
 
+/// How folders begin that are being filled inside the cache.
+const PARTIAL: &str = "part-";
+
 /// A folder being filled inside the cache. Removed when dropped, unless it is finished.
+#[derive(Debug)]
 pub(crate) struct Partial {
-    folder: tempfile::TempDir,
+    folder: Unfinished,
 }
 
 impl Partial {
@@ -273,17 +275,9 @@ impl Partial {
     pub(crate) fn new(cache: &Path) -> anyhow::Result<Self> {
         let parent = cache.join("partial");
         std::fs::create_dir_all(&parent).with_context(|| cannot_write(&parent))?;
-        for entry in parent.read_dir().with_context(|| cannot_write(&parent))?.flatten() {
-            let age = entry.metadata().and_then(|metadata| metadata.modified()).ok();
-            if age
-                .and_then(|modified| SystemTime::now().duration_since(modified).ok())
-                .is_some_and(|age| age > ABANDONED)
-            {
-                // Another run may sweep at the same time; what remains is swept the next time.
-                let _ = std::fs::remove_dir_all(entry.path());
-            }
-        }
-        let folder = tempfile::tempdir_in(&parent).with_context(|| cannot_write(&parent))?;
+        // What cannot be removed now may be the next time.
+        let _ = unfinished::sweep(&parent, "");
+        let folder = Unfinished::new_in(&parent, PARTIAL).with_context(|| cannot_write(&parent))?;
         Ok(Self { folder })
     }
 
@@ -295,28 +289,24 @@ impl Partial {
     /// Makes the filled folder appear at `target` in one step. A folder that is there already stays if it is right, as another
     /// process that was first may be reading it.
     pub(crate) fn finish(self, target: &Path, is_right: impl Fn(&Path) -> bool) -> anyhow::Result<()> {
-        let placed = || -> std::io::Result<bool> {
+        let placed = || -> std::io::Result<()> {
             std::fs::create_dir_all(target.parent().unwrap_or(target))?;
-            let Err(error) = std::fs::rename(self.folder.path(), target) else { return Ok(true) };
+            let Err(error) = self.folder.rename(target) else { return Ok(()) };
             if !target.exists() {
                 return Err(error);
             }
             if is_right(target) {
-                return Ok(false);
+                return Ok(());
             }
-            let aside = tempfile::tempdir_in(self.folder.path().parent().unwrap_or(target))?;
+            let aside = Unfinished::new_in(folder_of(self.folder.path()), PARTIAL)?;
             std::fs::rename(target, aside.path().join("wrong"))?;
-            match std::fs::rename(self.folder.path(), target) {
+            match self.folder.rename(target) {
                 // Another process was quicker to replace it.
-                Err(_) if is_right(target) => Ok(false),
-                renamed => renamed.map(|()| true),
+                Err(_) if is_right(target) => Ok(()),
+                renamed => renamed,
             }
         };
-        if placed().with_context(|| cannot_write(target))? {
-            // Nothing is left at the old path; forgetting it keeps the drop from looking there.
-            let _ = self.folder.keep();
-        }
-        Ok(())
+        placed().with_context(|| cannot_write(target))
     }
 }
 

@@ -120,13 +120,15 @@ fn errors_name_the_model() {
 }
 
 #[test]
-fn abandoned_downloads_are_swept_and_fresh_ones_are_not() {
+fn abandoned_downloads_are_swept_and_living_ones_are_not() {
     let cache = tempfile::tempdir().unwrap();
     let fresh = Partial::new(cache.path()).unwrap();
     let old = cache.path().join("partial/old");
     std::fs::create_dir(&old).unwrap();
-    let two_days_ago = SystemTime::now() - 2 * ABANDONED;
-    std::fs::File::open(&old).unwrap().set_modified(two_days_ago).unwrap();
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1);
+    for path in [&old, fresh.path()] {
+        std::fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
+    }
     drop(Partial::new(cache.path()).unwrap());
     assert!(fresh.path().exists());
     assert!(!old.exists());

@@ -41,15 +41,16 @@ impl Codes {
             is_damaged: false,
             store,
         };
-        codes.read(&id);
+        codes.read(&id)?;
         // Those that were not used for longest are dropped first.
         let _ = File::open(codes.folder_of(0).join(LOG_FILE)).and_then(|file| file.set_modified(SystemTime::now()));
         Ok(codes)
     }
 
     /// Reads the parts that are as they were written, wherever they lie. A damaged one is removed, with the blocks behind it. What is
-    /// not there yet stays alone: another run that answers the same question may be storing it.
-    fn read(&mut self, id: &str) {
+    /// not there yet stays alone: another run that answers the same question may be storing it. So does what cannot be read now, by a
+    /// process that has too many files open, say: it may be as it was written.
+    fn read(&mut self, id: &str) -> anyhow::Result<()> {
         let elsewhere = self.store.read_only().map(|codes| codes.join(id));
         for block_idx in 0..self.n_blocks_of_model() {
             let name = block::name_of(block_idx);
@@ -65,6 +66,7 @@ impl Codes {
                     self.is_damaged = true;
                     break;
                 }
+                Found::Unreadable(error) => return Err(error),
             }
         }
         match self.part(HEAD, elsewhere.as_deref()) {
@@ -74,22 +76,31 @@ impl Codes {
                 remove(&self.folder_of_head());
                 self.is_damaged = true;
             }
+            Found::Unreadable(error) => return Err(error),
         }
         // A file or a link to nowhere in place of the folder.
         if is_there(&self.folder) && !self.folder.is_dir() {
             let _ = fs::remove_file(&self.folder);
         }
+        Ok(())
     }
 
     fn part(&self, name: &str, elsewhere: Option<&Path>) -> Found {
         let own = self.folder.join(name);
         // Before it is read: what appears meanwhile is no damage.
         let was_there = is_there(&own);
-        let places = [Some(own), elsewhere.map(|folder| folder.join(name))];
-        match places.iter().flatten().find_map(|place| StoredPart::read(place, &self.question).ok()) {
-            Some(part) => Found::Whole(part),
-            None if was_there => Found::Damaged,
-            None => Found::Nothing,
+        let error = match StoredPart::read(&own, &self.question) {
+            Ok(part) => return Found::Whole(part),
+            Err(error) => error,
+        };
+        match elsewhere.map(|folder| StoredPart::read(&folder.join(name), &self.question)) {
+            Some(Ok(part)) => Found::Whole(part),
+            _ if !was_there => Found::Nothing,
+            _ if is_damage(&error) => Found::Damaged,
+            _ => Found::Unreadable(error.context(format!(
+                "{}: stored codes cannot be read; run again, or remove them if this stays so",
+                own.display()
+            ))),
         }
     }
 
@@ -209,7 +220,16 @@ impl Codes {
 enum Found {
     Whole(StoredPart),
     Damaged,
+    Unreadable(anyhow::Error),
     Nothing,
+}
+
+/// Whether it is what lies there that is wrong, and not what keeps it from being read.
+fn is_damage(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
+    let of_content = [NotFound, NotADirectory, IsADirectory, InvalidData, UnexpectedEof];
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    causes.all(|cause| of_content.contains(&cause.kind()))
 }
 
 /// Whether a folder, a file or a link has this name.

@@ -17,13 +17,13 @@ use std::time::SystemTime;
 use anyhow::ensure;
 use awq_core::load::Checkpoint;
 use awq_core::model::wiring::Wiring;
-use tempfile::TempDir;
 
 pub use self::answer::Codes;
 use self::block::LOG_FILE;
 pub use self::id::{QuantizationId, Question, hash_of_sequences};
 use crate::assets::Partial;
 use crate::progress::Progress;
+use crate::unfinished::{self, Unfinished};
 
 /// Bytes of all stored codes together, unless [`LIMIT_VARIABLE`] says otherwise.
 const DEFAULT_LIMIT: u64 = 10 << 30;
@@ -43,7 +43,31 @@ enum Place {
     /// The asset cache.
     Cache(PathBuf),
     /// Removed with the program's last use of it. What lies in the asset cache is read where that cannot be written.
-    Scratch { folder: TempDir, read_only: Option<PathBuf> },
+    Scratch { folder: Scratch, read_only: Option<PathBuf> },
+}
+
+/// A folder that goes with its process, or is swept by the next.
+#[derive(Debug)]
+enum Scratch {
+    InCache(Partial),
+    Elsewhere(Unfinished),
+}
+
+impl Scratch {
+    fn among_temporary_files() -> std::io::Result<Self> {
+        const PREFIX: &str = "awq-codes-";
+        let parent = std::env::temp_dir();
+        // What others left there is theirs to remove.
+        let _ = unfinished::sweep(&parent, PREFIX);
+        Unfinished::new_in(&parent, PREFIX).map(Self::Elsewhere)
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::InCache(partial) => partial.path(),
+            Self::Elsewhere(folder) => folder.path(),
+        }
+    }
 }
 
 /// A model whose codes are stored.
@@ -97,8 +121,8 @@ impl CodeStore {
     }
 
     fn in_scratch(cache: &Path, read_only: Option<PathBuf>) -> anyhow::Result<Self> {
-        let in_cache = fs::create_dir_all(cache).and_then(|()| tempfile::tempdir_in(cache));
-        let folder = in_cache.or_else(|_| tempfile::tempdir()).map_err(|error| {
+        let in_cache = Partial::new(cache).map(Scratch::InCache);
+        let folder = in_cache.or_else(|_| Scratch::among_temporary_files()).map_err(|error| {
             anyhow::anyhow!(
                 "no folder for temporary files ({error}); set AWQ_CACHE or TMPDIR to one that can be written"
             )

@@ -287,6 +287,29 @@ fn blocks_that_are_missing_at_the_end_are_left_to_others() {
     assert!([&first, &second].iter().all(|codes| codes.sha256().unwrap() == model.codes_sha256()));
 }
 
+/// By a process that has too many files open, say: what lies there may be as it was written.
+#[cfg(unix)]
+#[test]
+fn blocks_that_cannot_be_read_now_are_kept() {
+    let (files, rule, cache) = (files(), GridRule::from(grid()), tempfile::tempdir().unwrap());
+    let store = CodeStore::new(cache.path(), 1 << 30);
+    let made = llama();
+    let (method, model) = &made.models[0];
+    let question = question(&files, method, &rule);
+    keep(&store, &question, &made, model);
+    let block = block::folder_in(&store.folder().join(question.id().unwrap().0), 1);
+    // A link to itself is neither there nor missing, for every user.
+    let seal = block.join("sha256");
+    fs::rename(&seal, block.join("aside")).unwrap();
+    std::os::unix::fs::symlink("sha256", &seal).unwrap();
+    let error = format!("{:#}", store.open(&question, made.base.clone()).err().unwrap());
+    let expected =
+        format!("{}: stored codes cannot be read; run again, or remove them if this stays so: ", block.display());
+    assert!(error.starts_with(&expected), "{error}");
+    fs::rename(block.join("aside"), &seal).unwrap();
+    assert!(store.open(&question, made.base.clone()).unwrap().is_whole());
+}
+
 /// Another user's cache, or one on a medium that cannot be written.
 #[test]
 fn codes_that_can_only_be_read_are_read() {
@@ -375,7 +398,7 @@ fn a_scratch_store_goes_with_its_last_copy() {
     drop(store);
     assert!(folder.exists() && codes.sha256().unwrap() == model.codes_sha256());
     drop(codes);
-    assert!(!folder.exists() && fs::read_dir(cache.path()).unwrap().next().is_none());
+    assert!(!folder.exists() && fs::read_dir(cache.path().join("partial")).unwrap().next().is_none());
     // A cache in which nothing can be written.
     fs::write(cache.path().join("file"), "").unwrap();
     let elsewhere = CodeStore::scratch(&cache.path().join("file")).unwrap();

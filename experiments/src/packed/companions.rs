@@ -1,6 +1,6 @@
 //! Files beside the weights of a model folder that say how it is used; a quantized model keeps them as they are.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 
 use anyhow::Context;
@@ -54,7 +54,14 @@ pub(super) fn copy(tokenizer_file: &Path, to: &Path) -> anyhow::Result<()> {
 
 fn copy_file(from: &Path, to: &Path) -> anyhow::Result<()> {
     if from.is_file() {
-        fs::copy(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+        let copied = fs::copy(from, to).and_then(|_| File::open(to)?.sync_all());
+        copied.with_context(|| {
+            format!(
+                "cannot copy {} to {} (is the disk full?); free space, or choose another place",
+                from.display(),
+                to.display()
+            )
+        })?;
     }
     Ok(())
 }

@@ -47,7 +47,9 @@ impl TensorFile {
         shape: &[usize],
         bytes: &[u8],
     ) -> anyhow::Result<()> {
-        self.data.write_all(bytes).with_context(|| format!("tensor {name}: cannot write; is the disk full?"))?;
+        self.data.write_all(bytes).with_context(|| {
+            format!("tensor {name}: cannot write (is the disk full?); free space, or choose another place")
+        })?;
         let start = self.n_bytes;
         self.n_bytes += bytes.len();
         self.entries.insert(name, Entry { dtype, shape: shape.to_vec(), data_offsets: (start, self.n_bytes) });

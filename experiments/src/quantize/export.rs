@@ -170,7 +170,7 @@ pub fn write(
     for name in packed::tensors_of(opened, &wiring, checkpoint) {
         add(&mut file, &name, checkpoint, format)?;
     }
-    file.finish(&partial).with_context(|| format!("{}: cannot write", partial.display()))?;
+    file.finish(&partial).with_context(|| packed::cannot_write(&partial))?;
     fs::rename(&partial, folder.join(WEIGHTS)).with_context(|| format!("{}: cannot rename", partial.display()))
 }
 

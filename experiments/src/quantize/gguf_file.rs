@@ -13,6 +13,7 @@ use awq_core::open::open_model;
 use half::{bf16, f16};
 
 use super::Quantized;
+use crate::packed::cannot_write;
 
 /// Writes the tensors of `checkpoint` as `outline` has them into a new file.
 ///
@@ -83,10 +84,6 @@ impl<'a> GgufFile<'a> {
         let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(problem)?;
         file.sync_all().with_context(problem)
     }
-}
-
-fn cannot_write(path: &Path) -> String {
-    format!("{}: cannot write; is the disk full?", path.display())
 }
 
 /// The smallest type that holds everything that lies in a tensor.

@@ -1,27 +1,25 @@
 //! Where a quantized model goes, a folder or a file: checked before any work, filled under another name, and named at the end.
 //!
-//! A run that fails removes what it began. One that is killed leaves a hidden folder, which the next run to the same place
-//! removes: a lock that the system releases with the process tells it from the folder of a run that goes on.
+//! A run that fails removes what it began. One that is killed leaves a hidden folder, which the next run to the same place removes
+//! ([`crate::unfinished`]).
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use awq_core::formats::Container;
 
+use crate::files::{folder_of, sync_folder};
+use crate::unfinished::{self, Unfinished};
+
 /// How a file is named that holds a whole model.
 const GGUF: &str = "gguf";
-
-/// File of a folder in the making that its run holds locked.
-const LOCK: &str = ".lock";
 
 /// A folder in the making, beside the place that it will have.
 #[derive(Debug)]
 pub struct Place {
     out: PathBuf,
-    partial: PathBuf,
-    /// Locked while this run goes on.
-    lock: Option<File>,
+    partial: Unfinished,
 }
 
 /// Checks `--out` alone, before a model is opened.
@@ -31,6 +29,10 @@ pub struct Place {
 /// name of another kind of file.
 pub fn check(out: &Path, model: &Path, container: Container) -> anyhow::Result<()> {
     let place = out.display();
+    if let Some(prefix) = prefix(out) {
+        // Also where a run was killed behind its end. What hinders it is said where the place is claimed.
+        let _ = unfinished::sweep(folder_of(out), &prefix);
+    }
     if let Ok(target) = fs::read_link(out) {
         ensure!(out.exists(), "{place}: a link to {}, which is not there; choose another with --out", target.display());
     }
@@ -65,14 +67,12 @@ impl Place {
     /// A place that cannot be written, that another run is writing to, or that is too small.
     pub fn claim(out: &Path, needed_bytes: u64) -> anyhow::Result<Self> {
         let problem = || cannot_create(out);
-        let name = out.file_name().with_context(problem)?.to_string_lossy().into_owned();
-        let parent = match out.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
+        let parent = folder_of(out);
         fs::create_dir_all(parent).with_context(problem)?;
-        let prefix = format!(".{name}.partial-");
-        sweep(parent, &prefix, out)?;
+        let prefix = prefix(out).with_context(problem)?;
+        if !unfinished::sweep(parent, &prefix).with_context(problem)?.is_empty() {
+            bail!("{}: another run is writing to it; wait for its end or choose another with --out", out.display());
+        }
         let free_bytes = fs4::available_space(parent).with_context(problem)?;
         ensure!(
             free_bytes >= needed_bytes,
@@ -82,24 +82,18 @@ impl Place {
             parent.display(),
             gigabytes(free_bytes)
         );
-        let partial = parent.join(format!("{prefix}{}", std::process::id()));
-        fs::create_dir(&partial).with_context(problem)?;
-        let mut place = Self { out: out.to_owned(), partial, lock: None };
-        let lock = File::create(place.partial.join(LOCK)).with_context(problem)?;
-        // File systems without locks are not refused.
-        let _ = lock.try_lock();
-        place.lock = Some(lock);
-        Ok(place)
+        let partial = Unfinished::new_in(parent, &prefix).with_context(problem)?;
+        Ok(Self { out: out.to_owned(), partial })
     }
 
     /// The folder to fill.
     pub fn folder(&self) -> &Path {
-        &self.partial
+        self.partial.path()
     }
 
     /// The file to fill, of a model in one file.
     pub fn file(&self) -> PathBuf {
-        self.partial.join("model").with_extension(GGUF)
+        self.partial.path().join("model").with_extension(GGUF)
     }
 
     /// Gives the filled [`Self::file`] its name, and removes the folder.
@@ -109,52 +103,28 @@ impl Place {
     pub fn finish_file(self) -> anyhow::Result<()> {
         let out = self.out.display();
         ensure!(!self.out.exists(), "{out}: something has been put there meanwhile; choose another file with --out");
-        fs::rename(self.file(), &self.out).with_context(|| format!("{out}: cannot give it this name"))
+        fs::rename(self.file(), &self.out)
+            .and_then(|()| sync_folder(folder_of(&self.out)))
+            .with_context(|| format!("{out}: cannot give it this name"))
     }
 
     /// Gives the filled folder its name.
     ///
     /// # Errors
     /// A place that something was put into meanwhile.
-    pub fn finish(mut self) -> anyhow::Result<()> {
+    pub fn finish(self) -> anyhow::Result<()> {
         let problem = || format!("{}: cannot give it this name; choose another with --out", self.out.display());
-        fs::remove_file(self.partial.join(LOCK)).with_context(problem)?;
         if self.out.exists() {
             // An empty folder, as it was at the start; one that is not empty is kept.
             fs::remove_dir(&self.out).with_context(problem)?;
         }
-        fs::rename(&self.partial, &self.out).with_context(problem)?;
-        self.lock = None;
-        self.partial = PathBuf::new();
-        Ok(())
+        self.partial.rename(&self.out).with_context(problem)
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        if self.partial != Path::new("") {
-            // What cannot be removed now is swept by the next run.
-            let _ = fs::remove_dir_all(&self.partial);
-        }
-    }
-}
-
-/// Removes what killed runs to the same place left.
-fn sweep(parent: &Path, prefix: &str, out: &Path) -> anyhow::Result<()> {
-    for entry in fs::read_dir(parent).with_context(|| cannot_create(out))?.flatten() {
-        if !entry.file_name().to_string_lossy().starts_with(prefix) {
-            continue;
-        }
-        let folder = entry.path();
-        if let Ok(lock) = File::open(folder.join(LOCK))
-            && let Err(TryLockError::WouldBlock) = lock.try_lock()
-        {
-            bail!("{}: another run is writing to it; wait for its end or choose another with --out", out.display());
-        }
-        let place = || format!("{}: left by a run that was killed, and cannot be removed; remove it", folder.display());
-        fs::remove_dir_all(&folder).with_context(place)?;
-    }
-    Ok(())
+/// How the folder is called that becomes `out`.
+fn prefix(out: &Path) -> Option<String> {
+    Some(format!(".{}.partial-", out.file_name()?.to_string_lossy()))
 }
 
 fn gigabytes(bytes: u64) -> String {
@@ -216,7 +186,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out");
         fs::create_dir(folder.path().join(".out.partial-1")).unwrap();
-        fs::write(folder.path().join(".out.partial-1").join(LOCK), "").unwrap();
+        fs::write(folder.path().join(".out.partial-1.lock"), "").unwrap();
         fs::create_dir(folder.path().join(".other.partial-1")).unwrap();
         let living = Place::claim(&out, 1).unwrap();
         assert!(!folder.path().join(".out.partial-1").exists());

@@ -26,7 +26,9 @@ use crate::codes::CodeStore;
 use crate::config::CalibrationSpec;
 use crate::data::Texts;
 use crate::device::{DeviceJob, run_on};
+use crate::files;
 use crate::guard::guarded;
+use crate::packed;
 use crate::progress::{Bar, Progress};
 use crate::session::{Machine, Model, Session};
 
@@ -85,9 +87,10 @@ pub fn write(
     let Some(imatrix) = imatrix else { return Ok(()) };
     let (n_chunks, chunk_size) = made.chunks;
     let tensors = importance(model, outline, &made.seen);
-    let problem = || format!("{}: cannot write", imatrix.display());
-    let folder = imatrix.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
-    let mut partial = tempfile::NamedTempFile::new_in(folder).with_context(problem)?;
+    let problem = || packed::cannot_write(imatrix);
+    let folder = files::folder_of(imatrix);
+    files::sweep(folder);
+    let mut partial = files::temporary_in(folder, ".tmp").with_context(problem)?;
     partial.write_all(&imatrix_file(&tensors, &made.text, n_chunks, chunk_size)).with_context(problem)?;
     partial.as_file().sync_all().with_context(problem)?;
     partial.persist(imatrix).with_context(problem)?;

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::blocks::{self, BlockFile, BlockLogs};
 use super::hold::Hold;
 use super::{Quantization, SCHEMA_VERSION};
-use crate::files::{folder_of, sync_folder, temporary_in};
+use crate::files::{self, folder_of, sync_folder, temporary_in};
 
 /// A kind of record, with a file of its own.
 pub trait Line: DeserializeOwned {
@@ -81,6 +81,7 @@ impl<R: Line> RecordFile<R> {
         if is_new {
             sync_folder(folder).with_context(|| format!("{}: cannot write the folder", folder.display()))?;
         }
+        files::sweep(folder);
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).with_context(|| format!("{}: cannot read", path.display()))?;
         let whole = whole_lines(&bytes);
@@ -283,11 +284,13 @@ fn without_lines(
 /// Replaces the file as a whole, and opens it for appending, locked before it gets its name.
 fn rewritten(path: &Path, content: &[u8], hold: &Hold) -> std::io::Result<File> {
     let folder = folder_of(path);
-    let mut temporary = temporary_in(folder, ".records-", ".tmp")?;
+    let mut temporary = temporary_in(folder, ".tmp")?;
     temporary.write_all(content)?;
     temporary.as_file().sync_all()?;
     let file = OpenOptions::new().read(true).append(true).open(temporary.path())?;
     if matches!(hold, Hold::System) {
+        // Its own lock is handed over, under the hold on the file that it replaces.
+        temporary.as_file().unlock()?;
         file.lock()?;
     }
     temporary.persist(path).map_err(|error| error.error)?;

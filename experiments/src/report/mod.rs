@@ -55,7 +55,7 @@ use self::row::Row;
 use self::standing::Standings;
 use self::tables::{Document, Table};
 use crate::config::{FigureSpec, ReferenceValue};
-use crate::files::{folder_of, temporary_in};
+use crate::files::{self, folder_of, temporary_in};
 use crate::plan::{Cell, Plan};
 use crate::record::{RESOLVED_CONFIG, Record};
 use crate::speed;
@@ -92,6 +92,7 @@ pub fn write_report<C>(
     records: &[Record<C>],
     speed: &[SpeedLine],
 ) -> anyhow::Result<ReportFiles> {
+    files::sweep(folder);
     let asked = asked(plan, records);
     let newest = frame::newest(&asked);
     let draws::Rows { cells, shown: rows, records: means } = draws::rows(&newest, &plan.references, &plan.baseline)?;
@@ -329,7 +330,7 @@ fn write_whole(path: &Path, content: &[u8]) -> anyhow::Result<()> {
 /// A temporary file in the folder of `path`: a rename is whole only within one file system.
 fn temporary_beside(path: &Path, suffix: &str) -> anyhow::Result<NamedTempFile> {
     let folder = folder_of(path);
-    temporary_in(folder, ".report-", suffix).with_context(|| {
+    temporary_in(folder, suffix).with_context(|| {
         format!("{}: cannot write into this folder; choose a writable one with --out", folder.display())
     })
 }

@@ -420,7 +420,7 @@ fn the_same_records_give_the_same_files() {
     assert_eq!(n_files, TABLE_FORMATS.len() + 3 + 6);
     let left_over = std::fs::read_dir(first.path())
         .unwrap()
-        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(".report-"));
+        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(".awq-partial-"));
     assert_eq!(left_over.count(), 0);
 }
 

@@ -46,6 +46,34 @@ fn killed_in_the_middle_of_a_cell() {
     assert_eq!(workshop.records("killed").len(), N_CELLS);
 }
 
+/// Files and folders in the making have names of their own, and a lock that goes with the process.
+#[cfg(unix)]
+#[test]
+fn what_a_kill_left_is_removed_by_the_next_run() {
+    let workshop = Workshop::new();
+    let kept = |mut command: std::process::Command| Ran::of(command.env("AWQ_CODES_GIB", "1").output().unwrap());
+    let ran = kept(workshop.command(&["experiment.toml", "--out", "out"]));
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let names = || {
+        let mut names: Vec<_> = ["", "out", "out/figures", "cache", "cache/partial"]
+            .into_iter()
+            .flat_map(|folder| std::fs::read_dir(workshop.path(folder)).unwrap())
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    for left in ["out/.awq-partial-1.tmp", "out/figures/.awq-partial-1.png", "cache/partial/part-1.lock"] {
+        workshop.write(left, "");
+    }
+    std::fs::create_dir(workshop.path("cache/partial/part-1")).unwrap();
+    workshop.write("cache/partial/part-1/model.safetensors", "");
+    let ran = kept(workshop.command(&["experiment.toml", "--out", "out"]));
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(names(), before);
+}
+
 #[test]
 fn torn_last_line() {
     let workshop = Workshop::new();

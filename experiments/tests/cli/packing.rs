@@ -93,6 +93,25 @@ fn a_place_that_cannot_be_used_is_found_first() {
     assert!(left(&workshop).is_empty());
 }
 
+#[cfg(unix)]
+#[test]
+fn a_full_disk_is_said_to_be_one_and_leaves_nothing() {
+    let workshop = Workshop::new();
+    // Codes are stored by the first run: the second one fails where it writes the folder.
+    let asked = ["quantize", "model", "--method", "rtn", "--bits", "8", "--out", "packed"];
+    let with_codes = |mut command: std::process::Command| Ran::of(command.env("AWQ_CODES_GIB", "1").output().unwrap());
+    assert_eq!(with_codes(workshop.command(&asked)).code, Some(0));
+    fs::remove_dir_all(workshop.path("packed")).unwrap();
+    for (kib, of) in [(0, "config.json"), (16, "tensor ")] {
+        let ran = with_codes(workshop.command_after(&format!("trap '' XFSZ; ulimit -f {kib}"), &asked));
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        let remedy = ": cannot write (is the disk full?); free space, or choose another place: ";
+        let error = ran.stderr.lines().last().unwrap();
+        assert!(error.contains(of) && error.contains(remedy), "{error}");
+        assert!(left(&workshop).is_empty(), "{:?}", left(&workshop));
+    }
+}
+
 #[test]
 fn a_killed_run_does_not_stop_the_next() {
     let workshop = Workshop::new();

@@ -181,7 +181,10 @@ impl Client {
                 }
             };
             let Some(&pause) = self.pauses.get(n_failed) else {
-                return Err(error.context(format!("{place}: gave up after {} attempts", n_failed + 1)));
+                return Err(error.context(format!(
+                    "{place}: gave up after {} attempts; run again to go on where it stopped",
+                    n_failed + 1
+                )));
             };
             let pause = pause.max(after.unwrap_or_default());
             if pause > LONGEST_PAUSE {

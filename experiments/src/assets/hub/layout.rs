@@ -7,6 +7,11 @@ use std::path::{Path, PathBuf};
 use hf_hub::{Cache, Repo, RepoType};
 
 use crate::config::names::is_inside;
+use crate::files::{self, folder_of};
+use crate::unfinished::{self, Unfinished};
+
+/// How folders begin in which a link is made.
+const LINK: &str = ".awq-link-";
 
 /// A revision of a repository.
 #[derive(Clone, Debug)]
@@ -137,6 +142,18 @@ impl<'a> CachedRepo<'a> {
         self.snapshot().map(|folder| folder.join(name)).filter(|path| path.is_file())
     }
 
+    /// Makes the revision stand for a commit. One that does already is left alone: a full disk would cost it.
+    fn create_ref(&self, commit: &str) -> std::io::Result<()> {
+        let path = self.folder().join("refs").join(self.repo.revision());
+        if std::fs::read_to_string(&path).is_ok_and(|known| known.trim() == commit) {
+            return Ok(());
+        }
+        let folder = folder_of(&path);
+        std::fs::create_dir_all(folder)?;
+        files::sweep(folder);
+        files::write_durably(&path, commit.as_bytes())
+    }
+
     /// Makes the file `name` of `commit` stand for the content called `etag`, and the revision for the commit.
     ///
     /// # Errors
@@ -144,17 +161,18 @@ impl<'a> CachedRepo<'a> {
     pub(super) fn link(&self, commit: &str, name: &str, etag: &str) -> std::io::Result<PathBuf> {
         let cached = self.cache.repo(self.repo.repo.clone());
         if self.repo.revision() != commit {
-            cached.create_ref(commit)?;
+            self.create_ref(commit)?;
         }
         let (snapshot, blob) = (cached.pointer_path(commit), self.blob(etag));
         let link = snapshot.join(name);
         if stands_for(&link, &blob) {
             return Ok(link);
         }
-        let folder = link.parent().unwrap_or(&snapshot);
-        std::fs::create_dir_all(folder)?;
-        // Made under another name first: another process may be reading the old one.
-        let made = tempfile::tempdir_in(folder)?;
+        std::fs::create_dir_all(folder_of(&link))?;
+        // Made under another name first: another process may be reading the old one. Not in the snapshot, where a kill would leave
+        // what programs that share the cache take for files of the model.
+        let _ = unfinished::sweep(&self.folder(), LINK);
+        let made = Unfinished::new_in(&self.folder(), LINK)?;
         let new = made.path().join("link");
         // From the file up to `snapshots`, so that the whole cache can be moved.
         let up = "../".repeat(1 + name.split('/').count());

@@ -124,7 +124,8 @@ fn a_run_that_gave_up_is_resumed_by_the_next() {
     let server = Server::start(Play { cuts: [LLAMA.len(), 8, 10, 10, 10, 10].into(), ..small_model() });
     let cache = tempfile::tempdir().unwrap();
     let error = model(&server.hub(cache.path(), false), &spec(), cache.path()).unwrap_err();
-    let expected = format!("owner/name/{WEIGHTS} at {COMMIT}: gave up after 4 attempts: ");
+    let expected =
+        format!("owner/name/{WEIGHTS} at {COMMIT}: gave up after 4 attempts; run again to go on where it stopped: ");
     assert!(error.starts_with(&expected), "{error}");
     assert!(error.contains("the connection was cut: got 40 bytes, expected 400000"), "{error}");
     server.transfers();
@@ -175,7 +176,7 @@ fn content_that_the_hub_did_not_announce_is_never_used() {
     let server = Server::start(Play { announced, ..small_model() });
     let cache = tempfile::tempdir().unwrap();
     let error = model(&server.hub(cache.path(), false), &spec(), cache.path()).unwrap_err();
-    assert!(error.contains("gave up after 4 attempts: "), "{error}");
+    assert!(error.contains("gave up after 4 attempts; run again to go on where it stopped: "), "{error}");
     assert!(error.contains(&format!("but the hub announced {}", sha256_of(b"other"))), "{error}");
     let whole = blobs(cache.path()).into_iter().filter(|path| path.extension().is_none()).count();
     assert_eq!(whole, 2);
@@ -239,7 +240,7 @@ fn refusals_say_what_to_do() {
     };
     let refusing = |status, headers| Play { refusal: Some(Fault::Status(status, headers)), ..small_model() };
     check_refused(refusing(404, &[]), false, "does not have it; check repository, revision and file name (status 404");
-    check_refused(refusing(500, &[]), false, "gave up after 4 attempts: ");
+    check_refused(refusing(500, &[]), false, "gave up after 4 attempts; run again to go on where it stopped: ");
     check_refused(without("tokenizer.json"), false, "the repository has no tokenizer.json");
     check_refused(without(WEIGHTS), false, "the repository has no weights that are read");
     check_refused(small_model(), true, "HF_HUB_OFFLINE forbids the network; unset it");
@@ -290,7 +291,9 @@ fn a_server_that_stays_silent_is_given_up() {
     let cache = tempfile::tempdir().unwrap();
     let begun = Instant::now();
     let error = model(&server.hub(cache.path(), false), &spec(), cache.path()).unwrap_err();
-    assert!(error.contains("gave up after 4 attempts: cannot get it from 127.0.0.1; check the network"), "{error}");
+    let gave_up =
+        "gave up after 4 attempts; run again to go on where it stopped: cannot get it from 127.0.0.1; check the";
+    assert!(error.contains(gave_up), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
 }
 

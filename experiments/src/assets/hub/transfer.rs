@@ -247,6 +247,7 @@ impl Part {
 
     /// Makes the whole content appear at `blob`, in place of what is there.
     fn place(self, blob: &Path) -> anyhow::Result<()> {
+        self.file.sync_all().with_context(|| cannot_write(blob))?;
         let placed = match self.own {
             Some(own) => own.persist(blob).map_err(|error| error.error),
             None => std::fs::rename(&self.path, blob),

@@ -36,7 +36,9 @@ pub(super) fn write(sheet: &Sheet, height: f64, path: &Path) -> anyhow::Result<(
     let small = averaged(&large, size);
     let mut file = BitMapBackend::new(path, size);
     let written = file.blit_bitmap((0, 0), size, &small).and_then(|()| file.present());
-    written.with_context(|| format!("{}: cannot write the figure; is the folder writable?", path.display()))
+    written.with_context(|| {
+        format!("{}: cannot write the figure (is the disk full?); choose a writable folder with --out", path.display())
+    })
 }
 
 /// Each pixel is the mean of the two by two that were drawn for it.

@@ -2,6 +2,37 @@
 
 use super::*;
 
+/// Programs that share the cache list what lies in a snapshot, and a full disk must not cost a revision that is known.
+#[cfg(unix)]
+#[test]
+fn a_killed_run_leaves_nothing_in_a_snapshot_and_a_known_revision_is_left_alone() {
+    use std::os::unix::fs::MetadataExt;
+    let server = Server::start(small_model());
+    let cache = tempfile::tempdir().unwrap();
+    let hub = server.hub(cache.path(), false);
+    let main = HubModel { revision: "main".into(), ..spec() };
+    model(&hub, &main, cache.path()).unwrap();
+    let repo = cache.path().join("models--owner--name");
+    let inode = || repo.join("refs/main").metadata().unwrap().ino();
+    let (before, link) = (inode(), repo.join("snapshots").join(COMMIT).join("config.json"));
+    // As a kill leaves it while a link is made.
+    std::fs::create_dir(repo.join(".awq-link-left")).unwrap();
+    std::fs::write(repo.join(".awq-link-left.lock"), "").unwrap();
+    std::fs::write(repo.join("refs/.awq-partial-left.tmp"), "").unwrap();
+    std::fs::remove_file(&link).unwrap();
+    model(&hub, &main, cache.path()).unwrap();
+    assert!(link.is_file());
+    assert_eq!(inode(), before, "the ref was written again");
+    std::fs::write(repo.join("refs/main"), "").unwrap();
+    std::fs::remove_file(&link).unwrap();
+    model(&hub, &main, cache.path()).unwrap();
+    assert_eq!(std::fs::read_to_string(repo.join("refs/main")).unwrap(), COMMIT);
+    let mut names: Vec<_> = repo.read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["blobs", "refs", "snapshots"]);
+    assert_eq!(repo.join("refs").read_dir().unwrap().count(), 1);
+}
+
 #[test]
 fn shards_are_taken_from_the_index() {
     let mut play = small_model();
