@@ -11,9 +11,9 @@ such command: its own functions round, pack and save, without its search. --page
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -76,20 +76,24 @@ def prepared(file: Path, programs: Path, work: Path) -> tuple[Path, Path]:
     return folder, half
 
 
+# A process begins with the peak of the one that it was forked from: this one is small.
+LAUNCHER = """
+import os, sys, time
+begin = time.monotonic()
+child = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ)
+_, status, used = os.wait4(child, 0)
+print(f"launched: {time.monotonic() - begin} {used.ru_maxrss / 1024} {status}", flush=True)
+"""
+
+
 def run(command: list[str], log: Path) -> tuple[float, float]:
     """Seconds, and MiB of the most memory that was resident."""
-    begin = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        os.execvp(command[0], command)
-    _, status, used = os.wait4(child, 0)
-    seconds = time.monotonic() - begin
-    if status != 0:
+    with log.open("w") as file:
+        subprocess.run([sys.executable, "-S", "-c", LAUNCHER, *command], stdout=file, stderr=subprocess.STDOUT, check=True)
+    seconds, memory, status = log.read_text().rsplit("launched: ", 1)[1].split()
+    if status != "0":
         sys.exit(f"{command} failed:\n{log.read_text()[-2000:]}")
-    return seconds, used.ru_maxrss / 1024
+    return float(seconds), float(memory)
 
 
 def size_of(out: Path) -> float:
