@@ -98,6 +98,11 @@ impl Format for Gptq {
         if !dynamic.is_empty() {
             settings["dynamic"] = Json::Object(dynamic);
         }
+        // transformers 5.24 knows no `dynamic`, and looks for codes of all linears but where this names them.
+        if plan.others.iter().any(|name| name != HEAD) {
+            let quantized: Vec<&String> = plan.linears.keys().filter(|name| *name != HEAD).collect();
+            settings["modules_in_block_to_quantize"] = json!([quantized]);
+        }
         settings
     }
 

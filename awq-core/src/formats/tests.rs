@@ -319,6 +319,9 @@ fn settings_name_what_is_quantized_otherwise_or_not_at_all() {
         (&gptq["bits"], &gptq["checkpoint_format"], &gptq["sym"]),
         (&4.into(), &"gptq_v2".into(), &false.into())
     );
+    assert_eq!(gptq["modules_in_block_to_quantize"], serde_json::json!([["m.0.k", "m.0.q", "m.0.v"]]));
+    let all = gptq::V2.settings(&plan(&[("m.0.k", w4, shape)], StoredParts::default()));
+    assert_eq!(all["modules_in_block_to_quantize"], Json::Null, "loaders know the linears of a model");
     let compressed = compressed::DENSE.settings(&mixed);
     assert_eq!(compressed["ignore"], serde_json::json!(["m.0.o", "lm_head"]));
     let group = &compressed["config_groups"]["group_1"];

@@ -102,7 +102,7 @@ fn a_full_disk_is_said_to_be_one_and_leaves_nothing() {
     let with_codes = |mut command: std::process::Command| Ran::of(command.env("AWQ_CODES_GIB", "1").output().unwrap());
     assert_eq!(with_codes(workshop.command(&asked)).code, Some(0));
     fs::remove_dir_all(workshop.path("packed")).unwrap();
-    for (kib, of) in [(0, "config.json"), (16, "tensor ")] {
+    for (kib, of) in [(0, "README.md"), (16, "tensor ")] {
         let ran = with_codes(workshop.command_after(&format!("trap '' XFSZ; ulimit -f {kib}"), &asked));
         assert_eq!(ran.code, Some(1), "{ran:?}");
         let remedy = ": cannot write (is the disk full?); free space, or choose another place: ";

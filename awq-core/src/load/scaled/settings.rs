@@ -188,6 +188,8 @@ impl<'a> Reader<'a> {
             ("kv_cache_scheme", &|_| true),
             ("sparsity_config", &|value| is_empty(value) || value["format"] == "dense"),
             ("transform_config", &is_empty),
+            // What auto-round 0.16 writes beside it, null for most models.
+            ("moe_sparsity_config", &is_empty),
             ("version", &|_| true),
             ("run_compressed", &|_| true),
             ("dequantize", &|_| true),
@@ -297,6 +299,7 @@ mod tests {
             ("quantization_status", json!("frozen")),
             ("global_compression_ratio", json!(1.46)),
             ("ignore", json!(["lm_head"])),
+            ("moe_sparsity_config", Json::Null),
             ("kv_cache_scheme", json!({ "num_bits": 8, "type": "float", "dynamic": false })),
         ];
         let scheme = of(compressed(weights, &more)).unwrap().unwrap();
