@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import json
 import math
+import re
 import shlex
 import sys
 import tempfile
@@ -152,10 +153,25 @@ class Table:
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+# Of Mixtral, names of memory and those that are written, which it has here.
+WRITTEN = [
+    (r"\.mlp\.experts\.(\d+)\.gate_proj\.", r".block_sparse_moe.experts.\1.w1."),
+    (r"\.mlp\.experts\.(\d+)\.down_proj\.", r".block_sparse_moe.experts.\1.w2."),
+    (r"\.mlp\.experts\.(\d+)\.up_proj\.", r".block_sparse_moe.experts.\1.w3."),
+    (r"\.mlp\.gate\.", ".block_sparse_moe.gate."),
+]
+
+
+def written(name: str, known: dict[str, str]) -> str:
+    names = [re.sub(pattern, to, name) for pattern, to in WRITTEN]
+    return next((other for other in names if other != name and other in known), name)
+
+
 def compare(program: ours.Program, folder: Path, text: Path, load=theirs.loaded):
     """Tensors that are equal, of how many, and the two perplexities."""
     loaded = load(folder)
     there, here = loaded.hashes(), program.hashes(folder)
+    there = {name if name in here else written(name, here): digest for name, digest in there.items()}
     if load is theirs.ByGptqmodel:
         # A tensor that holds several linears has no name of its own here.
         there = {name: digest for name, digest in there.items() if name in here}
