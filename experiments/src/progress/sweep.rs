@@ -241,7 +241,8 @@ impl Inner {
             seconds += stage.began.elapsed().as_secs_f64();
         }
         let flops = if work > 0.0 && seconds > 0.0 { work / seconds } else { ASSUMED_FLOPS };
-        left / flops
+        // The sum over nothing is -0.
+        (left / flops).abs()
     }
 }
 
@@ -295,7 +296,7 @@ mod tests {
         sweep.cell_ended(&ids[1], false);
         let state = written(folder.path());
         assert_eq!((state.n_cells, state.n_on_record, state.n_finished, state.n_failed), (3, 1, 1, 1));
-        assert_eq!((state.left_seconds, state.state.as_str()), (0.0, "running"));
+        assert_eq!((state.left_seconds.to_bits(), state.state.as_str()), (0, "running"));
         drop(sweep);
         assert_eq!(written(folder.path()).state, "ended");
     }
