@@ -1,7 +1,7 @@
 //! Where a quantized model goes, a folder or a file: checked before any work, filled under another name, and named at the end.
 //!
 //! A run that fails removes what it began. One that is killed leaves a hidden folder, which the next run to the same place removes
-//! ([`crate::unfinished`]).
+//! (`experiments/src/unfinished.rs`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
