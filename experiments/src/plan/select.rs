@@ -8,7 +8,7 @@ use itertools::Itertools as _;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Cell, Plan, passes};
+use super::{Cell, CellId, Plan, passes};
 
 /// Cells by what tells them apart: `method=awq,bits=3` are those for which all of it holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -154,6 +154,10 @@ impl fmt::Display for Shard {
     }
 }
 
+fn is_selected(cell: &Cell, selections: &[Selection]) -> bool {
+    selections.is_empty() || selections.iter().any(|selection| selection.holds(cell))
+}
+
 impl Plan {
     /// The cells for which one of `selections` holds; all where there is none.
     ///
@@ -165,9 +169,12 @@ impl Plan {
                 return Err(format!("no cell has {selection}{}", self.alternatives(selection)));
             }
         }
-        let is_selected =
-            |cell: &Cell| selections.is_empty() || selections.iter().any(|selection| selection.holds(cell));
-        Ok(self.keep(is_selected))
+        Ok(self.keep(|cell| is_selected(cell, selections)))
+    }
+
+    /// The ids of the cells that [`Self::select`] keeps, of a plan that may be a part, in which a selection may hold for none.
+    pub fn selected(&self, selections: &[Selection]) -> BTreeSet<CellId> {
+        self.cells().filter(|cell| is_selected(cell, selections)).map(Cell::id).collect()
     }
 
     /// The cells of one share: whole passes, which share calibration, captures and searches, are dealt out largest first, each to

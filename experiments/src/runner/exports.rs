@@ -17,7 +17,7 @@ use crate::progress::Progress;
 use crate::provenance::{Provenance, peak_resident_bytes};
 use crate::quantize::place::Place;
 use crate::quantize::target::Target;
-use crate::quantize::{Recipe, needed_bytes, quantize};
+use crate::quantize::{Quantized, Recipe, needed_bytes, quantize};
 use crate::record::{Line, Outcome, RecordFile, SCHEMA_VERSION, StoredRecord, read_records};
 use crate::report::{self, tables::slug};
 use crate::session::{Machine, Model};
@@ -79,9 +79,7 @@ struct Asked<'a> {
 /// What is asked for of each model of `plan`, which may be a part of the experiment.
 fn asked(plan: &Plan) -> Vec<(&ModelPlan, Vec<Asked<'_>>)> {
     let Some(spec) = &plan.export else { return Vec::new() };
-    // A selection that holds for no cell of this part is one of the others'.
-    let selected = plan.clone().select(&spec.only).map(|selected| selected.cells().map(Cell::id).collect());
-    let selected: Vec<CellId> = selected.unwrap_or_default();
+    let selected = plan.selected(&spec.only);
     let is_asked = |cell: &&Cell| cell.quantization.is_some() && selected.contains(&cell.id());
     let mut n_of: BTreeMap<String, usize> = BTreeMap::new();
     for cell in plan.cells().filter(is_asked) {
@@ -149,6 +147,8 @@ pub fn write(
     let mut file = RecordFile::<ExportRecord>::open(out)?;
     for (model_plan, asked) in asked {
         let mut model = None;
+        // Formats of one cell follow each other: it is quantized once.
+        let mut quantized: Option<(CellId, Quantized)> = None;
         for one in asked {
             let Some(measured) = codes_of(&records, one.cell) else {
                 exported.missing += 1;
@@ -165,8 +165,14 @@ pub fn write(
             }
             let Some(model) = &model else { continue };
             machine.progress.note(&format!("writes {}", path.display()));
-            let written = write_one(model, &one, &measured, (plan, &records), &path, machine, store);
-            let (n_bytes, seconds) = written.with_context(|| path.display().to_string())?;
+            let in_place = || path.display().to_string();
+            if quantized.as_ref().is_none_or(|(cell_id, _)| *cell_id != one.cell.id()) {
+                let made = quantize_as_measured(model, one.cell, &measured, machine, store).with_context(in_place)?;
+                quantized = Some((one.cell.id(), made));
+            }
+            let Some((_, made)) = &quantized else { continue };
+            let written = write_one(model, &one, made, (plan, &records), &path);
+            let (n_bytes, seconds) = written.with_context(in_place)?;
             file.append(&ExportRecord {
                 schema: SCHEMA_VERSION,
                 name: one.name,
@@ -206,29 +212,36 @@ fn check_same(path: &Path, asked: &Asked<'_>, written: &[ExportRecord], measured
     Ok(())
 }
 
+/// The model of a cell, whose codes must be those that were measured.
+fn quantize_as_measured(
+    model: &Model,
+    cell: &Cell,
+    measured: &str,
+    machine: Machine<'_>,
+    store: &AssetStore,
+) -> anyhow::Result<Quantized> {
+    let quantized = quantize(model, &recipe(cell)?, machine, store)?;
+    ensure!(
+        quantized.codes_sha256 == measured,
+        "the codes are not those that were measured ({measured:.8} then, {:.8} now); run the experiment with --rerun",
+        quantized.codes_sha256
+    );
+    Ok(quantized)
+}
+
 /// Bytes of the weights on disk, and seconds that writing took.
 fn write_one(
     model: &Model,
     asked: &Asked<'_>,
-    measured: &str,
+    quantized: &Quantized,
     (plan, records): (&Plan, &[StoredRecord]),
     path: &Path,
-    machine: Machine<'_>,
-    store: &AssetStore,
 ) -> anyhow::Result<(u64, f64)> {
-    let recipe = recipe(asked.cell)?;
-    let quantized = quantize(model, &recipe, machine, store)?;
-    ensure!(
-        quantized.codes_sha256 == measured,
-        "the codes are not those that were measured ({:.8} then, {:.8} now); run the experiment with --rerun",
-        measured,
-        quantized.codes_sha256
-    );
+    let recipe = described(&recipe(asked.cell)?);
     let tables = report::cell_tables(plan, records, asked.cell)?;
-    let recipe = described(&recipe);
     let target = Target::plan(model, &recipe, asked.format)?;
     let start = Instant::now();
     let place = Place::claim(path, needed_bytes(model, &recipe)?)?;
-    let n_bytes = target.write(place, &quantized, Some(&tables))?;
+    let n_bytes = target.write(place, quantized, Some(&tables))?;
     Ok((n_bytes, start.elapsed().as_secs_f64()))
 }

@@ -110,20 +110,20 @@ impl<B: QuantBackend> Session<'_, B> {
         (texts, base): (&PreparedTexts, &mut BaseModels<'_, B>),
         calibration: Option<&CalibrationSet>,
     ) -> anyhow::Result<Vec<Measurement>> {
-        let made = match subject {
-            Subject::Made(codes) => Some(self.quantized(codes)?),
-            Subject::Base | Subject::ByOthers(_) => None,
-        };
-        let (decoder, written) = match subject {
-            Subject::Base => (self.decoder(), (&self.model.opened.config, self.model.opened.checkpoint.clone())),
+        let made;
+        let (decoder, opened) = match subject {
+            Subject::Base => (self.decoder(), &self.model.opened),
             Subject::Made(codes) => {
-                (made.as_deref().unwrap_or(self.decoder()), (&self.model.opened.config, codes.checkpoint()))
+                made = self.quantized(codes)?;
+                (made.as_ref(), &self.model.opened)
             }
-            Subject::ByOthers(other) => {
-                (other.decoder(), (&other.model.opened.config, other.model.opened.checkpoint.clone()))
-            }
+            Subject::ByOthers(other) => (other.decoder(), &other.model.opened),
         };
-        let mut writes = LazyModel::new(written.0.clone(), written.1);
+        let checkpoint = match subject {
+            Subject::Made(codes) => codes.checkpoint(),
+            Subject::Base | Subject::ByOthers(_) => opened.checkpoint.clone(),
+        };
+        let mut writes = LazyModel::new(opened.config.clone(), checkpoint);
         let mut measured: BTreeMap<&EvaluationSpec, Measurement> = BTreeMap::new();
         for evaluation in evaluations {
             if measured.contains_key(evaluation) {

@@ -69,8 +69,8 @@ fn what_was_measured_is_kept_with_its_numbers() {
 
 #[test]
 fn a_part_of_the_experiment_keeps_its_own_models() {
-    let workshop = exporting("formats = [\"packed\"]\nonly = [\"method=awq\"]\n");
-    let ran = workshop.finish("out", &["--only", "method=rtn"]);
+    let workshop = exporting("formats = [\"packed\"]\nonly = [\"method=awq\", \"method=rtn,bits=4\"]\n");
+    let ran = workshop.finish("out", &["--only", "method=rtn,bits=3"]);
     assert!(!ran.stderr.contains("checkpoints"), "{}", ran.stderr);
     workshop.finish("out", &["--only", "method=awq,bits=3"]);
     assert_eq!(names(&workshop, "out/checkpoints"), ["tiny-awq-w3-g32-packed"]);
