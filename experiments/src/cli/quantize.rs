@@ -135,7 +135,8 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let (store, progress) = (args.model.machine.store()?, args.model.machine.progress());
     let codes = CodeStore::from_env(store.cache(), &progress)?;
     let quantized = quantize(&model, &recipe, Machine::in_f32(device, &codes, &progress), &store)?;
-    let n_bytes = target.write(place, &quantized, None).with_context(|| args.out.display().to_string())?;
+    let n_bytes = target.write(&place, &quantized, None).with_context(|| args.out.display().to_string())?;
+    target.finish(place)?;
     let left = quantized.full_precision.map_or_else(String::new, |share| {
         let (n, bits) = (share.n_weights, share.bits_per_weight_of_all);
         format!(", {n} weights of linears left in full precision, {bits:.3} bits per weight over all linears")

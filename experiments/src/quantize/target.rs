@@ -40,17 +40,17 @@ impl<'a> Target<'a> {
         Ok(Self { model, recipe, format, plan })
     }
 
-    /// Writes the quantized model, reads it again, and gives it its name. `measured` is what is known of its quality, in Markdown.
-    /// Its bytes on disk, of weights.
+    /// Writes the quantized model into its place, and reads it again. `measured` is what is known of its quality, in Markdown. Its bytes
+    /// on disk, of weights.
     ///
     /// # Errors
     /// A tensor that cannot be read, a disk that is full, or what is read again and differs.
-    pub fn write(&self, place: Place, quantized: &Quantized, measured: Option<&str>) -> anyhow::Result<u64> {
+    pub fn write(&self, place: &Place, quantized: &Quantized, measured: Option<&str>) -> anyhow::Result<u64> {
         let card = Card { recipe: self.recipe, quantized, format: self.format, measured };
         let n_bytes = match &self.plan {
             None => {
                 packed::write_text(place.folder(), Card::FILE, &card.render())?;
-                self.write_packed(&place, quantized)?
+                self.write_packed(place, quantized)?
             }
             Some(_) if self.format.container() == Container::File => {
                 let outline = export::outline(self.model, self.recipe, measured).map_err(anyhow::Error::msg)?;
@@ -65,11 +65,18 @@ impl<'a> Target<'a> {
                 place.folder().join(packed::WEIGHTS).metadata()?.len()
             }
         };
-        match self.format.container() {
-            Container::Folder => place.finish()?,
-            Container::File => place.finish_file()?,
-        }
         Ok(n_bytes)
+    }
+
+    /// Gives what was written its name.
+    ///
+    /// # Errors
+    /// A place that something was put into meanwhile.
+    pub fn finish(&self, place: Place) -> anyhow::Result<()> {
+        match self.format.container() {
+            Container::Folder => place.finish(),
+            Container::File => place.finish_file(),
+        }
     }
 
     /// Writes the packed checkpoint and reads it again; its size.

@@ -171,8 +171,13 @@ pub fn write(
                 quantized = Some((one.cell.id(), made));
             }
             let Some((_, made)) = &quantized else { continue };
-            let written = write_one(model, &one, made, (plan, &records), &path);
-            let (n_bytes, seconds) = written.with_context(in_place)?;
+            let start = Instant::now();
+            let described = described(&recipe(one.cell)?);
+            let target = Target::plan(model, &described, one.format)?;
+            let place = Place::claim(&path, needed_bytes(model, &described)?)?;
+            let tables = report::cell_tables(plan, &records, one.cell)?;
+            let n_bytes = target.write(&place, made, Some(&tables)).with_context(in_place)?;
+            // Before it has its name: a kill in between leaves nothing that no line knows.
             file.append(&ExportRecord {
                 schema: SCHEMA_VERSION,
                 name: one.name,
@@ -180,10 +185,11 @@ pub fn write(
                 format: one.format.key().to_owned(),
                 codes_sha256: measured,
                 n_bytes,
-                seconds,
+                seconds: start.elapsed().as_secs_f64(),
                 peak_resident_bytes: peak_resident_bytes(),
                 provenance: Provenance::collect(machine.device, threads, model.files.clone()),
             })?;
+            target.finish(place)?;
             exported.written += 1;
         }
     }
@@ -227,21 +233,4 @@ fn quantize_as_measured(
         quantized.codes_sha256
     );
     Ok(quantized)
-}
-
-/// Bytes of the weights on disk, and seconds that writing took.
-fn write_one(
-    model: &Model,
-    asked: &Asked<'_>,
-    quantized: &Quantized,
-    (plan, records): (&Plan, &[StoredRecord]),
-    path: &Path,
-) -> anyhow::Result<(u64, f64)> {
-    let recipe = described(&recipe(asked.cell)?);
-    let tables = report::cell_tables(plan, records, asked.cell)?;
-    let target = Target::plan(model, &recipe, asked.format)?;
-    let start = Instant::now();
-    let place = Place::claim(path, needed_bytes(model, &recipe)?)?;
-    let n_bytes = target.write(place, quantized, Some(&tables))?;
-    Ok((n_bytes, start.elapsed().as_secs_f64()))
 }
