@@ -32,6 +32,7 @@ pub struct InputStats<B: QuantBackend> {
     gram_f64: OnceLock<Vec<f64>>,
     full_precision: Option<Vec<Tensor<B, 3>>>,
     drift: OnceLock<Option<Vec<f64>>>,
+    shared: Shared,
 }
 
 impl<B: QuantBackend> InputStats<B> {
@@ -52,6 +53,7 @@ impl<B: QuantBackend> InputStats<B> {
             gram_f64: OnceLock::new(),
             full_precision: None,
             drift: OnceLock::new(),
+            shared: Shared::default(),
         }
     }
 
@@ -59,6 +61,12 @@ impl<B: QuantBackend> InputStats<B> {
     #[must_use]
     pub fn with_full_precision(self, full_precision: Vec<Tensor<B, 3>>) -> Self {
         Self { full_precision: Some(full_precision), drift: OnceLock::new(), ..self }
+    }
+
+    /// What methods have made of these inputs alone, for all linears that see them and all cells of a sweep. The key holds
+    /// everything else that the answer depends on.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// The inputs, `[batch, seq, in]` each.
@@ -144,15 +152,20 @@ impl<B: QuantBackend> InputStats<B> {
     /// Every `stride`-th token of all batches joined, `[n, in]`, such that about `n_tokens` remain (all, where there are fewer).
     pub fn sampled_rows(&self, n_tokens: usize) -> Tensor<B, 2> {
         let stride = (self.n_tokens() / n_tokens.max(1)).max(1);
-        let rows = B::in_f32(Tensor::cat(self.rows().collect(), 0));
-        let [n, n_in] = rows.dims();
         if stride == 1 {
-            return rows;
+            return B::in_f32(Tensor::cat(self.rows().collect(), 0));
         }
-        let device = rows.device();
-        let picked: Vec<i64> = (0..n).step_by(stride).map(|row| row as i64).collect();
-        let picked = Tensor::from_data(burn::tensor::TensorData::new(picked.clone(), [picked.len()]), &device);
-        rows.select(0, picked).reshape([-1, n_in as i32])
+        // From each batch its own: all of them joined would double the memory of the inputs.
+        let mut seen = 0;
+        let picked = self.rows().map(|rows| {
+            let [n, _] = rows.dims();
+            let of_batch: Vec<i64> =
+                (seen..seen + n).filter(|row| row % stride == 0).map(|row| (row - seen) as i64).collect();
+            seen += n;
+            let picked = burn::tensor::TensorData::new(of_batch.clone(), [of_batch.len()]);
+            B::in_f32(rows.clone().select(0, Tensor::from_data(picked, &rows.device())))
+        });
+        Tensor::cat(picked.collect(), 0)
     }
 
     fn zeros<const D: usize>(&self, shape: [usize; D]) -> Tensor<B, D> {

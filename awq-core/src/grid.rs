@@ -46,11 +46,13 @@ impl Bits {
     }
 
     /// The bit count as a number.
+    #[inline]
     pub const fn get(self) -> u8 {
         self.0
     }
 
     /// Largest code, `2^b - 1`.
+    #[inline]
     pub const fn max_code(self) -> u8 {
         ((1u16 << self.0) - 1) as u8
     }
@@ -65,6 +67,7 @@ impl TryFrom<u8> for Bits {
 }
 
 impl From<Bits> for u8 {
+    #[inline]
     fn from(bits: Bits) -> u8 {
         bits.0
     }

@@ -3,6 +3,7 @@
 //! A method changes no model, sees no evaluation data, and cannot choose grid, calibration or seed: they come with the
 //! context.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
@@ -89,14 +90,16 @@ impl<B: QuantBackend> LinearCtx<'_, B> {
     ///
     /// # Errors
     /// If the run has no calibration, or activations are not finite.
-    pub fn gram(&self, precision: Precision) -> Result<Vec<f64>, MethodError> {
+    pub fn gram(&self, precision: Precision) -> Result<Cow<'_, [f64]>, MethodError> {
         let input =
             self.input.ok_or(MethodError::NoCalibration { block_idx: self.block_idx, linear: self.linear.0 })?;
         let mut gram = match precision {
-            Precision::F32 => float_vec(input.gram()).into_iter().map(f64::from).collect(),
-            Precision::F64 => input.gram_f64().to_vec(),
+            Precision::F32 => Cow::Owned(float_vec(input.gram()).into_iter().map(f64::from).collect()),
+            Precision::F64 => Cow::Borrowed(input.gram_f64()),
         };
-        self.divide_by_input_scale(&mut gram);
+        if self.input_scale.is_some() {
+            self.divide_by_input_scale(gram.to_mut());
+        }
         if gram.iter().any(|entry| !entry.is_finite()) {
             return Err(self.not_finite("an activation"));
         }

@@ -1,7 +1,12 @@
 //! Codes to `u32` words and back. [`PackLayout`] names the bit order; every layout is exact and its own inverse.
 
+use rayon::prelude::*;
+
 use crate::grid::{Bits, Grid};
 use crate::quantized::QuantizedWeight;
+
+/// Rows that are worth a task.
+const ROWS_PER_TASK: usize = 16;
 
 /// How codes lie in `u32` words. Each row starts a new word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +38,8 @@ impl PackLayout {
     pub fn pack(self, codes: &[u8], n_cols: usize, bits: Bits) -> Vec<u32> {
         let words_per_row = self.words_per_row(n_cols, bits);
         let mut words = vec![0_u32; codes.len() / n_cols.max(1) * words_per_row];
-        for (row, packed) in codes.chunks_exact(n_cols).zip(words.chunks_exact_mut(words_per_row)) {
+        let rows = codes.par_chunks_exact(n_cols).zip(words.par_chunks_exact_mut(words_per_row));
+        rows.with_min_len(ROWS_PER_TASK).for_each(|(row, packed)| {
             for (i, &code) in row.iter().enumerate() {
                 assert!(code <= bits.max_code(), "code {code} does not fit into {} bits", bits.get());
                 let (word, shift) = self.place(i, bits);
@@ -43,26 +49,28 @@ impl PackLayout {
                     packed[word + 1] |= (shifted >> 32) as u32;
                 }
             }
-        }
+        });
         words
     }
 
     /// Unpacks rows of `n_cols` codes.
     pub fn unpack(self, words: &[u32], n_cols: usize, bits: Bits) -> Vec<u8> {
         let words_per_row = self.words_per_row(n_cols, bits).max(1);
-        let mut codes = Vec::with_capacity(words.len() / words_per_row * n_cols);
-        for row in words.chunks_exact(words_per_row) {
-            codes.extend((0..n_cols).map(|i| {
+        let mut codes = vec![0; words.len() / words_per_row * n_cols];
+        let rows = words.par_chunks_exact(words_per_row).zip(codes.par_chunks_exact_mut(n_cols.max(1)));
+        rows.with_min_len(ROWS_PER_TASK).for_each(|(row, codes)| {
+            for (i, code) in codes.iter_mut().enumerate() {
                 let (word, shift) = self.place(i, bits);
                 let next = row.get(word + 1).copied().unwrap_or(0);
                 let window = u64::from(row[word]) | u64::from(next) << 32;
-                (window >> shift) as u8 & bits.max_code()
-            }));
-        }
+                *code = (window >> shift) as u8 & bits.max_code();
+            }
+        });
         codes
     }
 
     /// Word and bit where code `i` of a row starts.
+    #[inline]
     fn place(self, i: usize, bits: Bits) -> (usize, u32) {
         let bits = usize::from(bits.get());
         match self {

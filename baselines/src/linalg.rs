@@ -1,5 +1,5 @@
-//! Triangular factors and quadratic forms on the host, bit for bit the same at any thread count: tasks have a fixed size and
-//! every factorisation runs on one thread.
+//! Triangular factors and quadratic forms on the host, bit for bit the same at any thread count: tasks have a fixed size, and
+//! threads share out the rows and columns of a factorisation, never a sum (tested).
 
 use awq_core::method::Precision;
 use faer::dyn_stack::{MemBuffer, MemStack};
@@ -7,58 +7,78 @@ use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_s
 use faer::linalg::matmul::matmul;
 use faer::linalg::triangular_inverse::invert_upper_triangular;
 use faer::traits::RealField;
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 /// Rows that one task treats.
 pub(crate) const ROWS_PER_TASK: usize = 32;
 
-/// The upper triangular `U`, row-major `[n, n]`, with `U^T U = H^-1` for a symmetric `H: [n, n]`; `None` where `H` is not
-/// positive definite in `precision`.
+/// The upper triangular `U`, row-major `[n, n]`, with `U^T U = H^-1` for a symmetric `H: [n, n]`, given by its entries; `None`
+/// where `H` is not positive definite in `precision`.
 ///
 /// Factors `H = R R^T` with an upper triangular `R` (a Cholesky factorisation from the last row on) and inverts `R`: the same
-/// matrix as factoring the explicit inverse, in half the operations.
-pub(crate) fn inverse_factor(h: &[f64], n: usize, precision: Precision) -> Option<Vec<f32>> {
+/// matrix as factoring the explicit inverse, in half the operations. Two `[n, n]` matrices in `precision` are alive at most.
+pub(crate) fn inverse_factor(h: &Entries<'_>, n: usize, precision: Precision) -> Option<Vec<f32>> {
     match precision {
         Precision::F32 => inverse_factor_in::<f32>(h, n),
         Precision::F64 => inverse_factor_in::<f64>(h, n),
     }
 }
 
-fn inverse_factor_in<T: Float>(h: &[f64], n: usize) -> Option<Vec<f32>> {
+/// A matrix by row and column.
+pub(crate) type Entries<'a> = dyn Fn(usize, usize) -> f64 + Sync + 'a;
+
+fn inverse_factor_in<T: Float>(h: &Entries<'_>, n: usize) -> Option<Vec<f32>> {
     // Row `i` of the reversed matrix is row `n - 1 - i`, so that its lower factor is the wanted upper one, reversed.
-    let reversed = Mat::from_fn(n, n, |i, j| T::narrow(h[(n - 1 - i) * n + (n - 1 - j)]));
-    let lower = cholesky_lower(reversed)?;
-    let upper = Mat::from_fn(n, n, |i, j| if i <= j { lower[(n - 1 - i, n - 1 - j)] } else { T::narrow(0.0) });
-    let mut inverse = Mat::<T>::zeros(n, n);
-    invert_upper_triangular(inverse.as_mut(), upper.as_ref(), Par::Seq);
-    let factor: Vec<f32> =
-        (0..n * n).map(|at| if at / n <= at % n { inverse[(at / n, at % n)].to_f32() } else { 0.0 }).collect();
-    factor.iter().all(|entry| entry.is_finite()).then_some(factor)
+    let lower = cholesky_lower(n, &|i, j| T::narrow(h(n - 1 - i, n - 1 - j)))?;
+    let mut inverse = vec![T::narrow(0.0); n * n];
+    let upper = MatRef::from_column_major_slice(&lower, n, n).reverse_rows_and_cols();
+    invert_upper_triangular(MatMut::from_column_major_slice_mut(&mut inverse, n, n), upper, Par::rayon(0));
+    drop(lower);
+    upper_rows(n, &|i, j| inverse[j * n + i].to_f32())
 }
 
 /// The unit lower triangular `L`, row-major, with `H = L D L^T` and a diagonal `D`, the diagonal of ones left out (QuIP's
 /// feedback matrix); `None` where `H` is not positive definite.
-pub(crate) fn ldl_feedback(h: &[f64], n: usize) -> Option<Vec<f32>> {
-    let lower = cholesky_lower(Mat::from_fn(n, n, |i, j| h[i * n + j]))?;
-    let entry = |i: usize, j: usize| if j < i { (lower[(i, j)] / lower[(j, j)]) as f32 } else { 0.0 };
+pub(crate) fn ldl_feedback(h: &Entries<'_>, n: usize) -> Option<Vec<f32>> {
+    let lower = cholesky_lower(n, h)?;
+    let entry = |i: usize, j: usize| if j < i { (lower[j * n + i] / lower[j * n + j]) as f32 } else { 0.0 };
     let feedback: Vec<f32> = (0..n * n).map(|at| entry(at / n, at % n)).collect();
     feedback.iter().all(|entry| entry.is_finite()).then_some(feedback)
 }
 
-/// The lower Cholesky factor; its upper triangle is left as it was.
-fn cholesky_lower<T: Float>(mut h: Mat<T>) -> Option<Mat<T>> {
-    let mut memory = MemBuffer::new(cholesky_in_place_scratch::<T>(h.nrows(), Par::Seq, Default::default()));
+/// The lower Cholesky factor, column-major `[n, n]`; its upper triangle is that of the matrix.
+fn cholesky_lower<T: Float>(n: usize, h: &(dyn Fn(usize, usize) -> T + Sync)) -> Option<Vec<T>> {
+    let mut lower = vec![T::narrow(0.0); n * n];
+    let columns = lower.par_chunks_mut(n.max(1)).with_min_len(ROWS_PER_TASK).enumerate();
+    columns.for_each(|(j, column)| column.iter_mut().enumerate().for_each(|(i, entry)| *entry = h(i, j)));
+    let parallelism = Par::rayon(0);
+    let mut memory = MemBuffer::new(cholesky_in_place_scratch::<T>(n, parallelism, Default::default()));
+    let matrix = MatMut::from_column_major_slice_mut(&mut lower, n, n);
     let stack = MemStack::new(&mut memory);
-    cholesky_in_place(h.as_mut(), Default::default(), Par::Seq, stack, Default::default()).ok()?;
-    Some(h)
+    cholesky_in_place(matrix, Default::default(), parallelism, stack, Default::default()).ok()?;
+    Some(lower)
+}
+
+/// The upper triangle of a matrix, row-major `[n, n]`, zeros below it; `None` where an entry of it is not finite.
+fn upper_rows(n: usize, entry: &(dyn Fn(usize, usize) -> f32 + Sync)) -> Option<Vec<f32>> {
+    let mut rows = vec![0.0_f32; n * n];
+    rows.par_chunks_mut(ROWS_PER_TASK * n.max(1)).enumerate().for_each(|(task, rows)| {
+        let first = task * ROWS_PER_TASK;
+        // Down the columns, as the inverse is stored.
+        for j in first..n {
+            for i in first..(first + rows.len() / n).min(j + 1) {
+                rows[(i - first) * n + j] = entry(i, j);
+            }
+        }
+    });
+    rows.iter().all(|entry| entry.is_finite()).then_some(rows)
 }
 
 /// `tr(D G D^T) / n_out` for `D: [n_out, n_in]` and a symmetric `G: [n_in, n_in]`, both row-major: with `G = X^T X / n_tokens`
 /// the mean squared error of the linear's outputs when its weight is off by `D`.
-pub(crate) fn output_loss(delta: &[f32], gram: &[f64], n_in: usize) -> f64 {
-    let gram: Vec<f32> = gram.par_iter().map(|&entry| entry as f32).collect();
-    let gram = MatRef::from_row_major_slice(&gram, n_in, n_in);
+pub(crate) fn output_loss(delta: &[f32], gram: &[f32], n_in: usize) -> f64 {
+    let gram = MatRef::from_row_major_slice(gram, n_in, n_in);
     let sums: Vec<f64> = delta
         .par_chunks(ROWS_PER_TASK * n_in)
         .map(|delta| {
@@ -140,6 +160,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::testing::on_threads;
+
+    fn entries(h: &[f64; 9]) -> impl Fn(usize, usize) -> f64 {
+        move |i, j| h[i * 3 + j]
+    }
 
     const H: [f64; 9] = [4.0, 2.0, 0.0, 2.0, 5.0, 1.0, 0.0, 1.0, 2.0];
 
@@ -150,7 +175,7 @@ mod tests {
     #[test]
     fn inverse_factor_is_upper_and_squares_to_the_inverse() {
         for precision in [Precision::F32, Precision::F64] {
-            let u = inverse_factor(&H, 3, precision).unwrap();
+            let u = inverse_factor(&entries(&H), 3, precision).unwrap();
             let u = |i: usize, j: usize| f64::from(u[i * 3 + j]);
             assert_eq!((u(1, 0), u(2, 0), u(2, 1)), (0.0, 0.0, 0.0));
             for i in 0..3 {
@@ -166,7 +191,7 @@ mod tests {
 
     #[test]
     fn feedback_is_strictly_lower_and_restores_the_matrix() {
-        let feedback = ldl_feedback(&H, 3).unwrap();
+        let feedback = ldl_feedback(&entries(&H), 3).unwrap();
         let l = |i: usize, j: usize| if i == j { 1.0 } else { f64::from(feedback[i * 3 + j]) };
         // D from the first column on: D_0 = 4, D_1 = 5 - 4 (1/2)^2 = 4, D_2 = 2 - 4 (1/4)^2 = 1.75.
         let d = [4.0, 4.0, 1.75];
@@ -180,16 +205,34 @@ mod tests {
 
     #[test]
     fn an_indefinite_matrix_has_no_factor() {
-        let indefinite = [1.0, 2.0, 2.0, 1.0];
+        let indefinite = |i, j| if i == j { 1.0 } else { 2.0 };
         assert!(inverse_factor(&indefinite, 2, Precision::F64).is_none());
         assert!(inverse_factor(&indefinite, 2, Precision::F32).is_none());
         assert!(ldl_feedback(&indefinite, 2).is_none());
-        assert!(inverse_factor(&[f64::NAN; 4], 2, Precision::F64).is_none());
+        assert!(inverse_factor(&|_, _| f64::NAN, 2, Precision::F64).is_none());
+    }
+
+    /// Sizes at which faer hands work to other threads, whole tasks and not.
+    #[test]
+    fn factors_do_not_depend_on_threads() {
+        for n in [160, 613] {
+            let h = |i: usize, j: usize| {
+                let (i, j) = (i.min(j), i.max(j));
+                if i == j { n as f64 } else { ((i * 31 + j * 17) % 23) as f64 / 23.0 }
+            };
+            for precision in [Precision::F32, Precision::F64] {
+                let [one, two, three] = [1, 2, 3].map(|threads| {
+                    on_threads(threads, || (inverse_factor(&h, n, precision).unwrap(), ldl_feedback(&h, n).unwrap()))
+                });
+                assert!(one == two && one == three, "{n} columns, {precision:?}");
+            }
+        }
     }
 
     #[test]
     fn output_loss_is_the_mean_over_rows_of_the_quadratic_form() {
         // Rows (1, 0, 0) and (0, 1, 1): forms 4 and 5 + 2 + 2 * 1.
-        assert_eq!(output_loss(&[1.0, 0.0, 0.0, 0.0, 1.0, 1.0], &H, 3), (4.0 + 9.0) / 2.0);
+        let h = H.map(|entry| entry as f32);
+        assert_eq!(output_loss(&[1.0, 0.0, 0.0, 0.0, 1.0, 1.0], &h, 3), (4.0 + 9.0) / 2.0);
     }
 }

@@ -43,6 +43,34 @@ impl Grid {
         (f32::from(self.min_code()), f32::from(self.bits.max_code()))
     }
 
+    /// [`Self::nearest_code`] of one column: a weight, a scale and a zero point of each row. Gives the codes and the weights that
+    /// they stand for. The caller's instruction set is that of the loops.
+    #[inline(always)]
+    pub fn round_rows<const N: usize>(
+        &self,
+        weights: &[f32; N],
+        scale: &[f32; N],
+        zero_point: &[f32; N],
+        codes: &mut [u8; N],
+        rounded: &mut [f32; N],
+    ) {
+        match self.values {
+            None => {
+                let (low, high) = self.code_range();
+                for row in 0..N {
+                    codes[row] = code(weights[row], scale[row], zero_point[row], low, high) as u8;
+                    rounded[row] = (f32::from(codes[row]) - zero_point[row]) * scale[row];
+                }
+            }
+            Some(values) => {
+                for row in 0..N {
+                    codes[row] = values.nearest(weights[row], scale[row]);
+                    rounded[row] = values.value(codes[row]) * scale[row];
+                }
+            }
+        }
+    }
+
     /// The codes of one group.
     #[inline(always)]
     pub(crate) fn round_group(&self, group: &[f32], params: &GroupParams, codes: &mut [u8]) {

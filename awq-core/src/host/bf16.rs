@@ -50,13 +50,19 @@ mod avx512 {
     const ROWS: usize = 6;
     const VECTORS: usize = 4;
     const COLS: usize = 16 * VECTORS;
+
+    /// One vector of pairs of a panel.
+    #[derive(Clone, Copy)]
+    #[repr(C, align(64))]
+    struct Line([u32; 16]);
+
     /// Values that become one vector of pairs.
     const PACKED: usize = 32;
 
     /// A `[n, k]` weight rounded to bf16, in the order in which products read it: for 64 rows of the weight at a time,
-    /// pairs of neighbouring inputs, `[k / 2][COLS]`.
+    /// pairs of neighbouring inputs, `[k / 2][VECTORS]` lines.
     pub struct Panels {
-        words: Vec<u32>,
+        lines: Vec<Line>,
         n: usize,
         k: usize,
     }
@@ -71,12 +77,12 @@ mod avx512 {
                 return None;
             }
             let (n, pairs) = (w.len() / k, k.div_ceil(2));
-            let mut words = vec![0_u32; n.div_ceil(COLS) * pairs * COLS];
-            words.par_chunks_mut(pairs * COLS).zip(w.par_chunks(COLS * k)).for_each(|(panel, rows)| {
+            let mut lines = vec![Line([0; 16]); n.div_ceil(COLS) * pairs * VECTORS];
+            lines.par_chunks_mut(pairs * VECTORS).zip(w.par_chunks(COLS * k)).for_each(|(panel, rows)| {
                 // SAFETY: all three instruction sets were found on this CPU.
                 unsafe { pack_panel(panel, rows, k) };
             });
-            Some(Self { words, n, k })
+            Some(Self { lines, n, k })
         }
 
         /// Rows of the weight.
@@ -86,7 +92,7 @@ mod avx512 {
 
         /// Bytes of the packed weight.
         pub fn bytes(&self) -> usize {
-            size_of_val(self.words.as_slice())
+            size_of_val(self.lines.as_slice())
         }
 
         /// `x w^T` for `x: [m, k]`, rounded to bf16; returns `[m, n]` in f32.
@@ -98,7 +104,7 @@ mod avx512 {
                 unsafe { pack_row(packed, row) };
             });
             let mut out = vec![0.0_f32; m * n];
-            let panels = || self.words.chunks_exact(pairs * COLS).zip((0..n).step_by(COLS));
+            let panels = || self.lines.chunks_exact(pairs * VECTORS).zip((0..n).step_by(COLS));
             if m > ROWS_PER_TASK {
                 let tasks = out.par_chunks_mut(ROWS_PER_TASK * n).zip(rows.par_chunks(ROWS_PER_TASK * pairs));
                 tasks.for_each(|(out, rows)| {
@@ -108,7 +114,7 @@ mod avx512 {
                 return out;
             }
             // Too few rows to share out: columns are, each task's in a buffer of its own.
-            let columns = self.words.par_chunks_exact(pairs * COLS).map(|panel| {
+            let columns = self.lines.par_chunks_exact(pairs * VECTORS).map(|panel| {
                 let mut columns = vec![0.0_f32; m * COLS];
                 multiply(&mut columns, COLS, COLS, &rows, panel);
                 columns
@@ -124,8 +130,8 @@ mod avx512 {
     }
 
     /// Products of packed rows with one panel, into the first `n_cols` of each `stride` values of `out`.
-    fn multiply(out: &mut [f32], stride: usize, n_cols: usize, rows: &[u32], panel: &[u32]) {
-        let pairs = panel.len() / COLS;
+    fn multiply(out: &mut [f32], stride: usize, n_cols: usize, rows: &[u32], panel: &[Line]) {
+        let pairs = panel.len() / VECTORS;
         for (out, rows) in out.chunks_mut(ROWS * stride).zip(rows.chunks(ROWS * pairs)) {
             // SAFETY: a panel is packed only where all three instruction sets are.
             unsafe {
@@ -140,6 +146,7 @@ mod avx512 {
     }
 
     /// Packs neighbouring values, the first in the low half; an odd last value gets a zero beside it.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     fn pack_row(packed: &mut [u32], row: &[f32]) {
         for (packed, start) in packed.chunks_mut(PACKED / 2).zip((0..row.len()).step_by(PACKED)) {
@@ -147,24 +154,25 @@ mod avx512 {
         }
     }
 
-    /// Up to [`COLS`] rows of `k` values as a panel `[k / 2][COLS]` of pairs; columns of missing rows are zero.
+    /// Up to [`COLS`] rows of `k` values as a panel `[k / 2][VECTORS]` of pairs; columns of missing rows are zero.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    fn pack_panel(panel: &mut [u32], rows: &[f32], k: usize) {
-        for (block, start) in panel.chunks_mut(PACKED / 2 * COLS).zip((0..k).step_by(PACKED)) {
+    fn pack_panel(panel: &mut [Line], rows: &[f32], k: usize) {
+        for (block, start) in panel.chunks_mut(PACKED / 2 * VECTORS).zip((0..k).step_by(PACKED)) {
             for (vector, rows) in rows.chunks(16 * k).enumerate() {
                 // Not `array::from_fn`: compiled for the baseline, it would call its closure instead of containing it.
                 let mut by_row = [_mm512_setzero_si512(); 16];
                 for (vector, row) in by_row.iter_mut().zip(rows.chunks_exact(k)) {
                     *vector = pairs(row, start);
                 }
-                for (line, by_pair) in block.chunks_exact_mut(COLS).zip(transposed(by_row)) {
-                    store(&mut line[16 * vector..16 * vector + 16], by_pair);
+                for (lines, by_pair) in block.chunks_exact_mut(VECTORS).zip(transposed(by_row)) {
+                    store(&mut lines[vector].0, by_pair);
                 }
             }
         }
     }
 
     /// The [`PACKED`] values of `row` from `start` on, zeros beyond its end, rounded to 16 pairs.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     fn pairs(row: &[f32], start: usize) -> __m512i {
         let left = (row.len() - start).min(PACKED);
@@ -182,6 +190,7 @@ mod avx512 {
     }
 
     /// Stores the first words of a vector, as many as there is room for.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     fn store(to: &mut [u32], vector: __m512i) {
         let mask = ((1_u32 << to.len().min(16)) - 1) as u16;
@@ -190,6 +199,7 @@ mod avx512 {
     }
 
     /// A 16 x 16 matrix of words, transposed: first inside quarters of four rows, then the quarters.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
         let mut quarters = rows;
@@ -219,13 +229,15 @@ mod avx512 {
     }
 
     /// A vector of 16 pairs.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    fn load(words: &[u32; 16]) -> __m512bh {
-        // SAFETY: an unaligned load of the 16 words.
-        as_bf16(unsafe { _mm512_loadu_si512(words.as_ptr().cast()) })
+    fn load(line: &Line) -> __m512bh {
+        // SAFETY: a line is 64 bytes, aligned to 64.
+        as_bf16(unsafe { _mm512_load_si512(line.0.as_ptr().cast()) })
     }
 
     /// 16 pairs under the name that the product wants.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     fn as_bf16(pairs: __m512i) -> __m512bh {
         // SAFETY: both types are 512 bits without a meaning of their own.
@@ -235,28 +247,32 @@ mod avx512 {
     /// The products of up to `ROWS` packed rows with one panel, into the first `n_cols` of each `n` values of `out`.
     /// Missing rows repeat the last one and are not stored.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    fn tile<const ROWS: usize>(out: &mut [f32], n: usize, n_cols: usize, rows: &[u32], panel: &[u32]) {
-        let (panel, _) = panel.as_chunks::<COLS>();
+    fn tile<const ROWS: usize>(out: &mut [f32], n: usize, n_cols: usize, rows: &[u32], panel: &[Line]) {
+        let (panel, _) = panel.as_chunks::<VECTORS>();
         let n_rows = rows.len() / panel.len();
         let rows: [&[u32]; ROWS] = std::array::from_fn(|row| &rows[row.min(n_rows - 1) * panel.len()..][..panel.len()]);
+        // Indices here and below, not iterators: where those are called and not contained, sums leave their registers, and a build
+        // without optimisation across units takes four times as long.
         let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-        for (pair_idx, columns) in panel.iter().enumerate() {
-            let (columns, _) = columns.as_chunks::<16>();
-            let columns = [load(&columns[0]), load(&columns[1]), load(&columns[2]), load(&columns[3])];
-            for (sums, row) in sums.iter_mut().zip(&rows) {
-                // SAFETY: rows are as long as the panel, as sliced above.
-                let pair = unsafe { *row.get_unchecked(pair_idx) };
-                let pair = as_bf16(_mm512_set1_epi32(pair.cast_signed()));
-                for (sum, column) in sums.iter_mut().zip(&columns) {
-                    *sum = _mm512_dpbf16_ps(*sum, pair, *column);
+        for pair_idx in 0..panel.len() {
+            let lines = &panel[pair_idx];
+            let columns = [load(&lines[0]), load(&lines[1]), load(&lines[2]), load(&lines[3])];
+            for row in 0..ROWS {
+                let pair = as_bf16(_mm512_set1_epi32(rows[row][pair_idx].cast_signed()));
+                for vector in 0..VECTORS {
+                    sums[row][vector] = _mm512_dpbf16_ps(sums[row][vector], pair, columns[vector]);
                 }
             }
         }
-        for (out, sums) in out.chunks_mut(n).zip(&sums).take(n_rows) {
-            for (out, sum) in out[..n_cols].chunks_mut(16).zip(sums) {
-                let mask = ((1_u32 << out.len()) - 1) as u16;
-                // SAFETY: the mask admits only the values that the chunk has.
-                unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, *sum) };
+        for row in 0..ROWS {
+            if row < n_rows {
+                let out = &mut out[row * n..][..n_cols];
+                for vector in 0..VECTORS {
+                    let out = &mut out[n_cols.min(16 * vector)..];
+                    let mask = ((1_u32 << out.len().min(16)) - 1) as u16;
+                    // SAFETY: the mask admits only the values that are left.
+                    unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, sums[row][vector]) };
+                }
             }
         }
     }

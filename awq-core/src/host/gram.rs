@@ -5,22 +5,25 @@ use rayon::prelude::*;
 
 /// Rows of the Gram matrix that one task computes. Fixed, so that thread count never changes a bit.
 const PANEL: usize = 64;
+/// Tokens that are widened and multiplied at a time. faer sums as many before it adds to the result, so that cutting tokens
+/// there changes no bit, and they stay in cache.
+const TOKENS: usize = 512;
 
 /// Adds `X^T X` of a row-major `X: [n, n_in]` to a row-major `[n_in, n_in]`.
 pub fn add_gram(gram: &mut [f64], rows: &[f32], n_in: usize) {
-    if rows.is_empty() {
-        return;
+    let mut wide = Vec::new();
+    for rows in rows.chunks(TOKENS * n_in) {
+        widen(rows, &mut wide);
+        let x = MatRef::from_row_major_slice(&wide, rows.len() / n_in, n_in);
+        // Only the upper triangle (and the rest of its panels' diagonal blocks) is multiplied out.
+        gram.par_chunks_mut(PANEL * n_in).enumerate().for_each(|(panel, gram)| {
+            let start = panel * PANEL;
+            let n_rows = gram.len() / n_in;
+            let out = MatMut::from_row_major_slice_mut(gram, n_rows, n_in).subcols_mut(start, n_in - start);
+            let (left, right) = (x.subcols(start, n_rows), x.subcols(start, n_in - start));
+            matmul(out, Accum::Add, left.transpose(), right, 1.0, Par::Seq);
+        });
     }
-    let wide: Vec<f64> = rows.par_iter().map(|&x| f64::from(x)).collect();
-    let x = MatRef::from_row_major_slice(&wide, rows.len() / n_in, n_in);
-    // Only the upper triangle (and the rest of its panels' diagonal blocks) is multiplied out.
-    gram.par_chunks_mut(PANEL * n_in).enumerate().for_each(|(panel, gram)| {
-        let start = panel * PANEL;
-        let n_rows = gram.len() / n_in;
-        let out = MatMut::from_row_major_slice_mut(gram, n_rows, n_in).subcols_mut(start, n_in - start);
-        let (left, right) = (x.subcols(start, n_rows), x.subcols(start, n_in - start));
-        matmul(out, Accum::Add, left.transpose(), right, 1.0, Par::Seq);
-    });
     for row in 0..n_in {
         for col in 0..row {
             gram[row * n_in + col] = gram[col * n_in + row];
@@ -30,17 +33,28 @@ pub fn add_gram(gram: &mut [f64], rows: &[f32], n_in: usize) {
 
 /// Adds `A^T X` of row-major `A` and `X: [n, n_in]` to a row-major `[n_in, n_in]`.
 pub fn add_cross_gram(sum: &mut [f64], a: &[f32], x: &[f32], n_in: usize) {
-    if x.is_empty() {
-        return;
+    let (mut wide_a, mut wide_x) = (Vec::new(), Vec::new());
+    for (a, x) in a.chunks(TOKENS * n_in).zip(x.chunks(TOKENS * n_in)) {
+        widen(a, &mut wide_a);
+        widen(x, &mut wide_x);
+        let n = x.len() / n_in;
+        let (a, x) = (MatRef::from_row_major_slice(&wide_a, n, n_in), MatRef::from_row_major_slice(&wide_x, n, n_in));
+        sum.par_chunks_mut(PANEL * n_in).enumerate().for_each(|(panel, sum)| {
+            let n_rows = sum.len() / n_in;
+            let out = MatMut::from_row_major_slice_mut(sum, n_rows, n_in);
+            matmul(out, Accum::Add, a.subcols(panel * PANEL, n_rows).transpose(), x, 1.0, Par::Seq);
+        });
     }
-    let widen = |rows: &[f32]| -> Vec<f64> { rows.par_iter().map(|&x| f64::from(x)).collect() };
-    let (a, x) = (widen(a), widen(x));
-    let n = x.len() / n_in;
-    let (a, x) = (MatRef::from_row_major_slice(&a, n, n_in), MatRef::from_row_major_slice(&x, n, n_in));
-    sum.par_chunks_mut(PANEL * n_in).enumerate().for_each(|(panel, sum)| {
-        let n_rows = sum.len() / n_in;
-        let out = MatMut::from_row_major_slice_mut(sum, n_rows, n_in);
-        matmul(out, Accum::Add, a.subcols(panel * PANEL, n_rows).transpose(), x, 1.0, Par::Seq);
+}
+
+/// Values that one task widens.
+const VALUES: usize = 1 << 14;
+
+/// Puts `values` into `wide` in place of what is there.
+fn widen(values: &[f32], wide: &mut Vec<f64>) {
+    wide.resize(values.len(), 0.0);
+    wide.par_chunks_mut(VALUES).zip(values.par_chunks(VALUES)).for_each(|(wide, values)| {
+        wide.iter_mut().zip(values).for_each(|(wide, &value)| *wide = f64::from(value));
     });
 }
 
@@ -61,6 +75,20 @@ mod tests {
                 assert_eq!(gram[row * n_in + col], expected, "entry {row}, {col}");
             }
         }
+    }
+
+    /// The definition, and the same sum from tokens that come a few at a time.
+    #[test]
+    fn tokens_beyond_one_chunk_add_up() {
+        let (n, n_in) = (2 * TOKENS + 7, 3);
+        let x: Vec<f32> = (0..n * n_in).map(|i| ((i * 31 + 7) % 23) as f32 - 11.0).collect();
+        let (mut gram, mut cross) = (vec![0.0; n_in * n_in], vec![0.0; n_in * n_in]);
+        add_gram(&mut gram, &x, n_in);
+        add_cross_gram(&mut cross, &x, &x, n_in);
+        let entry =
+            |at: usize| (0..n).map(|k| f64::from(x[k * n_in + at / n_in] * x[k * n_in + at % n_in])).sum::<f64>();
+        let expected: Vec<f64> = (0..n_in * n_in).map(entry).collect();
+        assert_eq!([gram, cross], [expected.clone(), expected]);
     }
 
     #[test]

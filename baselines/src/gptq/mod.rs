@@ -8,8 +8,9 @@
 //! *When it wins.* At 2 and 3 bits, with `propagation = "quantized"` (each block sees what the quantized blocks before it
 //! put out); in activation order it is the strongest of the methods that store nothing but codes.
 //!
-//! *Cost.* One Gram matrix per input; per linear one `in x in` factorisation, also where linears share their input, and
-//! `out * in^2 / 2` multiplications. The losses in the record take four times as many again.
+//! *Cost.* Per input one Gram matrix and one `in x in` factorisation, which linears with the same input and cells on other grids
+//! share; per linear `out * in^2 / 2` multiplications. The losses in the record take four times as many again. In memory are at
+//! most three `in x in` matrices of f64: the Gram matrix, its factor, and the factor's inverse.
 //!
 //! *Which weights set a group's grid.* [`GroupGrid`] names the three answers. `updated_weights` is the paper's algorithm and
 //! what `GPTQ` means in our tables: a group's range is that of the weights about to be rounded. `block_start_weights` is
@@ -33,10 +34,12 @@
 //! - An expert that no token reaches has an empty Hessian and is rounded to nearest; the record says so. With few
 //!   tokens the damping alone makes the Hessian invertible, as everywhere.
 
+mod columns;
 mod range;
 mod solver;
 
 use std::num::NonZeroU16;
+use std::sync::Arc;
 
 use awq_core::awq::Nearest;
 use awq_core::backend::{QuantBackend, float_vec};
@@ -56,7 +59,7 @@ use serde::{Deserialize, Serialize};
 pub use self::range::{MseSearch, RangeSearch};
 use self::solver::{Groups, Solver};
 use crate::gptaq::Drift;
-use crate::hessian::Hessian;
+use crate::hessian::{Damped, Hessian};
 use crate::linalg::inverse_factor;
 
 /// GPTQ and its settings.
@@ -170,6 +173,24 @@ impl<B: QuantBackend> QuantMethod<B> for Gptq {
     }
 }
 
+/// All that a factor depends on beside the inputs.
+#[derive(PartialEq)]
+struct Question {
+    damp: f64,
+    order: ColumnOrder,
+    precision: Precision,
+}
+
+/// A Hessian, factored.
+struct Factored {
+    /// See [`Ordered::order`].
+    order: Vec<u32>,
+    /// See [`Ordered::factor`].
+    factor: Vec<f32>,
+    /// How often damping was raised.
+    notes: Vec<String>,
+}
+
 /// The order of rounding, and the matrices that belong to it.
 struct Ordered<'a> {
     /// Column `j` in the order of rounding is input channel `order[j]`.
@@ -196,31 +217,51 @@ impl Gptq {
             return Nearest.quantize_linear(ctx);
         }
         let hessian = Hessian::of(ctx, self.hessian)?;
-        let mut notes: Vec<String> = hessian.dead_note().into_iter().collect();
-        let order = match self.order {
-            ColumnOrder::Natural => (0..hessian.n as u32).collect(),
-            ColumnOrder::Activation => hessian.activation_order(),
-        };
-        let factor = hessian
-            .permuted(&order)
-            .damped(ctx, self.damp, &mut notes, |h| inverse_factor(h, hessian.n, self.hessian))?;
-        let corrections = drift.map(|drift| drift.corrections(&order, &factor));
-        let ordered = Ordered { order: &order, factor: &factor, corrections: corrections.as_deref() };
+        let factored = self.factored(ctx, &hessian)?;
+        let Factored { order, factor, .. } = factored.as_ref();
+        let corrections = drift.map(|drift| drift.corrections(order, factor));
+        let ordered = Ordered { order, factor, corrections: corrections.as_deref() };
         let quantized = self.round(&weight, &hessian, &ordered, ctx.grid);
         let rounded = B::quantize_weight(ctx.weight.clone(), ctx.grid);
+        let [loss_before, loss_after] = hessian.output_losses(&weight, [&rounded, &quantized]);
         let log = LinearLog {
             linear: ctx.linear.0.into(),
             weight_mse: crate::weight_mse(&weight, &quantized),
-            loss_before: Some(hessian.output_loss(&weight, &rounded)),
-            loss_after: Some(hessian.output_loss(&weight, &quantized)),
-            notes,
+            loss_before: Some(loss_before),
+            loss_after: Some(loss_after),
+            notes: hessian.dead_note().into_iter().chain(factored.notes.clone()).collect(),
             ..LinearLog::default()
         };
         Ok((quantized, log))
     }
 
+    /// The factor of a Hessian, computed once for all linears that see the same inputs, whatever their grids.
+    fn factored<B: QuantBackend>(
+        &self,
+        ctx: &LinearCtx<'_, B>,
+        hessian: &Hessian<'_>,
+    ) -> Result<Arc<Factored>, MethodError> {
+        let factor = || {
+            let mut notes = Vec::new();
+            let order = match self.order {
+                ColumnOrder::Natural => (0..hessian.n as u32).collect(),
+                ColumnOrder::Activation => hessian.activation_order(),
+            };
+            let inverse = |h: &Damped<'_>| inverse_factor(&|i, j| h.entry(i, j), h.n(), self.hessian);
+            let factor = hessian.damped(ctx, &order, self.damp, &mut notes, inverse)?;
+            Ok(Factored { order, factor, notes })
+        };
+        match (ctx.input, &ctx.input_scale) {
+            (Some(input), None) => {
+                let question = Question { damp: self.damp, order: self.order, precision: self.hessian };
+                input.shared().get(question, factor)
+            }
+            _ => factor().map(Arc::new),
+        }
+    }
+
     /// Rounds a row-major `[out, in]` weight.
-    fn round(&self, weight: &[f32], hessian: &Hessian, ordered: &Ordered<'_>, grid: &Grid) -> QuantizedWeight {
+    fn round(&self, weight: &[f32], hessian: &Hessian<'_>, ordered: &Ordered<'_>, grid: &Grid) -> QuantizedWeight {
         let (n_in, order) = (hessian.n, ordered.order);
         let n_out = weight.len() / n_in;
         let mut alive = weight.to_vec();

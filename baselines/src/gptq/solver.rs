@@ -6,6 +6,7 @@ use std::ops::Range;
 use awq_core::grid::{FittedGrid, GroupParams};
 use rayon::prelude::*;
 
+use super::columns::Columns;
 use super::{Gptq, GroupGrid, Ordered, RangeSearch};
 use crate::linalg::{ROWS_PER_TASK, subtract_product};
 
@@ -94,44 +95,32 @@ impl<'a> Solver<'a> {
     /// Rounds the columns of one block in some rows, and moves their errors (and corrections) onto all later columns.
     fn round_block(&self, block: Range<usize>, weight: &mut [f32], codes: &mut [u8], params: &mut [GroupParams]) {
         let (n_in, n_groups) = (self.n_in, self.n_groups());
-        let mut errors = vec![0.0_f32; weight.len() / n_in * block.len()];
-        // The rounded weights, negated: `subtract_product` then adds their corrections.
-        let mut negated = vec![0.0_f32; if self.corrections.is_some() { errors.len() } else { 0 }];
-        for row in 0..weight.len() / n_in {
-            let weight = &mut weight[row * n_in..(row + 1) * n_in];
-            let codes = &mut codes[row * n_in..(row + 1) * n_in];
-            let params = &mut params[row * n_groups..(row + 1) * n_groups];
-            if let &Groups::Following { len } = &self.groups {
+        if let &Groups::Following { len } = &self.groups {
+            for (weight, params) in weight.chunks(n_in).zip(params.chunks_mut(n_groups)) {
                 for start in block.clone().filter(|column| column % len == 0) {
                     params[start / len] = self.range.params(&weight[start..(start + len).min(n_in)], self.grid);
                 }
             }
-            for column in block.clone() {
-                let params = &params[self.group_of(column)];
-                let value = weight[column];
-                let code = self.grid.grid.nearest_code(value, params);
-                codes[column] = code;
-                let factor = &self.factor[column * n_in..(column + 1) * n_in];
-                let error = (value - self.grid.grid.weight(code, params)) / factor[column];
-                let at = row * block.len() + column - block.start;
-                errors[at] = error;
-                let later = column + 1..block.end;
-                for (w, u) in weight[later.clone()].iter_mut().zip(&factor[later.clone()]) {
-                    *w -= error * u;
-                }
-                if let Some(corrections) = self.corrections {
-                    let corrections = &corrections[column * n_in..(column + 1) * n_in];
-                    for (w, p) in weight[later.clone()].iter_mut().zip(&corrections[later]) {
-                        *w += value * p;
-                    }
-                    negated[at] = -self.grid.grid.weight(code, params);
-                }
-            }
         }
+        let mut columns = Columns::gather(weight, n_in, block.clone());
+        let params_of = |column: usize| {
+            let group = self.group_of(column);
+            params.chunks(n_groups).map(move |params| &params[group])
+        };
+        columns.round(&self.grid.grid, self.factor, self.corrections, params_of);
+        columns.put_codes(codes);
         let rows_of_block = block.start * n_in..block.end * n_in;
-        subtract_product(weight, &errors, &self.factor[rows_of_block.clone()], n_in, block.end..n_in);
+        let later = block.end..n_in;
+        subtract_product(
+            weight,
+            &columns.rows(&columns.errors),
+            &self.factor[rows_of_block.clone()],
+            n_in,
+            later.clone(),
+        );
         if let Some(corrections) = self.corrections {
-            subtract_product(weight, &negated, &corrections[rows_of_block], n_in, block.end..n_in);
+            // The rounded weights are negated: what is subtracted then adds their corrections.
+            subtract_product(weight, &columns.rows(&columns.negated), &corrections[rows_of_block], n_in, later);
         }
     }
 }

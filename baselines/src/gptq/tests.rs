@@ -128,6 +128,24 @@ fn codes_do_not_depend_on_threads() {
     }
 }
 
+/// The second and third look at inputs that are factored already, and two methods ask for other factors.
+#[test]
+fn what_was_computed_for_one_grid_serves_others() {
+    for method in variants() {
+        let mut shared = Case::new(16, 64, 300, grid(3, 16));
+        for bits in [3, 4, 2] {
+            shared.grid = grid(bits, 16);
+            let fresh = Case::new(16, 64, 300, shared.grid);
+            assert_eq!(quantize(&method, &shared).0, quantize(&method, &fresh).0, "{}, {bits} bits", method.label());
+        }
+    }
+    let shared = Case::new(16, 64, 300, grid(3, 16));
+    let all: Vec<QuantizedWeight> = variants().iter().map(|method| quantize(method, &shared).0).collect();
+    for (method, found) in variants().iter().zip(&all) {
+        assert_eq!(*found, quantize(method, &Case::new(16, 64, 300, grid(3, 16))).0, "{}", method.label());
+    }
+}
+
 #[test]
 fn a_dead_column_is_noted_and_rounds_to_zero() {
     let mut case = Case::new(8, 32, 200, grid(4, 16));

@@ -16,28 +16,28 @@ const MIN_DIAGONAL: f64 = 1e-8;
 const RIDGE: f64 = 1e-2;
 
 /// A rounding problem, and how its solution becomes a weight again.
-pub(super) struct Incoherent {
+pub(super) struct Incoherent<'a> {
     /// Row-major `[out, in]`.
     pub(super) weight: Vec<f32>,
-    pub(super) hessian: Hessian,
+    pub(super) hessian: Hessian<'a>,
     pub(super) transform: WeightTransform,
 }
 
 impl IncoherenceSettings {
     /// Scales and rotates a row-major `[out, in]` weight and its Hessian.
-    pub(super) fn process<B: QuantBackend>(
+    pub(super) fn process<'a, B: QuantBackend>(
         &self,
         ctx: &LinearCtx<'_, B>,
         mut weight: Vec<f32>,
-        hessian: &Hessian,
-    ) -> Incoherent {
+        hessian: &Hessian<'_>,
+    ) -> Incoherent<'a> {
         let [n_out, n_in] = ctx.weight.dims();
         let input_scale = channel_scale(&weight, hessian).map(|scale| ctx.grid.scale_dtype.round(scale as f32));
         let input_scale: Vec<f32> = input_scale.collect();
         for row in weight.chunks_mut(n_in) {
             row.iter_mut().zip(&input_scale).for_each(|(w, scale)| *w *= scale);
         }
-        let mut entries = hessian.entries.clone();
+        let mut entries = hessian.matrix();
         for (row, row_scale) in entries.chunks_mut(n_in).zip(&input_scale) {
             row.iter_mut().zip(&input_scale).for_each(|(h, scale)| *h /= f64::from(row_scale * scale));
         }
@@ -51,7 +51,7 @@ impl IncoherenceSettings {
         input.apply_rows(&mut weight);
         let weight = output.apply_columns(&weight, n_in);
         input.conjugate(&mut entries);
-        let hessian = Hessian { entries, dead: Vec::new(), n: n_in };
+        let hessian = Hessian::without_dead(entries.into(), n_in);
         let transform = WeightTransform::Rotated(Box::new(RotatedWeight { output, input, input_scale }));
         Incoherent { weight, hessian, transform }
     }
@@ -59,14 +59,15 @@ impl IncoherenceSettings {
 
 /// `(H_ii / (W^T W)_ii)^(1/4)`: after scaling the weight's columns by it and the inputs by its inverse, both have the same
 /// diagonal. Normalised to a geometric mean of 1.
-fn channel_scale(weight: &[f32], hessian: &Hessian) -> impl Iterator<Item = f64> {
+fn channel_scale(weight: &[f32], hessian: &Hessian<'_>) -> impl Iterator<Item = f64> {
     let mut squares = vec![0.0_f64; hessian.n];
     for row in weight.chunks(hessian.n) {
         squares.iter_mut().zip(row).for_each(|(square, &w)| *square += f64::from(w).powi(2));
     }
-    let largest = hessian.entries.iter().fold(0.0_f64, |max, h| max.max(h.abs()));
-    let ratio = |(h, square): (f64, &f64)| (h / largest).max(MIN_DIAGONAL) / square.max(MIN_DIAGONAL);
-    let scale: Vec<f64> = hessian.diagonal().zip(&squares).map(|pair| ratio(pair).powf(0.25)).collect();
+    // No entry of a matrix of squares is larger than the largest of its diagonal.
+    let largest = hessian.diagonal.iter().fold(0.0_f64, |max, h| max.max(h.abs()));
+    let ratio = |(h, square): (&f64, &f64)| (h / largest).max(MIN_DIAGONAL) / square.max(MIN_DIAGONAL);
+    let scale: Vec<f64> = hessian.diagonal.iter().zip(&squares).map(|pair| ratio(pair).powf(0.25)).collect();
     let mean = (scale.iter().map(|scale| scale.ln()).sum::<f64>() / scale.len().max(1) as f64).exp();
     scale.into_iter().map(move |scale| (scale / mean).clamp(SCALE_BOUND.recip(), SCALE_BOUND))
 }

@@ -43,7 +43,7 @@ use serde::{Deserialize, Serialize};
 
 use self::incoherence::Incoherent;
 use self::rounding::Rounding;
-use crate::hessian::Hessian;
+use crate::hessian::{Damped, Hessian};
 use crate::linalg::ldl_feedback;
 
 /// QuIP and its settings.
@@ -176,11 +176,12 @@ impl<B: QuantBackend> LinearMethod<B> for Quip {
         };
         let quantized = self.round(ctx, problem, &mut notes)?;
         let rounded = B::quantize_weight(ctx.weight.clone(), ctx.grid);
+        let [loss_before, loss_after] = hessian.output_losses(&weight, [&rounded, &quantized]);
         let log = LinearLog {
             linear: ctx.linear.0.into(),
             weight_mse: crate::weight_mse(&weight, &quantized),
-            loss_before: Some(hessian.output_loss(&weight, &rounded)),
-            loss_after: Some(hessian.output_loss(&weight, &quantized)),
+            loss_before: Some(loss_before),
+            loss_after: Some(loss_after),
             notes,
             ..LinearLog::default()
         };
@@ -198,7 +199,7 @@ impl Quip {
     fn round<B: QuantBackend>(
         &self,
         ctx: &LinearCtx<'_, B>,
-        problem: Incoherent,
+        problem: Incoherent<'_>,
         notes: &mut Vec<String>,
     ) -> Result<QuantizedWeight, MethodError> {
         let Incoherent { weight, hessian, transform } = problem;
@@ -207,9 +208,8 @@ impl Quip {
             QuipRounding::Ldlq => (0..n_in as u32).collect(),
             QuipRounding::LdlqRg(_) => hessian.activation_order().into_iter().rev().collect(),
         };
-        let hessian = hessian.permuted(&order);
-        let (damped, feedback) =
-            hessian.damped(ctx, self.damp, notes, |h| ldl_feedback(h, n_in).map(|l| (h.to_vec(), l)))?;
+        let factor = |h: &Damped<'_>| ldl_feedback(&|i, j| h.entry(i, j), n_in).map(|feedback| (h.matrix(), feedback));
+        let (damped, feedback) = hessian.damped(ctx, &order, self.damp, notes, factor)?;
         let (grid, params) = self.grid_params(&weight, n_in, ctx.grid);
         let groups = grid.granularity.groups(weight.len() / n_in, n_in);
         let weight = match self.grid {

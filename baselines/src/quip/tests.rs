@@ -191,8 +191,10 @@ fn one_scale_clamps_weights_before_they_are_rounded() {
     case.weight[31] = 2.0;
     let (found, _) = quantize(&quip(Incoherence::Off, QuipGrid::OneScale), &case);
     let params = one_scale(&case.weight, &found.grid);
-    let hessian = Hessian::of(&case.ctx(), Precision::F64).unwrap();
-    let feedback = hessian.damped(&case.ctx(), 0.01, &mut Vec::new(), |h| ldl_feedback(h, 32)).unwrap();
+    let (ctx, order) = (case.ctx(), Vec::from_iter(0..32));
+    let hessian = Hessian::of(&ctx, Precision::F64).unwrap();
+    let factor = |h: &Damped<'_>| ldl_feedback(&|i, j| h.entry(i, j), 32);
+    let feedback = hessian.damped(&ctx, &order, 0.01, &mut Vec::new(), factor).unwrap();
     let order: Vec<u32> = (0..32).collect();
     let rounding =
         Rounding { grid: &found.grid, params: &[params], groups: found.grid.granularity.groups(4, 32), order: &order };
