@@ -5,7 +5,7 @@
     scripts/measure-experts.py mixtral-half 2 4 8
     scripts/measure-experts.py qwen3-30b-a3b 16 32 64 128
 
-Makes checkpoints of two blocks and random weights (`scripts/make-synthetic-checkpoint.py`), and has an experiment score, calibrate,
+Makes checkpoints of some blocks and random weights (`scripts/make-synthetic-checkpoint.py`), and has an experiment score, calibrate,
 quantize (W4 g128) and score them again with RTN, AWQ and GPTQ on a few sequences of random words. Memory is what the process holds itself
 (`RssAnon` of /proc, looked at every 20 ms); pages of the mapped files come on top, and the system takes them back at will. Prints a
 Markdown table.
@@ -13,6 +13,7 @@ Markdown table.
 
 import argparse
 import hashlib
+import json
 import random
 import shutil
 import subprocess
@@ -54,22 +55,24 @@ def main():
     parser.add_argument("shape", help="a shape with experts of scripts/make-synthetic-checkpoint.py")
     parser.add_argument("experts", type=int, nargs="+", help="numbers of experts")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--sequences", type=int, default=4)
     parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
     parser.add_argument("--program", type=Path, default=ROOT / "target/debug/experiments")
     args = parser.parse_args()
-    print("| shape | experts | checkpoint | a block in f32 | method | peak of own memory | seconds |\n| --- | --: | --: | --: | --- | --: | --: |")
+    print("| shape | experts | blocks | checkpoint | a block in f32 | method | peak of own memory | seconds |\n| --- | --: | --: | --: | --: | --- | --: | --: |")
     for n_experts in args.experts:
         with tempfile.TemporaryDirectory() as temporary:
             measure(args, n_experts, Path(temporary))
 
 
 def measure(args, n_experts, folder):
-    maker = [ROOT / "scripts/make-synthetic-checkpoint.py", args.shape, "--blocks", "2", "--experts", str(n_experts), "--out", folder / "model"]
+    maker = [ROOT / "scripts/make-synthetic-checkpoint.py", args.shape, "--blocks", str(args.blocks), "--experts", str(n_experts), "--out", folder / "model"]
     subprocess.run(maker, check=True, stdout=subprocess.DEVNULL)
     size = (folder / "model/model.safetensors").stat().st_size
-    hidden = 2 * 32000 * {"mixtral-8x7b": 4096}.get(args.shape, 2048) * 2
-    block_f32 = (size - hidden) / 2 * 2
+    # Embedding and head, of 32,000 tokens in bf16.
+    around = 2 * 32_000 * json.loads((folder / "model/config.json").read_text())["hidden_size"] * 2
+    block_f32 = 2 * (size - around) / args.blocks
     words = random.Random(0)
     text = " ".join("".join(words.choices("aeioulnrst", k=words.randint(2, 7))) for _ in range(20_000))
     (folder / "words.txt").write_text(text)
@@ -79,7 +82,7 @@ def measure(args, n_experts, folder):
         (folder / "x.toml").write_text(EXPERIMENT.format(**facts))
         peak, seconds = watched([args.program.resolve(), folder / "x.toml", "--out", folder / "out", "--quiet"], folder)
         shutil.rmtree(folder / "out")
-        print(f"| {args.shape} | {n_experts} | {size / 1e9:.1f} GB | {block_f32 / 1e9:.2f} GB | {method.upper()} | {peak / 1e9:.2f} GB | {seconds:.0f} |", flush=True)
+        print(f"| {args.shape} | {n_experts} | {args.blocks} | {size / 1e9:.1f} GB | {block_f32 / 1e9:.2f} GB | {method.upper()} | {peak / 1e9:.2f} GB | {seconds:.0f} |", flush=True)
 
 
 def watched(command, folder):
