@@ -7,9 +7,8 @@
     scripts/check-fuzz.py run --seconds 60           # every target that is built; or some: `run gguf config`
     scripts/check-fuzz.py table
 
-An input that ends in a panic, takes 10 s or more than its memory is a fault; it is kept below `experiments/fuzz/artifacts/`, and the
-target alone takes its path to show it again. What was found of new inputs stays in `experiments/fuzz/corpus/`, and the next run goes on
-from there. The table adds up all runs since it was last begun anew (`run --anew`). The exit code is 1 where anything was wrong.
+An input that ends in a panic, takes 10 s or more than its memory is a fault; it is kept below `target/fuzz/artifacts/`, and the target
+alone takes its path to show it again. What was found of new inputs stays in `target/fuzz/corpus/`, and the next run goes on from there. The table adds up all runs since it was last begun anew (`run --anew`). The exit code is 1 where anything was wrong.
 """
 
 import argparse
@@ -26,8 +25,9 @@ from pathlib import Path
 from fuzz.seeds import ROOT, SEEDS, words_of
 
 FUZZ = ROOT / "experiments/fuzz"
-PROGRAMS = FUZZ / "target/x86_64-unknown-linux-gnu/release"
-TOTALS = FUZZ / "artifacts/totals.json"
+WORK = ROOT / "target/fuzz"
+PROGRAMS = WORK / "x86_64-unknown-linux-gnu/release"
+TOTALS = WORK / "artifacts/totals.json"
 # Of a process; what readers hold is limited in `experiments/fuzz/src/lib.rs`.
 MEMORY_MB, SECONDS_AN_INPUT = 2048, 10
 
@@ -49,7 +49,7 @@ def parse() -> argparse.Namespace:
 
 def build(arguments: argparse.Namespace) -> int:
     # Safe Rust needs no sanitizer; of panics, time and memory libFuzzer and the allocator know.
-    command = ["cargo", "+nightly", "fuzz", "build", "--fuzz-dir", FUZZ, "--release", "--sanitizer", "none"]
+    command = ["cargo", "+nightly", "fuzz", "build", "--fuzz-dir", FUZZ, "--target-dir", WORK, "--release", "--sanitizer", "none"]
     return subprocess.run([*command, *([] if arguments.core else ["--features", "experiments"])], cwd=ROOT).returncode
 
 
@@ -66,7 +66,7 @@ def seed(target: str, corpus: Path) -> Path:
 
 
 def run(target: str, arguments: argparse.Namespace, totals: dict) -> None:
-    corpus, artifacts = FUZZ / "corpus" / target, FUZZ / "artifacts" / target
+    corpus, artifacts = WORK / "corpus" / target, WORK / "artifacts" / target
     if arguments.anew:
         for folder in (corpus, artifacts):
             shutil.rmtree(folder, ignore_errors=True)
