@@ -70,7 +70,8 @@ def of_gguf():
         tensors[f"blk.0.{name}.weight"] = (0, [32], noise("F32", [32], 2)[2])
     yield gguf(keys, tensors)
     blocks = {10: 84, 11: 110, 12: 144, 13: 176, 14: 210, 16: 66, 17: 74, 18: 98, 19: 50, 21: 110, 22: 82, 23: 136, 29: 56, 34: 54, 35: 66}
-    yield gguf(keys, {f"t{kind}": (kind, [256, 1], noise("U8", [size], kind)[2]) for kind, size in blocks.items()})
+    names = [f"blk.{block}.{linear}.weight" for block in range(3) for linear in linears[2:]]
+    yield gguf(keys, {name: (kind, [256, 1], noise("U8", [size], kind)[2]) for name, (kind, size) in zip(names, blocks.items())})
     parts = [{"split.no": (4, part), "split.count": (4, 2), "split.tensors.count": (5, 2)} for part in (0, 1)]
     halves = [dict(list(tensors.items())[part::2][:1]) for part in (0, 1)]
     yield joined(gguf(keys | parts[0], halves[0]), gguf(parts[1], halves[1]))
@@ -152,7 +153,7 @@ def of_foreign():
             if weights.exists() and weights.stat().st_size < 100_000:
                 yield joined(to_json(json.loads(file.read_text())), shrunk(weights.read_bytes(), SMALL))
     base = json.loads((FIXTURES / "llama-tiny/config.json").read_text())
-    linear, n_in, n_out, group = "model.layers.0.self_attn.q_proj", 64, 16, 32
+    linear, n_in, n_out, group = "model.layers.0.self_attn.q_proj", 64, 32, 32
     scales = noise("F16", [n_in // group, n_out], 0)
     order = ("I32", [n_in], struct.pack(f"<{n_in}i", *(index // group for index in range(n_in))))
     for bits in (2, 3, 4, 8):
