@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Writes a checkpoint of a Llama shape with random bf16 weights: to measure time and memory where the real one cannot be had.
+"""Writes a checkpoint of a known shape with random bf16 weights: to measure time and memory where the real one cannot be had.
 
     scripts/make-synthetic-checkpoint.py llama-2-70b --blocks 2 --out target/synthetic/llama-2-70b
+    scripts/make-synthetic-checkpoint.py qwen3-30b-a3b --blocks 2 --experts 32 --out target/synthetic/qwen3-moe
 
 Needs nothing but Python. The tokenizer is that of the bundled model, whose ids all have a row in the embedding. Perplexities of
 such a model mean nothing; its blocks are as large, and take as long, as those of the model whose shape it has.
@@ -19,7 +20,18 @@ SHAPES = {
     "tiny": (256, 704, 8, 4, 2),
     "llama-2-7b": (4096, 11008, 32, 32, 32),
     "llama-2-70b": (8192, 28672, 64, 8, 80),
+    "mixtral-8x7b": (4096, 14336, 32, 8, 32),
+    # Half as wide: a Hessian of the inputs of its down projections takes 0.2 GB in place of 0.8.
+    "mixtral-half": (2048, 7168, 16, 4, 32),
+    "qwen3-30b-a3b": (2048, 768, 32, 4, 48),
 }
+# Class, experts, experts a token, width of a head where it does not follow from the others, and what experts are called.
+EXPERTS = {
+    "mixtral-8x7b": ("MixtralForCausalLM", 8, 2, None, "block_sparse_moe", ("w1", "w3", "w2")),
+    "mixtral-half": ("MixtralForCausalLM", 8, 2, None, "block_sparse_moe", ("w1", "w3", "w2")),
+    "qwen3-30b-a3b": ("Qwen3MoeForCausalLM", 128, 8, 128, "mlp", ("gate_proj", "up_proj", "down_proj")),
+}
+TYPES = {"MixtralForCausalLM": "mixtral", "Qwen3MoeForCausalLM": "qwen3_moe"}
 VOCAB_SIZE = 32000
 TOKENIZER = Path(__file__).parent.parent / "experiments/assets/bundled/tokenizer.json"
 # Bytes that are made at a time.
@@ -32,6 +44,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("--blocks", type=int, help="fewer blocks than the model has")
+    parser.add_argument("--experts", type=int, help="of each block, where the shape has experts")
     parser.add_argument("--shards", type=int, default=1, help="files to spread the tensors over")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     args = parser.parse_args()
@@ -56,27 +69,48 @@ def main():
         "eos_token_id": 199,
         "torch_dtype": "bfloat16",
     }
+    if args.shape in EXPERTS:
+        architecture, n_experts, n_used, head_dim, _, _ = EXPERTS[args.shape]
+        n_experts = args.experts or n_experts
+        config |= {"architectures": [architecture], "model_type": TYPES[architecture], "num_experts_per_tok": n_used}
+        if architecture.startswith("Mixtral"):
+            config |= {"num_local_experts": n_experts}
+        else:
+            config |= {"num_experts": n_experts, "moe_intermediate_size": intermediate, "head_dim": head_dim, "norm_topk_prob": True}
+            config |= {"decoder_sparse_step": 1, "mlp_only_layers": []}
     (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     shutil.copyfile(TOKENIZER, args.out / "tokenizer.json")
-    write_shards(args.out, list(tensors(config)), args.shards)
+    write_shards(args.out, list(tensors(config, EXPERTS.get(args.shape))), args.shards)
 
 
-def tensors(config):
+def tensors(config, experts):
     """Names and shapes, in the order of the file."""
     hidden, intermediate = config["hidden_size"], config["intermediate_size"]
-    kv_width = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    head_dim = config.get("head_dim", hidden // config["num_attention_heads"])
+    width, kv_width = (head_dim * config[f"num_{kind}_heads"] for kind in ("attention", "key_value"))
     yield "model.embed_tokens.weight", [VOCAB_SIZE, hidden]
     for block in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{block}"
         yield f"{prefix}.input_layernorm.weight", [hidden]
-        yield f"{prefix}.self_attn.q_proj.weight", [hidden, hidden]
+        yield f"{prefix}.self_attn.q_proj.weight", [width, hidden]
         yield f"{prefix}.self_attn.k_proj.weight", [kv_width, hidden]
         yield f"{prefix}.self_attn.v_proj.weight", [kv_width, hidden]
-        yield f"{prefix}.self_attn.o_proj.weight", [hidden, hidden]
+        yield f"{prefix}.self_attn.o_proj.weight", [hidden, width]
+        if config["model_type"].startswith("qwen3"):
+            yield f"{prefix}.self_attn.q_norm.weight", [head_dim]
+            yield f"{prefix}.self_attn.k_norm.weight", [head_dim]
         yield f"{prefix}.post_attention_layernorm.weight", [hidden]
-        yield f"{prefix}.mlp.gate_proj.weight", [intermediate, hidden]
-        yield f"{prefix}.mlp.up_proj.weight", [intermediate, hidden]
-        yield f"{prefix}.mlp.down_proj.weight", [hidden, intermediate]
+        module, names, owners = "mlp", ("gate_proj", "up_proj", "down_proj"), [""]
+        if experts:
+            *_, module, names = experts
+            n_experts = config.get("num_local_experts", config.get("num_experts"))
+            yield f"{prefix}.{module}.gate.weight", [n_experts, hidden]
+            owners = [f"experts.{expert}." for expert in range(n_experts)]
+        gate, up, down = names
+        for owner in owners:
+            yield f"{prefix}.{module}.{owner}{gate}.weight", [intermediate, hidden]
+            yield f"{prefix}.{module}.{owner}{up}.weight", [intermediate, hidden]
+            yield f"{prefix}.{module}.{owner}{down}.weight", [hidden, intermediate]
     yield "model.norm.weight", [hidden]
     yield "lm_head.weight", [VOCAB_SIZE, hidden]
 

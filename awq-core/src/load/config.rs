@@ -79,9 +79,9 @@ impl ModelConfig {
         let class = class_of(&keys, classes)?;
         switches::check(&keys, class)?;
         let hidden_size = keys.dimension_or(class.hidden_size.0, class.hidden_size.1)?;
-        let n_blocks = keys.dimension_or(class.n_blocks.0, class.n_blocks.1)?;
-        let n_heads = keys.dimension_or(class.n_heads.0, class.n_heads.1)?;
-        let head_dim = class.head_dim(&keys, hidden_size / n_heads)?;
+        let number = |(names, default): (&[&str], usize)| keys.counted(names[0], keys.dimension_or(names, default)?);
+        let (n_blocks, n_heads) = (number(class.n_blocks)?, number(class.n_heads)?);
+        let head_dim = keys.counted("head_dim", class.head_dim(&keys, hidden_size / n_heads)?)?;
         let (rope, local_rope) = Rope::from_hugging_face(&keys, class, head_dim)?;
         let (bias_key, has_bias) = class.attention_bias;
         let bias = bias_key.map(|key| keys.optional_bool(key)).transpose()?.flatten();
@@ -131,9 +131,10 @@ impl ModelConfig {
         let keys = Keys { file, json: &raw };
         let key = |name: &str| format!("{prefix}.{name}");
         let hidden_size = keys.dimension(&[&key("embedding_length")])?;
-        let n_blocks = keys.dimension(&[&key("block_count")])?;
-        let n_heads = keys.dimension(&[&key("attention.head_count")])?;
+        let number = |name: &str| keys.counted(&key(name), keys.dimension(&[&key(name)])?);
+        let (n_blocks, n_heads) = (number("block_count")?, number("attention.head_count")?);
         let head_dim = keys.optional_dimension(&key("attention.key_length"))?.unwrap_or(hidden_size / n_heads);
+        keys.counted(&key("attention.key_length"), head_dim)?;
         let rotary_dim = keys.optional_dimension(&key("rope.dimension_count"))?.unwrap_or(head_dim);
         if rotary_dim != head_dim {
             let problem =
@@ -373,6 +374,9 @@ mod tests {
     fn bad_values_name_file_key_and_expectation() {
         check_error(&with("hidden_size", json!(0)), "key \"hidden_size\": 0, expected a positive integer");
         check_error(&with("hidden_size", json!(u64::MAX)), "expected a positive integer of at most 2^31");
+        check_error(&with("num_hidden_layers", json!(1_u64 << 31)), "2147483648, expected at most 16384");
+        check_error(&with("num_attention_heads", json!(1 << 15)), "32768, expected at most 16384");
+        check_error(&with("head_dim", json!(1 << 20)), "1048576, expected at most 16384");
         check_error(
             &with("num_key_value_heads", json!(4)),
             "key \"num_key_value_heads\": 4, expected a divisor of the 9 heads",

@@ -8,6 +8,8 @@ use super::LoadError;
 
 /// No dimension of a real model comes near this; a larger one is a damaged file, and products of two stay in range.
 const MAX_DIMENSION: u64 = 1 << 31;
+/// Each block, head and rotated channel of a model takes memory before a tensor is read. Real models have some hundreds.
+const MAX_COUNTED: usize = 1 << 14;
 
 /// Keys of one JSON object, and errors that name the file and the key.
 pub(crate) struct Keys<'a> {
@@ -50,6 +52,14 @@ impl Keys<'_> {
         match value.as_u64() {
             Some(dimension) if (1..=MAX_DIMENSION).contains(&dimension) => Ok(Some(dimension as usize)),
             _ => Err(self.wrong_type(key, value, "a positive integer of at most 2^31")),
+        }
+    }
+
+    /// A number of things that each take memory.
+    pub(super) fn counted(&self, key: &str, n: usize) -> Result<usize, LoadError> {
+        match n <= MAX_COUNTED {
+            true => Ok(n),
+            false => Err(self.bad(key, format!("{n}, expected at most {MAX_COUNTED}, which no model comes near"))),
         }
     }
 

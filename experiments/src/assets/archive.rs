@@ -13,7 +13,7 @@ use crate::config::names::is_inside;
 ///
 /// # Errors
 /// Something that is no such archive, is truncated or lacks `wanted`, or a target that cannot be written.
-pub(crate) fn extract(archive: &Path, wanted: &str, target: &Path) -> anyhow::Result<()> {
+pub fn extract(archive: &Path, wanted: &str, target: &Path) -> anyhow::Result<()> {
     let mut file = File::open(archive).context("cannot open the archive")?;
     let mut magic = [0; 2];
     file.read_exact(&mut magic).context("the archive is truncated")?;

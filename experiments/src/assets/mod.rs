@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 
+#[doc(hidden)]
+pub use self::archive::extract;
 use self::hashing::{Hashes, is_sha256};
 pub(crate) use self::hashing::{files_in, hex, sha256_of};
 use self::hub::{Hub, Patience};

@@ -4,7 +4,10 @@
 //! trimmed, methods are Python's, `tojson` writes as Python's `json.dumps`. It can read nothing but what it is given, and its
 //! work is bounded, since a template is a stranger's program.
 
+mod bounded;
+
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use chrono::format::{Item, StrftimeItems};
@@ -12,6 +15,8 @@ use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, context, escape_formatter};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::Formatter;
+
+use self::bounded::{LimitedText, OF_TEMPLATE, TOO_LONG, within};
 
 /// Instructions that one rendering takes at most: real templates take some thousands a message.
 const FUEL: u64 = 20_000_000;
@@ -40,7 +45,7 @@ impl Message {
 
 /// A model's chat template, compiled.
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     /// Spellings by name, such as `bos_token`.
     special_tokens: BTreeMap<String, String>,
 }
@@ -68,15 +73,15 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, without_generation_tags(template))
             .map_err(|error| template_error(&error, "cannot be compiled"))?;
-        Ok(Self { environment, special_tokens })
+        Ok(Self { environment: Arc::new(environment), special_tokens })
     }
 
     /// The text of a conversation, up to where the model answers where that is asked for.
     ///
     /// # Errors
-    /// What the template itself objects to (an order of roles, say), or work without end.
+    /// What the template itself objects to (an order of roles, say), or work without end: more than 10 s, 1 GiB of memory
+    /// or 64 MiB of text.
     pub fn render(&self, messages: &[Message], asks_for_answer: bool) -> anyhow::Result<String> {
-        let template = self.environment.get_template(NAME)?;
         let known = context! {
             messages => messages,
             add_generation_prompt => asks_for_answer,
@@ -84,7 +89,16 @@ impl ChatTemplate {
             documents => Value::from(()),
         };
         let context = context! { ..known, ..Value::from_serialize(&self.special_tokens) };
-        template.render(context).map_err(|error| template_error(&error, "fails on this conversation"))
+        let environment = Arc::clone(&self.environment);
+        let done = within(OF_TEMPLATE, move || {
+            let mut text = LimitedText::default();
+            environment.get_template(NAME)?.render_captured_to(context, &mut text)?;
+            Ok(text.into_text())
+        });
+        match done.context("no thread for the chat template")? {
+            Ok(text) => text.map_err(|error: Error| template_error(&error, FAILS)),
+            Err(given_up) => Err(refused(FAILS, "", &given_up.to_string())),
+        }
     }
 
     /// What the template puts behind an answer; empty where it cannot be told.
@@ -96,12 +110,19 @@ impl ChatTemplate {
     }
 }
 
+const FAILS: &str = "fails on this conversation";
+
 fn template_error(error: &Error, what: &str) -> anyhow::Error {
     let line = error.line().map_or_else(String::new, |line| format!("line {line}: "));
     let problem = match error.kind() {
         ErrorKind::OutOfFuel => "it does not end".to_owned(),
+        ErrorKind::WriteFailure => TOO_LONG.to_owned(),
         _ => error.detail().map_or_else(|| error.kind().to_string(), str::to_owned),
     };
+    refused(what, &line, &problem)
+}
+
+fn refused(what: &str, line: &str, problem: &str) -> anyhow::Error {
     anyhow!("the chat template {what}: {line}{problem}; use `experiments generate` with the whole text as the prompt")
 }
 
@@ -246,8 +267,9 @@ fn without_generation_tags(template: &str) -> String {
     let mut text = String::with_capacity(template.len());
     let mut rest = template;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let (tag, end) = (&rest[start + 2..start + length], start + length + 2);
+        // Behind the opening: `{%}` is no tag.
+        let Some(length) = rest[start + 2..].find("%}") else { break };
+        let (tag, end) = (&rest[start + 2..start + 2 + length], start + length + 4);
         let statement = match tag.trim_matches(['-', '+']).trim() {
             "generation" => Some("if true"),
             "endgeneration" => Some("endif"),
@@ -327,10 +349,19 @@ mod tests {
         let endless = "{% for i in range(9000) %}{% for j in range(9000) %}{{ i }}{% endfor %}{% endfor %}";
         let found = message(endless).to_string();
         assert!(found.contains("it does not end"), "{found}");
+        let found = message("{% for i in range(9) %}{{ 'long' * 9000000 }}{% endfor %}").to_string();
+        assert!(found.contains(": its text is longer than 64 MiB; use"), "{found}");
         let found = message("{{ strftime_now('%Q') }}").to_string();
         assert!(found.contains("\"%Q\" is no format of a time"), "{found}");
         let none = ChatTemplate::new(None, BTreeMap::new()).err().unwrap().to_string();
         assert!(none.starts_with("this model has no chat template"), "{none}");
+    }
+
+    #[test]
+    fn marks_that_share_a_character_are_no_tag() {
+        for template in ["{%}", "{%}.{%", "{%-%}", "{%%}", "{%}{% generation %}", "{% generation"] {
+            assert!(compiled(template).is_err(), "{template}");
+        }
     }
 
     #[test]

@@ -22,6 +22,10 @@ pub const FILE: &str = "blocks.jsonl.zst";
 /// Logs are written once: small is better than soon.
 const LEVEL: i32 = 19;
 
+/// Bytes of one line and of all. A frame of some bytes may stand for any number; a hundred blocks of a hundred experts have 40 MB.
+const MAX_LINE: usize = 256 << 20;
+const MAX_LINES: usize = 1 << 30;
+
 /// The logs of a folder by their sha256, as JSON.
 #[derive(Debug, Default)]
 pub(super) struct BlockLogs {
@@ -34,25 +38,31 @@ impl BlockLogs {
     /// Reads what a folder holds, which may be nothing; a last frame that a kill cut short is left out.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// A file that cannot be read, or that would take more memory than logs of blocks do.
     pub(super) fn read(folder: &Path) -> anyhow::Result<Self> {
         let path = folder.join(FILE);
         match std::fs::read(&path) {
-            Ok(bytes) => Ok(Self::of(&bytes)),
+            Ok(bytes) => Self::of(&bytes).with_context(|| format!("{}: cannot read", path.display())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(error).with_context(|| format!("{}: cannot read", path.display())),
         }
     }
 
-    fn of(bytes: &[u8]) -> Self {
+    fn of(bytes: &[u8]) -> io::Result<Self> {
         let mut logs = Self::default();
-        let mut rest = bytes;
+        let (mut rest, mut room) = (bytes, MAX_LINES);
         while !rest.is_empty() {
-            let Ok(text) = next_frame(&mut rest) else { break };
+            let text = match next_frame(&mut rest, room.min(MAX_LINE)) {
+                Ok(text) => text,
+                // It is no frame that a kill cut short: the file must stay as it is.
+                Err(error) if error.kind() == io::ErrorKind::FileTooLarge => return Err(error),
+                Err(_) => break,
+            };
+            room -= text.len();
             logs.n_whole = (bytes.len() - rest.len()) as u64;
             logs.by_sha256.insert(sha256(&text), text);
         }
-        logs
+        Ok(logs)
     }
 
     /// The logs of this sha256, as one line of JSON without its end.
@@ -70,10 +80,16 @@ impl BlockLogs {
     }
 }
 
-/// Decompresses one frame and moves on behind it.
-fn next_frame(rest: &mut &[u8]) -> io::Result<String> {
+/// Decompresses one frame of at most `limit` bytes and moves on behind it.
+fn next_frame(rest: &mut &[u8], limit: usize) -> io::Result<String> {
     let mut text = String::new();
-    zstd::stream::read::Decoder::with_buffer(rest)?.single_frame().read_to_string(&mut text)?;
+    let frame = zstd::stream::read::Decoder::with_buffer(rest)?.single_frame();
+    frame.take(limit as u64 + 1).read_to_string(&mut text)?;
+    if text.len() > limit {
+        let problem =
+            "logs of blocks of more than 256 MiB in a record, or 1 GiB in all, which no run writes; remove the file";
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, problem));
+    }
     Ok(text)
 }
 
@@ -134,7 +150,7 @@ fn open(path: &Path) -> io::Result<File> {
     let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
-    let n_whole = BlockLogs::of(&bytes).n_whole;
+    let n_whole = BlockLogs::of(&bytes)?.n_whole;
     if n_whole < bytes.len() as u64 {
         file.set_len(n_whole)?;
     }
@@ -198,6 +214,23 @@ mod tests {
             let logs = BlockLogs::read(folder.path()).unwrap();
             assert!(logs.attach(&mut first.clone()) && logs.attach(&mut third.clone()));
         }
+    }
+
+    #[test]
+    fn a_frame_that_stands_for_too_much_is_refused_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        let mut bomb = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        io::copy(&mut io::repeat(b' ').take(MAX_LINE as u64 + 1), &mut bomb).unwrap();
+        let bomb = bomb.finish().unwrap();
+        assert!(bomb.len() < 100_000, "{}", bomb.len());
+        std::fs::write(&path, &bomb).unwrap();
+        let expected = "logs of blocks of more than 256 MiB in a record";
+        let error = BlockLogs::read(folder.path()).unwrap_err();
+        assert!(format!("{error:#}").contains(expected), "{error:#}");
+        let error = BlockFile::new(folder.path()).detach(&quantization(2)).unwrap_err();
+        assert!(format!("{error:#}").contains(expected), "{error:#}");
+        assert_eq!(std::fs::read(&path).unwrap(), bomb);
     }
 
     #[test]

@@ -123,16 +123,30 @@ fn a_seed_gives_one_text_at_any_number_of_threads() {
     assert_eq!(text(&workshop, &["model"]), draw(&["--top-k", "1"]));
 }
 
+fn chat(workshop: &Workshop, input: &str, more: &[&str]) -> Ran {
+    let mut command = workshop.command(&[&["chat", "model", "--max-tokens", "5"], more].concat());
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // A program that refuses before it reads closes the pipe.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    Ran::of(child.wait_with_output().unwrap())
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_chat_template_that_takes_memory_without_end_is_given_up() {
+    let workshop = Workshop::new();
+    let template = "{% set all = namespace(of=[]) %}{% for i in range(99999) %}{% set all.of = all.of + ['x' * 16000000 ~ i] %}{% endfor %}";
+    workshop.write("model/tokenizer_config.json", json!({ "chat_template": template }).to_string());
+    let ran = chat(&workshop, "w1\n", &[]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("it takes more than 1 GiB of memory; use `experiments generate`"), "{}", ran.stderr);
+}
+
 #[test]
 fn a_conversation_is_read_from_standard_input() {
     let workshop = Workshop::new();
-    let chat = |input: &str, more: &[&str]| {
-        let mut command = workshop.command(&[&["chat", "model", "--max-tokens", "5"], more].concat());
-        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-        Ran::of(child.wait_with_output().unwrap())
-    };
+    let chat = |input: &str, more: &[&str]| chat(&workshop, input, more);
     chat("w1\n", &[]).refused(
         "model/tokenizer.json: this model has no chat template (it is no chat model, or its chat_template.jinja or \
          tokenizer_config.json is missing); use `experiments generate`",

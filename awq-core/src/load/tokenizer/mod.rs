@@ -2,6 +2,7 @@
 
 mod byte_level;
 mod from_gguf;
+mod guard;
 mod kind;
 mod older_files;
 mod sentence_piece;
@@ -18,6 +19,7 @@ use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 use tokenizers::processors::template::TemplateProcessing;
 
+use self::guard::guarded;
 pub use self::older_files::tokenizer_files;
 use super::gguf::Value;
 use super::{LoadError, ModelConfig, read_json, without_mark};
@@ -68,7 +70,7 @@ impl Tokenizer {
         }
         let bytes = std::fs::read(&file).map_err(|source| LoadError::Open { file: file.clone(), source })?;
         let text = without_mark(&file, &bytes)?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(text).map_err(|error| tokenizer_error(&file, error))?;
+        let mut inner = guarded(&file, || tokenizers::Tokenizer::from_bytes(text))?;
         // Some files carry the truncation of their training script; a silently shortened text is never wanted here.
         inner.with_truncation(None).map_err(|error| tokenizer_error(&file, error))?;
         inner.with_padding(None);
@@ -93,8 +95,7 @@ impl Tokenizer {
     /// # Errors
     /// [`LoadError::Tokenizer`] if the tokenizer cannot represent the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, LoadError> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|error| tokenizer_error(&self.file, error))?;
-        Ok(encoding.get_ids().to_vec())
+        Ok(guarded(&self.file, || self.inner.encode_fast(text, false))?.get_ids().to_vec())
     }
 
     /// The ids of `text` with what the tokenizer puts around a text unless told otherwise: a BOS token before it, say.
@@ -113,7 +114,7 @@ impl Tokenizer {
     pub fn encode_literally_with_special(&self, text: &str) -> Result<Vec<u32>, LoadError> {
         let mut inner = self.inner.clone();
         inner.set_encode_special_tokens(true);
-        let encoding = inner.encode_fast(text, false).map_err(|error| tokenizer_error(&self.file, error))?;
+        let encoding = guarded(&self.file, || inner.encode_fast(text, false))?;
         Ok(self.surround(encoding.get_ids().to_vec()))
     }
 
@@ -135,7 +136,7 @@ impl Tokenizer {
     /// # Errors
     /// [`LoadError::Tokenizer`] if the decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, LoadError> {
-        self.inner.decode(ids, false).map_err(|error| tokenizer_error(&self.file, error))
+        guarded(&self.file, || self.inner.decode(ids, false))
     }
 
     /// The tokenizer as a `tokenizer.json`, which puts around a text what [`Self::encode_with_special`] does.
@@ -159,7 +160,7 @@ impl Tokenizer {
                 .map_err(|error| tokenizer_error(&self.file, error))?;
             inner.with_post_processor(Some(template));
         }
-        inner.to_string(false).map_err(|error| tokenizer_error(&self.file, error))
+        guarded(&self.file, || inner.to_string(false))
     }
 
     /// The spelling of a token in the vocabulary.
@@ -227,8 +228,7 @@ fn named_token(inner: &tokenizers::Tokenizer, file: &Path, names: &Json, key: &s
 
 /// The tokens that the post-processor puts around a text.
 fn tokens_around(inner: &tokenizers::Tokenizer, file: &Path) -> Result<Around, LoadError> {
-    let encode =
-        |add_special_tokens| inner.encode_fast("a", add_special_tokens).map_err(|error| tokenizer_error(file, error));
+    let encode = |adds_special_tokens| guarded(file, || inner.encode_fast("a", adds_special_tokens));
     let (bare, dressed) = (encode(false)?, encode(true)?);
     let (bare, dressed) = (bare.get_ids(), dressed.get_ids());
     // A vocabulary that cannot spell the probe leaves nothing to look for: all there is stands before a text.

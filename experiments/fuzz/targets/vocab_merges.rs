@@ -1,0 +1,17 @@
+//! `vocab.json` and `merges.txt` with their settings.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use awq_core::load::{ModelConfig, Tokenizer};
+use experiments_fuzz::{config_of, folder_of, use_tokenizer};
+use libfuzzer_sys::fuzz_target;
+
+static CONFIG: LazyLock<ModelConfig> = LazyLock::new(|| config_of("Qwen2ForCausalLM"));
+
+fuzz_target!(|input: &[u8]| {
+    let files = ["vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json"];
+    if let Ok(tokenizer) = Tokenizer::from_folder(folder_of(input, &files), &CONFIG) {
+        use_tokenizer(&tokenizer);
+    }
+});
