@@ -302,6 +302,8 @@ fn write_report(folder: &Path, progress: &Progress) -> anyhow::Result<()> {
         }
         None => Vec::new(),
     };
+    notes.extend(report::doubts::numbers(folder, &plan, &records));
+    notes.extend(report::doubts::other_cells(folder, &plan, &records));
     notes.iter().for_each(|note| progress.note(note));
     report::write_report(folder, &plan, &records, &speed)?;
     print(&report::terminal_table(&plan, &records, &speed)?);
