@@ -103,6 +103,33 @@ fn another_model_in_the_place_is_not_touched() {
     assert!(workshop.read("out/table.md").contains("RTN"));
 }
 
+/// What is measured of it may be other things; of files that changed, it is another model, be its codes the same.
+#[test]
+fn what_is_there_is_the_model_and_not_the_question() {
+    let workshop = exporting("formats = [\"packed\"]\nonly = [\"method=rtn,bits=4\"]\n");
+    workshop.finish("out", &[]);
+    let before = files(&workshop.path("out/checkpoints"));
+    workshop.change_experiment("seq_len = 64", "seq_len = 32");
+    let ran = workshop.finish("out", &[]);
+    assert!(ran.stderr.contains("0 checkpoints written to checkpoints/, 1 were there"), "{}", ran.stderr);
+    let note =
+        "out/checkpoints/tiny-rtn-w4-g32-packed: is the model that was measured; its card has what was measured before";
+    assert!(ran.stderr.contains(note), "{}", ran.stderr);
+    assert_eq!(files(&workshop.path("out/checkpoints")), before);
+
+    // Rounding sees no norm.
+    workshop.write_model("model", |name, values| {
+        if name == "model.norm.weight" {
+            values.fill(2.0);
+        }
+    });
+    let ran = workshop.run(&["experiment.toml", "--out", "out"]);
+    ran.refused(
+        "out: [export]: out/checkpoints/tiny-rtn-w4-g32-packed: holds another model than tiny RTN W4 g32 as it was measured; move it \
+         away, and run again",
+    );
+}
+
 #[test]
 fn a_section_that_asks_for_nothing_is_refused() {
     let refused = |section: &str| {
