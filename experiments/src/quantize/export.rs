@@ -155,8 +155,7 @@ pub fn write(
     (format, plan): (&dyn Format, &Plan),
 ) -> anyhow::Result<()> {
     let (opened, checkpoint) = (&model.opened, quantized.checkpoint.as_ref());
-    let wiring = wiring_of(&opened.config, checkpoint)?;
-    ensure!(!wiring.scaled_activations, "scales were folded into activations, where other programs have none");
+    let wiring = wiring_without_scales(&opened.config, checkpoint)?;
     let mut config = packed::config_of(opened, &wiring);
     config["quantization_config"] = format.settings(plan);
     if config.get("model_type").is_none() {
@@ -172,6 +171,25 @@ pub fn write(
     }
     file.finish(&partial).with_context(|| packed::cannot_write(&partial))?;
     fs::rename(&partial, folder.join(WEIGHTS)).with_context(|| format!("{}: cannot rename", partial.display()))
+}
+
+/// How a quantized model is wired elsewhere: without scales behind activations. Methods that fold nothing there leave ones.
+fn wiring_without_scales(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> anyhow::Result<Wiring> {
+    let mut wiring = wiring_of(config, checkpoint)?;
+    if wiring.scaled_activations {
+        for (block_idx, block) in wiring.blocks.iter().enumerate() {
+            let scales = block.norms().into_iter();
+            for name in scales.filter(|name| block.norm_kind(*name, wiring.norm) == NormKind::Scale) {
+                let scale = checkpoint.read_any_f32(&format!("{}.weight", wiring.block_norm(block_idx, name)))?;
+                ensure!(
+                    scale.iter().all(|&factor| factor == 1.0),
+                    "scales were folded into activations, where other programs have none"
+                );
+            }
+        }
+        wiring.scaled_activations = false;
+    }
+    Ok(wiring)
 }
 
 /// Reads what was written as a folder of another tool, and holds each linear against what was quantized.
