@@ -14,7 +14,7 @@ use awq_core::model::{LinearName, holder_of, known_families, wiring_of};
 use awq_core::open::{gguf_outline, open_tensors};
 use serde_json::{Value as Json, json};
 
-use super::card::shell;
+use super::card::{shell, stored_as};
 use super::{Quantized, Recipe};
 use crate::packed::{self, TensorFile, WEIGHTS};
 use crate::provenance::Provenance;
@@ -76,6 +76,7 @@ pub fn outline(model: &Model, recipe: &Recipe, measured: Option<&str>) -> Result
         ("awq_rs.method", json(serde_json::to_string(&recipe.method))),
         ("awq_rs.calibration", json(serde_json::to_string(&recipe.calibration))),
     ];
+    more.extend(model.storage.as_ref().map(|base| ("awq_rs.made_of", stored_as(base))));
     more.extend(measured.map(|tables| ("awq_rs.measured", tables.to_owned())));
     gguf_outline(&model.opened, &model.wiring, recipe.rule.head().is_some(), &about(model, &more))
 }

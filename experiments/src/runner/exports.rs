@@ -183,7 +183,7 @@ pub fn write(
             let target = Target::plan(model, &described, one.format)?;
             let place = Place::claim(&path, needed_bytes(model, &described)?)?;
             let tables = report::cell_tables(plan, &records, one.cell)?;
-            let n_bytes = target.write(&place, made, Some(&tables)).with_context(in_place)?;
+            let n_bytes = target.write(&place, made, Some(&tables)).with_context(in_place)?.n_bytes;
             // Before it has its name: a kill in between leaves nothing that no line knows.
             file.append(&ExportRecord {
                 schema: SCHEMA_VERSION,

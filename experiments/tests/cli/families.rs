@@ -45,10 +45,13 @@ fn models_of_small_floats_are_called_so() {
         workshop.finish("out", &[]);
         let table = workshop.read("out/table.md");
         assert!(table.contains(label) && table.contains("is itself a quantized file"), "{format}: {table}");
-        let asked =
-            ["quantize", "model", "--method", "rtn", "--bits", "4", "--group-size", "32", "--out", "packed", "--quiet"];
+        let asked = ["quantize", "model", "--method", "rtn", "--bits", "4", "--group-size", "32", "--out", "packed"];
         let ran = workshop.run(&asked);
         assert_eq!(ran.code, Some(0), "{format}: {ran:?}");
+        let types = label.trim_start_matches("base (").trim_end_matches(')');
+        assert!(ran.stderr.contains(&format!("the model is itself quantized ({types} in ")), "{}", ran.stderr);
+        let card = workshop.read("packed/README.md");
+        assert!(card.contains(&format!("| made of linears stored as | {types} in ")), "{card}");
         assert!(!workshop.read("packed/config.json").contains("quantization_config"), "{format}");
         assert_eq!(workshop.run(&["inspect", "packed"]).code, Some(0), "{format}");
     }

@@ -66,6 +66,8 @@ fn a_file_is_the_model_that_was_quantized() {
         let ran = quantize(&workshop, grid, "gguf", &file);
         assert_eq!(ran.code, Some(0), "{grid}: {ran:?}");
         assert!(ran.stdout.starts_with(&file), "{}", ran.stdout);
+        let stored = format!(", linears of blocks stored as {expected} in {bits:.3} bits each, ");
+        assert!(ran.stdout.contains(&stored), "{}", ran.stdout);
         assert_eq!(quantize(&workshop, grid, "packed", &packed).code, Some(0));
         let (found, name, bits_per_weight) = score(&workshop, &file);
         assert_eq!((name.as_str(), bits_per_weight), (expected, bits), "{grid}");
