@@ -152,6 +152,8 @@ fn a_model_in_floats_is_exported_with_what_its_linears_see() {
         taken.stderr.contains("plain-imatrix.gguf: exists already; choose another file with --imatrix"),
         "{taken:?}"
     );
+    let same = export("--imatrix ./more.gguf", "more.gguf");
+    same.refused("./more.gguf: --out and --imatrix name one file; choose another with --imatrix");
     let wrong = export("--scales-for 4", "more.gguf");
     assert!(wrong.stderr.contains("--scales-for 4: not a grid such as w4g32"), "{wrong:?}");
 }
