@@ -76,6 +76,8 @@ fn a_file_is_the_model_that_was_quantized() {
     }
     let facts = workshop.run(&["inspect", "m0.gguf", "--json"]);
     assert_eq!(facts.code, Some(0), "{facts:?}");
+    let facts: Value = serde_json::from_str(&facts.stdout).unwrap();
+    assert!(facts["quantized_by"].as_str().unwrap().starts_with("awq-rs "), "{facts}");
 }
 
 #[test]
