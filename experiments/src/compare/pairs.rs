@@ -1,40 +1,40 @@
 //! Which cell of one folder is held against which of another. Names alone do not tell: cells that differ in a setting which labels do
 //! not say are called the same.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::plan::{Cell, CellId};
 
 /// Positions of cells in `first` and in `second` that stand for each other, in the order of `first`: those that ask the same, else those
-/// that make the same model and measure other things of it, else those with a name that no other cell left over has.
+/// that do the same to a model of one name, wherever it lies and whatever is measured of it, else those with a name that no other cell
+/// left over has.
 pub(super) fn pairs(first: &[&Cell], second: &[&Cell]) -> Vec<(usize, usize)> {
-    let mut pairs = Vec::new();
-    let alike: [fn(&Cell, &Cell) -> bool; 3] =
-        [|a, b| a.id() == b.id(), |a, b| of_model(a) == of_model(b), |a, b| a.label() == b.label()];
-    for is_alike in alike {
-        let left = |cells: &[&Cell], taken: &BTreeSet<usize>| -> Vec<usize> {
-            (0..cells.len()).filter(|index| !taken.contains(index)).collect()
+    let Some(model) = first.first().map(|cell| &cell.model) else { return Vec::new() };
+    let done = |cell: &Cell| {
+        let CellId(done) = Cell { model: model.clone(), evaluations: Vec::new(), ..cell.clone() }.id();
+        format!("{done} {}", cell.model.name)
+    };
+    let keys: [&dyn Fn(&Cell) -> String; 3] = [&|cell| cell.id().0, &done, &Cell::label];
+    let mut pairs: Vec<(usize, usize)> = Vec::new();
+    for key in keys {
+        let taken: [BTreeSet<usize>; 2] =
+            [pairs.iter().map(|&(index, _)| index).collect(), pairs.iter().map(|&(_, index)| index).collect()];
+        let by_key = |cells: &[&Cell], taken: &BTreeSet<usize>| {
+            let mut by_key: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+            for index in (0..cells.len()).filter(|index| !taken.contains(index)) {
+                by_key.entry(key(cells[index])).or_default().push(index);
+            }
+            by_key
         };
-        let (of_first, of_second) = (
-            left(first, &pairs.iter().map(|&(index, _)| index).collect()),
-            left(second, &pairs.iter().map(|&(_, index)| index).collect()),
-        );
-        for &index in &of_first {
-            let one = first[index];
-            let others: Vec<usize> = of_second.iter().copied().filter(|&other| is_alike(one, second[other])).collect();
-            let n_own = of_first.iter().filter(|&&own| is_alike(one, first[own])).count();
-            if let (&[other], 1) = (others.as_slice(), n_own) {
-                pairs.push((index, other));
+        let others = by_key(second, &taken[1]);
+        for (key, own) in by_key(first, &taken[0]) {
+            if let ([one], Some([other])) = (own.as_slice(), others.get(&key).map(Vec::as_slice)) {
+                pairs.push((*one, *other));
             }
         }
     }
     pairs.sort_unstable();
     pairs
-}
-
-/// Id of what is measured, whatever is measured of it.
-fn of_model(cell: &Cell) -> CellId {
-    Cell { evaluations: Vec::new(), ..cell.clone() }.id()
 }
 
 /// What messages call each cell: its label, with the head of its id where others are called the same.
@@ -52,7 +52,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::config::ExperimentSpec;
+    use crate::config::{ExperimentSpec, ModelSource};
     use crate::plan::Plan;
 
     /// The quickstart, with AWQ's scales alone searched on so many ratios in each of its methods.
@@ -90,6 +90,20 @@ mod tests {
         let found = of_plans(&plan_of_two, &turned);
         assert_eq!(found.len(), n);
         assert!(found.iter().all(|&(one, other)| first[one].id() == second[other].id()), "{found:?}");
+    }
+
+    #[test]
+    fn twins_of_a_model_that_lies_elsewhere_are_told_apart() {
+        let first = plan(&[5, 20], 200);
+        let mut second = plan(&[20, 5], 200);
+        let elsewhere: ModelSource = toml::from_str("path = { path = \"elsewhere\" }").unwrap();
+        for cell in &mut second.models[0].cells {
+            cell.model.source = elsewhere.clone();
+        }
+        let found = of_plans(&first, &second);
+        assert_eq!(found.len(), first.cells().count());
+        let (first, second) = (Vec::from_iter(first.cells()), Vec::from_iter(second.cells()));
+        assert!(found.iter().all(|&(one, other)| first[one].quantization == second[other].quantization), "{found:?}");
     }
 
     #[test]
