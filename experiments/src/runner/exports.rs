@@ -77,13 +77,13 @@ struct Asked<'a> {
     name: String,
 }
 
-/// What is asked for of each model of `plan`, which may be a part of the experiment.
-fn asked(plan: &Plan) -> Vec<(&ModelPlan, Vec<Asked<'_>>)> {
+/// What is asked for of each model of `plan`, which may be a part of the experiment `whole`. A part gives the names that the whole does.
+fn asked<'a>(plan: &'a Plan, whole: &Plan) -> Vec<(&'a ModelPlan, Vec<Asked<'a>>)> {
     let Some(spec) = &plan.export else { return Vec::new() };
-    let selected = plan.selected(&spec.only);
+    let selected = whole.selected(&spec.only);
     let is_asked = |cell: &&Cell| cell.quantization.is_some() && selected.contains(&cell.id());
     let mut n_of: BTreeMap<String, usize> = BTreeMap::new();
-    for cell in plan.cells().filter(is_asked) {
+    for cell in whole.cells().filter(is_asked) {
         *n_of.entry(slug(&cell.label())).or_default() += 1;
     }
     let name = |cell: &Cell, format: CheckpointFormat| {
@@ -118,7 +118,7 @@ fn described(recipe: &Recipe) -> Recipe {
 /// # Errors
 /// A grid or a method that a format does not hold, with the cell and the formats that do.
 pub fn check(plan: &Plan, store: &AssetStore, progress: &Progress) -> anyhow::Result<()> {
-    for (model_plan, asked) in asked(plan).into_iter().filter(|(_, asked)| !asked.is_empty()) {
+    for (model_plan, asked) in asked(plan, plan).into_iter().filter(|(_, asked)| !asked.is_empty()) {
         let Ok(model) = Model::open(&model_plan.model, store, progress) else { continue };
         for one in asked {
             let recipe = recipe(one.cell)?;
@@ -128,18 +128,19 @@ pub fn check(plan: &Plan, store: &AssetStore, progress: &Progress) -> anyhow::Re
     Ok(())
 }
 
-/// Writes what is asked for and is not there, of every cell that is finished among `records`.
+/// Writes what is asked for and is not there, of every cell of `plan` that is finished. It may be a part of the experiment `whole`, whose
+/// base model stands on cards wherever it is on record.
 ///
 /// # Errors
 /// A folder that holds another model, codes that are not those that were measured, or a disk that is full.
 pub fn write(
-    plan: &Plan,
+    (plan, whole): (&Plan, &Plan),
     out: &Path,
     machine: Machine<'_>,
     threads: usize,
     store: &AssetStore,
 ) -> anyhow::Result<Exported> {
-    let asked = asked(plan);
+    let asked = asked(plan, whole);
     let mut exported = Exported::default();
     if asked.iter().all(|(_, asked)| asked.is_empty()) {
         return Ok(exported);
@@ -182,7 +183,7 @@ pub fn write(
             let described = described(&recipe(one.cell)?);
             let target = Target::plan(model, &described, one.format)?;
             let place = Place::claim(&path, needed_bytes(model, &described)?)?;
-            let tables = report::cell_tables(plan, &records, one.cell)?;
+            let tables = report::cell_tables(whole, &records, one.cell)?;
             let n_bytes = target.write(&place, made, Some(&tables)).with_context(in_place)?.n_bytes;
             // Before it has its name: a kill in between leaves nothing that no line knows.
             file.append(&ExportRecord {

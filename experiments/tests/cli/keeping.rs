@@ -74,6 +74,13 @@ fn a_part_of_the_experiment_keeps_its_own_models() {
     assert!(!ran.stderr.contains("checkpoints"), "{}", ran.stderr);
     workshop.finish("out", &["--only", "method=awq,bits=3"]);
     assert_eq!(names(&workshop, "out/checkpoints"), ["tiny-awq-w3-g32-packed"]);
+    // The base model was measured by another part.
+    workshop.finish("out", &["--only", "method=fp"]);
+    workshop.finish("out", &["--only", "method=awq,bits=4"]);
+    let of_base = workshop.records("out").into_iter().find(|record| record["labels"]["method"] == "FP").unwrap();
+    let of_base = of_base["outcome"]["done"]["measurements"][0]["value"].as_f64().unwrap();
+    let card = workshop.read("out/checkpoints/tiny-awq-w4-g32-packed/README.md");
+    assert!(card.contains(&format!("{of_base:.3}")), "{card}");
 }
 
 #[test]
