@@ -17,6 +17,7 @@ use crate::record::blocks::FILE as BLOCKS;
 use crate::record::{Compacted, Line as _, RecordFile, StoredRecord};
 use crate::runner::{OnFailure, OnRecord, RunOptions};
 use crate::speed::asked::{Place, asked, describe};
+use crate::speed::record::SpeedLine;
 use crate::{device, record, report, verify};
 
 mod chat;
@@ -289,13 +290,20 @@ fn write_report(folder: &Path, progress: &Progress) -> anyhow::Result<()> {
     let plan = Plan::new(&spec);
     let (records, mut notes): (Vec<StoredRecord>, _) = record::read_records(folder)?;
     let speed = match &spec.speed {
-        Some(speed) => {
+        Some(speed) if folder.join(SpeedLine::FILE).is_file() => {
             let (lines, of_speed) = record::read_records(folder)?;
             notes.extend(of_speed);
             asked(speed, &spec.models, &lines)
         }
+        // Of parts and shares alone.
+        Some(_) => {
+            notes.push(format!("{}: nothing of [speed] is timed yet; the whole experiment times it", folder.display()));
+            Vec::new()
+        }
         None => Vec::new(),
     };
+    notes.extend(report::doubts::numbers(folder, &plan, &records));
+    notes.extend(report::doubts::other_cells(folder, &plan, &records));
     notes.iter().for_each(|note| progress.note(note));
     report::write_report(folder, &plan, &records, &speed)?;
     print(&report::terminal_table(&plan, &records, &speed)?);

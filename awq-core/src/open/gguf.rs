@@ -52,12 +52,7 @@ pub fn gguf_outline(
     let (found, expected) = (wires(&read), wires(wiring));
     match found.iter().zip(&expected).position(|(found, expected)| found != expected) {
         None if found.len() == expected.len() => Ok(outline),
-        at => {
-            // With the name of the field before it.
-            let at = at.unwrap_or(found.len().min(expected.len()));
-            let words = |words: &[String]| words[at.saturating_sub(1)..words.len().min(at + 1)].join(" ");
-            Err(other(format!("{} in place of {}", words(&found), words(&expected))))
-        }
+        at => Err(other(difference(&found, &expected, at.unwrap_or(found.len().min(expected.len()))))),
     }
 }
 
@@ -81,7 +76,7 @@ fn check_config(config: &ModelConfig, read: &ModelConfig) -> Result<(), String> 
             ("the tokens", of.vocab_size.to_string()),
             ("the positions", of.max_positions.to_string()),
             ("the number in norms", (of.norm_eps as f32).to_string()),
-            ("the windows", format!("{:?}", of.windows)),
+            ("the windows", windows(&of.windows)),
         ]
     };
     for ((what, expected), (_, found)) in facts(&config).into_iter().zip(facts(read)) {
@@ -117,4 +112,45 @@ fn wires(wiring: &Wiring) -> Vec<String> {
         _ => word.to_owned(),
     };
     text.split([' ', ',', '(', ')', '{', '}', '[', ']']).filter(|word| !word.is_empty()).map(as_f32).collect()
+}
+
+/// What two wirings say otherwise at a word, by the field that it stands in.
+fn difference(found: &[String], expected: &[String], at: usize) -> String {
+    let begun = |words: &[String]| words.iter().take(at + 1).rev().find(|word| word.ends_with(':')).cloned();
+    let field = begun(expected).or_else(|| begun(found)).unwrap_or_default();
+    let said = |words: &[String]| match words.get(at).map(String::as_str) {
+        None | Some("None") => "nothing".to_owned(),
+        Some("Some") => words.get(at + 1).map_or_else(String::new, |word| format!("`{word}`")),
+        Some(word) => format!("`{word}`"),
+    };
+    format!("its `{}` would be {}, not {}", field.trim_end_matches(':'), said(found), said(expected))
+}
+
+/// `7 in 3 blocks, none in 1`.
+fn windows(windows: &[Option<usize>]) -> String {
+    let run = |run: &[Option<usize>]| {
+        let reach = run[0].map_or_else(|| "none".to_owned(), |window| window.to_string());
+        format!("{reach} in {}", run.len())
+    };
+    let runs: Vec<String> = windows.chunk_by(|one, next| one == next).map(run).collect();
+    format!("{} blocks", runs.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_file_would_tell_otherwise_is_said_in_words() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<String>>();
+        let check = |found: &str, expected: &str, said: &str| {
+            let (found, expected) = (words(found), words(expected));
+            let at = found.iter().zip(&expected).position(|(found, expected)| found != expected);
+            assert_eq!(difference(&found, &expected, at.expect("they differ")), said);
+        };
+        check("Attention rope: Some Rope n: 4", "Attention rope: None", "its `rope` would be `Rope`, not nothing");
+        check("scale: Some 0.25 x: 1", "scale: Some 0.5 x: 1", "its `scale` would be `0.25`, not `0.5`");
+        assert_eq!(windows(&[Some(7), Some(7), None]), "7 in 2, none in 1 blocks");
+        assert_ne!(windows(&[Some(7), None, Some(7)]), windows(&[Some(7), Some(7), None]));
+    }
 }

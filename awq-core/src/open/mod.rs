@@ -201,10 +201,11 @@ fn named_by_ids(tokenizer: &Tokenizer) -> BTreeMap<String, String> {
 fn open_gguf(file: &Path) -> Result<OpenedModel, LoadError> {
     let opened = gguf_files::open(file, &known_classes())?;
     let tokenizer = Tokenizer::from_gguf(file, &opened.header.metadata)?;
-    let chat_template = match opened.header.metadata.get("tokenizer.chat_template") {
-        Some(gguf_files::Value::Text(template)) => Some(template.clone()),
+    let text = |key: &str| match opened.header.metadata.get(key) {
+        Some(gguf_files::Value::Text(text)) => Some(text.clone()),
         _ => None,
     };
+    let (chat_template, quantized_by) = (text("tokenizer.chat_template"), text("general.quantized_by"));
     // In this format the vocabulary is the embedding's; a folder's tokenizer may know tokens (padding, say) without a row.
     let (tokens, rows) = (tokenizer.vocab_size(), opened.config.vocab_size);
     if tokens > rows {
@@ -212,8 +213,8 @@ fn open_gguf(file: &Path) -> Result<OpenedModel, LoadError> {
     }
     let checkpoint = Arc::new(opened.checkpoint);
     let special_tokens = named_by_ids(&tokenizer);
-    let (config, packed, quantized_by) = (opened.config, None, None);
-    Ok(OpenedModel { config, checkpoint, tokenizer, packed, quantized_by, chat_template, special_tokens })
+    let config = opened.config;
+    Ok(OpenedModel { config, checkpoint, tokenizer, packed: None, quantized_by, chat_template, special_tokens })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::io::{BufRead, IsTerminal};
 use std::num::NonZeroUsize;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use awq_core::decode::{Sampler, Session};
 use awq_core::load::Tokenizer;
 use awq_core::open::OpenedModel;
@@ -47,7 +47,7 @@ pub(super) fn run(args: &ChatArgs) -> anyhow::Result<()> {
     let sampling = args.sampling.sampling()?;
     if args.show_prompt {
         let opened = args.model.open()?.opened;
-        return show(&prompt_of_messages(&template(&opened)?)?);
+        return show(&prompt_of_messages(&template(&opened)?, args.system.as_deref())?);
     }
     let (opened, model) = args.model.load(&args.decode)?;
     let template = template(&opened)?;
@@ -124,12 +124,19 @@ fn template(opened: &OpenedModel) -> anyhow::Result<ChatTemplate> {
         .with_context(|| opened.tokenizer.file().display().to_string())
 }
 
-/// The prompt of a conversation that comes as JSON.
-fn prompt_of_messages(template: &ChatTemplate) -> anyhow::Result<String> {
+/// The prompt of a conversation that comes as JSON, behind the system message that is asked for.
+fn prompt_of_messages(template: &ChatTemplate, system: Option<&str>) -> anyhow::Result<String> {
     let json = std::io::read_to_string(std::io::stdin()).context("standard input")?;
-    let messages: Vec<Message> = serde_json::from_str(&json).context(
+    let mut messages: Vec<Message> = serde_json::from_str(&json).context(
         "standard input: expected a conversation as JSON, e.g. [{\"role\": \"user\", \"content\": \"Hello\"}]",
     )?;
+    if let Some(system) = system {
+        ensure!(
+            messages.iter().all(|message| message.role() != "system"),
+            "--system: the conversation has a system message of its own; leave one of them out"
+        );
+        messages.insert(0, Message::new("system", system));
+    }
     template.render(&messages, messages.last().is_none_or(|message| message.role() != "assistant"))
 }
 

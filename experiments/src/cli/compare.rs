@@ -14,7 +14,7 @@ use crate::report::{markdown, terminal};
 ///   experiments compare results/before results/after
 ///   experiments compare results/before results/after --format markdown > comparison.md
 ///
-/// Cells are matched by what they are called, numbers by metric, text and protocol. Where both were scored on the same windows, a
+/// Cells are matched by their settings, else by name; numbers by metric, text and protocol. Where both were scored on the same windows, a
 /// difference is paired window by window, which shows what is far smaller than the interval of either number.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]

@@ -58,6 +58,8 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<()> {
         ensure!(!imatrix.exists(), "{shown}: exists already; choose another file with --imatrix, or remove this one");
         let folder = imatrix.parent().is_none_or(|folder| folder.as_os_str().is_empty() || folder.is_dir());
         ensure!(folder, "{shown}: its folder is not there; create it, or choose another with --imatrix");
+        let is_same = std::path::absolute(imatrix).ok() == std::path::absolute(&args.out).ok();
+        ensure!(!is_same, "{shown}: --out and --imatrix name one file; choose another with --imatrix");
     }
     let model = args.model.open()?;
     // Where only inputs are asked for, the grid does not matter.

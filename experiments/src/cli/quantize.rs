@@ -12,6 +12,7 @@ use super::model::{ModelArgs, parse_bits, parse_group_size};
 use crate::codes::CodeStore;
 use crate::config::{CheckpointFormat, OverrideSpec};
 use crate::device;
+use crate::quantize::card::stored_as;
 use crate::quantize::place::{self, Place};
 use crate::quantize::request::{Codes, Request};
 use crate::quantize::target::Target;
@@ -67,6 +68,9 @@ pub(super) struct QuantizeArgs {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
+
+/// A model in fewer bits is a quantized one.
+const FULL_PRECISION_BITS: f64 = 16.0;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ScaleDtypeArg {
@@ -133,20 +137,31 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let target = Target::plan(&model, &recipe, args.format)?;
     let place = Place::claim(&args.out, needed_bytes(&model, &recipe)?)?;
     let (store, progress) = (args.model.machine.store()?, args.model.machine.progress());
+    let base = model.storage.as_ref().filter(|_| model.opened.packed.is_none());
+    if let Some(base) = base.filter(|base| base.bits_per_weight < FULL_PRECISION_BITS) {
+        progress.note(&format!(
+            "the model is itself quantized ({}): codes are made of the values that it restores to",
+            stored_as(base)
+        ));
+    }
     let codes = CodeStore::from_env(store.cache(), &progress)?;
     let quantized = quantize(&model, &recipe, Machine::in_f32(device, &codes, &progress), &store)?;
-    let n_bytes = target.write(&place, &quantized, None).with_context(|| args.out.display().to_string())?;
+    let written = target.write(&place, &quantized, None).with_context(|| args.out.display().to_string())?;
     target.finish(place)?;
     let left = quantized.full_precision.map_or_else(String::new, |share| {
         let (n, bits) = (share.n_weights, share.bits_per_weight_of_all);
         format!(", {n} weights of linears left in full precision, {bits:.3} bits per weight over all linears")
     });
+    let stored = written
+        .storage
+        .as_ref()
+        .map_or_else(String::new, |storage| format!(", linears of blocks stored as {}", stored_as(storage)));
     super::print(&format!(
-        "{}: {}, {:.3} bits per quantized weight{left}, {:.1} MB on disk, codes {}\n",
+        "{}: {}, {:.3} bits per quantized weight{left}{stored}, {:.1} MB on disk, codes {}\n",
         args.out.display(),
         recipe.label(),
         quantized.bits_per_weight,
-        n_bytes as f64 / 1e6,
+        written.n_bytes as f64 / 1e6,
         quantized.codes_sha256,
     ));
     Ok(())

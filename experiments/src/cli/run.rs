@@ -121,7 +121,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             progress: &progress,
             sandbox: None,
         };
-        exports::write(&plan, &out, machine, threads, &store)
+        exports::write((&plan, &Plan::new(&spec)), &out, machine, threads, &store)
     });
     if spec.speed.is_some() && !args.is_whole() {
         progress.note("[speed] is left out: it is timed when the whole experiment runs");

@@ -2,6 +2,7 @@
 //! differences are beyond noise.
 
 mod numbers;
+mod pairs;
 mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ pub use self::numbers::{Number, Verdict};
 use crate::config::ExperimentSpec;
 use crate::plan::Plan;
 use crate::record::{StoredRecord, read_records};
+use crate::report::doubts;
 use crate::verify::{Finished, finished};
 
 /// A folder of results, read.
@@ -58,35 +60,44 @@ impl Results {
     /// An experiment that cannot be read, records of a newer program, or no finished cell.
     pub fn read(folder: &Path, spec: ExperimentSpec) -> anyhow::Result<(Self, Vec<String>)> {
         let plan = Plan::new(&spec);
-        let (records, notes) = read_records(folder)?;
+        let (records, mut notes) = read_records(folder)?;
+        notes.extend(doubts::numbers(folder, &plan, &records));
         let results = Self { spec, plan, records, name: folder.display().to_string() };
         let n_finished = finished(&results.plan, &results.records).len();
+        let is_timed_only = results.plan.models.is_empty();
+        ensure!(!is_timed_only, "{}: has no cells, only times, which are not compared", folder.display());
         ensure!(n_finished > 0, "{}: no finished cell to compare; run the experiment first", folder.display());
         Ok((results, notes))
     }
 }
 
 impl Comparison {
-    /// Cells are matched by what they are called, and their numbers by metric, text and protocol.
+    /// Cells are matched by what they ask, else by what they are called where that is one cell's name ([`pairs`]), and their numbers by
+    /// metric, text and protocol.
     ///
     /// # Errors
     /// A metric that this program does not know.
     pub fn of(first: &Results, second: &Results) -> anyhow::Result<Self> {
         let cells = [first, second].map(|results| finished(&results.plan, &results.records));
-        let by_label = |cells: &[Finished<'_>]| cells.iter().map(|one| one.cell.label()).collect::<BTreeSet<String>>();
-        let [of_first, of_second] = [by_label(&cells[0]), by_label(&cells[1])];
-        let alone = |own: &BTreeSet<String>, other: &BTreeSet<String>| own.difference(other).cloned().collect();
+        let [of_first, of_second] = [0, 1].map(|folder| cells[folder].iter().map(|one| one.cell).collect::<Vec<_>>());
+        let [names, other_names] = [&of_first, &of_second].map(|cells| pairs::names(cells));
+        let pairs = pairs::pairs(&of_first, &of_second);
         let mut numbers = Vec::new();
-        for one in &cells[0] {
-            if let Some(other) = cells[1].iter().find(|other| other.cell.label() == one.cell.label()) {
-                numbers.extend(numbers::of_cell(one, other)?);
-            }
+        for &(one, other) in &pairs {
+            numbers.extend(numbers::of_cell(&names[one], &cells[0][one], &cells[1][other])?);
         }
+        let alone = |names: &[String], paired: BTreeSet<usize>| -> Vec<String> {
+            let left = names.iter().enumerate().filter(|(index, _)| !paired.contains(index));
+            left.map(|(_, name)| name.clone()).collect()
+        };
         Ok(Self {
             folders: [first.name.clone(), second.name.clone()],
             settings: differences(&settings(&first.spec), &settings(&second.spec)),
             made_with: differences(&made_with(&cells[0]), &made_with(&cells[1])),
-            alone: [alone(&of_first, &of_second), alone(&of_second, &of_first)],
+            alone: [
+                alone(&names, pairs.iter().map(|&(one, _)| one).collect()),
+                alone(&other_names, pairs.iter().map(|&(_, other)| other).collect()),
+            ],
             numbers,
         })
     }

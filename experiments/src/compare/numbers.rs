@@ -76,18 +76,17 @@ impl Verdict {
     }
 }
 
-/// The numbers that both have of a cell.
+/// The numbers that both have of what is called `cell`.
 ///
 /// # Errors
 /// A metric that this program does not know.
-pub(super) fn of_cell(first: &Finished<'_>, second: &Finished<'_>) -> anyhow::Result<Vec<Number>> {
+pub(super) fn of_cell(cell: &str, first: &Finished<'_>, second: &Finished<'_>) -> anyhow::Result<Vec<Number>> {
     let codes = |finished: &Finished<'_>| finished.done.quantization.as_ref().map(|made| made.codes_sha256.clone());
     let same_codes = codes(first).zip(codes(second)).map(|(first, second)| first == second);
-    let cell = first.cell.label();
     let mut numbers = Vec::new();
     for one in &first.done.measurements {
         if let Some(other) = second.done.measurements.iter().find(|other| is_same_question(one, other)) {
-            numbers.push(number(&cell, one, other, same_codes)?);
+            numbers.push(number(cell, one, other, same_codes)?);
         }
     }
     Ok(numbers)

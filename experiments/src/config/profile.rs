@@ -55,6 +55,11 @@ impl SlurmProfile {
             "{}: not a valid profile: key `gpus` and one of `options` both ask for GPUs; leave one of them out",
             path.display()
         );
+        ensure!(
+            profile.cache.as_deref() != Some(Path::new("")),
+            "{}: not a valid profile: key `cache` is empty; name a folder, or leave it out for AWQ_CACHE as it is at submission",
+            path.display()
+        );
         Ok(profile)
     }
 

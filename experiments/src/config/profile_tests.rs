@@ -95,6 +95,7 @@ fn what_is_wrong_is_named_with_file_key_and_line() {
         ": key `gpus` and one of `options` both ask",
         "leave one of them out",
     );
+    check_refused("\"/shared/cache\"", "\"\"", ": key `cache` is empty", "or leave it out for AWQ_CACHE");
     let gone = SlurmProfile::read(std::path::Path::new("no/such.toml")).unwrap_err();
     assert!(format!("{gone:#}").starts_with("no/such.toml: cannot read the profile's TOML file: "), "{gone:#}");
 }

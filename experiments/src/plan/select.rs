@@ -79,16 +79,23 @@ impl FromStr for Selection {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let condition = |part: &str| {
+        let mut conditions: Vec<Condition> = Vec::new();
+        for part in text.split(',') {
             let keys = || SelectionKey::ALL.map(|(_, name)| name).join(", ");
-            let (key, value) = part
-                .split_once('=')
-                .ok_or_else(|| format!("`{part}` is no condition such as `method=awq`; keys are {}", keys()))?;
-            let known = SelectionKey::ALL.iter().find(|(_, name)| *name == key.trim());
-            let (key, _) = known.ok_or_else(|| format!("`{key}` is nothing that cells differ in; use {}", keys()))?;
-            Ok(Condition { key: *key, value: value.trim().to_owned() })
-        };
-        let conditions: Vec<Condition> = text.split(',').map(condition).collect::<Result<_, String>>()?;
+            match (part.split_once('='), conditions.last_mut()) {
+                (Some((key, value)), _) => {
+                    let known = SelectionKey::ALL.iter().find(|(_, name)| *name == key.trim());
+                    let (key, _) =
+                        known.ok_or_else(|| format!("`{key}` is nothing that cells differ in; use {}", keys()))?;
+                    conditions.push(Condition { key: *key, value: value.trim().to_owned() });
+                }
+                // Labels have commas, too: `grid=W4 g128 (*.down_proj FP, lm_head W8)`.
+                (None, Some(last)) => last.value = format!("{},{}", last.value, part.trim_end()),
+                (None, None) => {
+                    return Err(format!("`{part}` is no condition such as `method=awq`; keys are {}", keys()));
+                }
+            }
+        }
         Ok(Self { conditions })
     }
 }
@@ -286,11 +293,23 @@ mod tests {
     }
 
     #[test]
+    fn a_label_may_have_commas() {
+        let label = "W4 g128 (model.layers.0.* FP, lm_head W8 g128)";
+        let selection: Selection = format!("method=GPTQ act-order, dynamic groups,grid={label}").parse().unwrap();
+        let values: Vec<&str> = selection.conditions.iter().map(|condition| condition.value.as_str()).collect();
+        assert_eq!(values, ["GPTQ act-order, dynamic groups", label]);
+        assert_eq!(selection.to_string().parse(), Ok(selection));
+    }
+
+    #[test]
     fn what_names_no_cell_is_an_error_with_what_there_is() {
         let refused = selected(&["method=gptq,bits=3"]).unwrap_err();
         assert_eq!(refused, "no cell has method=gptq,bits=3; method is one of fp, rtn, awq");
         assert_eq!(selected(&["draw=2"]).unwrap_err(), "no cell has draw=2; draw is one of 0");
         assert_eq!(selected(&["calibration=x"]).unwrap_err(), "no cell has calibration=x; no cell has a calibration");
+        assert!(
+            selected(&["method=awq,bits"]).unwrap_err().starts_with("no cell has method=awq,bits; method is one of fp")
+        );
         let unknown = "colour=red".parse::<Selection>().unwrap_err();
         assert!(unknown.starts_with("`colour` is nothing that cells differ in; use model, method"), "{unknown}");
         assert!("awq".parse::<Selection>().unwrap_err().starts_with("`awq` is no condition such as"));

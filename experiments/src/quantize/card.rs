@@ -1,5 +1,6 @@
 //! The card of a model: what it is, how it was made and what was measured of it, for whoever finds the folder.
 
+use awq_core::model::Storage;
 use serde_json::Value as Json;
 
 use super::{Quantized, Recipe};
@@ -10,6 +11,8 @@ use crate::provenance::Provenance;
 pub struct Card<'a> {
     /// How the model was made.
     pub recipe: &'a Recipe,
+    /// In what types the linears lay that it was made of, where that is known.
+    pub base: Option<&'a Storage>,
     /// What came out.
     pub quantized: &'a Quantized,
     /// The layout of its folder.
@@ -24,7 +27,8 @@ impl Card<'_> {
 
     /// The card in Markdown.
     pub fn render(&self) -> String {
-        let Self { recipe, quantized, format, measured } = self;
+        let Self { recipe, base, quantized, format, measured } = self;
+        let base = base.map_or_else(|| "unknown types".to_owned(), stored_as);
         let Provenance { version, commit, command, .. } = Provenance::collect("", 0, Default::default());
         let json = |value: Option<Json>| value.map_or_else(|| "none".to_owned(), |value| format!("`{value}`"));
         let settings = json(serde_json::to_value(&recipe.method).ok());
@@ -37,6 +41,7 @@ impl Card<'_> {
              | bits per quantized weight | {bits:.3} |\n\
              | method | {settings} |\n\
              | calibration | {calibration} |\n\
+             | made of linears stored as | {base} |\n\
              | codes, sha256 | `{codes}` |\n\
              | written by | awq-rs {version}, commit {commit} |\n\n\
              {measured}```sh\n{command}\n```\n",
@@ -48,6 +53,12 @@ impl Card<'_> {
             command = shell(&command),
         )
     }
+}
+
+/// `GGUF Q4_1 in 5.000 bits each`: types of linears, and their mean.
+pub fn stored_as(storage: &Storage) -> String {
+    let types: Vec<&str> = storage.types.iter().map(|share| share.name.as_str()).collect();
+    format!("{} in {:.3} bits each", types.join(" + "), storage.bits_per_weight)
 }
 
 /// A command as a shell takes it.

@@ -14,7 +14,7 @@ use awq_core::model::{LinearName, holder_of, known_families, wiring_of};
 use awq_core::open::{gguf_outline, open_tensors};
 use serde_json::{Value as Json, json};
 
-use super::card::shell;
+use super::card::{shell, stored_as};
 use super::{Quantized, Recipe};
 use crate::packed::{self, TensorFile, WEIGHTS};
 use crate::provenance::Provenance;
@@ -76,6 +76,7 @@ pub fn outline(model: &Model, recipe: &Recipe, measured: Option<&str>) -> Result
         ("awq_rs.method", json(serde_json::to_string(&recipe.method))),
         ("awq_rs.calibration", json(serde_json::to_string(&recipe.calibration))),
     ];
+    more.extend(model.storage.as_ref().map(|base| ("awq_rs.made_of", stored_as(base))));
     more.extend(measured.map(|tables| ("awq_rs.measured", tables.to_owned())));
     gguf_outline(&model.opened, &model.wiring, recipe.rule.head().is_some(), &about(model, &more))
 }
@@ -155,8 +156,7 @@ pub fn write(
     (format, plan): (&dyn Format, &Plan),
 ) -> anyhow::Result<()> {
     let (opened, checkpoint) = (&model.opened, quantized.checkpoint.as_ref());
-    let wiring = wiring_of(&opened.config, checkpoint)?;
-    ensure!(!wiring.scaled_activations, "scales were folded into activations, where other programs have none");
+    let wiring = wiring_without_scales(&opened.config, checkpoint)?;
     let mut config = packed::config_of(opened, &wiring);
     config["quantization_config"] = format.settings(plan);
     if config.get("model_type").is_none() {
@@ -172,6 +172,25 @@ pub fn write(
     }
     file.finish(&partial).with_context(|| packed::cannot_write(&partial))?;
     fs::rename(&partial, folder.join(WEIGHTS)).with_context(|| format!("{}: cannot rename", partial.display()))
+}
+
+/// How a quantized model is wired elsewhere: without scales behind activations. Methods that fold nothing there leave ones.
+fn wiring_without_scales(config: &ModelConfig, checkpoint: &dyn Checkpoint) -> anyhow::Result<Wiring> {
+    let mut wiring = wiring_of(config, checkpoint)?;
+    if wiring.scaled_activations {
+        for (block_idx, block) in wiring.blocks.iter().enumerate() {
+            let scales = block.norms().into_iter();
+            for name in scales.filter(|name| block.norm_kind(*name, wiring.norm) == NormKind::Scale) {
+                let scale = checkpoint.read_any_f32(&format!("{}.weight", wiring.block_norm(block_idx, name)))?;
+                ensure!(
+                    scale.iter().all(|&factor| factor == 1.0),
+                    "scales were folded into activations, where other programs have none"
+                );
+            }
+        }
+        wiring.scaled_activations = false;
+    }
+    Ok(wiring)
 }
 
 /// Reads what was written as a folder of another tool, and holds each linear against what was quantized.

@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 use awq_core::formats::gguf::{GgmlType, Needs, blocks};
 use awq_core::load::{Checkpoint, Contents, GgufOutline, GgufTensor, Placed};
+use awq_core::model::{Storage, wiring_of};
 use awq_core::open::open_model;
 use half::{bf16, f16};
 
@@ -151,11 +152,11 @@ fn floats(values: &[f32], ggml_type: GgmlType) -> Vec<u8> {
     }
 }
 
-/// Reads a file again, and holds every tensor against what was to be written.
+/// Reads a file again, and holds every tensor against what was to be written. In what types its linears came to lie.
 ///
 /// # Errors
 /// A file that does not open, or a tensor with other values.
-pub fn verify(path: &Path, outline: &GgufOutline, quantized: &Quantized) -> anyhow::Result<()> {
+pub fn verify(path: &Path, outline: &GgufOutline, quantized: &Quantized) -> anyhow::Result<Option<Storage>> {
     let written = open_model(path).context("what was written cannot be read again")?;
     for tensor in outline.tensors() {
         let Contents::Tensors(names) = &tensor.contents else { continue };
@@ -168,7 +169,8 @@ pub fn verify(path: &Path, outline: &GgufOutline, quantized: &Quantized) -> anyh
             );
         }
     }
-    Ok(())
+    let wiring = wiring_of(&written.config, written.checkpoint.as_ref())?;
+    Ok(Storage::of(&wiring, &written.config, written.checkpoint.as_ref()))
 }
 
 /// What a reader makes of a tensor. A norm that is stored with the one that Hugging Face adds has lost its last bits.

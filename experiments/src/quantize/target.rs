@@ -4,7 +4,7 @@
 use anyhow::{Context, ensure};
 use awq_core::driver::codes_sha256;
 use awq_core::formats::{Container, Format, Plan};
-use awq_core::model::wiring_of;
+use awq_core::model::{Storage, wiring_of};
 use awq_core::open::open_model;
 
 use super::card::Card;
@@ -13,6 +13,19 @@ use super::{Quantized, Recipe, export, gguf_file, header};
 use crate::config::CheckpointFormat;
 use crate::packed;
 use crate::session::Model;
+
+/// What lies on disk.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Written {
+    /// Bytes of weights.
+    pub n_bytes: u64,
+    /// The types that codes came to lie in, where these are not the grid's own: in a GGUF file.
+    pub storage: Option<Storage>,
+}
+
+/// Behind what was measured, in a GGUF file.
+const BITS_OF_FILE: &str = "Bits per weight are those of the codes and their scales. This file holds them in types of ggml, which may \
+                            take more: `experiments inspect` says which.";
 
 /// A model that is to be quantized and written in a format that holds it.
 pub struct Target<'a> {
@@ -40,22 +53,25 @@ impl<'a> Target<'a> {
         Ok(Self { model, recipe, format, plan })
     }
 
-    /// Writes the quantized model into its place, and reads it again. `measured` is what is known of its quality, in Markdown. Its bytes
-    /// on disk, of weights.
+    /// Writes the quantized model into its place, and reads it again. `measured` is what is known of its quality, in Markdown.
     ///
     /// # Errors
     /// A tensor that cannot be read, a disk that is full, or what is read again and differs.
-    pub fn write(&self, place: &Place, quantized: &Quantized, measured: Option<&str>) -> anyhow::Result<u64> {
-        let card = Card { recipe: self.recipe, quantized, format: self.format, measured };
+    pub fn write(&self, place: &Place, quantized: &Quantized, measured: Option<&str>) -> anyhow::Result<Written> {
+        let base = self.model.storage.as_ref();
+        let card = Card { recipe: self.recipe, base, quantized, format: self.format, measured };
+        let mut storage = None;
         let n_bytes = match &self.plan {
             None => {
                 packed::write_text(place.folder(), Card::FILE, &card.render())?;
                 self.write_packed(place, quantized)?
             }
             Some(_) if self.format.container() == Container::File => {
-                let outline = export::outline(self.model, self.recipe, measured).map_err(anyhow::Error::msg)?;
+                let measured = measured.map(|tables| format!("{}\n\n{BITS_OF_FILE}\n", tables.trim_end()));
+                let outline =
+                    export::outline(self.model, self.recipe, measured.as_deref()).map_err(anyhow::Error::msg)?;
                 gguf_file::write(&place.file(), &outline, quantized.checkpoint.as_ref())?;
-                gguf_file::verify(&place.file(), &outline, quantized)?;
+                storage = gguf_file::verify(&place.file(), &outline, quantized)?;
                 place.file().metadata()?.len()
             }
             Some((format, plan)) => {
@@ -65,7 +81,7 @@ impl<'a> Target<'a> {
                 place.folder().join(packed::WEIGHTS).metadata()?.len()
             }
         };
-        Ok(n_bytes)
+        Ok(Written { n_bytes, storage })
     }
 
     /// Gives what was written its name.

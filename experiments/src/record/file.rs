@@ -248,6 +248,11 @@ impl<R: Line> Lines<R> {
         }
         Ok(Self { records, bad })
     }
+
+    /// How many lines are no records.
+    pub(super) fn n_bad(&self) -> usize {
+        self.bad.len()
+    }
 }
 
 impl BadLine {

@@ -1,6 +1,6 @@
 //! Takes over records of another folder: of another share of the same experiment.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Context;
@@ -8,6 +8,7 @@ use anyhow::Context;
 use super::StoredRecord;
 use super::blocks::BlockLogs;
 use super::file::{Line as _, Lines, RecordFile, whole_lines};
+use crate::plan::CellId;
 
 /// What became of the records of another folder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,12 +17,17 @@ pub struct Merged {
     pub n_new: usize,
     /// Records that were there already.
     pub n_known: usize,
+    /// Records of cells that have a newer one here, which they would take the place of.
+    pub n_older: usize,
+    /// Lines that are no records.
+    pub n_bad: usize,
     /// Records whose logs of blocks the other folder has lost; they are taken over without.
     pub n_without_blocks: usize,
 }
 
 impl RecordFile<StoredRecord> {
-    /// Appends the records of `folder` that this file does not hold, byte for byte and in their order, with their logs of blocks.
+    /// Appends the records of `folder` that this file does not hold, byte for byte and in their order, with their logs of blocks. The
+    /// last record of a cell is the one that counts, so one that is older than what this file has of its cell is left out.
     /// The other folder is left as it is; lines in it that are no records stay there.
     ///
     /// # Errors
@@ -32,14 +38,23 @@ impl RecordFile<StoredRecord> {
         let (own, theirs) = (read(self.path())?, read(&path)?);
         let theirs = whole_lines(&theirs);
         // A record of a newer program is an error before anything is written.
-        Lines::<StoredRecord>::parse(&path, theirs)?;
+        let n_bad = Lines::<StoredRecord>::parse(&path, theirs)?.n_bad();
         let known: BTreeSet<&[u8]> = own.split_inclusive(|&byte| byte == b'\n').collect();
+        let mut newest: BTreeMap<CellId, u64> = BTreeMap::new();
+        for record in known.iter().filter_map(|line| serde_json::from_slice::<StoredRecord>(line).ok()) {
+            let time = newest.entry(record.cell_id).or_default();
+            *time = record.provenance.unix_time.max(*time);
+        }
         let logs = BlockLogs::read(folder)?;
-        let mut merged = Merged::default();
+        let mut merged = Merged { n_bad, ..Merged::default() };
         for line in theirs.split_inclusive(|&byte| byte == b'\n') {
             let Ok(mut record) = serde_json::from_slice::<StoredRecord>(line) else { continue };
             if known.contains(line) {
                 merged.n_known += 1;
+                continue;
+            }
+            if newest.get(&record.cell_id).is_some_and(|&time| time > record.provenance.unix_time) {
+                merged.n_older += 1;
                 continue;
             }
             if let Some(sha256) = record.quantization().and_then(|quantization| quantization.blocks_sha256.clone()) {
@@ -98,8 +113,36 @@ mod tests {
         std::fs::write(&path, format!("not a record\n{text}{{\"cut")).unwrap();
         let merged = tempfile::tempdir().unwrap();
         let mut file = RecordFile::<StoredRecord>::open(merged.path()).unwrap();
-        let Merged { n_new, n_without_blocks, .. } = file.merge(share.path()).unwrap();
-        assert_eq!(n_new, records().len());
+        let Merged { n_new, n_without_blocks, n_bad, .. } = file.merge(share.path()).unwrap();
+        assert_eq!((n_new, n_bad), (records().len(), 1));
         assert!(n_without_blocks > 1);
+    }
+
+    #[test]
+    fn the_newest_record_of_a_cell_counts_in_whichever_order_folders_come() {
+        let cell = records().swap_remove(0);
+        let at = |unix_time| {
+            let mut record = cell.clone();
+            record.provenance.unix_time = unix_time;
+            let folder = tempfile::tempdir().unwrap();
+            RecordFile::<StoredRecord>::open(folder.path()).unwrap().append(&record).unwrap();
+            folder
+        };
+        let (older, newer) = (at(100), at(200));
+        for shares in [[&older, &newer], [&newer, &older]] {
+            let merged = tempfile::tempdir().unwrap();
+            let mut file = RecordFile::<StoredRecord>::open(merged.path()).unwrap();
+            let counts = shares.map(|share| file.merge(share.path()).unwrap());
+            drop(file);
+            let (records, _) = read_records::<StoredRecord>(merged.path()).unwrap();
+            assert_eq!(records.last().unwrap().provenance.unix_time, 200, "{counts:?}");
+        }
+        // The whole ran a cell again after its share did.
+        let mut whole = RecordFile::<StoredRecord>::open(newer.path()).unwrap();
+        assert_eq!(whole.merge(older.path()).unwrap(), Merged { n_older: 1, ..Merged::default() });
+        // And the other way round.
+        let mut whole = RecordFile::<StoredRecord>::open(older.path()).unwrap();
+        let _newer = whole.merge(at(300).path()).unwrap();
+        assert_eq!(whole.merge(at(250).path()).unwrap(), Merged { n_older: 1, ..Merged::default() });
     }
 }

@@ -19,7 +19,12 @@ pub(super) fn label(storage: Option<&Storage>) -> String {
 
 /// What stands for the grid of a checkpoint of another program: `AWQ W4 g128`, `GGUF Q4_K + GGUF Q6_K`.
 pub(super) fn grid_of(storage: &Storage) -> String {
-    let groups = |share: &StoredShare| share.group_size.map_or_else(String::new, |size| format!(" g{size}"));
+    // Packed checkpoints have them in their name.
+    let groups = |share: &StoredShare| {
+        let size = share.group_size.map(|size| format!("g{size}"));
+        size.filter(|size| share.name.split_whitespace().all(|word| word != size))
+            .map_or_else(String::new, |size| format!(" {size}"))
+    };
     match storage.types.as_slice() {
         [only] => format!("{}{}", only.name, groups(only)),
         types => types.iter().map(|share| &share.name).join(" + "),
@@ -144,6 +149,17 @@ mod tests {
         let bits_per_weight = bits / types.iter().map(|share| share.n_weights as f64).sum::<f64>();
         let storage = Storage { types, bits_per_weight };
         assert_eq!((label(Some(&storage)).as_str(), super::types(&storage).as_str()), (expected_label, expected_types));
+    }
+
+    #[test]
+    fn the_grid_of_a_checkpoint_says_its_groups_once() {
+        let grid = |name: &str| {
+            let share =
+                StoredShare { name: name.to_owned(), n_weights: 10, bits_per_weight: 4.6, group_size: Some(32) };
+            grid_of(&Storage { types: vec![share], bits_per_weight: 4.6 })
+        };
+        assert_eq!(grid("AWQ W4"), "AWQ W4 g32");
+        assert_eq!(grid("packed AWQ W4 g32"), "packed AWQ W4 g32");
     }
 
     #[test]

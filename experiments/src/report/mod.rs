@@ -17,6 +17,7 @@ pub mod blocks;
 pub mod caption;
 pub(crate) mod columns;
 pub mod dots;
+pub mod doubts;
 pub mod draws;
 pub mod figures;
 pub mod formats;

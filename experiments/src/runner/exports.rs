@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::assets::AssetStore;
 use crate::config::CheckpointFormat;
+use crate::inputs::changes_of_model;
 use crate::plan::{Cell, CellId, ModelPlan, Plan};
 use crate::progress::Progress;
 use crate::provenance::{Provenance, peak_resident_bytes};
@@ -76,13 +77,13 @@ struct Asked<'a> {
     name: String,
 }
 
-/// What is asked for of each model of `plan`, which may be a part of the experiment.
-fn asked(plan: &Plan) -> Vec<(&ModelPlan, Vec<Asked<'_>>)> {
+/// What is asked for of each model of `plan`, which may be a part of the experiment `whole`. A part gives the names that the whole does.
+fn asked<'a>(plan: &'a Plan, whole: &Plan) -> Vec<(&'a ModelPlan, Vec<Asked<'a>>)> {
     let Some(spec) = &plan.export else { return Vec::new() };
-    let selected = plan.selected(&spec.only);
+    let selected = whole.selected(&spec.only);
     let is_asked = |cell: &&Cell| cell.quantization.is_some() && selected.contains(&cell.id());
     let mut n_of: BTreeMap<String, usize> = BTreeMap::new();
-    for cell in plan.cells().filter(is_asked) {
+    for cell in whole.cells().filter(is_asked) {
         *n_of.entry(slug(&cell.label())).or_default() += 1;
     }
     let name = |cell: &Cell, format: CheckpointFormat| {
@@ -117,7 +118,7 @@ fn described(recipe: &Recipe) -> Recipe {
 /// # Errors
 /// A grid or a method that a format does not hold, with the cell and the formats that do.
 pub fn check(plan: &Plan, store: &AssetStore, progress: &Progress) -> anyhow::Result<()> {
-    for (model_plan, asked) in asked(plan).into_iter().filter(|(_, asked)| !asked.is_empty()) {
+    for (model_plan, asked) in asked(plan, plan).into_iter().filter(|(_, asked)| !asked.is_empty()) {
         let Ok(model) = Model::open(&model_plan.model, store, progress) else { continue };
         for one in asked {
             let recipe = recipe(one.cell)?;
@@ -127,18 +128,19 @@ pub fn check(plan: &Plan, store: &AssetStore, progress: &Progress) -> anyhow::Re
     Ok(())
 }
 
-/// Writes what is asked for and is not there, of every cell that is finished among `records`.
+/// Writes what is asked for and is not there, of every cell of `plan` that is finished. It may be a part of the experiment `whole`, whose
+/// base model stands on cards wherever it is on record.
 ///
 /// # Errors
 /// A folder that holds another model, codes that are not those that were measured, or a disk that is full.
 pub fn write(
-    plan: &Plan,
+    (plan, whole): (&Plan, &Plan),
     out: &Path,
     machine: Machine<'_>,
     threads: usize,
     store: &AssetStore,
 ) -> anyhow::Result<Exported> {
-    let asked = asked(plan);
+    let asked = asked(plan, whole);
     let mut exported = Exported::default();
     if asked.iter().all(|(_, asked)| asked.is_empty()) {
         return Ok(exported);
@@ -150,13 +152,19 @@ pub fn write(
         // Formats of one cell follow each other: it is quantized once.
         let mut quantized: Option<(CellId, Quantized)> = None;
         for one in asked {
-            let Some(measured) = codes_of(&records, one.cell) else {
+            let Some((codes, files)) = measured(&records, one.cell) else {
                 exported.missing += 1;
                 continue;
             };
             let path = out.join(CHECKPOINTS).join(&one.name);
             if path.exists() {
-                check_same(&path, &one, file.on_record(), &measured)?;
+                let newest = written_as_measured(&path, &one, file.on_record(), (codes, files))?;
+                if newest.cell_id != one.cell.id() {
+                    machine.progress.note(&format!(
+                        "{}: is the model that was measured; its card has what was measured before, move it away for a new one",
+                        path.display()
+                    ));
+                }
                 exported.kept += 1;
                 continue;
             }
@@ -167,7 +175,7 @@ pub fn write(
             machine.progress.note(&format!("writes {}", path.display()));
             let in_place = || path.display().to_string();
             if quantized.as_ref().is_none_or(|(cell_id, _)| *cell_id != one.cell.id()) {
-                let made = quantize_as_measured(model, one.cell, &measured, machine, store).with_context(in_place)?;
+                let made = quantize_as_measured(model, one.cell, codes, machine, store).with_context(in_place)?;
                 quantized = Some((one.cell.id(), made));
             }
             let Some((_, made)) = &quantized else { continue };
@@ -175,15 +183,15 @@ pub fn write(
             let described = described(&recipe(one.cell)?);
             let target = Target::plan(model, &described, one.format)?;
             let place = Place::claim(&path, needed_bytes(model, &described)?)?;
-            let tables = report::cell_tables(plan, &records, one.cell)?;
-            let n_bytes = target.write(&place, made, Some(&tables)).with_context(in_place)?;
+            let tables = report::cell_tables(whole, &records, one.cell)?;
+            let n_bytes = target.write(&place, made, Some(&tables)).with_context(in_place)?.n_bytes;
             // Before it has its name: a kill in between leaves nothing that no line knows.
             file.append(&ExportRecord {
                 schema: SCHEMA_VERSION,
                 name: one.name,
                 cell_id: one.cell.id(),
                 format: one.format.key().to_owned(),
-                codes_sha256: measured,
+                codes_sha256: codes.to_owned(),
                 n_bytes,
                 seconds: start.elapsed().as_secs_f64(),
                 peak_resident_bytes: peak_resident_bytes(),
@@ -196,26 +204,34 @@ pub fn write(
     Ok(exported)
 }
 
-/// The codes of the newest record of a cell, where that is finished.
-fn codes_of(records: &[StoredRecord], cell: &Cell) -> Option<String> {
+/// The codes of the newest record of a cell, where that is finished, and the files that it was made of.
+fn measured<'a>(records: &'a [StoredRecord], cell: &Cell) -> Option<(&'a str, &'a BTreeMap<String, String>)> {
     let id = cell.id();
-    match &records.iter().rev().find(|record| record.cell_id == id)?.outcome {
-        Outcome::Done(done) => done.quantization.as_ref().map(|quantization| quantization.codes_sha256.clone()),
+    let newest = records.iter().rev().find(|record| record.cell_id == id)?;
+    match &newest.outcome {
+        Outcome::Done(done) => Some((&done.quantization.as_ref()?.codes_sha256, &newest.provenance.assets)),
         Outcome::Failed(_) => None,
     }
 }
 
-/// Checks that what lies there is the model of this cell as it was measured.
-fn check_same(path: &Path, asked: &Asked<'_>, written: &[ExportRecord], measured: &str) -> anyhow::Result<()> {
+/// Checks that what lies there is the model of this cell as it was measured: its codes, over files that are the same. The line of it.
+fn written_as_measured<'a>(
+    path: &Path,
+    asked: &Asked<'_>,
+    written: &'a [ExportRecord],
+    (codes, files): (&str, &BTreeMap<String, String>),
+) -> anyhow::Result<&'a ExportRecord> {
     let newest = written.iter().rev().find(|record| record.name == asked.name);
-    let is_same = newest.is_some_and(|record| record.cell_id == asked.cell.id() && record.codes_sha256 == measured);
-    ensure!(
-        is_same,
-        "{}: holds another model than {} as it was measured; move it away, and run again",
-        path.display(),
-        asked.cell.label()
-    );
-    Ok(())
+    let is_same = |record: &&ExportRecord| {
+        record.codes_sha256 == codes && changes_of_model(files, &record.provenance.assets).is_empty()
+    };
+    newest.filter(is_same).with_context(|| {
+        format!(
+            "{}: holds another model than {} as it was measured; move it away, and run again",
+            path.display(),
+            asked.cell.label()
+        )
+    })
 }
 
 /// The model of a cell, whose codes must be those that were measured.

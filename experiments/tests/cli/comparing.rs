@@ -4,6 +4,10 @@ use serde_json::Value;
 
 use crate::support::{N_CELLS, Workshop};
 
+/// In place of rounding.
+const COARSER: &str = "[[methods]]\n[methods.awq]\nscale = { search = { formula = \"activation\", n_ratios = 3 } }\n\
+                       clip = { search = { n_steps = 20, max_shrink = 0.5, n_tokens = 64 } }";
+
 fn compared(workshop: &Workshop, first: &str, second: &str) -> Value {
     let ran = workshop.run(&["compare", first, second, "--format", "json"]);
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
@@ -39,6 +43,21 @@ fn a_run_made_again_is_the_same_and_another_method_is_told_from_noise() {
     assert!(text.contains("other windows"), "{text}");
     let markdown = workshop.run(&["compare", "first", "coarser", "--format", "markdown"]).stdout;
     assert!(markdown.contains("| evaluations[0].perplexity.max\\_windows | - | 5 |"), "{markdown}");
+}
+
+#[test]
+fn twins_by_name_are_held_against_themselves() {
+    let workshop = Workshop::new();
+    // A second AWQ, which differs in what labels do not say.
+    workshop.change_experiment("[[methods]]\nrtn = {}", COARSER);
+    workshop.finish("first", &[]);
+    let itself = compared(&workshop, "first", "first");
+    let numbers = itself["numbers"].as_array().unwrap();
+    assert_eq!(numbers.len(), N_CELLS);
+    assert!(numbers.iter().all(|number| number["verdict"] == "same" && number["same_codes"] != false), "{itself:#}");
+    let names: std::collections::BTreeSet<&str> =
+        numbers.iter().map(|number| number["cell"].as_str().unwrap()).collect();
+    assert_eq!(names.len(), N_CELLS, "{names:?}");
 }
 
 #[test]

@@ -166,6 +166,11 @@ fn a_conversation_is_read_from_standard_input() {
     let full = chat("w1\nw2\n", &["--context", "20"]);
     assert_eq!(full.code, Some(0), "{full:?}");
     assert!(full.stderr.contains("this message does not fit: "), "{}", full.stderr);
+    let shown = |conversation: &str| chat(conversation, &["--show-prompt", "--system", "w7"]);
+    let prompt = shown("[{\"role\": \"user\", \"content\": \"w1\"}]").stdout;
+    assert_eq!(prompt, "<|im_start|>system w7<|im_end|><|im_start|>user w1<|im_end|><|im_start|>assistant");
+    shown("[{\"role\": \"system\", \"content\": \"w1\"}]")
+        .refused("--system: the conversation has a system message of its own; leave one of them out");
 }
 
 #[test]

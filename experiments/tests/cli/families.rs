@@ -45,10 +45,13 @@ fn models_of_small_floats_are_called_so() {
         workshop.finish("out", &[]);
         let table = workshop.read("out/table.md");
         assert!(table.contains(label) && table.contains("is itself a quantized file"), "{format}: {table}");
-        let asked =
-            ["quantize", "model", "--method", "rtn", "--bits", "4", "--group-size", "32", "--out", "packed", "--quiet"];
+        let asked = ["quantize", "model", "--method", "rtn", "--bits", "4", "--group-size", "32", "--out", "packed"];
         let ran = workshop.run(&asked);
         assert_eq!(ran.code, Some(0), "{format}: {ran:?}");
+        let types = label.trim_start_matches("base (").trim_end_matches(')');
+        assert!(ran.stderr.contains(&format!("the model is itself quantized ({types} in ")), "{}", ran.stderr);
+        let card = workshop.read("packed/README.md");
+        assert!(card.contains(&format!("| made of linears stored as | {types} in ")), "{card}");
         assert!(!workshop.read("packed/config.json").contains("quantization_config"), "{format}");
         assert_eq!(workshop.run(&["inspect", "packed"]).code, Some(0), "{format}");
     }
@@ -74,4 +77,34 @@ fn a_tower_for_images_is_named_and_kept() {
     for tensor in ["vision_tower.post_layernorm.weight", "multi_modal_projector.linear_1.bias"] {
         assert!(header.contains(tensor), "{tensor} is gone");
     }
+}
+
+/// What such a method folds into activations has no place elsewhere; rounding alone folds nothing.
+#[test]
+fn a_family_with_scales_behind_activations_is_written_for_others_where_a_method_folds_none() {
+    let workshop = workshop_with(&folder_of_core("fixtures/phi-tiny"));
+    let quantize = |method: &str, format: &str| {
+        let grid = ["--bits", "4", "--group-size", "16", "--calibration", "calibration.txt", "--quiet"];
+        workshop
+            .run(&[&["quantize", "model", "--method", method, "--format", format, "--out", format][..], &grid].concat())
+    };
+    let perplexity = |folder: &str| {
+        let experiment = workshop.read("experiment.toml").replace("path = \"model\"", &format!("path = \"{folder}\""));
+        workshop.write("scored.toml", experiment);
+        let out = format!("{folder}-results");
+        let ran = workshop.run(&["scored.toml", "--out", &out, "--only", "method=fp"]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        workshop.records(&out)[0]["outcome"]["done"]["measurements"][0]["value"].as_f64().unwrap()
+    };
+    for format in ["packed", "gptq"] {
+        let ran = quantize("rtn", format);
+        assert_eq!(ran.code, Some(0), "{format}: {ran:?}");
+    }
+    let (expected, found) = (perplexity("packed"), perplexity("gptq"));
+    assert!((found / expected).ln().abs() < 1e-4, "{found}, {expected}");
+    let ran = quantize("awq", "gptq_v2");
+    ran.refused(
+        "format `gptq_v2`: in PhiForCausalLM the method folds scales into activations, where other programs have none; choose one of \
+         packed",
+    );
 }

@@ -66,6 +66,8 @@ fn a_file_is_the_model_that_was_quantized() {
         let ran = quantize(&workshop, grid, "gguf", &file);
         assert_eq!(ran.code, Some(0), "{grid}: {ran:?}");
         assert!(ran.stdout.starts_with(&file), "{}", ran.stdout);
+        let stored = format!(", linears of blocks stored as {expected} in {bits:.3} bits each, ");
+        assert!(ran.stdout.contains(&stored), "{}", ran.stdout);
         assert_eq!(quantize(&workshop, grid, "packed", &packed).code, Some(0));
         let (found, name, bits_per_weight) = score(&workshop, &file);
         assert_eq!((name.as_str(), bits_per_weight), (expected, bits), "{grid}");
@@ -74,6 +76,8 @@ fn a_file_is_the_model_that_was_quantized() {
     }
     let facts = workshop.run(&["inspect", "m0.gguf", "--json"]);
     assert_eq!(facts.code, Some(0), "{facts:?}");
+    let facts: Value = serde_json::from_str(&facts.stdout).unwrap();
+    assert!(facts["quantized_by"].as_str().unwrap().starts_with("awq-rs "), "{facts}");
 }
 
 #[test]
@@ -150,6 +154,8 @@ fn a_model_in_floats_is_exported_with_what_its_linears_see() {
         taken.stderr.contains("plain-imatrix.gguf: exists already; choose another file with --imatrix"),
         "{taken:?}"
     );
+    let same = export("--imatrix ./more.gguf", "more.gguf");
+    same.refused("./more.gguf: --out and --imatrix name one file; choose another with --imatrix");
     let wrong = export("--scales-for 4", "more.gguf");
     assert!(wrong.stderr.contains("--scales-for 4: not a grid such as w4g32"), "{wrong:?}");
 }

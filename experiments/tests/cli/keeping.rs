@@ -74,6 +74,13 @@ fn a_part_of_the_experiment_keeps_its_own_models() {
     assert!(!ran.stderr.contains("checkpoints"), "{}", ran.stderr);
     workshop.finish("out", &["--only", "method=awq,bits=3"]);
     assert_eq!(names(&workshop, "out/checkpoints"), ["tiny-awq-w3-g32-packed"]);
+    // The base model was measured by another part.
+    workshop.finish("out", &["--only", "method=fp"]);
+    workshop.finish("out", &["--only", "method=awq,bits=4"]);
+    let of_base = workshop.records("out").into_iter().find(|record| record["labels"]["method"] == "FP").unwrap();
+    let of_base = of_base["outcome"]["done"]["measurements"][0]["value"].as_f64().unwrap();
+    let card = workshop.read("out/checkpoints/tiny-awq-w4-g32-packed/README.md");
+    assert!(card.contains(&format!("{of_base:.3}")), "{card}");
 }
 
 #[test]
@@ -101,6 +108,33 @@ fn another_model_in_the_place_is_not_touched() {
     assert!(ran.stderr.contains("5 cells finished"), "{}", ran.stderr);
     assert_eq!(workshop.read("out/checkpoints/tiny-rtn-w4-g32-packed/mine.txt"), "mine");
     assert!(workshop.read("out/table.md").contains("RTN"));
+}
+
+/// What is measured of it may be other things; of files that changed, it is another model, be its codes the same.
+#[test]
+fn what_is_there_is_the_model_and_not_the_question() {
+    let workshop = exporting("formats = [\"packed\"]\nonly = [\"method=rtn,bits=4\"]\n");
+    workshop.finish("out", &[]);
+    let before = files(&workshop.path("out/checkpoints"));
+    workshop.change_experiment("seq_len = 64", "seq_len = 32");
+    let ran = workshop.finish("out", &[]);
+    assert!(ran.stderr.contains("0 checkpoints written to checkpoints/, 1 were there"), "{}", ran.stderr);
+    let note =
+        "out/checkpoints/tiny-rtn-w4-g32-packed: is the model that was measured; its card has what was measured before";
+    assert!(ran.stderr.contains(note), "{}", ran.stderr);
+    assert_eq!(files(&workshop.path("out/checkpoints")), before);
+
+    // Rounding sees no norm.
+    workshop.write_model("model", |name, values| {
+        if name == "model.norm.weight" {
+            values.fill(2.0);
+        }
+    });
+    let ran = workshop.run(&["experiment.toml", "--out", "out"]);
+    ran.refused(
+        "out: [export]: out/checkpoints/tiny-rtn-w4-g32-packed: holds another model than tiny RTN W4 g32 as it was measured; move it \
+         away, and run again",
+    );
 }
 
 #[test]

@@ -201,3 +201,23 @@ fn what_cannot_be_timed_hides_nothing() {
     assert!(!mended.stdout.contains("failed"), "{}", mended.stdout);
     assert!(!workshop.read("out/table.md").contains("failed"));
 }
+
+/// Parts and shares time nothing: their tables are whole without.
+#[test]
+fn parts_of_an_experiment_that_times_things_are_reported() {
+    let workshop = Workshop::new();
+    let experiment = workshop.read("experiment.toml");
+    workshop.write("experiment.toml", format!("{experiment}\n[speed]\nthreads = [1]\n{KERNELS}"));
+    for share in ["1/2", "2/2"] {
+        let out = share.replace('/', "-of-");
+        let ran = workshop.finish(&out, &["--shard", share]);
+        assert!(ran.stderr.contains("nothing of [speed] is timed yet"), "{}", ran.stderr);
+    }
+    let merged = workshop.run(&["merge", "out", "1-of-2", "2-of-2"]);
+    assert_eq!(merged.code, Some(0), "{merged:?}");
+    assert!(workshop.read("out/table.md").contains("AWQ"));
+    let ran = workshop.finish("out", &[]);
+    assert!(ran.stderr.contains("0 cells finished, 5 were on record"), "{}", ran.stderr);
+    assert!(!speed_records(&workshop).is_empty());
+    assert!(workshop.read("out/table.md").contains("AWQ"));
+}

@@ -204,7 +204,11 @@ impl Reader<'_> {
         let scheme = self.scheme(layout, "compressed-tensors", &like)?;
         let has_zero_points = weights.iter().any(|weights| weights["symmetric"] == false);
         let has_input_order = weights.iter().any(|weights| weights["actorder"] == "group");
-        let rounds_activations = groups.values().any(|group| !is_empty(&group["input_activations"]));
+        // Keys and values of attention are activations, too.
+        let rounds_activations = !is_empty(&self.settings["kv_cache_scheme"])
+            || groups
+                .values()
+                .any(|group| ["input_activations", "output_activations"].iter().any(|key| !is_empty(&group[*key])));
         Ok(Some(Scheme { has_zero_points, has_input_order, rounds_activations, ..scheme }))
     }
 }

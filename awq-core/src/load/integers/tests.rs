@@ -177,6 +177,13 @@ fn signed_bytes_are_read() {
     assert_eq!(values, [-64.0, 0.0, 63.5, 0.0, 258.0, 260.0]);
     let [note] = checkpoint.notes().try_into().unwrap();
     assert!(note.contains("round activations as well"), "{note}");
+    // Keys and values are rounded alone.
+    let mut settings = settings;
+    settings["config_groups"]["group_0"]["input_activations"] = json!(null);
+    assert_eq!(opened(self::folder(&settings, &tensors).path()).unwrap().1.notes(), Vec::<String>::new());
+    settings["kv_cache_scheme"] = json!({ "num_bits": 8, "type": "float" });
+    let [note] = opened(self::folder(&settings, &tensors).path()).unwrap().1.notes().try_into().unwrap();
+    assert!(note.contains("round activations as well"), "{note}");
 }
 
 /// A file that says version 1 of what is stored as version 2, and the other way round.
