@@ -78,20 +78,6 @@ fn each_missing_file_of_a_folder_is_named() {
 }
 
 #[test]
-fn a_tokenizer_that_its_library_panics_on_is_an_error() {
-    let folder = folder_with_vocabulary(3);
-    let file = folder.path().join("tokenizer.json");
-    let sound = fs::read_to_string(&file).unwrap();
-    let (before, after) = sound.split_once(r#""decoder":null"#).unwrap();
-    fs::write(&file, [before.as_bytes(), b"\"decoder\":{\"\xff\":1}", after.as_bytes()].concat()).unwrap();
-    let message = error_of(folder.path());
-    assert!(
-        message.contains("tokenizer.json: ") && message.contains("the tokenizers library panics on it"),
-        "{message}"
-    );
-}
-
-#[test]
 fn paths_without_a_model_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let absent = folder.path().join("absent.gguf");
