@@ -39,6 +39,10 @@ step "cargo run, the quickstart"
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 cargo run -p experiments -- configs/quickstart.toml --out "$out/quickstart"
+if command -v python3 >/dev/null; then
+    step "the quickstart's numbers and codes are those on record"
+    scripts/check-golden.py results/reference/quickstart "$out/quickstart"
+fi
 
 # The queue of a cluster, a real one, where its packages are installed.
 if command -v python3 >/dev/null; then

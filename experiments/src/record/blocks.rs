@@ -30,12 +30,12 @@ const MAX_LINES: usize = 1 << 30;
 #[derive(Debug, Default)]
 pub(super) struct BlockLogs {
     by_sha256: BTreeMap<String, String>,
-    /// Bytes of whole frames.
+    /// Bytes up to the end of the last whole frame.
     n_whole: u64,
 }
 
 impl BlockLogs {
-    /// Reads what a folder holds, which may be nothing; a last frame that a kill cut short is left out.
+    /// Reads what a folder holds, which may be nothing; a last frame that a kill cut short is left out, and so is one that is damaged.
     ///
     /// # Errors
     /// A file that cannot be read, or that would take more memory than logs of blocks do.
@@ -52,11 +52,19 @@ impl BlockLogs {
         let mut logs = Self::default();
         let (mut rest, mut room) = (bytes, MAX_LINES);
         while !rest.is_empty() {
+            let start = bytes.len() - rest.len();
             let text = match next_frame(&mut rest, room.min(MAX_LINE)) {
                 Ok(text) => text,
                 // It is no frame that a kill cut short: the file must stay as it is.
                 Err(error) if error.kind() == io::ErrorKind::FileTooLarge => return Err(error),
-                Err(_) => break,
+                // Damaged where whole frames follow, else cut short.
+                Err(_) => match position_of(FRAME_START, &bytes[start + 1..]) {
+                    Some(next) => {
+                        rest = &bytes[start + 1 + next..];
+                        continue;
+                    }
+                    None => break,
+                },
             };
             room -= text.len();
             logs.n_whole = (bytes.len() - rest.len()) as u64;
@@ -78,6 +86,13 @@ impl BlockLogs {
         quantization.blocks = json.unwrap_or_default();
         is_there
     }
+}
+
+/// What every zstd frame begins with.
+const FRAME_START: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
+
+fn position_of(pattern: [u8; 4], bytes: &[u8]) -> Option<usize> {
+    bytes.windows(pattern.len()).position(|window| window == pattern)
 }
 
 /// Decompresses one frame of at most `limit` bytes and moves on behind it.
@@ -213,6 +228,34 @@ mod tests {
             let third = BlockFile::new(folder.path()).detach(&quantization(6)).unwrap().unwrap();
             let logs = BlockLogs::read(folder.path()).unwrap();
             assert!(logs.attach(&mut first.clone()) && logs.attach(&mut third.clone()));
+        }
+    }
+
+    #[test]
+    fn a_damaged_frame_costs_none_behind_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        let mut ends = vec![0];
+        let detached = [2, 4, 6].map(|n_blocks| {
+            let detached = BlockFile::new(folder.path()).detach(&quantization(n_blocks)).unwrap().unwrap();
+            ends.push(std::fs::metadata(&path).unwrap().len() as usize);
+            detached
+        });
+        let whole = std::fs::read(&path).unwrap();
+        for frame in 0..2 {
+            for at in [ends[frame], ends[frame] + 5, ends[frame + 1] - 1] {
+                let mut damaged = whole.clone();
+                damaged[at] ^= 0xff;
+                std::fs::write(&path, &damaged).unwrap();
+                let fourth = BlockFile::new(folder.path()).detach(&quantization(8)).unwrap().unwrap();
+                assert!(std::fs::read(&path).unwrap().starts_with(&damaged), "frame {frame}, byte {at}");
+                let logs = BlockLogs::read(folder.path()).unwrap();
+                let others = detached.iter().enumerate().filter(|(other, _)| *other != frame);
+                assert!(
+                    others.chain([(3, &fourth)]).all(|(_, one)| logs.attach(&mut one.clone())),
+                    "frame {frame}, byte {at}"
+                );
+            }
         }
     }
 

@@ -178,10 +178,12 @@ fn damaged_shapes_end_in_errors() {
     with("blk.0.ffn_up_exps.weight", &[4096, 1 << 60, 0], 0);
     with("blk.0.ffn_up_exps.weight", &[4096, 1 << 60, 1], 40);
     with("blk.0.ffn_gate_inp_shexp.weight", &[1 << 40, 1 << 40], 40);
-    let wide = keys("gpt2")
-        .f32_tensor("blk.0.attn_qkv.weight", &[24, 8], &counting(192))
-        .u32("gpt2.attention.key_length", 1 << 31);
-    check_error(&wide.bytes(), "has shape [24, 8], expected [12884901888, 8]");
+    let wide = |width| {
+        let tensors = keys("gpt2").f32_tensor("blk.0.attn_qkv.weight", &[24, 8], &counting(192));
+        tensors.u32("gpt2.attention.key_length", width).bytes()
+    };
+    check_error(&wide(1 << 14), "has shape [24, 8], expected [98304, 8]");
+    check_error(&wide(1 << 31), "2147483648, expected at most 16384");
 }
 
 /// The error of a model is about its only file.
