@@ -72,8 +72,8 @@ impl Results {
 }
 
 impl Comparison {
-    /// Cells are matched by what they ask, else by what they are called where that is one cell's name ([`pairs`]), and their numbers by
-    /// metric, text and protocol.
+    /// Cells are matched by what they ask, else by what they are called where that is one cell's name (`pairs`), and their
+    /// numbers by metric, text and protocol.
     ///
     /// # Errors
     /// A metric that this program does not know.
