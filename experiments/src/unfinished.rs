@@ -51,8 +51,9 @@ impl Unfinished {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // Gone if it got its name. What cannot be removed now is swept by the next run, which looks for the lock.
-        let _ = fs::remove_dir_all(&self.folder);
+        // Gone if it got its name. Tried twice: removing opens the folder, and open files that were short may be there again.
+        // What stays is swept by the next run that fills such a folder.
+        let _ = fs::remove_dir_all(&self.folder).or_else(|_| fs::remove_dir_all(&self.folder));
         self.lock.disable_cleanup(self.folder.exists());
     }
 }
