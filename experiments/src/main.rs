@@ -9,7 +9,18 @@ use clap::Parser;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// mimalloc's number of the option `purge_delay`: after how many milliseconds freed memory goes back to the system; -1 for never.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
+/// Freed memory stays with the program: what the next tensor needs, the system would have to clear first, a tenth of a search.
+#[allow(unsafe_code, reason = "an option of the allocator is set through its C interface")]
+fn keep_freed_memory() {
+    // SAFETY: any option may be set at any time, and this one takes any number.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
+}
+
 fn main() -> ExitCode {
+    keep_freed_memory();
     let cli = experiments::cli::Cli::parse();
     let log = cli.log();
     match experiments::cli::run(cli) {

@@ -11,7 +11,8 @@
 //!
 //! *Differences from the official code.* What is searched and rounded is f32 (there f16). Losses of a linear alone are
 //! computed from the Gram matrix of its inputs, clip losses from that of the sampled tokens: the same numbers in fewer
-//! operations. Groups may be ragged, and fewer calibration tokens than the clip sample are allowed.
+//! operations. On a CPU the outputs of a candidate are computed as differences from those in full precision, with bf16 products, and
+//! those of the best in f32 (`differences.rs`). Groups may be ragged, and fewer calibration tokens than the clip sample are allowed.
 //!
 //! *Units.* The official code's smallest scale of `1e-4` (before normalization) and smallest range of `1e-5` are in units of
 //! activations and weights; so are, with `formula = "duo"`, AutoAWQ's `1e-4`, and the `1e-6` below which a group's largest weight
@@ -34,6 +35,8 @@ use crate::model::{BlockParams, LinearFacts};
 use crate::quantized::{QuantizedWeight, StoredParts};
 
 mod clip;
+mod differences;
+mod losses;
 mod salient;
 mod scaled;
 mod search;
@@ -87,7 +90,7 @@ impl Awq {
     /// 512 tokens.
     pub const LLM_AWQ: Self = Self::llm_awq(Arithmetic::F32);
 
-    /// The same, with the outputs of the scale search computed in bf16, which takes less time on a CPU.
+    /// The same, with the outputs of the scale search computed in bf16. It may find another exponent where two are close.
     pub const LLM_AWQ_BF16: Self = Self::llm_awq(Arithmetic::Bf16);
 
     const fn llm_awq(arithmetic: Arithmetic) -> Self {

@@ -5,16 +5,22 @@ use burn::tensor::{Tensor, TensorData};
 use super::{AttentionShape, ClipOutcome, QuantBackend, RotaryTable, float_vec};
 use crate::activation::Activation;
 use crate::grid::Grid;
+use crate::host::bf16::Bf16Matrix;
 use crate::quantized::QuantizedWeight;
 
 /// burn-ndarray with 32-bit integers overrides nothing: every definition as it stands, for tests to hold the others against.
 #[cfg(feature = "ndarray")]
-impl QuantBackend for burn::backend::NdArray<f32, i32> {}
+impl QuantBackend for burn::backend::NdArray<f32, i32> {
+    super::bf16_by_definition!();
+}
 
 /// The CPU backends share the loops of [`crate::host`].
 macro_rules! host_backend {
     ($backend:ty, $($override:item)*) => {
         impl QuantBackend for $backend {
+            const FASTER_IN_BF16: bool = true;
+            type Bf16Weight = Bf16Matrix;
+
             $($override)*
 
             fn quantize_weight(weight: Tensor<Self, 2>, grid: &Grid) -> QuantizedWeight {
@@ -114,6 +120,11 @@ macro_rules! host_backend {
                 crate::host::elementwise::dot_product(&float_vec(a), &float_vec(b))
             }
 
+            fn quadratic_form(d: Tensor<Self, 2>, g: Tensor<Self, 2>) -> f64 {
+                let [_, n_in] = d.dims();
+                crate::host::gram::quadratic_form(&float_vec(d), &float_vec(g), n_in)
+            }
+
             fn squared_distance<const D: usize>(a: &Tensor<Self, D>, b: &Tensor<Self, D>) -> f64 {
                 crate::host::elementwise::squared_distance(&float_vec(a.clone()), &float_vec(b.clone()))
             }
@@ -137,11 +148,15 @@ host_backend! {
         Tensor::from_data(TensorData::new(out, [n, n_out]), &device)
     }
 
-    fn matmul_transposed_bf16(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        let ([n, n_in], [n_out, _], device) = (x.dims(), weight.dims(), x.device());
-        let (x, weight) = (flex_values(x), flex_values(weight));
-        let out = crate::host::bf16::matmul_transposed_bf16(x.storage::<f32>(), weight.storage::<f32>(), n_in);
-        Tensor::from_data(TensorData::new(out, [n, n_out]), &device)
+    fn bf16_weight(weight: Tensor<Self, 2>) -> Bf16Matrix {
+        let [_, n_in] = weight.dims();
+        Bf16Matrix::new(flex_values(weight).storage::<f32>(), n_in)
+    }
+
+    fn matmul_bf16(x: Tensor<Self, 2>, weight: &Bf16Matrix) -> Tensor<Self, 2> {
+        let ([n, _], device) = (x.dims(), x.device());
+        let out = weight.matmul(flex_values(x).storage::<f32>());
+        Tensor::from_data(TensorData::new(out, [n, weight.n()]), &device)
     }
 }
 
@@ -153,12 +168,17 @@ fn flex_values(tensor: Tensor<burn::backend::Flex, 2>) -> burn::backend::flex::F
     let exact = primitive.is_contiguous() && primitive.layout().start_offset() == 0 && primitive.bytes().len() == 4 * n;
     if exact { primitive } else { burn::backend::flex::FlexTensor::from_data(primitive.into_data()) }
 }
+
 #[cfg(feature = "ndarray")]
-host_backend!(
+host_backend! {
     burn::backend::NdArray<f32>,
-    fn matmul_transposed_bf16(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        let ([n, n_in], [n_out, _], device) = (x.dims(), weight.dims(), x.device());
-        let out = crate::host::bf16::matmul_transposed_bf16(&float_vec(x), &float_vec(weight), n_in);
-        Tensor::from_data(TensorData::new(out, [n, n_out]), &device)
+    fn bf16_weight(weight: Tensor<Self, 2>) -> Bf16Matrix {
+        let [_, n_in] = weight.dims();
+        Bf16Matrix::new(&float_vec(weight), n_in)
     }
-);
+
+    fn matmul_bf16(x: Tensor<Self, 2>, weight: &Bf16Matrix) -> Tensor<Self, 2> {
+        let ([n, _], device) = (x.dims(), x.device());
+        Tensor::from_data(TensorData::new(weight.matmul(&float_vec(x)), [n, weight.n()]), &device)
+    }
+}

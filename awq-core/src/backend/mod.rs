@@ -32,6 +32,8 @@ use crate::quantized::QuantizedWeight;
 pub trait QuantBackend: Backend {
     /// Whether operations are queued and run on a device of their own, so that the host is free meanwhile.
     const BESIDE_HOST: bool = false;
+    /// Whether [`Self::matmul_transposed_bf16`] is the faster product where the CPU has the instruction, and activations are f32.
+    const FASTER_IN_BF16: bool = false;
 
     /// The tensor in f32; itself where it is so already.
     fn in_f32<const D: usize>(x: Tensor<Self, D>) -> Tensor<Self, D> {
@@ -43,18 +45,18 @@ pub trait QuantBackend: Backend {
         x.matmul(weight.transpose())
     }
 
-    /// [`Self::matmul_transposed`] of inputs rounded half to even to bf16, with f32 sums.
+    /// A `[out, in]` weight rounded half to even to bf16, as [`Self::matmul_bf16`] reads it.
+    type Bf16Weight: std::fmt::Debug + Send + Sync + 'static;
+
+    /// Rounds a `[out, in]` weight.
+    fn bf16_weight(weight: Tensor<Self, 2>) -> Self::Bf16Weight;
+
+    /// `x W^T` for `x: [n, in]`, rounded half to even to bf16, with f32 sums; returns `[n, out]`.
+    fn matmul_bf16(x: Tensor<Self, 2>, weight: &Self::Bf16Weight) -> Tensor<Self, 2>;
+
+    /// The same of a weight that is used once.
     fn matmul_transposed_bf16(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        let rounded = |t: Tensor<Self, 2>| {
-            let (stored, device) = (t.dtype(), t.device());
-            if Self::supports_dtype(&device, DType::BF16) {
-                return t.cast(FloatDType::BF16).cast(stored);
-            }
-            let dims = t.dims();
-            let values = float_vec(t).into_iter().map(|x| Number::Bf16.round(x)).collect();
-            Tensor::from_data(TensorData::new(values, dims), (&device, stored))
-        };
-        Self::matmul_transposed(rounded(x), rounded(weight))
+        Self::matmul_bf16(x, &Self::bf16_weight(weight))
     }
 
     /// `x W^T` for `x: [n, in]` and a packed `[out, in]` weight; returns `[n, out]`.
@@ -178,6 +180,11 @@ pub trait QuantBackend: Backend {
         (Self::in_f32(a) * Self::in_f32(b)).sum().into_scalar().elem()
     }
 
+    /// `tr(D G D^T)` for `D: [out, in]` and a symmetric `G: [in, in]`: the sum over rows `d` of `d G d^T`.
+    fn quadratic_form(d: Tensor<Self, 2>, g: Tensor<Self, 2>) -> f64 {
+        Self::dot_product(Self::matmul_transposed(d.clone(), g), d)
+    }
+
     /// Sum of `(a - b)^2` over all elements; see [`Self::dot_product`].
     fn squared_distance<const D: usize>(a: &Tensor<Self, D>, b: &Tensor<Self, D>) -> f64 {
         (Self::in_f32(a.clone()) - Self::in_f32(b.clone())).powi_scalar(2).sum().into_scalar().elem()
@@ -192,6 +199,35 @@ pub trait QuantBackend: Backend {
         float_vec(nll)
     }
 }
+
+/// Values rounded half to even to bf16, in the float type that they have.
+fn rounded_to_bf16<B: QuantBackend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    let (stored, device, dims) = (x.dtype(), x.device(), x.dims());
+    if B::supports_dtype(&device, DType::BF16) {
+        return x.cast(FloatDType::BF16).cast(stored);
+    }
+    let values = float_vec(x).into_iter().map(|x| Number::Bf16.round(x)).collect();
+    Tensor::from_data(TensorData::new(values, dims), (&device, stored))
+}
+
+/// What products in bf16 are, in burn's own operations.
+macro_rules! bf16_by_definition {
+    () => {
+        type Bf16Weight = burn::tensor::Tensor<Self, 2>;
+
+        fn bf16_weight(weight: burn::tensor::Tensor<Self, 2>) -> burn::tensor::Tensor<Self, 2> {
+            $crate::backend::rounded_to_bf16(weight)
+        }
+
+        fn matmul_bf16(
+            x: burn::tensor::Tensor<Self, 2>,
+            weight: &burn::tensor::Tensor<Self, 2>,
+        ) -> burn::tensor::Tensor<Self, 2> {
+            Self::matmul_transposed($crate::backend::rounded_to_bf16(x), weight.clone())
+        }
+    };
+}
+pub(crate) use bf16_by_definition;
 
 /// The values of a tensor as f32, row-major.
 pub fn float_vec<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {

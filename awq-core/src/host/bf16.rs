@@ -10,13 +10,58 @@ use super::matmul::matmul_transposed;
 /// Rows of `x` whose products one task computes: their bf16 copy stays in the first-level cache.
 const ROWS_PER_TASK: usize = 96;
 
+/// A `[n, k]` matrix rounded to bf16, in the order in which this CPU multiplies with it.
+pub enum Bf16Matrix {
+    /// For the CPU's own instruction.
+    #[cfg(target_arch = "x86_64")]
+    Panels(Panels),
+    /// Where it has none: the rounded values as f32, row-major.
+    Rows {
+        /// `[n, k]`.
+        values: Vec<f32>,
+        /// Values of a row.
+        k: usize,
+    },
+}
+
+impl Bf16Matrix {
+    /// Of row-major `[n, k]`.
+    pub fn new(w: &[f32], k: usize) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(panels) = Panels::pack(w, k) {
+            return Self::Panels(panels);
+        }
+        Self::Rows { values: rounded(w), k }
+    }
+
+    /// `x w^T` for row-major `x: [m, k]`, rounded to bf16; returns `[m, n]` in f32.
+    pub fn matmul(&self, x: &[f32]) -> Vec<f32> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Panels(panels) => panels.matmul(x),
+            Self::Rows { values, k } => matmul_transposed(&rounded(x), values, *k),
+        }
+    }
+
+    /// Rows.
+    pub fn n(&self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Panels(panels) => panels.n(),
+            Self::Rows { values, k } => values.len() / k,
+        }
+    }
+}
+
+impl std::fmt::Debug for Bf16Matrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Bf16Matrix of {} rows", self.n())
+    }
+}
+
 /// `x w^T` for row-major `x: [m, k]` and `w: [n, k]`, both rounded to bf16; returns `[m, n]` in f32.
 pub fn matmul_transposed_bf16(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(panels) = Panels::pack(w, k) {
-        return panels.matmul(x);
-    }
-    matmul_transposed(&rounded(x), &rounded(w), k)
+    Bf16Matrix::new(w, k).matmul(x)
 }
 
 /// Values rounded to bf16, as f32.

@@ -70,7 +70,8 @@ fn sum_of_chunks(a: &[f32], b: &[f32], of_chunk: impl for<'a> Fn(&'a [f32], &'a 
 }
 
 vectorized! {
-    fn dot_chunk<'a>(a: &'a [f32], b: &'a [f32]) -> f32 {
+    /// The sum of products, in f32.
+    pub(crate) fn dot_chunk<'a>(a: &'a [f32], b: &'a [f32]) -> f32 {
         dot(a, b)
     }
 

@@ -200,7 +200,7 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
         });
         let norms = norms.collect::<Result<BTreeMap<_, _>, LoadError>>()?;
         Ok(Box::new(WiredBlock {
-            params: BlockParams { linears, norms, arithmetic: Arithmetic::F32 },
+            params: BlockParams { linears, norms, products: Arc::new(Arithmetic::F32) },
             wiring: block.clone(),
             shape: AttentionShape {
                 n_heads: config.n_heads,

@@ -34,6 +34,7 @@ pub mod opt;
 pub mod packing;
 pub mod phi;
 pub mod phi3;
+mod products;
 pub mod qwen3;
 pub mod qwen_moe;
 mod rotary;
@@ -51,6 +52,7 @@ pub use known::{KnownFamily, known_families};
 use layers::{Linear, Norm};
 pub use layout::{BlockLayout, BlockTable, GroupTable, Inspect, LinearFacts, LinearName, NormName, PrevOp, ScaleGroup};
 use packing::{PackedSequences, Packing};
+pub use products::Products;
 pub use storage::{Storage, StoredShare};
 pub use walk::for_each_block;
 use wiring::Wiring;
@@ -62,8 +64,8 @@ pub struct BlockParams<B: QuantBackend> {
     pub linears: BTreeMap<LinearName, Linear<B>>,
     /// Norms by name.
     pub norms: BTreeMap<NormName, Norm<B>>,
-    /// How the products of the linears are computed; f32 as a checkpoint is read.
-    pub arithmetic: Arithmetic,
+    /// Who multiplies with the linears: the plain product in f32 as a checkpoint is read.
+    pub products: Arc<dyn Products<B>>,
 }
 
 impl<B: QuantBackend> BlockParams<B> {
@@ -74,7 +76,7 @@ impl<B: QuantBackend> BlockParams<B> {
 
     /// `x W^T + b` of a linear that the layout names, for `x: [batch, seq, in]`.
     pub fn forward(&self, name: LinearName, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.linear(name).forward(x, self.arithmetic)
+        self.products.product(name, self.linear(name), x)
     }
 
     /// A norm that the layout names; absent only through a bug in a family's file.
@@ -123,7 +125,7 @@ pub trait Block<B: QuantBackend>: Send + Sync {
 
 /// The same block with the products of its linears computed in `arithmetic`.
 pub fn in_arithmetic<B: QuantBackend>(block: &dyn Block<B>, arithmetic: Arithmetic) -> Box<dyn Block<B>> {
-    block.with_params(BlockParams { arithmetic, ..block.params().clone() })
+    block.with_params(BlockParams { products: Arc::new(arithmetic), ..block.params().clone() })
 }
 
 /// A whole model. Only one block's weights need to be in memory at a time.

@@ -2,13 +2,16 @@
 
 use awq_core::awq::{Awq, ClipStep, ScaleFormula};
 use awq_core::backend::{QuantBackend, float_vec};
+use awq_core::capture::BlockInputs;
+use awq_core::grid::Grid;
 use awq_core::log::ScaleSearchLog;
+use awq_core::method::{BlockCtx, QuantMethod};
 use awq_core::model::layers::Linear;
-use awq_core::model::tiny::TinySpec;
+use awq_core::model::tiny::{self, TinySpec};
 use awq_core::model::{LinearName, NoTap};
 use burn::tensor::Tensor;
 
-use crate::support::{Case, Cpu, check_close, grid, group, scale_search, tensor};
+use crate::support::{Case, Cpu, Definition, check_close, grid, group, scale_search, tensor};
 
 const QKV: &str = "self_attn.q_proj+self_attn.k_proj+self_attn.v_proj";
 const GROUP_LEN: usize = 32;
@@ -148,4 +151,33 @@ fn activation_scale_is_the_formula_of_the_paper() {
         let rows = rows(&case, case.block.layout().scale_groups[*group_idx].linears[0]);
         check_close(&log.group, &float_vec(found.clone()), &activation_scale(&rows, log.ratio), 1e-5);
     }
+}
+
+/// What a search in plain tensor operations and f32 finds, differences in bf16 find: every ratio, and the loss that it has.
+#[test]
+fn every_search_finds_what_f32_finds() {
+    for (spec, bits) in [(TinySpec::GQA, 3), (TinySpec::MHA, 4), (TinySpec::MHA, 2)] {
+        let grid = grid(bits, group(GROUP_LEN as u16));
+        let method = scale_only(ScaleFormula::Activation, 20);
+        let found = Case::new(&spec, &[5]).edit(&method, &grid).log.scale_searches;
+        let expected = searches_by_definition(&spec, &method, &grid);
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!((&found.group, found.ratio), (&expected.group, expected.ratio), "{spec:?}, {bits} bits");
+            for (loss, expected) in found.losses.iter().zip(&expected.losses) {
+                assert!((loss / expected - 1.0).abs() < 0.01, "{}: {loss} instead of {expected}", found.group);
+            }
+            assert!((found.loss_after / expected.loss_after - 1.0).abs() < 1e-3, "{}", found.group);
+        }
+    }
+}
+
+fn searches_by_definition(spec: &TinySpec, method: &Awq, grid: &Grid) -> Vec<ScaleSearchLog> {
+    let decoder = tiny::decoder::<Definition>(spec, 7, &Default::default()).unwrap();
+    let hidden = decoder.embed(&tiny::sequences(spec, 5, 24, 3));
+    let block = decoder.block(0).unwrap();
+    let (inputs, _) = BlockInputs::capture(block.as_ref(), &[hidden]);
+    let (linears, grids) = (&block.layout().linears, &(*grid).into());
+    let ctx = BlockCtx { block_idx: 0, block: block.as_ref(), inputs: Some(&inputs), linears, grids };
+    method.quantize_block(&ctx).unwrap().log.scale_searches
 }

@@ -16,6 +16,7 @@ where
     BT: burn_cubecl::BoolElement,
 {
     const BESIDE_HOST: bool = true;
+    crate::backend::bf16_by_definition!();
 
     /// An operation of its own: burn 0.21 panics where it fuses a cast with the reduction that reads it.
     fn in_f32<const D: usize>(x: Tensor<Self, D>) -> Tensor<Self, D> {
