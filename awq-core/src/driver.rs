@@ -172,7 +172,7 @@ pub fn quantize_blocks<B: QuantBackend, S: BlockSink>(
     })?;
     for (job_idx, job) in jobs.iter().enumerate() {
         let (Ok(()), Some(grid)) = (&results[job_idx], job.grids.head()) else { continue };
-        match head::quantize_head(decoder, job.method, grid) {
+        match head::quantize_head(decoder, job.method, grid)? {
             Ok(head) => sink.keep_head(job_idx, head)?,
             Err(error) => results[job_idx] = Err(error),
         }

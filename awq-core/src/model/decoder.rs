@@ -9,15 +9,16 @@ use std::sync::Arc;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use self::block::WiredBlock;
+use super::head::Head;
 use super::layers::{Linear, Norm, NormKind, matrix, product, vector};
 use super::packing::{Packing, indices};
 use super::rotary::Rotary;
 use super::rows::{TokenRows, position_rows};
-use super::wiring::{LogitsWiring, Positions, Projections, Wiring};
+use super::wiring::{Positions, Projections, Wiring};
 use super::{Block, BlockLayout, BlockParams, Decoder, ids_tensor};
 use crate::arithmetic::Arithmetic;
 use crate::backend::{AttentionShape, QuantBackend};
-use crate::load::{Checkpoint, LoadError, ModelConfig};
+use crate::load::{Checkpoint, LoadError, ModelConfig, read_exact_shape};
 
 /// A decoder over a checkpoint. Copies share all tensors.
 #[derive(Clone)]
@@ -36,8 +37,8 @@ pub(super) struct WiredDecoder<B: QuantBackend> {
     /// See [`Wiring::projections`]: into the residual stream, and out of it.
     projections: Option<[Tensor<B, 2>; 2]>,
     final_norm: Option<Norm<B>>,
-    /// `None` for a tied head: the embedding is used.
-    head: Option<Tensor<B, 2>>,
+    /// Where the head is read from when it is used; `None` for a tied one: the embedding is used.
+    head_source: Option<Arc<dyn Checkpoint>>,
     head_bias: Option<Tensor<B, 1>>,
     device: B::Device,
 }
@@ -75,7 +76,11 @@ impl<B: QuantBackend> WiredDecoder<B> {
         let read_norm = |name: &String| norm(source, name, hidden, wiring.norm, config.norm_eps, device);
         let final_norm = wiring.final_norm.as_ref().map(read_norm).transpose()?;
         let embedding_norm = wiring.embedding_norm.as_ref().map(read_norm).transpose()?;
-        let head = wiring.head.as_ref().map(|name| matrix(source, name, vocab_by_width, device)).transpose()?;
+        // Read again when it is used: until then it would take the room of a block.
+        if let Some(name) = &wiring.head {
+            read_exact_shape(source, name, &vocab_by_width)?;
+        }
+        let head_source = wiring.head.is_some().then(|| checkpoint.clone());
         let read_bias = |name: &String| vector(source, name, config.vocab_size, device);
         let head_bias = wiring.head_bias.as_ref().map(read_bias).transpose()?;
         let device = device.clone();
@@ -91,7 +96,7 @@ impl<B: QuantBackend> WiredDecoder<B> {
             rotaries,
             projections,
             final_norm,
-            head,
+            head_source,
             head_bias,
             device,
         })
@@ -216,13 +221,11 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
     }
 
     fn over(&self, checkpoint: Arc<dyn Checkpoint>) -> Result<Box<dyn Decoder<B>>, LoadError> {
-        let head = match checkpoint.read_quantized(self.wiring.head_name())? {
-            Some(head) => Some(B::dequantize_weight(&head, &self.device)),
-            None => self.head.clone(),
-        };
+        let is_quantized = checkpoint.read_quantized(self.wiring.head_name())?.is_some();
+        let head_source = if is_quantized { Some(checkpoint.clone()) } else { self.head_source.clone() };
         let mut wiring = self.wiring.clone();
         wiring.settle_scales(checkpoint.as_ref());
-        Ok(Box::new(Self { wiring, checkpoint, head, ..self.clone() }))
+        Ok(Box::new(Self { wiring, checkpoint, head_source, ..self.clone() }))
     }
 
     fn final_norm(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
@@ -236,25 +239,17 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
         }
     }
 
-    fn head_weight(&self) -> Tensor<B, 2> {
-        self.head.as_ref().unwrap_or(&self.embedding).clone()
+    fn head_weight(&self) -> Result<Tensor<B, 2>, LoadError> {
+        let Some(source) = &self.head_source else { return Ok(self.embedding.clone()) };
+        let name = self.wiring.head_name();
+        match source.read_quantized(name)? {
+            Some(head) => Ok(B::dequantize_weight(&head, &self.device)),
+            None => matrix(source.as_ref(), name, self.embedding.dims(), &self.device),
+        }
     }
 
-    fn head(&self, rows: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2> {
-        let logits = product(rows, self.head_weight(), arithmetic);
-        let logits = match &self.head_bias {
-            None => logits,
-            Some(bias) => logits + bias.clone().unsqueeze::<2>(),
-        };
-        let LogitsWiring { divisor, cap } = self.wiring.logits;
-        let logits = match divisor {
-            None => logits,
-            Some(divisor) => logits / divisor,
-        };
-        match cap {
-            None => logits,
-            Some(cap) => B::soft_cap(logits, cap),
-        }
+    fn head(&self, arithmetic: Arithmetic) -> Result<Head<B>, LoadError> {
+        Ok(Head::new(self.head_weight()?, self.head_bias.clone(), self.wiring.logits, arithmetic))
     }
 }
 

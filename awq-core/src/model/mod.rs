@@ -22,6 +22,7 @@ pub mod gemma;
 pub mod gpt2;
 pub mod gpt_neox;
 pub mod granite;
+mod head;
 mod keys;
 mod known;
 pub mod layers;
@@ -48,6 +49,7 @@ mod walk;
 pub mod wiring;
 
 use decoder::WiredDecoder;
+pub use head::Head;
 pub use known::{KnownFamily, known_families};
 use layers::{Linear, Norm};
 pub use layout::{BlockLayout, BlockTable, GroupTable, Inspect, LinearFacts, LinearName, NormName, PrevOp, ScaleGroup};
@@ -166,10 +168,16 @@ pub trait Decoder<B: QuantBackend>: Send + Sync {
     fn final_norm(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3>;
 
     /// The weight of the head, `[vocab, width]`; the embedding where they are tied.
-    fn head_weight(&self) -> Tensor<B, 2>;
+    ///
+    /// # Errors
+    /// As [`Decoder::head`].
+    fn head_weight(&self) -> Result<Tensor<B, 2>, LoadError>;
 
-    /// Rows of [`Decoder::final_norm`], `[n, width]`, to logits `[n, vocab]`.
-    fn head(&self, rows: Tensor<B, 2>, arithmetic: Arithmetic) -> Tensor<B, 2>;
+    /// Reads the head, for products in `arithmetic`.
+    ///
+    /// # Errors
+    /// A file that can no longer be read.
+    fn head(&self, arithmetic: Arithmetic) -> Result<Head<B>, LoadError>;
 }
 
 /// What wires a family's models: checks what the family takes for granted, and names the tensors.

@@ -21,7 +21,7 @@ fn logits<B: QuantBackend>(decoder: &dyn Decoder<B>) -> Vec<f32> {
     }
     let normed = decoder.final_norm(hidden);
     let [batch, seq, width] = normed.dims();
-    float_vec(decoder.head(normed.reshape([batch * seq, width]), Arithmetic::F32))
+    float_vec(decoder.head(Arithmetic::F32).unwrap().logits(normed.reshape([batch * seq, width])))
 }
 
 /// Logits of the full-precision model and of each quantized one, and what was seen on the way.

@@ -30,7 +30,7 @@ fn block_logits(config: &ModelConfig, checkpoint: Arc<dyn Checkpoint>, ids: &[u3
     }
     let normed = decoder.final_norm(hidden);
     let [_, seq, width] = normed.dims();
-    float_vec(decoder.head(normed.reshape([seq, width]), Arithmetic::F32))
+    float_vec(decoder.head(Arithmetic::F32).unwrap().logits(normed.reshape([seq, width])))
 }
 
 /// Feeds `ids` in pieces of these lengths, the last one repeated, and returns the logits after each token.

@@ -181,7 +181,7 @@ fn logits(decoder: &dyn Decoder<Cpu>, spec: &TinySpec) -> Vec<f32> {
         hidden = decoder.block(block_idx).unwrap().forward(hidden, &mut NoTap);
     }
     let rows = decoder.final_norm(hidden).reshape([40, spec.hidden_size]);
-    float_vec(decoder.head(rows, Arithmetic::F32))
+    float_vec(decoder.head(Arithmetic::F32).unwrap().logits(rows))
 }
 
 #[test]

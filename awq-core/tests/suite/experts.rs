@@ -138,7 +138,7 @@ fn packed_experts_decode_as_their_blocks_do() {
         hidden = quantized.block(block_idx).unwrap().forward(hidden, &mut NoTap);
     }
     let rows = quantized.final_norm(hidden).reshape([ids.len(), SPEC.hidden_size]);
-    let expected = float_vec(quantized.head(rows, awq_core::arithmetic::Arithmetic::F32));
+    let expected = float_vec(quantized.head(awq_core::arithmetic::Arithmetic::F32).unwrap().logits(rows));
 
     let decode = DecodeModel::load(config(), checkpoint.as_ref(), &DecodeOptions::EXACT).unwrap();
     let mut session = Session::new(&decode, ids.len()).unwrap();

@@ -61,7 +61,7 @@ fn packed_sequences_have_the_logits_of_transformers() {
         let normed = decoder.final_norm(hidden);
         let [_, n_rows, width] = normed.dims();
         let rows = normed.reshape([n_rows, width]);
-        let logits = float_vec(decoder.head(rows, Arithmetic::F32));
+        let logits = float_vec(decoder.head(Arithmetic::F32).unwrap().logits(rows));
         let vocab = fixture.config.vocab_size;
         let of_token = |row: &usize| &logits[row * vocab..][..vocab];
         let of_whole = packing.sequences().iter().skip(1).step_by(2);

@@ -139,7 +139,7 @@ impl Fixture {
         }
         let normed = decoder.final_norm(hidden);
         let [batch, seq, width] = normed.dims();
-        float_vec(decoder.head(normed.reshape([batch * seq, width]), Arithmetic::F32))
+        float_vec(decoder.head(Arithmetic::F32).unwrap().logits(normed.reshape([batch * seq, width])))
     }
 }
 

@@ -84,7 +84,7 @@ fn forward_pass_is_that_of_the_oracle() {
     }
     let normed = decoder.final_norm(hidden);
     check_close("final_norm", &float_vec(normed.clone()), &vectors.floats("final_norm"), 1e-3);
-    let logits = decoder.head(normed.reshape([32, 576]), Arithmetic::F32);
+    let logits = decoder.head(Arithmetic::F32).unwrap().logits(normed.reshape([32, 576]));
     check_close("logits", &float_vec(logits.clone()), &vectors.floats("logits"), 1e-3);
 
     let nll = Cpu::token_nll(logits.narrow(0, 0, 31), &ids[0][1..]);

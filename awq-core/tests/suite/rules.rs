@@ -240,7 +240,7 @@ fn the_head_is_quantized_where_an_override_names_it() {
     let sha256 = awq_core::driver::codes_sha256(&model.wiring, SPEC.n_blocks, checkpoint.as_ref()).unwrap();
     assert_eq!(sha256, quantized.codes_sha256());
     let rows = || tensor::<Cpu, 2>(&numbers(3 * SPEC.hidden_size, 4), [3, SPEC.hidden_size]);
-    let logits = |decoder: &dyn Decoder<Cpu>| float_vec(decoder.head(rows(), Arithmetic::F32));
+    let logits = |decoder: &dyn Decoder<Cpu>| float_vec(decoder.head(Arithmetic::F32).unwrap().logits(rows()));
     let read = open_decoder::<Cpu>(SPEC.config(), checkpoint, &Default::default()).unwrap();
     let found = logits(model.run(&quantized).as_ref());
     assert_eq!(logits(read.as_ref()), found);

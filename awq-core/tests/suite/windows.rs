@@ -85,7 +85,7 @@ fn contexts_of_more_than_20_000_tokens_run() {
         let states = hidden_states(decoder.as_ref(), &ids).narrow(1, N - 3, 3);
         let last = float_vec(states.clone().narrow(1, 2, 1));
         let rows = decoder.final_norm(states).reshape([3, SPEC.hidden_size]);
-        let logits = float_vec(decoder.head(rows, Arithmetic::F32));
+        let logits = float_vec(decoder.head(Arithmetic::F32).unwrap().logits(rows));
 
         let model = DecodeModel::load(config, &checkpoint, &DecodeOptions::EXACT).unwrap();
         let mut session = Session::new(&model, N).unwrap();

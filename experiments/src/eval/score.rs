@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use anyhow::ensure;
 use awq_core::arithmetic::Arithmetic;
 use awq_core::backend::{QuantBackend, float_vec};
-use awq_core::model::{Decoder, for_each_block, in_arithmetic};
+use awq_core::model::{Decoder, Head, for_each_block, in_arithmetic};
 use burn::tensor::Tensor;
 
 use super::base_model::BaseModel;
@@ -58,11 +58,17 @@ pub fn score<B: QuantBackend>(
             Needs::Nothing | Needs::Likelihoods | Needs::Logits => Vec::new(),
             Needs::BaseLogits => base.states(share, is_whole, arithmetic, progress)?,
         };
+        // Read once a share: while blocks are passed, it would take the room of one.
+        let head = decoder.head(arithmetic)?;
+        let base_head = if base_states.is_empty() { None } else { Some(base.decoder.head(arithmetic)?) };
         let mut base_states = base_states.into_iter();
         for (states, batch) in states.into_iter().zip(share) {
-            let rows = |decoder, states| Rows::new(decoder, states, batch, arithmetic);
-            let base_rows = base_states.next().map(|states| rows(base.decoder, states));
-            let values = rows(decoder, states).score(&batch.targets(), metrics, base_rows.as_ref())?;
+            let base_rows = base_states
+                .next()
+                .zip(base_head.as_ref())
+                .map(|(states, head)| Rows::new(base.decoder, head, states, batch));
+            let values =
+                Rows::new(decoder, &head, states, batch).score(&batch.targets(), metrics, base_rows.as_ref())?;
             for (per_window, values) in per_window.iter_mut().zip(values) {
                 let mut values = values.into_iter();
                 per_window.extend(batch.n_targets().map(|n| values.by_ref().take(n).collect::<Vec<f32>>()));
@@ -106,16 +112,15 @@ pub(super) fn final_states<B: QuantBackend>(
 
 /// States of a model that predict tokens, a row each; logits exist for [`LOGIT_ROWS`] of them at a time.
 struct Rows<'a, B: QuantBackend> {
-    decoder: &'a dyn Decoder<B>,
+    head: &'a Head<B>,
     /// Normed, `[targets, hidden]`.
     states: Tensor<B, 2>,
-    arithmetic: Arithmetic,
 }
 
 impl<'a, B: QuantBackend> Rows<'a, B> {
     /// Of hidden states of a batch.
-    fn new(decoder: &'a dyn Decoder<B>, states: Tensor<B, 3>, batch: &Batch<'_>, arithmetic: Arithmetic) -> Self {
-        Self { decoder, states: batch.predicting(decoder.final_norm(states)), arithmetic }
+    fn new(decoder: &dyn Decoder<B>, head: &'a Head<B>, states: Tensor<B, 3>, batch: &Batch<'_>) -> Self {
+        Self { head, states: batch.predicting(decoder.final_norm(states)) }
     }
 
     /// One value a target for each metric. `base` holds the same rows of the base model, where a metric needs them.
@@ -143,6 +148,6 @@ impl<'a, B: QuantBackend> Rows<'a, B> {
 
     /// Logits `[n_rows, vocab]` of some of the rows.
     fn logits(&self, first: usize, n_rows: usize) -> Tensor<B, 2> {
-        self.decoder.head(self.states.clone().narrow(0, first, n_rows), self.arithmetic)
+        self.head.logits(self.states.clone().narrow(0, first, n_rows))
     }
 }

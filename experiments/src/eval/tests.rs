@@ -290,7 +290,8 @@ fn probabilities(decoder: &dyn Decoder<Flex>, windows: &Windows) -> Vec<Vec<f64>
         states = decoder.block(block_idx).unwrap().forward(states, &mut NoTap);
     }
     let [n, len, width] = states.dims();
-    let logits = float_vec(decoder.head(decoder.final_norm(states).reshape([n * len, width]), Arithmetic::F32));
+    let logits =
+        float_vec(decoder.head(Arithmetic::F32).unwrap().logits(decoder.final_norm(states).reshape([n * len, width])));
     let softmax = |row: &[f32]| {
         let weights: Vec<f64> = row.iter().map(|&x| f64::from(x).exp()).collect();
         let total: f64 = weights.iter().sum();

@@ -240,7 +240,8 @@ mod tests {
         for block_idx in 0..n_blocks {
             hidden = decoder.block(block_idx).unwrap().forward(hidden, &mut NoTap);
         }
-        let found = float_vec(decoder.head(decoder.final_norm(hidden).reshape([100, width]), Arithmetic::F32));
+        let found =
+            float_vec(decoder.head(Arithmetic::F32).unwrap().logits(decoder.final_norm(hidden).reshape([100, width])));
         assert_eq!(found.len(), expected.len());
         let largest = expected.iter().fold(0.0_f32, |max, logit| max.max(logit.abs()));
         for (found, expected) in found.iter().zip(&expected) {
