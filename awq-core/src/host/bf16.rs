@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::matmul::matmul_transposed;
 
-/// Rows of `x` whose products one task computes: their bf16 copy stays in the first-level cache.
+/// Rows of `x` whose products one task computes: the bf16 copy of what is multiplied at a time stays in the second-level cache.
 const ROWS_PER_TASK: usize = 96;
 
 /// A `[n, k]` matrix rounded to bf16, in the order in which this CPU multiplies with it.
@@ -104,6 +104,10 @@ mod avx512 {
     /// Values that become one vector of pairs.
     const PACKED: usize = 32;
 
+    /// Pairs of inputs that are multiplied at a time, sums going to memory between: a panel's share of 128 KiB stays in the second-level
+    /// cache while all rows of a task are multiplied with it. No bit depends on it.
+    const PAIRS: usize = 512;
+
     /// A `[n, k]` weight rounded to bf16, in the order in which products read it: for 64 rows of the weight at a time,
     /// pairs of neighbouring inputs, `[k / 2][VECTORS]` lines.
     pub struct Panels {
@@ -153,15 +157,20 @@ mod avx512 {
             if m > ROWS_PER_TASK {
                 let tasks = out.par_chunks_mut(ROWS_PER_TASK * n).zip(rows.par_chunks(ROWS_PER_TASK * pairs));
                 tasks.for_each(|(out, rows)| {
-                    panels()
-                        .for_each(|(panel, first)| multiply(&mut out[first..], n, COLS.min(n - first), rows, panel));
+                    for start in (0..pairs).step_by(PAIRS) {
+                        for (panel, first) in panels() {
+                            multiply(&mut out[first..], n, COLS.min(n - first), rows, panel, start);
+                        }
+                    }
                 });
                 return out;
             }
             // Too few rows to share out: columns are, each task's in a buffer of its own.
             let columns = self.lines.par_chunks_exact(pairs * VECTORS).map(|panel| {
                 let mut columns = vec![0.0_f32; m * COLS];
-                multiply(&mut columns, COLS, COLS, &rows, panel);
+                for start in (0..pairs).step_by(PAIRS) {
+                    multiply(&mut columns, COLS, COLS, &rows, panel, start);
+                }
                 columns
             });
             for (columns, (_, first)) in columns.collect::<Vec<_>>().iter().zip(panels()) {
@@ -174,17 +183,22 @@ mod avx512 {
         }
     }
 
-    /// Products of packed rows with one panel, into the first `n_cols` of each `stride` values of `out`.
-    fn multiply(out: &mut [f32], stride: usize, n_cols: usize, rows: &[u32], panel: &[Line]) {
-        let pairs = panel.len() / VECTORS;
+    /// Adds the products of packed rows with one panel, of the [`PAIRS`] from `start` on, to the first `n_cols` of each `stride` values
+    /// of `out`.
+    fn multiply(out: &mut [f32], stride: usize, n_cols: usize, rows: &[u32], panel: &[Line], start: usize) {
+        let (panel, _) = panel.as_chunks::<VECTORS>();
+        let pairs = panel.len();
+        let panel = &panel[start..pairs.min(start + PAIRS)];
         for (out, rows) in out.chunks_mut(ROWS * stride).zip(rows.chunks(ROWS * pairs)) {
+            let n_rows = rows.len() / pairs;
+            let row = |row: usize| &rows[row.min(n_rows - 1) * pairs + start..][..panel.len()];
             // SAFETY: a panel is packed only where all three instruction sets are.
             unsafe {
-                match rows.len() / pairs {
-                    1 => tile::<1>(out, stride, n_cols, rows, panel),
-                    2 => tile::<2>(out, stride, n_cols, rows, panel),
-                    3 | 4 => tile::<4>(out, stride, n_cols, rows, panel),
-                    _ => tile::<ROWS>(out, stride, n_cols, rows, panel),
+                match n_rows {
+                    1 => tile(out, stride, n_cols, n_rows, [row(0)], panel),
+                    2 => tile(out, stride, n_cols, n_rows, [row(0), row(1)], panel),
+                    3 | 4 => tile(out, stride, n_cols, n_rows, [row(0), row(1), row(2), row(3)], panel),
+                    _ => tile(out, stride, n_cols, n_rows, [row(0), row(1), row(2), row(3), row(4), row(5)], panel),
                 }
             }
         }
@@ -221,13 +235,12 @@ mod avx512 {
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     fn pairs(row: &[f32], start: usize) -> __m512i {
         let left = (row.len() - start).min(PACKED);
-        let mask = |n: usize| ((1_u32 << n.min(16)) - 1) as u16;
         let row = &row[start..];
         // SAFETY: the masks admit only the `left` values that `row` has from here on.
         let (low, high) = unsafe {
             (
-                _mm512_maskz_loadu_ps(mask(left), row.as_ptr()),
-                _mm512_maskz_loadu_ps(mask(left.saturating_sub(16)), row.as_ptr().wrapping_add(16)),
+                _mm512_maskz_loadu_ps(mask_of(left), row.as_ptr()),
+                _mm512_maskz_loadu_ps(mask_of(left.saturating_sub(16)), row.as_ptr().wrapping_add(16)),
             )
         };
         // SAFETY: both types are 512 bits without a meaning of their own.
@@ -238,9 +251,8 @@ mod avx512 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     fn store(to: &mut [u32], vector: __m512i) {
-        let mask = ((1_u32 << to.len().min(16)) - 1) as u16;
         // SAFETY: the mask admits only the words that `to` has.
-        unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask, vector) };
+        unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask_of(to.len()), vector) };
     }
 
     /// A 16 x 16 matrix of words, transposed: first inside quarters of four rows, then the quarters.
@@ -289,16 +301,28 @@ mod avx512 {
         unsafe { std::mem::transmute(pairs) }
     }
 
-    /// The products of up to `ROWS` packed rows with one panel, into the first `n_cols` of each `n` values of `out`.
-    /// Missing rows repeat the last one and are not stored.
+    /// Adds the products of packed rows with a part of a panel to the first `n_cols` of each `stride` values of `out`. The first
+    /// `n_rows` of `rows` are stored.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    fn tile<const ROWS: usize>(out: &mut [f32], n: usize, n_cols: usize, rows: &[u32], panel: &[Line]) {
-        let (panel, _) = panel.as_chunks::<VECTORS>();
-        let n_rows = rows.len() / panel.len();
-        let rows: [&[u32]; ROWS] = std::array::from_fn(|row| &rows[row.min(n_rows - 1) * panel.len()..][..panel.len()]);
+    fn tile<const ROWS: usize>(
+        out: &mut [f32],
+        stride: usize,
+        n_cols: usize,
+        n_rows: usize,
+        rows: [&[u32]; ROWS],
+        panel: &[[Line; VECTORS]],
+    ) {
         // Indices here and below, not iterators: where those are called and not contained, sums leave their registers: a build
         // without optimisation across units took twelve times as long.
         let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+        for row in 0..ROWS.min(n_rows) {
+            let out = &out[row * stride..][..n_cols];
+            for vector in 0..VECTORS {
+                let out = &out[n_cols.min(16 * vector)..];
+                // SAFETY: the mask admits only the values that are left.
+                sums[row][vector] = unsafe { _mm512_maskz_loadu_ps(mask_of(out.len()), out.as_ptr()) };
+            }
+        }
         for pair_idx in 0..panel.len() {
             let lines = &panel[pair_idx];
             let columns = [load(&lines[0]), load(&lines[1]), load(&lines[2]), load(&lines[3])];
@@ -309,17 +333,20 @@ mod avx512 {
                 }
             }
         }
-        for row in 0..ROWS {
-            if row < n_rows {
-                let out = &mut out[row * n..][..n_cols];
-                for vector in 0..VECTORS {
-                    let out = &mut out[n_cols.min(16 * vector)..];
-                    let mask = ((1_u32 << out.len().min(16)) - 1) as u16;
-                    // SAFETY: the mask admits only the values that are left.
-                    unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, sums[row][vector]) };
-                }
+        for row in 0..ROWS.min(n_rows) {
+            let out = &mut out[row * stride..][..n_cols];
+            for vector in 0..VECTORS {
+                let out = &mut out[n_cols.min(16 * vector)..];
+                // SAFETY: the mask admits only the values that are left.
+                unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask_of(out.len()), sums[row][vector]) };
             }
         }
+    }
+
+    /// The first lanes of a vector, as many as there are values.
+    #[inline(always)]
+    fn mask_of(n: usize) -> u16 {
+        ((1_u32 << n.min(16)) - 1) as u16
     }
 }
 
@@ -329,8 +356,17 @@ mod tests {
 
     #[test]
     fn equals_the_product_of_rounded_inputs() {
-        for (m, n, k) in [(1, 1, 1), (1, 130, 64), (2, 65, 64), (4, 64, 33), (7, 65, 33), (97, 130, 64), (200, 64, 576)]
-        {
+        for (m, n, k) in [
+            (1, 1, 1),
+            (1, 130, 64),
+            (2, 65, 64),
+            (4, 64, 33),
+            (7, 65, 33),
+            (97, 130, 64),
+            (200, 64, 576),
+            (5, 70, 2500),
+            (103, 70, 2051),
+        ] {
             let value = |i: usize| ((i * 7919 + 13) % 1009) as f32 / 1009.0 - 0.5;
             let x: Vec<f32> = (0..m * k).map(value).collect();
             let w: Vec<f32> = (0..n * k).map(|i| value(i + 5)).collect();
