@@ -32,6 +32,7 @@ pub fn plan(model: &Model, recipe: &Recipe) -> anyhow::Result<Plan> {
         linears: Default::default(),
         others: Vec::new(),
         stored,
+        dtype: ["dtype", "torch_dtype"].iter().find_map(|key| config.raw.get(*key)?.as_str()).map(str::to_owned),
         writer: format!("awq-rs {}", env!("CARGO_PKG_VERSION")),
         obstacle: obstacle(wiring, config, stored.scales_activations),
         gguf_obstacle: None,

@@ -84,7 +84,11 @@ fn what_a_format_cannot_hold_is_refused_before_the_work() {
     let head = ["--override", "lm_head=w4g32"];
     refused(
         export(&workshop, "rtn", "awq", &head),
-        "loaders keep `lm_head` in full precision; choose one of packed, gptq, gptq_v2, compressed-tensors, ",
+        "loaders keep `lm_head` in full precision; choose one of packed, compressed-tensors, ",
+    );
+    refused(
+        export(&workshop, "rtn", "gptq_v2", &head),
+        "transformers does not read `lm_head` in it, and draws one at random; choose one of packed, compressed-tensors, ",
     );
     for (format, _) in FORMATS {
         assert!(!workshop.path(format).exists(), "{format}");

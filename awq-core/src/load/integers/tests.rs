@@ -40,6 +40,7 @@ fn settings(format: &dyn Format, weight: &QuantizedWeight) -> Json {
         linears: BTreeMap::from([(LINEAR.to_owned(), linear)]),
         others: vec!["lm_head".into()],
         stored,
+        dtype: None,
         writer: "awq-rs 0.1.0".into(),
         obstacle: None,
         gguf_obstacle: None,
