@@ -172,7 +172,7 @@ def compare(program: ours.Program, folder: Path, text: Path, load=theirs.loaded)
     loaded = load(folder)
     there, here = loaded.hashes(), program.hashes(folder)
     there = {name if name in here else written(name, here): digest for name, digest in there.items()}
-    if load is theirs.ByGptqmodel:
+    if load is theirs.ByGptqmodel or json.loads((folder / "config.json").read_text())["model_type"] == "gpt_neox":
         # A tensor that holds several linears has no name of its own here.
         there = {name: digest for name, digest in there.items() if name in here}
     different = [name for name in sorted(there) if here.get(name) != there[name]]

@@ -12,6 +12,7 @@ use awq_core::model::layers::NormKind;
 use awq_core::model::wiring::Wiring;
 use awq_core::model::{LinearName, holder_of, known_families, wiring_of};
 use awq_core::open::{gguf_outline, open_tensors};
+use rayon::prelude::*;
 use serde_json::{Value as Json, json};
 
 use super::card::{shell, stored_as};
@@ -209,7 +210,7 @@ pub fn verify(folder: &Path, quantized: &Quantized, plan: &Plan) -> anyhow::Resu
         let expected = weight.dequantize();
         let is_same = |(found, expected): (&f32, &f32)| found.to_bits() == products.round(*expected).to_bits();
         ensure!(
-            found.len() == expected.len() && found.iter().zip(&expected).all(is_same),
+            found.len() == expected.len() && found.par_iter().zip(&expected).all(is_same),
             "{linear}: what was written is not what was quantized"
         );
     }

@@ -11,6 +11,7 @@ use awq_core::formats::gguf::{GgmlType, Needs, blocks};
 use awq_core::load::{Checkpoint, Contents, GgufOutline, GgufTensor, Placed};
 use awq_core::model::{Storage, wiring_of};
 use awq_core::open::open_model;
+use rayon::prelude::*;
 
 use super::Quantized;
 use crate::packed::cannot_write;
@@ -164,7 +165,7 @@ pub fn verify(path: &Path, outline: &GgufOutline, quantized: &Quantized) -> anyh
             let (found, expected) = (written.checkpoint.read_any_f32(name)?, expected(name, tensor, quantized)?);
             let is_same = |(found, expected): (&f32, &f32)| found.to_bits() == expected.to_bits();
             ensure!(
-                found.len() == expected.len() && found.iter().zip(&expected).all(is_same),
+                found.len() == expected.len() && found.par_iter().zip(&expected).all(is_same),
                 "{name}: what was written is not what was quantized"
             );
         }

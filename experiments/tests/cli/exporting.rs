@@ -60,6 +60,7 @@ fn a_folder_of_each_format_is_the_same_model() {
         assert!(described.contains("bits 4, group size 32"), "{described}");
         let card = workshop.read(&format!("{format}/README.md"));
         assert!(card.starts_with("# AWQ W4 g32\n") && card.contains("--format"), "{card}");
+        assert_eq!(card.contains("| note | GPTQModel.load refuses version 1 of weights"), format == "gptq", "{card}");
     }
 }
 
