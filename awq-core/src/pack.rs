@@ -39,16 +39,11 @@ impl PackLayout {
         let words_per_row = self.words_per_row(n_cols, bits);
         let mut words = vec![0_u32; codes.len() / n_cols.max(1) * words_per_row];
         let rows = codes.par_chunks_exact(n_cols).zip(words.par_chunks_exact_mut(words_per_row));
+        let pack_row = self.of_rows(bits).0;
         rows.with_min_len(ROWS_PER_TASK).for_each(|(row, packed)| {
-            for (i, &code) in row.iter().enumerate() {
-                assert!(code <= bits.max_code(), "code {code} does not fit into {} bits", bits.get());
-                let (word, shift) = self.place(i, bits);
-                let shifted = u64::from(code) << shift;
-                packed[word] |= shifted as u32;
-                if shifted >> 32 != 0 {
-                    packed[word + 1] |= (shifted >> 32) as u32;
-                }
-            }
+            let largest = row.iter().fold(0, |largest, &code| code.max(largest));
+            assert!(largest <= bits.max_code(), "code {largest} does not fit into {} bits", bits.get());
+            pack_row(row, packed);
         });
         words
     }
@@ -58,25 +53,104 @@ impl PackLayout {
         let words_per_row = self.words_per_row(n_cols, bits).max(1);
         let mut codes = vec![0; words.len() / words_per_row * n_cols];
         let rows = words.par_chunks_exact(words_per_row).zip(codes.par_chunks_exact_mut(n_cols.max(1)));
-        rows.with_min_len(ROWS_PER_TASK).for_each(|(row, codes)| {
-            for (i, code) in codes.iter_mut().enumerate() {
-                let (word, shift) = self.place(i, bits);
-                let next = row.get(word + 1).copied().unwrap_or(0);
-                let window = u64::from(row[word]) | u64::from(next) << 32;
-                *code = (window >> shift) as u8 & bits.max_code();
-            }
-        });
+        let unpack_row = self.of_rows(bits).1;
+        rows.with_min_len(ROWS_PER_TASK).for_each(|(row, codes)| unpack_row(row, codes));
         codes
     }
 
-    /// Word and bit where code `i` of a row starts.
-    #[inline]
-    fn place(self, i: usize, bits: Bits) -> (usize, u32) {
-        let bits = usize::from(bits.get());
-        match self {
-            Self::Stream => (i * bits / 32, (i * bits % 32) as u32),
-            Self::Whole => (i / (32 / bits), (i % (32 / bits) * bits) as u32),
+    /// What packs a row, and what unpacks it. With as many bits as the compiler knows, all shifts are constants.
+    fn of_rows(self, bits: Bits) -> (PackRow, UnpackRow) {
+        match (self, bits.get()) {
+            (Self::Stream, 2) => (pack_stream::<2>, unpack_stream::<2>),
+            (Self::Stream, 3) => (pack_stream::<3>, unpack_stream::<3>),
+            // Either layout has 8 codes a word.
+            (_, 4) => (pack_nibbles, unpack_nibbles),
+            (Self::Stream, 5) => (pack_stream::<5>, unpack_stream::<5>),
+            (Self::Stream, 6) => (pack_stream::<6>, unpack_stream::<6>),
+            (Self::Stream, 7) => (pack_stream::<7>, unpack_stream::<7>),
+            (Self::Stream, _) => (pack_stream::<8>, unpack_stream::<8>),
+            (Self::Whole, 2) => (pack_whole::<2>, unpack_whole::<2>),
+            (Self::Whole, 3) => (pack_whole::<3>, unpack_whole::<3>),
+            (Self::Whole, 5) => (pack_whole::<5>, unpack_whole::<5>),
+            (Self::Whole, 6) => (pack_whole::<6>, unpack_whole::<6>),
+            (Self::Whole, 7) => (pack_whole::<7>, unpack_whole::<7>),
+            (Self::Whole, _) => (pack_whole::<8>, unpack_whole::<8>),
         }
+    }
+}
+
+/// Codes of a row into its words, which are 0.
+type PackRow = fn(&[u8], &mut [u32]);
+/// Words of a row into its codes.
+type UnpackRow = fn(&[u32], &mut [u8]);
+
+/// Codes of a run that fills whole words whatever their bits, `BITS` of them.
+const RUN: usize = 32;
+
+fn pack_stream<const BITS: usize>(codes: &[u8], words: &mut [u32]) {
+    for (codes, words) in codes.chunks(RUN).zip(words.chunks_mut(BITS)) {
+        let mut run = [0; RUN];
+        run[..codes.len()].copy_from_slice(codes);
+        // One more than a run fills: nothing comes to lie there.
+        let mut filled = [0_u32; 9];
+        for (index, &code) in run.iter().enumerate() {
+            let (word, shift) = (index * BITS / 32, index * BITS % 32);
+            let shifted = u64::from(code) << shift;
+            filled[word] |= shifted as u32;
+            filled[word + 1] |= (shifted >> 32) as u32;
+        }
+        words.copy_from_slice(&filled[..words.len()]);
+    }
+}
+
+fn unpack_stream<const BITS: usize>(words: &[u32], codes: &mut [u8]) {
+    for (words, codes) in words.chunks(BITS).zip(codes.chunks_mut(RUN)) {
+        let mut filled = [0_u32; 9];
+        filled[..words.len()].copy_from_slice(words);
+        let mut run = [0; RUN];
+        for (index, code) in run.iter_mut().enumerate() {
+            let (word, shift) = (index * BITS / 32, index * BITS % 32);
+            let window = u64::from(filled[word]) | u64::from(filled[word + 1]) << 32;
+            *code = ((window >> shift) & ((1 << BITS) - 1)) as u8;
+        }
+        codes.copy_from_slice(&run[..codes.len()]);
+    }
+}
+
+/// Bytes of one nibble each, eight at once: they move together by one nibble, two and four.
+fn pack_nibbles(codes: &[u8], words: &mut [u32]) {
+    for (codes, word) in codes.chunks(8).zip(words) {
+        let mut bytes = [0; 8];
+        bytes[..codes.len()].copy_from_slice(codes);
+        let pairs = u64::from_le_bytes(bytes);
+        let pairs = (pairs | pairs >> 4) & 0x00FF_00FF_00FF_00FF;
+        let fours = (pairs | pairs >> 8) & 0x0000_FFFF_0000_FFFF;
+        *word = (fours | fours >> 16) as u32;
+    }
+}
+
+fn unpack_nibbles(words: &[u32], codes: &mut [u8]) {
+    for (word, codes) in words.iter().zip(codes.chunks_mut(8)) {
+        let fours = u64::from(*word);
+        let fours = (fours | fours << 16) & 0x0000_FFFF_0000_FFFF;
+        let pairs = (fours | fours << 8) & 0x00FF_00FF_00FF_00FF;
+        let bytes = ((pairs | pairs << 4) & 0x0F0F_0F0F_0F0F_0F0F).to_le_bytes();
+        codes.copy_from_slice(&bytes[..codes.len()]);
+    }
+}
+
+fn pack_whole<const BITS: usize>(codes: &[u8], words: &mut [u32]) {
+    for (codes, word) in codes.chunks(32 / BITS).zip(words) {
+        *word = codes.iter().rev().fold(0, |word, &code| word << BITS | u32::from(code));
+    }
+}
+
+fn unpack_whole<const BITS: usize>(words: &[u32], codes: &mut [u8]) {
+    for (word, codes) in words.iter().zip(codes.chunks_mut(32 / BITS)) {
+        codes
+            .iter_mut()
+            .enumerate()
+            .for_each(|(index, code)| *code = (word >> (index * BITS) & ((1 << BITS) - 1)) as u8);
     }
 }
 

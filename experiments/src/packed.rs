@@ -4,6 +4,7 @@
 //! was not finished has no `model.safetensors` and is not taken for a model.
 
 mod companions;
+pub(crate) mod halves;
 mod tensor_file;
 
 use std::fs::{self, File};

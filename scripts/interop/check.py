@@ -172,7 +172,7 @@ def compare(program: ours.Program, folder: Path, text: Path, load=theirs.loaded)
     loaded = load(folder)
     there, here = loaded.hashes(), program.hashes(folder)
     there = {name if name in here else written(name, here): digest for name, digest in there.items()}
-    if load is theirs.ByGptqmodel:
+    if load is theirs.ByGptqmodel or json.loads((folder / "config.json").read_text())["model_type"] == "gpt_neox":
         # A tensor that holds several linears has no name of its own here.
         there = {name: digest for name, digest in there.items() if name in here}
     different = [name for name in sorted(there) if here.get(name) != there[name]]
@@ -299,8 +299,14 @@ def tiny_models(table: Table, program: ours.Program, llama_libraries: llama_cpp.
         out_of_here(table, program, family, experts, text, work, cases)
         into_here(table, program, family, experts, text, work, IMPORTS_OF_EXPERTS)
     families_into_here(table, program, text, work)
+    # A scale behind an activation.
+    neox = theirs.tiny_model(work / "gpt_neox-untied", text, "gpt_neox", tied=False)
+    into_here(table, program, "gpt_neox", neox, text, work, IMPORTS[6:7])
     sizes = (SEQ_LEN, N_WINDOWS)
     libraries.into_here(table, program, "llama", llama, text, work, sizes, libraries.FOLDERS)
+    for family, folders in libraries.OF_FAMILIES.items():
+        model = theirs.tiny_model(work / f"{family}-by-libraries", text, family, tied=family == "gpt2")
+        libraries.into_here(table, program, family, model, text, work, sizes, folders)
     # HQQ 0.2.8 does not save a head that is tied to the embedding.
     tied = [folder for folder in libraries.FOLDERS if folder[1] != "hqq"]
     libraries.into_here(table, program, "qwen2 (biases, tied head)", qwen2, text, work, sizes, tied)

@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
 """Wall time and peak memory of writing a model in 4 bits: this program beside AutoAWQ, gptqmodel and llama.cpp, in turns.
 
-    venv/bin/python scripts/interop/export_time.py MODEL [--llama-cpp package/bins/linux-x64] [--runs 3] [--page results/interop.md]
+    venv/bin/python scripts/interop/export_time.py MODEL [--llama-cpp package/bins/linux-x64] [--runs 3] [--before FOLDER] \\
+        [--only TEXT] [--page results/interop.md]
 
-MODEL is a GGUF file of a small model (transformers makes a folder in bf16 of it first, this program a GGUF file in f16 of that: what
-all jobs begin with). Each job is a process of its own, from its start to its end, and rounds to nearest without calibration. AutoAWQ has no
-such command: its own functions round, pack and save, without its search. --page puts the table in place of the section of a page.
+MODEL is a folder in bf16, or a GGUF file of a small model, of which transformers makes one; this program makes a GGUF file in f16 of
+that, too: what all jobs begin with. FOLDER has this program as it was before a change, for another row; TEXT is part of what is
+made, such as GGUF, and may be given again. Each job is a process of its own, from its start to its end, and rounds to nearest without calibration. AutoAWQ has no
+such command: its own functions round, pack and save, without its search. --page puts the table in place of the model's in the section
+of a page.
 """
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -66,6 +70,9 @@ def prepared(file: Path, programs: Path, work: Path) -> tuple[Path, Path]:
     import transformers
 
     folder, half = work / "model", work / "model-f16.gguf"
+    if file.is_dir():
+        run([str(programs / "experiments"), "export", str(file), "--out", str(half), "--quiet"], work / "log")
+        return file, half
     load = {"gguf_file": file.name}
     model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.bfloat16, **load)
     # It is dense, and transformers 5.24 does not save it while it remembers the file.
@@ -88,8 +95,13 @@ print(f"launched: {time.monotonic() - begin} {used.ru_maxrss / 1024} {status}", 
 
 def run(command: list[str], log: Path) -> tuple[float, float]:
     """Seconds, and MiB of the most memory that was resident."""
+    # Codes that this program has kept would spare it the work of the next turn.
+    cache = log.parent / "cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    environment = os.environ | {"AWQ_CACHE": str(cache)}
     with log.open("w") as file:
-        subprocess.run([sys.executable, "-S", "-c", LAUNCHER, *command], stdout=file, stderr=subprocess.STDOUT, check=True)
+        launch = [sys.executable, "-S", "-c", LAUNCHER, *command]
+        subprocess.run(launch, env=environment, stdout=file, stderr=subprocess.STDOUT, check=True)
     seconds, memory, status = log.read_text().rsplit("launched: ", 1)[1].split()
     if status != "0":
         sys.exit(f"{command} failed:\n{log.read_text()[-2000:]}")
@@ -102,25 +114,28 @@ def size_of(out: Path) -> float:
     return sum(file.stat().st_size for file in files) / 2**20
 
 
-def jobs(folder: Path, half: Path, programs: Path, libraries: Path | None):
+def jobs(folder: Path, half: Path, programs: dict[str, Path], libraries: Path | None):
     """What is made, by what, its command without the place, and what it begins with."""
     import theirs
 
-    experiments = [str(programs / "experiments"), "quantize"]
+    quantize = {name: [str(place / "experiments"), "quantize"] for name, place in programs.items()}
     rtn = ["--method", "rtn", "--bits", "4", "--quiet"]
     groups = ["--group-size", str(GROUP_SIZE)]
     itself = [sys.executable, str(Path(__file__).resolve()), "--job"]
-    yield "AWQ folder", "this program", [*experiments, str(folder), *rtn, *groups, "--format", "awq", "--out"]
+    for name, command in quantize.items():
+        yield "AWQ folder", name, [*command, str(folder), *rtn, *groups, "--format", "awq", "--out"]
     yield "AWQ folder", f"autoawq {theirs.version('autoawq')}", [*itself, "autoawq", str(folder)]
     full = ["--symmetry", "full"]
-    yield "GPTQ folder", "this program", [*experiments, str(folder), *rtn, *groups, *full, "--format", "gptq", "--out"]
+    for name, command in quantize.items():
+        yield "GPTQ folder", name, [*command, str(folder), *rtn, *groups, *full, "--format", "gptq", "--out"]
     yield "GPTQ folder", f"gptqmodel {theirs.version('gptqmodel')} (RTNConfig)", [*itself, "gptqmodel", str(folder)]
     if libraries:
         import llama_cpp
 
         version = llama_cpp.LlamaCpp(libraries).version()
         q4_0 = ["--group-size", "32", *full, "--format", "gguf", "--out"]
-        yield "GGUF file, Q4_0, from F16", "this program", [*experiments, str(half), *rtn, *q4_0]
+        for name, command in quantize.items():
+            yield "GGUF file, Q4_0, from F16", name, [*command, str(half), *rtn, *q4_0]
         yield "GGUF file, Q4_0, from F16", version, [*itself, f"llama.cpp:{libraries}", str(half)]
 
 
@@ -128,11 +143,17 @@ def section(name: str, rows: list[list[str]], n_runs: int) -> str:
     heading = ["what", "program", "seconds", "peak memory, MiB", "weights, MiB"]
     lines = [heading, ["---", "---", "--:", "--:", "--:"], *rows]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return (
-        f"{HEADING}\n\nBy `scripts/interop/export_time.py`: {name} in 4 bits, rounded to nearest, on {os.cpu_count()} cores of a CPU, {n_runs} runs\n"
-        "in turns: median, and the least and the most in brackets. A run is a process from its start to its end, imports of Python and the\n"
-        "reading of the model among it. AutoAWQ has no command that only rounds: its functions do, without its search.\n\n" + table
-    )
+    return f"### {name}, {n_runs} runs in turns\n\n{table}"
+
+
+def put(page: str, name: str, text: str) -> str:
+    """The page with the table of this model in the section, in place of an older one or at its end."""
+    before, _, of_section = page.partition(HEADING)
+    if not of_section:
+        return f"{page.rstrip()}\n\n{HEADING}\n\n{text}"
+    prose, *tables = of_section.split("\n### ")
+    tables = [table.strip() for table in tables if not table.startswith(f"{name}, ")] + [text.removeprefix("### ").strip()]
+    return before + HEADING + prose.rstrip() + "".join(f"\n\n### {table}" for table in tables) + "\n"
 
 
 def main() -> None:
@@ -140,6 +161,8 @@ def main() -> None:
     arguments.add_argument("model", type=Path)
     arguments.add_argument("--llama-cpp", type=Path)
     arguments.add_argument("--programs", type=Path, default=ROOT / "target/debug")
+    arguments.add_argument("--before", type=Path)
+    arguments.add_argument("--only", action="append")
     arguments.add_argument("--runs", type=int, default=3)
     arguments.add_argument("--page", type=Path)
     arguments.add_argument("--job", help=argparse.SUPPRESS)
@@ -153,13 +176,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         folder, half = prepared(arguments.model.resolve(), arguments.programs, work)
-        todo = list(jobs(folder, half, arguments.programs, arguments.llama_cpp))
+        programs = {"this program": arguments.programs}
+        if arguments.before:
+            programs["this program, before"] = arguments.before
+        is_asked = lambda what: not arguments.only or any(only in what for only in arguments.only)  # noqa: E731
+        todo = [job for job in jobs(folder, half, programs, arguments.llama_cpp) if is_asked(job[0])]
         measured = [[] for _ in todo]
         for turn in range(arguments.runs):
             for index, (what, _, command) in enumerate(todo):
                 out = work / f"{turn}-{index}{'.gguf' if what.startswith('GGUF') else ''}"
                 measured[index].append((*run([*command, str(out)], work / "log"), size_of(out)))
                 print(f"{todo[index][:2]}: {measured[index][-1]}", flush=True)
+                shutil.rmtree(out) if out.is_dir() else out.unlink()
     rows = []
     for (what, program, _), values in zip(todo, measured, strict=True):
         seconds, memory, sizes = zip(*values, strict=True)
@@ -167,12 +195,11 @@ def main() -> None:
             f"{statistics.median(numbers):.{digits}f} ({min(numbers):.{digits}f} to {max(numbers):.{digits}f})"
         )
         rows.append([what, program, spread(seconds, 1), spread(memory, 0), f"{sizes[0]:.1f}"])
-    text = section(arguments.model.stem, rows, arguments.runs)
+    name = arguments.model.resolve().stem
+    text = section(name, rows, arguments.runs)
     print(text)
     if arguments.page:
-        page = arguments.page.read_text()
-        before = page[: page.find(HEADING)] if HEADING in page else f"{page.rstrip()}\n\n"
-        arguments.page.write_text(before + text)
+        arguments.page.write_text(put(arguments.page.read_text(), name, text))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 //! The CPU backends: the hooks of [`QuantBackend`] through the loops of [`crate::host`].
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use super::{AttentionShape, ClipOutcome, QuantBackend, RotaryTable, float_vec};
 use crate::activation::Activation;
@@ -14,18 +14,28 @@ impl QuantBackend for burn::backend::NdArray<f32, i32> {
     super::bf16_by_definition!();
 }
 
-/// The CPU backends share the loops of [`crate::host`].
+/// The CPU backends share the loops of [`crate::host`], which read what `$values` makes of a tensor.
 macro_rules! host_backend {
-    ($backend:ty, $($override:item)*) => {
+    ($backend:ty, $values:path, $($override:item)*) => {
         impl QuantBackend for $backend {
             const FASTER_IN_BF16: bool = true;
             type Bf16Weight = Bf16Matrix;
 
             $($override)*
 
+            fn bf16_weight(weight: Tensor<Self, 2>) -> Bf16Matrix {
+                let [_, n_in] = weight.dims();
+                Bf16Matrix::new(&$values(weight), n_in)
+            }
+
+            fn matmul_bf16(x: Tensor<Self, 2>, weight: &Bf16Matrix) -> Tensor<Self, 2> {
+                let ([n, _], device) = (x.dims(), x.device());
+                Tensor::from_data(TensorData::new(weight.matmul(&$values(x)), [n, weight.n()]), &device)
+            }
+
             fn quantize_weight(weight: Tensor<Self, 2>, grid: &Grid) -> QuantizedWeight {
                 let [n_out, n_in] = weight.dims();
-                crate::host::grid::quantize(&float_vec(weight), n_out, n_in, grid)
+                crate::host::grid::quantize(&$values(weight), n_out, n_in, grid)
             }
 
             fn fake_quant(weight: Tensor<Self, 2>, grid: &Grid) -> Tensor<Self, 2> {
@@ -79,7 +89,7 @@ macro_rules! host_backend {
             fn swiglu(gate: Tensor<Self, 3>, up: Tensor<Self, 3>) -> Tensor<Self, 3> {
                 let (dims, device) = (gate.dims(), gate.device());
                 let mut values = float_vec(gate);
-                crate::host::elementwise::swiglu(&mut values, &float_vec(up));
+                crate::host::elementwise::swiglu(&mut values, &$values(up));
                 Tensor::from_data(TensorData::new(values, dims), &device)
             }
 
@@ -117,21 +127,21 @@ macro_rules! host_backend {
             }
 
             fn dot_product<const D: usize>(a: Tensor<Self, D>, b: Tensor<Self, D>) -> f64 {
-                crate::host::elementwise::dot_product(&float_vec(a), &float_vec(b))
+                crate::host::elementwise::dot_product(&$values(a), &$values(b))
             }
 
             fn quadratic_form(d: Tensor<Self, 2>, g: Tensor<Self, 2>) -> f64 {
                 let [_, n_in] = d.dims();
-                crate::host::gram::quadratic_form(&float_vec(d), &float_vec(g), n_in)
+                crate::host::gram::quadratic_form(&$values(d), &$values(g), n_in)
             }
 
             fn squared_distance<const D: usize>(a: &Tensor<Self, D>, b: &Tensor<Self, D>) -> f64 {
-                crate::host::elementwise::squared_distance(&float_vec(a.clone()), &float_vec(b.clone()))
+                crate::host::elementwise::squared_distance(&$values(a.clone()), &$values(b.clone()))
             }
 
             fn token_nll(logits: Tensor<Self, 2>, targets: &[u32]) -> Vec<f32> {
                 let [_, vocab] = logits.dims();
-                crate::host::elementwise::token_nll(&float_vec(logits), vocab, targets)
+                crate::host::elementwise::token_nll(&$values(logits), vocab, targets)
             }
         }
     };
@@ -141,44 +151,72 @@ macro_rules! host_backend {
 // In braces: rustfmt would take items in parentheses for arguments and put commas between them.
 host_backend! {
     burn::backend::Flex,
+    flex_values,
     fn matmul_transposed(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
         let ([n, n_in], [n_out, _], device) = (x.dims(), weight.dims(), x.device());
         let (x, weight) = (flex_values(x), flex_values(weight));
-        let out = crate::host::matmul::matmul_transposed(x.storage::<f32>(), weight.storage::<f32>(), n_in);
+        let out = crate::host::matmul::matmul_transposed(&x, &weight, n_in);
         Tensor::from_data(TensorData::new(out, [n, n_out]), &device)
-    }
-
-    fn bf16_weight(weight: Tensor<Self, 2>) -> Bf16Matrix {
-        let [_, n_in] = weight.dims();
-        Bf16Matrix::new(flex_values(weight).storage::<f32>(), n_in)
-    }
-
-    fn matmul_bf16(x: Tensor<Self, 2>, weight: &Bf16Matrix) -> Tensor<Self, 2> {
-        let ([n, _], device) = (x.dims(), x.device());
-        let out = weight.matmul(flex_values(x).storage::<f32>());
-        Tensor::from_data(TensorData::new(out, [n, weight.n()]), &device)
     }
 }
 
-/// A tensor whose storage holds exactly its values, row-major, without a copy where that is so already.
+/// The values of a tensor as f32, row-major: its storage where that holds just these, else a copy.
 #[cfg(feature = "flex")]
-fn flex_values(tensor: Tensor<burn::backend::Flex, 2>) -> burn::backend::flex::FlexTensor {
+enum FlexValues {
+    Stored(burn::backend::flex::FlexTensor),
+    Copied(Vec<f32>),
+}
+
+#[cfg(feature = "flex")]
+impl std::ops::Deref for FlexValues {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Stored(tensor) => tensor.storage(),
+            Self::Copied(values) => values,
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+fn flex_values<const D: usize>(tensor: Tensor<burn::backend::Flex, D>) -> FlexValues {
     let n = tensor.shape().num_elements();
-    let primitive = tensor.into_primitive().tensor();
-    let exact = primitive.is_contiguous() && primitive.layout().start_offset() == 0 && primitive.bytes().len() == 4 * n;
-    if exact { primitive } else { burn::backend::flex::FlexTensor::from_data(primitive.into_data()) }
+    let stored = tensor.clone().into_primitive().tensor();
+    let is_whole = stored.is_contiguous() && stored.layout().start_offset() == 0 && stored.bytes().len() == 4 * n;
+    if is_whole && stored.dtype() == DType::F32 {
+        FlexValues::Stored(stored)
+    } else {
+        FlexValues::Copied(float_vec(tensor))
+    }
 }
 
 #[cfg(feature = "ndarray")]
 host_backend! {
     burn::backend::NdArray<f32>,
-    fn bf16_weight(weight: Tensor<Self, 2>) -> Bf16Matrix {
-        let [_, n_in] = weight.dims();
-        Bf16Matrix::new(&float_vec(weight), n_in)
-    }
+    float_vec,
+}
 
-    fn matmul_bf16(x: Tensor<Self, 2>, weight: &Bf16Matrix) -> Tensor<Self, 2> {
-        let ([n, _], device) = (x.dims(), x.device());
-        Tensor::from_data(TensorData::new(weight.matmul(&float_vec(x)), [n, weight.n()]), &device)
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use burn::backend::Flex;
+
+    use super::*;
+
+    /// Views whose storage lies otherwise, or holds more, are copied: values are those of the tensor.
+    #[test]
+    fn values_are_those_of_the_tensor_whatever_its_storage() {
+        let data = TensorData::new((0..24).map(|i| i as f32).collect::<Vec<f32>>(), [4, 6]);
+        let whole = Tensor::<Flex, 2>::from_data(data, &Default::default());
+        let is_stored = |tensor: &Tensor<Flex, 2>| matches!(flex_values(tensor.clone()), FlexValues::Stored(_));
+        assert!(is_stored(&whole), "it is read where it is");
+        for tensor in
+            [whole.clone().transpose(), whole.clone().narrow(0, 1, 2), whole.clone().narrow(0, 0, 2), whole.clone()]
+        {
+            assert_eq!(*flex_values(tensor.clone()), *float_vec(tensor.clone()));
+            let other = tensor.clone() * 0.5;
+            let expected: f64 = float_vec(tensor.clone()).into_iter().map(|x| f64::from(x * 0.5).powi(2)).sum();
+            assert_eq!(Flex::squared_distance(&tensor, &other), expected);
+        }
     }
 }

@@ -54,8 +54,12 @@ impl Format for Gptq {
 
     fn about(&self) -> &'static str {
         match self {
-            Self::V1 => "GPTQ's layout, for GPTQModel, vLLM, transformers and ExLlama: 2, 3, 4 or 8 bits",
-            Self::V2 => "the same with zero points as they are, for GPTQModel and vLLM: right also where one is 0",
+            Self::V1 => {
+                "GPTQ's layout, for vLLM, transformers and ExLlama, and for GPTQModel with a fixed zero: 2, 3, 4 or 8 bits"
+            }
+            Self::V2 => {
+                "the same with zero points as they are, for GPTQModel, vLLM and transformers: right also where one is 0"
+            }
         }
     }
 
@@ -74,8 +78,19 @@ impl Format for Gptq {
         Ok(())
     }
 
-    fn holds_all(&self, _: &Plan) -> Result<(), String> {
-        Ok(())
+    fn holds_all(&self, plan: &Plan) -> Result<(), String> {
+        // transformers 5.24 with GPTQModel 7.7 keeps a dense head, which the folder has no weight for: it is drawn at random.
+        match plan.linears.contains_key(HEAD) {
+            true => Err(format!("transformers does not read `{HEAD}` in it, and draws one at random")),
+            false => Ok(()),
+        }
+    }
+
+    fn notes(&self, plan: &Plan) -> Vec<String> {
+        let is_free = plan.linears.values().any(|linear| !is_symmetric(&linear.grid));
+        let note = "GPTQModel.load refuses version 1 of weights with free zero points, which vLLM and transformers load; `gptq_v2` \
+                    loads in all of them (or a fixed zero, --symmetry full)";
+        if *self == Self::V1 && is_free { vec![note.to_owned()] } else { Vec::new() }
     }
 
     fn settings(&self, plan: &Plan) -> Json {

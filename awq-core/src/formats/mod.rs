@@ -70,6 +70,11 @@ pub trait Format: Send + Sync {
     /// What it does not hold, in words.
     fn holds_all(&self, plan: &Plan) -> Result<(), String>;
 
+    /// What some loaders make of a model in it that a user would not expect, a sentence each.
+    fn notes(&self, _plan: &Plan) -> Vec<String> {
+        Vec::new()
+    }
+
     /// What stands in `config.json` under `quantization_config`.
     fn settings(&self, plan: &Plan) -> Json;
 
@@ -99,6 +104,8 @@ pub struct Plan {
     pub others: Vec<String>,
     /// What the method stores.
     pub stored: StoredParts,
+    /// The type that the model's configuration names, in which loaders hold floats: `bfloat16`.
+    pub dtype: Option<String>,
     /// Who writes it: `awq-rs 0.1.0`.
     pub writer: String,
     /// Why no folder of other programs holds this model.

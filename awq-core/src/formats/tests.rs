@@ -249,6 +249,7 @@ fn plan(linears: &[(&str, Grid, [usize; 2])], stored: StoredParts) -> Plan {
         linears: linears.iter().map(one).collect(),
         others: vec!["lm_head".into()],
         stored,
+        dtype: None,
         writer: "awq-rs 0.1.0".into(),
         obstacle: None,
         gguf_obstacle: Some("there is no tokenizer".into()),
@@ -301,7 +302,37 @@ fn what_a_format_cannot_hold_is_refused_with_those_that_can() {
     let nf4 = Grid::of_codebook(crate::codebook::Codebook::Nf4, w4.granularity, ScaleDtype::F16);
     assert!(message("gptq", &[("a.q", nf4, shape)], plain).unwrap().contains("not those of the table NF4"));
     let head = message("awq", &[("a.q", w4, shape), ("lm_head", w4, shape)], plain).unwrap();
-    assert!(head.contains("loaders keep `lm_head` in full precision; choose one of packed, gptq"), "{head}");
+    assert!(
+        head.contains("loaders keep `lm_head` in full precision; choose one of packed, compressed-tensors,"),
+        "{head}"
+    );
+    for key in ["gptq", "gptq_v2"] {
+        let head = message(key, &[("a.q", w4, shape), ("lm_head", w4, shape)], plain).unwrap();
+        let expected = "transformers does not read `lm_head` in it, and draws one at random; choose one of packed, compressed-tensors,";
+        assert!(head.contains(expected), "{head}");
+    }
+}
+
+/// What a user is told before the work: of free zero points in version 1, of scales in the model's type.
+#[test]
+fn surprises_of_loaders_are_notes() {
+    let notes = |key: &str, symmetry, dtype: Option<&str>| {
+        let plan = plan(&[("a.q", grid(4, Some(128), symmetry), [64, 256])], StoredParts::default());
+        named(key).unwrap().notes(&Plan { dtype: dtype.map(str::to_owned), ..plan })
+    };
+    let bf16 = Some("bfloat16");
+    for format in FORMATS {
+        let (free, fixed) = (Symmetry::Asymmetric, Symmetry::SymmetricFullRange);
+        let found = [(free, bf16), (free, Some("float16")), (fixed, bf16)].map(|(symmetry, dtype)| {
+            notes(format.key(), symmetry, dtype).first().map_or("", |note| note.split(' ').next().unwrap()).to_owned()
+        });
+        let expected = match format.key() {
+            "gptq" => ["GPTQModel.load", "GPTQModel.load", ""],
+            "compressed-tensors" | "compressed-tensors-0.17" => ["config.json", "", "config.json"],
+            _ => [""; 3],
+        };
+        assert_eq!(found, expected, "{}", format.key());
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ const FILES: [&str; 4] =
     ["quantization_config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json"];
 
 /// Settings that are worth a word, by the names that tools give them.
-const SETTINGS: [(&str, &str); 10] = [
+const SETTINGS: [(&str, &str); 12] = [
     ("bits", "bits"),
     ("w_bit", "bits"),
     ("wbits", "bits"),
@@ -21,6 +21,8 @@ const SETTINGS: [(&str, &str); 10] = [
     ("format", "format"),
     ("version", "version"),
     ("checkpoint_format", "format"),
+    ("packing_format", "format"),
+    ("data_type", "data type"),
     ("desc_act", "act-order"),
     ("sym", "symmetric"),
 ];
@@ -196,6 +198,20 @@ mod tests {
                     "config_groups": { "group_0": { "weights": { "num_bits": 3, "group_size": 64 } } }
                 }),
                 "compressed-tensors: format pack-quantized, bits 3, group size 64 (by llm-compressor or compressed-tensors)",
+            ),
+            (
+                json!({
+                    "quant_method": "auto-round", "packing_format": "auto_round:llm_compressor", "data_type": "mx_fp", "bits": 4,
+                    "group_size": 32, "autoround_version": "0.16.1"
+                }),
+                "auto-round: bits 4, group size 32, format auto_round:llm_compressor, data type mx_fp (by auto-round 0.16.1)",
+            ),
+            (
+                json!({
+                    "quant_method": "gptq", "checkpoint_format": "gptq_p", "bits": 3, "group_size": 32,
+                    "meta": { "quantizer": ["gptqmodel:7.7.0"] }
+                }),
+                "gptq: bits 3, group size 32, format gptq_p (by gptqmodel:7.7.0)",
             ),
             (json!({ "load_in_4bit": true }), "bitsandbytes, 4 bit"),
             (json!({ "quant_method": "fp8" }), "fp8"),

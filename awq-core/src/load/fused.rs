@@ -138,8 +138,9 @@ impl PartsCheckpoint {
         let (fused_linear, part) = linear.rsplit_once('.')?;
         let fused = self.fused.iter().find(|fused| is_called(fused_linear, fused.name))?;
         let (_, rows) = fused.parts.iter().find(|(known, _)| *known == part)?;
-        let (order, name) = (fused.order, format!("{fused_linear}.{kind}"));
+        let name = format!("{fused_linear}.{kind}");
         self.base.shape(&name)?;
+        let order = if self.base.is_turned(&name) { Order::OutIn } else { fused.order };
         Some(Part { fused: name, order, rows: rows(&self.config) })
     }
 

@@ -100,6 +100,12 @@ pub trait Checkpoint: Send + Sync {
         }
     }
 
+    /// Whether a weight lies `[out, in]` where its class has it the other way round: GPT-2 keeps floats `[in, out]`, and tools that make
+    /// codes of them turn them over first.
+    fn is_turned(&self, _name: &str) -> bool {
+        false
+    }
+
     /// Whether the tensor's storage type can be converted.
     fn is_readable(&self, _name: &str) -> bool {
         true

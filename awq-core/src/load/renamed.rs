@@ -7,9 +7,10 @@ use std::sync::Arc;
 use super::{Checkpoint, LoadError, StoredType};
 use crate::quantized::QuantizedWeight;
 
-/// What names of a class begin or go on with in folders of GPTQModel 7.7 under transformers 5, which saves what stands in memory, and
-/// what transformers itself writes (`results/interop.md`). `{}` is a number.
-const IN_MEMORY: [(&str, &[(&str, &str)]); 3] = [
+/// What names of a class begin or go on with in folders of tools that save what stands in memory (GPTQModel 7.7 and HQQ under
+/// transformers 5), and what transformers itself writes (`results/interop.md`); the activation that AutoAWQ scales in BLOOM, and what it
+/// is called here. `{}` is a number.
+const IN_MEMORY: [(&str, &[(&str, &str)]); 4] = [
     (
         "MixtralForCausalLM",
         &[
@@ -21,6 +22,7 @@ const IN_MEMORY: [(&str, &[(&str, &str)]); 3] = [
     ),
     ("Phi3ForCausalLM", &[(".mlp.gate_proj.", ".mlp.gate_up_proj.gate."), (".mlp.up_proj.", ".mlp.gate_up_proj.up.")]),
     ("GPTNeoXForCausalLM", &[("lm_head.", "embed_out.")]),
+    ("BloomForCausalLM", &[(".mlp.gelu_impl.", ".mlp.act.")]),
 ];
 
 /// A checkpoint whose tensors have the names of the model's class.
@@ -113,6 +115,10 @@ impl Checkpoint for RenamedCheckpoint {
 
     fn read_codes(&self, name: &str) -> Result<Option<QuantizedWeight>, LoadError> {
         self.base.read_codes(self.stored(name))
+    }
+
+    fn is_turned(&self, name: &str) -> bool {
+        self.base.is_turned(self.stored(name))
     }
 
     fn is_readable(&self, name: &str) -> bool {

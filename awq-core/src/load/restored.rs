@@ -17,6 +17,11 @@ pub(super) trait Restored: Send + Sync {
         self.shape() == expected
     }
 
+    /// Whether it lies `[out, in]` whatever the class has, see [`Checkpoint::is_turned`].
+    fn is_turned(&self) -> bool {
+        false
+    }
+
     /// The tensor of its codes.
     fn codes(&self) -> &str;
 
@@ -32,6 +37,40 @@ pub(super) trait Restored: Send + Sync {
     /// Its codes, see [`Checkpoint::read_codes`].
     fn read_codes(&self, _base: &SafetensorsCheckpoint) -> Result<Option<QuantizedWeight>, LoadError> {
         Ok(None)
+    }
+}
+
+impl Restored for Box<dyn Restored> {
+    fn shape(&self) -> &[usize] {
+        self.as_ref().shape()
+    }
+
+    fn fits(&self, expected: &[usize]) -> bool {
+        self.as_ref().fits(expected)
+    }
+
+    fn is_turned(&self) -> bool {
+        self.as_ref().is_turned()
+    }
+
+    fn codes(&self) -> &str {
+        self.as_ref().codes()
+    }
+
+    fn others(&self) -> Vec<&str> {
+        self.as_ref().others()
+    }
+
+    fn stored_type(&self) -> StoredType {
+        self.as_ref().stored_type()
+    }
+
+    fn read(&self, base: &SafetensorsCheckpoint) -> Result<Vec<f32>, LoadError> {
+        self.as_ref().read(base)
+    }
+
+    fn read_codes(&self, base: &SafetensorsCheckpoint) -> Result<Option<QuantizedWeight>, LoadError> {
+        self.as_ref().read_codes(base)
     }
 }
 
@@ -85,6 +124,10 @@ impl<W: Restored> Checkpoint for RestoredCheckpoint<W> {
 
     fn read_codes(&self, name: &str) -> Result<Option<QuantizedWeight>, LoadError> {
         self.weights.get(name).map_or_else(|| self.base.read_codes(name), |weight| weight.read_codes(&self.base))
+    }
+
+    fn is_turned(&self, name: &str) -> bool {
+        self.weights.get(name).is_some_and(Restored::is_turned)
     }
 
     fn is_readable(&self, name: &str) -> bool {

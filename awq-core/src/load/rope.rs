@@ -131,10 +131,11 @@ impl Rope {
         };
         let of_kind = |kind: &'static str| -> Result<Option<(&str, &Json)>, LoadError> {
             let Some((parent, object)) = new else { return Ok(None) };
-            let kinds = object.as_object().into_iter().flatten();
-            if let Some((other, _)) = { kinds }.find(|(name, _)| !KINDS.contains(&name.as_str())) {
-                let problem = format!("not known; expected {} alone, each with its own keys", KINDS.join(" and "));
-                return Err(keys.bad(&format!("{parent}.{other}"), problem));
+            for (other, value) in object.as_object().into_iter().flatten() {
+                if !KINDS.contains(&other.as_str()) && !is_repeated(object, other, value) {
+                    let problem = format!("{value}: expected {} alone, each with its own keys", KINDS.join(" and "));
+                    return Err(keys.bad(&format!("{parent}.{other}"), problem));
+                }
             }
             Ok(object.get(kind).filter(|value| !value.is_null()).map(|value| (kind, value)))
         };
@@ -170,6 +171,17 @@ const SCALING: &str = "rope_scaling";
 const PARAMETERS: &str = "rope_parameters";
 /// What `rope_parameters` is split by in a class whose blocks with a window have another base.
 const KINDS: [&str; 2] = ["full_attention", "sliding_attention"];
+
+/// Whether a key beside the two kinds says what both of them say: configurations that GPTQModel has saved keep the bases of both under
+/// one key, and the type.
+fn is_repeated(object: &Json, key: &str, value: &Json) -> bool {
+    let of_kinds = KINDS.map(|kind| &object[kind][key]);
+    match key {
+        "rope_theta" => value.is_object() && [&value["global"], &value["local"]] == of_kinds,
+        "rope_type" => [value; 2] == of_kinds,
+        _ => false,
+    }
+}
 
 /// The object under `key`, with the key; an empty one stands for none, as in transformers.
 fn object<'a>(keys: &Keys<'a>, key: &'static str) -> Result<Option<(&'static str, &'a Json)>, LoadError> {

@@ -92,7 +92,7 @@ impl Wiring {
         Ok(())
     }
 
-    /// Only what this program has quantized has scales behind activations.
+    /// Only what this program or AutoAWQ has quantized has scales behind activations.
     pub(super) fn settle_scales(&mut self, checkpoint: &dyn Checkpoint) {
         let mut blocks = self.blocks.iter().enumerate();
         self.scaled_activations = blocks.any(|(block_idx, block)| {

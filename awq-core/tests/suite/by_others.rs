@@ -47,6 +47,22 @@ const FORMATS: [(&str, &str); 31] = [
     ("torchao-int8", "torchao W8"),
 ];
 
+/// Of other models than that one: linears that lie the other way round, a matrix of one row, experts in one tensor, scales behind an
+/// activation.
+const OF_OTHER_MODELS: [&str; 7] = [
+    "autoawq-neox",
+    "bitsandbytes-int8-gpt2",
+    "bitsandbytes-nf4-gpt2",
+    "gptqmodel-gemma3",
+    "gptqmodel-gpt2",
+    "hqq-4-experts",
+    "quanto-int4-one-row",
+];
+
+fn folders() -> impl Iterator<Item = &'static str> {
+    FORMATS.iter().map(|(name, _)| *name).chain(OF_OTHER_MODELS)
+}
+
 fn folder(name: &str) -> PathBuf {
     let folder = float_folder(name);
     if folder.exists() { folder } else { tool_folder(name) }
@@ -58,10 +74,11 @@ fn opened(name: &str) -> (ModelConfig, Arc<dyn Checkpoint>) {
 
 #[test]
 fn logits_are_those_of_transformers() {
-    for (name, _) in FORMATS {
+    for name in folders() {
         let (config, checkpoint) = opened(name);
-        // quanto's files do not know how many rows a weight has: another's of the same model do.
-        let shapes = if name.starts_with("quanto") { opened("hqq-4").1 } else { checkpoint.clone() };
+        // quanto's files do not know how many rows a weight has that has groups: another's of the same model do.
+        let shapes =
+            if ["quanto-int2", "quanto-int4"].contains(&name) { opened("hqq-4").1 } else { checkpoint.clone() };
         let mut copy = MemoryCheckpoint::default();
         for tensor in checkpoint.names() {
             copy.insert(&tensor, &shapes.shape(&tensor).unwrap(), checkpoint.read_f32(&tensor).unwrap());
@@ -86,13 +103,25 @@ fn the_base_model_is_called_by_what_its_file_stores() {
 
 #[test]
 fn they_are_quantized_as_any_other() {
-    for (name, _) in FORMATS {
+    for name in folders() {
         let (config, checkpoint) = opened(name);
         let decoder = open_decoder::<Cpu>(config, checkpoint, &Default::default()).unwrap();
         let jobs = [Job { method: &no_search(), grids: grid(4, group(16)).into() }];
         let pass = quantize_model(decoder.as_ref(), None, &jobs, &mut |_| {}).unwrap();
         let model = pass.models.into_iter().next().unwrap().unwrap();
         assert!(model.bits_per_weight() < 6.5, "{name}");
+    }
+}
+
+/// GPT-2 keeps floats `[in, out]`; codes lie as everyone's, and parts of a tensor are decoded with.
+#[test]
+fn codes_of_gpt2_are_those_of_its_parts() {
+    let (_, checkpoint) = opened("gptqmodel-gpt2");
+    for (part, n_out) in [("attn.c_attn.k", 64), ("mlp.c_fc.transposed", 256), ("mlp.c_proj.transposed", 64)] {
+        let name = format!("transformer.h.0.{part}.weight");
+        let codes = checkpoint.read_codes(&name).unwrap().unwrap();
+        assert_eq!((codes.n_out, Some(vec![codes.n_out, codes.n_in])), (n_out, checkpoint.shape(&name)), "{name}");
+        check_close(&name, &codes.dequantize(), &checkpoint.read_f32(&name).unwrap(), 1e-3);
     }
 }
 

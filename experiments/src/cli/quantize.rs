@@ -60,7 +60,8 @@ pub(super) struct QuantizeArgs {
     /// leave them in full precision; may be given several times, the first that matches decides.
     #[arg(long = "override", value_name = "LINEARS=GRID")]
     overrides: Vec<OverrideSpec>,
-    /// Layout of the folder: packed, this program's own; awq (AutoAWQ's GEMM), gptq, gptq_v2, compressed-tensors or
+    /// Layout of the folder: packed, this program's own; awq (AutoAWQ's GEMM), gptq_v2 (GPTQModel, vLLM, transformers), gptq (the
+    /// same for ExLlama and older loaders; GPTQModel loads it with a fixed zero alone), compressed-tensors or
     /// compressed-tensors-0.17, which other programs load; gguf, one file for llama.cpp. `experiments list formats` says more.
     #[arg(long, value_name = "FORMAT", default_value = formats::PACKED)]
     format: CheckpointFormat,
@@ -137,6 +138,7 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let target = Target::plan(&model, &recipe, args.format)?;
     let place = Place::claim(&args.out, needed_bytes(&model, &recipe)?)?;
     let (store, progress) = (args.model.machine.store()?, args.model.machine.progress());
+    target.notes().iter().for_each(|note| progress.note(&format!("--format {}: {note}", args.format.key())));
     let base = model.storage.as_ref().filter(|_| model.opened.packed.is_none());
     if let Some(base) = base.filter(|base| base.bits_per_weight < FULL_PRECISION_BITS) {
         progress.note(&format!(

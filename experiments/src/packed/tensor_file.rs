@@ -6,8 +6,9 @@ use std::io::{self, BufWriter, Seek, Write};
 use std::path::Path;
 
 use anyhow::Context;
-use half::{bf16, f16};
 use serde::Serialize;
+
+use super::halves::{Half, whole};
 
 /// A safetensors file in the making: its header comes first but is known last, so tensors wait in a file without a name.
 pub(crate) struct TensorFile {
@@ -58,13 +59,12 @@ impl TensorFile {
 
     /// Adds values in the smallest float type that holds each of them exactly.
     pub(crate) fn add_floats(&mut self, name: &str, shape: &[usize], values: &[f32]) -> anyhow::Result<()> {
-        let same = |a: f32, b: f32| a.to_bits() == b.to_bits();
-        let (dtype, bytes): (_, Vec<u8>) = if values.iter().all(|&v| same(f16::from_f32(v).to_f32(), v)) {
-            ("F16", values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect())
-        } else if values.iter().all(|&v| same(bf16::from_f32(v).to_f32(), v)) {
-            ("BF16", values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect())
+        let (dtype, bytes) = if Half::F16.holds(values) {
+            ("F16", Half::F16.bytes(values))
+        } else if Half::Bf16.holds(values) {
+            ("BF16", Half::Bf16.bytes(values))
         } else {
-            ("F32", values.iter().flat_map(|v| v.to_le_bytes()).collect())
+            ("F32", whole(values))
         };
         self.add(name.to_owned(), dtype, shape, &bytes)
     }

@@ -17,6 +17,8 @@ pub struct Card<'a> {
     pub quantized: &'a Quantized,
     /// The layout of its folder.
     pub format: CheckpointFormat,
+    /// What some loaders make of it.
+    pub notes: &'a [String],
     /// What was measured of it, in Markdown; `None` where nothing was.
     pub measured: Option<&'a str>,
 }
@@ -27,7 +29,8 @@ impl Card<'_> {
 
     /// The card in Markdown.
     pub fn render(&self) -> String {
-        let Self { recipe, base, quantized, format, measured } = self;
+        let Self { recipe, base, quantized, format, notes, measured } = self;
+        let notes: String = notes.iter().map(|note| format!("| note | {note} |\n")).collect();
         let base = base.map_or_else(|| "unknown types".to_owned(), stored_as);
         let Provenance { version, commit, command, .. } = Provenance::collect("", 0, Default::default());
         let json = |value: Option<Json>| value.map_or_else(|| "none".to_owned(), |value| format!("`{value}`"));
@@ -38,6 +41,7 @@ impl Card<'_> {
             "# {label}\n\n\
              | | |\n|---|---|\n\
              | format | `{format}`: {about} |\n\
+             {notes}\
              | bits per quantized weight | {bits:.3} |\n\
              | method | {settings} |\n\
              | calibration | {calibration} |\n\

@@ -12,6 +12,7 @@ use awq_core::model::layers::NormKind;
 use awq_core::model::wiring::Wiring;
 use awq_core::model::{LinearName, holder_of, known_families, wiring_of};
 use awq_core::open::{gguf_outline, open_tensors};
+use rayon::prelude::*;
 use serde_json::{Value as Json, json};
 
 use super::card::{shell, stored_as};
@@ -32,6 +33,7 @@ pub fn plan(model: &Model, recipe: &Recipe) -> anyhow::Result<Plan> {
         linears: Default::default(),
         others: Vec::new(),
         stored,
+        dtype: ["dtype", "torch_dtype"].iter().find_map(|key| config.raw.get(*key)?.as_str()).map(str::to_owned),
         writer: format!("awq-rs {}", env!("CARGO_PKG_VERSION")),
         obstacle: obstacle(wiring, config, stored.scales_activations),
         gguf_obstacle: None,
@@ -208,7 +210,7 @@ pub fn verify(folder: &Path, quantized: &Quantized, plan: &Plan) -> anyhow::Resu
         let expected = weight.dequantize();
         let is_same = |(found, expected): (&f32, &f32)| found.to_bits() == products.round(*expected).to_bits();
         ensure!(
-            found.len() == expected.len() && found.iter().zip(&expected).all(is_same),
+            found.len() == expected.len() && found.par_iter().zip(&expected).all(is_same),
             "{linear}: what was written is not what was quantized"
         );
     }

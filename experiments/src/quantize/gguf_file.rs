@@ -11,10 +11,11 @@ use awq_core::formats::gguf::{GgmlType, Needs, blocks};
 use awq_core::load::{Checkpoint, Contents, GgufOutline, GgufTensor, Placed};
 use awq_core::model::{Storage, wiring_of};
 use awq_core::open::open_model;
-use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::Quantized;
 use crate::packed::cannot_write;
+use crate::packed::halves::{Half, whole};
 
 /// Writes the tensors of `checkpoint` as `outline` has them into a new file.
 ///
@@ -99,7 +100,7 @@ fn type_of(tensor: &GgufTensor, checkpoint: &dyn Checkpoint, float: Option<GgmlT
             n_quantized += 1;
         } else if !tensor.is_f32() && float.is_none() {
             let values = tensor.stored(checkpoint.read_any_f32(name)?);
-            floats.retain(|&ggml_type| values.iter().all(|&value| is_number_of(ggml_type, value)));
+            floats.retain(|&ggml_type| half(ggml_type).is_some_and(|half| half.holds(&values)));
         }
     }
     match needs {
@@ -117,6 +118,9 @@ fn type_of(tensor: &GgufTensor, checkpoint: &dyn Checkpoint, float: Option<GgmlT
     }
 }
 
+/// The least number that f16 rounds to infinity.
+const BEYOND_F16: f32 = 65_520.0;
+
 /// The encoded rows of one tensor of the model.
 fn rows_of(
     name: &str,
@@ -128,9 +132,8 @@ fn rows_of(
         Some(weight) => Ok(blocks(&weight, ggml_type)),
         None => {
             let values = tensor.stored(checkpoint.read_any_f32(name)?);
-            let is_lost =
-                |value: &&f32| ggml_type == GgmlType::F16 && value.is_finite() && f16::from_f32(**value).is_infinite();
-            if let Some(value) = values.iter().find(is_lost) {
+            let is_lost = |value: &&f32| value.is_finite() && value.abs() >= BEYOND_F16;
+            if let Some(value) = values.iter().find(is_lost).filter(|_| ggml_type == GgmlType::F16) {
                 bail!("{name}: {value} is beyond the range of f16; choose --float bf16 or f32");
             }
             Ok(floats(&values, ggml_type))
@@ -138,18 +141,16 @@ fn rows_of(
     }
 }
 
-fn is_number_of(ggml_type: GgmlType, value: f32) -> bool {
-    let rounded =
-        if ggml_type == GgmlType::F16 { f16::from_f32(value).to_f32() } else { bf16::from_f32(value).to_f32() };
-    rounded.to_bits() == value.to_bits()
+fn half(ggml_type: GgmlType) -> Option<Half> {
+    match ggml_type {
+        GgmlType::F16 => Some(Half::F16),
+        GgmlType::Bf16 => Some(Half::Bf16),
+        _ => None,
+    }
 }
 
 fn floats(values: &[f32], ggml_type: GgmlType) -> Vec<u8> {
-    match ggml_type {
-        GgmlType::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
-        GgmlType::Bf16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
-        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-    }
+    half(ggml_type).map_or_else(|| whole(values), |half| half.bytes(values))
 }
 
 /// Reads a file again, and holds every tensor against what was to be written. In what types its linears came to lie.
@@ -164,7 +165,7 @@ pub fn verify(path: &Path, outline: &GgufOutline, quantized: &Quantized) -> anyh
             let (found, expected) = (written.checkpoint.read_any_f32(name)?, expected(name, tensor, quantized)?);
             let is_same = |(found, expected): (&f32, &f32)| found.to_bits() == expected.to_bits();
             ensure!(
-                found.len() == expected.len() && found.iter().zip(&expected).all(is_same),
+                found.len() == expected.len() && found.par_iter().zip(&expected).all(is_same),
                 "{name}: what was written is not what was quantized"
             );
         }

@@ -53,13 +53,19 @@ impl<'a> Target<'a> {
         Ok(Self { model, recipe, format, plan })
     }
 
+    /// What some loaders make of it that a user would not expect, a sentence each.
+    pub fn notes(&self) -> Vec<String> {
+        self.plan.as_ref().map_or_else(Vec::new, |(format, plan)| format.notes(plan))
+    }
+
     /// Writes the quantized model into its place, and reads it again. `measured` is what is known of its quality, in Markdown.
     ///
     /// # Errors
     /// A tensor that cannot be read, a disk that is full, or what is read again and differs.
     pub fn write(&self, place: &Place, quantized: &Quantized, measured: Option<&str>) -> anyhow::Result<Written> {
         let base = self.model.storage.as_ref();
-        let card = Card { recipe: self.recipe, base, quantized, format: self.format, measured };
+        let notes = self.notes();
+        let card = Card { recipe: self.recipe, base, quantized, format: self.format, notes: &notes, measured };
         let mut storage = None;
         let n_bytes = match &self.plan {
             None => {

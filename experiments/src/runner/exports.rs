@@ -182,6 +182,7 @@ pub fn write(
             let start = Instant::now();
             let described = described(&recipe(one.cell)?);
             let target = Target::plan(model, &described, one.format)?;
+            target.notes().iter().for_each(|note| machine.progress.note(&format!("{}: {note}", one.name)));
             let place = Place::claim(&path, needed_bytes(model, &described)?)?;
             let tables = report::cell_tables(whole, &records, one.cell)?;
             let n_bytes = target.write(&place, made, Some(&tables)).with_context(in_place)?.n_bytes;

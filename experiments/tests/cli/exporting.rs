@@ -60,6 +60,7 @@ fn a_folder_of_each_format_is_the_same_model() {
         assert!(described.contains("bits 4, group size 32"), "{described}");
         let card = workshop.read(&format!("{format}/README.md"));
         assert!(card.starts_with("# AWQ W4 g32\n") && card.contains("--format"), "{card}");
+        assert_eq!(card.contains("| note | GPTQModel.load refuses version 1 of weights"), format == "gptq", "{card}");
     }
 }
 
@@ -84,7 +85,11 @@ fn what_a_format_cannot_hold_is_refused_before_the_work() {
     let head = ["--override", "lm_head=w4g32"];
     refused(
         export(&workshop, "rtn", "awq", &head),
-        "loaders keep `lm_head` in full precision; choose one of packed, gptq, gptq_v2, compressed-tensors, ",
+        "loaders keep `lm_head` in full precision; choose one of packed, compressed-tensors, ",
+    );
+    refused(
+        export(&workshop, "rtn", "gptq_v2", &head),
+        "transformers does not read `lm_head` in it, and draws one at random; choose one of packed, compressed-tensors, ",
     );
     for (format, _) in FORMATS {
         assert!(!workshop.path(format).exists(), "{format}");

@@ -84,9 +84,10 @@ fn write(source: &Source<'_>, ggml_type: GgmlType, bytes: &mut [u8]) {
 
 /// The first half of a block in low nibbles, the second in high ones.
 fn nibbles(codes: impl Iterator<Item = u8>, bytes: &mut [u8]) {
-    for (index, code) in codes.enumerate() {
-        bytes[index % (BLOCK / 2)] |= (code & 0xF) << (index / (BLOCK / 2) * 4);
-    }
+    let mut of_block = [0; BLOCK];
+    of_block.iter_mut().zip(codes).for_each(|(to, code)| *to = code & 0xF);
+    let (low, high) = of_block.split_at(BLOCK / 2);
+    bytes.iter_mut().zip(low).zip(high).for_each(|((byte, low), high)| *byte = low | high << 4);
 }
 
 /// The fifth bits of all codes, then the other four.

@@ -33,8 +33,8 @@ impl Needs {
         let extremes = codes.par_chunks(weight.n_in).enumerate().map(|(row, codes)| {
             codes.chunks(len).enumerate().fold((0, 0, 0), |(low, high, max), (group, codes)| {
                 let zero = i16::from(zeros[row * n_groups + group]);
-                let least = codes.iter().copied().min().unwrap_or_default();
-                let most = codes.iter().copied().max().unwrap_or_default();
+                let (least, most) =
+                    codes.iter().fold((u8::MAX, 0), |(least, most), &code| (code.min(least), code.max(most)));
                 (low.min(i16::from(least) - zero), high.max(i16::from(most) - zero), max.max(most))
             })
         });

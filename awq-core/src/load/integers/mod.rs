@@ -8,8 +8,9 @@
 //! | llm-compressor, auto-round | `compressed-tensors` | [`crate::formats::compressed`], and of `int-quantized` an I8 `weight` |
 //!
 //! A weight is `(code - zero_point) * scale`, rounded to the type of the scales, as the makers' own kernels for the CPU have it. Groups
-//! may end short, and their inputs lie in any order (`g_idx`).
+//! may end short, and their inputs lie in any order (`g_idx`). Of AutoAWQ there may be scales behind activations as well.
 
+mod activations;
 mod find;
 mod settings;
 #[cfg(test)]
@@ -18,18 +19,18 @@ mod weight;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use self::activations::divisors;
 use self::find::{weight, zero_points_say};
 use self::settings::Layout;
 pub(crate) use self::settings::{Scheme, scheme};
-use self::weight::Weight;
-use super::restored::RestoredCheckpoint;
+use super::restored::{Restored, RestoredCheckpoint};
 use super::safetensors::SafetensorsCheckpoint;
 use super::scaled::is_of_activations;
 use super::{Checkpoint, LoadError};
 use crate::formats::gptq::Gptq;
 
 /// A folder's tensors, with weights in the place of integers.
-pub(crate) type IntegersCheckpoint = RestoredCheckpoint<Weight>;
+pub(crate) type IntegersCheckpoint = RestoredCheckpoint<Box<dyn Restored>>;
 
 /// Finds the weights of `base` that `scheme` is about, from headers alone.
 ///
@@ -38,16 +39,22 @@ pub(crate) type IntegersCheckpoint = RestoredCheckpoint<Weight>;
 pub(crate) fn open(base: SafetensorsCheckpoint, scheme: &Scheme) -> Result<IntegersCheckpoint, LoadError> {
     let mut scheme = scheme.clone();
     let mut notes: Vec<String> = settle_version(&base, &mut scheme)?.into_iter().collect();
-    let mut weights = BTreeMap::new();
+    let mut weights: BTreeMap<String, Box<dyn Restored>> = BTreeMap::new();
+    let mut n_linears = 0;
     let mut hidden = BTreeSet::new();
     for name in base.names() {
         if is_of_activations(&name) {
             hidden.insert(name);
         } else if let Some((restored, weight)) = weight(&base, &name, &scheme)? {
-            weights.insert(restored, weight);
+            weights.insert(restored, Box::new(weight));
+            n_linears += 1;
+        } else if scheme.layout == Layout::Awq
+            && let Some((restored, divisors)) = divisors(&base, &name)?
+        {
+            weights.insert(restored, Box::new(divisors));
         }
     }
-    if weights.is_empty() {
+    if n_linears == 0 {
         return Err(LoadError::QuantizedByOthers { file: scheme.file, method: scheme.described });
     }
     if scheme.rounds_activations {

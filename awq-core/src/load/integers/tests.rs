@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::formats::tests::{grid, permuted, weight as random_weight};
-use crate::formats::{Container, FORMATS, Format, Integers, Plan, PlannedLinear, compressed, gptq};
+use crate::formats::{Container, FORMATS, Format, Integers, Plan, PlannedLinear, awq, compressed, gptq};
 use crate::grid::{Bits, ScaleDtype, Symmetry};
 use crate::load::testing::{Stored, write_safetensors};
 use crate::load::{foreign, read_json};
@@ -40,6 +40,7 @@ fn settings(format: &dyn Format, weight: &QuantizedWeight) -> Json {
         linears: BTreeMap::from([(LINEAR.to_owned(), linear)]),
         others: vec!["lm_head".into()],
         stored,
+        dtype: None,
         writer: "awq-rs 0.1.0".into(),
         obstacle: None,
         gguf_obstacle: None,
@@ -351,6 +352,27 @@ fn damaged_folders_are_named_with_their_tensor() {
         tensor(tensors, "scales").bytes[..2].copy_from_slice(&[0, 0x7E]);
     };
     check_refused(&Gemm, nan, "NaN or infinity in tensor");
+}
+
+/// What divides the result of an activation is read as what multiplies it.
+#[test]
+fn scales_behind_activations_are_inverted() {
+    let weight = random_weight([32, 64], grid(4, Some(32), Symmetry::Asymmetric));
+    let (mut tensors, settings) = (tensors(&awq::Gemm, &weight), settings(&awq::Gemm, &weight));
+    tensors.push(("model.layers.0.mlp.act.scales".into(), Stored::f32(&[3], &[0.5, 4.0, -1.0])));
+    let (_, checkpoint, _) = opened(folder(&settings, &tensors).path()).unwrap();
+    let name = "model.layers.0.mlp.act.weight";
+    assert_eq!(checkpoint.read_f32(name).unwrap(), [2.0, 0.25, -1.0]);
+    assert_eq!(checkpoint.names(), [name.to_owned(), format!("{LINEAR}.weight"), "model.norm.weight".into()]);
+    let zero = Stored::f32(&[3], &[0.5, 0.0, 1.0]);
+    tensors.last_mut().unwrap().1 = zero;
+    let (_, checkpoint, _) = opened(folder(&settings, &tensors).path()).unwrap();
+    let message = checkpoint.read_f32(name).unwrap_err().to_string();
+    assert!(message.contains("NaN or infinity in tensor"), "{message}");
+    let words = Stored { dtype: Dtype::I32, shape: vec![1], bytes: vec![0; 4] };
+    tensors.last_mut().unwrap().1 = words;
+    let message = opened(folder(&settings, &tensors).path()).err().unwrap().to_string();
+    assert!(message.contains("act.scales\" is stored as I32, expected one of F16, BF16, F32"), "{message}");
 }
 
 /// Groups that are no runs in any order have weights all the same.

@@ -137,6 +137,11 @@ impl Restored for Weight {
         &self.shape
     }
 
+    /// compressed-tensors keeps a weight as its module has it; the others turn it over.
+    fn is_turned(&self) -> bool {
+        matches!(self.tensors, Tensors::Awq | Tensors::Gptq(_))
+    }
+
     fn codes(&self) -> &str {
         &self.codes
     }

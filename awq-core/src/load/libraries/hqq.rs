@@ -99,6 +99,7 @@ pub(super) fn weight(base: &SafetensorsCheckpoint, name: &str) -> Result<Option<
         shape,
         is_of_any_rows: false,
         rounds_inputs: false,
+        is_turned: false,
         codes: codes.clone(),
         others: others.into_iter().filter(|name| base.shape(name).is_some()).collect(),
         stored_type,

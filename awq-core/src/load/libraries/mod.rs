@@ -12,6 +12,7 @@
 //! (`scripts/make-tool-fixtures.py`). What its kernels do to activations is not done: the base model is these weights.
 
 mod bitsandbytes;
+mod experts;
 mod hqq;
 mod quanto;
 mod strided;
@@ -89,13 +90,20 @@ pub(crate) fn scheme_of(base: &SafetensorsCheckpoint) -> Result<Option<Scheme>, 
 /// Tensors of a linear that are missing, misshapen or of another type, or no such linear.
 pub(crate) fn open(base: SafetensorsCheckpoint, scheme: &Scheme) -> Result<RestoredCheckpoint<Weight>, LoadError> {
     let (mut weights, mut hidden, mut notes) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
+    let mut n_codes = 0;
     let Some(library) = LIBRARIES.iter().find(|library| library.method == scheme.method) else {
         return Err(none_found(scheme));
     };
     for name in base.names() {
         if quanto::is_of_activations(&name) {
             hidden.insert(name);
-        } else if let Some(weight) = (library.weight)(&base, &name)? {
+            continue;
+        }
+        for expert in experts::weights(&base, &name)? {
+            weights.insert(expert.name.clone(), expert);
+        }
+        if let Some(weight) = (library.weight)(&base, &name)? {
+            n_codes += 1;
             if notes.is_empty() && weight.rounds_inputs {
                 notes.push(format!(
                     "{}: the library's own products round their inputs as well; here they stay as they are",
@@ -105,10 +113,18 @@ pub(crate) fn open(base: SafetensorsCheckpoint, scheme: &Scheme) -> Result<Resto
             weights.insert(weight.name.clone(), weight);
         }
     }
-    match weights.is_empty() {
-        true => Err(none_found(scheme)),
-        false => Ok(RestoredCheckpoint::new(base, weights, hidden, notes)),
+    if n_codes == 0 {
+        if base.names().iter().any(|name| !base.is_readable(name)) {
+            return Err(none_found(scheme));
+        }
+        // torchao rounds what PyTorch calls a linear, and those of GPT-2 are called otherwise.
+        notes.push(format!(
+            "{}: says {}, and no tensor holds codes: nothing is quantized, and floats are read as they are",
+            scheme.file.display(),
+            scheme.described
+        ));
     }
+    Ok(RestoredCheckpoint::new(base, weights, hidden, notes))
 }
 
 fn none_found(scheme: &Scheme) -> LoadError {
@@ -126,6 +142,8 @@ pub(crate) struct Weight {
     is_of_any_rows: bool,
     /// Whether the library's own products round their inputs.
     rounds_inputs: bool,
+    /// See [`Restored::is_turned`]: transformers gives bitsandbytes the weights of GPT-2 turned over.
+    is_turned: bool,
     codes: String,
     others: Vec<String>,
     stored_type: StoredType,
@@ -141,6 +159,10 @@ impl Restored for Weight {
         let group = self.shape.last().copied().unwrap_or(1).max(1);
         let is_whole = expected.last().is_some_and(|n_in| n_in % group == 0);
         expected == self.shape || self.is_of_any_rows && is_whole && n_weights(expected) == n_weights(&self.shape)
+    }
+
+    fn is_turned(&self) -> bool {
+        self.is_turned
     }
 
     fn codes(&self) -> &str {

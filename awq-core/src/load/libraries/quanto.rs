@@ -1,7 +1,8 @@
 //! quanto, as `QuantizedModelForCausalLM.save_pretrained` of optimum-quanto writes it.
 //!
 //! Codes of 2 and 4 bits lie in groups, a group a row of a matrix whose rows are packed apart from each other; how many rows the weight
-//! itself has stands nowhere in the file, and follows from the model.
+//! itself has stands nowhere in the file, and follows from the model. A weight of one row and no groups has a scale for each of its
+//! values: quanto takes the extremes of a row of a matrix with one row along the other axis.
 
 use safetensors::Dtype;
 
@@ -36,7 +37,11 @@ fn in_groups(base: &SafetensorsCheckpoint, name: &str, weight: &str) -> Result<W
     if codes.dtype != Dtype::U8 {
         return Err(wrong_type(&codes, name, "U8"));
     }
-    let n_groups = n_weights(base.raw(&scale)?.shape);
+    let of_scales = base.raw(&scale)?.shape;
+    if n_words == 1 && group > 1 && of_scales == [1, group] {
+        return of_one_row(base, name, weight, group);
+    }
+    let n_groups = n_weights(of_scales);
     let layouts = [4_usize, 2].map(|bits| Strided { bits, word_bytes: 1, per_word: 8 / bits, is_high_first: false });
     let fitting = layouts.into_iter().find(|layout| n_groups.div_ceil(layout.per_word) == n_words);
     let Some(layout) = fitting.filter(|_| n_groups > 0 && group > 0) else {
@@ -60,6 +65,7 @@ fn in_groups(base: &SafetensorsCheckpoint, name: &str, weight: &str) -> Result<W
         shape: vec![n_groups, group],
         is_of_any_rows: true,
         rounds_inputs: false,
+        is_turned: false,
         codes: codes.clone(),
         others,
         stored_type,
@@ -69,6 +75,37 @@ fn in_groups(base: &SafetensorsCheckpoint, name: &str, weight: &str) -> Result<W
             Ok(layout.map(base.raw(&codes)?.bytes, [n_groups, group], |code, row, _| {
                 number.round(number.round(scales[row] * code as f32) - shifts[row])
             }))
+        }),
+    })
+}
+
+/// A row whose values have a scale and a shift each. Its codes are alone in their bytes, so that those of 2 bits read as those of 4.
+fn of_one_row(base: &SafetensorsCheckpoint, name: &str, weight: &str, n: usize) -> Result<Weight, LoadError> {
+    let [scale, shift] = ["_scale", "_shift"].map(|part| format!("{weight}.{part}"));
+    floats_of(base, &scale, n)?;
+    floats_of(base, &shift, n)?;
+    let stored_type = StoredType {
+        name: "quanto, a scale a weight".to_owned(),
+        bits_per_weight: bits_of(base, &[name, &scale, &shift], n)?,
+        group_size: None,
+    };
+    let (codes, others) = (name.to_owned(), vec![scale.clone(), shift.clone()]);
+    Ok(Weight {
+        name: weight.to_owned(),
+        shape: vec![1, n],
+        is_of_any_rows: false,
+        rounds_inputs: false,
+        is_turned: false,
+        codes: codes.clone(),
+        others,
+        stored_type,
+        values: Box::new(move |base| {
+            let (scales, number) = floats_of(base, &scale, n)?;
+            let (shifts, _) = floats_of(base, &shift, n)?;
+            let values = base.raw(&codes)?.bytes.iter().zip(scales).zip(shifts);
+            Ok(values
+                .map(|((byte, scale), shift)| number.round(number.round(scale * f32::from(byte & 15)) - shift))
+                .collect())
         }),
     })
 }
@@ -96,6 +133,7 @@ fn by_row(base: &SafetensorsCheckpoint, name: &str, weight: &str) -> Result<Weig
         shape: vec![n_out, n_in],
         is_of_any_rows: false,
         rounds_inputs: false,
+        is_turned: false,
         codes: codes.clone(),
         others,
         stored_type,

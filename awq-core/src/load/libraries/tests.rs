@@ -54,10 +54,11 @@ fn weights_are_bit_for_bit_those_of_the_libraries_that_write_them() {
             n_weights += 1;
         }
         // Nothing of how they are stored is left.
-        let is_weight = |name: &String| name.ends_with(".weight");
-        assert_eq!(checkpoint.names().into_iter().find(|name| !is_weight(name)), None, "{}", folder.display());
+        let is_parameter = |name: &String| name.ends_with(".weight") || name.ends_with(".bias");
+        assert_eq!(checkpoint.names().into_iter().find(|name| !is_parameter(name)), None, "{}", folder.display());
     }
-    assert_eq!(n_weights, 17 * 7);
+    // Llama has seven linears a block, GPT-2 and GPT-NeoX four, as Mixtral beside its experts.
+    assert_eq!(n_weights, 17 * 7 + 3 * 4 + 2 * 7 + 8 + 4 + 4);
 }
 
 #[test]
@@ -91,6 +92,7 @@ fn settings_are_said_in_words() {
         ("torchao-fp8", "torchao: Float8WeightOnlyConfig"),
         ("quanto-int2", "quanto W2, to go by its tensors"),
         ("hqq-3", "HQQ W3, to go by its tensors"),
+        ("hqq-4-experts", "HQQ W4, to go by its tensors"),
     ] {
         assert_eq!(scheme_in(&fixture(name)).unwrap().unwrap().described(), expected);
     }
@@ -175,6 +177,74 @@ fn tensors_of_quanto_that_do_not_fit_are_named() {
         "\"w.weight._scale\" of shape [3]: expected a scale, or one for each of 4 rows",
     );
     check_refused(&[("w.weight._data", F32, &[4, 16], &[]), scale(&[4])], "\"w.weight._data\" is stored as F32");
+}
+
+/// torchao leaves GPT-2 as it is, and its settings stand there all the same.
+#[test]
+fn settings_without_codes_are_a_note() {
+    let settings = json!({ "quantization_config": { "quant_method": "torchao", "quant_type": {} } });
+    let with = |dtype: Dtype| {
+        let folder = folder(&[("h.0.attn.c_attn.weight", dtype, &[2, 6], &[])]);
+        std::fs::write(folder.path().join("config.json"), settings.to_string()).unwrap();
+        opened(folder.path())
+    };
+    let [note] = with(Dtype::BF16).unwrap().notes().try_into().unwrap();
+    assert!(note.ends_with("config.json: says torchao, and no tensor holds codes: nothing is quantized, and floats are read as they are"), "{note}");
+    let message = with(Dtype::I8).err().unwrap().to_string();
+    assert!(message.contains("already quantized by torchao"), "{message}");
+}
+
+/// A weight that quanto has stored exactly, since the extremes of each value are the value.
+#[test]
+fn a_row_of_quanto_without_groups_has_a_scale_a_weight() {
+    const GATE: &str = "model.layers.0.mlp.shared_expert_gate.weight";
+    let found = opened(&fixture("quanto-int4-one-row")).unwrap().stored_type(GATE).unwrap();
+    assert_eq!((found.name.as_str(), found.bits_per_weight), ("quanto, a scale a weight", 8.0 + 32.0));
+    use Dtype::{BF16, U8};
+    let bf16 = |values: [f32; 3]| values.map(|value| half::bf16::from_f32(value).to_le_bytes()).concat();
+    let (scales, shifts) = (bf16([0.5, 2.0, 0.0]), bf16([1.0, -1.0, -3.0]));
+    let of = |codes: &[u8]| {
+        let tensors: [(&str, Dtype, &[usize], &[u8]); 3] = [
+            ("w.weight._data._data", U8, &[1, 3], codes),
+            ("w.weight._scale", BF16, &[1, 3], &scales),
+            ("w.weight._shift", BF16, &[1, 3], &shifts),
+        ];
+        opened(folder(&tensors).path()).unwrap()
+    };
+    let checkpoint = of(&[3, 1, 15]);
+    assert_eq!(checkpoint.shape("w.weight"), Some(vec![1, 3]));
+    assert_eq!(checkpoint.read_f32("w.weight").unwrap(), [0.5, 3.0, 3.0]);
+}
+
+/// Each linear of each expert has its part of the tensor that holds all of them.
+#[test]
+fn experts_in_one_tensor_are_taken_apart() {
+    let checkpoint = opened(&fixture("hqq-4-experts")).unwrap();
+    let base = SafetensorsCheckpoint::open_folder(&fixture("hqq-4-experts")).unwrap();
+    let whole = base.read_f32("model.layers.0.mlp.experts.gate_up_proj").unwrap();
+    let experts = "model.layers.0.mlp.experts";
+    let mut joined = Vec::new();
+    for part in [".0.gate_proj", ".0.up_proj", ".1.gate_proj", ".1.up_proj", ".2.gate_proj", ".2.up_proj"] {
+        let name = format!("{experts}{part}.weight");
+        assert_eq!(checkpoint.shape(&name), Some(vec![96, 64]));
+        joined.extend(checkpoint.read_f32(&name).unwrap());
+    }
+    assert_eq!(joined, whole);
+    assert_eq!(checkpoint.shape(&format!("{experts}.1.down_proj.weight")), Some(vec![64, 96]));
+    assert!(!checkpoint.names().contains(&format!("{experts}.down_proj")));
+}
+
+#[test]
+fn experts_that_are_no_matrices_are_refused() {
+    use Dtype::{BF16, I8, U8};
+    let codes = ("w.weight._data", I8, &[2, 2][..], &[][..]);
+    let scale = ("w.weight._scale", BF16, &[2][..], &[][..]);
+    let experts = |dtype, shape: &'static [usize]| ("a.experts.gate_up_proj", dtype, shape, &[][..]);
+    assert!(opened(folder(&[codes, scale, experts(BF16, &[3, 4, 2])]).path()).is_ok());
+    check_refused(&[codes, scale, experts(BF16, &[3, 5, 2])], "its rows are no 2 matrices of equal size");
+    check_refused(&[codes, scale, experts(BF16, &[3, 4])], "of shape [3, 4]: expected the matrices of all experts");
+    check_refused(&[codes, scale, experts(BF16, &[3, 0, 2])], "its rows are no 2 matrices of equal size");
+    check_refused(&[codes, scale, experts(U8, &[3, 4, 2])], "\"a.experts.gate_up_proj\" is stored as U8");
 }
 
 #[test]

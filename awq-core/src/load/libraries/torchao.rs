@@ -66,6 +66,7 @@ pub(super) fn weight(base: &SafetensorsCheckpoint, name: &str) -> Result<Option<
         shape: vec![n_out, n_in],
         is_of_any_rows: false,
         rounds_inputs: false,
+        is_turned: false,
         codes: codes.clone(),
         others,
         stored_type,

@@ -151,10 +151,38 @@ fn blocks_with_a_window_may_have_a_base_of_their_own() {
     }
     let flat = json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 5e5 } });
     let message = parse_of("gemma3_text", &flat).err().unwrap().to_string();
-    let expected = "not known; expected full_attention and sliding_attention alone, each with its own keys";
+    let expected = "500000.0: expected full_attention and sliding_attention alone, each with its own keys";
     assert!(message.ends_with(expected), "{message}");
     let nested = json!({ "rope_parameters": { "full_attention": { "rope_type": "default" } } });
     check_error(&nested, "rotary positions that differ by the type of a layer are not supported");
+}
+
+/// As GPTQModel saves them: what both kinds have stands beside them as well.
+#[test]
+fn bases_that_stand_beside_the_kinds_must_be_theirs() {
+    let parameters = json!({
+        "full_attention": { "rope_type": "default", "rope_theta": 1e6 },
+        "sliding_attention": { "rope_type": "default", "rope_theta": 2e4 },
+        "rope_theta": { "global": 1e6, "local": 2e4 },
+        "rope_type": "default"
+    });
+    let (rope, local) = parse_of("gemma3_text", &json!({ "rope_parameters": parameters })).unwrap();
+    assert_eq!((rope.theta, local.map(|local| local.theta)), (1e6, Some(2e4)));
+    for (key, value) in [
+        ("rope_theta", json!({ "global": 1e6, "local": 1e4 })),
+        ("rope_theta", json!({ "global": 1e6 })),
+        ("rope_theta", json!(1e6)),
+        ("rope_type", json!("linear")),
+        ("factor", json!(8.0)),
+    ] {
+        let mut parameters = parameters.clone();
+        parameters[key] = value.clone();
+        let message = parse_of("gemma3_text", &json!({ "rope_parameters": parameters })).err().unwrap().to_string();
+        assert!(
+            message.contains(&format!("\"rope_parameters.{key}\": {value}: expected full_attention and")),
+            "{message}"
+        );
+    }
 }
 
 #[test]

@@ -2,19 +2,29 @@
 
 use super::{FOUR_BIT_TABLE, half_at, nibble};
 
+/// The codes of a block: low nibbles hold the first half, high nibbles the second.
+fn nibbles(bytes: &[u8]) -> [u8; 32] {
+    let mut codes = [0; 32];
+    let (low, high) = codes.split_at_mut(16);
+    for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
+        (*low, *high) = (byte & 0x0f, byte >> 4);
+    }
+    codes
+}
+
 /// `[d, q: 16]`, `(q - 8) * d`.
 pub(super) fn q4_0(bytes: &[u8; 18], values: &mut [f32; 32]) {
     let d = half_at(bytes, 0);
-    for (index, value) in values.iter_mut().enumerate() {
-        *value = (f32::from(nibble(&bytes[2..], index)) - 8.0) * d;
+    for (value, code) in values.iter_mut().zip(nibbles(&bytes[2..])) {
+        *value = (f32::from(code) - 8.0) * d;
     }
 }
 
 /// `[d, m, q: 16]`, `q * d + m`.
 pub(super) fn q4_1(bytes: &[u8; 20], values: &mut [f32; 32]) {
     let (d, m) = (half_at(bytes, 0), half_at(bytes, 2));
-    for (index, value) in values.iter_mut().enumerate() {
-        *value = f32::from(nibble(&bytes[4..], index)) * d + m;
+    for (value, code) in values.iter_mut().zip(nibbles(&bytes[4..])) {
+        *value = f32::from(code) * d + m;
     }
 }
 
@@ -50,8 +60,8 @@ pub(super) fn q8_0(bytes: &[u8; 34], values: &mut [f32; 32]) {
 /// `[d, q: 16]`, `table[q] * d`.
 pub(super) fn iq4_nl(bytes: &[u8; 18], values: &mut [f32; 32]) {
     let d = half_at(bytes, 0);
-    for (index, value) in values.iter_mut().enumerate() {
-        *value = d * FOUR_BIT_TABLE[usize::from(nibble(&bytes[2..], index))];
+    for (value, code) in values.iter_mut().zip(nibbles(&bytes[2..])) {
+        *value = d * FOUR_BIT_TABLE[usize::from(code)];
     }
 }
 
@@ -64,7 +74,7 @@ pub(super) fn mxfp4(bytes: &[u8; 17], values: &mut [f32; 32]) {
     let exponent = u32::from(bytes[0]);
     // 2^(e - 128), which the doubled values make up for; the two smallest are denormal.
     let d = f32::from_bits(if exponent < 2 { 0x0020_0000 << exponent } else { (exponent - 1) << 23 });
-    for (index, value) in values.iter_mut().enumerate() {
-        *value = d * DOUBLED_E2M1[usize::from(nibble(&bytes[1..], index))];
+    for (value, code) in values.iter_mut().zip(nibbles(&bytes[1..])) {
+        *value = d * DOUBLED_E2M1[usize::from(code)];
     }
 }

@@ -1,0 +1,50 @@
+//! Experts that lie in one tensor, as transformers 5 has them in memory, and HQQ saves them: `experts.gate_up_proj`, `[n, 2 * inner,
+//! hidden]`, and `experts.down_proj`, `[n, hidden, inner]`. No library quantizes them; each linear of each expert is read by a name of
+//! its own.
+
+use super::{Weight, bad, wrong_type};
+use crate::load::safetensors::SafetensorsCheckpoint;
+use crate::load::stored_dtype::float_type;
+use crate::load::{LoadError, StoredType, floats};
+
+/// Ends of names, and the linears of an expert that lie there one behind the other.
+const PARTS: [(&str, &[&str]); 2] =
+    [(".experts.gate_up_proj", &["gate_proj", "up_proj"]), (".experts.down_proj", &["down_proj"])];
+
+/// The linears of the experts that the tensor `name` holds; none of another tensor.
+///
+/// # Errors
+/// A tensor of such a name that is no float, or has another shape.
+pub(super) fn weights(base: &SafetensorsCheckpoint, name: &str) -> Result<Vec<Weight>, LoadError> {
+    let Some((experts, parts)) = PARTS.iter().find_map(|(end, parts)| {
+        let before = name.strip_suffix(end)?;
+        Some((format!("{before}.experts"), *parts))
+    }) else {
+        return Ok(Vec::new());
+    };
+    let raw = base.raw(name)?;
+    let &[n_experts, n_rows, n_in] = raw.shape else {
+        return Err(bad(&raw, name, "expected the matrices of all experts"));
+    };
+    let float = float_type(raw.dtype).ok_or_else(|| wrong_type(&raw, name, "F32, F16, BF16"))?;
+    let n_out = n_rows / parts.len();
+    if n_out * n_in == 0 || !n_rows.is_multiple_of(parts.len()) {
+        return Err(bad(&raw, name, &format!("its rows are no {} matrices of equal size", parts.len())));
+    }
+    let n_bytes = raw.bytes.len() / (n_experts.max(1) * parts.len());
+    let weight = |index: usize| {
+        let (codes, start) = (name.to_owned(), index * n_bytes);
+        Weight {
+            name: format!("{experts}.{}.{}.weight", index / parts.len(), parts[index % parts.len()]),
+            shape: vec![n_out, n_in],
+            is_of_any_rows: false,
+            rounds_inputs: false,
+            is_turned: false,
+            codes: codes.clone(),
+            others: Vec::new(),
+            stored_type: StoredType::float(format!("{:?}", raw.dtype), raw.dtype.bitsize()),
+            values: Box::new(move |base| Ok(floats::to_f32(float, &base.raw(&codes)?.bytes[start..][..n_bytes]))),
+        }
+    };
+    Ok((0..n_experts * parts.len()).map(weight).collect())
+}
