@@ -90,7 +90,8 @@ impl<B: QuantBackend> RecordedPasses<B> {
     /// A pass a task: between its products, which share out their rows, much is done by one thread. What is added is collected
     /// first, as the order of the sum must not depend on threads.
     fn sum(&self, of_pass: impl Fn(&Pass<B>) -> f64 + Send + Sync) -> f64 {
-        self.passes.par_iter().map(of_pass).collect::<Vec<_>>().into_iter().sum()
+        let of_passes: Vec<f64> = self.passes.par_iter().map(of_pass).collect();
+        of_passes.into_iter().sum()
     }
 }
 

@@ -374,7 +374,8 @@ mod tests {
             let found = matmul_transposed_bf16(&x, &w, k);
             assert_eq!(found.len(), expected.len());
             for (a, b) in found.iter().zip(&expected) {
-                assert!((a - b).abs() < 1e-5 * (k as f32).sqrt(), "{m}x{k}x{n}: {a} against {b}");
+                // Sums are rounded as they grow.
+                assert!((a - b).abs() < 1e-5 * ((k as f32).sqrt() + b.abs()), "{m}x{k}x{n}: {a} against {b}");
             }
         }
     }
