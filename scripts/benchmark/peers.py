@@ -66,7 +66,9 @@ def load(args):
         return model, torch.randint(0, model.config.vocab_size, (args.sequences, args.length))
     ids = AutoTokenizer.from_pretrained(where, **options)(args.text.read_text())["input_ids"]
     starts = args.starts or range(0, args.sequences * args.length, args.length)
-    return model, torch.tensor([ids[start : start + args.length] for start in list(starts)[: args.sequences]])
+    # The tokenizers of both sides do not make the same number of tokens of the text.
+    starts = [min(start, len(ids) - args.length) for start in list(starts)[: args.sequences]]
+    return model, torch.tensor([ids[start : start + args.length] for start in starts])
 
 
 class FirstInputs(Exception):

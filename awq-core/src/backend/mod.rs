@@ -201,7 +201,7 @@ pub trait QuantBackend: Backend {
 }
 
 /// Values rounded half to even to bf16, in the float type that they have.
-fn rounded_to_bf16<B: QuantBackend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+pub(crate) fn rounded_to_bf16<B: QuantBackend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     let (stored, device, dims) = (x.dtype(), x.device(), x.dims());
     if B::supports_dtype(&device, DType::BF16) {
         return x.cast(FloatDType::BF16).cast(stored);
