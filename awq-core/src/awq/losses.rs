@@ -30,6 +30,12 @@ struct AskedPasses {
     module: Inspect,
 }
 
+/// What decides the size of a recorded pass beside the block.
+#[derive(PartialEq)]
+struct AskedBytes {
+    module: Inspect,
+}
+
 /// Judges candidate scales of a group of linears.
 pub(super) struct Judge<'a, B: QuantBackend> {
     pub(super) ctx: &'a BlockCtx<'a, B>,
@@ -101,7 +107,9 @@ impl<B: QuantBackend> Judge<'_, B> {
         let (block, module) = (self.ctx.block, self.group.inspect);
         let chunks = chunks(self.input.batches());
         let Some(first) = chunks.first() else { return Ok(0) };
-        let at_once = (self.recorded_bytes / RecordedPasses::bytes_of_pass(block, module, first).max(1)).max(1);
+        let bytes = || Ok::<_, MethodError>(RecordedPasses::bytes_of_pass(block, module, first));
+        let bytes = self.input.shared().get(AskedBytes { module }, bytes)?;
+        let at_once = (self.recorded_bytes / (*bytes).max(1)).max(1);
         let mut n_values = 0;
         for some in chunks.chunks(at_once) {
             let record = || Ok::<_, MethodError>(RecordedPasses::new(block, module, some));
