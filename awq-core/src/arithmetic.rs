@@ -23,6 +23,14 @@ impl Arithmetic {
     pub fn is_f32(&self) -> bool {
         *self == Self::F32
     }
+
+    /// The one of the two that this is not.
+    pub fn other(self) -> Self {
+        match self {
+            Self::F32 => Self::Bf16,
+            Self::Bf16 => Self::F32,
+        }
+    }
 }
 
 /// Type of weights and activations in the memory of a GPU, and of plain floats in files. On a GPU norms, softmax, losses and all that methods compute are f32 in

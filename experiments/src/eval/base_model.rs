@@ -13,13 +13,14 @@ use super::score::final_states;
 /// kept: those of a text would take many gigabytes.
 pub struct BaseModel<'a, B: QuantBackend> {
     pub(super) decoder: &'a dyn Decoder<B>,
+    pub(super) arithmetic: Arithmetic,
     kept: Option<Vec<Tensor<B, 3>>>,
 }
 
 impl<'a, B: QuantBackend> BaseModel<'a, B> {
-    /// Nothing is computed yet.
-    pub fn new(decoder: &'a dyn Decoder<B>) -> Self {
-        Self { decoder, kept: None }
+    /// Nothing is computed yet; its products will be computed in `arithmetic`.
+    pub fn new(decoder: &'a dyn Decoder<B>, arithmetic: Arithmetic) -> Self {
+        Self { decoder, arithmetic, kept: None }
     }
 
     /// Whether it need not pass over the text again.
@@ -32,13 +33,12 @@ impl<'a, B: QuantBackend> BaseModel<'a, B> {
         &mut self,
         batches: &[Batch<'_>],
         is_whole: bool,
-        arithmetic: Arithmetic,
         progress: &mut dyn FnMut(usize),
     ) -> anyhow::Result<Vec<Tensor<B, 3>>> {
         if let Some(kept) = &self.kept {
             return Ok(kept.clone());
         }
-        let states = final_states(self.decoder, batches, arithmetic, progress)?;
+        let states = final_states(self.decoder, batches, self.arithmetic, progress)?;
         self.kept = is_whole.then(|| states.clone());
         Ok(states)
     }

@@ -6,7 +6,8 @@
 //!
 //! It sees what a perplexity does not: a model that errs the other way on as many tokens has the same perplexity. Direction and
 //! unit are those of llama.cpp's `llama-perplexity --kl-divergence`. The base model is the one that methods start from, as its
-//! file stores it, scored on the same windows in the same arithmetic; it is at 0 nats from itself.
+//! file stores it, scored on the same windows in the same arithmetic. Its own divergence is that of its products in bf16 from those in f32, which
+//! tells what is noise.
 
 use rayon::prelude::*;
 

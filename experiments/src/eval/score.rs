@@ -27,7 +27,7 @@ pub(crate) const fn most_bytes(vocab: usize) -> usize {
 }
 
 /// Scores windows block by block: one block's weights are in memory at a time, whatever the size of the model. The matrix
-/// products of linears and of the head are computed in `arithmetic`. The scores of each of `metrics`, in their order.
+/// products of linears and of the head are computed in `arithmetic`, those of `base` in its own. The scores of each of `metrics`, in their order.
 ///
 /// `base` is used only where a metric needs it, and serves one text alone. `progress` is called with the tokens passed through
 /// one block, of either model.
@@ -56,11 +56,11 @@ pub fn score<B: QuantBackend>(
         let states = final_states(decoder, share, arithmetic, progress)?;
         let base_states = match needs {
             Needs::Nothing | Needs::Likelihoods | Needs::Logits => Vec::new(),
-            Needs::BaseLogits => base.states(share, is_whole, arithmetic, progress)?,
+            Needs::BaseLogits => base.states(share, is_whole, progress)?,
         };
         // Read once a share: while blocks are passed, it would take the room of one.
         let head = decoder.head(arithmetic)?;
-        let base_head = if base_states.is_empty() { None } else { Some(base.decoder.head(arithmetic)?) };
+        let base_head = if base_states.is_empty() { None } else { Some(base.decoder.head(base.arithmetic)?) };
         let mut base_states = base_states.into_iter();
         for (states, batch) in states.into_iter().zip(share) {
             let base_rows = base_states

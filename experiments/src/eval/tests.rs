@@ -305,7 +305,7 @@ fn divergences_are_those_of_an_independent_computation() {
     let (own, base, windows) = (decoder(7), decoder(8), windows(3));
     let (q, p) = (probabilities(own.as_ref(), &windows), probabilities(base.as_ref(), &windows));
     let metric: &dyn Metric = &super::kl_divergence::KlDivergence;
-    let found = &scored(own.as_ref(), &mut BaseModel::new(base.as_ref()), 3, &[metric])[0];
+    let found = &scored(own.as_ref(), &mut BaseModel::new(base.as_ref(), Arithmetic::F32), 3, &[metric])[0];
     let mut all = Vec::new();
     for window in 0..3 {
         // The token at position t is predicted at t - 1.
@@ -329,7 +329,7 @@ fn divergences_are_those_of_an_independent_computation() {
         (MetricKey::KlMax, all[32]),
     ];
     for (key, expected) in of_sorted {
-        let found = &scored(own.as_ref(), &mut BaseModel::new(base.as_ref()), 3, &[key.metric()])[0];
+        let found = &scored(own.as_ref(), &mut BaseModel::new(base.as_ref(), Arithmetic::F32), 3, &[key.metric()])[0];
         assert!((found.value() - expected).abs() < 1e-9 * (1.0 + expected), "{key:?}: {} {expected}", found.value());
     }
 }
@@ -337,15 +337,15 @@ fn divergences_are_those_of_an_independent_computation() {
 #[test]
 fn one_pass_gives_each_metric_what_it_gets_alone() {
     let (own, base) = (decoder(7), decoder(8));
-    let together = scored(own.as_ref(), &mut BaseModel::new(base.as_ref()), 3, &metrics());
+    let together = scored(own.as_ref(), &mut BaseModel::new(base.as_ref(), Arithmetic::F32), 3, &metrics());
     for (metric, together) in metrics().into_iter().zip(&together) {
-        let alone = scored(own.as_ref(), &mut BaseModel::new(base.as_ref()), 3, &[metric]);
+        let alone = scored(own.as_ref(), &mut BaseModel::new(base.as_ref(), Arithmetic::F32), 3, &[metric]);
         assert_eq!(alone[0], *together, "{}", metric.quantity().name);
     }
     let of_perplexity = &together[0];
     assert_eq!((of_perplexity.n_tokens, of_perplexity.per_item.len()), (33, 3));
     // More windows change nothing of the first.
-    let more = scored(own.as_ref(), &mut BaseModel::new(base.as_ref()), 100, &metrics());
+    let more = scored(own.as_ref(), &mut BaseModel::new(base.as_ref(), Arithmetic::F32), 100, &metrics());
     for (more, few) in more.iter().zip(&together) {
         let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4;
         assert!(more.per_item[..3].concat().iter().zip(&few.per_item.concat()).all(close));
@@ -355,7 +355,7 @@ fn one_pass_gives_each_metric_what_it_gets_alone() {
 #[test]
 fn the_base_model_runs_once_and_is_at_nothing_from_itself() {
     let (own, base) = (decoder(7), decoder(8));
-    let mut held = BaseModel::new(base.as_ref());
+    let mut held = BaseModel::new(base.as_ref(), Arithmetic::F32);
     let accuracy: &dyn Metric = &super::next_token_accuracy::NextTokenAccuracy;
     scored(own.as_ref(), &mut held, 3, &[accuracy]);
     assert!(!held.is_kept(), "what needs no base model runs none");
@@ -367,6 +367,19 @@ fn the_base_model_runs_once_and_is_at_nothing_from_itself() {
     assert_eq!(n_tokens, 3 * 23 * 2, "the scored model alone passed through its two blocks");
     let itself = scored(base.as_ref(), &mut held, 3, &metrics());
     assert!(itself[1].per_item.iter().flatten().all(|&kl| kl == 0.0));
+}
+
+#[test]
+fn a_model_in_bf16_is_a_little_away_from_itself_in_f32() {
+    let (own, other) = (decoder(7), decoder(8));
+    let metric: &dyn Metric = &super::kl_divergence::KlDivergence;
+    let divergence = |arithmetic, base: &dyn Decoder<Flex>| {
+        let mut base = BaseModel::new(base, Arithmetic::F32);
+        score(own.as_ref(), &windows(3), arithmetic, &[metric], &mut base, &mut |_| {}).unwrap()[0].value()
+    };
+    let floor = divergence(Arithmetic::Bf16, own.as_ref());
+    let between = divergence(Arithmetic::F32, other.as_ref());
+    assert!(floor > 0.0 && floor < 0.01 * between, "{floor} {between}");
 }
 
 /// Answers to questions, which share their beginnings and differ in length, against each window scored by itself.
@@ -386,7 +399,7 @@ fn answers_are_scored_as_windows_of_their_own() {
     let first_targets = vec![10, 10, 10, 5, 5, 20];
     let items = Items::Questions { n_chars: vec![vec![4, 8, 3], vec![1, 1, 4]], targets: vec![0, 2] };
     let questions = Windows { windows: windows.clone(), n_total: 2, first_targets: first_targets.clone(), items };
-    let mut base = BaseModel::new(own.as_ref());
+    let mut base = BaseModel::new(own.as_ref(), Arithmetic::F32);
     let metrics: Vec<&dyn Metric> =
         all().map(|(_, metric)| metric).filter(|metric| matches!(metric.of_item(), OfItem::Question(_))).collect();
     let mut n_passed = 0;
@@ -398,11 +411,18 @@ fn answers_are_scored_as_windows_of_their_own() {
     let alone = |(window, first): (&Vec<u32>, &usize)| {
         let one =
             Windows { windows: vec![window.clone()], n_total: 1, first_targets: vec![*first], items: Items::Windows };
-        score(own.as_ref(), &one, Arithmetic::F32, &[perplexity], &mut BaseModel::new(own.as_ref()), &mut |_| {})
-            .unwrap()
-            .remove(0)
-            .per_item
-            .remove(0)
+        score(
+            own.as_ref(),
+            &one,
+            Arithmetic::F32,
+            &[perplexity],
+            &mut BaseModel::new(own.as_ref(), Arithmetic::F32),
+            &mut |_| {},
+        )
+        .unwrap()
+        .remove(0)
+        .per_item
+        .remove(0)
     };
     let expected: Vec<Vec<f32>> = windows.iter().zip(&first_targets).map(alone).collect();
     let of_likelihoods = metrics.iter().zip(&found).filter(|(metric, _)| metric.needs() == Needs::Likelihoods);

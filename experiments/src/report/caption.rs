@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 
 use super::base;
 use super::draws;
+use super::pivot::is_base;
 use super::row::Row;
 use super::tables::{decimals, grouped, number};
 use crate::config::{LmEvalGenerationProtocol, LmEvalProtocol, LmEvalTaskProtocol};
+use crate::eval::metric::{Direction, Needs};
 use crate::stats::Estimator;
 
 /// The caption of a table of comparable rows.
@@ -20,10 +22,11 @@ pub(super) fn of_rows(rows: &[Row]) -> String {
         let floor = number(floor, decimals(quantity.unit, floor));
         format!(" The process that wrote the text has a {label} of {floor}: no model is expected to be {better}.")
     });
+    let noise = noise_floor(rows);
     let base = base::sentence(rows) + &draws::sentence(rows);
     format!(
         "{limited}{} on {}: {}, protocol {} ({protocol}); {} {}, {} tokens {}. \
-         {}{arithmetic}{floor}{base} \
+         {}{arithmetic}{floor}{noise}{base} \
          Bits per weight count scales and zero points. {}.",
         row.model,
         row.dataset,
@@ -161,6 +164,19 @@ pub(super) fn arithmetic(row: &Row) -> String {
         "bf16-tensors" => " Weights and activations in bf16, sums, norms and softmax in f32.".to_owned(),
         other => format!(" Matrix products of the scoring pass in {other}, sums in f32."),
     }
+}
+
+/// What stands for a base model that is held against itself; a sentence after a blank, where one is.
+pub(super) fn noise_floor<'a>(rows: impl IntoIterator<Item = &'a Row>) -> String {
+    let is_apart = |row: &Row| match row.quantity().direction {
+        Direction::LowerIsBetter => row.value > 0.0,
+        Direction::HigherIsBetter => row.value < 1.0,
+    };
+    let is_from_itself = |row: &Row| is_base(row) && row.metric.metric().needs() == Needs::BaseLogits;
+    let base = rows.into_iter().find(|row| is_from_itself(row) && is_apart(row));
+    base.map_or_else(String::new, |row| {
+        format!(" The row of {} is its products in bf16 against those in f32: the noise floor.", row.method)
+    })
 }
 
 /// `Commit 9840d36 (dirty)`, or all of them where numbers come from several: of pairs of a commit and whether it was dirty.

@@ -95,6 +95,16 @@ fn three_metrics_are_three_tables() {
 }
 
 #[test]
+fn the_row_of_the_base_model_is_said_to_be_the_noise_floor() {
+    let mut records = records();
+    records[0] = measured(record(None, 0.0), 2e-4, 0.45);
+    let table = terminal_table(&plan(&records, vec![]), &records, &[]).unwrap();
+    let words = table.split_whitespace().collect::<Vec<_>>().join(" ");
+    let said = "The row of FP is its products in bf16 against those in f32: the noise floor.";
+    assert_eq!(words.matches(said).count(), 1, "under the table of divergences alone: {table}");
+}
+
+#[test]
 fn numbers_of_a_plain_mean_are_compared_by_differences() {
     let records = records();
     let rows = rows(&records);

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::base;
-use super::caption::{arithmetic, commits, limits, protocol, resampling};
+use super::caption::{arithmetic, commits, limits, noise_floor, protocol, resampling};
 use super::draws;
 use super::pivot::{Pivot, Place};
 use super::row::Row;
@@ -151,6 +151,7 @@ fn caption(pivot: &Pivot<'_>) -> String {
         protocol(first)
     );
     text += &arithmetic(first);
+    text += &noise_floor(pivot.measured.iter().copied());
     text += &base::sentence(pivot.measured.iter().copied());
     text += &draws::sentence(pivot.measured.iter().copied());
     if pivot.published().next().is_some() {

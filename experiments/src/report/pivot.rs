@@ -169,7 +169,7 @@ impl<'a> Pivot<'a> {
 }
 
 /// Whether a row is the base model as it is; a packed checkpoint as it is has a name of its own.
-fn is_base(row: &Row) -> bool {
+pub(super) fn is_base(row: &Row) -> bool {
     row.grid.is_none() && !row.method.starts_with("packed ")
 }
 

@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
+use awq_core::arithmetic::Arithmetic;
 use awq_core::backend::QuantBackend;
 use awq_core::model::Decoder;
 
@@ -94,7 +95,8 @@ impl<B: QuantBackend> Session<'_, B> {
 
     /// This session's model on each text, with nothing computed yet.
     pub fn base_models(&self, texts: &PreparedTexts) -> BaseModels<'_, B> {
-        texts.keys().map(|text| (text.clone(), BaseModel::new(self.decoder()))).collect()
+        let base = |text: &ScoredText| (text.clone(), BaseModel::new(self.decoder(), text.arithmetic));
+        texts.keys().map(base).collect()
     }
 
     /// One measurement an evaluation, in their order, of this session's model, or of what is measured in its place: what was made with
@@ -110,6 +112,7 @@ impl<B: QuantBackend> Session<'_, B> {
         (texts, base): (&PreparedTexts, &mut BaseModels<'_, B>),
         calibration: Option<&CalibrationSet>,
     ) -> anyhow::Result<Vec<Measurement>> {
+        let is_base = matches!(subject, Subject::Base);
         let made;
         let (decoder, opened) = match subject {
             Subject::Base => (self.decoder(), &self.model.opened),
@@ -130,8 +133,10 @@ impl<B: QuantBackend> Session<'_, B> {
                 continue;
             }
             // The first evaluation of a text takes the others along.
-            let spec = evaluation.text();
-            let together: Vec<&EvaluationSpec> = evaluations.iter().filter(|other| other.text() == spec).collect();
+            let (spec, arithmetic) = (evaluation.text(), self.arithmetic(is_base, evaluation));
+            let is_beside =
+                |other: &&EvaluationSpec| other.text() == spec && self.arithmetic(is_base, other) == arithmetic;
+            let together: Vec<&EvaluationSpec> = evaluations.iter().filter(is_beside).collect();
             let metrics: Vec<MetricKey> = together.iter().map(|one| one.metric()).collect();
             let text = (spec, &texts[spec]);
             let of_text = match &spec.protocol {
@@ -140,7 +145,7 @@ impl<B: QuantBackend> Session<'_, B> {
                 }
                 _ => {
                     let base = base.get_mut(spec).context("the base model is not prepared for a text")?;
-                    self.score_text(label, (decoder, base), text, &metrics, calibration)?
+                    self.score_text(label, (decoder, base), arithmetic, text, &metrics, calibration)?
                 }
             };
             measured.extend(together.into_iter().zip(of_text));
@@ -148,11 +153,21 @@ impl<B: QuantBackend> Session<'_, B> {
         Ok(evaluations.iter().filter_map(|evaluation| measured.remove(evaluation)).collect())
     }
 
+    /// In what the products of a pass are computed: as the evaluation says. The base model would be at nothing from itself; so
+    /// its divergences are those of bf16 from f32, the noise floor, where a device has both.
+    fn arithmetic(&self, is_base: bool, evaluation: &EvaluationSpec) -> Arithmetic {
+        let asked = evaluation.text().arithmetic;
+        let is_from_itself =
+            is_base && evaluation.metric().metric().needs() == Needs::BaseLogits && self.machine.precision.is_f32();
+        if is_from_itself { asked.other() } else { asked }
+    }
+
     /// One measurement a metric, of one pass over a text.
     fn score_text(
         &self,
         label: &str,
         (decoder, base): (&dyn Decoder<B>, &mut BaseModel<'_, B>),
+        arithmetic: Arithmetic,
         (spec, text): (&ScoredText, &Prepared),
         metrics: &[MetricKey],
         calibration: Option<&CalibrationSet>,
@@ -163,8 +178,7 @@ impl<B: QuantBackend> Session<'_, B> {
         let passes = if needs_of(&to_score) == Needs::BaseLogits && !base.is_kept() { 2 } else { 1 };
         let work = passes * n_tokens_fed(windows) * decoder.config().n_blocks;
         let bar = self.machine.progress.bar(&format!("{label}: {}", text.name), work as u64);
-        let scores =
-            score(decoder, windows, spec.arithmetic, &to_score, base, &mut |tokens| bar.advance(tokens as u64))?;
+        let scores = score(decoder, windows, arithmetic, &to_score, base, &mut |tokens| bar.advance(tokens as u64))?;
         bar.finish();
         Ok(self.measurements((spec, text), metrics, scores, calibration, start))
     }

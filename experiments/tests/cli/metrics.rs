@@ -48,7 +48,9 @@ fn one_run_measures_all_that_is_asked_of_a_text() {
         assert!((0.0..=1.0).contains(&number("next_token_accuracy")), "{label}");
         assert_eq!(measured(measurements, "kl_divergence")["samples"].as_array().unwrap().len(), 15);
         match label.contains("FP") {
-            true => assert_eq!(number("kl_divergence"), 0.0),
+            true => {
+                assert!((1e-9..1e-3).contains(&number("kl_divergence")), "bf16 from f32: {}", number("kl_divergence"))
+            }
             false => assert!(number("kl_divergence") > 1e-6, "{label}: {}", number("kl_divergence")),
         }
     }
