@@ -5,9 +5,12 @@ use awq_core::method::Precision;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::matmul::matmul;
-use faer::linalg::triangular_inverse::invert_upper_triangular;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::linalg::triangular_inverse::invert_lower_triangular;
+use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
+use faer::reborrow::ReborrowMut as _;
 use faer::traits::RealField;
-use faer::{Accum, MatMut, MatRef, Par};
+use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 /// Rows that one task treats.
@@ -17,7 +20,8 @@ pub(crate) const ROWS_PER_TASK: usize = 32;
 /// where `H` is not positive definite in `precision`.
 ///
 /// Factors `H = R R^T` with an upper triangular `R` (a Cholesky factorisation from the last row on) and inverts `R`: the same
-/// matrix as factoring the explicit inverse, in half the operations. Two `[n, n]` matrices in `precision` are alive at most.
+/// matrix as factoring the explicit inverse, in half the operations. One `[n, n]` matrix in `precision` and a quarter of another
+/// are alive at most.
 pub(crate) fn inverse_factor(h: &Entries<'_>, n: usize, precision: Precision) -> Option<Vec<f32>> {
     match precision {
         Precision::F32 => inverse_factor_in::<f32>(h, n),
@@ -30,12 +34,44 @@ pub(crate) type Entries<'a> = dyn Fn(usize, usize) -> f64 + Sync + 'a;
 
 fn inverse_factor_in<T: Float>(h: &Entries<'_>, n: usize) -> Option<Vec<f32>> {
     // Row `i` of the reversed matrix is row `n - 1 - i`, so that its lower factor is the wanted upper one, reversed.
-    let lower = cholesky_lower(n, &|i, j| T::narrow(h(n - 1 - i, n - 1 - j)))?;
-    let mut inverse = vec![T::narrow(0.0); n * n];
-    let upper = MatRef::from_column_major_slice(&lower, n, n).reverse_rows_and_cols();
-    invert_upper_triangular(MatMut::from_column_major_slice_mut(&mut inverse, n, n), upper, Par::rayon(0));
-    drop(lower);
-    upper_rows(n, &|i, j| inverse[j * n + i].to_f32())
+    let mut lower = cholesky_lower(n, &|i, j| T::narrow(h(n - 1 - i, n - 1 - j)))?;
+    invert_lower_in_place(MatMut::from_column_major_slice_mut(&mut lower, n, n));
+    let inverse = lower;
+    upper_rows(n, &|i, j| inverse[(n - 1 - j) * n + n - 1 - i].to_f32())
+}
+
+/// Rows of a triangular matrix that are inverted beside it, in one go.
+const ROWS_INVERTED_APART: usize = 64;
+
+/// Puts its inverse in place of the lower triangular matrix in the lower triangle of `matrix`; what is above is left alone. With
+/// halves `[[A, 0], [B, C]]` it is `[[A^-1, 0], [-C^-1 B A^-1, C^-1]]`, and no more than a copy of `B` is beside it.
+fn invert_lower_in_place<T: Float>(matrix: MatMut<'_, T>) {
+    let n = matrix.nrows();
+    if n <= ROWS_INVERTED_APART {
+        let mut inverse = Mat::<T>::zeros(n, n);
+        invert_lower_triangular(inverse.as_mut(), matrix.as_ref(), Par::Seq);
+        let mut matrix = matrix;
+        return (0..n).for_each(|j| (j..n).for_each(|i| matrix[(i, j)] = inverse[(i, j)]));
+    }
+    let middle = n / 2;
+    let (mut a, _, mut b, c) = matrix.split_at_mut(middle, middle);
+    invert_lower_in_place(a.rb_mut());
+    let before = b.to_owned();
+    let parallelism = Par::rayon(0);
+    triangular::matmul(
+        b.rb_mut(),
+        BlockStructure::Rectangular,
+        Accum::Replace,
+        before.as_ref(),
+        BlockStructure::Rectangular,
+        a.as_ref(),
+        BlockStructure::TriangularLower,
+        T::narrow(-1.0),
+        parallelism,
+    );
+    drop(before);
+    solve_lower_triangular_in_place(c.as_ref(), b, parallelism);
+    invert_lower_in_place(c);
 }
 
 /// The unit lower triangular `L`, row-major, with `H = L D L^T` and a diagonal `D`, the diagonal of ones left out (QuIP's
@@ -210,6 +246,29 @@ mod tests {
         assert!(inverse_factor(&indefinite, 2, Precision::F32).is_none());
         assert!(ldl_feedback(&indefinite, 2).is_none());
         assert!(inverse_factor(&|_, _| f64::NAN, 2, Precision::F64).is_none());
+    }
+
+    /// Sizes that are inverted apart, that are halved, and that are halved into odd parts.
+    #[test]
+    fn inverting_in_place_leaves_the_inverse_below_the_diagonal_and_the_rest_alone() {
+        for n in [1, 2, 64, 65, 200, 613] {
+            let entry = |i: usize, j: usize| match i.cmp(&j) {
+                std::cmp::Ordering::Less => 7.0,
+                std::cmp::Ordering::Equal => 1.0 + (i % 5) as f64,
+                std::cmp::Ordering::Greater => ((i * 31 + j * 17) % 23) as f64 / (23.0 * n as f64),
+            };
+            let lower = Mat::from_fn(n, n, entry);
+            let mut found = lower.clone();
+            invert_lower_in_place(found.as_mut());
+            let mut expected = Mat::<f64>::zeros(n, n);
+            invert_lower_triangular(expected.as_mut(), lower.as_ref(), Par::Seq);
+            for j in 0..n {
+                assert!((0..j).all(|i| found[(i, j)] == 7.0), "{n} rows, above column {j}");
+                for i in j..n {
+                    assert!((found[(i, j)] - expected[(i, j)]).abs() < 1e-13, "{n} rows, entry {i}, {j}");
+                }
+            }
+        }
     }
 
     /// Sizes at which faer hands work to other threads, whole tasks and not.

@@ -10,7 +10,7 @@
 //!
 //! *Cost.* Per input one Gram matrix and one `in x in` factorisation, which linears with the same input and cells on other grids
 //! share; per linear `out * in^2 / 2` multiplications. The losses in the record take four times as many again. In memory are at
-//! most three `in x in` matrices of f64: the Gram matrix, its factor, and the factor's inverse.
+//! most the Gram matrix, its factor (inverted in place) and a quarter of that, in f64.
 //!
 //! *Which weights set a group's grid.* [`GroupGrid`] names the three answers. `updated_weights` is the paper's algorithm and
 //! what `GPTQ` means in our tables: a group's range is that of the weights about to be rounded. `block_start_weights` is
