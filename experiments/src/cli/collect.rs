@@ -36,7 +36,7 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
     let plan = Plan::new(&spec);
     let mut is_whole = true;
     for shard in shares.all() {
-        let Counts { n_cells, n_done, n_failed, n_to_do } = Counts::of(&plan.clone().shard(shard), &records);
+        let Counts { n_cells, n_done, n_failed, n_to_do } = Counts::of(&plan.clone().shard(shard), &[&records]);
         if n_done < n_cells {
             is_whole = false;
             let log = shares.log_of(shard);

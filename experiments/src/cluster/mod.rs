@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::ExperimentSpec;
-use crate::files::{sync_folder, write_durably};
+use crate::files::{folder_of, sync_folder, write_durably};
 use crate::plan::select::Shard;
 use crate::record::RESOLVED_CONFIG;
 
@@ -104,6 +104,11 @@ impl Shares {
     /// Where all of it lies, absolute.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// The folder of the whole experiment, that they lie in.
+    pub fn collected_in(&self) -> &Path {
+        folder_of(&self.folder)
     }
 
     /// The share of this number, from 1.

@@ -54,16 +54,20 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Of the cells of `plan`.
-    pub fn of(plan: &Plan, records: &[StoredRecord]) -> Self {
-        let newest: BTreeMap<&CellId, &Outcome> =
-            records.iter().map(|record| (&record.cell_id, &record.outcome)).collect();
+    /// Of the cells of `plan`, by the records of one folder or several: a cell has its numbers if one of them has.
+    pub fn of(plan: &Plan, folders: &[&[StoredRecord]]) -> Self {
+        let newest = |records: &&'_ [StoredRecord]| -> BTreeMap<CellId, bool> {
+            let is_done = |record: &StoredRecord| matches!(record.outcome, Outcome::Done(_));
+            records.iter().map(|record| (record.cell_id.clone(), is_done(record))).collect()
+        };
+        let newest: Vec<BTreeMap<CellId, bool>> = folders.iter().map(newest).collect();
         let mut counts = Self::default();
         for cell in plan.cells() {
             counts.n_cells += 1;
-            match newest.get(&cell.id()) {
-                Some(Outcome::Done(_)) => counts.n_done += 1,
-                Some(Outcome::Failed(_)) => counts.n_failed += 1,
+            let id = cell.id();
+            match newest.iter().filter_map(|folder| folder.get(&id)).max() {
+                Some(true) => counts.n_done += 1,
+                Some(false) => counts.n_failed += 1,
                 None => counts.n_to_do += 1,
             }
         }
@@ -100,17 +104,17 @@ pub fn records_in(folder: &Path) -> anyhow::Result<(Vec<StoredRecord>, Vec<Strin
 }
 
 impl Status {
-    /// From the records of all shares.
+    /// From the records of all shares, and of the folder that they are collected in, where cells may have run as well.
     ///
     /// # Errors
     /// Records that cannot be read.
     pub fn of(shares: &Shares, plan: &Plan) -> anyhow::Result<Self> {
-        let mut notes = Vec::new();
+        let (of_whole, mut notes) = records_in(shares.collected_in())?;
         let mut of_share = |shard: Shard| {
             let folder = shares.folder_of(shard);
             let (records, of_files) = records_in(&folder)?;
             notes.extend(of_files);
-            let cells = Counts::of(&plan.clone().shard(shard), &records);
+            let cells = Counts::of(&plan.clone().shard(shard), &[&records, &of_whole]);
             anyhow::Ok(ShareStatus { share: shard.to_string(), folder, log: shares.log_of(shard), cells, task: None })
         };
         let of_shares = shares.all().map(&mut of_share).collect::<anyhow::Result<_>>()?;

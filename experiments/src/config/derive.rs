@@ -1,7 +1,7 @@
 //! [`derive()`]: the file of an experiment with some keys changed, everything else as it is written.
 
 use anyhow::{Context, bail, ensure};
-use toml_edit::{DocumentMut, Item, Value};
+use toml_edit::{DocumentMut, Item, Table, Value};
 
 /// A key and what it is set to: `grids.bits=[2]`, `methods[1].awq.scale.search.n_ratios=10`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +26,8 @@ enum Step<'a> {
     Index(usize),
 }
 
-/// `document` with each of `settings` in its place, comments and order kept. A key of the last table that is not there yet is added.
+/// `document` with each of `settings` in its place, comments and order kept. A key that is not there yet is added, and
+/// so are tables on the way to it.
 ///
 /// # Errors
 /// Text that is no TOML, or a path through what is no table or list.
@@ -79,10 +80,11 @@ fn replace(old: &mut Item, mut value: Value) {
 
 fn below<'a>(item: &'a mut Item, step: &Step<'_>) -> anyhow::Result<&'a mut Item> {
     match step {
-        Step::Key(key) => item
-            .as_table_like_mut()
-            .and_then(|table| table.get_mut(key))
-            .with_context(|| format!("there is no `{key}` to set something in")),
+        // A table that is not there is made: whether an experiment may have it is checked with the whole.
+        Step::Key(key) => {
+            let table = item.as_table_like_mut().with_context(|| format!("`{key}` lies in what is no table"))?;
+            Ok(table.entry(key).or_insert_with(|| Item::Table(Table::new())))
+        }
         Step::Index(index) => {
             let n = item.as_array().map_or_else(
                 || item.as_array_of_tables().map_or(0, toml_edit::ArrayOfTables::len),
@@ -134,16 +136,15 @@ mod tests {
         // Words need no quotes.
         assert_eq!(derived(&["question=Why not?"]).unwrap(), DOCUMENT.replace("\"?\"", "\"Why not?\""));
         assert_eq!(derived(&["grids.new=true"]).unwrap(), DOCUMENT.replace("# bits\n", "# bits\nnew = true\n"));
+        // A table that is not there comes behind the others.
+        let reported = derived(&["report.baseline=GPTQ"]).unwrap();
+        assert_eq!(reported, format!("{DOCUMENT}\n[report]\nbaseline = \"GPTQ\"\n"));
         let both = derived(&["grids.bits=[2]", "question=\"x\""]).unwrap();
         assert_eq!(both, DOCUMENT.replace("[4, 3]", "[2]").replace("\"?\"", "\"x\""));
     }
 
     #[test]
     fn what_is_not_there_is_named() {
-        assert_eq!(
-            derived(&["grid.bits=[2]"]).unwrap_err(),
-            "cannot set `grid.bits`: there is no `grid` to set something in"
-        );
         assert_eq!(
             derived(&["methods[2].rtn={}"]).unwrap_err(),
             "cannot set `methods[2].rtn`: there is no [2]: the list has 2"

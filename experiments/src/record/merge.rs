@@ -5,9 +5,9 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use super::StoredRecord;
 use super::blocks::BlockLogs;
 use super::file::{Line as _, Lines, RecordFile, whole_lines};
+use super::{Outcome, StoredRecord};
 use crate::plan::CellId;
 
 /// What became of the records of another folder.
@@ -17,8 +17,8 @@ pub struct Merged {
     pub n_new: usize,
     /// Records that were there already.
     pub n_known: usize,
-    /// Records of cells that have a newer one here, which they would take the place of.
-    pub n_older: usize,
+    /// Records of cells that have a newer one here, or numbers where they say of a failure.
+    pub n_left: usize,
     /// Lines that are no records.
     pub n_bad: usize,
     /// Records whose logs of blocks the other folder has lost; they are taken over without.
@@ -27,8 +27,8 @@ pub struct Merged {
 
 impl RecordFile<StoredRecord> {
     /// Appends the records of `folder` that this file does not hold, byte for byte and in their order, with their logs of blocks. The
-    /// last record of a cell is the one that counts, so one that is older than what this file has of its cell is left out.
-    /// The other folder is left as it is; lines in it that are no records stay there.
+    /// last record of a cell is the one that counts, so a cell that has numbers here takes over no failure, and nothing that is
+    /// older than its own record; a failure here gives way to any numbers. The other folder is left as it is; lines in it that are no records stay there.
     ///
     /// # Errors
     /// A file that cannot be read or written, or a newer program's record.
@@ -39,12 +39,11 @@ impl RecordFile<StoredRecord> {
         let theirs = whole_lines(&theirs);
         // A record of a newer program is an error before anything is written.
         let n_bad = Lines::<StoredRecord>::parse(&path, theirs)?.n_bad();
-        let known: BTreeSet<&[u8]> = own.split_inclusive(|&byte| byte == b'\n').collect();
-        let mut newest: BTreeMap<CellId, u64> = BTreeMap::new();
-        for record in known.iter().filter_map(|line| serde_json::from_slice::<StoredRecord>(line).ok()) {
-            let time = newest.entry(record.cell_id).or_default();
-            *time = record.provenance.unix_time.max(*time);
-        }
+        let lines = || own.split_inclusive(|&byte| byte == b'\n');
+        let known: BTreeSet<&[u8]> = lines().collect();
+        let own_records = lines().filter_map(|line| serde_json::from_slice::<StoredRecord>(line).ok());
+        let mut standing: BTreeMap<CellId, (bool, u64)> =
+            own_records.map(|one| (one.cell_id.clone(), rank(&one))).collect();
         let logs = BlockLogs::read(folder)?;
         let mut merged = Merged { n_bad, ..Merged::default() };
         for line in theirs.split_inclusive(|&byte| byte == b'\n') {
@@ -53,10 +52,11 @@ impl RecordFile<StoredRecord> {
                 merged.n_known += 1;
                 continue;
             }
-            if newest.get(&record.cell_id).is_some_and(|&time| time > record.provenance.unix_time) {
-                merged.n_older += 1;
+            if standing.get(&record.cell_id).is_some_and(|&own| own > rank(&record)) {
+                merged.n_left += 1;
                 continue;
             }
+            standing.insert(record.cell_id.clone(), rank(&record));
             if let Some(sha256) = record.quantization().and_then(|quantization| quantization.blocks_sha256.clone()) {
                 match logs.json(&sha256) {
                     Some(json) => drop(self.blocks.append(json)?),
@@ -70,12 +70,17 @@ impl RecordFile<StoredRecord> {
     }
 }
 
+/// Of two records of one cell the one with the higher rank counts: whether it has numbers, then when it was made.
+fn rank(record: &StoredRecord) -> (bool, u64) {
+    (matches!(record.outcome, Outcome::Done(_)), record.provenance.unix_time)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::record::read_records;
+    use crate::record::{Failed, Stage, read_records};
     use crate::report::tests::records;
 
     #[test]
@@ -139,10 +144,34 @@ mod tests {
         }
         // The whole ran a cell again after its share did.
         let mut whole = RecordFile::<StoredRecord>::open(newer.path()).unwrap();
-        assert_eq!(whole.merge(older.path()).unwrap(), Merged { n_older: 1, ..Merged::default() });
+        assert_eq!(whole.merge(older.path()).unwrap(), Merged { n_left: 1, ..Merged::default() });
         // And the other way round.
         let mut whole = RecordFile::<StoredRecord>::open(older.path()).unwrap();
         let _newer = whole.merge(at(300).path()).unwrap();
-        assert_eq!(whole.merge(at(250).path()).unwrap(), Merged { n_older: 1, ..Merged::default() });
+        assert_eq!(whole.merge(at(250).path()).unwrap(), Merged { n_left: 1, ..Merged::default() });
+    }
+
+    #[test]
+    fn a_failure_takes_no_numbers_away_however_new_it_is() {
+        let cell = records().swap_remove(0);
+        let folder = |unix_time, is_failed| {
+            let mut record = cell.clone();
+            record.provenance.unix_time = unix_time;
+            if is_failed {
+                record.outcome = Outcome::Failed(Failed { stage: Stage::Evaluate, error: "lost".into() });
+            }
+            let folder = tempfile::tempdir().unwrap();
+            RecordFile::<StoredRecord>::open(folder.path()).unwrap().append(&record).unwrap();
+            folder
+        };
+        let (numbers, failure) = (folder(100, false), folder(200, true));
+        for shares in [[&numbers, &failure], [&failure, &numbers]] {
+            let merged = tempfile::tempdir().unwrap();
+            let mut file = RecordFile::<StoredRecord>::open(merged.path()).unwrap();
+            let counts = shares.map(|share| file.merge(share.path()).unwrap());
+            drop(file);
+            let (records, _) = read_records::<StoredRecord>(merged.path()).unwrap();
+            assert!(matches!(records.last().unwrap().outcome, Outcome::Done(_)), "{counts:?}");
+        }
     }
 }
