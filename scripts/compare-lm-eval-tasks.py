@@ -83,7 +83,7 @@ TASKS = {
 SAMPLES = {
     "openbookqa": ("allenai/openbookqa", "main", "test", [
         {"question_stem": "A kettle on a hot stove will", "choices": {"text": ["freeze", "whistle", "grow leaves", "fall asleep"], "label": ["A", "B", "C", "D"]}, "answerKey": "B"},
-        {"question_stem": "The moon shines because", "choices": {"text": ["it burns", "it reflects light", "of its clouds", "of its seas"], "label": ["A", "B", "C", "D"]}, "answerKey": "B "},
+        {"question_stem": "The moon shines because", "choices": {"text": ["it burns", "it reflects light", "of its clouds", "of its seas"], "label": ["A", "B", "C", "D"]}, "answerKey": " B"},
     ]),
     "copa": ("aps/super_glue", "copa", "validation", [
         {"premise": "The lake froze over.", "choice1": "It was very cold.", "choice2": "Fish were caught.", "question": "cause", "label": 0},
@@ -158,6 +158,19 @@ def theirs(lm, task: str, path: Path, questions: int) -> tuple[list[dict], float
     return samples, seconds
 
 
+def right_answer(task: str, sample: dict) -> int:
+    """Its place among the answers: the target is that, or, with some tasks, the answer itself."""
+    if task == "winogrande":
+        return int(sample["doc"]["answer"]) - 1
+    target = str(sample["target"])
+    if target.isdigit():
+        return int(target)
+    arguments = sample["arguments"]
+    pairs = [arguments[key] for key in sorted(arguments)] if isinstance(arguments, dict) else arguments
+    answers = [pair["arg_1"] if isinstance(pair, dict) else pair[1] for pair in pairs]
+    return [answer.strip() for answer in answers].index(target.strip())
+
+
 def ours(program: Path, model: Path, task: str, metrics: list[str], settings: dict, folder: Path, environment: dict) -> tuple[dict, float]:
     """Measurements of the model by metric, and seconds of the scoring pass."""
     folder.mkdir()
@@ -213,7 +226,7 @@ def main() -> None:
                 if again[loss]["text_sha256"] != measured[loss]["text_sha256"]:
                     sys.exit(f"{task}: the questions of the file in DATA are not those of the hub's layout")
             log_likelihoods = [[float(response[0][0]) for response in sample["resps"]] for sample in samples]
-            right = [lls[0 if is_completion else int(sample["target"])] if task != "winogrande" else lls[int(sample["doc"]["answer"]) - 1] for lls, sample in zip(log_likelihoods, samples)]
+            right = [lls[0 if is_completion else right_answer(task, sample)] for lls, sample in zip(log_likelihoods, samples)]
             differences = [abs(ll + nll) / max(1.0, abs(ll)) for ll, nll in zip(right, measured[loss]["samples"])]
             others = 0
             for key, name in names.items():
