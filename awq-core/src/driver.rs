@@ -89,6 +89,9 @@ pub trait BlockSink {
         None
     }
 
+    /// A further share of a job's work on its next block is done; in all less than 1 until the block is kept.
+    fn advance(&self, _job_idx: usize, _share: f64) {}
+
     /// Takes the next block of a job.
     ///
     /// # Errors
@@ -104,6 +107,9 @@ pub trait BlockSink {
     /// All jobs are done with a block, on which `shared_seconds` were spent for all of them.
     fn passed(&mut self, block_idx: usize, shared_seconds: f64);
 }
+
+/// The method's share of the work on a block, about; the rest is what the block puts out afterwards.
+const PART_OF_METHOD: f64 = 0.9;
 
 /// Quantizes a model by every job in one pass over its blocks.
 ///
@@ -150,7 +156,8 @@ pub fn quantize_blocks<B: QuantBackend, S: BlockSink>(
                 (None, Some(seen)) => seen.clone(),
                 (None, None) => unreachable!("jobs without streams of their own share one"),
             };
-            match quantize_block(job, (block_idx, block), streams.propagation, seen, compared) {
+            let listener = |share: f64| sink.advance(job_idx, PART_OF_METHOD * share);
+            match quantize_block(job, (block_idx, block), streams.propagation, seen, compared, &listener) {
                 Ok(edited) => {
                     if let Some(stream) = own {
                         *stream = Stream { hidden: edited.outputs };

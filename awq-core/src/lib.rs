@@ -28,6 +28,7 @@ pub mod model;
 pub mod numbers;
 pub mod open;
 pub mod pack;
+pub mod progress;
 pub mod quantized;
 pub mod rotation;
 pub mod rule;

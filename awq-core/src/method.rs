@@ -18,6 +18,7 @@ use crate::grids::BlockGrids;
 use crate::log::{BlockLog, LinearLog};
 use crate::model::{Block, LinearFacts, LinearName};
 use crate::numbers::of_table;
+use crate::progress::Listener;
 use crate::quantized::{QuantizedWeight, StoredParts};
 
 /// What a method is given of one block.
@@ -33,6 +34,8 @@ pub struct BlockCtx<'a, B: QuantBackend> {
     pub linears: &'a [LinearFacts],
     /// The grid of each linear of the block.
     pub grids: &'a BlockGrids,
+    /// Hears how much of the work on these linears is done.
+    pub listener: &'a Listener<'a>,
 }
 
 impl<'a, B: QuantBackend> BlockCtx<'a, B> {
@@ -241,10 +244,13 @@ pub fn quantize_each_linear<B: QuantBackend>(
     ctx: &BlockCtx<'_, B>,
 ) -> Result<BlockEdit<B>, MethodError> {
     let mut edit = BlockEdit { scales: Vec::new(), linears: BTreeMap::new(), log: BlockLog::default() };
+    let n_weights = |facts: &LinearFacts| ctx.block.params().linear(facts.name).weight.shape().num_elements() as f64;
+    let total: f64 = ctx.linears.iter().map(n_weights).sum();
     for facts in ctx.linears {
         let (weight, log) = method.quantize_linear(&ctx.linear(facts))?;
         edit.linears.insert(facts.name, weight);
         edit.log.linears.push(log);
+        (ctx.listener)(n_weights(facts) / total);
     }
     Ok(edit)
 }

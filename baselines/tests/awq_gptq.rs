@@ -67,7 +67,14 @@ fn block(unit: f32, dead: impl Fn(usize) -> bool) -> (Box<dyn Block<Flex>>, Bloc
 fn quantize(method: &dyn QuantMethod<Flex>, block: &dyn Block<Flex>, inputs: &BlockInputs<Flex>) -> BlockEdit<Flex> {
     let linears = &block.layout().linears;
     method
-        .quantize_block(&BlockCtx { block_idx: 0, block, inputs: Some(inputs), linears, grids: &GRID.into() })
+        .quantize_block(&BlockCtx {
+            block_idx: 0,
+            block,
+            inputs: Some(inputs),
+            linears,
+            grids: &GRID.into(),
+            listener: &|_| {},
+        })
         .unwrap()
 }
 

@@ -81,7 +81,8 @@ fn codes_agree_with_the_official_code() {
     let (inputs, _) = BlockInputs::capture(block.as_ref(), &[hidden]);
     let layout = block.layout();
     let (linears, grids) = (&layout.linears, &GRID.into());
-    let ctx = BlockCtx { block_idx: 0, block: block.as_ref(), inputs: Some(&inputs), linears, grids };
+    let ctx =
+        BlockCtx { block_idx: 0, block: block.as_ref(), inputs: Some(&inputs), linears, grids, listener: &|_| {} };
     for linear in ["self_attn.q_proj", "mlp.down_proj"] {
         let facts = layout.linears.iter().find(|facts| facts.name.0 == linear).unwrap();
         let ctx = ctx.linear(facts);

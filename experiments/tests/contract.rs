@@ -135,6 +135,7 @@ impl Case {
             inputs: Some(&self.inputs),
             linears,
             grids: &(*grid).into(),
+            listener: &|_| {},
         };
         method.method::<Flex>().quantize_block(&ctx).unwrap_or_else(|error| panic!("{}: {error}", method.label()))
     }
@@ -271,7 +272,7 @@ fn tables_of_values_are_rounded_to_soundly_or_refused_beforehand() {
             let label = format!("{} on {}", method.label(), grid.label());
             let linears = &case.block.layout().linears;
             let (inputs, grids) = (Some(&case.inputs), &grid.into());
-            let ctx = BlockCtx { block_idx: 0, block: case.block.as_ref(), inputs, linears, grids };
+            let ctx = BlockCtx { block_idx: 0, block: case.block.as_ref(), inputs, linears, grids, listener: &|_| {} };
             let done = method.method::<Flex>().quantize_block(&ctx).map(|_| ()).map_err(|error| error.to_string());
             match method.settings().supports(&grid) {
                 Ok(()) => {
@@ -335,6 +336,27 @@ fn no_method_loses_to_plain_rounding_on_its_own_loss() {
         for search in &edit.log.scale_searches {
             assert!(search.loss_after <= search.loss_before, "{}: {search:?}", method.label());
         }
+    }
+}
+
+#[test]
+fn every_method_tells_how_far_it_is() {
+    let case = Case::new(4, |_| {});
+    for method in methods() {
+        let told = std::cell::RefCell::new(Vec::new());
+        let ctx = BlockCtx {
+            block_idx: 0,
+            block: case.block.as_ref(),
+            inputs: Some(&case.inputs),
+            linears: &case.block.layout().linears,
+            grids: &grid(4).into(),
+            listener: &|share| told.borrow_mut().push(share),
+        };
+        method.method::<Flex>().quantize_block(&ctx).unwrap();
+        let (n_linears, told) = (ctx.linears.len(), told.borrow());
+        let whole: f64 = told.iter().sum();
+        assert!(told.len() >= n_linears && told.iter().all(|&share| share >= 0.0), "{}: {told:?}", method.label());
+        assert!((whole - 1.0).abs() < 1e-9, "{}: {whole} of the block", method.label());
     }
 }
 
@@ -431,7 +453,14 @@ fn gptaq_refuses_experts() {
     let gptaq = methods().into_iter().find(|method| method.key() == "gptaq").unwrap();
     let case = Case::of(fixture("mixtral-tiny").as_ref(), 2, |_| {});
     let (linears, grids) = (&case.block.layout().linears, &grid(3).into());
-    let ctx = BlockCtx { block_idx: 0, block: case.block.as_ref(), inputs: Some(&case.inputs), linears, grids };
+    let ctx = BlockCtx {
+        block_idx: 0,
+        block: case.block.as_ref(),
+        inputs: Some(&case.inputs),
+        linears,
+        grids,
+        listener: &|_| {},
+    };
     assert_snapshot!(
         gptaq.method::<Flex>().quantize_block(&ctx).unwrap_err(),
         @"block 0, block_sparse_moe.experts.0.w1: GPTAQ compares what a linear sees with what it sees in the full-precision model, and an expert sees other tokens there; use gptq"

@@ -11,11 +11,14 @@ use crate::capture::InputStats;
 use crate::method::{BlockCtx, MethodError};
 use crate::model::layers::Linear;
 use crate::model::{Block, BlockParams, Inspect, LinearName, ScaleGroup};
+use crate::progress::Part;
 
 /// Tokens of a pass, or one sequence where that is longer: what lies between the linears stays in the cache.
 const TOKENS_PER_PASS: usize = 512;
 /// What recorded passes may take of the memory.
 pub(super) const RECORDED_BYTES: usize = 1 << 29;
+/// The share of a search that differences are, about; the rest settles which is the smallest.
+const PART_OF_ALL: f64 = 0.8;
 
 /// What decides the full-precision outputs of a module beside the block; every candidate is compared with them.
 #[derive(PartialEq)]
@@ -43,6 +46,8 @@ pub(super) struct Judge<'a, B: QuantBackend> {
     pub(super) input: &'a InputStats<B>,
     /// Bytes of recorded passes in memory at a time; one pass is there in any case.
     pub(super) recorded_bytes: usize,
+    /// Hears how many of the scales are judged.
+    pub(super) part: &'a Part<'a>,
 }
 
 impl<B: QuantBackend> Judge<'_, B> {
@@ -53,10 +58,11 @@ impl<B: QuantBackend> Judge<'_, B> {
             return Ok(scales.iter().map(|scale| self.linear_loss(scale, Arithmetic::Bf16)).collect());
         }
         let mut sums = vec![0.0; scales.len()];
-        let n_values = self.on_passes(|passes| {
+        let n_values = self.on_passes(|passes, share| {
             for (sum, scale) in sums.iter_mut().zip(scales) {
                 let changes = self.quantized_linears().map(|name| (name, self.change(name, scale)));
                 *sum += passes.squared_change(self.ctx.block, changes);
+                self.part.tell(PART_OF_ALL * share / scales.len() as f64);
             }
         })?;
         Ok(sums.into_iter().map(|sum| sum / n_values as f64).collect())
@@ -68,7 +74,7 @@ impl<B: QuantBackend> Judge<'_, B> {
             return Ok(self.linear_loss(scale, Arithmetic::F32));
         }
         let (candidate, mut sum) = (self.candidate(self.ctx.block.params().clone(), scale), 0.0);
-        let n_values = self.on_passes(|passes| sum += passes.squared_distance(candidate.as_ref()))?;
+        let n_values = self.on_passes(|passes, _| sum += passes.squared_distance(candidate.as_ref()))?;
         Ok(sum / n_values as f64)
     }
 
@@ -95,14 +101,15 @@ impl<B: QuantBackend> Judge<'_, B> {
                 .iter()
                 .zip(expected.iter())
                 .map(|(x, expected)| B::squared_distance(&module.run(candidate.as_ref(), x.clone()), expected));
+            self.part.tell(1.0 / scales.len() as f64);
             squares.sum::<f64>() / n_values as f64
         };
         Ok(scales.iter().map(loss).collect())
     }
 
-    /// Calls `work` with all recorded passes of the module, as many at a time as [`Self::recorded_bytes`] holds. Returns the number
-    /// of values that the module puts out.
-    fn on_passes(&self, mut work: impl FnMut(&RecordedPasses<B>)) -> Result<usize, MethodError> {
+    /// Calls `work` with all recorded passes of the module, as many at a time as [`Self::recorded_bytes`] holds, and which share of
+    /// all they are. Returns the number of values that the module puts out.
+    fn on_passes(&self, mut work: impl FnMut(&RecordedPasses<B>, f64)) -> Result<usize, MethodError> {
         self.check_inputs()?;
         let (block, module) = (self.ctx.block, self.group.inspect);
         let chunks = chunks(self.input.batches());
@@ -118,7 +125,7 @@ impl<B: QuantBackend> Judge<'_, B> {
             let passes =
                 if is_all { self.input.shared().get(AskedPasses { module }, record)? } else { Arc::new(record()?) };
             n_values += passes.n_values();
-            work(&passes);
+            work(&passes, some.len() as f64 / chunks.len() as f64);
         }
         Ok(n_values)
     }
@@ -208,10 +215,18 @@ mod tests {
         let block = decoder.block(0).unwrap();
         let (inputs, _) = BlockInputs::capture(block.as_ref(), &[hidden]);
         let (linears, grids) = (&block.layout().linears, &BlockGrids::from(GRID));
-        let ctx = BlockCtx { block_idx: 0, block: block.as_ref(), inputs: Some(&inputs), linears, grids };
         let of_group = |group: &ScaleGroup| {
+            let ctx = BlockCtx {
+                block_idx: 0,
+                block: block.as_ref(),
+                inputs: Some(&inputs),
+                linears,
+                grids,
+                listener: &|_| {},
+            };
             let input = inputs.get(group.input).unwrap();
-            let judge = Judge { ctx: &ctx, group, input, recorded_bytes };
+            let part = Part::new(&|_| {}, 1.0);
+            let judge = Judge { ctx: &ctx, group, input, recorded_bytes, part: &part };
             let scales: Vec<_> = [0.0, 0.5, 0.95].iter().map(|&ratio| input.mean_abs().powf_scalar(ratio)).collect();
             let in_f32 = scales.iter().map(|scale| judge.loss_in_f32(scale).unwrap()).collect();
             (group.label(), judge.losses(&scales).unwrap(), in_f32)

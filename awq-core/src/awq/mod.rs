@@ -32,6 +32,7 @@ use crate::grid::Grid;
 use crate::log::{BlockLog, ClipLog, LinearLog};
 use crate::method::{BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod};
 use crate::model::{BlockParams, LinearFacts};
+use crate::progress::Part;
 use crate::quantized::{QuantizedWeight, StoredParts};
 
 mod clip;
@@ -147,6 +148,9 @@ impl MethodSettings for Awq {
     }
 }
 
+/// The scale search's share of the work on a block, about.
+const PART_OF_SCALES: f64 = 0.8;
+
 impl Awq {
     /// Searches scales and clips as configured, and hands the prepared weights to `rounding`.
     ///
@@ -167,10 +171,12 @@ impl Awq {
             params = fold(params, &layout.scale_groups[*group_idx], scale);
         }
         let mut edit = BlockEdit { scales, linears: Default::default(), log };
+        let after_scales = if self.scale == ScaleStep::Off { 1.0 } else { 1.0 - PART_OF_SCALES };
         for facts in ctx.linears {
             let (weight, linear_log) = self.quantize_linear(ctx, facts, &params, &edit.scales, rounding)?;
             edit.linears.insert(facts.name, weight);
             edit.log.linears.push(linear_log);
+            (ctx.listener)(after_scales / ctx.linears.len() as f64);
         }
         Ok(edit)
     }
@@ -182,12 +188,14 @@ impl Awq {
     ) -> Result<Vec<(usize, Tensor<B, 1>)>, MethodError> {
         let ScaleStep::Search(search) = &self.scale else { return Ok(Vec::new()) };
         let mut scales = Vec::new();
-        for (group_idx, group) in ctx.block.layout().scale_groups.iter().enumerate() {
+        let groups = &ctx.block.layout().scale_groups;
+        for (group_idx, group) in groups.iter().enumerate() {
+            let part = Part::new(ctx.listener, PART_OF_SCALES / groups.len() as f64);
             let grids: Vec<Option<Grid>> = group.linears.iter().map(|&linear| ctx.grids.of(linear).copied()).collect();
             if grids.iter().all(Option::is_none) {
                 continue;
             }
-            let run = || search.run(ctx, group);
+            let run = || search.run(ctx, group, &part);
             let (scale, search_log) = match ctx.inputs {
                 Some(inputs) => {
                     let asked = AskedSearch { group: group.label(), grids, search: search.clone() };
@@ -197,6 +205,7 @@ impl Awq {
             };
             scales.push((group_idx, scale));
             log.scale_searches.push(search_log);
+            part.finish();
         }
         Ok(scales)
     }

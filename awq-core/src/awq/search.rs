@@ -13,6 +13,7 @@ use crate::backend::QuantBackend;
 use crate::log::ScaleSearchLog;
 use crate::method::{BlockCtx, MethodError};
 use crate::model::{LinearName, ScaleGroup};
+use crate::progress::Part;
 
 /// Smallest scale before normalization (the official code's constant): a channel that is never active keeps a usable weight.
 const MIN_SCALE: f64 = 1e-4;
@@ -49,11 +50,12 @@ pub enum ScaleFormula {
 }
 
 impl ScaleSearch {
-    /// Finds the scale of one group on the original block. Returns it, `[in]`, and what was seen.
+    /// Finds the scale of one group on the original block, which is `part` of the work on it. Returns it, `[in]`, and what was seen.
     pub(super) fn run<B: QuantBackend>(
         &self,
         ctx: &BlockCtx<'_, B>,
         group: &ScaleGroup,
+        part: &Part<'_>,
     ) -> Result<(Tensor<B, 1>, ScaleSearchLog), MethodError> {
         let input = ctx.input(group.input)?;
         let weight_mean = match self.formula {
@@ -68,7 +70,7 @@ impl ScaleSearch {
             // No exponent stands for what there is without a scale.
             scales.push(input.mean_abs().ones_like());
         }
-        let judge = Judge { ctx, group, input, recorded_bytes: RECORDED_BYTES };
+        let judge = Judge { ctx, group, input, recorded_bytes: RECORDED_BYTES, part };
         let mut losses = self.losses(&judge, &scales)?;
         let loss_before = match self.formula {
             ScaleFormula::Activation => losses[0],

@@ -14,6 +14,7 @@ use crate::method::{BlockCtx, BlockEdit, MethodError, QuantMethod};
 use crate::model::layers::Linear;
 use crate::model::{Block, BlockLayout, LinearFacts, LinearName};
 use crate::pack::PackedWeight;
+use crate::progress::Listener;
 use crate::scale_range::checked_edit;
 
 /// A quantized block and what it puts out.
@@ -25,13 +26,14 @@ pub(super) struct Edited<B: QuantBackend> {
 }
 
 /// Quantizes a block that sees `seen`: at once, or stage by stage where later linears are to see the earlier ones quantized.
-/// `compared` is what its linears see in the full-precision model, for methods that ask for it.
+/// `compared` is what its linears see in the full-precision model, for methods that ask for it; `listener` hears how far the method is.
 pub(super) fn quantize_block<B: QuantBackend>(
     job: &Job<'_, B>,
     (block_idx, block): (usize, &dyn Block<B>),
     propagation: Propagation,
     seen: Seen<B>,
     compared: Option<&BlockInputs<B>>,
+    listener: &Listener<'_>,
 ) -> Result<Edited<B>, MethodError> {
     let (layout, grids) = (block.layout(), job.grids.block(block_idx));
     let stages: Vec<Vec<LinearFacts>> = match propagation {
@@ -51,7 +53,8 @@ pub(super) fn quantize_block<B: QuantBackend>(
         if stage_idx > 0 {
             inputs = Seen::of(block, hidden.clone(), compared).inputs;
         }
-        let ctx = BlockCtx { block_idx, block, inputs: Some(inputs.as_ref()), linears, grids };
+        let of_stage = |share: f64| listener(share / stages.len() as f64);
+        let ctx = BlockCtx { block_idx, block, inputs: Some(inputs.as_ref()), linears, grids, listener: &of_stage };
         let applied = apply(block, decide(job.method, &ctx)?);
         log.scale_searches.extend(applied.log.scale_searches);
         log.linears.extend(applied.log.linears);

@@ -191,6 +191,7 @@ fn error_of(case: &Case, calibrated: bool, grid: &awq_core::grid::Grid) -> Metho
         inputs: calibrated.then_some(&case.inputs),
         linears: &case.block.layout().linears,
         grids: &(*grid).into(),
+        listener: &|_| {},
     };
     official_awq().quantize_block(&ctx).unwrap_err()
 }

@@ -178,6 +178,7 @@ fn searches_by_definition(spec: &TinySpec, method: &Awq, grid: &Grid) -> Vec<Sca
     let block = decoder.block(0).unwrap();
     let (inputs, _) = BlockInputs::capture(block.as_ref(), &[hidden]);
     let (linears, grids) = (&block.layout().linears, &(*grid).into());
-    let ctx = BlockCtx { block_idx: 0, block: block.as_ref(), inputs: Some(&inputs), linears, grids };
+    let ctx =
+        BlockCtx { block_idx: 0, block: block.as_ref(), inputs: Some(&inputs), linears, grids, listener: &|_| {} };
     method.quantize_block(&ctx).unwrap().log.scale_searches
 }

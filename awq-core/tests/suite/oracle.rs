@@ -167,7 +167,14 @@ impl Replay {
     fn edit(&self, method: &dyn QuantMethod<Cpu>) -> BlockEdit<Cpu> {
         let grids = &Self::grid().into();
         let linears = &self.block.layout().linears;
-        let ctx = BlockCtx { block_idx: 0, block: self.block.as_ref(), inputs: Some(&self.inputs), linears, grids };
+        let ctx = BlockCtx {
+            block_idx: 0,
+            block: self.block.as_ref(),
+            inputs: Some(&self.inputs),
+            linears,
+            grids,
+            listener: &|_| {},
+        };
         method.quantize_block(&ctx).unwrap()
     }
 }

@@ -165,6 +165,7 @@ impl Case {
             inputs: Some(&self.inputs),
             linears: &self.block.layout().linears,
             grids: &(*grid).into(),
+            listener: &|_| {},
         };
         method.quantize_block(&ctx).unwrap()
     }

@@ -7,6 +7,7 @@ use awq_core::method::MethodError;
 use awq_core::model::Decoder;
 use awq_core::pack::PackedWeight;
 use awq_core::rule::GridRule;
+use std::cell::Cell;
 
 use super::{Calibrated, Session};
 use crate::assets::cannot_write;
@@ -62,9 +63,9 @@ impl<B: QuantBackend> Session<'_, B> {
         }
         let n_blocks = self.decoder.config().n_blocks;
         let n_missing: usize = codes.iter().map(|codes| n_blocks.saturating_sub(codes.n_blocks())).sum();
-        let bar = self.machine.progress.bar(label, n_missing as u64);
+        let bar = self.machine.progress.bar(label, n_missing as u64 * PARTS_OF_A_BLOCK);
         let calibration = calibrated.map(Calibrated::calibration);
-        let mut sink = Stored { codes, bar: &bar };
+        let mut sink = Stored { codes, bar: &bar, within: Cell::new((0, 0.0)) };
         let results = guarded(|| quantize_blocks(self.decoder.as_ref(), calibration, &jobs, &mut sink))?;
         let codes = sink.codes;
         bar.finish();
@@ -99,9 +100,19 @@ impl<B: QuantBackend> Session<'_, B> {
     }
 }
 
+/// Units of a bar that a block of one cell is: it moves while a block is worked on, which may take minutes.
+const PARTS_OF_A_BLOCK: u64 = 1000;
+
 struct Stored<'a> {
     codes: Vec<Codes>,
     bar: &'a Bar,
+    /// Which job's block is worked on, and how much of it is done.
+    within: Cell<(usize, f64)>,
+}
+
+/// Whole parts of a block that a share of it is.
+fn parts(share: f64) -> u64 {
+    (share.clamp(0.0, 1.0) * PARTS_OF_A_BLOCK as f64) as u64
 }
 
 impl BlockSink for Stored<'_> {
@@ -111,9 +122,22 @@ impl BlockSink for Stored<'_> {
         self.codes[job_idx].begun()
     }
 
+    fn advance(&self, job_idx: usize, share: f64) {
+        let done = match self.within.get() {
+            (job, done) if job == job_idx => done,
+            _ => 0.0,
+        };
+        self.within.set((job_idx, done + share));
+        self.bar.advance(parts(done + share) - parts(done));
+    }
+
     fn keep(&mut self, job_idx: usize, block: QuantizedBlock) -> anyhow::Result<()> {
         self.codes[job_idx].keep(block)?;
-        self.bar.advance(1);
+        let done = match self.within.replace((job_idx, 0.0)) {
+            (job, done) if job == job_idx => done,
+            _ => 0.0,
+        };
+        self.bar.advance(PARTS_OF_A_BLOCK - parts(done));
         Ok(())
     }
 
