@@ -114,6 +114,21 @@ impl QuantizedWeight {
         })
     }
 
+    /// The same weights as `n_out` rows of `n_in`, of each of which several rows of this matrix are the groups; `None` where they do not
+    /// fill its rows, or have groups of their own.
+    pub fn regrouped(self, [n_out, n_in]: [usize; 2]) -> Option<Self> {
+        let is_whole = self.n_in > 0 && n_in.is_multiple_of(self.n_in) && n_out.checked_mul(n_in)? == self.codes.len();
+        let is_by_row = self.grid.granularity == Granularity::PerChannel && self.transform == WeightTransform::Identity;
+        if !is_whole || !is_by_row {
+            return None;
+        }
+        let granularity = match n_in == self.n_in {
+            true => Granularity::PerChannel,
+            false => Granularity::PerGroup(u16::try_from(self.n_in).ok()?.try_into().ok()?),
+        };
+        Some(Self { n_out, n_in, grid: Grid { granularity, ..self.grid }, ..self })
+    }
+
     /// Input channels of one group.
     pub fn group_len(&self) -> usize {
         self.grid.granularity.group_len(self.n_in)

@@ -130,7 +130,7 @@ fn write_tensors(
             }
             None => {
                 let shape = checkpoint.shape(&name).unwrap_or_default();
-                file.add_floats(&name, &shape, &checkpoint.read_any_f32(&name)?)?;
+                file.add_slices(&name, &shape, || checkpoint.slices(&name))?;
             }
         }
     }

@@ -156,11 +156,13 @@ fn read_codes(
             CodesOf::All => checkpoint.read_codes(&name)?,
         };
         let Some(weight) = weight else { continue };
-        let (expected, found) = (vec![part.n_out, n_in], vec![weight.n_out, weight.n_in]);
-        if found != expected {
+        let (expected, found) = ([part.n_out, n_in], [weight.n_out, weight.n_in]);
+        if found != expected && !checkpoint.fits(&name, &expected) {
+            let (expected, found) = (expected.to_vec(), found.to_vec());
             return Err(LoadError::WrongShape { file: checkpoint.source().to_owned(), name, expected, found });
         }
-        weights.push(weight);
+        // Some files know the groups of a weight and not its rows.
+        weights.extend(if found == expected { Some(weight) } else { weight.regrouped(expected) });
     }
     let (n_quantized, has_kernel) = (weights.len(), weights.iter().any(has_kernel));
     let stacked = if n_quantized == parts.len() { stack(weights) } else { None };

@@ -55,7 +55,7 @@ pub(super) fn quantize_block<B: QuantBackend>(
         }
         let of_stage = |share: f64| listener(share / stages.len() as f64);
         let ctx = BlockCtx { block_idx, block, inputs: Some(inputs.as_ref()), linears, grids, listener: &of_stage };
-        let applied = apply(block, decide(job.method, &ctx)?);
+        let applied = apply(block, decide(job.method, &ctx)?, &hidden);
         log.scale_searches.extend(applied.log.scale_searches);
         log.linears.extend(applied.log.linears);
         weights.extend(applied.weights);
@@ -106,8 +106,9 @@ struct Applied<B: QuantBackend> {
     log: BlockLog,
 }
 
-/// The block that an edit asks for.
-fn apply<B: QuantBackend>(block: &dyn Block<B>, edit: BlockEdit<B>) -> Applied<B> {
+/// The block that an edit asks for. Quantized weights are restored where `hidden` states are to go through it: without calibration
+/// nothing runs it, and they would take the room of a second block.
+fn apply<B: QuantBackend>(block: &dyn Block<B>, edit: BlockEdit<B>, hidden: &[Tensor<B, 3>]) -> Applied<B> {
     let mut params = block.params().clone();
     let mut folded = BTreeSet::new();
     for (group_idx, scale) in &edit.scales {
@@ -118,9 +119,12 @@ fn apply<B: QuantBackend>(block: &dyn Block<B>, edit: BlockEdit<B>) -> Applied<B
     let mut weights = BTreeMap::new();
     for (name, quantized) in edit.linears {
         let linear = params.linear(name).clone();
-        let weight = B::dequantize_weight(&quantized, &linear.weight.device());
-        assert_eq!(weight.dims(), linear.weight.dims(), "{name}: a method must keep the shape of a weight");
-        params.linears.insert(name, Linear { weight, bias: linear.bias });
+        let shape = [quantized.n_out, quantized.n_in];
+        assert_eq!(shape, linear.weight.dims(), "{name}: a method must keep the shape of a weight");
+        if !hidden.is_empty() {
+            let weight = B::dequantize_weight(&quantized, &linear.weight.device());
+            params.linears.insert(name, Linear { weight, bias: linear.bias });
+        }
         weights.insert(name, Arc::new(PackedWeight::new(quantized)));
     }
     Applied { block: block.with_params(params), weights, folded, log: edit.log }

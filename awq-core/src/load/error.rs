@@ -14,6 +14,15 @@ pub enum LoadError {
         #[source]
         source: std::io::Error,
     },
+    /// The file was opened and cannot be read to its end.
+    #[error("cannot read {}, which may have changed since it was opened; download it again", .file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// The path is neither a folder with a `config.json` nor a `.gguf` file.
     #[error(
         "{}: not a model; expected a folder with config.json, tokenizer.json and model.safetensors, or a file ending in .gguf",

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Checkpoint, LoadError, ModelConfig, StoredType};
+use super::{Checkpoint, LoadError, ModelConfig, Slices, StoredType, slices};
 use crate::quantized::QuantizedWeight;
 
 /// A tensor of each block that holds the rows of several linears.
@@ -224,6 +224,13 @@ impl Checkpoint for PartsCheckpoint {
             Order::OutIn => part.rows.iter().flat_map(|row| &values[row * row_len..][..row_len]).copied().collect(),
             Order::InOut => part.rows.iter().flat_map(|row| values[row..].iter().step_by(n_rows)).copied().collect(),
         })
+    }
+
+    fn slices(&self, name: &str) -> Result<Slices<'_>, LoadError> {
+        match self.part(name) {
+            Some(_) => Ok(slices::in_memory(self.read_any_f32(name)?, &self.shape(name).unwrap_or_default())),
+            None => self.base.slices(name),
+        }
     }
 
     fn is_readable(&self, name: &str) -> bool {

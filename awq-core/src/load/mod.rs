@@ -1,7 +1,7 @@
 //! Checkpoints from disk: Hugging Face folders and GGUF files, as named `f32` tensors with one configuration.
 //!
 //! Nothing here knows tensors of a backend: values are plain `Vec<f32>`, row-major, `[out, in]`. Files are
-//! memory-mapped and read one tensor at a time, so that a model larger than memory can be worked on block by block.
+//! opened once and read one tensor at a time, so that a model larger than memory can be worked on block by block.
 
 mod class;
 pub mod config;
@@ -26,6 +26,7 @@ mod rope;
 mod safetensors;
 mod scaled;
 mod shards;
+mod slices;
 mod storage;
 mod stored_dtype;
 mod switches;
@@ -53,6 +54,8 @@ pub use self::pickled::PickledCheckpoint;
 pub(crate) use self::renamed::with_written_names;
 pub use self::rope::{Rope, RopeScaling};
 pub use self::safetensors::SafetensorsCheckpoint;
+pub(crate) use self::slices::check_values;
+pub use self::slices::{Slices, weight_slices};
 pub use self::storage::StoredType;
 pub use self::tokenizer::{Tokenizer, tokenizer_files};
 pub use self::weights::{WEIGHTS, open_weights};
@@ -88,10 +91,19 @@ pub trait Checkpoint: Send + Sync {
     /// No such tensor, or a storage type that cannot be converted.
     fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError>;
 
-    /// The same of a tensor whose values are all used.
+    /// The values of [`Checkpoint::read_any_f32`] a slice at a time. What is no float on disk may be in memory whole meanwhile.
     ///
     /// # Errors
-    /// As [`Checkpoint::read_any_f32`], or a value that is NaN or infinite.
+    /// As [`Checkpoint::read_any_f32`], at once or with a slice.
+    fn slices(&self, name: &str) -> Result<Slices<'_>, LoadError> {
+        let shape = self.shape(name).unwrap_or_default();
+        Ok(slices::in_memory(self.read_any_f32(name)?, &shape))
+    }
+
+    /// [`Checkpoint::read_any_f32`] of a tensor whose values are all used.
+    ///
+    /// # Errors
+    /// As there, or a value that is NaN or infinite.
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         let values = self.read_any_f32(name)?;
         match floats::first_non_finite(&values) {

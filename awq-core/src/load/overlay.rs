@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::nearest_names;
-use super::{Checkpoint, LoadError, StoredType};
+use super::{Checkpoint, LoadError, Slices, StoredType};
 use crate::pack::PackedWeight;
 use crate::quantized::QuantizedWeight;
 
@@ -59,6 +59,10 @@ impl Checkpoint for EditedCheckpoint {
 
     fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         self.holder(name).read_any_f32(name)
+    }
+
+    fn slices(&self, name: &str) -> Result<Slices<'_>, LoadError> {
+        self.holder(name).slices(name)
     }
 
     fn read_quantized(&self, name: &str) -> Result<Option<QuantizedWeight>, LoadError> {

@@ -23,7 +23,7 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::{Checkpoint, LoadError, SafetensorsCheckpoint, StoredType, read_json};
+use super::{Checkpoint, LoadError, SafetensorsCheckpoint, Slices, StoredType, read_json, weight_slices};
 use crate::grid::{Granularity, Grid};
 use crate::pack::PackLayout;
 use crate::quantized::{QuantizedWeight, ZeroPoints};
@@ -168,7 +168,7 @@ impl PackedCheckpoint {
         }
         grid.check().map_err(|problem| self.bad(name, problem))?;
         let n_words = PackLayout::Stream.words_per_row(n_in, grid.bits);
-        self.bytes(&format!("{name}.codes"), &[n_out, n_words], Dtype::U32)?;
+        self.check(&format!("{name}.codes"), &[n_out, n_words], Dtype::U32)?;
         for part in ["scales", "zero_points"] {
             super::check_shape(&self.tensors, &format!("{name}.{part}"), &scales_shape(linear))?;
         }
@@ -231,7 +231,8 @@ impl PackedCheckpoint {
         if self.tensors.raw(&tensor)?.dtype != Dtype::U8 {
             return Ok(ZeroPoints::Real(self.floats(&tensor, shape)?));
         }
-        let codes = self.bytes(&tensor, shape, Dtype::U8)?.to_vec();
+        self.check(&tensor, shape, Dtype::U8)?;
+        let codes = self.tensors.read_bytes(&tensor)?;
         match codes.iter().find(|&&code| code > max_code) {
             Some(code) => Err(self.bad(name, format!("zero point {code} is larger than the largest code {max_code}"))),
             None => Ok(ZeroPoints::Codes(codes)),
@@ -281,11 +282,13 @@ impl PackedCheckpoint {
     }
 
     fn words(&self, name: &str, shape: &[usize]) -> Result<Vec<u32>, LoadError> {
-        let bytes = self.bytes(name, shape, Dtype::U32)?;
+        self.check(name, shape, Dtype::U32)?;
+        let bytes = self.tensors.read_bytes(name)?;
         Ok(bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect())
     }
 
-    fn bytes(&self, name: &str, expected: &[usize], dtype: Dtype) -> Result<&[u8], LoadError> {
+    /// Type and shape of a tensor, from the header.
+    fn check(&self, name: &str, expected: &[usize], dtype: Dtype) -> Result<(), LoadError> {
         let raw = self.tensors.raw(name)?;
         let (file, name) = (raw.file.to_owned(), name.to_owned());
         if raw.dtype != dtype {
@@ -295,7 +298,7 @@ impl PackedCheckpoint {
         if raw.shape != expected {
             return Err(LoadError::WrongShape { file, name, expected: expected.to_vec(), found: raw.shape.to_vec() });
         }
-        Ok(raw.bytes)
+        Ok(())
     }
 
     fn bad(&self, linear: &str, problem: String) -> LoadError {
@@ -347,6 +350,13 @@ impl Checkpoint for PackedCheckpoint {
         match self.linear(name) {
             Some((name, linear)) => Ok(self.read_packed(name, linear)?.dequantize()),
             None => self.tensors.read_any_f32(name),
+        }
+    }
+
+    fn slices(&self, name: &str) -> Result<Slices<'_>, LoadError> {
+        match self.linear(name) {
+            Some((name, linear)) => Ok(weight_slices(self.read_packed(name, linear)?)),
+            None => self.tensors.slices(name),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Checkpoint, LoadError, StoredType};
+use super::{Checkpoint, LoadError, Slices, StoredType};
 use crate::quantized::QuantizedWeight;
 
 /// What names of a class begin or go on with in folders of tools that save what stands in memory (GPTQModel 7.7 and HQQ under
@@ -107,6 +107,10 @@ impl Checkpoint for RenamedCheckpoint {
 
     fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         self.base.read_any_f32(self.stored(name))
+    }
+
+    fn slices(&self, name: &str) -> Result<Slices<'_>, LoadError> {
+        self.base.slices(self.stored(name))
     }
 
     fn read_quantized(&self, name: &str) -> Result<Option<QuantizedWeight>, LoadError> {

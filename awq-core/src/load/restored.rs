@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::safetensors::SafetensorsCheckpoint;
-use super::{Checkpoint, LoadError, StoredType};
+use super::{Checkpoint, LoadError, Slices, StoredType, slices};
 use crate::quantized::QuantizedWeight;
 
 /// A weight that is stored as several tensors.
@@ -120,6 +120,13 @@ impl<W: Restored> Checkpoint for RestoredCheckpoint<W> {
 
     fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         self.weights.get(name).map_or_else(|| self.base.read_any_f32(name), |weight| weight.read(&self.base))
+    }
+
+    fn slices(&self, name: &str) -> Result<Slices<'_>, LoadError> {
+        match self.weights.get(name) {
+            Some(weight) => Ok(slices::in_memory(weight.read(&self.base)?, weight.shape())),
+            None => self.base.slices(name),
+        }
     }
 
     fn read_codes(&self, name: &str) -> Result<Option<QuantizedWeight>, LoadError> {

@@ -10,8 +10,10 @@ use serde::Deserialize;
 
 use super::map::MappedFile;
 use super::shards::{FileNames, Shards};
+use super::slices::slice_len;
 use super::stored_dtype::{READABLE, float_type, is_integer};
-use super::{Checkpoint, LoadError, StoredType, floats};
+use super::{Checkpoint, LoadError, Slices, StoredType, floats};
+use crate::arithmetic::FloatType;
 
 const FILES: FileNames = FileNames { single: "model.safetensors", index: "model.safetensors.index.json" };
 
@@ -63,6 +65,24 @@ impl SafetensorsCheckpoint {
         Ok(RawTensor { dtype: entry.dtype, shape: &entry.shape, bytes, file: file.path() })
     }
 
+    /// A tensor of floats: their type, where it lies, and in which file.
+    fn floats(&self, name: &str) -> Result<(FloatType, &Entry, &MappedFile), LoadError> {
+        let (entry, file) = self.shards.find(name)?;
+        let float = float_type(entry.dtype).ok_or_else(|| LoadError::UnsupportedDtype {
+            file: file.path().to_owned(),
+            name: name.to_owned(),
+            dtype: format!("{:?}", entry.dtype),
+            known: READABLE.to_owned(),
+        })?;
+        Ok((float, entry, file))
+    }
+
+    /// A copy of a tensor's bytes.
+    pub(super) fn read_bytes(&self, name: &str) -> Result<Vec<u8>, LoadError> {
+        let (entry, file) = self.shards.find(name)?;
+        file.read(entry.range.clone())
+    }
+
     /// What the metadata of the file that holds the tensor `name` says under `key`.
     pub(super) fn metadata_of(&self, name: &str, key: &str) -> Result<Option<String>, LoadError> {
         let (_, file) = self.shards.find(name)?;
@@ -94,14 +114,13 @@ impl Checkpoint for SafetensorsCheckpoint {
     }
 
     fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
-        let raw = self.raw(name)?;
-        let float = float_type(raw.dtype).ok_or_else(|| LoadError::UnsupportedDtype {
-            file: raw.file.to_owned(),
-            name: name.to_owned(),
-            dtype: format!("{:?}", raw.dtype),
-            known: READABLE.to_owned(),
-        })?;
-        Ok(floats::to_f32(float, raw.bytes))
+        let (float, entry, file) = self.floats(name)?;
+        floats::read_f32(float, file, entry.range.clone())
+    }
+
+    fn slices(&self, name: &str) -> Result<Slices<'_>, LoadError> {
+        let (float, entry, file) = self.floats(name)?;
+        Ok(floats::slices(float, file, entry.range.clone(), slice_len(&entry.shape)))
     }
 
     fn is_readable(&self, name: &str) -> bool {

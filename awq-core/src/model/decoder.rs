@@ -18,7 +18,7 @@ use super::wiring::{Positions, Projections, Wiring};
 use super::{Block, BlockLayout, BlockParams, Decoder, ids_tensor};
 use crate::arithmetic::Arithmetic;
 use crate::backend::{AttentionShape, QuantBackend};
-use crate::load::{Checkpoint, LoadError, ModelConfig, read_exact_shape};
+use crate::load::{Checkpoint, LoadError, ModelConfig, check_values};
 
 /// A decoder over a checkpoint. Copies share all tensors.
 #[derive(Clone)]
@@ -78,7 +78,7 @@ impl<B: QuantBackend> WiredDecoder<B> {
         let embedding_norm = wiring.embedding_norm.as_ref().map(read_norm).transpose()?;
         // Read again when it is used: until then it would take the room of a block.
         if let Some(name) = &wiring.head {
-            read_exact_shape(source, name, &vocab_by_width)?;
+            check_values(source, name, &vocab_by_width)?;
         }
         let head_source = wiring.head.is_some().then(|| checkpoint.clone());
         let read_bias = |name: &String| vector(source, name, config.vocab_size, device);

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use awq_core::decode::{CodesOf, DecodeModel, DecodeOptions, Session};
 use awq_core::driver::{Job, quantize_model};
 use awq_core::load::{Checkpoint, MemoryCheckpoint, ModelConfig};
 use awq_core::model::{Storage, open_decoder, wiring_of};
@@ -113,6 +114,57 @@ fn they_are_quantized_as_any_other() {
     }
 }
 
+/// Folders of libraries, and whether their codes are multiplied as they are: those of tables, of small floats and of groups along the
+/// outputs are not.
+const WITH_KERNELS: [(&str, bool); 17] = [
+    ("bitsandbytes-int8", true),
+    ("bitsandbytes-int8-gpt2", true),
+    ("bitsandbytes-nf4", false),
+    ("bitsandbytes-nf4-gpt2", false),
+    ("hqq-1-columns", false),
+    ("hqq-2", true),
+    ("hqq-3", true),
+    ("hqq-4", true),
+    ("hqq-4-columns", false),
+    ("hqq-8", true),
+    ("quanto-fp8", false),
+    ("quanto-int2", true),
+    ("quanto-int4", true),
+    ("quanto-int8", true),
+    ("torchao-fp8", false),
+    ("torchao-int4-in-int8", true),
+    ("torchao-int8", true),
+];
+
+/// Weights of libraries are rounded to 16 bits, products of codes are not: logits differ by that, and the likeliest tokens are the same.
+#[test]
+fn codes_of_libraries_decode_as_the_floats_that_they_restore() {
+    for (name, has_kernels) in WITH_KERNELS {
+        let (config, checkpoint) = opened(name);
+        let load = |codes| {
+            let options = DecodeOptions { codes, ..DecodeOptions::EXACT };
+            DecodeModel::load(config.clone(), checkpoint.as_ref(), &options).unwrap()
+        };
+        let (packed, floats) = (load(CodesOf::All), load(CodesOf::Ours));
+        let (with, without) = (packed.footprint(), floats.footprint());
+        assert_eq!((without.n_packed, without.n_dequantized), (0, 0), "{name}");
+        // In HQQ's the groups of one linear cross its rows.
+        let n_crossed = if name.starts_with("hqq") { config.n_blocks } else { 0 };
+        let expected = if has_kernels { with.n_linears - n_crossed } else { 0 };
+        assert_eq!((with.n_packed, with.n_dequantized), (expected, 0), "{name}");
+        assert_eq!(with.step_bytes < without.step_bytes, has_kernels, "{name}");
+        let ids: Vec<u32> = (0..12).map(|index| index * 5 % 60).collect();
+        let logits = |model: &DecodeModel| Session::new(model, 12).unwrap().feed_each(&ids).unwrap();
+        let (found, expected) = (logits(&packed), logits(&floats));
+        check_close(name, &found, &expected, 2e-2);
+        let likeliest = |logits: &[f32]| -> Vec<Option<usize>> {
+            let rows = logits.chunks(logits.len() / ids.len());
+            rows.map(|row| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b]))).collect()
+        };
+        assert_eq!(likeliest(&found), likeliest(&expected), "{name}");
+    }
+}
+
 /// GPT-2 keeps floats `[in, out]`; codes lie as everyone's, and parts of a tensor are decoded with.
 #[test]
 fn codes_of_gpt2_are_those_of_its_parts() {
@@ -122,6 +174,17 @@ fn codes_of_gpt2_are_those_of_its_parts() {
         let codes = checkpoint.read_codes(&name).unwrap().unwrap();
         assert_eq!((codes.n_out, Some(vec![codes.n_out, codes.n_in])), (n_out, checkpoint.shape(&name)), "{name}");
         check_close(&name, &codes.dequantize(), &checkpoint.read_f32(&name).unwrap(), 1e-3);
+    }
+}
+
+#[test]
+fn slices_are_the_tensors() {
+    for name in folders() {
+        let (_, checkpoint) = opened(name);
+        for tensor in checkpoint.names() {
+            let slices: Vec<Vec<f32>> = checkpoint.slices(&tensor).unwrap().map(Result::unwrap).collect();
+            assert_eq!(slices.concat(), checkpoint.read_any_f32(&tensor).unwrap(), "{name}: {tensor}");
+        }
     }
 }
 

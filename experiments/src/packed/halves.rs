@@ -15,6 +15,9 @@ pub(crate) enum Half {
 }
 
 impl Half {
+    /// Both, in the order in which they are tried.
+    pub(crate) const ALL: [Self; 2] = [Self::F16, Self::Bf16];
+
     /// Whether each of `values` is a number of this type, bit for bit.
     pub(crate) fn holds(self, values: &[f32]) -> bool {
         match self {

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use awq_core::codebook::Codebook;
 use awq_core::formats::{self, Format, FormatTensor, Plan, PlannedLinear};
-use awq_core::load::{Checkpoint, Contents, GgufOutline, ModelConfig};
+use awq_core::load::{Checkpoint, Contents, GgufOutline, ModelConfig, Slices, weight_slices};
 use awq_core::model::layers::NormKind;
 use awq_core::model::wiring::Wiring;
 use awq_core::model::{LinearName, holder_of, known_families, wiring_of};
@@ -21,11 +21,11 @@ use crate::packed::{self, TensorFile, WEIGHTS};
 use crate::provenance::Provenance;
 use crate::session::Model;
 
-/// What `recipe` makes of the linears of a model, before any work.
+/// What `recipe` makes of the linears of a model, before any work; and the model as a GGUF file, where one holds it.
 ///
 /// # Errors
 /// Overrides that do not fit the model.
-pub fn plan(model: &Model, recipe: &Recipe) -> anyhow::Result<Plan> {
+pub fn plan(model: &Model, recipe: &Recipe) -> anyhow::Result<(Plan, Option<GgufOutline>)> {
     let grids = recipe.rule.resolve(&model.wiring)?;
     let (wiring, config) = (model.wiring.as_ref(), &model.opened.config);
     let stored = recipe.method.settings().stores();
@@ -59,19 +59,22 @@ pub fn plan(model: &Model, recipe: &Recipe) -> anyhow::Result<Plan> {
         }
         None => plan.others.push(head),
     }
-    plan.gguf_obstacle =
-        activation_obstacle(wiring, config, stored.scales_activations).or_else(|| match outline(model, recipe, None) {
-            Ok(outline) => gguf_obstacle(&outline, &plan),
-            Err(problem) => Some(problem),
-        });
-    Ok(plan)
+    let outline = match activation_obstacle(wiring, config, stored.scales_activations) {
+        Some(problem) => Err(problem),
+        None => outline(model, recipe),
+    };
+    plan.gguf_obstacle = match &outline {
+        Ok(outline) => gguf_obstacle(outline, &plan),
+        Err(problem) => Some(problem.clone()),
+    };
+    Ok((plan, outline.ok()))
 }
 
-/// A model as a GGUF file, before its linears have codes. `measured` is what is known of its quality, in Markdown.
+/// A model as a GGUF file, before its linears have codes.
 ///
 /// # Errors
 /// What no such file holds, in words.
-pub fn outline(model: &Model, recipe: &Recipe, measured: Option<&str>) -> Result<GgufOutline, String> {
+fn outline(model: &Model, recipe: &Recipe) -> Result<GgufOutline, String> {
     let json = |value: serde_json::Result<String>| value.unwrap_or_default();
     let mut more = vec![
         ("general.description", recipe.label()),
@@ -79,7 +82,6 @@ pub fn outline(model: &Model, recipe: &Recipe, measured: Option<&str>) -> Result
         ("awq_rs.calibration", json(serde_json::to_string(&recipe.calibration))),
     ];
     more.extend(model.storage.as_ref().map(|base| ("awq_rs.made_of", stored_as(base))));
-    more.extend(measured.map(|tables| ("awq_rs.measured", tables.to_owned())));
     gguf_outline(&model.opened, &model.wiring, recipe.rule.head().is_some(), &about(model, &more))
 }
 
@@ -206,21 +208,42 @@ pub fn verify(folder: &Path, quantized: &Quantized, plan: &Plan) -> anyhow::Resu
         let weight =
             quantized.checkpoint.read_quantized(&name)?.with_context(|| format!("{linear} is not quantized"))?;
         let products = weight.grid.scale_dtype.number();
-        let found = written.read_any_f32(&name)?;
-        let expected = weight.dequantize();
-        let is_same = |(found, expected): (&f32, &f32)| found.to_bits() == products.round(*expected).to_bits();
-        ensure!(
-            found.len() == expected.len() && found.par_iter().zip(&expected).all(is_same),
-            "{linear}: what was written is not what was quantized"
-        );
+        let is_same = are_same(written.slices(&name)?, weight_slices(weight), |value| products.round(value))?;
+        ensure!(is_same, "{linear}: what was written is not what was quantized");
     }
     Ok(())
 }
 
+/// Whether one tensor is another one changed, bit for bit.
+///
+/// # Errors
+/// Those of the slices.
+pub(super) fn are_same(
+    mut found: Slices<'_>,
+    mut expected: Slices<'_>,
+    change: impl Fn(f32) -> f32 + Sync,
+) -> anyhow::Result<bool> {
+    let is_same = |(found, expected): (&f32, &f32)| found.to_bits() == change(*expected).to_bits();
+    loop {
+        match (found.next().transpose()?, expected.next().transpose()?) {
+            (None, None) => return Ok(true),
+            (Some(found), Some(expected)) if found.len() == expected.len() => {
+                if !found.par_iter().zip(&expected).with_min_len(VALUES_PER_TASK).all(is_same) {
+                    return Ok(false);
+                }
+            }
+            _ => return Ok(false),
+        }
+    }
+}
+
+/// Values that are worth a task.
+const VALUES_PER_TASK: usize = 1 << 14;
+
 fn add(file: &mut TensorFile, name: &str, checkpoint: &dyn Checkpoint, format: &dyn Format) -> anyhow::Result<()> {
     let Some(weight) = checkpoint.read_quantized(name)? else {
         let shape = checkpoint.shape(name).unwrap_or_default();
-        return file.add_floats(name, &shape, &checkpoint.read_any_f32(name)?);
+        return file.add_slices(name, &shape, || checkpoint.slices(name));
     };
     let linear = name.strip_suffix(".weight").unwrap_or(name);
     for FormatTensor { part, dtype, shape, bytes } in format.tensors(&weight) {

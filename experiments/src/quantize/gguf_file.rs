@@ -8,12 +8,12 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use awq_core::formats::gguf::{GgmlType, Needs, blocks};
-use awq_core::load::{Checkpoint, Contents, GgufOutline, GgufTensor, Placed};
+use awq_core::load::{Checkpoint, Contents, GgufOutline, GgufTensor, Placed, weight_slices};
 use awq_core::model::{Storage, wiring_of};
 use awq_core::open::open_model;
-use rayon::prelude::*;
 
 use super::Quantized;
+use super::export::are_same;
 use crate::packed::cannot_write;
 use crate::packed::halves::{Half, whole};
 
@@ -62,8 +62,7 @@ impl<'a> GgufFile<'a> {
             Contents::Values(values) => n_bytes += self.put(&floats(values, ggml_type))?,
             Contents::Tensors(names) => {
                 for name in names {
-                    let rows = tensor.arranged(rows_of(name, tensor, ggml_type, checkpoint)?);
-                    n_bytes += self.put(&rows)?;
+                    n_bytes += self.add_rows(name, tensor, ggml_type, checkpoint)?;
                 }
             }
         }
@@ -71,6 +70,28 @@ impl<'a> GgufFile<'a> {
         self.put(&vec![0; whole - n_bytes])?;
         self.offset += whole as u64;
         Ok(())
+    }
+
+    /// Adds the rows of one tensor of the model; their bytes.
+    fn add_rows(
+        &mut self,
+        name: &str,
+        tensor: &GgufTensor,
+        ggml_type: GgmlType,
+        checkpoint: &dyn Checkpoint,
+    ) -> anyhow::Result<usize> {
+        if let Some(weight) = checkpoint.read_quantized(name)? {
+            return self.put(&tensor.arranged(blocks(&weight, ggml_type)));
+        }
+        if tensor.is_rearranged() {
+            let rows = encoded(name, &tensor.stored(checkpoint.read_any_f32(name)?), ggml_type)?;
+            return self.put(&tensor.arranged(rows));
+        }
+        let mut n_bytes = 0;
+        for slice in checkpoint.slices(name)? {
+            n_bytes += self.put(&encoded(name, &tensor.stored(slice?), ggml_type)?)?;
+        }
+        Ok(n_bytes)
     }
 
     fn put(&mut self, bytes: &[u8]) -> anyhow::Result<usize> {
@@ -99,8 +120,10 @@ fn type_of(tensor: &GgufTensor, checkpoint: &dyn Checkpoint, float: Option<GgmlT
             needs = Some(needs.map_or(own, |needs| needs.and(own)));
             n_quantized += 1;
         } else if !tensor.is_f32() && float.is_none() {
-            let values = tensor.stored(checkpoint.read_any_f32(name)?);
-            floats.retain(|&ggml_type| half(ggml_type).is_some_and(|half| half.holds(&values)));
+            for slice in checkpoint.slices(name)? {
+                let values = tensor.stored(slice?);
+                floats.retain(|&ggml_type| half(ggml_type).is_some_and(|half| half.holds(&values)));
+            }
         }
     }
     match needs {
@@ -121,24 +144,15 @@ fn type_of(tensor: &GgufTensor, checkpoint: &dyn Checkpoint, float: Option<GgmlT
 /// The least number that f16 rounds to infinity.
 const BEYOND_F16: f32 = 65_520.0;
 
-/// The encoded rows of one tensor of the model.
-fn rows_of(
-    name: &str,
-    tensor: &GgufTensor,
-    ggml_type: GgmlType,
-    checkpoint: &dyn Checkpoint,
-) -> anyhow::Result<Vec<u8>> {
-    match checkpoint.read_quantized(name)? {
-        Some(weight) => Ok(blocks(&weight, ggml_type)),
-        None => {
-            let values = tensor.stored(checkpoint.read_any_f32(name)?);
-            let is_lost = |value: &&f32| value.is_finite() && value.abs() >= BEYOND_F16;
-            if let Some(value) = values.iter().find(is_lost).filter(|_| ggml_type == GgmlType::F16) {
-                bail!("{name}: {value} is beyond the range of f16; choose --float bf16 or f32");
-            }
-            Ok(floats(&values, ggml_type))
-        }
+/// Values of the tensor `name` in a type of floats.
+fn encoded(name: &str, values: &[f32], ggml_type: GgmlType) -> anyhow::Result<Vec<u8>> {
+    let is_lost = |value: &&f32| value.is_finite() && value.abs() >= BEYOND_F16;
+    if ggml_type == GgmlType::F16
+        && let Some(value) = values.iter().find(is_lost)
+    {
+        bail!("{name}: {value} is beyond the range of f16; choose --float bf16 or f32");
     }
+    Ok(floats(values, ggml_type))
 }
 
 fn half(ggml_type: GgmlType) -> Option<Half> {
@@ -162,24 +176,18 @@ pub fn verify(path: &Path, outline: &GgufOutline, quantized: &Quantized) -> anyh
     for tensor in outline.tensors() {
         let Contents::Tensors(names) = &tensor.contents else { continue };
         for name in names {
-            let (found, expected) = (written.checkpoint.read_any_f32(name)?, expected(name, tensor, quantized)?);
-            let is_same = |(found, expected): (&f32, &f32)| found.to_bits() == expected.to_bits();
-            ensure!(
-                found.len() == expected.len() && found.par_iter().zip(&expected).all(is_same),
-                "{name}: what was written is not what was quantized"
-            );
+            let found = written.checkpoint.slices(name)?;
+            let is_same = match quantized.checkpoint.read_quantized(name)? {
+                Some(weight) => are_same(found, weight_slices(weight), |value| value)?,
+                // A norm that is stored with the one that Hugging Face adds has lost its last bits.
+                None if tensor.adds_one() => {
+                    are_same(found, quantized.checkpoint.slices(name)?, |value| (value + 1.0) - 1.0)?
+                }
+                None => are_same(found, quantized.checkpoint.slices(name)?, |value| value)?,
+            };
+            ensure!(is_same, "{name}: what was written is not what was quantized");
         }
     }
     let wiring = wiring_of(&written.config, written.checkpoint.as_ref())?;
     Ok(Storage::of(&wiring, &written.config, written.checkpoint.as_ref()))
-}
-
-/// What a reader makes of a tensor. A norm that is stored with the one that Hugging Face adds has lost its last bits.
-fn expected(name: &str, tensor: &GgufTensor, quantized: &Quantized) -> anyhow::Result<Vec<f32>> {
-    let checkpoint = quantized.checkpoint.as_ref();
-    if let Some(weight) = checkpoint.read_quantized(name)? {
-        return Ok(weight.dequantize());
-    }
-    let values = checkpoint.read_any_f32(name)?;
-    Ok(if tensor.adds_one() { values.into_iter().map(|value| (value + 1.0) - 1.0).collect() } else { values })
 }

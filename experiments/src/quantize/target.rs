@@ -4,6 +4,7 @@
 use anyhow::{Context, ensure};
 use awq_core::driver::codes_sha256;
 use awq_core::formats::{Container, Format, Plan};
+use awq_core::load::GgufOutline;
 use awq_core::model::{Storage, wiring_of};
 use awq_core::open::open_model;
 
@@ -34,6 +35,8 @@ pub struct Target<'a> {
     format: CheckpointFormat,
     /// What becomes of the linears in a format of other programs.
     plan: Option<(&'static dyn Format, Plan)>,
+    /// The model as a GGUF file, where it is to be one.
+    outline: Option<GgufOutline>,
 }
 
 impl<'a> Target<'a> {
@@ -42,15 +45,13 @@ impl<'a> Target<'a> {
     /// # Errors
     /// What it does not hold, and which formats do.
     pub fn plan(model: &'a Model, recipe: &'a Recipe, format: CheckpointFormat) -> anyhow::Result<Self> {
-        let plan = match format.format() {
-            None => None,
-            Some(format) => {
-                let plan = export::plan(model, recipe)?;
-                export::check(format, &plan)?;
-                Some((format, plan))
-            }
+        let Some(other) = format.format() else {
+            return Ok(Self { model, recipe, format, plan: None, outline: None });
         };
-        Ok(Self { model, recipe, format, plan })
+        let (plan, outline) = export::plan(model, recipe)?;
+        export::check(other, &plan)?;
+        let outline = outline.filter(|_| format.container() == Container::File);
+        Ok(Self { model, recipe, format, plan: Some((other, plan)), outline })
     }
 
     /// What some loaders make of it that a user would not expect, a sentence each.
@@ -67,20 +68,22 @@ impl<'a> Target<'a> {
         let notes = self.notes();
         let card = Card { recipe: self.recipe, base, quantized, format: self.format, notes: &notes, measured };
         let mut storage = None;
-        let n_bytes = match &self.plan {
-            None => {
+        let n_bytes = match (&self.plan, &self.outline) {
+            (None, _) => {
                 packed::write_text(place.folder(), Card::FILE, &card.render())?;
                 self.write_packed(place, quantized)?
             }
-            Some(_) if self.format.container() == Container::File => {
-                let measured = measured.map(|tables| format!("{}\n\n{BITS_OF_FILE}\n", tables.trim_end()));
-                let outline =
-                    export::outline(self.model, self.recipe, measured.as_deref()).map_err(anyhow::Error::msg)?;
-                gguf_file::write(&place.file(), &outline, quantized.checkpoint.as_ref())?;
-                storage = gguf_file::verify(&place.file(), &outline, quantized)?;
+            (Some(_), Some(outline)) => {
+                let with_tables = |tables: &str| {
+                    let text = format!("{}\n\n{BITS_OF_FILE}\n", tables.trim_end());
+                    outline.clone().with_text("awq_rs.measured", text)
+                };
+                let outline = &measured.map_or_else(|| outline.clone(), with_tables);
+                gguf_file::write(&place.file(), outline, quantized.checkpoint.as_ref())?;
+                storage = gguf_file::verify(&place.file(), outline, quantized)?;
                 place.file().metadata()?.len()
             }
-            Some((format, plan)) => {
+            (Some((format, plan)), None) => {
                 packed::write_text(place.folder(), Card::FILE, &card.render())?;
                 export::write(place.folder(), self.model, quantized, (*format, plan))?;
                 export::verify(place.folder(), quantized, plan)?;

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::arithmetic::FloatType;
+
 /// A storage type that is read here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)] // Names of ggml.
@@ -137,6 +139,16 @@ impl GgmlType {
     /// As ggml spells it.
     pub fn name(self) -> &'static str {
         self.row().name
+    }
+
+    /// The type of its numbers, where these are floats that model files of every kind have.
+    pub(crate) fn float(self) -> Option<FloatType> {
+        match self {
+            Self::F32 => Some(FloatType::F32),
+            Self::F16 => Some(FloatType::F16),
+            Self::Bf16 => Some(FloatType::Bf16),
+            _ => None,
+        }
     }
 
     /// Bytes of so many weights, a multiple of the block's length.

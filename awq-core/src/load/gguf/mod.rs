@@ -40,7 +40,8 @@ use super::config::ModelConfig;
 use super::error::nearest_names;
 use super::keys::Keys;
 use super::rope::RopeScaling;
-use super::{Checkpoint, Class, Classes, GgufArchitecture, LoadError, StoredType};
+use super::slices::slice_len;
+use super::{Checkpoint, Class, Classes, GgufArchitecture, LoadError, Slices, StoredType, slices};
 use crate::quantized::QuantizedWeight;
 
 /// llama.cpp's divisors of the rotary frequencies: part of the configuration, not a weight.
@@ -224,6 +225,16 @@ fn check_rotary_rows(file: &Path, name: &str, shape: &[usize], n_rows: usize) ->
     check_shape(file, name, shape, &expected)
 }
 
+impl GgufCheckpoint {
+    fn tensor(&self, name: &str) -> Result<&Tensor, LoadError> {
+        self.tensors.get(name).ok_or_else(|| LoadError::MissingTensor {
+            file: self.source().to_owned(),
+            name: name.to_owned(),
+            nearest: nearest_names(name, self.tensors.keys().map(String::as_str)),
+        })
+    }
+}
+
 impl Checkpoint for GgufCheckpoint {
     fn names(&self) -> Vec<String> {
         self.tensors.keys().cloned().collect()
@@ -234,12 +245,17 @@ impl Checkpoint for GgufCheckpoint {
     }
 
     fn read_any_f32(&self, name: &str) -> Result<Vec<f32>, LoadError> {
-        let tensor = self.tensors.get(name).ok_or_else(|| LoadError::MissingTensor {
-            file: self.source().to_owned(),
-            name: name.to_owned(),
-            nearest: nearest_names(name, self.tensors.keys().map(String::as_str)),
-        })?;
+        let tensor = self.tensor(name)?;
         Ok(tensor.restored(self.files.read(name, &tensor.info)?))
+    }
+
+    fn slices(&self, name: &str) -> Result<Slices<'_>, LoadError> {
+        let tensor = self.tensor(name)?;
+        let shape = &tensor.info.shape;
+        match tensor.change {
+            Change::Nothing => self.files.slices(name, &tensor.info, slice_len(shape)),
+            _ => Ok(slices::in_memory(self.read_any_f32(name)?, shape)),
+        }
     }
 
     fn read_codes(&self, name: &str) -> Result<Option<QuantizedWeight>, LoadError> {
@@ -247,7 +263,7 @@ impl Checkpoint for GgufCheckpoint {
         let (Stored::Known(ggml_type, _), &[n_out, n_in]) = (&tensor.info.stored, tensor.info.shape.as_slice()) else {
             return Ok(None);
         };
-        Ok(codes(*ggml_type, self.files.bytes(&tensor.info), [n_out, n_in], tensor.change))
+        Ok(codes(*ggml_type, &self.files.bytes(&tensor.info)?, [n_out, n_in], tensor.change))
     }
 
     fn is_readable(&self, name: &str) -> bool {

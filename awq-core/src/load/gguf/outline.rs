@@ -15,7 +15,7 @@ use crate::load::class::{Class, Classes};
 use crate::load::{GgufArchitecture, LoadError, ModelConfig, Tokenizer};
 
 /// A model as a GGUF file, but for the types and values of its tensors.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct GgufOutline {
     /// In the order of the file.
     metadata: Vec<(String, Value)>,
@@ -62,6 +62,11 @@ impl GgufTensor {
     /// Whether it is the weight of a norm with the one that Hugging Face adds.
     pub fn adds_one(&self) -> bool {
         self.change == Change::OneMore
+    }
+
+    /// Whether rows lie in another order than in the model.
+    pub fn is_rearranged(&self) -> bool {
+        matches!(self.change, Change::Interleaved { .. })
     }
 
     /// The values that are stored for those of one of its tensors.
@@ -125,6 +130,12 @@ impl GgufOutline {
         let mut tensors: Vec<GgufTensor> = entries.tables.into_iter().map(table).collect();
         tensors.extend(of_model(gguf, config, shapes)?);
         Ok(Self { metadata, tensors })
+    }
+
+    /// With a key that says more of the model.
+    pub fn with_text(mut self, key: &str, text: String) -> Self {
+        self.metadata.push((key.to_owned(), Value::Text(text)));
+        self
     }
 
     /// The tensors, in the order of the file.

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use super::dequant::dequantize;
 use super::header::{Header, Stored, TensorInfo, Value};
 use crate::formats::gguf::{GgmlType, type_name};
-use crate::load::LoadError;
 use crate::load::map::MappedFile;
+use crate::load::{LoadError, Slices, floats, slices};
 
 /// Memory-mapped files in their order.
 pub(super) struct Files(Vec<MappedFile>);
@@ -90,22 +90,50 @@ impl Files {
         self.0.iter().map(|map| map.bytes().len() as u64).sum()
     }
 
-    /// The values of a tensor, as they are stored.
+    /// The bytes of a tensor of a known type; none of another.
     ///
     /// # Errors
-    /// A type that is not read.
-    /// The bytes of a tensor of a known type; none of another.
-    pub(super) fn bytes(&self, info: &TensorInfo) -> &[u8] {
+    /// A file that can no longer be read.
+    pub(super) fn bytes(&self, info: &TensorInfo) -> Result<Vec<u8>, LoadError> {
         match &info.stored {
-            // In bounds: the header checked the range against the file's length.
-            Stored::Known(_, range) => &self.0[info.part].bytes()[range.clone()],
-            Stored::Unknown(_) => &[],
+            Stored::Known(_, range) => self.0[info.part].read(range.clone()),
+            Stored::Unknown(_) => Ok(Vec::new()),
         }
     }
 
+    /// The values of a tensor in slices of `len`, as they are stored.
+    ///
+    /// # Errors
+    /// A type that is not read, or a file that no longer can be, at once or with a slice.
+    pub(super) fn slices<'a>(&'a self, name: &str, info: &'a TensorInfo, len: usize) -> Result<Slices<'a>, LoadError> {
+        let file = &self.0[info.part];
+        match &info.stored {
+            Stored::Known(ggml_type, range) if len.is_multiple_of(ggml_type.block_len()) => {
+                let ggml_type = *ggml_type;
+                if let Some(float) = ggml_type.float() {
+                    return Ok(floats::slices(float, file, range.clone(), len));
+                }
+                let n_bytes = (len / ggml_type.block_len()).saturating_mul(ggml_type.block_bytes());
+                let of_slice = move |start: usize| {
+                    let bytes = file.read(start..range.end.min(start.saturating_add(n_bytes)))?;
+                    Ok(dequantize(ggml_type, &bytes))
+                };
+                Ok(Box::new(range.clone().step_by(n_bytes).map(of_slice)))
+            }
+            _ => Ok(slices::in_memory(self.read(name, info)?, &info.shape)),
+        }
+    }
+
+    /// The values of a tensor, as they are stored.
+    ///
+    /// # Errors
+    /// A type that is not read, or a file that no longer can be.
     pub(super) fn read(&self, name: &str, info: &TensorInfo) -> Result<Vec<f32>, LoadError> {
         match &info.stored {
-            Stored::Known(ggml_type, _) => Ok(dequantize(*ggml_type, self.bytes(info))),
+            Stored::Known(ggml_type, range) => match ggml_type.float() {
+                Some(float) => floats::read_f32(float, &self.0[info.part], range.clone()),
+                None => Ok(dequantize(*ggml_type, &self.bytes(info)?)),
+            },
             Stored::Unknown(type_id) => Err(LoadError::UnsupportedDtype {
                 file: self.of(info).to_owned(),
                 name: name.to_owned(),

@@ -402,6 +402,21 @@ fn vocabulary_larger_than_the_embedding_is_an_error() {
     assert!(open_model(&on_disk(&small_model("llama").bytes()).file).is_ok());
 }
 
+/// A row is a slice here; of blocks (Q4_0) and of floats (F16).
+#[test]
+fn slices_are_the_tensor_cut_at_its_rows() {
+    const ROW: usize = 600_000;
+    for (type_id, n_bytes) in [(2, 3 * ROW / 32 * 18), (1, 3 * ROW * 2)] {
+        let bytes: Vec<u8> = (0..n_bytes).map(|index| (index * 7 % 113) as u8).collect();
+        let model = small_model("llama").tensor("blk.0.ffn_up.weight", &[3, ROW as u64], type_id, bytes);
+        let checkpoint = opened(&model).checkpoint;
+        let name = "model.layers.0.mlp.up_proj.weight";
+        let slices: Vec<Vec<f32>> = checkpoint.slices(name).unwrap().map(Result::unwrap).collect();
+        assert_eq!(slices.iter().map(Vec::len).collect::<Vec<_>>(), [ROW; 3]);
+        assert!(slices.concat() == checkpoint.read_any_f32(name).unwrap(), "type {type_id}");
+    }
+}
+
 proptest! {
     #[test]
     fn damaged_files_never_panic(damage in prop::collection::vec((0usize..4096, any::<u8>()), 1..4)) {

@@ -52,6 +52,17 @@ impl Restored for Divisors {
     fn read(&self, base: &SafetensorsCheckpoint) -> Result<Vec<f32>, LoadError> {
         let raw = base.raw(&self.tensor)?;
         let float = float_type(raw.dtype).ok_or_else(|| wrong_type(&raw, &self.tensor, "F16, BF16, F32"))?;
-        Ok(floats::to_f32(float, raw.bytes).into_iter().map(f32::recip).collect())
+        let divisors = floats::to_f32(float, raw.bytes);
+        // An infinite one would silence a channel, and no model says so.
+        match divisors.iter().position(|divisor| !divisor.is_finite() || !divisor.recip().is_finite()) {
+            None => Ok(divisors.into_iter().map(f32::recip).collect()),
+            Some(at) => Err(LoadError::BadHeader {
+                file: raw.file.to_owned(),
+                problem: format!(
+                    "tensor {:?} divides by {} at element {at}; quantize the model again",
+                    self.tensor, divisors[at]
+                ),
+            }),
+        }
     }
 }

@@ -364,11 +364,13 @@ fn scales_behind_activations_are_inverted() {
     let name = "model.layers.0.mlp.act.weight";
     assert_eq!(checkpoint.read_f32(name).unwrap(), [2.0, 0.25, -1.0]);
     assert_eq!(checkpoint.names(), [name.to_owned(), format!("{LINEAR}.weight"), "model.norm.weight".into()]);
-    let zero = Stored::f32(&[3], &[0.5, 0.0, 1.0]);
-    tensors.last_mut().unwrap().1 = zero;
-    let (_, checkpoint, _) = opened(folder(&settings, &tensors).path()).unwrap();
-    let message = checkpoint.read_f32(name).unwrap_err().to_string();
-    assert!(message.contains("NaN or infinity in tensor"), "{message}");
+    for (divisor, said) in [(0.0, "0"), (f32::INFINITY, "inf"), (f32::NAN, "NaN"), (1e-45, "0.0")] {
+        tensors.last_mut().unwrap().1 = Stored::f32(&[3], &[0.5, divisor, 1.0]);
+        let (_, checkpoint, _) = opened(folder(&settings, &tensors).path()).unwrap();
+        let message = checkpoint.read_any_f32(name).unwrap_err().to_string();
+        let expected = format!("tensor \"model.layers.0.mlp.act.scales\" divides by {said}");
+        assert!(message.contains(&expected) && message.contains(" at element 1; quantize"), "{message}");
+    }
     let words = Stored { dtype: Dtype::I32, shape: vec![1], bytes: vec![0; 4] };
     tensors.last_mut().unwrap().1 = words;
     let message = opened(folder(&settings, &tensors).path()).err().unwrap().to_string();

@@ -76,7 +76,7 @@ impl Weight {
     fn read_codes(&self, base: &SafetensorsCheckpoint) -> Result<Vec<u8>, LoadError> {
         let [n_out, n_in] = self.shape;
         if self.tensors == Tensors::Bytes {
-            return Ok(base.raw(&self.codes)?.bytes.iter().map(|byte| byte ^ 0x80).collect());
+            return Ok(base.read_bytes(&self.codes)?.iter().map(|byte| byte ^ 0x80).collect());
         }
         let words = words_of(base, &self.codes)?;
         Ok(match self.tensors {
@@ -172,7 +172,7 @@ pub(super) fn words_of(base: &SafetensorsCheckpoint, name: &str) -> Result<Vec<u
     if raw.dtype != Dtype::I32 {
         return Err(wrong_type(&raw, name, "I32"));
     }
-    Ok(raw.bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect())
+    Ok(base.read_bytes(name)?.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect())
 }
 
 pub(super) fn wrong_type(raw: &RawTensor<'_>, name: &str, known: &str) -> LoadError {

@@ -5,6 +5,7 @@ use safetensors::Dtype;
 use serde::Deserialize;
 use serde_json::Value as Json;
 
+use super::even::{Even, SIGNED_ZERO, of_signed};
 use super::{Weight, bad, bits_of, check_len, check_type, floats_of, n_weights, torch_type, wrong_type};
 use crate::load::safetensors::SafetensorsCheckpoint;
 use crate::load::{Checkpoint, LoadError, StoredType};
@@ -127,9 +128,11 @@ fn of_four_bits(base: &SafetensorsCheckpoint, name: &str) -> Result<Weight, Load
         codes: codes.clone(),
         others,
         stored_type,
+        // Its values are a table's, and blocks do not end with rows.
+        even: None,
         values: Box::new(move |base| {
             let ((map, _), scales) = (floats_of(base, &map, 16)?, scales.read(base)?);
-            Ok(restore(base.raw(&codes)?.bytes, n, block, &map, &scales, number))
+            Ok(restore(&base.read_bytes(&codes)?, n, block, &map, &scales, number))
         }),
     })
 }
@@ -184,9 +187,19 @@ fn of_eight_bits(base: &SafetensorsCheckpoint, name: &str, linear: &str) -> Resu
         codes: codes.clone(),
         others: [scale.clone(), layout].into_iter().filter(|name| base.shape(name).is_some()).collect(),
         stored_type,
+        even: Some({
+            let (codes, scale) = (codes.clone(), scale.clone());
+            Box::new(move |base| {
+                let (scales, _) = floats_of(base, &scale, n_out)?;
+                let scales = scales.into_iter().map(|scale| scale * (1.0 / 127.0)).collect();
+                let (codes, zeros) = (of_signed(&base.read_bytes(&codes)?), vec![SIGNED_ZERO; n_out]);
+                Ok(Even { shape: [n_out, n_in], bits: 8, group: n_in, codes, scales, zeros }.into_weight())
+            })
+        }),
         values: Box::new(move |base| {
             let (scales, _) = floats_of(base, &scale, n_out)?;
-            let rows = base.raw(&codes)?.bytes.chunks_exact(n_in.max(1)).zip(scales);
+            let bytes = base.read_bytes(&codes)?;
+            let rows = bytes.chunks_exact(n_in.max(1)).zip(scales);
             let value = |byte: u8, scale: f32| f32::from(byte as i8) * scale * (1.0 / 127.0);
             Ok(rows.flat_map(|(codes, scale)| codes.iter().map(move |byte| value(*byte, scale))).collect())
         }),

@@ -11,6 +11,9 @@ use crate::load::{LoadError, StoredType, floats};
 const PARTS: [(&str, &[&str]); 2] =
     [(".experts.gate_up_proj", &["gate_proj", "up_proj"]), (".experts.down_proj", &["down_proj"])];
 
+/// A damaged number would take memory for each.
+const MAX_EXPERTS: usize = 4096;
+
 /// The linears of the experts that the tensor `name` holds; none of another tensor.
 ///
 /// # Errors
@@ -26,6 +29,9 @@ pub(super) fn weights(base: &SafetensorsCheckpoint, name: &str) -> Result<Vec<We
     let &[n_experts, n_rows, n_in] = raw.shape else {
         return Err(bad(&raw, name, "expected the matrices of all experts"));
     };
+    if n_experts > MAX_EXPERTS {
+        return Err(bad(&raw, name, &format!("{n_experts} experts, expected at most {MAX_EXPERTS}")));
+    }
     let float = float_type(raw.dtype).ok_or_else(|| wrong_type(&raw, name, "F32, F16, BF16"))?;
     let n_out = n_rows / parts.len();
     if n_out * n_in == 0 || !n_rows.is_multiple_of(parts.len()) {
@@ -44,6 +50,7 @@ pub(super) fn weights(base: &SafetensorsCheckpoint, name: &str) -> Result<Vec<We
             others: Vec::new(),
             stored_type: StoredType::float(format!("{:?}", raw.dtype), raw.dtype.bitsize()),
             values: Box::new(move |base| Ok(floats::to_f32(float, &base.raw(&codes)?.bytes[start..][..n_bytes]))),
+            even: None,
         }
     };
     Ok((0..n_experts * parts.len()).map(weight).collect())

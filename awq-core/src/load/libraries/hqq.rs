@@ -5,8 +5,9 @@
 
 use safetensors::Dtype;
 
+use super::even::Even;
 use super::strided::Strided;
-use super::{Weight, bad, bits_of, floats_of, n_weights, torch_type, wrong_type};
+use super::{Codes, Weight, bad, bits_of, floats_of, n_weights, torch_type, wrong_type};
 use crate::load::safetensors::SafetensorsCheckpoint;
 use crate::load::{Checkpoint, LoadError, StoredType};
 use crate::numbers::Number;
@@ -94,6 +95,8 @@ pub(super) fn weight(base: &SafetensorsCheckpoint, name: &str) -> Result<Option<
         group_size: Some(group),
     };
     let codes = name.to_owned();
+    let params = Params { scale, zero, n_groups: n / group, number };
+    let of_matrix = [shape[0], shape[1]];
     Ok(Some(Weight {
         name: of("weight"),
         shape,
@@ -103,17 +106,42 @@ pub(super) fn weight(base: &SafetensorsCheckpoint, name: &str) -> Result<Option<
         codes: codes.clone(),
         others: others.into_iter().filter(|name| base.shape(name).is_some()).collect(),
         stored_type,
+        even: is_by_row.then(|| -> Codes {
+            let (codes, params) = (codes.clone(), params.clone());
+            Box::new(move |base| {
+                let (scales, zeros) = params.read(base)?;
+                let codes = layout.codes(&base.read_bytes(&codes)?, matrix);
+                Ok(Even { shape: of_matrix, bits: layout.bits, group, codes, scales, zeros }.into_weight())
+            })
+        }),
         values: Box::new(move |base| {
-            let (scales, _) = floats_of(base, &scale, n / group)?;
-            let (zeros, _) = floats_of(base, &zero, n / group)?;
-            let [scales, zeros] =
-                [scales, zeros].map(|all| all.into_iter().map(|x| number.round(x)).collect::<Vec<_>>());
-            Ok(layout.map(base.raw(&codes)?.bytes, matrix, |code, row, column| {
+            let (scales, zeros) = params.read(base)?;
+            Ok(layout.map(&base.read_bytes(&codes)?, matrix, |code, row, column| {
                 let group = if is_by_row { row } else { column };
                 number.round(number.round(code as f32 - zeros[group]) * scales[group])
             }))
         }),
     }))
+}
+
+/// Where scales and zero points of a linear are.
+#[derive(Clone)]
+struct Params {
+    scale: String,
+    zero: String,
+    n_groups: usize,
+    number: Number,
+}
+
+impl Params {
+    /// Both, rounded to the type that weights are restored in.
+    fn read(&self, base: &SafetensorsCheckpoint) -> Result<(Vec<f32>, Vec<f32>), LoadError> {
+        let rounded = |name| -> Result<Vec<f32>, LoadError> {
+            let (values, _) = floats_of(base, name, self.n_groups)?;
+            Ok(values.into_iter().map(|value| self.number.round(value)).collect())
+        };
+        Ok((rounded(&self.scale)?, rounded(&self.zero)?))
+    }
 }
 
 /// A setting that is one number.

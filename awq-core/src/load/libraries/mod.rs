@@ -12,6 +12,7 @@
 //! (`scripts/make-tool-fixtures.py`). What its kernels do to activations is not done: the base model is these weights.
 
 mod bitsandbytes;
+mod even;
 mod experts;
 mod hqq;
 mod quanto;
@@ -32,6 +33,7 @@ use super::scaled::values::E4M3;
 use super::stored_dtype::float_type;
 use super::{Checkpoint, LoadError, StoredType, floats};
 use crate::numbers::Number;
+use crate::quantized::QuantizedWeight;
 
 /// A library: how `config.json` calls it, and its weights.
 struct Library {
@@ -131,6 +133,9 @@ fn none_found(scheme: &Scheme) -> LoadError {
     LoadError::QuantizedByOthers { file: scheme.file.clone(), method: scheme.described.clone() }
 }
 
+/// How the codes of a weight come from its tensors, where they are spaced evenly along the inputs ([`even`]).
+type Codes = Box<dyn Fn(&SafetensorsCheckpoint) -> Result<Option<QuantizedWeight>, LoadError> + Send + Sync>;
+
 /// How the values of a weight come from its tensors.
 type Values = Box<dyn Fn(&SafetensorsCheckpoint) -> Result<Vec<f32>, LoadError> + Send + Sync>;
 
@@ -148,6 +153,8 @@ pub(crate) struct Weight {
     others: Vec<String>,
     stored_type: StoredType,
     values: Values,
+    /// See [`Restored::read_codes`].
+    even: Option<Codes>,
 }
 
 impl Restored for Weight {
@@ -179,6 +186,10 @@ impl Restored for Weight {
 
     fn read(&self, base: &SafetensorsCheckpoint) -> Result<Vec<f32>, LoadError> {
         (self.values)(base)
+    }
+
+    fn read_codes(&self, base: &SafetensorsCheckpoint) -> Result<Option<QuantizedWeight>, LoadError> {
+        self.even.as_ref().map_or(Ok(None), |even| even(base))
     }
 }
 

@@ -6,8 +6,9 @@
 
 use safetensors::Dtype;
 
+use super::even::{Even, SIGNED_ZERO, of_signed};
 use super::strided::Strided;
-use super::{Weight, bad, bits_of, floats_of, n_weights, of_byte, wrong_type};
+use super::{Codes, Weight, bad, bits_of, floats_of, n_weights, of_byte, wrong_type};
 use crate::load::safetensors::SafetensorsCheckpoint;
 use crate::load::{LoadError, StoredType};
 
@@ -69,10 +70,24 @@ fn in_groups(base: &SafetensorsCheckpoint, name: &str, weight: &str) -> Result<W
         codes: codes.clone(),
         others,
         stored_type,
+        // Groups as rows: how many of them a row of the weight has, only the model knows.
+        even: Some({
+            let (codes, scale, shift) = (codes.clone(), scale.clone(), shift.clone());
+            Box::new(move |base| {
+                let (scales, _) = floats_of(base, &scale, n_groups)?;
+                let (shifts, _) = floats_of(base, &shift, n_groups)?;
+                // A group of zeros has neither; a shift without a scale is no zero point.
+                let zero = |(shift, scale): (&f32, &f32)| if *shift == 0.0 { 0.0 } else { shift / scale };
+                let zeros = shifts.iter().zip(&scales).map(zero).collect();
+                let codes = layout.codes(&base.read_bytes(&codes)?, [n_groups, group]);
+                let shape = [n_groups, group];
+                Ok(Even { shape, bits: layout.bits, group, codes, scales, zeros }.into_weight())
+            })
+        }),
         values: Box::new(move |base| {
             let (scales, number) = floats_of(base, &scale, n_groups)?;
             let (shifts, _) = floats_of(base, &shift, n_groups)?;
-            Ok(layout.map(base.raw(&codes)?.bytes, [n_groups, group], |code, row, _| {
+            Ok(layout.map(&base.read_bytes(&codes)?, [n_groups, group], |code, row, _| {
                 number.round(number.round(scales[row] * code as f32) - shifts[row])
             }))
         }),
@@ -99,13 +114,20 @@ fn of_one_row(base: &SafetensorsCheckpoint, name: &str, weight: &str, n: usize) 
         codes: codes.clone(),
         others,
         stored_type,
+        even: None,
         values: Box::new(move |base| {
             let (scales, number) = floats_of(base, &scale, n)?;
             let (shifts, _) = floats_of(base, &shift, n)?;
-            let values = base.raw(&codes)?.bytes.iter().zip(scales).zip(shifts);
-            Ok(values
-                .map(|((byte, scale), shift)| number.round(number.round(scale * f32::from(byte & 15)) - shift))
-                .collect())
+            let bytes = base.read_bytes(&codes)?;
+            if let Some(at) = bytes.iter().position(|byte| *byte > 15) {
+                let problem = format!("byte {} at {at}, expected codes of 4 bits; quantize the model again", bytes[at]);
+                return Err(bad(&base.raw(&codes)?, &codes, &problem));
+            }
+            let values = bytes.iter().zip(scales).zip(shifts);
+            let value = |((byte, scale), shift): ((&u8, f32), f32)| {
+                number.round(number.round(scale * f32::from(*byte)) - shift)
+            };
+            Ok(values.map(value).collect())
         }),
     })
 }
@@ -115,7 +137,8 @@ fn by_row(base: &SafetensorsCheckpoint, name: &str, weight: &str) -> Result<Weig
     let scale = format!("{weight}._scale");
     let codes = base.raw(name)?;
     let code = of_byte(&codes, name)?;
-    let label = if codes.dtype == Dtype::I8 { "quanto W8" } else { "quanto FP8" };
+    let is_integer = codes.dtype == Dtype::I8;
+    let label = if is_integer { "quanto W8" } else { "quanto FP8" };
     let &[n_out, n_in] = codes.shape else { return Err(bad(&codes, name, "expected a matrix")) };
     let n_scales = n_weights(base.raw(&scale)?.shape);
     if ![1, n_out].contains(&n_scales) || n_in == 0 {
@@ -137,13 +160,21 @@ fn by_row(base: &SafetensorsCheckpoint, name: &str, weight: &str) -> Result<Weig
         codes: codes.clone(),
         others,
         stored_type,
+        even: is_integer.then(|| -> Codes {
+            let (codes, scale) = (codes.clone(), scale.clone());
+            Box::new(move |base| {
+                let (scales, _) = floats_of(base, &scale, n_scales)?;
+                let scales = if n_scales == 1 { vec![scales[0]; n_out] } else { scales };
+                let (codes, zeros) = (of_signed(&base.read_bytes(&codes)?), vec![SIGNED_ZERO; n_out]);
+                Ok(Even { shape: [n_out, n_in], bits: 8, group: n_in, codes, scales, zeros }.into_weight())
+            })
+        }),
         values: Box::new(move |base| {
             let (scales, number) = floats_of(base, &scale, n_scales)?;
-            let rows = base.raw(&codes)?.bytes.chunks_exact(n_in).enumerate();
+            let bytes = base.read_bytes(&codes)?;
             let of_row = |row: usize| scales[if n_scales == 1 { 0 } else { row }];
-            Ok(rows
-                .flat_map(|(row, codes)| codes.iter().map(move |byte| number.round(of_row(row) * code(*byte))))
-                .collect())
+            let value = |(index, byte): (usize, &u8)| number.round(of_row(index / n_in) * code(*byte));
+            Ok(bytes.iter().enumerate().map(value).collect())
         }),
     })
 }

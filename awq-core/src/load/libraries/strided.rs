@@ -22,14 +22,14 @@ impl Strided {
     }
 
     /// `value` of each code, its row and its column, row-major. `bytes` are as many as [`Self::n_bytes`] says.
-    pub(super) fn map(
+    pub(super) fn map<T: Copy + Default + Send>(
         self,
         bytes: &[u8],
         [n_rows, n_columns]: [usize; 2],
-        value: impl Fn(u32, usize, usize) -> f32 + Sync,
-    ) -> Vec<f32> {
+        value: impl Fn(u32, usize, usize) -> T + Sync,
+    ) -> Vec<T> {
         let (step, mask) = (n_rows.div_ceil(self.per_word).max(1), (1_u32 << self.bits) - 1);
-        let mut values = vec![0.0; n_rows * n_columns];
+        let mut values = vec![T::default(); n_rows * n_columns];
         values.par_chunks_mut(n_columns.max(1)).enumerate().for_each(|(row, values)| {
             let (of_word, in_word) = (row % step, row / step);
             let shift = self.bits * if self.is_high_first { self.per_word - 1 - in_word } else { in_word };
@@ -40,6 +40,11 @@ impl Strided {
             }
         });
         values
+    }
+
+    /// The codes, row-major; of 8 bits at most.
+    pub(super) fn codes(self, bytes: &[u8], matrix: [usize; 2]) -> Vec<u8> {
+        self.map(bytes, matrix, |code, _, _| code as u8)
     }
 }
 
@@ -55,6 +60,7 @@ mod tests {
         assert_eq!(low.n_bytes([5, 2]), 6);
         let codes = low.map(&bytes, [5, 2], |code, _, _| code as f32);
         assert_eq!(codes, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 6.0, 7.0, 8.0, 9.0]);
+        assert_eq!(low.codes(&bytes, [5, 2]), [1, 2, 3, 4, 5, 6, 6, 7, 8, 9]);
         let high = Strided { is_high_first: true, ..low };
         let codes = high.map(&bytes, [5, 2], |code, _, _| code as f32);
         assert_eq!(codes, [6.0, 7.0, 8.0, 9.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0]);

@@ -120,6 +120,39 @@ fn groups_fit_every_number_of_rows_that_they_fill() {
     assert!(of_rows.fits(DOWN, &[72, 160]) && !of_rows.fits(DOWN, &[36, 320]));
 }
 
+/// Each weight is a product that the library rounds to 16 bits: codes stand for it before that.
+#[test]
+fn codes_stand_for_the_weights() {
+    for (name, bits, group) in [
+        ("bitsandbytes-int8", 8, 160),
+        ("hqq-2", 2, 24),
+        ("hqq-3", 3, 24),
+        ("hqq-4", 4, 24),
+        ("hqq-8", 8, 24),
+        ("quanto-int2", 2, 32),
+        ("quanto-int4", 4, 32),
+        ("quanto-int8", 8, 160),
+        ("torchao-int4-in-int8", 4, 8),
+        ("torchao-int8", 8, 160),
+    ] {
+        let checkpoint = opened(&fixture(name)).unwrap();
+        let linear = if name.starts_with("hqq") { "model.layers.0.mlp.gate_proj.weight" } else { DOWN };
+        let weight = checkpoint.read_codes(linear).unwrap().unwrap();
+        assert_eq!((weight.grid.bits.get(), weight.group_len()), (bits, group), "{name}");
+        let (codes, values) = (weight.dequantize(), checkpoint.read_f32(linear).unwrap());
+        let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        assert_eq!(codes.len(), values.len(), "{name}");
+        let furthest = codes.iter().zip(&values).map(|(code, value)| (code - value).abs()).fold(0.0, f32::max);
+        assert!(furthest <= 0.01 * largest, "{name}: {furthest} of {largest}");
+    }
+    // Groups of 24 begin in one row of 160 and end in another in HQQ's.
+    for name in ["bitsandbytes-nf4", "hqq-4", "hqq-4-columns", "quanto-fp8", "torchao-fp8"] {
+        assert!(opened(&fixture(name)).unwrap().read_codes(DOWN).unwrap().is_none(), "{name}");
+    }
+    let one_row = opened(&fixture("quanto-int4-one-row")).unwrap();
+    assert!(one_row.read_codes("model.layers.0.mlp.shared_expert_gate.weight").unwrap().is_none());
+}
+
 /// A folder with one linear, whose tensors are these.
 fn folder(tensors: &[(&str, Dtype, &[usize], &[u8])]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -214,6 +247,8 @@ fn a_row_of_quanto_without_groups_has_a_scale_a_weight() {
     let checkpoint = of(&[3, 1, 15]);
     assert_eq!(checkpoint.shape("w.weight"), Some(vec![1, 3]));
     assert_eq!(checkpoint.read_f32("w.weight").unwrap(), [0.5, 3.0, 3.0]);
+    let message = of(&[3, 16, 1]).read_f32("w.weight").unwrap_err().to_string();
+    assert!(message.contains("\"w.weight._data._data\" of shape [1, 3]: byte 16 at 1, expected codes"), "{message}");
 }
 
 /// Each linear of each expert has its part of the tensor that holds all of them.
@@ -244,6 +279,7 @@ fn experts_that_are_no_matrices_are_refused() {
     check_refused(&[codes, scale, experts(BF16, &[3, 5, 2])], "its rows are no 2 matrices of equal size");
     check_refused(&[codes, scale, experts(BF16, &[3, 4])], "of shape [3, 4]: expected the matrices of all experts");
     check_refused(&[codes, scale, experts(BF16, &[3, 0, 2])], "its rows are no 2 matrices of equal size");
+    check_refused(&[codes, scale, experts(BF16, &[5000, 2, 1])], "5000 experts, expected at most 4096");
     check_refused(&[codes, scale, experts(U8, &[3, 4, 2])], "\"a.experts.gate_up_proj\" is stored as U8");
 }
 
@@ -258,7 +294,10 @@ proptest! {
     /// A damaged file gives an error or weights of their shapes.
     #[test]
     fn damaged_files_never_panic(
-        name in prop::sample::select(vec!["bitsandbytes-nf4-nested", "hqq-3", "quanto-int4", "torchao-int4-in-int8"]),
+        name in prop::sample::select(vec![
+            "autoawq-neox", "bitsandbytes-int8-gpt2", "bitsandbytes-nf4-nested", "gptqmodel-gpt2", "hqq-3", "hqq-4-experts",
+            "quanto-int4", "quanto-int4-one-row", "torchao-int4-in-int8",
+        ]),
         at in 8..20_000_usize,
         byte: u8,
     ) {
@@ -274,6 +313,7 @@ proptest! {
             None => crate::load::open_weights(to.path()),
         }) {
             for name in checkpoint.names() {
+                let _ = checkpoint.read_codes(&name);
                 if let Ok(values) = checkpoint.read_any_f32(&name) {
                     prop_assert_eq!(values.len(), checkpoint.shape(&name).unwrap().iter().product::<usize>());
                 }

@@ -3,7 +3,8 @@
 use safetensors::Dtype;
 use serde_json::Value as Json;
 
-use super::{Weight, bad, bits_of, check_len, floats_of, n_weights, of_byte, torch_type, wrong_type};
+use super::even::{Even, of_signed};
+use super::{Codes, Weight, bad, bits_of, check_len, floats_of, n_weights, of_byte, torch_type, wrong_type};
 use crate::load::safetensors::SafetensorsCheckpoint;
 use crate::load::{Checkpoint, LoadError, StoredType};
 
@@ -60,6 +61,9 @@ pub(super) fn weight(base: &SafetensorsCheckpoint, name: &str) -> Result<Option<
         group_size: (columns < n_in).then_some(columns),
     };
     let others = counted[1..].iter().map(|name| (*name).to_owned()).collect();
+    // Integers of few bits lie in bytes.
+    let bits = bits.and_then(|bits| bits.parse().ok()).filter(|bits| (2..8).contains(bits)).unwrap_or(8_u32);
+    let is_integer = codes.dtype == Dtype::I8;
     let codes = name.to_owned();
     Ok(Some(Weight {
         name: weight,
@@ -70,13 +74,28 @@ pub(super) fn weight(base: &SafetensorsCheckpoint, name: &str) -> Result<Option<
         codes: codes.clone(),
         others,
         stored_type,
+        even: is_integer.then(|| -> Codes {
+            let (codes, scale, zero) = (codes.clone(), scale.clone(), zero.clone());
+            Box::new(move |base| {
+                let (scales, _) = floats_of(base, &scale, n_scales)?;
+                let zeros = zero_points(base, has_zeros.then_some(&zero), n_scales)?;
+                // A block of several rows has a group in each of them.
+                let per_row = n_in / columns;
+                let of_groups = |values: &[f32]| -> Vec<f32> {
+                    (0..n_out * per_row)
+                        .map(|group| values[group / per_row / rows * per_row + group % per_row])
+                        .collect()
+                };
+                let (codes, bits, middle) = narrowed(of_signed(&base.read_bytes(&codes)?), bits);
+                let zeros = of_groups(&zeros).into_iter().map(|zero| zero + middle).collect();
+                let (shape, scales) = ([n_out, n_in], of_groups(&scales));
+                Ok(Even { shape, bits, group: columns, codes, scales, zeros }.into_weight())
+            })
+        }),
         values: Box::new(move |base| {
             let (scales, _) = floats_of(base, &scale, n_scales)?;
-            let zeros: Vec<f32> = match has_zeros {
-                true => base.raw(&zero)?.bytes.iter().map(|byte| f32::from(*byte as i8)).collect(),
-                false => vec![0.0; n_scales],
-            };
-            let codes = base.raw(&codes)?.bytes;
+            let zeros = zero_points(base, has_zeros.then_some(&zero), n_scales)?;
+            let codes = base.read_bytes(&codes)?;
             let mut values = Vec::with_capacity(codes.len());
             for (row, codes) in codes.chunks_exact(n_in).enumerate() {
                 for (block, codes) in codes.chunks_exact(columns).enumerate() {
@@ -88,6 +107,24 @@ pub(super) fn weight(base: &SafetensorsCheckpoint, name: &str) -> Result<Option<
             Ok(values)
         }),
     }))
+}
+
+/// The zero points of blocks.
+fn zero_points(base: &SafetensorsCheckpoint, name: Option<&String>, n: usize) -> Result<Vec<f32>, LoadError> {
+    let Some(name) = name else { return Ok(vec![0.0; n]) };
+    Ok(base.read_bytes(name)?.iter().map(|byte| f32::from(*byte as i8)).collect())
+}
+
+/// Codes of bytes, of which the middle one is 128, as those of so many bits, where all of them are: what is stored of each, and the middle
+/// one.
+fn narrowed(mut codes: Vec<u8>, bits: u32) -> (Vec<u8>, usize, f32) {
+    let half = 1_u8 << (bits - 1);
+    let lowest = 128 - half;
+    if !codes.iter().all(|code| (lowest..=127 + half).contains(code)) {
+        return (codes, 8, 128.0);
+    }
+    codes.iter_mut().for_each(|code| *code -= lowest);
+    (codes, bits as usize, f32::from(half))
 }
 
 /// Rows and columns that share a scale, where they divide the matrix.
