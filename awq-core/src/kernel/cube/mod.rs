@@ -13,6 +13,7 @@
 mod adapter;
 mod backend;
 pub mod bench;
+pub mod compiled;
 #[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
 mod dequantize;
 mod fragment;
