@@ -2,7 +2,7 @@
 
 use awq_core::backend::{QuantBackend, float_vec};
 use awq_core::grid::{Granularity, Grid, ScaleDtype};
-use awq_core::kernel::cube::bench::{Product, Queued, bandwidth, interleaved};
+use awq_core::kernel::cube::bench::{Product, Queued, interleaved};
 use awq_core::kernel::cube::{GptqWeight, GpuBackend, MATVEC_MAX_ROWS};
 use awq_core::kernel::{DeviceWeight, KernelError, UnitWeight};
 use awq_core::quantized::{QuantizedWeight, ZeroPoints};
@@ -234,7 +234,7 @@ fn every_form_is_timed() {
         }
     }
     // Faster than any memory there is: then nothing was copied.
-    let bandwidth = bandwidth::<Gpu>(64 << 20, 2, &device).unwrap();
+    let bandwidth = Gpu::bandwidth(&device, 8 << 20, 2).unwrap();
     assert!((1e6..2e13).contains(&bandwidth.copy) && (1e6..2e13).contains(&bandwidth.read), "{bandwidth:?}");
 }
 

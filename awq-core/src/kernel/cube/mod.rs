@@ -22,6 +22,8 @@ mod gptq;
 #[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
 #[allow(clippy::duplicate_underscore_argument, reason = "`cube` makes an `_X` of the size `X`")]
 mod matvec;
+#[allow(unsafe_code, reason = "kernels are launched unchecked; `copy` and `read` say why that is right")]
+mod memory;
 mod operation;
 #[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
 #[allow(clippy::duplicate_underscore_argument, reason = "`cube` makes an `_X` of the size `X`")]
@@ -37,7 +39,9 @@ pub use adapter::has_wgpu_adapter;
 pub use gptq::GptqWeight;
 use operation::Packed;
 
+use self::bench::DeviceError;
 use super::DeviceWeight;
+use super::bench::Bandwidth;
 use crate::backend::QuantBackend;
 
 /// Rows of activations up to which packed weights are multiplied as they are, without tensor cores. An estimate, not yet
@@ -54,6 +58,13 @@ pub const TENSOR_CORE_MAX_ROWS: usize = 128;
 pub trait GpuBackend: QuantBackend {
     /// Bytes of the largest array that a device takes.
     fn largest_array(device: &Self::Device) -> usize;
+
+    /// What a device's memory does: arrays of `bytes` together copied and read, each by a kernel of its own, which must be several
+    /// times what its caches hold for that to be so.
+    ///
+    /// # Errors
+    /// A device that fails, or whose copies are not what was copied.
+    fn bandwidth(device: &Self::Device, bytes: usize, n_rounds: usize) -> Result<Bandwidth, DeviceError>;
 
     /// Whether a device multiplies activations of `dtype` on tensor cores in a way that [`Self::tensor_core_matmul`] knows.
     fn has_tensor_cores(device: &Self::Device, dtype: DType) -> bool;
@@ -82,6 +93,10 @@ where
 {
     fn largest_array(device: &Self::Device) -> usize {
         usize::try_from(R::client(device).properties().memory.max_page_size).unwrap_or(usize::MAX)
+    }
+
+    fn bandwidth(device: &Self::Device, bytes: usize, n_rounds: usize) -> Result<Bandwidth, DeviceError> {
+        memory::bandwidth(R::client(device), bytes, n_rounds)
     }
 
     fn has_tensor_cores(device: &Self::Device, dtype: DType) -> bool {
