@@ -164,12 +164,18 @@ fn products_on_tensor_cores_are_those_of_the_definition() {
             eprintln!("products_on_tensor_cores_are_those_of_the_definition: {dtype:?} skipped, the device has none");
             continue;
         }
-        // 40 is no multiple of 16 outputs; 1100 channels end within a unit, and 9 quads of units are more than planes. A group
-        // is a quad, less, or all channels.
-        for (bits, granularity, n_rows) in
-            [(4, group(128), 1), (4, group(32), 13), (3, group(64), 1), (2, Granularity::PerChannel, 5)]
-        {
-            let weight = weight(40, 1100, grid(bits, granularity), 7);
+        // 40 is no multiple of 16 outputs. 1100 channels end within a unit, and 9 quads of units are more than 8 planes; 2048 are a
+        // quad for each of 16 planes, of 2240 some planes have a second one. A group is a quad, less, or all channels.
+        for (bits, granularity, n_rows, n_in) in [
+            (4, group(128), 1, 1100),
+            (4, group(32), 13, 1100),
+            (3, group(64), 1, 1100),
+            (2, Granularity::PerChannel, 5, 1100),
+            (4, group(128), 9, 1024),
+            (4, group(128), 1, 2048),
+            (3, group(128), 17, 2240),
+        ] {
+            let weight = weight(40, n_in, grid(bits, granularity), 7);
             let packed = DeviceWeight::<Gpu>::new(&weight, &Default::default()).unwrap();
             check_product::<Gpu>(&weight, n_rows, dtype, false, |x| Gpu::tensor_core_matmul(x, &packed));
         }
