@@ -3,7 +3,7 @@
 //! Up to [`TENSOR_CORE_MAX_ROWS`] rows of f16 or bf16 activations are multiplied by packed weights as they are on NVIDIA's
 //! tensor cores (`tensor_core.rs`), and up to [`MATVEC_MAX_ROWS`] rows of activations of any type on every other device
 //! (`matvec.rs`): codes become floats in registers, and sums are f32. More rows are worth writing the dequantized weight to
-//! memory once (`dequantize.rs`) and multiplying with burn's matrix product, which uses tensor cores where there are some.
+//! memory once (`dequantize.rs`) and multiplying as dense matrices are (`dense.rs`), on tensor cores where there are some.
 //! Products have the type of the activations, f32, f16 or bf16.
 //!
 //! burn's GPU backends run operations lazily, in streams (`burn-fusion`): ours are registered there as custom operations
@@ -14,6 +14,7 @@ mod adapter;
 mod backend;
 pub mod bench;
 pub mod compiled;
+mod dense;
 #[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
 mod dequantize;
 mod fragment;
@@ -26,6 +27,8 @@ mod matvec;
 mod memory;
 mod operation;
 #[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
+mod rounding;
+#[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
 #[allow(clippy::duplicate_underscore_argument, reason = "`cube` makes an `_X` of the size `X`")]
 mod tensor_core;
 mod unpack;
@@ -36,6 +39,7 @@ use burn_fusion::Fusion;
 
 #[cfg(feature = "wgpu")]
 pub use adapter::has_wgpu_adapter;
+pub(crate) use dense::matmul;
 pub use gptq::GptqWeight;
 use operation::Packed;
 
@@ -180,6 +184,21 @@ where
     }
     let wide = operation::widen::<R, F, I, BT>(x.into_primitive().tensor());
     Tensor::from_primitive(TensorPrimitive::Float(wide))
+}
+
+/// Values of f32 rounded half to even to f16, as f32.
+pub(crate) fn rounded_to_f16<R, F, I, BT, const D: usize>(
+    x: Tensor<Cube<R, F, I, BT>, D>,
+) -> Tensor<Cube<R, F, I, BT>, D>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    assert_eq!(x.dtype(), DType::F32, "values to be rounded to f16");
+    let rounded = operation::rounded_to_f16::<R, F, I, BT>(x.into_primitive().tensor());
+    Tensor::from_primitive(TensorPrimitive::Float(rounded))
 }
 
 /// The weights that packed codes stand for, `[out, in]` of `dtype`.
