@@ -23,6 +23,9 @@ const SOURCES: [&str; 9] = [
     "experiments/src",
 ];
 
+/// Sources of kernels for GPUs, and of what they are made by.
+const OF_KERNELS: [&str; 4] = ["Cargo.lock", "Cargo.toml", "awq-core/Cargo.toml", "awq-core/src/kernel"];
+
 /// Sources that decide what quantization gives for given calibration tokens.
 const OF_QUANTIZATION: [&str; 3] = ["Cargo.lock", "awq-core/src", "baselines/src"];
 
@@ -47,6 +50,7 @@ fn main() {
         ("PROFILE", profile(Path::new(&var("OUT_DIR")))),
         ("OPT_LEVEL", var("OPT_LEVEL")),
         ("QUANTIZATION_SOURCES", fingerprint(&root, &OF_QUANTIZATION)),
+        ("KERNEL_SOURCES", fingerprint(&root, &OF_KERNELS)),
     ];
     for (name, value) in facts {
         println!("cargo:rustc-env=AWQ_BUILD_{name}={value}");

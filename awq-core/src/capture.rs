@@ -112,7 +112,7 @@ impl<B: QuantBackend> InputStats<B> {
         let sum = || {
             self.rows()
                 .map(B::in_f32)
-                .map(|x| x.clone().transpose().matmul(x))
+                .map(|x| B::matmul(x.clone().transpose(), x))
                 .reduce(|a, b| a + b)
                 .map(|sum| sum / self.n_tokens() as f64)
         };

@@ -6,6 +6,8 @@ use awq_core::backend::QuantBackend;
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod gpu;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod kernels;
 
 #[cfg(feature = "cuda")]
 pub(crate) use gpu::has_cublas;
@@ -20,6 +22,34 @@ pub(crate) fn gpu_name(device: &str) -> Option<String> {
 #[cfg(not(feature = "cuda"))]
 pub(crate) fn gpu_name(_device: &str) -> Option<String> {
     None
+}
+
+/// What compiles kernels for a GPU: `CUDA 13.0`.
+#[cfg(feature = "cuda")]
+pub(crate) fn gpu_toolkit(device: &str) -> Option<String> {
+    crate::speed::cublas::index(device).and_then(|_| gpu::toolkit())
+}
+
+/// Only CUDA's is not the driver's own.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn gpu_toolkit(_device: &str) -> Option<String> {
+    None
+}
+
+/// What to say before work on a device: that kernels have to be compiled, and where they are kept.
+///
+/// # Errors
+/// A name that is unknown, and a cache that cannot be written.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) fn note(name: &str) -> anyhow::Result<Option<String>> {
+    gpu::keep_kernels(name)?;
+    Ok(kernels::note())
+}
+
+/// Nothing is compiled for a CPU.
+#[cfg(not(any(feature = "cuda", feature = "wgpu")))]
+pub(crate) fn note(_name: &str) -> anyhow::Result<Option<String>> {
+    Ok(None)
 }
 
 /// Work that is generic over the backend.

@@ -10,6 +10,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use self::sweep::Sweep;
 pub use crate::assets::progress::Progress as Style;
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) mod kernels;
 pub mod sweep;
 
 /// Shows progress on standard error.
@@ -61,7 +63,7 @@ impl Progress {
         let (start, sweep) = (Instant::now(), self.sweep.clone());
         let bar = Bar { bar, label: label.to_owned(), style: self.style, start, sweep, is_over: Arc::default() };
         bar.tell_sweep();
-        if matches!(self.style, Style::Lines | Style::Json) {
+        if matches!(self.style, Style::Lines | Style::Json) || self.style == Style::Bars && kernels_may_compile() {
             bar.keep_saying();
         }
         bar
@@ -96,25 +98,23 @@ impl Bar {
         let share = self.bar.position() as f64 / self.bar.length().unwrap_or(0).max(1) as f64;
         sweep.advance(&self.label, share);
         if self.style == Style::Bars {
-            self.bar.set_prefix(sweep.words().map_or_else(String::new, |words| format!("; {words}")));
+            self.bar.set_prefix(asides(Some(sweep)));
         }
     }
 
-    /// A line a minute until it is over, also while nothing advances.
+    /// A line a minute until it is over, also while nothing advances; a bar says then what kernels are compiled.
     fn keep_saying(&self) {
         let (bar, label, style, start) = (self.bar.clone(), self.label.clone(), self.style, self.start);
         let (sweep, is_over) = (self.sweep.clone(), self.is_over.clone());
-        let line = move || {
-            let words = sweep.as_ref().and_then(|sweep| sweep.words());
-            let of_run = words.map_or_else(String::new, |words| format!("; {words}"));
-            underway(&label, bar.position(), bar.length().unwrap_or(0), start.elapsed()) + &of_run
-        };
         let say = move || {
             let mut said = Instant::now();
             while !is_over.load(Ordering::Relaxed) {
                 std::thread::sleep(BETWEEN_LOOKS);
-                if said.elapsed() >= BETWEEN_LINES && !is_over.load(Ordering::Relaxed) {
-                    style.note(&line());
+                if style == Style::Bars {
+                    bar.set_prefix(asides(sweep.as_deref()));
+                } else if said.elapsed() >= BETWEEN_LINES && !is_over.load(Ordering::Relaxed) {
+                    let line = underway(&label, bar.position(), bar.length().unwrap_or(0), start.elapsed());
+                    style.note(&(line + &asides(sweep.as_deref())));
                     said = Instant::now();
                 }
             }
@@ -132,6 +132,33 @@ impl Bar {
             sweep.bar_over();
         }
     }
+}
+
+/// What is said beside a piece of work: `; 12 GPU kernels compiled; whole run 23%, ETA 85 min`.
+fn asides(sweep: Option<&Sweep>) -> String {
+    let of_run = sweep.and_then(Sweep::words).map_or_else(String::new, |words| format!("; {words}"));
+    compiled() + &of_run
+}
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn kernels_may_compile() -> bool {
+    kernels::are_watched()
+}
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn compiled() -> String {
+    kernels::words()
+}
+
+/// A CPU's are compiled with the program.
+#[cfg(not(any(feature = "cuda", feature = "wgpu")))]
+fn kernels_may_compile() -> bool {
+    false
+}
+
+#[cfg(not(any(feature = "cuda", feature = "wgpu")))]
+fn compiled() -> String {
+    String::new()
 }
 
 /// `label: 25% after 1 min, ETA 3 min`, the rest taken to go as fast as what is done.

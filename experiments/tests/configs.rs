@@ -216,6 +216,7 @@ fn every_file_resolves_to_the_plan_that_it_had_in_full() {
     smollm2-tasks.toml                      41 4deffdaa   0 e3b0c442  27c28f51
     smollm2-wikitext.toml                    5 98b40869   0 e3b0c442  2c1fbaa4
     smollm2.toml                             9 f96f02a2   0 e3b0c442  cc01598f
+    speed-gpu-short.toml                     0 e3b0c442   0 e3b0c442  983e828f
     speed-gpu.toml                           0 e3b0c442   0 e3b0c442  a588afdd
     speed.toml                               0 e3b0c442   0 e3b0c442  68c627f4
     stories260k.toml                         7 26ed9993   0 e3b0c442  8ce8e2aa

@@ -67,7 +67,7 @@ fn group_grams<B: QuantBackend>(rows: Tensor<B, 2>, grid: &Grid) -> Vec<Tensor<B
     let [n, n_in] = rows.dims();
     let gram = |columns: Range<usize>| {
         let x = rows.clone().narrow(1, columns.start, columns.len());
-        x.clone().transpose().matmul(x) / n as f64
+        B::matmul(x.clone().transpose(), x) / n as f64
     };
     grid.granularity.columns(n_in).map(gram).collect()
 }

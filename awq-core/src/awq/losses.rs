@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 use super::differences::RecordedPasses;
 use crate::arithmetic::Arithmetic;
-use crate::backend::QuantBackend;
+use crate::backend::{QuantBackend, Total};
 use crate::capture::InputStats;
 use crate::method::{BlockCtx, MethodError};
 use crate::model::layers::Linear;
@@ -55,7 +55,7 @@ impl<B: QuantBackend> Judge<'_, B> {
     /// thousandth of what f32 gives.
     pub(super) fn losses(&self, scales: &[Tensor<B, 1>]) -> Result<Vec<f64>, MethodError> {
         if self.group.inspect == Inspect::Linear {
-            return Ok(scales.iter().map(|scale| self.linear_loss(scale, Arithmetic::Bf16)).collect());
+            return Ok(self.linear_losses(scales, Arithmetic::Bf16));
         }
         let mut sums = vec![0.0; scales.len()];
         let n_values = self.on_passes(|passes, share| {
@@ -71,7 +71,7 @@ impl<B: QuantBackend> Judge<'_, B> {
     /// The mean squared change of the output under a scale, `[in]`, from outputs in f32.
     pub(super) fn loss_in_f32(&self, scale: &Tensor<B, 1>) -> Result<f64, MethodError> {
         if self.group.inspect == Inspect::Linear {
-            return Ok(self.linear_loss(scale, Arithmetic::F32));
+            return Ok(self.linear_losses(std::slice::from_ref(scale), Arithmetic::F32)[0]);
         }
         let (candidate, mut sum) = (self.candidate(self.ctx.block.params().clone(), scale), 0.0);
         let n_values = self.on_passes(|passes, _| sum += passes.squared_distance(candidate.as_ref()))?;
@@ -85,7 +85,7 @@ impl<B: QuantBackend> Judge<'_, B> {
         arithmetic: Arithmetic,
     ) -> Result<Vec<f64>, MethodError> {
         if self.group.inspect == Inspect::Linear {
-            return Ok(scales.iter().map(|scale| self.linear_loss(scale, arithmetic)).collect());
+            return Ok(self.linear_losses(scales, arithmetic));
         }
         self.check_inputs()?;
         let (module, batches) = (self.group.inspect, self.input.batches());
@@ -95,16 +95,15 @@ impl<B: QuantBackend> Judge<'_, B> {
         let asked = AskedOutputs { module, arithmetic };
         let expected = self.input.shared().get::<_, _, MethodError>(asked, || Ok(outputs(original.as_ref())))?;
         let n_values: usize = expected.iter().map(|output| output.shape().num_elements()).sum();
-        let loss = |scale| {
+        let squares = |scale| {
             let candidate = self.candidate(params.clone(), scale);
-            let squares = batches
-                .iter()
-                .zip(expected.iter())
-                .map(|(x, expected)| B::squared_distance(&module.run(candidate.as_ref(), x.clone()), expected));
+            let moved = |x: &Tensor<B, 3>| module.run(candidate.as_ref(), x.clone());
+            let pairs = batches.iter().zip(expected.iter());
+            let sums = pairs.map(|(x, expected)| B::squared_distance_later(&moved(x), expected)).collect();
             self.part.tell(1.0 / scales.len() as f64);
-            squares.sum::<f64>() / n_values as f64
+            sums
         };
-        Ok(scales.iter().map(loss).collect())
+        Ok(means(scales.iter().map(squares), n_values))
     }
 
     /// Calls `work` with all recorded passes of the module, as many at a time as [`Self::recorded_bytes`] holds, and which share of
@@ -158,22 +157,34 @@ impl<B: QuantBackend> Judge<'_, B> {
         self.quantized(name, scale) - B::in_f32(self.ctx.block.params().linear(name).weight.clone())
     }
 
-    /// Mean over tokens and outputs of `(x dW^T)^2`. From the inputs in `arithmetic` where they are fewer than channels, else from
-    /// their Gram matrix in f32: whichever takes fewer operations.
-    fn linear_loss(&self, scale: &Tensor<B, 1>, arithmetic: Arithmetic) -> f64 {
-        let change = self.change(self.group.linears[0], scale);
-        let [n_out, n_in] = change.dims();
+    /// Means over tokens and outputs of `(x dW^T)^2`, where `dW` is the change under each scale. From the inputs in `arithmetic` where
+    /// they are fewer than channels, else from their Gram matrix in f32: whichever takes fewer operations.
+    fn linear_losses(&self, scales: &[Tensor<B, 1>], arithmetic: Arithmetic) -> Vec<f64> {
+        let name = self.group.linears[0];
+        let [n_out, n_in] = self.ctx.block.params().linear(name).weight.dims();
         let n_tokens = self.input.n_tokens();
         if n_tokens >= n_in || n_tokens == 0 {
-            return B::quadratic_form(change, self.input.gram()) / n_out as f64;
+            let form = |scale| vec![B::quadratic_form_later(self.change(name, scale), self.input.gram())];
+            return means(scales.iter().map(form), n_out);
         }
-        let linear = Linear { weight: change, bias: None };
-        let squares = self.input.batches().iter().map(|x| {
-            let moved = linear.forward(B::in_f32(x.clone()), arithmetic);
-            B::dot_product(moved.clone(), moved)
-        });
-        squares.sum::<f64>() / (n_tokens * n_out) as f64
+        let squares = |scale| {
+            let linear = Linear { weight: self.change(name, scale), bias: None };
+            let of_batch = |x: &Tensor<B, 3>| {
+                let moved = linear.forward(B::in_f32(x.clone()), arithmetic);
+                B::dot_product_later(moved.clone(), moved)
+            };
+            self.input.batches().iter().map(of_batch).collect()
+        };
+        means(scales.iter().map(squares), n_tokens * n_out)
     }
+}
+
+/// The sum of each candidate's totals, divided by `n`; a device is waited for once for all.
+fn means<B: QuantBackend>(of_candidates: impl Iterator<Item = Vec<Total<B>>>, n: usize) -> Vec<f64> {
+    let of_candidates: Vec<Vec<Total<B>>> = of_candidates.collect();
+    let counts: Vec<usize> = of_candidates.iter().map(Vec::len).collect();
+    let mut totals = Total::read(of_candidates.into_iter().flatten().collect()).into_iter();
+    counts.into_iter().map(|count| totals.by_ref().take(count).sum::<f64>() / n as f64).collect()
 }
 
 /// Batches `[batch, seq, in]` in parts of whole sequences.

@@ -80,7 +80,7 @@ fn mix<B: QuantBackend>(
     let (device, dtype) = (q.device(), q.dtype());
     // Query heads of one key head become rows of one matrix: no copy of keys or values is needed.
     let q = q.reshape([batch, n_kv_heads, n_rep * n_queries, head_dim]);
-    let scores = B::in_f32(q.matmul(k.swap_dims(2, 3)));
+    let scores = B::in_f32(B::matmul(q, k.swap_dims(2, 3)));
     let scores = match shape.cap {
         None => scores,
         Some(cap) => (scores / cap).tanh() * cap,
@@ -107,7 +107,7 @@ fn mix<B: QuantBackend>(
         _ => scores,
     };
     let weights = softmax(scores, 4).cast(dtype).reshape([batch, n_kv_heads, n_rep * n_queries, n_keys]);
-    weights.matmul(v).reshape([batch, n_heads, n_queries, head_dim])
+    B::matmul(weights, v).reshape([batch, n_heads, n_queries, head_dim])
 }
 
 /// Rotates channel pairs `(c, c + r/2)` of `[batch, heads, seq, d]` by the table's angles, of which there are `r/2`; channels

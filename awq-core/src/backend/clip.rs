@@ -37,13 +37,19 @@ pub(super) fn clip_search<B: QuantBackend>(
     };
     let (mut weights, mut bounds) = (Vec::new(), Vec::new());
     let (mut loss_before, mut loss_after) = (0.0, 0.0);
-    for (gram, columns) in grams.iter().zip(grid.granularity.columns(n_in)) {
-        let part = weight.clone().narrow(1, columns.start, columns.len());
+    let groups: Vec<_> = grid.granularity.columns(n_in).zip(grams).collect();
+    // Groups of one size are searched at once, each in rows of its own: `[n_groups, out, group]`.
+    for groups in groups.chunk_by(|(a, _), (b, _)| a.len() == b.len()) {
+        let (first, n_groups, len) = (groups[0].0.start, groups.len(), groups[0].0.len());
+        let part = weight.clone().narrow(1, first, n_groups * len);
+        let part = part.reshape([n_out, n_groups, len]).swap_dims(0, 1).reshape([n_groups * n_out, len]);
+        let gram: Tensor<B, 3> = Tensor::stack(groups.iter().map(|(_, gram)| (*gram).clone()).collect(), 0);
         let full = part.clone().abs().max_dim(1);
         let clamped = |bound: &Tensor<B, 2>| part.clone().min_pair(bound.clone()).max_pair(bound.clone().neg());
         let error = |bound: &Tensor<B, 2>| {
             let delta = fake_quant(clamped(bound)) - part.clone();
-            (delta.clone().matmul(gram.clone()) * delta).sum_dim(1)
+            let product = B::matmul(delta.clone().reshape([n_groups, n_out, len]), gram.clone());
+            (product.reshape([n_groups * n_out, len]) * delta).sum_dim(1)
         };
         let mut best_error = error(&full);
         let mut best = full.clone();
@@ -56,8 +62,11 @@ pub(super) fn clip_search<B: QuantBackend>(
             best_error = best_error.mask_where(wins, candidate);
         }
         loss_after += mean_over_rows(best_error);
-        weights.push(clamped(&best));
-        bounds.push(best);
+        let in_rows = |part: Tensor<B, 2>, len: usize| {
+            part.reshape([n_groups, n_out, len]).swap_dims(0, 1).reshape([n_out, n_groups * len])
+        };
+        weights.push(in_rows(clamped(&best), len));
+        bounds.push(in_rows(best, 1));
     }
     ClipOutcome { weight: Tensor::cat(weights, 1), bound: Tensor::cat(bounds, 1), loss_before, loss_after }
 }

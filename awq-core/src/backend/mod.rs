@@ -22,7 +22,7 @@ pub use attention::RotaryTable;
 pub use clip::ClipOutcome;
 
 use crate::activation::Activation;
-use crate::grid::Grid;
+use crate::grid::{Grid, ScaleDtype};
 pub use crate::host::attention::{AttentionShape, SlopeBias, Slopes};
 use crate::kernel::DeviceWeight;
 use crate::numbers::Number;
@@ -40,9 +40,19 @@ pub trait QuantBackend: Backend {
         x.cast(DType::F32)
     }
 
+    /// Scales of f32 rounded to the type that they are stored in, as f32.
+    fn round_scales<const D: usize>(scale: Tensor<Self, D>, dtype: ScaleDtype) -> Tensor<Self, D> {
+        rounded_on_host(scale, dtype)
+    }
+
+    /// `a b` for `[.., m, k]` and `[.., k, n]` with the same dimensions before the last two; returns `[.., m, n]`.
+    fn matmul<const D: usize>(a: Tensor<Self, D>, b: Tensor<Self, D>) -> Tensor<Self, D> {
+        a.matmul(b)
+    }
+
     /// `x W^T` for `x: [n, in]` and `weight: [out, in]`; returns `[n, out]`.
     fn matmul_transposed(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        x.matmul(weight.transpose())
+        Self::matmul(x, weight.transpose())
     }
 
     /// A `[out, in]` weight rounded half to even to bf16, as [`Self::matmul_bf16`] reads it.
@@ -190,6 +200,21 @@ pub trait QuantBackend: Backend {
         (Self::in_f32(a.clone()) - Self::in_f32(b.clone())).powi_scalar(2).sum().into_scalar().elem()
     }
 
+    /// [`Self::dot_product`], read when it is wanted.
+    fn dot_product_later<const D: usize>(a: Tensor<Self, D>, b: Tensor<Self, D>) -> Total<Self> {
+        Total::Known(Self::dot_product(a, b))
+    }
+
+    /// [`Self::quadratic_form`], read when it is wanted.
+    fn quadratic_form_later(d: Tensor<Self, 2>, g: Tensor<Self, 2>) -> Total<Self> {
+        Total::Known(Self::quadratic_form(d, g))
+    }
+
+    /// [`Self::squared_distance`], read when it is wanted.
+    fn squared_distance_later<const D: usize>(a: &Tensor<Self, D>, b: &Tensor<Self, D>) -> Total<Self> {
+        Total::Known(Self::squared_distance(a, b))
+    }
+
     /// Negative log-likelihood in nats of each target under its row of logits, `logits: [n, vocab]`.
     fn token_nll(logits: Tensor<Self, 2>, targets: &[u32]) -> Vec<f32> {
         let device = logits.device();
@@ -198,6 +223,44 @@ pub trait QuantBackend: Backend {
         let nll = log_softmax(Self::in_f32(logits), 1).gather(1, indices).neg();
         float_vec(nll)
     }
+}
+
+/// A sum over a tensor. A device may be at work on it still: many are read at once, for to wait for a device costs more than a sum.
+#[derive(Clone, Debug)]
+pub enum Total<B: Backend> {
+    /// The sum.
+    Known(f64),
+    /// One element of f32, which may not be there yet.
+    Queued(Tensor<B, 1>),
+}
+
+impl<B: Backend> Total<B> {
+    /// The sums, waited for once.
+    pub fn read(totals: Vec<Self>) -> Vec<f64> {
+        let queued: Vec<Tensor<B, 1>> = totals.iter().filter_map(Self::queued).collect();
+        let read = if queued.is_empty() { Vec::new() } else { float_vec(Tensor::cat(queued, 0)) };
+        let mut read = read.into_iter();
+        let known = |total| match total {
+            Self::Known(sum) => sum,
+            // As many were read as are queued.
+            Self::Queued(_) => read.next().map_or(f64::NAN, f64::from),
+        };
+        totals.into_iter().map(known).collect()
+    }
+
+    fn queued(&self) -> Option<Tensor<B, 1>> {
+        match self {
+            Self::Known(_) => None,
+            Self::Queued(sum) => Some(sum.clone()),
+        }
+    }
+}
+
+/// Scales of f32 rounded to the type that they are stored in, on the host: not every backend has the type.
+pub(crate) fn rounded_on_host<B: Backend, const D: usize>(scale: Tensor<B, D>, dtype: ScaleDtype) -> Tensor<B, D> {
+    let (dims, device) = (scale.dims(), scale.device());
+    let rounded: Vec<f32> = float_vec(scale).into_iter().map(|scale| dtype.round(scale)).collect();
+    Tensor::from_data(TensorData::new(rounded, dims), (&device, DType::F32))
 }
 
 /// Values rounded half to even to bf16, in the float type that they have.

@@ -92,7 +92,7 @@ struct TensorParams<B: Backend> {
 }
 
 /// [`Grid::group_params`] for every group of a segment.
-fn group_params<B: Backend>(segment: Tensor<B, 3>, grid: &Grid) -> TensorParams<B> {
+fn group_params<B: QuantBackend>(segment: Tensor<B, 3>, grid: &Grid) -> TensorParams<B> {
     let (mut min, mut max) = (segment.clone().min_dim(2), segment.max_dim(2));
     if grid.range_includes_zero {
         (min, max) = (min.clamp_max(0.0), max.clamp_min(0.0));
@@ -113,14 +113,9 @@ fn group_params<B: Backend>(segment: Tensor<B, 3>, grid: &Grid) -> TensorParams<
     TensorParams { scale, zero_point }
 }
 
-/// Rounds scales to their storage type on the host: not every backend has f16, and there are few of them.
-fn round_scales<B: Backend>(scale: Tensor<B, 3>, grid: &Grid) -> Tensor<B, 3> {
-    if grid.scale_dtype == ScaleDtype::F32 {
-        return scale;
-    }
-    let (dims, device) = (scale.dims(), scale.device());
-    let rounded: Vec<f32> = float_vec(scale).into_iter().map(|s| grid.scale_dtype.round(s)).collect();
-    Tensor::from_data(TensorData::new(rounded, dims), (&device, DType::F32))
+/// Rounds scales to their storage type.
+fn round_scales<B: QuantBackend>(scale: Tensor<B, 3>, grid: &Grid) -> Tensor<B, 3> {
+    if grid.scale_dtype == ScaleDtype::F32 { scale } else { B::round_scales(scale, grid.scale_dtype) }
 }
 
 fn codes<B: Backend>(segment: Tensor<B, 3>, params: &TensorParams<B>, grid: &Grid) -> Tensor<B, 3> {

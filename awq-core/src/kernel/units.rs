@@ -1,9 +1,10 @@
 //! The order in which GPU kernels read packed weights: units of 32 input channels of one row, so that neighbouring threads
 //! read neighbouring words and a unit lies within one group. Weights are repacked into it once, at load.
 //!
-//! A unit of `b`-bit codes is `b` words. Of 2 and 4 bits a word holds the codes of even channels in its lower half and those
-//! of odd channels in its upper half, so that one shift and one mask find the codes of two neighbours, 16 bits apart; of 3
-//! bits codes follow one another from the lowest bit. Where `b` is 2 or 4 the words of a unit are one vector,
+//! A unit of `b`-bit codes is `b` words. A word holds codes of even channels in its lower half and those of odd channels in its
+//! upper half, so that one shift and one mask find the codes of two neighbours, 16 bits apart. Of 3 bits five fit into a half, and
+//! the highest bits of the three words hold the codes of the last two channels, a bit each. Where `b` is 2 or 4 the words of a
+//! unit are one vector,
 //! `[row][unit][word]`. Vectors of three words would be cut in three loads that skip; at 3 bits all first words of a row come
 //! first, then all second ones: `[row][word][unit]`.
 //!
@@ -28,13 +29,22 @@ const CUT_BITS: u32 = 13;
 /// Bits of the zero point in such a word.
 const ZERO_BITS: u32 = 14;
 
-/// The lowest bit of code `i` of a unit, counted through its words.
+/// Codes of a unit whose bits lie side by side. Those of the other two of 3 bits are scattered over the words.
+pub(crate) const fn n_together(bits: usize) -> usize {
+    if bits == 3 { 30 } else { UNIT }
+}
+
+/// The lowest bit of code `i` of a unit, counted through its words; its others follow, a word further each where it is
+/// scattered.
 pub(crate) const fn code_bit(bits: usize, i: usize) -> usize {
-    if bits == 3 {
-        return 3 * i;
-    }
-    let (word, place) = (i / (32 / bits), i % (32 / bits));
-    32 * word + 16 * (place % 2) + bits * (place / 2)
+    let of_half = 16 / bits;
+    let place = if i < n_together(bits) { 32 * (i / 2 / of_half) + bits * (i / 2 % of_half) } else { 15 };
+    place + 16 * (i % 2)
+}
+
+/// Bit `bit` of code `i` of a unit, counted through its words.
+pub(crate) const fn bit_of(bits: usize, i: usize, bit: usize) -> usize {
+    code_bit(bits, i) + if i < n_together(bits) { bit } else { 32 * bit }
 }
 
 /// Sizes of a packed weight: all that a kernel must know beside the words.
@@ -100,12 +110,9 @@ impl UnitWeight {
         let rows = words.par_chunks_mut(facts.n_units * facts.bits).zip(weight.codes.par_chunks(facts.n_in));
         rows.for_each(|(packed, codes)| {
             for (channel, &code) in codes.iter().enumerate() {
-                let (unit, bit) = (channel / UNIT, code_bit(facts.bits, channel % UNIT));
-                let shifted = u64::from(code) << (bit % 32);
-                packed[facts.word_index(0, unit, bit / 32)] |= shifted as u32;
-                // At 3 bits some codes end in the next word.
-                if shifted >> 32 != 0 {
-                    packed[facts.word_index(0, unit, bit / 32 + 1)] |= (shifted >> 32) as u32;
+                for bit in 0..facts.bits {
+                    let at = bit_of(facts.bits, channel % UNIT, bit);
+                    packed[facts.word_index(0, channel / UNIT, at / 32)] |= (u32::from(code) >> bit & 1) << (at % 32);
                 }
             }
         });
@@ -128,10 +135,12 @@ impl UnitWeight {
         let mut weight = vec![0.0; facts.n_out * facts.n_in];
         weight.par_chunks_mut(facts.n_in).enumerate().for_each(|(row, weight)| {
             for (channel, w) in weight.iter_mut().enumerate() {
-                let (unit, bit) = (channel / UNIT, code_bit(facts.bits, channel % UNIT));
-                let word = |word| u64::from(self.words[facts.word_index(row, unit, word)]);
-                let next = if bit % 32 + facts.bits > 32 { word(bit / 32 + 1) } else { 0 };
-                let code = (word(bit / 32) | next << 32) >> (bit % 32) & ((1 << facts.bits) - 1);
+                let unit = channel / UNIT;
+                let bit = |bit| {
+                    let at = bit_of(facts.bits, channel % UNIT, bit);
+                    (self.words[facts.word_index(row, unit, at / 32)] >> (at % 32) & 1) << bit
+                };
+                let code = (0..facts.bits).map(bit).fold(0, |code, bit| code | bit);
                 let (scale, zero_point) = self.params(row * facts.n_groups + unit / facts.units_per_group);
                 *w = (code as f32 - zero_point) * scale;
             }

@@ -1,7 +1,7 @@
 //! What GPU backends run in plain tensor operations, against the loops of the CPU.
 
-use awq_core::backend::{AttentionShape, QuantBackend, RotaryTable, float_vec};
-use awq_core::grid::Grid;
+use awq_core::backend::{AttentionShape, QuantBackend, RotaryTable, Total, float_vec};
+use awq_core::grid::{Grid, ScaleDtype};
 use burn::tensor::Tensor;
 
 use crate::support::{Cpu, check_close, grid, group, numbers, tensor};
@@ -51,6 +51,39 @@ fn the_parts_of_a_block_agree() {
     }
 }
 
+/// Products of `[batch, m, k]` and `[batch, k, n]`, where `k` may lie in the first dimension of either factor in memory.
+fn dense<B: QuantBackend>() -> Vec<(String, Vec<f32>)> {
+    let mut products = Vec::new();
+    for [batch, m, k, n] in
+        [[1, 1, 1, 1], [1, 1, 70, 33], [2, 33, 70, 1], [3, 64, 64, 64], [1, 130, 257, 65], [2, 300, 40, 7]]
+    {
+        // Every layout of one of them: kernels are compiled anew for each.
+        for turned in if m == 130 { 0..4 } else { 2..3 } {
+            let factor = |is_turned: bool, rows: usize, columns: usize, seed: u64| {
+                let values = numbers(batch * rows * columns, seed);
+                match is_turned {
+                    false => tensor::<B, 3>(&values, [batch, rows, columns]),
+                    true => tensor::<B, 3>(&values, [batch, columns, rows]).swap_dims(1, 2),
+                }
+            };
+            let product = B::matmul(factor(turned & 1 == 1, m, k, 1), factor(turned & 2 == 2, k, n, 2));
+            assert_eq!(product.dims(), [batch, m, n]);
+            products.push((format!("[{batch}, {m}, {k}, {n}], turned {turned}"), float_vec(product)));
+        }
+    }
+    products
+}
+
+#[test]
+fn dense_products_of_all_sizes_and_layouts_agree() {
+    if !has_device("dense_products_of_all_sizes_and_layouts_agree") {
+        return;
+    }
+    for ((what, found), (_, expected)) in dense::<Gpu>().iter().zip(dense::<Cpu>()) {
+        check_close(what, found, &expected, PRODUCT_TOLERANCE);
+    }
+}
+
 fn quantized<B: QuantBackend>(grid: &Grid) -> Vec<Named> {
     let weight = || tensor::<B, 2>(&numbers(70 * 576, 9), [70, 576]);
     let scale: Tensor<B, 1> = tensor::<B, 1>(&numbers(576, 3), [576]).abs() + 0.5;
@@ -78,13 +111,67 @@ fn weights_are_rounded_to_the_same_codes() {
     }
 }
 
+#[test]
+fn scales_are_rounded_to_f16_as_on_the_host() {
+    if !has_device("scales_are_rounded_to_f16_as_on_the_host") {
+        return;
+    }
+    // Ties of either kind, the last value and what lies behind it, f16's smallest values and half of the smallest.
+    let mut values = vec![
+        0.0,
+        1.0,
+        2049.0,
+        2051.0,
+        65_504.0,
+        65_519.9,
+        65_520.0,
+        1e6,
+        f32::INFINITY,
+        6.1e-5,
+        6e-8,
+        2.98e-8,
+        2.99e-8,
+    ];
+    values.extend((1..2000).map(|i| (i as f32 - 0.5) * 2.0_f32.powi(-24)));
+    values.extend((0..4000).map(|i| 1e-9 * 1.009_f32.powi(i)));
+    values.extend(values.clone().iter().map(|x| -x));
+    let n = values.len();
+    let found = float_vec(Gpu::round_scales(tensor::<Gpu, 2>(&values, [n, 1]), ScaleDtype::F16));
+    for (value, found) in values.iter().zip(found) {
+        let expected = ScaleDtype::F16.round(*value);
+        assert_eq!(found.to_bits(), expected.to_bits(), "{value:e} is {found:e} instead of {expected:e}");
+    }
+}
+
+#[test]
+fn sums_that_are_read_at_once_are_those_read_one_by_one() {
+    if !has_device("sums_that_are_read_at_once_are_those_read_one_by_one") {
+        return;
+    }
+    let matrix = |seed| tensor::<Gpu, 2>(&numbers(70 * 70, seed), [70, 70]);
+    let totals = vec![
+        Gpu::dot_product_later(matrix(1), matrix(2)),
+        Total::Known(0.1),
+        Gpu::squared_distance_later(&matrix(3), &matrix(4)),
+        Gpu::quadratic_form_later(matrix(5), matrix(6)),
+    ];
+    assert!(totals.iter().filter(|total| matches!(total, Total::Queued(_))).count() == 3);
+    let expected = [
+        Gpu::dot_product(matrix(1), matrix(2)),
+        0.1,
+        Gpu::squared_distance(&matrix(3), &matrix(4)),
+        Gpu::quadratic_form(matrix(5), matrix(6)),
+    ];
+    assert_eq!(Total::read(totals), expected);
+}
+
 fn clipped<B: QuantBackend>() -> (Vec<f32>, f64, f64) {
-    let rows = tensor::<B, 2>(&numbers(40 * 96, 11), [40, 96]);
-    let grams: Vec<_> = [(0, 64), (64, 32)]
+    let rows = tensor::<B, 2>(&numbers(40 * 224, 11), [40, 224]);
+    let grams: Vec<_> = [(0, 64), (64, 64), (128, 64), (192, 32)]
         .map(|(start, len)| rows.clone().narrow(1, start, len))
         .map(|x| x.clone().transpose().matmul(x))
         .into();
-    let weight = tensor(&numbers(70 * 96, 10), [70, 96]);
+    let weight = tensor(&numbers(70 * 224, 10), [70, 224]);
     let found = B::clip_search(weight, &grams, &grid(3, group(64)), &[1.0, 0.9, 0.8, 0.7]);
     (float_vec(found.bound), found.loss_before, found.loss_after)
 }

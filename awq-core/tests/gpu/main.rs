@@ -7,6 +7,7 @@ mod definitions;
 #[allow(dead_code, reason = "shared with the suite, which uses all of it")]
 mod fixture;
 mod half;
+mod kept;
 mod model;
 mod products;
 #[path = "../suite/support.rs"]
@@ -34,5 +35,15 @@ fn has_device(test: &str) -> bool {
     if !found {
         eprintln!("{test}: skipped, {remedy}");
     }
+    keep_kernels();
     found
+}
+
+/// Where `AWQ_GPU_TEST_KERNELS` names a folder, kernels are kept there: each process would compile them anew, minutes on CUDA.
+/// It must be one for this build of the tests, whose kernels CubeCL does not tell from those of another.
+fn keep_kernels() {
+    if let Some(folder) = std::env::var_os("AWQ_GPU_TEST_KERNELS") {
+        // The first test of a process does it for all.
+        awq_core::kernel::cube::compiled::keep_compiled(std::path::Path::new(&folder));
+    }
 }

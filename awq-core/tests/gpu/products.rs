@@ -2,7 +2,7 @@
 
 use awq_core::backend::{QuantBackend, float_vec};
 use awq_core::grid::{Granularity, Grid, ScaleDtype};
-use awq_core::kernel::cube::bench::{Product, Queued, bandwidth, interleaved};
+use awq_core::kernel::cube::bench::{Product, Queued, interleaved};
 use awq_core::kernel::cube::{GptqWeight, GpuBackend, MATVEC_MAX_ROWS};
 use awq_core::kernel::{DeviceWeight, KernelError, UnitWeight};
 use awq_core::quantized::{QuantizedWeight, ZeroPoints};
@@ -164,12 +164,18 @@ fn products_on_tensor_cores_are_those_of_the_definition() {
             eprintln!("products_on_tensor_cores_are_those_of_the_definition: {dtype:?} skipped, the device has none");
             continue;
         }
-        // 40 is no multiple of 16 outputs; 1100 channels end within a unit, and 9 quads of units are more than planes. A group
-        // is a quad, less, or all channels.
-        for (bits, granularity, n_rows) in
-            [(4, group(128), 1), (4, group(32), 13), (3, group(64), 1), (2, Granularity::PerChannel, 5)]
-        {
-            let weight = weight(40, 1100, grid(bits, granularity), 7);
+        // 40 is no multiple of 16 outputs. 1100 channels end within a unit, and 9 quads of units are more than 8 planes; 2048 are a
+        // quad for each of 16 planes, of 2240 some planes have a second one. A group is a quad, less, or all channels.
+        for (bits, granularity, n_rows, n_in) in [
+            (4, group(128), 1, 1100),
+            (4, group(32), 13, 1100),
+            (3, group(64), 1, 1100),
+            (2, Granularity::PerChannel, 5, 1100),
+            (4, group(128), 9, 1024),
+            (4, group(128), 1, 2048),
+            (3, group(128), 17, 2240),
+        ] {
+            let weight = weight(40, n_in, grid(bits, granularity), 7);
             let packed = DeviceWeight::<Gpu>::new(&weight, &Default::default()).unwrap();
             check_product::<Gpu>(&weight, n_rows, dtype, false, |x| Gpu::tensor_core_matmul(x, &packed));
         }
@@ -234,7 +240,7 @@ fn every_form_is_timed() {
         }
     }
     // Faster than any memory there is: then nothing was copied.
-    let bandwidth = bandwidth::<Gpu>(64 << 20, 2, &device).unwrap();
+    let bandwidth = Gpu::bandwidth(&device, 8 << 20, 2).unwrap();
     assert!((1e6..2e13).contains(&bandwidth.copy) && (1e6..2e13).contains(&bandwidth.read), "{bandwidth:?}");
 }
 

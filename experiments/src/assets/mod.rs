@@ -301,7 +301,8 @@ impl Partial {
                 return Ok(());
             }
             let aside = Unfinished::new_in(folder_of(self.folder.path()), PARTIAL)?;
-            std::fs::rename(target, aside.path().join("wrong"))?;
+            // Where it cannot be moved, another process may just have done so.
+            let _ = std::fs::rename(target, aside.path().join("wrong"));
             match self.folder.rename(target) {
                 // Another process was quicker to replace it.
                 Err(_) if is_right(target) => Ok(()),

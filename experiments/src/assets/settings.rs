@@ -31,7 +31,16 @@ impl AssetSettings {
     /// # Errors
     /// No cache folder is set and the home folder is unknown.
     pub fn from_env(assets: &[PathBuf], progress: Progress) -> anyhow::Result<Self> {
-        Self::from_vars(assets, progress, &|name| std::env::var_os(name).filter(|value| !value.is_empty()))
+        Self::from_vars(assets, progress, &environment)
+    }
+
+    /// The folder alone, as [`Self::from_env`] finds it.
+    ///
+    /// # Errors
+    /// None is set and the home folder is unknown.
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    pub(crate) fn cache_from_env() -> anyhow::Result<PathBuf> {
+        Ok(Self::from_vars(&[], Progress::Quiet, &environment)?.cache)
     }
 
     fn from_vars(
@@ -68,6 +77,10 @@ impl AssetSettings {
         let endpoint = endpoint.trim_end_matches('/').to_owned();
         Ok(Self { cache, folders, hub: HubSettings { endpoint, cache: hub_cache, token }, offline, progress })
     }
+}
+
+fn environment(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 #[cfg(test)]

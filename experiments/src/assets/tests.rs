@@ -175,6 +175,20 @@ fn many_cold_starts_at_once_take_an_archive_out() {
 }
 
 #[test]
+fn many_cold_starts_at_once_find_the_bundled_model() {
+    let cache = tempfile::tempdir().unwrap();
+    let files = crate::bundled::assets::MODEL_FILES;
+    std::thread::scope(|scope| {
+        let starts: Vec<_> = (0..8).map(|_| scope.spawn(|| folder::materialise(&files, cache.path()))).collect();
+        for started in starts {
+            let path = started.join().unwrap().unwrap().path;
+            assert!(files.iter().all(|(name, bytes)| std::fs::read(path.join(name)).unwrap() == *bytes));
+        }
+    });
+    assert_eq!(cache.path().join("partial").read_dir().unwrap().count(), 0, "folders that came second are left");
+}
+
+#[test]
 fn a_cache_that_cannot_be_written_is_named() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("file"), "").unwrap();

@@ -96,6 +96,9 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         plan.cells().count(),
         out.display()
     ));
+    if let Some(note) = device::note(&device)? {
+        progress.note(&note);
+    }
     let store = args.machine.store()?;
     let codes = match args.rerun {
         true => CodeStore::scratch(store.cache())?,

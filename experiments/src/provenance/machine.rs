@@ -17,6 +17,9 @@ pub struct Gpu {
     pub name: String,
     /// The driver's version; `unknown` where it does not tell.
     pub driver: String,
+    /// What compiled its kernels, e.g. `CUDA 13.0`; absent where that is the driver, and from records of before it was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub toolkit: Option<String>,
 }
 
 impl Gpu {
@@ -31,7 +34,14 @@ impl Gpu {
         Some(Self {
             name: crate::device::gpu_name(device).unwrap_or_else(unknown),
             driver: driver_version(&driver).unwrap_or_else(unknown),
+            toolkit: crate::device::gpu_toolkit(device),
         })
+    }
+
+    /// `NVIDIA H200, driver 580.95.05, CUDA 13.0`.
+    pub fn label(&self) -> String {
+        let toolkit = self.toolkit.as_ref().map_or_else(String::new, |toolkit| format!(", {toolkit}"));
+        format!("{}, driver {}{toolkit}", self.name, self.driver)
     }
 }
 
@@ -148,6 +158,9 @@ mod tests {
         assert_eq!(driver_version(closed).as_deref(), Some("535.54"));
         assert_eq!(driver_version(""), None);
         assert_eq!(Gpu::of("flex"), None);
+        let gpu = Gpu { name: "NVIDIA H200".into(), driver: "580.95.05".into(), toolkit: Some("CUDA 13.0".into()) };
+        assert_eq!(gpu.label(), "NVIDIA H200, driver 580.95.05, CUDA 13.0");
+        assert_eq!(Gpu { toolkit: None, ..gpu }.label(), "NVIDIA H200, driver 580.95.05");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use itertools::Itertools as _;
 
 use super::row::Row;
 use super::tables::{Align, Document, Table};
+use crate::provenance::Gpu;
 use crate::record::Record;
 
 /// A table is as wide as it needs, beyond the column of text up to the window; there it scrolls, which a bar and shadows at
@@ -164,7 +165,7 @@ fn provenance(records: &[&Record]) -> String {
             build.rustc, build.target, build.target_cpu, build.cargo_features
         ))
     });
-    let gpu = known(&|r| r.provenance.gpu.as_ref().map(|gpu| format!("{}, driver {}", gpu.name, gpu.driver)));
+    let gpu = known(&|r| r.provenance.gpu.as_ref().map(Gpu::label));
     let memory = known(&|r| Some(format!("{:.1} GiB", r.provenance.memory_bytes? as f64 / f64::from(1 << 30))));
     let command = known(&|r| Some(r.provenance.command.join(" ")).filter(|command| !command.is_empty()));
     let more = [("compiler", build), ("GPU", gpu), ("memory", memory), ("command", command)];

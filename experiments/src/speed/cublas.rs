@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use awq_core::kernel::cube::bench::{DeviceError, Queued};
+use awq_core::kernel::cube::bench::{DeviceError, Queued, interleaved};
 use cudarc::cublas::{CudaBlas, Gemm, GemmConfig, sys};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use half::f16;
@@ -108,6 +108,19 @@ impl Queued for CublasProduct {
     fn wait(&mut self) -> Result<(), DeviceError> {
         self.stream.synchronize().map_err(failed)
     }
+}
+
+/// Operations a second of a product of two square matrices of 4096 rows, which come from memory; `None` without cuBLAS.
+///
+/// # Errors
+/// If the device fails.
+pub(super) fn peak(index: usize) -> Result<Option<f64>, DeviceError> {
+    const N: usize = 4096;
+    const N_ROUNDS: usize = 3;
+    let Some(mut product) = CublasProduct::new(index, [N, N], 0)? else { return Ok(None) };
+    product.set_batch_size(N)?;
+    let latencies = interleaved(&mut [Box::new(product) as Box<dyn Queued>], N_ROUNDS)?;
+    Ok(latencies.first().map(|latency| 2.0 * (N as f64).powi(3) / latency.median))
 }
 
 fn failed(error: impl std::fmt::Display) -> DeviceError {

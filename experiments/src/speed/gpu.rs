@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use awq_core::arithmetic::FloatType;
 use awq_core::grid::Grid;
 use awq_core::host;
-use awq_core::kernel::cube::bench::{Product, Queued, bandwidth, interleaved, peak};
+use awq_core::kernel::cube::bench::{Product, Queued, interleaved, peak};
 use awq_core::kernel::cube::{GptqWeight, GpuBackend};
 use awq_core::kernel::{Activations, DeviceWeight, UnitWeight};
 use awq_core::quantized::QuantizedWeight;
@@ -48,8 +48,8 @@ impl GpuJob for TimeKernels<'_> {
             arms.push(arm);
         }
         let machine = Machine {
-            bandwidth: bandwidth::<B>(MEMORY_BYTES, MEMORY_ROUNDS, &device)?,
-            peak: MachinePeak::Gpu { dense_product: peak::<B>(dtype, &device)? },
+            bandwidth: B::bandwidth(&device, MEMORY_BYTES, MEMORY_ROUNDS)?,
+            peak: MachinePeak::Gpu { dense_product: self.peak::<B>(dtype, &device)? },
         };
         let gpu = Gpu { name: name::<B>(self.device, &device), precision: self.precision };
         for (index, &batch_size) in self.batch_sizes.iter().enumerate() {
@@ -65,6 +65,16 @@ impl GpuJob for TimeKernels<'_> {
 }
 
 impl TimeKernels<'_> {
+    /// Operations a second of a large dense product: burn's, or cuBLAS's where that is faster.
+    fn peak<B: GpuBackend>(&self, dtype: DType, device: &B::Device) -> anyhow::Result<f64> {
+        let of_burn = peak::<B>(dtype, device)?;
+        #[cfg(feature = "cuda")]
+        if let (Some(index), FloatType::F16) = (super::cublas::index(self.device), self.precision) {
+            return Ok(super::cublas::peak(index)?.map_or(of_burn, |of_cublas| of_cublas.max(of_burn)));
+        }
+        Ok(of_burn)
+    }
+
     fn forms<B: GpuBackend>(&self, dtype: DType, device: &B::Device) -> anyhow::Result<Vec<Form>> {
         let sizes = [self.shape.n_out.get(), self.shape.n_in.get()];
         let bytes = self.of.distinct_mib.get() << 20;

@@ -23,6 +23,8 @@ columns! {
         threads: u64,
         /// The GPU that the products ran on, and the type of its tensors: `NVIDIA H100, f16`; null on the CPU.
         gpu: Option<String>,
+        /// The GPU with its driver and what compiled the kernels: `NVIDIA H100, driver 580.95.05, CUDA 13.0`; null on the CPU.
+        gpu_system: Option<String>,
         /// Rows of activations.
         batch_size: u64,
         /// How the weight is stored and multiplied: `dense f32`, `W4A16 int16 g128`.
@@ -175,6 +177,7 @@ fn kernel_row(record: &SpeedRecord, times: &KernelTimes, arm: &KernelArm) -> Ker
         n_in: n_in as u64,
         threads: record.provenance.threads as u64,
         gpu: record.gpu.as_ref().map(gpu),
+        gpu_system: record.provenance.gpu.as_ref().map(crate::provenance::Gpu::label),
         batch_size: times.batch_size as u64,
         form: arm.packed.as_ref().map_or_else(|| arm.kernel.replace('-', " "), PackedForm::label),
         kernel: arm.kernel.clone(),

@@ -62,12 +62,13 @@ pub fn kernel_tables(rows: &[KernelRow]) -> Vec<Table> {
             let peaks = if first.gpu.is_some() { "The peak is that of a large dense product" } else { "Peaks are those of the kernel's own arithmetic" };
             let caption = format!(
                 "{title}: time of a product with packed and dense weights that come from memory, the forms taking turns; medians of \
-                 {} {}. {}: how much faster than the dense weight. Measured here: copying {}, reading {} GB/s. {peaks}. {}. {}.",
+                 {} {}. {}: how much faster than the dense weight. Measured here: copying {}, reading {} GB/s. {peaks}. {}{}. {}.",
                 first.n_calls,
                 if first.gpu.is_some() { "queues of calls" } else { "calls" },
                 headings.join(", "),
                 range(rows.iter().map(|row| row.copy_gb_per_s)),
                 range(rows.iter().map(|row| row.read_gb_per_s)),
+                first.gpu.as_ref().map_or_else(String::new, |_| gpus(rows) + ". "),
                 cpus(rows.iter().map(|row| row.cpu.as_str())),
                 commits(rows.iter().map(|row| (row.commit.as_str(), row.dirty == Some(true))))
             );
@@ -135,6 +136,12 @@ fn table<R>(
         emphasis: None,
         notes: Vec::new(),
     }
+}
+
+/// The GPU with driver and toolkit, or all of them where rows come from several.
+fn gpus(rows: &[KernelRow]) -> String {
+    let systems = rows.iter().map(|row| row.gpu_system.as_deref().unwrap_or("GPU, driver unknown"));
+    systems.unique().join("; ")
 }
 
 /// The processor, or all of them where rows come from several.

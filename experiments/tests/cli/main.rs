@@ -16,6 +16,7 @@ mod exporting;
 mod families;
 mod generation;
 mod gguf;
+mod gpu_check;
 mod grids;
 mod inspecting;
 mod interruption;

@@ -12,15 +12,13 @@ use std::time::Instant;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Distribution, Tensor};
 
-use super::super::bench::{Bandwidth, Latency};
+use super::super::bench::Latency;
 use super::super::{DeviceWeight, KernelError, UnitWeight};
 use super::{GptqWeight, GpuBackend};
 use crate::quantized::QuantizedWeight;
 
 /// Calls that are queued before the device is waited for.
 const N_CALLS: usize = 50;
-/// Arrays that are copied before the device is waited for.
-const N_COPIES: usize = 10;
 /// Bytes of the array whose sum is the other work that calls wait behind.
 const BALLAST_BYTES: usize = 256 << 20;
 
@@ -239,38 +237,6 @@ impl<B: GpuBackend, W> Queued for Product<B, W> {
         self.pending.clear();
         Ok(())
     }
-}
-
-/// Bytes of an array that is copied: its time is to be longer than that of starting the copy.
-const ARRAY_BYTES: usize = 256 << 20;
-
-/// Copies arrays into others, elementwise, and sums their rows: bytes a second, medians of `n_rounds`. The arrays take turns
-/// and have `bytes` together, which should be several times the last-level cache.
-///
-/// # Errors
-/// If the device fails.
-pub fn bandwidth<B: GpuBackend>(bytes: usize, n_rounds: usize, device: &B::Device) -> Result<Bandwidth, DeviceError> {
-    let first = ones::<B>(bytes.min(ARRAY_BYTES), device);
-    let array = first.shape().num_elements() * size_of::<f32>();
-    let sources: Vec<_> =
-        std::iter::once(first).chain((1..n_copies(array, bytes)).map(|_| ones(array, device))).collect();
-    let median = |call: &dyn Fn(Tensor<B, 2>) -> Tensor<B, 2>| -> Result<f64, DeviceError> {
-        let mut seconds = Vec::with_capacity(n_rounds);
-        for round in 0..=n_rounds {
-            wait::<B>(device)?;
-            let start = Instant::now();
-            let results: Vec<_> = (0..N_COPIES).map(|i| call(sources[i % sources.len()].clone())).collect();
-            wait::<B>(device)?;
-            drop(results);
-            if round > 0 {
-                seconds.push(start.elapsed().as_secs_f64() / N_COPIES as f64);
-            }
-        }
-        Ok(Latency::of(seconds).median)
-    };
-    let copy = median(&|source| source * 2.0)?;
-    let read = median(&|source| source.sum_dim(1))?;
-    Ok(Bandwidth { copy: 2.0 * array as f64 / copy, read: array as f64 / read })
 }
 
 /// An array of about `bytes`, or of as many as the device takes. In rows, which many threads can sum.

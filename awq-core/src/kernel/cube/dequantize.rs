@@ -7,14 +7,16 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::UnitFacts;
-use super::super::units::{UNIT, code_bit};
-use super::unpack::{CHUNK, MAGIC, group_params, small_float};
+use super::super::units::{UNIT, code_bit, n_together};
+use super::unpack::{CHUNK, MAGIC, group_params, scattered, small_float};
 
 /// Threads of a cube.
 const N_THREADS: u32 = 256;
 /// Most cubes along one axis that every device takes.
 const MAX_CUBES: u32 = 65_535;
 const CHUNKS: u32 = (UNIT / CHUNK) as u32;
+/// Pairs of neighbours in a word of 3-bit codes.
+const OF_WORD: u32 = 5;
 
 /// How codes lie in words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,34 +83,38 @@ fn dequantize<F: Float, X: Size>(
     #[comptime] layout: Layout,
     #[define(F)] _dtype: StorageType,
 ) {
-    let bits = comptime!(layout.bits);
     let width = X::value();
     let place = ABSOLUTE_POS as u32;
     let (row, chunk) = (place / (n_units * CHUNKS), place % (n_units * CHUNKS));
     if row < n_out {
         let unit = chunk / CHUNKS;
+        // The words that the codes of the chunk lie in: one, or any of the three of 3 bits.
+        let n_words = comptime!(if layout.bits == 3 { 3usize } else { 1usize });
         let first_bit = chunk % CHUNKS * comptime!((CHUNK * layout.bits) as u32);
-        let word = first_bit / 32u32;
-        // Of 2 bits a chunk is one half of each half of a word.
-        let mut shift = first_bit % 32u32;
-        if comptime!(layout.bits == 2) {
-            shift /= 2u32;
-        }
-        let mut window = words[word_index(row, unit, word, n_units, layout)] >> shift;
-        // 8 codes of 3 bits may end in the next word.
+        let mut first_word = first_bit / 32u32;
         if comptime!(layout.bits == 3) {
-            if shift > 8u32 {
-                window |= words[word_index(row, unit, word + 1u32, n_units, layout)] << (32u32 - shift);
-            }
+            first_word = 0u32;
         }
+        let mut of_chunk = Array::<u32>::new(n_words);
+        #[unroll]
+        for word in 0..n_words {
+            of_chunk[word] = words[word_index(row, unit, first_word + comptime!(word as u32), n_units, layout)];
+        }
+        // Of 2 bits a chunk is one half of each half of a word.
+        let shift = first_bit % 32u32 / 2u32;
         let group = group_params(params, (row * n_groups + unit / units_per_group) as usize, comptime!(layout.wide));
         #[unroll]
         for j in 0..comptime!(CHUNK / width) {
             let mut values = Vector::<F, X>::empty();
             #[unroll]
             for t in 0..width {
-                let bit = comptime!(code_bit(bits, j * width + t) as u32);
-                let code = (window >> bit) & comptime!((1u32 << bits) - 1);
+                let i = comptime!(j * width + t);
+                let code = if comptime!(layout.bits == 3) {
+                    code_of_3(&of_chunk, chunk % CHUNKS, i)
+                } else {
+                    (of_chunk[0] >> (shift + comptime!(code_bit(layout.bits, i) as u32)))
+                        & comptime!((1u32 << layout.bits) - 1)
+                };
                 values[t] = F::cast_from((small_float(code, MAGIC) - group.zero) * group.scale);
             }
             let channel = chunk * comptime!(CHUNK as u32) + comptime!((j * width) as u32);
@@ -117,6 +123,19 @@ fn dequantize<F: Float, X: Size>(
             }
         }
     }
+}
+
+/// Code `i` of a chunk of a unit of 3 bits.
+#[cube]
+fn code_of_3(of_unit: &Array<u32>, chunk: u32, #[comptime] i: usize) -> u32 {
+    let pair = chunk * comptime!((CHUNK / 2) as u32) + comptime!((i / 2) as u32);
+    let upper = comptime!((16 * (i % 2)) as u32);
+    // By selecting: an index that is not constant would put the words into memory.
+    let second_or_third = select(pair < comptime!(2 * OF_WORD), of_unit[1], of_unit[2]);
+    let word = select(pair < comptime!(OF_WORD), of_unit[0], second_or_third);
+    let code = (word >> (pair % comptime!(OF_WORD) * 3u32 + upper)) & 7u32;
+    let last = scattered(of_unit, 0usize, comptime!(15 + upper), 1u32);
+    select(pair < comptime!((n_together(3) / 2) as u32), code, last)
 }
 
 /// Index of a word of a unit, as `units.rs` has it.

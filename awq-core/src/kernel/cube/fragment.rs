@@ -4,14 +4,16 @@ use burn_cubecl::cubecl;
 use cubecl::cmma::MmaDefinition;
 use cubecl::prelude::*;
 
-use super::super::units::code_bit;
+use super::super::units::{code_bit, n_together};
+use super::unpack::scattered;
 
 /// Lanes of a plane.
 pub(super) const N_LANES: usize = 32;
 /// Two values of an activation's type: a register.
 pub(super) type Pair<F> = Vector<F, Const<2>>;
 
-/// A vector of activations as pairs of neighbours, from channel `first` of a unit on; zeros beyond the last channel.
+/// A vector of activations as pairs of neighbours, from channel `first` of a unit on; zeros beyond the last channel, where there
+/// may be such channels.
 #[cube]
 pub(super) fn read_pairs<F: Float, X: Size>(
     x: &Array<Vector<F, X>>,
@@ -19,6 +21,7 @@ pub(super) fn read_pairs<F: Float, X: Size>(
     exists: bool,
     pairs: &mut Array<Pair<F>>,
     #[comptime] first: usize,
+    #[comptime] all_exist: bool,
     #[comptime] native: bool,
 ) {
     let x_width = X::value();
@@ -28,8 +31,13 @@ pub(super) fn read_pairs<F: Float, X: Size>(
         let n_words = comptime!(x_width / 2);
         let size!(Words) = n_words;
         let mut words = Vector::<u32, Words>::new(0u32);
-        if exists {
+        // Loads behind branches would wait for each other.
+        if comptime!(all_exist) {
             words = Vector::<u32, Words>::reinterpret(x[index]);
+        } else {
+            if exists {
+                words = Vector::<u32, Words>::reinterpret(x[index]);
+            }
         }
         #[unroll]
         for i in 0..n_words {
@@ -37,8 +45,12 @@ pub(super) fn read_pairs<F: Float, X: Size>(
         }
     } else {
         let mut values = Vector::<F, X>::new(F::new(0.0));
-        if exists {
+        if comptime!(all_exist) {
             values = x[index];
+        } else {
+            if exists {
+                values = x[index];
+            }
         }
         #[unroll]
         for i in 0..x_width {
@@ -59,18 +71,12 @@ pub(super) fn pair_bits(
     #[comptime] pair: usize,
 ) -> u32 {
     let bit = comptime!(code_bit(bits, 2 * pair));
-    let word = comptime!(first + bit / 32);
     let shift = comptime!((bit % 32) as u32);
-    let mut both = codes[word] >> shift;
-    if comptime!(bits == 3) {
-        if comptime!(shift + 6 > 32) {
-            both |= codes[comptime!(word + 1)] << comptime!(32 - shift);
-        }
-        both = (both & 7u32) | ((both << 13u32) & 0x7_0000u32);
+    if comptime!(2 * pair < n_together(bits)) {
+        (codes[comptime!(first + bit / 32)] >> shift) & comptime!(((1u32 << bits) - 1) * 0x1_0001)
     } else {
-        both &= comptime!(((1u32 << bits) - 1) * 0x1_0001);
+        scattered(codes, first, shift, 0x1_0001u32)
     }
-    both
 }
 
 /// Each of a pair of codes plus `base`, a power of two as which both halves of `magic` are read.

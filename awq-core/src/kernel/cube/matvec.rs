@@ -15,7 +15,7 @@ use cubecl::prelude::*;
 
 use super::super::UnitFacts;
 use super::super::units::{ROW_TILE, UNIT};
-use super::unpack::{CHUNK, MAGIC, field, group_params, small_float};
+use super::unpack::{CHUNK, MAGIC, field, group_params, scattered, small_float};
 
 /// What one cube computes, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -184,11 +184,12 @@ fn matvec<F: Float, W: Size, X: Size>(
                 #[unroll]
                 for i in 0..CHUNK {
                     let place = comptime!(field(bits, chunk * CHUNK + i, in_place));
-                    let mut code = unit_words[r * bits + comptime!(place.word)] >> comptime!(place.shift);
-                    if comptime!(place.straddles) {
-                        code |= unit_words[r * bits + comptime!(place.word + 1)] << comptime!(32 - place.shift);
-                    }
-                    codes[r * CHUNK + i] = small_float(code & comptime!(place.mask), magic);
+                    let code = if comptime!(place.is_scattered) {
+                        scattered(&unit_words, comptime!(r * bits), comptime!(place.shift), 1u32)
+                    } else {
+                        (unit_words[r * bits + comptime!(place.word)] >> comptime!(place.shift)) & comptime!(place.mask)
+                    };
+                    codes[r * CHUNK + i] = small_float(code, magic);
                 }
             }
             #[unroll]

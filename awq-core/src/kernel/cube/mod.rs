@@ -3,7 +3,7 @@
 //! Up to [`TENSOR_CORE_MAX_ROWS`] rows of f16 or bf16 activations are multiplied by packed weights as they are on NVIDIA's
 //! tensor cores (`tensor_core.rs`), and up to [`MATVEC_MAX_ROWS`] rows of activations of any type on every other device
 //! (`matvec.rs`): codes become floats in registers, and sums are f32. More rows are worth writing the dequantized weight to
-//! memory once (`dequantize.rs`) and multiplying with burn's matrix product, which uses tensor cores where there are some.
+//! memory once (`dequantize.rs`) and multiplying as dense matrices are (`dense.rs`), on tensor cores where there are some.
 //! Products have the type of the activations, f32, f16 or bf16.
 //!
 //! burn's GPU backends run operations lazily, in streams (`burn-fusion`): ours are registered there as custom operations
@@ -13,6 +13,8 @@
 mod adapter;
 mod backend;
 pub mod bench;
+pub mod compiled;
+mod dense;
 #[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
 mod dequantize;
 mod fragment;
@@ -21,7 +23,11 @@ mod gptq;
 #[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
 #[allow(clippy::duplicate_underscore_argument, reason = "`cube` makes an `_X` of the size `X`")]
 mod matvec;
+#[allow(unsafe_code, reason = "kernels are launched unchecked; `copy` and `read` say why that is right")]
+mod memory;
 mod operation;
+#[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
+mod rounding;
 #[allow(unsafe_code, reason = "kernels are launched unchecked; `launch` says why that is right")]
 #[allow(clippy::duplicate_underscore_argument, reason = "`cube` makes an `_X` of the size `X`")]
 mod tensor_core;
@@ -33,10 +39,13 @@ use burn_fusion::Fusion;
 
 #[cfg(feature = "wgpu")]
 pub use adapter::has_wgpu_adapter;
+pub(crate) use dense::matmul;
 pub use gptq::GptqWeight;
 use operation::Packed;
 
+use self::bench::DeviceError;
 use super::DeviceWeight;
+use super::bench::Bandwidth;
 use crate::backend::QuantBackend;
 
 /// Rows of activations up to which packed weights are multiplied as they are, without tensor cores. An estimate, not yet
@@ -53,6 +62,13 @@ pub const TENSOR_CORE_MAX_ROWS: usize = 128;
 pub trait GpuBackend: QuantBackend {
     /// Bytes of the largest array that a device takes.
     fn largest_array(device: &Self::Device) -> usize;
+
+    /// What a device's memory does: arrays of `bytes` together copied and read, each by a kernel of its own, which must be several
+    /// times what its caches hold for that to be so.
+    ///
+    /// # Errors
+    /// A device that fails, or whose copies are not what was copied.
+    fn bandwidth(device: &Self::Device, bytes: usize, n_rounds: usize) -> Result<Bandwidth, DeviceError>;
 
     /// Whether a device multiplies activations of `dtype` on tensor cores in a way that [`Self::tensor_core_matmul`] knows.
     fn has_tensor_cores(device: &Self::Device, dtype: DType) -> bool;
@@ -81,6 +97,10 @@ where
 {
     fn largest_array(device: &Self::Device) -> usize {
         usize::try_from(R::client(device).properties().memory.max_page_size).unwrap_or(usize::MAX)
+    }
+
+    fn bandwidth(device: &Self::Device, bytes: usize, n_rounds: usize) -> Result<Bandwidth, DeviceError> {
+        memory::bandwidth(R::client(device), bytes, n_rounds)
     }
 
     fn has_tensor_cores(device: &Self::Device, dtype: DType) -> bool {
@@ -164,6 +184,21 @@ where
     }
     let wide = operation::widen::<R, F, I, BT>(x.into_primitive().tensor());
     Tensor::from_primitive(TensorPrimitive::Float(wide))
+}
+
+/// Values of f32 rounded half to even to f16, as f32.
+pub(crate) fn rounded_to_f16<R, F, I, BT, const D: usize>(
+    x: Tensor<Cube<R, F, I, BT>, D>,
+) -> Tensor<Cube<R, F, I, BT>, D>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    assert_eq!(x.dtype(), DType::F32, "values to be rounded to f16");
+    let rounded = operation::rounded_to_f16::<R, F, I, BT>(x.into_primitive().tensor());
+    Tensor::from_primitive(TensorPrimitive::Float(rounded))
 }
 
 /// The weights that packed codes stand for, `[out, in]` of `dtype`.

@@ -109,6 +109,28 @@ where
     }
 }
 
+/// `a b` of dense matrices: both in, their product out.
+#[derive(Clone, Debug)]
+struct Dense<B> {
+    place: CustomOpIr,
+    backend: PhantomData<B>,
+}
+
+impl<R, F, I, BT> Operation<FusionCubeRuntime<R>> for Dense<CubeBackend<R, F, I, BT>>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    fn execute(&self, handles: &mut Handles<R>) {
+        let ([a, b], [out]) = self.place.as_fixed();
+        let a = handles.get_float_tensor::<CubeBackend<R, F, I, BT>>(a);
+        let b = handles.get_float_tensor::<CubeBackend<R, F, I, BT>>(b);
+        handles.register_float_tensor::<CubeBackend<R, F, I, BT>>(&out.id, super::dense::launch(a, b));
+    }
+}
+
 /// Floats in, the same values as f32 out.
 #[derive(Clone, Debug)]
 struct Widen<B> {
@@ -128,6 +150,27 @@ where
         let narrow = handles.get_float_tensor::<CubeBackend<R, F, I, BT>>(narrow);
         let wide = CubeBackend::<R, F, I, BT>::float_cast(narrow, FloatDType::F32);
         handles.register_float_tensor::<CubeBackend<R, F, I, BT>>(&out.id, wide);
+    }
+}
+
+/// Values of f32 in, the same rounded to f16 out.
+#[derive(Clone, Debug)]
+struct RoundToF16<B> {
+    place: CustomOpIr,
+    backend: PhantomData<B>,
+}
+
+impl<R, F, I, BT> Operation<FusionCubeRuntime<R>> for RoundToF16<CubeBackend<R, F, I, BT>>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    fn execute(&self, handles: &mut Handles<R>) {
+        let ([values], [out]) = self.place.as_fixed();
+        let values = handles.get_float_tensor::<CubeBackend<R, F, I, BT>>(values);
+        handles.register_float_tensor::<CubeBackend<R, F, I, BT>>(&out.id, super::rounding::launch(values));
     }
 }
 
@@ -192,6 +235,26 @@ where
     client.register(streams, OperationIr::Custom(place), operation).output()
 }
 
+/// Puts a [`Dense`] into the stream of `a`: `[.., m, k]` and `[.., k, n]`, with the same dimensions before the last two.
+pub(super) fn dense<R, F, I, BT>(a: Lazy<R>, b: Lazy<R>) -> Lazy<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    let last = a.shape.num_dims() - 1;
+    assert_eq!(a.shape[..last - 1], b.shape[..last - 1], "products of {:?} by {:?}", a.shape, b.shape);
+    assert_eq!(a.shape[last], b.shape[last - 1], "products of {:?} by {:?}", a.shape, b.shape);
+    let (client, streams) = (a.client.clone(), OperationStreams::with_inputs([&a, &b]));
+    let mut shape = a.shape.clone();
+    shape[last] = b.shape[last];
+    let out = TensorIr::uninit(client.create_empty_handle(), shape, a.dtype);
+    let place = CustomOpIr::new("dense_product", &[a.into_ir(), b.into_ir()], &[out]);
+    let operation = Dense::<CubeBackend<R, F, I, BT>> { place: place.clone(), backend: PhantomData };
+    client.register(streams, OperationIr::Custom(place), operation).output()
+}
+
 /// Puts a [`Widen`] into the stream of `narrow`.
 pub(super) fn widen<R, F, I, BT>(narrow: Lazy<R>) -> Lazy<R>
 where
@@ -204,5 +267,20 @@ where
     let out = TensorIr::uninit(client.create_empty_handle(), narrow.shape.clone(), DType::F32);
     let place = CustomOpIr::new("widen", &[narrow.into_ir()], &[out]);
     let operation = Widen::<CubeBackend<R, F, I, BT>> { place: place.clone(), backend: PhantomData };
+    client.register(streams, OperationIr::Custom(place), operation).output()
+}
+
+/// Puts a [`RoundToF16`] into the stream of `values`.
+pub(super) fn rounded_to_f16<R, F, I, BT>(values: Lazy<R>) -> Lazy<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    let (client, streams) = (values.client.clone(), OperationStreams::with_inputs([&values]));
+    let out = TensorIr::uninit(client.create_empty_handle(), values.shape.clone(), DType::F32);
+    let place = CustomOpIr::new("round_to_f16", &[values.into_ir()], &[out]);
+    let operation = RoundToF16::<CubeBackend<R, F, I, BT>> { place: place.clone(), backend: PhantomData };
     client.register(streams, OperationIr::Custom(place), operation).output()
 }

@@ -22,14 +22,21 @@ use cubecl::prelude::*;
 use super::super::UnitFacts;
 use super::super::units::UNIT;
 use super::fragment::{EXCHANGED, N_LANES, Pair, as_floats, multiply_add, pair_bits, read_pairs};
-use super::unpack::group_params;
+use super::unpack::params_of;
 
 /// Outputs of a cube.
 const N_OUTS: usize = 16;
 /// Rows of a tile.
 const N_ROWS: usize = 8;
-/// Planes of a cube.
-const N_PLANES: usize = 8;
+/// Planes of a cube: few where there are cubes enough to keep the device busy, many where planes would otherwise go through a
+/// long row one step after the other.
+const N_PLANES: [usize; 2] = [8, 16];
+/// Planes that a multiprocessor holds at a time, with the registers that this kernel needs.
+const RESIDENT_PLANES: usize = 32;
+/// Multiprocessors of a device that does not tell.
+const MANY_MULTIPROCESSORS: usize = 128;
+/// Bytes of shared memory that every device has.
+const SHARED_BYTES: usize = 32 << 10;
 /// Units whose channels are multiplied together.
 const QUAD: usize = 4;
 /// Pairs of codes of a unit. Two are a lane's part of a multiplication.
@@ -41,6 +48,10 @@ const N_STEPS: usize = N_PAIRS / 2;
 struct Tile {
     /// Tiles of 8 rows.
     n_tiles: usize,
+    /// Planes, which divide a row among them.
+    n_planes: usize,
+    /// Whether every plane has whole units to multiply in every step.
+    whole: bool,
     /// Bits of a code.
     bits: usize,
     /// Words that are read as one vector.
@@ -76,8 +87,15 @@ pub(super) fn launch<R: CubeRuntime>(
     let (client, device, dtype) = (x.client.clone(), x.device.clone(), x.dtype);
     let n = x.meta.shape()[0];
     let (magic, base) = if dtype == DType::BF16 { (0x4300_4300_u32, 1 << 7) } else { (0x6400_6400, 1 << 10) };
+    let n_tiles = n.div_ceil(N_ROWS).next_power_of_two().min(8);
+    let n_cubes = facts.n_out.div_ceil(N_OUTS) * n.div_ceil(N_ROWS * n_tiles);
+    let hardware = &client.properties().hardware;
+    let n_multiprocessors = hardware.num_streaming_multiprocessors.map_or(MANY_MULTIPROCESSORS, |n| n as usize);
+    let n_planes = n_planes(n_cubes, n_tiles, facts.n_units, n_multiprocessors, hardware.max_units_per_cube as usize);
     let tile = Tile {
-        n_tiles: n.div_ceil(N_ROWS).next_power_of_two().min(8),
+        n_tiles,
+        n_planes,
+        whole: facts.n_in.is_multiple_of(UNIT * QUAD * n_planes),
         bits: facts.bits,
         vector_words: facts.vector_words(),
         shared_scale: facts.n_groups == 1 || facts.units_per_group.is_multiple_of(QUAD),
@@ -95,7 +113,7 @@ pub(super) fn launch<R: CubeRuntime>(
         tensor_core::launch_unchecked::<R>(
             &client,
             cubes,
-            CubeDim::new_2d(N_LANES as u32, N_PLANES as u32),
+            CubeDim::new_2d(N_LANES as u32, n_planes as u32),
             tile.vector_words,
             x_width,
             x.into_array_arg(),
@@ -114,6 +132,14 @@ pub(super) fn launch<R: CubeRuntime>(
         );
     }
     out
+}
+
+/// More planes, where the device has room for them and a row enough quads.
+fn n_planes(n_cubes: usize, n_tiles: usize, n_units: usize, n_multiprocessors: usize, most_threads: usize) -> usize {
+    let [few, many] = N_PLANES;
+    let is_idle = n_cubes * few < n_multiprocessors * RESIDENT_PLANES;
+    let fits = many * N_LANES <= most_threads && many * N_LANES * 4 * n_tiles * size_of::<f32>() <= SHARED_BYTES;
+    if is_idle && fits && n_units >= many * QUAD { many } else { few }
 }
 
 #[cube(launch_unchecked)]
@@ -159,21 +185,25 @@ fn tensor_core<F: Float, W: Size, X: Size>(
     let mut b = Array::<Pair<F>>::new(2usize);
 
     // Every plane makes as many steps as any other: units beyond the last are multiplied by activations of 0.
-    let n_steps = n_units.div_ceil(comptime!((QUAD * N_PLANES) as u32));
+    let n_steps = n_units.div_ceil(comptime!((QUAD * tile.n_planes) as u32));
     let mut unit = plane * comptime!(QUAD as u32) + of_quad;
-    read_units(words, out_a, out_b, u32::min(unit, n_units - 1u32), n_units, &mut next, tile);
+    let first_unit = u32::min(unit, n_units - 1u32);
+    read_units(words, out_a, out_b, first_unit, n_units, &mut next, tile);
+    let mut next_params_a = params[(out_a * n_groups + first_unit / units_per_group) as usize];
+    let mut next_params_b = params[(out_b * n_groups + first_unit / units_per_group) as usize];
     for _ in 0..n_steps {
         #[unroll]
         for i in 0..comptime!(2 * tile.bits) {
             codes[i] = next[i];
         }
-        let next_unit = unit + comptime!((QUAD * N_PLANES) as u32);
-        // While these codes are multiplied, the next are on their way.
-        read_units(words, out_a, out_b, u32::min(next_unit, n_units - 1u32), n_units, &mut next, tile);
-
-        let group = u32::min(unit, n_units - 1u32) / units_per_group;
-        let params_a = group_params(params, (out_a * n_groups + group) as usize, false);
-        let params_b = group_params(params, (out_b * n_groups + group) as usize, false);
+        let params_a = params_of(next_params_a);
+        let params_b = params_of(next_params_b);
+        // While these codes are multiplied, the next are on their way, with their parameters.
+        let next_unit = unit + comptime!((QUAD * tile.n_planes) as u32);
+        let read_unit = u32::min(next_unit, n_units - 1u32);
+        read_units(words, out_a, out_b, read_unit, n_units, &mut next, tile);
+        next_params_a = params[(out_a * n_groups + read_unit / units_per_group) as usize];
+        next_params_b = params[(out_b * n_groups + read_unit / units_per_group) as usize];
         let base = comptime!(tile.base as f32);
         let zero_a = Pair::<F>::new(F::cast_from(params_a.zero + base));
         let zero_b = Pair::<F>::new(F::cast_from(params_b.zero + base));
@@ -214,7 +244,7 @@ fn tensor_core<F: Float, W: Size, X: Size>(
             for j in 0..comptime!(UNIT / x_width) {
                 let first = comptime!(j * x_width);
                 let channel = unit * comptime!(UNIT as u32) + comptime!(first as u32);
-                read_pairs(x, row * n_in + channel, channel < n_in, &mut pairs, first, tile.native);
+                read_pairs(x, row * n_in + channel, channel < n_in, &mut pairs, first, tile.whole, tile.native);
             }
             product[0] = Vector::new(0.0f32);
             product[1] = Vector::new(0.0f32);
@@ -240,12 +270,12 @@ fn tensor_core<F: Float, W: Size, X: Size>(
     sync_cube();
     // Thread by thread a sum of each lane, in an order that does not change from run to run.
     #[unroll]
-    for round in 0..comptime!(n_sums.div_ceil(N_PLANES)) {
-        let i = plane + comptime!((round * N_PLANES) as u32);
+    for round in 0..comptime!(n_sums.div_ceil(tile.n_planes)) {
+        let i = plane + comptime!((round * tile.n_planes) as u32);
         if i < comptime!(n_sums as u32) {
             let mut total = 0.0f32;
             #[unroll]
-            for of in 0..N_PLANES {
+            for of in 0..comptime!(tile.n_planes) {
                 total += shared[(comptime!(of * n_sums) + i as usize) * N_LANES + lane as usize];
             }
             let out_idx = first_out + of_row + i % 4u32 / 2u32 * 8u32;
@@ -285,5 +315,21 @@ fn read_units<W: Size>(
 /// Floats of shared memory: the sums of all planes and, where lanes exchange values, those.
 const fn shared_len(tile: Tile) -> usize {
     let (sums, exchanged) = (4 * tile.n_tiles, if tile.native { 0 } else { EXCHANGED });
-    N_PLANES * N_LANES * if sums > exchanged { sums } else { exchanged }
+    tile.n_planes * N_LANES * if sums > exchanged { sums } else { exchanged }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::n_planes;
+
+    #[test]
+    fn a_device_is_filled_by_cubes_or_else_by_planes() {
+        // An H100 has 132 multiprocessors. [4096, 4096] are 256 cubes, [14336, 4096] 896, [8192, 28672] 512.
+        let on_h100 = |n_cubes, n_tiles, n_in: usize| n_planes(n_cubes, n_tiles, n_in / 32, 132, 1024);
+        assert_eq!([on_h100(256, 1, 4096), on_h100(896, 1, 4096), on_h100(512, 1, 28672)], [16, 8, 16]);
+        assert_eq!(on_h100(256, 4, 4096), 16);
+        assert_eq!(on_h100(256, 8, 4096), 8, "no room for the sums of 64 rows");
+        assert_eq!(on_h100(256, 1, 1024), 8, "half of the planes would have nothing to do");
+        assert_eq!(n_planes(256, 1, 128, 132, 256), 8, "a device with small cubes");
+    }
 }
