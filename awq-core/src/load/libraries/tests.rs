@@ -128,7 +128,7 @@ fn codes_stand_for_the_weights() {
         ("hqq-2", 2, 24),
         ("hqq-3", 3, 24),
         ("hqq-4", 4, 24),
-        ("hqq-8", 8, 24),
+        ("hqq-8", 8, 72),
         ("quanto-int2", 2, 32),
         ("quanto-int4", 4, 32),
         ("quanto-int8", 8, 160),
