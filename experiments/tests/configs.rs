@@ -213,7 +213,7 @@ fn every_file_resolves_to_the_plan_that_it_had_in_full() {
     smollm2-reference.toml                  11 a5300480   0 e3b0c442  24701550
     smollm2-registry.toml                    9 6e3c3673   0 e3b0c442  24649db0
     smollm2-sweep.toml                      19 987bf145   0 e3b0c442  c6739e03
-    smollm2-tasks.toml                      41 4deffdaa   0 e3b0c442  27c28f51
+    smollm2-tasks.toml                      41 a06c0f61   0 e3b0c442  4658ccc5
     smollm2-wikitext.toml                    5 98b40869   0 e3b0c442  2c1fbaa4
     smollm2.toml                             9 f96f02a2   0 e3b0c442  cc01598f
     speed-gpu-short.toml                     0 e3b0c442   0 e3b0c442  983e828f

@@ -12,12 +12,14 @@ use awq_core::capture::BlockInputs;
 use awq_core::codebook::Codebook;
 use awq_core::driver::{Calibration, Job, Propagation, quantize_model};
 use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
+use awq_core::grids::BlockGrids;
 use awq_core::load::{ModelConfig, SafetensorsCheckpoint};
 use awq_core::method::{BlockCtx, BlockEdit};
 use awq_core::model::layers::{Linear, Norm};
 use awq_core::model::tiny::{self, TinySpec};
 use awq_core::model::{Block, BlockParams, Decoder, LinearName, NormName, open_decoder};
 use awq_core::pack::PackedWeight;
+use awq_core::progress::Listener;
 use awq_core::quantized::{QuantizedWeight, ZeroPoints};
 use awq_core::transform::WeightTransform;
 use burn::backend::Flex;
@@ -126,17 +128,15 @@ impl Case {
         Self { block, inputs: inputs.with_full_precision(&full_precision) }
     }
 
+    fn ctx<'a>(&'a self, grids: &'a BlockGrids, listener: &'a Listener<'a>) -> BlockCtx<'a, Flex> {
+        let (block, linears) = (self.block.as_ref(), &self.block.layout().linears);
+        BlockCtx { block_idx: 0, block, inputs: Some(&self.inputs), linears, grids, listener }
+    }
+
     #[track_caller]
     fn edit(&self, method: &MethodSpec, grid: &Grid) -> BlockEdit<Flex> {
-        let linears = &self.block.layout().linears;
-        let ctx = BlockCtx {
-            block_idx: 0,
-            block: self.block.as_ref(),
-            inputs: Some(&self.inputs),
-            linears,
-            grids: &(*grid).into(),
-            listener: &|_| {},
-        };
+        let grids = (*grid).into();
+        let ctx = self.ctx(&grids, &|_| {});
         method.method::<Flex>().quantize_block(&ctx).unwrap_or_else(|error| panic!("{}: {error}", method.label()))
     }
 }
@@ -344,14 +344,8 @@ fn every_method_tells_how_far_it_is() {
     let case = Case::new(4, |_| {});
     for method in methods() {
         let told = std::cell::RefCell::new(Vec::new());
-        let ctx = BlockCtx {
-            block_idx: 0,
-            block: case.block.as_ref(),
-            inputs: Some(&case.inputs),
-            linears: &case.block.layout().linears,
-            grids: &grid(4).into(),
-            listener: &|share| told.borrow_mut().push(share),
-        };
+        let (grids, listener) = (grid(4).into(), |share| told.borrow_mut().push(share));
+        let ctx = case.ctx(&grids, &listener);
         method.method::<Flex>().quantize_block(&ctx).unwrap();
         let (n_linears, told) = (ctx.linears.len(), told.borrow());
         let whole: f64 = told.iter().sum();
@@ -452,15 +446,8 @@ fn an_expert_without_tokens_is_survived() {
 fn gptaq_refuses_experts() {
     let gptaq = methods().into_iter().find(|method| method.key() == "gptaq").unwrap();
     let case = Case::of(fixture("mixtral-tiny").as_ref(), 2, |_| {});
-    let (linears, grids) = (&case.block.layout().linears, &grid(3).into());
-    let ctx = BlockCtx {
-        block_idx: 0,
-        block: case.block.as_ref(),
-        inputs: Some(&case.inputs),
-        linears,
-        grids,
-        listener: &|_| {},
-    };
+    let grids = grid(3).into();
+    let ctx = case.ctx(&grids, &|_| {});
     assert_snapshot!(
         gptaq.method::<Flex>().quantize_block(&ctx).unwrap_err(),
         @"block 0, block_sparse_moe.experts.0.w1: GPTAQ compares what a linear sees with what it sees in the full-precision model, and an expert sees other tokens there; use gptq"

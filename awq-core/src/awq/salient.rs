@@ -210,6 +210,7 @@ impl<B: QuantBackend> QuantMethod<B> for FixedScale {
             }
             edit.linears.insert(facts.name, quantized);
             edit.log.linears.push(log);
+            (ctx.listener)(1.0 / ctx.linears.len() as f64);
         }
         Ok(edit)
     }

@@ -136,8 +136,8 @@ const WITH_KERNELS: [(&str, bool); 17] = [
     ("torchao-int8", true),
 ];
 
-/// Weights of libraries are rounded to 16 bits, products of codes are not: logits differ by that, and the likeliest tokens are the same but
-/// for quanto's.
+/// Weights of libraries are rounded to 16 bits, products of codes are not: logits differ by that, and so the likeliest token of one is all
+/// but the likeliest of the other.
 #[test]
 fn codes_of_libraries_decode_as_the_floats_that_they_restore() {
     for (name, has_kernels) in WITH_KERNELS {
@@ -154,17 +154,23 @@ fn codes_of_libraries_decode_as_the_floats_that_they_restore() {
         let expected = if has_kernels { with.n_linears - n_crossed } else { 0 };
         assert_eq!((with.n_packed, with.n_dequantized), (expected, 0), "{name}");
         assert_eq!(with.step_bytes < without.step_bytes, has_kernels, "{name}");
-        let ids: Vec<u32> = (0..12).map(|index| index * 5 % 60).collect();
+        let ids: Vec<u32> = (0..12).map(|index| index * 5 % config.vocab_size.min(60) as u32).collect();
         let logits = |model: &DecodeModel| Session::new(model, 12).unwrap().feed_each(&ids).unwrap();
         let (found, expected) = (logits(&packed), logits(&floats));
         // quanto rounds the product of code and scale before it subtracts the shift, which is as large.
         let is_coarse = name.starts_with("quanto-int");
         check_close(name, &found, &expected, if is_coarse { 6e-2 } else { 2e-2 });
-        let likeliest = |logits: &[f32]| -> Vec<Option<usize>> {
-            let rows = logits.chunks(logits.len() / ids.len());
-            rows.map(|row| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b]))).collect()
-        };
-        assert!(is_coarse || likeliest(&found) == likeliest(&expected), "{name}");
+        let n_ids = found.len() / ids.len();
+        for (found, expected) in found.chunks(n_ids).zip(expected.chunks(n_ids)) {
+            let likeliest = (0..n_ids).max_by(|a, b| found[*a].total_cmp(&found[*b])).unwrap();
+            let highest = expected.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let most = if is_coarse { 0.2 } else { 0.05 };
+            assert!(
+                highest - expected[likeliest] <= most,
+                "{name}: {} below the likeliest",
+                highest - expected[likeliest]
+            );
+        }
     }
 }
 

@@ -38,9 +38,8 @@ fn a_checkpoint_of_another_tool_stands_beside_ours() {
     let ran = workshop.run(&["alone.toml", "--out", "alone", "--only", "method=fp", "--quiet"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(measured(&theirs, 0), measured(&workshop.records("alone")[0], 0));
-    // Its divergence is from the model that it was made of, not from itself.
-    assert_eq!(measured(&of_method(&records, "FP"), 1), 0.0);
-    assert!(measured(&theirs, 1) > 0.0);
+    // Its divergence is from the model that it was made of, not from itself: beyond the noise floor.
+    assert!(measured(&theirs, 1) > 3.0 * measured(&of_method(&records, "FP"), 1));
     let made = &theirs["outcome"]["done"]["checkpoint"];
     assert_eq!(made["storage"]["bits_per_weight"], 4.625);
     assert!(made["quantized_by"].as_str().unwrap().contains("bits 4, group size 32"), "{made}");
