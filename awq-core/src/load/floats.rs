@@ -52,9 +52,12 @@ pub(super) fn slices(float: FloatType, file: &MappedFile, range: Range<usize>, l
     }))
 }
 
+/// Fills values from as many elements.
+type Convert = fn(&[u8], &mut [f32]);
+
 /// Bytes of an element, and what converts as many of them as there are values.
-fn conversion(float: FloatType) -> (usize, fn(&[u8], &mut [f32])) {
-    let convert = match float {
+fn conversion(float: FloatType) -> (usize, Convert) {
+    let convert: Convert = match float {
         FloatType::F32 => from_f32_bytes,
         FloatType::F16 => from_f16_bytes,
         FloatType::Bf16 => from_bf16_bytes,
