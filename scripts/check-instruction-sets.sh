@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a small experiment on this CPU and on emulated older ones, and compares codes and numbers: which bits depend on the instruction set?
-# Needs qemu-user (Debian's package), and some 20 minutes for each CPU.
+# Needs qemu-user (Debian's package), and some half an hour for each CPU.
 #
 #   cargo build -p experiments
 #   scripts/check-instruction-sets.sh [Haswell Nehalem ...]     names of `qemu-x86_64 -cpu help`: AVX2 and FMA; SSE 4.2
