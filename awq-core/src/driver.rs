@@ -1,8 +1,9 @@
 //! The block loop: capture, method, apply, propagate. The only place where a model changes.
 //!
 //! Cells of a sweep that share model, calibration and propagation run in one pass: a block is read once, its activations are
-//! captured once, and every job's edit of it goes to a [`BlockSink`] at once. In memory are one block, hidden states and captured
-//! inputs of all calibration tokens (hidden states for each job, where blocks see quantized outputs), and what the sink holds.
+//! captured once, and every job's edit of it goes to a [`BlockSink`] at once. In memory are one block, what methods ask of its inputs
+//! (statistics, or whole inputs of all calibration tokens), what the sink holds, and as many hidden states of all calibration tokens as
+//! the sink has [`Room`] for (for each job its own, where blocks see quantized outputs).
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::QuantBackend;
+use crate::capture::{GatheredOfBlock, gather_both};
 use crate::grids::ModelGrids;
 use crate::load::{Checkpoint, LoadError};
 pub use crate::log::{BlockLog, LinearLog, ScaleSearchLog};
@@ -20,14 +22,17 @@ use crate::pack::PackedWeight;
 
 mod edit;
 mod head;
+mod hidden;
 mod share;
 mod stored;
 mod stream;
 
-use self::edit::quantize_block;
+use self::edit::{EditError, quantize_block, stages};
+pub use self::hidden::Room;
 pub use self::share::FullPrecisionShare;
 pub use self::stored::{BlockCodes, Pass, QuantizedModel, codes_sha256, head_tensors, quantize_model};
-use self::stream::{Stream, Streams, compares};
+pub use self::stream::TOKENS_PER_BATCH;
+use self::stream::{Streams, compares, gathered};
 
 /// What the blocks after the first see during calibration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -89,6 +94,11 @@ pub trait BlockSink {
         None
     }
 
+    /// Room for hidden states.
+    fn room(&self) -> Room {
+        Room::unlimited()
+    }
+
     /// A further share of a job's work on its next block is done; in all less than 1 until the block is kept.
     fn advance(&self, _job_idx: usize, _share: f64) {}
 
@@ -130,12 +140,22 @@ pub fn quantize_blocks<B: QuantBackend, S: BlockSink>(
         None => Ok((0, None)),
     });
     let begun: Vec<_> = begun.collect::<Result<_, LoadError>>()?;
-    let mut streams = Streams::start(decoder, calibration, jobs)?;
+    let mut streams = Streams::start(decoder, calibration, jobs, sink.room())?;
     for_each_block(decoder, |block_idx, block| -> Result<(), S::Error> {
         let block = block.as_ref();
         let is_due = |job_idx: usize| block_idx >= begun[job_idx].0;
-        let any_due = (0..jobs.len()).any(|job_idx| is_due(job_idx) && results[job_idx].is_ok());
-        let full_precision = streams.full_precision.as_ref().filter(|_| any_due).map(|stream| stream.see(block, None));
+        let due = || jobs.iter().enumerate().filter(|(job_idx, _)| is_due(*job_idx) && results[*job_idx].is_ok());
+        let layout = block.layout();
+        let full_precision = match streams.full_precision.as_ref().filter(|_| due().next().is_some()) {
+            Some(stream) => {
+                // Where jobs have streams of their own, those look here that compare.
+                let looking = due().map(|(_, job)| job).filter(|job| streams.own.is_empty() || compares(job));
+                let asked = looking.map(|job| gathered(job, block_idx, layout, &layout.linears));
+                Some(stream.see(block, asked.fold(GatheredOfBlock::new(), gather_both), None)?)
+            }
+            None => None,
+        };
+        let last_due = due().next_back().map(|(job_idx, _)| job_idx);
         // The time that was waited for the block counts, too.
         let shared_seconds = last.elapsed().as_secs_f64();
         for (job_idx, job) in jobs.iter().enumerate() {
@@ -146,31 +166,38 @@ pub fn quantize_blocks<B: QuantBackend, S: BlockSink>(
             let own = streams.own.get_mut(job_idx);
             if !is_due(job_idx) {
                 if let (Some(stream), (_, Some(begun))) = (own, &begun[job_idx]) {
-                    stream.pass_through(begun.block(block_idx)?.as_ref());
+                    stream.pass_through(begun.block(block_idx)?.as_ref())?;
                 }
                 continue;
             }
             let compared = full_precision.as_ref().filter(|_| compares(job)).map(|seen| seen.inputs.as_ref());
             let seen = match (&own, &full_precision) {
-                (Some(stream), _) => stream.see(block, compared),
+                (Some(stream), _) => {
+                    let first = stages(streams.propagation, layout).into_iter().next().unwrap_or_default();
+                    stream.see(block, gathered(job, block_idx, layout, &first), compared)?
+                }
                 (None, Some(seen)) => seen.clone(),
                 (None, None) => unreachable!("jobs without streams of their own share one"),
             };
+            if own.is_some() || last_due == Some(job_idx) {
+                seen.inputs.look_for_the_last_time();
+            }
             let listener = |share: f64| sink.advance(job_idx, PART_OF_METHOD * share);
             match quantize_block(job, (block_idx, block), streams.propagation, seen, compared, &listener) {
                 Ok(edited) => {
-                    if let Some(stream) = own {
-                        *stream = Stream { hidden: edited.outputs };
+                    if let (Some(stream), Some(behind)) = (own, edited.behind) {
+                        *stream = behind;
                     }
                     let log = BlockLog { block_idx, seconds: start.elapsed().as_secs_f64(), ..edited.log };
                     sink.keep(job_idx, QuantizedBlock { codes: edited.codes, log, shared_seconds })?;
                 }
-                Err(error) => results[job_idx] = Err(error),
+                Err(EditError::Method(error)) => results[job_idx] = Err(error),
+                Err(EditError::HiddenStates(error)) => return Err(error.into()),
             }
         }
         match (&mut streams.full_precision, full_precision) {
-            (Some(stream), Some(seen)) => *stream = Stream { hidden: seen.outputs },
-            (Some(stream), None) => stream.pass_through(block),
+            (Some(stream), Some(seen)) => stream.hidden = seen.outputs,
+            (Some(stream), None) => stream.pass_through(block)?,
             (None, _) => {}
         }
         sink.passed(block_idx, shared_seconds);

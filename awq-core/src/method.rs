@@ -3,8 +3,8 @@
 //! A method changes no model, sees no evaluation data, and cannot choose grid, calibration or seed: they come with the
 //! context.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::backend::{QuantBackend, float_vec};
-use crate::capture::{BlockInputs, CaptureNeeds, InputStats};
+use crate::capture::{BlockInputs, CaptureNeeds, Gathered, GatheredOfBlock, InputStats, Statistic, whole_inputs};
 use crate::grid::Grid;
 use crate::grids::BlockGrids;
 use crate::log::{BlockLog, LinearLog};
-use crate::model::{Block, LinearFacts, LinearName};
+use crate::model::{Block, BlockLayout, LinearFacts, LinearName};
 use crate::numbers::of_table;
 use crate::progress::Listener;
 use crate::quantized::{QuantizedWeight, StoredParts};
@@ -93,15 +93,15 @@ impl<B: QuantBackend> LinearCtx<'_, B> {
     ///
     /// # Errors
     /// If the run has no calibration, or activations are not finite.
-    pub fn gram(&self, precision: Precision) -> Result<Cow<'_, [f64]>, MethodError> {
+    pub fn gram(&self, precision: Precision) -> Result<Arc<Vec<f64>>, MethodError> {
         let input =
             self.input.ok_or(MethodError::NoCalibration { block_idx: self.block_idx, linear: self.linear.0 })?;
         let mut gram = match precision {
-            Precision::F32 => Cow::Owned(float_vec(input.gram()).into_iter().map(f64::from).collect()),
-            Precision::F64 => Cow::Borrowed(input.gram_f64()),
+            Precision::F32 => Arc::new(float_vec(input.gram()).into_iter().map(f64::from).collect()),
+            Precision::F64 => input.gram_f64(),
         };
         if self.input_scale.is_some() {
-            self.divide_by_input_scale(gram.to_mut());
+            self.divide_by_input_scale(Arc::<Vec<f64>>::make_mut(&mut gram).as_mut_slice());
         }
         if gram.iter().any(|entry| !entry.is_finite()) {
             return Err(self.not_finite("an activation"));
@@ -112,7 +112,7 @@ impl<B: QuantBackend> LinearCtx<'_, B> {
     /// [`InputStats::drift`] of what the linear sees, `input_scale` divided out; `None` where nothing can drift: the run has no
     /// calibration, or blocks see the outputs of full-precision ones.
     pub fn drift(&self) -> Option<Vec<f64>> {
-        let mut drift = self.input?.drift()?.to_vec();
+        let mut drift = self.input?.drift()?.as_ref().clone();
         self.divide_by_input_scale(&mut drift);
         Some(drift)
     }
@@ -161,6 +161,16 @@ pub enum Precision {
 
 of_table!(Precision: F32, F64);
 
+impl Precision {
+    /// The statistic that [`LinearCtx::gram`] reads.
+    pub const fn gram(self) -> Statistic {
+        match self {
+            Self::F32 => Statistic::Gram,
+            Self::F64 => Statistic::GramF64,
+        }
+    }
+}
+
 /// What a method wants done to a block. The driver applies it: folds first, then weights.
 #[derive(Debug)]
 pub struct BlockEdit<B: QuantBackend> {
@@ -172,6 +182,27 @@ pub struct BlockEdit<B: QuantBackend> {
     pub log: BlockLog,
 }
 
+/// The shapes of what a method works on in a block.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkingShapes {
+    /// Channels of each input that linears share.
+    pub inputs: Vec<usize>,
+    /// `[out, in]` of each linear.
+    pub linears: Vec<[usize; 2]>,
+}
+
+impl WorkingShapes {
+    /// Weights of the largest linear.
+    pub fn largest_linear(&self) -> u64 {
+        self.linears.iter().map(|[n_out, n_in]| (n_out * n_in) as u64).max().unwrap_or(0)
+    }
+
+    /// Entries of the largest matrix between the channels of an input.
+    pub fn largest_gram(&self) -> u64 {
+        self.inputs.iter().map(|n| (n * n) as u64).max().unwrap_or(0)
+    }
+}
+
 /// What a method says of itself, whatever the backend. The struct that is parsed from a configuration implements it.
 pub trait MethodSettings {
     /// The label in tables; settings that make it another method are named in it.
@@ -179,6 +210,17 @@ pub trait MethodSettings {
 
     /// What must be captured for it.
     fn needs(&self) -> CaptureNeeds;
+
+    /// What it asks of the inputs of a block's linears, if it needs inputs: the rest is not there when it runs. Whole inputs serve
+    /// any method; where statistics are enough, memory does not grow with the calibration.
+    fn gathers(&self, layout: &BlockLayout, _grids: &BlockGrids) -> GatheredOfBlock {
+        whole_inputs(layout)
+    }
+
+    /// Bytes that it holds while it quantizes a block, about, beside the block, what is gathered of its inputs, and codes.
+    fn working_bytes(&self, shapes: &WorkingShapes) -> u64 {
+        3 * 4 * shapes.largest_linear()
+    }
 
     /// Whether it decides on all linears of a block at once, so that the stages of a block cannot be quantized one by one.
     fn needs_whole_block(&self) -> bool {
@@ -235,6 +277,16 @@ pub trait LinearMethod<B: QuantBackend>: Send + Sync {
     fn quantize_linear(&self, ctx: &LinearCtx<'_, B>) -> Result<(QuantizedWeight, LinearLog), MethodError>;
 }
 
+/// `statistics` of what each linear of a block sees that is quantized.
+pub fn gather_of_quantized(
+    layout: &BlockLayout,
+    grids: &BlockGrids,
+    statistics: impl IntoIterator<Item = Statistic> + Clone,
+) -> GatheredOfBlock {
+    let quantized = layout.linears.iter().filter(|facts| grids.of(facts.name).is_some());
+    quantized.map(|facts| (facts.input, Gathered::of(statistics.clone()))).collect()
+}
+
 /// The block edit of a method that treats every linear alone.
 ///
 /// # Errors
@@ -246,8 +298,13 @@ pub fn quantize_each_linear<B: QuantBackend>(
     let mut edit = BlockEdit { scales: Vec::new(), linears: BTreeMap::new(), log: BlockLog::default() };
     let n_weights = |facts: &LinearFacts| ctx.block.params().linear(facts.name).weight.shape().num_elements() as f64;
     let total: f64 = ctx.linears.iter().map(n_weights).sum();
-    for facts in ctx.linears {
+    for (idx, facts) in ctx.linears.iter().enumerate() {
         let (weight, log) = method.quantize_linear(&ctx.linear(facts))?;
+        if let (Some(inputs), false) =
+            (ctx.inputs, ctx.linears[idx + 1..].iter().any(|later| later.input == facts.input))
+        {
+            inputs.done_with(facts.input);
+        }
         edit.linears.insert(facts.name, weight);
         edit.log.linears.push(log);
         (ctx.listener)(n_weights(facts) / total);

@@ -34,6 +34,11 @@ impl Shared {
         Ok(answer)
     }
 
+    /// Forgets all answers; who has one keeps it.
+    pub fn clear(&self) {
+        self.by_type.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn answers<K: Send + 'static, V: Send + Sync + 'static>(&self) -> Arc<Answers<K, V>> {
         let mut by_type = self.by_type.lock().unwrap_or_else(PoisonError::into_inner);
         let of_type = TypeId::of::<Answers<K, V>>();
@@ -71,6 +76,15 @@ mod tests {
         let text = || -> Result<String, ()> { Ok(square(&shared, 5, &made).unwrap().to_string()) };
         assert_eq!(*shared.get(Text(3), text).unwrap(), "25");
         assert_eq!(*shared.get(Text(3), || Err::<String, ()>(())).unwrap(), "25");
+    }
+
+    #[test]
+    fn what_was_forgotten_is_made_again() {
+        let (shared, made) = (Shared::default(), AtomicUsize::new(0));
+        let first = square(&shared, 3, &made).unwrap();
+        shared.clear();
+        assert_eq!([*first, *square(&shared, 3, &made).unwrap()], [9, 9]);
+        assert_eq!(made.load(Ordering::Relaxed), 2);
     }
 
     #[test]

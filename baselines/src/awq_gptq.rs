@@ -9,8 +9,10 @@
 
 use awq_core::awq::Awq;
 use awq_core::backend::QuantBackend;
-use awq_core::capture::CaptureNeeds;
-use awq_core::method::{BlockCtx, BlockEdit, MethodError, MethodSettings, QuantMethod};
+use awq_core::capture::{CaptureNeeds, GatheredOfBlock, gather_both};
+use awq_core::grids::BlockGrids;
+use awq_core::method::{BlockCtx, BlockEdit, MethodError, MethodSettings, QuantMethod, WorkingShapes};
+use awq_core::model::BlockLayout;
 use awq_core::quantized::StoredParts;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -35,6 +37,14 @@ impl MethodSettings for AwqGptq {
 
     fn needs(&self) -> CaptureNeeds {
         CaptureNeeds { inputs: true, ..CaptureNeeds::default() }
+    }
+
+    fn gathers(&self, layout: &BlockLayout, grids: &BlockGrids) -> GatheredOfBlock {
+        gather_both(self.awq.gathers(layout, grids), self.gptq.gathers(layout, grids))
+    }
+
+    fn working_bytes(&self, shapes: &WorkingShapes) -> u64 {
+        self.awq.working_bytes(shapes).max(self.gptq.working_bytes(shapes))
     }
 
     fn needs_whole_block(&self) -> bool {

@@ -21,7 +21,8 @@ use awq_core::backend::QuantBackend;
 use awq_core::capture::CaptureNeeds;
 use awq_core::log::LinearLog;
 use awq_core::method::{
-    BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod, quantize_each_linear,
+    BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod, WorkingShapes,
+    quantize_each_linear,
 };
 use awq_core::quantized::{QuantizedWeight, StoredParts};
 use schemars::JsonSchema;
@@ -48,6 +49,12 @@ impl MethodSettings for Gptaq {
 
     fn needs(&self) -> CaptureNeeds {
         CaptureNeeds { inputs: true, full_precision_inputs: true }
+    }
+
+    /// Beside what GPTQ holds: how far each input has drifted, twice while it is used, and the corrections that follow.
+    fn working_bytes(&self, shapes: &WorkingShapes) -> u64 {
+        let drifts: u64 = shapes.inputs.iter().map(|&n| 8 * (n * n) as u64).sum();
+        self.gptq.working_bytes(shapes) + drifts + 12 * shapes.largest_gram()
     }
 
     fn stores(&self) -> StoredParts {

@@ -1,6 +1,6 @@
 //! What GPTQ and QuIP do to `X^T X` before they factor it: dead columns and damping.
 
-use std::borrow::Cow;
+use std::sync::Arc;
 
 use awq_core::backend::QuantBackend;
 use awq_core::method::{LinearCtx, MethodError, Precision};
@@ -16,9 +16,9 @@ const MAX_DAMP: f64 = 1.0;
 ///
 /// Nothing here depends on the unit of the inputs: `c X` in place of `X` gives `c^2 H`, whatever share of the columns is dead.
 #[derive(Clone, Debug)]
-pub(crate) struct Hessian<'a> {
+pub(crate) struct Hessian {
     /// Row-major `[n, n]`, shared with all who look at the same inputs: hence the diagonal beside it.
-    entries: Cow<'a, [f64]>,
+    entries: Arc<Vec<f64>>,
     /// The diagonal; at dead columns the mean over live ones, so that the mean over all columns is that of the live ones. All 1
     /// where every column is dead.
     pub(crate) diagonal: Vec<f64>,
@@ -28,12 +28,12 @@ pub(crate) struct Hessian<'a> {
     pub(crate) n: usize,
 }
 
-impl<'a> Hessian<'a> {
+impl Hessian {
     /// Of what a linear sees.
     ///
     /// # Errors
     /// No calibration, or activations that are not finite.
-    pub(crate) fn of<B: QuantBackend>(ctx: &'a LinearCtx<'_, B>, precision: Precision) -> Result<Self, MethodError> {
+    pub(crate) fn of<B: QuantBackend>(ctx: &LinearCtx<'_, B>, precision: Precision) -> Result<Self, MethodError> {
         let [_, n] = ctx.weight.dims();
         let mut hessian = Self::without_dead(ctx.gram(precision)?, n);
         let dead: Vec<usize> = (0..n).filter(|&i| hessian.diagonal[i] == 0.0).collect();
@@ -47,14 +47,14 @@ impl<'a> Hessian<'a> {
     }
 
     /// Of a matrix whose columns all count.
-    pub(crate) fn without_dead(entries: Cow<'a, [f64]>, n: usize) -> Self {
+    pub(crate) fn without_dead(entries: Arc<Vec<f64>>, n: usize) -> Self {
         let diagonal = (0..n).map(|i| entries[i * n + i]).collect();
         Self { entries, diagonal, dead: Vec::new(), n }
     }
 
     /// The matrix, row-major `[n, n]`.
     pub(crate) fn matrix(&self) -> Vec<f64> {
-        let mut matrix = self.entries.to_vec();
+        let mut matrix = self.entries.as_ref().clone();
         self.diagonal.iter().enumerate().for_each(|(i, &entry)| matrix[i * self.n + i] = entry);
         matrix
     }
@@ -124,7 +124,7 @@ impl<'a> Hessian<'a> {
 /// A Hessian with rows and columns in another order and something added to its diagonal.
 #[derive(Clone, Copy)]
 pub(crate) struct Damped<'a> {
-    hessian: &'a Hessian<'a>,
+    hessian: &'a Hessian,
     order: &'a [u32],
     added: f64,
 }

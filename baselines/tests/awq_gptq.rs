@@ -51,7 +51,7 @@ fn clip(max_shrink: f64) -> ClipStep {
 fn block(unit: f32, dead: impl Fn(usize) -> bool) -> (Box<dyn Block<Flex>>, BlockInputs<Flex>) {
     let decoder = tiny::decoder::<Flex>(&TinySpec::MHA, 7, &Default::default()).unwrap();
     let block = decoder.block(0).unwrap();
-    let hidden = decoder.embed(&tiny::sequences(&TinySpec::MHA, 6, 24, 3));
+    let hidden = decoder.embedding().unwrap().embed(&tiny::sequences(&TinySpec::MHA, 6, 24, 3));
     let (inputs, _) = BlockInputs::capture(block.as_ref(), &[hidden]);
     let scaled = |batch: &Tensor<Flex, 3>| {
         let dims = batch.dims();

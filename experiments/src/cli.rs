@@ -10,7 +10,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::assets::progress::json_line;
 use crate::assets::{AssetSettings, AssetStore};
 use crate::codes::CodeStore;
-use crate::config::ExperimentSpec;
+use crate::config::{ExperimentSpec, Memory};
+use crate::forecast::{Forecast, Rates};
+use crate::limit::MemoryLimit;
 use crate::plan::Plan;
 use crate::progress::{Progress, Style};
 use crate::record::blocks::FILE as BLOCKS;
@@ -69,13 +71,19 @@ pub struct Cli {
 enum Command {
     /// Run an experiment (the same as giving its file alone).
     Run(RunArgs),
-    /// Print an experiment's cells, their cost and memory need, without opening a model.
+    /// Print an experiment's cells, their cost and memory need; of models and texts at hand by method, once this machine is measured.
     Plan {
         /// The experiment's TOML file.
         config: PathBuf,
         /// Device in place of the file's, as of `run`.
         #[arg(long, value_name = "D", conflicts_with = "resolved")]
         device: Option<String>,
+        /// Measure how fast this machine is, which takes about a minute, and keep that for later plans.
+        #[arg(long, conflicts_with = "resolved")]
+        measure: bool,
+        /// CPU threads that the experiment will run on [default: the file's, or all cores].
+        #[arg(long, value_name = "N", conflicts_with = "resolved")]
+        threads: Option<NonZeroUsize>,
         /// Print the experiment as one flat file in place of its cells: what it extends, presets and published tables spelled out.
         #[arg(long)]
         resolved: bool,
@@ -144,6 +152,9 @@ struct MachineArgs {
     /// CPU threads [default: all cores].
     #[arg(long, value_name = "N")]
     threads: Option<std::num::NonZeroUsize>,
+    /// Memory that quantizing may take, such as 8G [default: nine tenths of what is free]. Changes no result.
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Memory>,
     /// Folder that is searched for assets by sha256 before any network; may be given more than once.
     #[arg(long, value_name = "DIR")]
     assets: Vec<PathBuf>,
@@ -220,7 +231,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             print(&ExperimentSpec::read(&config)?.to_toml()?);
             Ok(ExitCode::SUCCESS)
         }
-        Some(Command::Plan { config, device, resolved: false }) => {
+        Some(Command::Plan { config, device, measure, threads, resolved: false }) => {
             let mut spec = ExperimentSpec::read(&config)?;
             spec.run.device = device.unwrap_or(spec.run.device);
             device::check_name(&spec.run.device, spec.run.precision)?;
@@ -228,9 +239,11 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             if let Err(error) = device::check_built(&spec.run.device) {
                 Progress::new(Style::detect(false)).note(&format!("cannot run here: {error}"));
             }
-            print(&Plan::new(&spec).describe());
+            let threads = device::set_threads(threads.or(spec.run.threads).map(NonZeroUsize::get));
+            let plan = Plan::new(&spec);
+            print(&plan.describe());
+            print(&forecast_of(&plan, &spec.run.device, threads, measure)?);
             if let Some(speed) = &spec.speed {
-                let threads = device::threads(spec.run.threads.map(NonZeroUsize::get));
                 let place = Place::of(&spec.run.device, spec.run.precision);
                 print(&describe(speed, &spec.models, threads, &place));
             }
@@ -270,6 +283,28 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// What a plan takes on this machine; nothing where its speed is not known and not asked for.
+fn forecast_of(plan: &Plan, device: &str, threads: usize, measure: bool) -> anyhow::Result<String> {
+    let settings = match AssetSettings::from_env(&[], Style::detect(false)) {
+        Ok(settings) => AssetSettings { offline: true, ..settings },
+        // A plan needs no folder.
+        Err(_) if !measure => return Ok(String::new()),
+        Err(error) => return Err(error),
+    };
+    let cache = settings.cache.clone();
+    let rates = match measure {
+        true => Some(Rates::measure(&cache, device, threads, &Progress::new(Style::detect(false)))?),
+        false => Rates::kept(&cache, device, threads),
+    };
+    if plan.cells().next().is_none() {
+        return Ok(String::new());
+    }
+    Ok(match rates {
+        Some(rates) => format!("\n{}", Forecast::of(plan, &rates, &AssetStore::new(settings)?).describe()),
+        None => "Measure this machine with `experiments plan --measure` for times that hold here.\n".to_owned(),
+    })
 }
 
 /// The experiment that `folder` was written by.
@@ -343,7 +378,8 @@ fn verify_experiment(folder: &Path, machine: &MachineArgs, code: &GeneratedCodeA
     let store = machine.store()?;
     let codes = CodeStore::scratch(store.cache())?;
     let (on_record, on_failure) = (OnRecord::default(), OnFailure::default());
-    let options = RunOptions { device, threads, codes, on_record, on_failure, sandbox };
+    let memory = MemoryLimit::new(machine.memory.as_ref().or(spec.run.memory.as_ref()));
+    let options = RunOptions { device, threads, codes, memory, on_record, on_failure, sandbox };
     let verdicts = verify::verify(&plan, &finished, &options, &store, &machine.progress())?;
     print(&verify::table(&verdicts));
     let all_same = verdicts.iter().all(|verdict| verdict.same());

@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
+use awq_core::grids::ModelGrids;
 
 use crate::assets::AssetStore;
 use crate::codes::CodeStore;
@@ -19,6 +20,8 @@ use crate::data::Texts;
 use crate::device::{DeviceJob, run_on};
 use crate::files::{folder_of, sync_folder, write_durably};
 use crate::inputs;
+use crate::limit::MemoryLimit;
+use crate::need::{CalibrationSize, Need};
 use crate::plan::cost::Estimate;
 use crate::plan::select::Shard;
 use crate::plan::{Cell, CellId, ModelPlan, Plan, passes};
@@ -46,6 +49,8 @@ pub struct RunOptions {
     pub threads: usize,
     /// Codes of earlier runs, and of this one.
     pub codes: CodeStore,
+    /// Memory that quantizing may take.
+    pub memory: MemoryLimit,
     /// What becomes of cells that are on record.
     pub on_record: OnRecord,
     /// What becomes of the others when a cell fails.
@@ -190,11 +195,14 @@ fn run_model(
         Ok(model) => model,
         Err(error) => return fail_all(cells, Stage::Load, &error, &BTreeMap::new(), sink),
     };
-    // Overrides that do not fit the model are found before any work.
+    // Overrides that do not fit the model, and methods that do not fit in memory, are found before any work.
     let mut fitting = Vec::new();
     for &cell in cells {
         match cell.quantization.as_ref().map(|quantization| quantization.rule().resolve(&model.wiring)).transpose() {
-            Ok(_) => fitting.push(cell),
+            Ok(grids) => match grids.map_or(Ok(()), |grids| check_memory(cell, &grids, &model, options)) {
+                Ok(()) => fitting.push(cell),
+                Err(error) => sink(cell, failed(Stage::Load, &error), &model.files)?,
+            },
             Err(error) => sink(cell, failed(Stage::Load, &error.into()), &model.files)?,
         }
     }
@@ -202,9 +210,28 @@ fn run_model(
     // One experiment has one precision.
     let precision = cells.first().map_or(FloatType::F32, |cell| cell.precision);
     let sandbox = options.sandbox.as_ref();
-    let machine = Machine { device: &options.device, precision, codes: &options.codes, progress, sandbox };
+    let RunOptions { device, codes, memory, .. } = options;
+    let machine = Machine { device, precision, codes, memory: *memory, progress, sandbox };
     let assets = model.files.clone();
     run_on(&options.device, precision, ModelJob { model: &model, assets, cells, machine, store, texts, sink })
+}
+
+/// Refuses a cell that needs more memory than was asked for.
+fn check_memory(cell: &Cell, grids: &ModelGrids, model: &Model, options: &RunOptions) -> anyhow::Result<()> {
+    let (Some(quantization), true) = (&cell.quantization, options.memory.is_asked) else { return Ok(()) };
+    let method = quantization.method.settings();
+    let size = quantization.calibration.as_ref().map(CalibrationSize::of);
+    let need = Need::of_pass(&model.wiring, &model.opened.config, &[(method, grids)], size);
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    ensure!(
+        need.memory <= options.memory.bytes,
+        "{} needs about {:.1} GB of memory beside hidden states, {:.1} are allowed; give more with --memory or `[run] memory`, \
+         or choose another method",
+        method.label(),
+        gb(need.memory),
+        gb(options.memory.bytes)
+    );
+    Ok(())
 }
 
 fn fail_all(

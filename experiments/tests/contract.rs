@@ -27,6 +27,9 @@ use burn::tensor::{Tensor, TensorData};
 use experiments::registry::MethodSpec;
 use insta::assert_snapshot;
 
+#[path = "contract/gathers.rs"]
+mod gathers;
+
 /// Every method, and the variants that take another path through the code.
 const METHODS: &str = r#"
 [[methods]]
@@ -121,7 +124,7 @@ impl Case {
         let mut params = block.params().clone();
         change(&mut params);
         let block = block.with_params(params);
-        let hidden = decoder.embed(&tiny::sequences(&TinySpec::MHA, n_sequences, 24, 3));
+        let hidden = decoder.embedding().unwrap().embed(&tiny::sequences(&TinySpec::MHA, n_sequences, 24, 3));
         let drifted = hidden.clone() * 0.9 + hidden.clone().flip([2]) * 0.1;
         let (full_precision, _) = BlockInputs::capture(block.as_ref(), &[hidden]);
         let (inputs, _) = BlockInputs::capture(block.as_ref(), &[drifted]);

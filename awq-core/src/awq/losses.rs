@@ -222,7 +222,7 @@ mod tests {
     fn losses(recorded_bytes: usize, n_threads: usize) -> Vec<(String, Vec<f64>, Vec<f64>)> {
         let spec = TinySpec::MHA;
         let decoder = tiny::decoder::<Cpu>(&spec, 7, &Default::default()).unwrap();
-        let hidden = decoder.embed(&tiny::sequences(&spec, 40, 24, 3));
+        let hidden = decoder.embedding().unwrap().embed(&tiny::sequences(&spec, 40, 24, 3));
         let block = decoder.block(0).unwrap();
         let (inputs, _) = BlockInputs::capture(block.as_ref(), &[hidden]);
         let (linears, grids) = (&block.layout().linears, &BlockGrids::from(GRID));

@@ -26,12 +26,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
-use crate::capture::CaptureNeeds;
+use crate::capture::{CaptureNeeds, Gathered, GatheredOfBlock, Statistic, gather_both};
 use crate::fold::fold;
 use crate::grid::Grid;
+use crate::grids::BlockGrids;
 use crate::log::{BlockLog, ClipLog, LinearLog};
-use crate::method::{BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod};
-use crate::model::{BlockParams, LinearFacts};
+use crate::method::{
+    BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod, WorkingShapes,
+};
+use crate::model::{BlockLayout, BlockParams, Inspect, LinearFacts, LinearName, ScaleGroup};
 use crate::progress::Part;
 use crate::quantized::{QuantizedWeight, StoredParts};
 
@@ -127,6 +130,46 @@ impl MethodSettings for Awq {
 
     fn needs(&self) -> CaptureNeeds {
         CaptureNeeds { inputs: self.scale != ScaleStep::Off || self.clip != ClipStep::Off, ..CaptureNeeds::default() }
+    }
+
+    fn gathers(&self, layout: &BlockLayout, grids: &BlockGrids) -> GatheredOfBlock {
+        let is_quantized = |name: &LinearName| grids.of(*name).is_some();
+        let judged = |group: &ScaleGroup| {
+            // A module runs again on what it saw; a linear alone is judged by its Gram matrix.
+            let gathered = match group.inspect {
+                Inspect::Linear => Gathered::of([Statistic::MeanAbs, Statistic::Gram]),
+                Inspect::Attention | Inspect::Mlp | Inspect::Both => Gathered::whole(),
+            };
+            (group.input, gathered)
+        };
+        let groups = layout.scale_groups.iter().filter(|group| group.linears.iter().any(is_quantized));
+        let of_scales = match &self.scale {
+            ScaleStep::Search(_) => groups.map(judged).collect(),
+            ScaleStep::Off => GatheredOfBlock::new(),
+        };
+        let of_clip = match &self.clip {
+            ClipStep::Search(search) => {
+                let clipped = layout.linears.iter().filter(|facts| facts.clips && is_quantized(&facts.name));
+                let sampled = Statistic::SampledRows(search.n_tokens.get());
+                // Of how many tokens an expert will see every so many are to be taken is known at the end.
+                let rows = |facts: &LinearFacts| match facts.expert {
+                    None => (facts.input, Gathered::of([sampled])),
+                    Some(_) => (facts.input, Gathered::whole()),
+                };
+                clipped.map(rows).collect()
+            }
+            ClipStep::Off => GatheredOfBlock::new(),
+        };
+        gather_both(of_scales, of_clip)
+    }
+
+    /// Recorded passes and, for products in bf16, weights of a module and their changes: some three bytes a weight of the block.
+    fn working_bytes(&self, shapes: &WorkingShapes) -> u64 {
+        let all: u64 = shapes.linears.iter().map(|[n_out, n_in]| (n_out * n_in) as u64).sum();
+        match &self.scale {
+            ScaleStep::Search(_) => losses::RECORDED_BYTES as u64 + 3 * all,
+            ScaleStep::Off => 4 * 4 * shapes.largest_linear(),
+        }
     }
 
     fn stores(&self) -> StoredParts {

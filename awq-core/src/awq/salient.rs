@@ -16,14 +16,16 @@ use burn::tensor::{DType, Tensor, TensorData};
 
 use super::{Nearest, whole_block};
 use crate::backend::{QuantBackend, float_vec};
-use crate::capture::CaptureNeeds;
+use crate::capture::{CaptureNeeds, Gathered, GatheredOfBlock, Statistic};
 use crate::fold::fold;
 use crate::grid::{Grid, ScaleDtype};
+use crate::grids::BlockGrids;
 use crate::log::{BlockLog, LinearLog, StepChange};
 use crate::method::{
-    BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod, quantize_each_linear,
+    BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, QuantMethod, gather_of_quantized,
+    quantize_each_linear,
 };
-use crate::model::ScaleGroup;
+use crate::model::{BlockLayout, ScaleGroup};
 use crate::quantized::{QuantizedWeight, StoredParts};
 use crate::rotation::shuffle;
 use crate::transform::{KeptInputs, WeightTransform};
@@ -71,6 +73,10 @@ impl MethodSettings for KeepSalient {
 
     fn needs(&self) -> CaptureNeeds {
         CaptureNeeds { inputs: self.by == SalientBy::Activation, ..CaptureNeeds::default() }
+    }
+
+    fn gathers(&self, layout: &BlockLayout, grids: &BlockGrids) -> GatheredOfBlock {
+        gather_of_quantized(layout, grids, [Statistic::MeanAbs])
     }
 
     fn stores(&self) -> StoredParts {
@@ -165,6 +171,11 @@ impl MethodSettings for FixedScale {
 
     fn needs(&self) -> CaptureNeeds {
         CaptureNeeds { inputs: true, ..CaptureNeeds::default() }
+    }
+
+    fn gathers(&self, layout: &BlockLayout, _: &BlockGrids) -> GatheredOfBlock {
+        let of_group = |group: &ScaleGroup| (group.input, Gathered::of([Statistic::MeanAbs]));
+        layout.scale_groups.iter().map(of_group).collect()
     }
 
     fn needs_whole_block(&self) -> bool {

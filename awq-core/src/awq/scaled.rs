@@ -8,10 +8,11 @@ use burn::tensor::Tensor;
 
 use super::Awq;
 use crate::backend::{QuantBackend, float_vec};
-use crate::capture::CaptureNeeds;
+use crate::capture::{CaptureNeeds, Gathered, GatheredOfBlock, Statistic, gather_both};
+use crate::grids::BlockGrids;
 use crate::log::BlockLog;
 use crate::method::{BlockCtx, BlockEdit, MethodError, MethodSettings, QuantMethod};
-use crate::model::LinearName;
+use crate::model::{BlockLayout, LinearFacts, LinearName};
 use crate::quantized::StoredParts;
 
 /// Folds scales and rounds nothing: linears into which a scale was folded stay floats.
@@ -52,6 +53,12 @@ impl MethodSettings for Scaled {
         CaptureNeeds { inputs: true, ..CaptureNeeds::default() }
     }
 
+    fn gathers(&self, layout: &BlockLayout, grids: &BlockGrids) -> GatheredOfBlock {
+        let of_linear = |facts: &LinearFacts| (facts.input, Gathered::of([Statistic::SumSquares]));
+        let of_scales = self.awq.as_ref().map(|awq| awq.gathers(layout, grids));
+        gather_both(layout.linears.iter().map(of_linear).collect(), of_scales.unwrap_or_default())
+    }
+
     fn needs_whole_block(&self) -> bool {
         true
     }
@@ -71,7 +78,7 @@ impl<B: QuantBackend> QuantMethod<B> for Scaled {
         let groups = &ctx.block.layout().scale_groups;
         for facts in &ctx.block.layout().linears {
             let input = ctx.input(facts.input)?;
-            let mut sums = input.sum_squares();
+            let mut sums = input.sum_squares().as_ref().clone();
             let reads = |(group_idx, _): &&(usize, Tensor<B, 1>)| {
                 let group = &groups[*group_idx];
                 group.linears.iter().chain(&group.followers).any(|name| *name == facts.name)

@@ -3,16 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
-
-use super::stream::{Seen, run};
+use super::hidden::HiddenStates;
+use super::stream::{Seen, Stream, gathered};
 use super::{BlockCodes, BlockLog, Job, Propagation};
 use crate::backend::QuantBackend;
 use crate::capture::BlockInputs;
 use crate::fold::fold;
+use crate::load::LoadError;
 use crate::method::{BlockCtx, BlockEdit, MethodError, QuantMethod};
 use crate::model::layers::Linear;
-use crate::model::{Block, BlockLayout, LinearFacts, LinearName};
+use crate::model::{Block, BlockLayout, LinearFacts, LinearName, NoTap};
 use crate::pack::PackedWeight;
 use crate::progress::Listener;
 use crate::scale_range::checked_edit;
@@ -21,12 +21,44 @@ use crate::scale_range::checked_edit;
 pub(super) struct Edited<B: QuantBackend> {
     pub(super) codes: BlockCodes,
     pub(super) log: BlockLog,
-    /// `[batch, seq, hidden]` each.
-    pub(super) outputs: Vec<Tensor<B, 3>>,
+    /// The job's own stream behind it; `None` where it has none.
+    pub(super) behind: Option<Stream<B>>,
+}
+
+/// Why a block was not quantized.
+#[derive(Debug)]
+pub(super) enum EditError {
+    /// What the method says: its job ends.
+    Method(MethodError),
+    /// Hidden states that cannot be kept or read back: the pass ends.
+    HiddenStates(LoadError),
+}
+
+impl From<MethodError> for EditError {
+    fn from(error: MethodError) -> Self {
+        Self::Method(error)
+    }
+}
+
+impl From<LoadError> for EditError {
+    fn from(error: LoadError) -> Self {
+        Self::HiddenStates(error)
+    }
+}
+
+/// The linears of a block that are quantized together.
+pub(super) fn stages(propagation: Propagation, layout: &BlockLayout) -> Vec<Vec<LinearFacts>> {
+    match propagation {
+        Propagation::QuantizedPerStage => layout.stages.iter().map(|stage| stage_facts(layout, stage)).collect(),
+        Propagation::FullPrecision | Propagation::Quantized => vec![layout.linears.clone()],
+    }
 }
 
 /// Quantizes a block that sees `seen`: at once, or stage by stage where later linears are to see the earlier ones quantized.
 /// `compared` is what its linears see in the full-precision model, for methods that ask for it; `listener` hears how far the method is.
+///
+/// # Errors
+/// What the method says, or hidden states that cannot be kept or read back.
 pub(super) fn quantize_block<B: QuantBackend>(
     job: &Job<'_, B>,
     (block_idx, block): (usize, &dyn Block<B>),
@@ -34,13 +66,10 @@ pub(super) fn quantize_block<B: QuantBackend>(
     seen: Seen<B>,
     compared: Option<&BlockInputs<B>>,
     listener: &Listener<'_>,
-) -> Result<Edited<B>, MethodError> {
+) -> Result<Edited<B>, EditError> {
     let (layout, grids) = (block.layout(), job.grids.block(block_idx));
-    let stages: Vec<Vec<LinearFacts>> = match propagation {
-        Propagation::QuantizedPerStage => layout.stages.iter().map(|stage| stage_facts(layout, stage)).collect(),
-        Propagation::FullPrecision | Propagation::Quantized => vec![layout.linears.clone()],
-    };
-    let Seen { hidden, mut inputs, outputs: expected } = seen;
+    let stages = stages(propagation, layout);
+    let Seen { stream, mut inputs, outputs: expected } = seen;
     let mut edited: Option<Box<dyn Block<B>>> = None;
     let mut log = BlockLog::default();
     let (mut weights, mut folded) = (BTreeMap::new(), BTreeSet::new());
@@ -51,11 +80,14 @@ pub(super) fn quantize_block<B: QuantBackend>(
         }
         let block = edited.as_deref().unwrap_or(block);
         if stage_idx > 0 {
-            inputs = Seen::of(block, hidden.clone(), compared).inputs;
+            // What earlier stages saw is done with.
+            drop(inputs);
+            inputs = Arc::new(stream.inputs(block, gathered(job, block_idx, layout, linears), compared)?);
+            inputs.look_for_the_last_time();
         }
         let of_stage = |share: f64| listener(share / stages.len() as f64);
         let ctx = BlockCtx { block_idx, block, inputs: Some(inputs.as_ref()), linears, grids, listener: &of_stage };
-        let applied = apply(block, decide(job.method, &ctx)?, &hidden);
+        let applied = apply(block, decide(job.method, &ctx)?, !stream.hidden.is_empty());
         log.scale_searches.extend(applied.log.scale_searches);
         log.linears.extend(applied.log.linears);
         weights.extend(applied.weights);
@@ -63,9 +95,33 @@ pub(super) fn quantize_block<B: QuantBackend>(
         edited = Some(applied.block);
     }
     let block = edited.as_deref().unwrap_or(block);
-    let outputs = run(block, &hidden);
-    let log = with_output_error(log, &expected, &outputs);
-    Ok(Edited { codes: BlockCodes::new(weights, &folded, block), log, outputs })
+    let (log, behind) = run(block, (&stream, &expected), propagation != Propagation::FullPrecision, log)?;
+    Ok(Edited { codes: BlockCodes::new(weights, &folded, block), log, behind })
+}
+
+/// Runs a quantized block on what it sees. Adds the error of its output to the log, where there is calibration, and returns the
+/// stream behind it, where that is to be kept.
+fn run<B: QuantBackend>(
+    block: &dyn Block<B>,
+    (stream, expected): (&Stream<B>, &HiddenStates<B>),
+    keeps: bool,
+    log: BlockLog,
+) -> Result<(BlockLog, Option<Stream<B>>), LoadError> {
+    let mut behind = HiddenStates::new(&stream.room);
+    let (mut error, mut total) = (0.0, 0.0);
+    for (batch, expected) in stream.hidden.iter().zip(expected.iter()) {
+        let (output, expected) = (block.forward(batch?, &mut NoTap), expected?);
+        error += B::squared_distance(&expected, &output);
+        total += B::squared_distance(&expected, &expected.zeros_like());
+        if keeps {
+            behind.push(output)?;
+        }
+    }
+    let log = match expected.n_values() {
+        0 => log,
+        n => BlockLog { output_mse: Some(error / n as f64), output_mean_square: Some(total / n as f64), ..log },
+    };
+    Ok((log, keeps.then(|| Stream { hidden: Arc::new(behind), room: stream.room.clone() })))
 }
 
 /// What the method asks for. The log says of which linears its activations say nothing.
@@ -87,17 +143,6 @@ fn stage_facts(layout: &BlockLayout, stage: &[LinearName]) -> Vec<LinearFacts> {
     layout.linears.iter().filter(|facts| stage.contains(&facts.name)).copied().collect()
 }
 
-/// Adds the error of the block's output, where there was calibration.
-fn with_output_error<B: QuantBackend>(log: BlockLog, expected: &[Tensor<B, 3>], found: &[Tensor<B, 3>]) -> BlockLog {
-    let n_values: usize = expected.iter().map(|batch| batch.shape().num_elements()).sum();
-    if n_values == 0 {
-        return log;
-    }
-    let error: f64 = expected.iter().zip(found).map(|(a, b)| B::squared_distance(a, b)).sum();
-    let total: f64 = expected.iter().map(|batch| B::squared_distance(batch, &batch.zeros_like())).sum();
-    BlockLog { output_mse: Some(error / n_values as f64), output_mean_square: Some(total / n_values as f64), ..log }
-}
-
 struct Applied<B: QuantBackend> {
     block: Box<dyn Block<B>>,
     weights: BTreeMap<LinearName, Arc<PackedWeight>>,
@@ -106,9 +151,9 @@ struct Applied<B: QuantBackend> {
     log: BlockLog,
 }
 
-/// The block that an edit asks for. Quantized weights are restored where `hidden` states are to go through it: without calibration
-/// nothing runs it, and they would take the room of a second block.
-fn apply<B: QuantBackend>(block: &dyn Block<B>, edit: BlockEdit<B>, hidden: &[Tensor<B, 3>]) -> Applied<B> {
+/// The block that an edit asks for. Quantized weights are restored where it `runs`: without calibration nothing goes
+/// through it, and they would take the room of a second block.
+fn apply<B: QuantBackend>(block: &dyn Block<B>, edit: BlockEdit<B>, runs: bool) -> Applied<B> {
     let mut params = block.params().clone();
     let mut folded = BTreeSet::new();
     for (group_idx, scale) in &edit.scales {
@@ -121,7 +166,7 @@ fn apply<B: QuantBackend>(block: &dyn Block<B>, edit: BlockEdit<B>, hidden: &[Te
         let linear = params.linear(name).clone();
         let shape = [quantized.n_out, quantized.n_in];
         assert_eq!(shape, linear.weight.dims(), "{name}: a method must keep the shape of a weight");
-        if !hidden.is_empty() {
+        if runs {
             let weight = B::dequantize_weight(&quantized, &linear.weight.device());
             params.linears.insert(name, Linear { weight, bias: linear.bias });
         }

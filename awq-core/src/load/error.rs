@@ -23,6 +23,17 @@ pub enum LoadError {
         #[source]
         source: std::io::Error,
     },
+    /// Hidden states that cannot be put aside in a temporary file, or read back.
+    #[error(
+        "{}: hidden states that do not fit in memory cannot be kept here; free space, or give the run more memory", .folder.display()
+    )]
+    HiddenStates {
+        /// The folder of the file.
+        folder: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// The path is neither a folder with a `config.json` nor a `.gguf` file.
     #[error(
         "{}: not a model; expected a folder with config.json, tokenizer.json and model.safetensors, or a file ending in .gguf",

@@ -6,19 +6,19 @@ mod block;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 use self::block::WiredBlock;
+use super::embedding::Embedding;
 use super::head::Head;
-use super::layers::{Linear, Norm, NormKind, matrix, product, vector};
-use super::packing::{Packing, indices};
+use super::layers::{Linear, Norm, NormKind, matrix, projected, vector};
 use super::rotary::Rotary;
-use super::rows::{TokenRows, position_rows};
+use super::rows::{position_rows, unusable_ids};
 use super::wiring::{Positions, Projections, Wiring};
-use super::{Block, BlockLayout, BlockParams, Decoder, ids_tensor};
+use super::{Block, BlockLayout, BlockParams, Decoder};
 use crate::arithmetic::Arithmetic;
 use crate::backend::{AttentionShape, QuantBackend};
-use crate::load::{Checkpoint, LoadError, ModelConfig, check_values};
+use crate::load::{Checkpoint, LoadError, ModelConfig, check_values, read_any_exact_shape};
 
 /// A decoder over a checkpoint. Copies share all tensors.
 #[derive(Clone)]
@@ -26,7 +26,8 @@ pub(super) struct WiredDecoder<B: QuantBackend> {
     config: ModelConfig,
     wiring: Wiring,
     checkpoint: Arc<dyn Checkpoint>,
-    embedding: Tensor<B, 2>,
+    /// Where the embedding is read from when it is used, whatever blocks are put in place of others.
+    embedding_source: Arc<dyn Checkpoint>,
     /// See [`TokenRows`].
     unusable_ids: BTreeSet<u32>,
     embedding_norm: Option<Norm<B>>,
@@ -57,8 +58,8 @@ impl<B: QuantBackend> WiredDecoder<B> {
         let (source, hidden) = (checkpoint.as_ref(), config.hidden_size);
         let width = wiring.embedding_width(&config);
         let vocab_by_width = [config.vocab_size, width];
-        let rows = TokenRows::read(source, &wiring, &config)?;
-        let embedding = Tensor::from_data(TensorData::new(rows.values, vocab_by_width), device);
+        // Read again when it is used: until then it would take the room of a block.
+        let unusable_ids = unusable_ids(source, &wiring, &config)?;
         let positions = match &wiring.positions {
             Positions::Rotary => None,
             Positions::Learned { tensor, first_row } => {
@@ -76,7 +77,7 @@ impl<B: QuantBackend> WiredDecoder<B> {
         let read_norm = |name: &String| norm(source, name, hidden, wiring.norm, config.norm_eps, device);
         let final_norm = wiring.final_norm.as_ref().map(read_norm).transpose()?;
         let embedding_norm = wiring.embedding_norm.as_ref().map(read_norm).transpose()?;
-        // Read again when it is used: until then it would take the room of a block.
+        // As the embedding.
         if let Some(name) = &wiring.head {
             check_values(source, name, &vocab_by_width)?;
         }
@@ -84,12 +85,11 @@ impl<B: QuantBackend> WiredDecoder<B> {
         let read_bias = |name: &String| vector(source, name, config.vocab_size, device);
         let head_bias = wiring.head_bias.as_ref().map(read_bias).transpose()?;
         let device = device.clone();
-        let unusable_ids = rows.unusable_ids;
         Ok(Self {
             config,
             wiring,
+            embedding_source: checkpoint.clone(),
             checkpoint,
-            embedding,
             unusable_ids,
             embedding_norm,
             positions,
@@ -101,31 +101,6 @@ impl<B: QuantBackend> WiredDecoder<B> {
             device,
         })
     }
-}
-
-impl<B: QuantBackend> WiredDecoder<B> {
-    /// Token ids `[tokens]` to `[1, tokens, hidden]`, before positions are added.
-    fn embed_tokens(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 3> {
-        let rows = self.embedding.clone().select(0, ids).unsqueeze::<3>();
-        let rows = match self.wiring.embedding_scale {
-            None => rows,
-            Some(scale) => rows * scale,
-        };
-        let rows = match &self.embedding_norm {
-            None => rows,
-            Some(norm) => norm.forward(rows),
-        };
-        match &self.projections {
-            None => rows,
-            Some([to_stream, _]) => projected(rows, to_stream),
-        }
-    }
-}
-
-/// `x W^T` of `x: [batch, seq, in]` by `weight: [out, in]`, in f32 arithmetic.
-fn projected<B: QuantBackend>(x: Tensor<B, 3>, weight: &Tensor<B, 2>) -> Tensor<B, 3> {
-    let ([batch, seq, n_in], [n_out, _]) = (x.dims(), weight.dims());
-    product(x.reshape([batch * seq, n_in]), weight.clone(), Arithmetic::F32).reshape([batch, seq, n_out])
 }
 
 /// Reads `{prefix}.weight` and, of a LayerNorm, `{prefix}.bias`.
@@ -140,6 +115,20 @@ fn norm<B: QuantBackend>(
     let read = |what: &str| vector(source, &format!("{prefix}.{what}"), n_channels, device);
     let bias = kind.has_bias().then(|| read("bias")).transpose()?;
     Ok(Norm { weight: read("weight")?, bias, kind, eps })
+}
+
+impl<B: QuantBackend> WiredDecoder<B> {
+    fn vocab_by_width(&self) -> [usize; 2] {
+        [self.config.vocab_size, self.wiring.embedding_width(&self.config)]
+    }
+
+    /// `[vocab, width]`.
+    fn embedding_rows(&self) -> Result<Tensor<B, 2>, LoadError> {
+        let shape = self.vocab_by_width();
+        // Rows that no text has may hold anything.
+        let rows = read_any_exact_shape(self.embedding_source.as_ref(), &self.wiring.embedding, &shape)?;
+        Ok(Tensor::from_data(TensorData::new(rows, shape), &self.device))
+    }
 }
 
 impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
@@ -161,26 +150,16 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
         }
     }
 
-    fn embed(&self, ids: &[Vec<u32>]) -> Tensor<B, 3> {
-        let [batch, seq] = [ids.len(), ids.first().map_or(0, Vec::len)];
-        let rows = self.embed_tokens(ids_tensor::<B>(ids, &self.device).reshape([batch * seq]));
-        let rows = rows.reshape([batch, seq, self.config.hidden_size]);
-        match &self.positions {
-            None => rows,
-            Some(positions) => rows + positions.clone().narrow(0, 0, seq).unsqueeze::<3>(),
-        }
-    }
-
-    fn embed_packed(&self, packing: &Packing) -> Tensor<B, 3> {
-        let ids: Vec<usize> = packing.tokens().iter().map(|&id| id as usize).collect();
-        let rows = self.embed_tokens(indices(&ids, &self.device));
-        match &self.positions {
-            None => rows,
-            Some(positions) => {
-                let positions = positions.clone().select(0, indices(packing.positions(), &self.device));
-                rows + positions.unsqueeze::<3>()
-            }
-        }
+    fn embedding(&self) -> Result<Embedding<B>, LoadError> {
+        Ok(Embedding {
+            rows: self.embedding_rows()?,
+            scale: self.wiring.embedding_scale,
+            norm: self.embedding_norm.clone(),
+            to_stream: self.projections.as_ref().map(|[to_stream, _]| to_stream.clone()),
+            positions: self.positions.clone(),
+            hidden_size: self.config.hidden_size,
+            device: self.device.clone(),
+        })
     }
 
     fn block(&self, block_idx: usize) -> Result<Box<dyn Block<B>>, LoadError> {
@@ -240,11 +219,11 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
     }
 
     fn head_weight(&self) -> Result<Tensor<B, 2>, LoadError> {
-        let Some(source) = &self.head_source else { return Ok(self.embedding.clone()) };
+        let Some(source) = &self.head_source else { return self.embedding_rows() };
         let name = self.wiring.head_name();
         match source.read_quantized(name)? {
             Some(head) => Ok(B::dequantize_weight(&head, &self.device)),
-            None => matrix(source.as_ref(), name, self.embedding.dims(), &self.device),
+            None => matrix(source.as_ref(), name, self.vocab_by_width(), &self.device),
         }
     }
 
@@ -274,7 +253,7 @@ mod tests {
     const SPEC: TinySpec = TinySpec::GQA;
 
     fn outputs(decoder: &dyn Decoder<Flex>) -> Vec<f32> {
-        let mut hidden = decoder.embed(&tiny::sequences(&SPEC, 2, 20, 11));
+        let mut hidden = decoder.embedding().unwrap().embed(&tiny::sequences(&SPEC, 2, 20, 11));
         for block_idx in 0..SPEC.n_blocks {
             hidden = decoder.block(block_idx).unwrap().forward(hidden, &mut NoTap);
         }

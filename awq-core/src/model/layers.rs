@@ -57,6 +57,12 @@ pub(crate) fn product<B: QuantBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>, ar
     }
 }
 
+/// `x W^T` of `x: [batch, seq, in]` by `weight: [out, in]`, in f32 arithmetic.
+pub(super) fn projected<B: QuantBackend>(x: Tensor<B, 3>, weight: &Tensor<B, 2>) -> Tensor<B, 3> {
+    let ([batch, seq, n_in], [n_out, _]) = (x.dims(), weight.dims());
+    product(x.reshape([batch * seq, n_in]), weight.clone(), Arithmetic::F32).reshape([batch, seq, n_out])
+}
+
 /// What a norm does with its weight.
 #[derive(Clone, Debug)]
 pub struct Norm<B: QuantBackend> {

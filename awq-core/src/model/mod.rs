@@ -17,6 +17,7 @@ use crate::load::{Checkpoint, Class, LoadError, ModelConfig};
 mod alibi;
 pub mod bloom;
 mod decoder;
+mod embedding;
 pub mod falcon;
 pub mod gemma;
 pub mod gpt2;
@@ -49,11 +50,12 @@ mod walk;
 pub mod wiring;
 
 use decoder::WiredDecoder;
+pub use embedding::Embedding;
 pub use head::Head;
 pub use known::{KnownFamily, known_families};
 use layers::{Linear, Norm};
 pub use layout::{BlockLayout, BlockTable, GroupTable, Inspect, LinearFacts, LinearName, NormName, PrevOp, ScaleGroup};
-use packing::{PackedSequences, Packing};
+use packing::PackedSequences;
 pub use products::Products;
 pub use storage::{Storage, StoredShare};
 pub use walk::for_each_block;
@@ -144,11 +146,11 @@ pub trait Decoder<B: QuantBackend>: Send + Sync {
     /// [`LoadError::NonFiniteRow`].
     fn check_ids(&self, ids: &[Vec<u32>]) -> Result<(), LoadError>;
 
-    /// Token ids `[batch, seq]` to hidden states `[batch, seq, hidden]`.
-    fn embed(&self, ids: &[Vec<u32>]) -> Tensor<B, 3>;
-
-    /// Tokens of packed sequences to hidden states `[1, tokens, hidden]`.
-    fn embed_packed(&self, packing: &Packing) -> Tensor<B, 3>;
+    /// Reads what makes hidden states of tokens. It is in memory until it is dropped.
+    ///
+    /// # Errors
+    /// A file that can no longer be read.
+    fn embedding(&self) -> Result<Embedding<B>, LoadError>;
 
     /// Reads one block from the checkpoint.
     ///

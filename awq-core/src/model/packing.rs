@@ -182,11 +182,14 @@ mod tests {
             }
             float_vec(hidden)
         };
-        let together = run(decoder.embed_packed(&packed), &|block, hidden| block.forward_packed(hidden, &on_device));
+        let together = run(decoder.embedding().unwrap().embed_packed(&packed), &|block, hidden| {
+            block.forward_packed(hidden, &on_device)
+        });
         let width = SPEC.config().hidden_size;
         for (sequence, rows) in sequences.iter().zip(packed.sequences()) {
-            let alone =
-                run(decoder.embed(std::slice::from_ref(sequence)), &|block, hidden| block.forward(hidden, &mut NoTap));
+            let alone = run(decoder.embedding().unwrap().embed(std::slice::from_ref(sequence)), &|block, hidden| {
+                block.forward(hidden, &mut NoTap)
+            });
             for (position, &row) in rows.iter().enumerate() {
                 let (ours, expected) = (&together[row * width..][..width], &alone[position * width..][..width]);
                 let close = ours.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 1e-5 * (1.0 + b.abs()));

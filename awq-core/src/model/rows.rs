@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::wiring::Wiring;
-use crate::load::{Checkpoint, LoadError, ModelConfig, read_any_exact_shape};
+use crate::load::{Checkpoint, LoadError, ModelConfig, check_shape, check_values, read_any_exact_shape};
 
 /// The embedding. Where a head of its own stands beside it, rows of ids that no text has (the table was padded, a token never
 /// trained) are read by nothing, and some checkpoints hold NaN there.
@@ -31,6 +31,30 @@ impl TokenRows {
         let unusable_ids = rows.filter(|(row, _)| is_unusable(row)).map(|(_, id)| id).collect();
         Ok(Self { values, unusable_ids })
     }
+}
+
+/// Ids whose row of the embedding is not finite, a slice of it in memory at a time. See [`TokenRows`].
+///
+/// # Errors
+/// A tensor that is missing or misshapen, or one that is the head, too, and not finite.
+pub(crate) fn unusable_ids(
+    checkpoint: &dyn Checkpoint,
+    wiring: &Wiring,
+    config: &ModelConfig,
+) -> Result<BTreeSet<u32>, LoadError> {
+    let (name, shape) = (&wiring.embedding, [config.vocab_size, wiring.embedding_width(config)]);
+    if wiring.head.is_none() {
+        return check_values(checkpoint, name, &shape).map(|()| BTreeSet::new());
+    }
+    check_shape(checkpoint, name, &shape)?;
+    let (mut unusable, mut n_rows) = (BTreeSet::new(), 0);
+    for slice in checkpoint.slices(name)? {
+        let slice = slice?;
+        let rows = slice.chunks(shape[1]).zip(n_rows..);
+        unusable.extend(rows.filter(|(row, _)| !row.iter().all(|value| value.is_finite())).map(|(_, id)| id));
+        n_rows += (slice.len() / shape[1]) as u32;
+    }
+    Ok(unusable)
 }
 
 /// The rows of a position table that positions have, `[max_positions, hidden]`: all but the first `first_row`.

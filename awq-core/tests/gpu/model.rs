@@ -15,7 +15,7 @@ use crate::support::{Cpu, check_close, grid, group, no_search, official_awq};
 use crate::{Gpu, PRODUCT_TOLERANCE, has_device};
 
 fn logits<B: QuantBackend>(decoder: &dyn Decoder<B>) -> Vec<f32> {
-    let mut hidden = decoder.embed(&tiny::sequences(&TinySpec::GQA, 2, 24, 5));
+    let mut hidden = decoder.embedding().unwrap().embed(&tiny::sequences(&TinySpec::GQA, 2, 24, 5));
     for block_idx in 0..decoder.config().n_blocks {
         hidden = decoder.block(block_idx).unwrap().forward(hidden, &mut NoTap);
     }

@@ -174,7 +174,7 @@ fn every_search_finds_what_f32_finds() {
 
 fn searches_by_definition(spec: &TinySpec, method: &Awq, grid: &Grid) -> Vec<ScaleSearchLog> {
     let decoder = tiny::decoder::<Definition>(spec, 7, &Default::default()).unwrap();
-    let hidden = decoder.embed(&tiny::sequences(spec, 5, 24, 3));
+    let hidden = decoder.embedding().unwrap().embed(&tiny::sequences(spec, 5, 24, 3));
     let block = decoder.block(0).unwrap();
     let (inputs, _) = BlockInputs::capture(block.as_ref(), &[hidden]);
     let (linears, grids) = (&block.layout().linears, &(*grid).into());

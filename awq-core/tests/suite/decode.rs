@@ -24,7 +24,7 @@ use crate::support::{Cpu, check_close, grid, group, no_search, with_threads};
 /// Logits after each of `ids`, by the blocks' own forward pass.
 fn block_logits(config: &ModelConfig, checkpoint: Arc<dyn Checkpoint>, ids: &[u32]) -> Vec<f32> {
     let decoder = open_decoder::<Cpu>(config.clone(), checkpoint, &Default::default()).unwrap();
-    let mut hidden = decoder.embed(&[ids.to_vec()]);
+    let mut hidden = decoder.embedding().unwrap().embed(&[ids.to_vec()]);
     for block_idx in 0..config.n_blocks {
         hidden = decoder.block(block_idx).unwrap().forward(hidden, &mut NoTap);
     }

@@ -5,11 +5,15 @@ use std::sync::Arc;
 use awq_core::arithmetic::Arithmetic;
 use awq_core::awq::{Awq, ClipStep, ScaleFormula, ScaleStep};
 use awq_core::backend::{QuantBackend, float_vec};
-use awq_core::driver::{Calibration, Job, Pass, Propagation, QuantizedModel, quantize_model};
+use awq_core::driver::{
+    BlockCodes, BlockSink, Calibration, Job, Pass, Propagation, QuantizedBlock, QuantizedModel, Room, quantize_blocks,
+    quantize_model,
+};
 use awq_core::load::{Checkpoint, LoadError, MemoryCheckpoint, SafetensorsCheckpoint};
 use awq_core::method::QuantMethod;
 use awq_core::model::tiny::{self, TinySpec};
 use awq_core::model::{Decoder, NoTap, open_decoder, wiring_of};
+use awq_core::pack::PackedWeight;
 
 use crate::support::{Case, Cpu, grid, group, no_search, official_awq, scale_search, with_threads};
 
@@ -75,7 +79,7 @@ fn long_calibration_is_cut_into_batches_without_effect() {
     let found = &model.models[0].as_ref().unwrap().logs[0];
 
     let block = decoder.block(0).unwrap();
-    let hidden = vec![decoder.embed(&sequences)];
+    let hidden = vec![decoder.embedding().unwrap().embed(&sequences)];
     let (inputs, _) = awq_core::capture::BlockInputs::capture(block.as_ref(), &hidden);
     let expected = Case { block, inputs, hidden }.edit(&official_awq(), &grid(3, group(32))).log;
     for (found, expected) in found.scale_searches.iter().zip(&expected.scale_searches) {
@@ -176,7 +180,7 @@ fn over(decoder: &dyn Decoder<Cpu>, model: QuantizedModel, base: Arc<dyn Checkpo
 }
 
 fn logits(decoder: &dyn Decoder<Cpu>, spec: &TinySpec) -> Vec<f32> {
-    let mut hidden = decoder.embed(&tiny::sequences(spec, 2, 20, 11));
+    let mut hidden = decoder.embedding().unwrap().embed(&tiny::sequences(spec, 2, 20, 11));
     for block_idx in 0..spec.n_blocks {
         hidden = decoder.block(block_idx).unwrap().forward(hidden, &mut NoTap);
     }
@@ -251,4 +255,53 @@ fn write_safetensors(file: &std::path::Path, checkpoint: &MemoryCheckpoint, repl
         (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
     });
     safetensors::serialize_to_file(views, None, file).unwrap();
+}
+
+/// Keeps what a pass makes, with room for so many hidden states.
+struct Kept {
+    room: Room,
+    blocks: Vec<(BlockCodes, Option<f64>)>,
+}
+
+impl BlockSink for Kept {
+    type Error = LoadError;
+
+    fn room(&self) -> Room {
+        self.room.clone()
+    }
+
+    fn keep(&mut self, _: usize, block: QuantizedBlock) -> Result<(), LoadError> {
+        self.blocks.push((block.codes, block.log.output_mse));
+        Ok(())
+    }
+
+    fn keep_head(&mut self, _: usize, _: PackedWeight) -> Result<(), LoadError> {
+        Ok(())
+    }
+
+    fn passed(&mut self, _: usize, _: f64) {}
+}
+
+/// 20 sequences of 500 tokens are three batches, of 2 MB before a block and behind it.
+#[test]
+fn hidden_states_in_files_change_no_bit() {
+    let decoder = open(&TinySpec::GQA, tiny::checkpoint(&TinySpec::GQA, 7));
+    let sequences = tiny::sequences(&TinySpec::GQA, 20, 500, 3);
+    let folder = tempfile::tempdir().unwrap();
+    for propagation in [Propagation::FullPrecision, Propagation::Quantized] {
+        let calibration = Calibration { sequences: &sequences, propagation };
+        let in_room = |room: Room| {
+            let mut sink = Kept { room: room.clone(), blocks: Vec::new() };
+            let (plain, awq) = (no_search(), official_awq());
+            let results =
+                quantize_blocks(decoder.as_ref(), Some(calibration), &jobs(&[&plain, &awq]), &mut sink).unwrap();
+            assert!(results.iter().all(Result::is_ok));
+            (sink.blocks, room.most_in_files())
+        };
+        let (expected, in_no_file) = in_room(Room::unlimited());
+        let (found, in_files) = in_room(Room::new(3 << 20, folder.path().into()));
+        assert!(found == expected, "{propagation:?}");
+        assert_eq!(in_no_file, 0);
+        assert!(in_files > 1 << 20, "{in_files}");
+    }
 }

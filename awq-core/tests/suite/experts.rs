@@ -68,7 +68,7 @@ fn open(config: ModelConfig, checkpoint: MemoryCheckpoint) -> Box<dyn Decoder<Cp
 }
 
 fn block_outputs(decoder: &dyn Decoder<Cpu>) -> Vec<f32> {
-    let mut hidden = decoder.embed(&tiny::sequences(&SPEC, 2, 20, 11));
+    let mut hidden = decoder.embedding().unwrap().embed(&tiny::sequences(&SPEC, 2, 20, 11));
     for block_idx in 0..SPEC.n_blocks {
         hidden = decoder.block(block_idx).unwrap().forward(hidden, &mut NoTap);
     }
@@ -133,7 +133,7 @@ fn packed_experts_decode_as_their_blocks_do() {
     let checkpoint = Arc::new(model.into_checkpoint(&wiring, base));
     let ids = tiny::sequences(&SPEC, 1, 30, 5).remove(0);
     let quantized = open_decoder::<Cpu>(config(), checkpoint.clone(), &Default::default()).unwrap();
-    let mut hidden = quantized.embed(std::slice::from_ref(&ids));
+    let mut hidden = quantized.embedding().unwrap().embed(std::slice::from_ref(&ids));
     for block_idx in 0..SPEC.n_blocks {
         hidden = quantized.block(block_idx).unwrap().forward(hidden, &mut NoTap);
     }

@@ -54,7 +54,7 @@ fn packed_sequences_have_the_logits_of_transformers() {
         assert!(packing.tokens().len() <= n_tokens, "{name}: beginnings are not shared");
         let on_device = PackedSequences::<Cpu>::new(&packing, &Default::default());
         let decoder = fixture.open::<Cpu>().unwrap();
-        let mut hidden = decoder.embed_packed(&packing);
+        let mut hidden = decoder.embedding().unwrap().embed_packed(&packing);
         for block_idx in 0..fixture.config.n_blocks {
             hidden = decoder.block(block_idx).unwrap().forward_packed(hidden, &on_device);
         }
@@ -139,7 +139,7 @@ fn opt_table_is_that_of_the_official_code() {
 
 /// Hidden states behind the last block.
 fn hidden(decoder: &dyn Decoder<Cpu>, fixture: &Fixture) -> Vec<f32> {
-    let mut hidden = decoder.embed(&fixture.ids);
+    let mut hidden = decoder.embedding().unwrap().embed(&fixture.ids);
     for block_idx in 0..fixture.config.n_blocks {
         hidden = decoder.block(block_idx).unwrap().forward(hidden, &mut NoTap);
     }

@@ -133,7 +133,7 @@ impl Fixture {
         change: impl Fn(Box<dyn Block<B>>) -> Box<dyn Block<B>>,
     ) -> Vec<f32> {
         let decoder = self.open::<B>().unwrap();
-        let mut hidden = decoder.embed(&self.ids);
+        let mut hidden = decoder.embedding().unwrap().embed(&self.ids);
         for block_idx in 0..self.config.n_blocks {
             hidden = change(decoder.block(block_idx).unwrap()).forward(hidden, &mut NoTap);
         }

@@ -75,7 +75,7 @@ fn smollm2() -> Option<Box<dyn Decoder<Cpu>>> {
 fn forward_pass_is_that_of_the_oracle() {
     let (Some(decoder), Some(vectors)) = (smollm2(), Vectors::open("forward.safetensors")) else { return };
     let ids = vectors.ids("ids", 32);
-    let mut hidden = decoder.embed(&ids);
+    let mut hidden = decoder.embedding().unwrap().embed(&ids);
     assert_eq!(float_vec(hidden.clone()), vectors.floats("embed"));
     for block_idx in 0..decoder.config().n_blocks {
         hidden = decoder.block(block_idx).unwrap().forward(hidden, &mut NoTap);
@@ -126,7 +126,7 @@ fn mean_activations_are_those_of_the_oracle() {
     let (Some(decoder), Some(vectors)) = (smollm2(), Vectors::open("calib.safetensors")) else { return };
     let sequences = vectors.ids("calib_ids_32x512", 512);
     let block = decoder.block(0).unwrap();
-    let hidden: Vec<_> = sequences[..8].chunks(3).map(|batch| decoder.embed(batch)).collect();
+    let hidden: Vec<_> = sequences[..8].chunks(3).map(|batch| decoder.embedding().unwrap().embed(batch)).collect();
     let (inputs, _) = BlockInputs::capture(block.as_ref(), &hidden);
     for linear in ["self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"] {
         let name = block.layout().linears.iter().find(|facts| facts.name.0 == linear).unwrap().name;
@@ -153,7 +153,7 @@ impl Replay {
     fn open() -> Option<Self> {
         let (decoder, calibration) = (smollm2()?, Vectors::open("calib.safetensors")?);
         let vectors = Vectors::open("awq_gptq_b0_small_int3_g64.safetensors")?;
-        let hidden = decoder.embed(&calibration.ids("calib_ids_32x512", 512)[..2]);
+        let hidden = decoder.embedding().unwrap().embed(&calibration.ids("calib_ids_32x512", 512)[..2]);
         assert_eq!(float_vec(hidden.clone()), vectors.floats("block0_input"));
         let block = decoder.block(0).unwrap();
         let (inputs, mut outputs) = BlockInputs::capture(block.as_ref(), &[hidden]);

@@ -73,7 +73,7 @@ impl Model {
 }
 
 fn hidden(decoder: &dyn Decoder<Cpu>) -> Vec<f32> {
-    let mut hidden = decoder.embed(&tiny::sequences(&SPEC, 2, 16, 9));
+    let mut hidden = decoder.embedding().unwrap().embed(&tiny::sequences(&SPEC, 2, 16, 9));
     for block_idx in 0..SPEC.n_blocks {
         hidden = decoder.block(block_idx).unwrap().forward(hidden, &mut NoTap);
     }

@@ -43,7 +43,10 @@ fn base() -> Arc<MemoryCheckpoint> {
 fn hidden(checkpoint: Arc<dyn Checkpoint>) -> Vec<f32> {
     let decoder = open(checkpoint);
     let blocks = (0..SPEC.n_blocks).map(|block_idx| decoder.block(block_idx).unwrap());
-    float_vec(blocks.fold(decoder.embed(&sequences()), |hidden, block| block.forward(hidden, &mut NoTap)))
+    float_vec(
+        blocks
+            .fold(decoder.embedding().unwrap().embed(&sequences()), |hidden, block| block.forward(hidden, &mut NoTap)),
+    )
 }
 
 #[test]
@@ -71,7 +74,8 @@ fn a_scaled_model_computes_what_it_did_and_its_linears_see_what_is_said() {
 fn what_linears_see_is_summed_over_all_tokens() {
     let decoder = open(base());
     let block = decoder.block(0).unwrap();
-    let (inputs, _) = awq_core::capture::BlockInputs::capture(block.as_ref(), &[decoder.embed(&sequences())]);
+    let (inputs, _) =
+        awq_core::capture::BlockInputs::capture(block.as_ref(), &[decoder.embedding().unwrap().embed(&sequences())]);
     let (_, seen) = scaled(base(), None);
     for facts in &block.layout().linears {
         let stats = inputs.get(facts.input).unwrap();

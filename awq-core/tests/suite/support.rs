@@ -150,7 +150,7 @@ impl Case {
             .map(|&n| {
                 let (batch, others) = rest.split_at(n);
                 rest = others;
-                decoder.embed(batch)
+                decoder.embedding().unwrap().embed(batch)
             })
             .collect();
         let block = decoder.block(0).unwrap();

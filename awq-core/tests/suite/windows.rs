@@ -23,7 +23,7 @@ fn decoder(windows: [Option<usize>; 2]) -> Box<dyn Decoder<Cpu>> {
 }
 
 fn hidden_states(decoder: &dyn Decoder<Cpu>, ids: &[u32]) -> Tensor<Cpu, 3> {
-    let mut hidden = decoder.embed(&[ids.to_vec()]);
+    let mut hidden = decoder.embedding().unwrap().embed(&[ids.to_vec()]);
     for block_idx in 0..decoder.config().n_blocks {
         hidden = decoder.block(block_idx).unwrap().forward(hidden, &mut NoTap);
     }

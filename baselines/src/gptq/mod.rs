@@ -43,13 +43,15 @@ use std::sync::Arc;
 
 use awq_core::awq::Nearest;
 use awq_core::backend::{QuantBackend, float_vec};
-use awq_core::capture::CaptureNeeds;
+use awq_core::capture::{CaptureNeeds, GatheredOfBlock};
 use awq_core::grid::{FittedGrid, Granularity, Grid, GroupParams};
+use awq_core::grids::BlockGrids;
 use awq_core::log::LinearLog;
 use awq_core::method::{
-    BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, Precision, QuantMethod,
-    quantize_each_linear,
+    BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, Precision, QuantMethod, WorkingShapes,
+    gather_of_quantized, quantize_each_linear,
 };
+use awq_core::model::BlockLayout;
 use awq_core::quantized::{QuantizedWeight, StoredParts, ZeroPoints};
 use awq_core::transform::WeightTransform;
 use rayon::prelude::*;
@@ -148,6 +150,23 @@ impl MethodSettings for Gptq {
         CaptureNeeds { inputs: true, ..CaptureNeeds::default() }
     }
 
+    fn gathers(&self, layout: &BlockLayout, grids: &BlockGrids) -> GatheredOfBlock {
+        gather_of_quantized(layout, grids, [self.hessian.gram()])
+    }
+
+    /// The triangle that is inverted in place and its copy, the factor of every input, which later linears and cells use again, and four
+    /// copies of a weight.
+    fn working_bytes(&self, shapes: &WorkingShapes) -> u64 {
+        let largest = shapes.largest_gram();
+        let of_inverse = match self.hessian {
+            Precision::F64 => 10 * largest,
+            // The matrix in f64, beside the one in f32 that was gathered.
+            Precision::F32 => 18 * largest,
+        };
+        let factors: u64 = shapes.inputs.iter().map(|&n| 4 * (n * n) as u64).sum();
+        factors + of_inverse.max(12 * shapes.largest_linear()) + 4 * shapes.largest_linear()
+    }
+
     fn stores(&self) -> StoredParts {
         let is_dynamic = self.group_grid != GroupGrid::OriginalWeights;
         StoredParts { has_input_order: self.order == ColumnOrder::Activation && is_dynamic, ..StoredParts::default() }
@@ -239,7 +258,7 @@ impl Gptq {
     fn factored<B: QuantBackend>(
         &self,
         ctx: &LinearCtx<'_, B>,
-        hessian: &Hessian<'_>,
+        hessian: &Hessian,
     ) -> Result<Arc<Factored>, MethodError> {
         let factor = || {
             let mut notes = Vec::new();
@@ -261,7 +280,7 @@ impl Gptq {
     }
 
     /// Rounds a row-major `[out, in]` weight.
-    fn round(&self, weight: &[f32], hessian: &Hessian<'_>, ordered: &Ordered<'_>, grid: &Grid) -> QuantizedWeight {
+    fn round(&self, weight: &[f32], hessian: &Hessian, ordered: &Ordered<'_>, grid: &Grid) -> QuantizedWeight {
         let (n_in, order) = (hessian.n, ordered.order);
         let n_out = weight.len() / n_in;
         let mut alive = weight.to_vec();

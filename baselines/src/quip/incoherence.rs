@@ -1,5 +1,7 @@
 //! Incoherence processing: scaling of the channels, then rotation of both sides (QuIP, section 4 and algorithm 1).
 
+use std::sync::Arc;
+
 use awq_core::backend::QuantBackend;
 use awq_core::method::LinearCtx;
 use awq_core::rotation::Rotation;
@@ -16,21 +18,21 @@ const MIN_DIAGONAL: f64 = 1e-8;
 const RIDGE: f64 = 1e-2;
 
 /// A rounding problem, and how its solution becomes a weight again.
-pub(super) struct Incoherent<'a> {
+pub(super) struct Incoherent {
     /// Row-major `[out, in]`.
     pub(super) weight: Vec<f32>,
-    pub(super) hessian: Hessian<'a>,
+    pub(super) hessian: Hessian,
     pub(super) transform: WeightTransform,
 }
 
 impl IncoherenceSettings {
     /// Scales and rotates a row-major `[out, in]` weight and its Hessian.
-    pub(super) fn process<'a, B: QuantBackend>(
+    pub(super) fn process<B: QuantBackend>(
         &self,
         ctx: &LinearCtx<'_, B>,
         mut weight: Vec<f32>,
-        hessian: &Hessian<'_>,
-    ) -> Incoherent<'a> {
+        hessian: &Hessian,
+    ) -> Incoherent {
         let [n_out, n_in] = ctx.weight.dims();
         let input_scale = channel_scale(&weight, hessian).map(|scale| ctx.grid.scale_dtype.round(scale as f32));
         let input_scale: Vec<f32> = input_scale.collect();
@@ -51,7 +53,7 @@ impl IncoherenceSettings {
         input.apply_rows(&mut weight);
         let weight = output.apply_columns(&weight, n_in);
         input.conjugate(&mut entries);
-        let hessian = Hessian::without_dead(entries.into(), n_in);
+        let hessian = Hessian::without_dead(Arc::new(entries), n_in);
         let transform = WeightTransform::Rotated(Box::new(RotatedWeight { output, input, input_scale }));
         Incoherent { weight, hessian, transform }
     }
@@ -59,7 +61,7 @@ impl IncoherenceSettings {
 
 /// `(H_ii / (W^T W)_ii)^(1/4)`: after scaling the weight's columns by it and the inputs by its inverse, both have the same
 /// diagonal. Normalised to a geometric mean of 1.
-fn channel_scale(weight: &[f32], hessian: &Hessian<'_>) -> impl Iterator<Item = f64> {
+fn channel_scale(weight: &[f32], hessian: &Hessian) -> impl Iterator<Item = f64> {
     let mut squares = vec![0.0_f64; hessian.n];
     for row in weight.chunks(hessian.n) {
         squares.iter_mut().zip(row).for_each(|(square, &w)| *square += f64::from(w).powi(2));

@@ -28,13 +28,15 @@ use std::num::NonZeroU16;
 
 use awq_core::awq::Nearest;
 use awq_core::backend::{QuantBackend, float_vec};
-use awq_core::capture::CaptureNeeds;
+use awq_core::capture::{CaptureNeeds, GatheredOfBlock};
 use awq_core::grid::{Granularity, Grid, GroupParams, RANGE_FLOOR, Symmetry};
+use awq_core::grids::BlockGrids;
 use awq_core::log::LinearLog;
 use awq_core::method::{
-    BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, Precision, QuantMethod,
-    quantize_each_linear,
+    BlockCtx, BlockEdit, LinearCtx, LinearMethod, MethodError, MethodSettings, Precision, QuantMethod, WorkingShapes,
+    gather_of_quantized, quantize_each_linear,
 };
+use awq_core::model::BlockLayout;
 use awq_core::quantized::{QuantizedWeight, StoredParts, ZeroPoints};
 use awq_core::rotation::RotationKind;
 use awq_core::transform::WeightTransform;
@@ -129,6 +131,15 @@ impl MethodSettings for Quip {
         CaptureNeeds { inputs: true, ..CaptureNeeds::default() }
     }
 
+    fn gathers(&self, layout: &BlockLayout, grids: &BlockGrids) -> GatheredOfBlock {
+        gather_of_quantized(layout, grids, [Precision::F64.gram()])
+    }
+
+    /// The matrix, rotated, and its factors, in f64, and five copies of a weight.
+    fn working_bytes(&self, shapes: &WorkingShapes) -> u64 {
+        32 * shapes.largest_gram() + 20 * shapes.largest_linear()
+    }
+
     fn stores(&self) -> StoredParts {
         StoredParts {
             has_real_zero_points: self.grid == QuipGrid::OneScale,
@@ -199,7 +210,7 @@ impl Quip {
     fn round<B: QuantBackend>(
         &self,
         ctx: &LinearCtx<'_, B>,
-        problem: Incoherent<'_>,
+        problem: Incoherent,
         notes: &mut Vec<String>,
     ) -> Result<QuantizedWeight, MethodError> {
         let Incoherent { weight, hessian, transform } = problem;

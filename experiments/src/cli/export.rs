@@ -15,6 +15,7 @@ use crate::quantize::place::{self, Place};
 use crate::quantize::request::Request;
 use crate::quantize::scaled::{self, Asked};
 use crate::registry::MethodSpec;
+use crate::session::Machine;
 
 /// Write a model in floats as a GGUF file, with AWQ's scales folded in if asked for, and an importance matrix: what llama-quantize
 /// rounds by its own rules, to K-quants say.
@@ -91,7 +92,8 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     let (store, progress) = (args.model.machine.store()?, args.model.machine.progress());
     let codes = CodeStore::from_env(store.cache(), &progress)?;
     let to = (place.file(), args.imatrix.as_deref());
-    scaled::write((&to.0, to.1), &model, (&asked, &outline), (device, &codes), &store, &progress)?;
+    let machine = Machine::in_f32(device, &codes, &progress).within(args.model.machine.memory.as_ref());
+    scaled::write((&to.0, to.1), &model, (&asked, &outline), machine, &store)?;
     let n_bytes = place.file().metadata().with_context(|| args.out.display().to_string())?.len();
     place.finish_file()?;
     let seen = args.imatrix.as_ref().map_or_else(String::new, |file| format!(", importance in {}", file.display()));

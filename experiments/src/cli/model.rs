@@ -131,7 +131,8 @@ impl ModelArgs {
                 let recipe = self.recipe(request, &model.opened)?;
                 let (store, progress) = (self.machine.store()?, self.machine.progress());
                 let codes = CodeStore::from_env(store.cache(), &progress)?;
-                quantize(&model, &recipe, Machine::in_f32(device, &codes, &progress), &store)?.checkpoint
+                let machine = Machine::in_f32(device, &codes, &progress).within(self.machine.memory.as_ref());
+                quantize(&model, &recipe, machine, &store)?.checkpoint
             }
         };
         let opened = model.opened;

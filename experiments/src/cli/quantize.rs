@@ -147,7 +147,8 @@ pub(super) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
         ));
     }
     let codes = CodeStore::from_env(store.cache(), &progress)?;
-    let quantized = quantize(&model, &recipe, Machine::in_f32(device, &codes, &progress), &store)?;
+    let machine = Machine::in_f32(device, &codes, &progress).within(args.model.machine.memory.as_ref());
+    let quantized = quantize(&model, &recipe, machine, &store)?;
     let written = target.write(&place, &quantized, None).with_context(|| args.out.display().to_string())?;
     target.finish(place)?;
     let left = quantized.full_precision.map_or_else(String::new, |share| {

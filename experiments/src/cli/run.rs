@@ -12,6 +12,7 @@ use super::generated_code::GeneratedCodeArgs;
 use super::{MachineArgs, write_report};
 use crate::codes::CodeStore;
 use crate::config::ExperimentSpec;
+use crate::limit::MemoryLimit;
 use crate::plan::Plan;
 use crate::plan::select::{Selection, Shard};
 use crate::progress::Progress;
@@ -111,6 +112,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         device: device.clone(),
         threads,
         codes,
+        memory: MemoryLimit::new(args.machine.memory.as_ref().or(spec.run.memory.as_ref())),
         on_record: if args.rerun { OnRecord::RunAgain } else { OnRecord::Skip },
         on_failure: if args.fail_fast { OnFailure::Stop } else { OnFailure::GoOn },
         sandbox,
@@ -121,6 +123,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             device: &device,
             precision: spec.run.precision,
             codes: &options.codes,
+            memory: options.memory,
             progress: &progress,
             sandbox: None,
         };

@@ -26,6 +26,18 @@ pub struct CalibrationSpec {
     pub propagation: Propagation,
 }
 
+impl CalibrationSpec {
+    /// Sequences that it takes.
+    pub fn n_sequences(&self) -> usize {
+        match &self.sampling {
+            SamplingSpec::JoinedDocuments(rule) => rule.n_documents.get(),
+            SamplingSpec::RandomCrops(rule) => rule.n_sequences.get(),
+            SamplingSpec::DocumentCrops(rule) => rule.n_sequences.get(),
+            SamplingSpec::TokenOffsets(rule) => rule.starts.len(),
+        }
+    }
+}
+
 /// One of several calibrations.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -15,6 +15,7 @@ mod export;
 mod file;
 mod grids;
 mod layout;
+mod memory;
 pub(crate) mod names;
 mod place;
 pub mod profile;
@@ -41,6 +42,8 @@ pub use self::export::{CheckpointFormat, ExportSpec};
 pub use self::file::ExperimentFile;
 pub use self::grids::{GridChange, GridKeys, GridSweep, OverrideSpec};
 pub use self::layout::*;
+pub use self::memory::Memory;
+use self::memory::whole_number;
 pub use self::published::{PublishedFor, PublishedRow, PublishedTable};
 pub use self::reference::ReferenceValue;
 pub use self::sources::*;
@@ -111,6 +114,10 @@ pub struct RunSpec {
     /// CPU threads; all cores when absent. Never changes a result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<NonZeroUsize>,
+    /// Memory that quantizing may take, such as `"8G"`; nine tenths of what is free when absent. Hidden states of the calibration that do
+    /// not fit lie in temporary files, methods that need more are refused. Never changes a result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
 }
 
 /// A text that a metric is measured on, and how it is scored. Metrics of one such text are measured in one pass.

@@ -9,7 +9,7 @@ use anyhow::ensure;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::document;
+use super::{Memory, document, whole_number};
 
 /// What each task of an experiment gets from SLURM.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -79,11 +79,6 @@ pub fn profile_schema() -> String {
 #[serde(try_from = "String")]
 pub struct Word(String);
 
-/// An amount of memory as SLURM writes it: a number of MiB, or of KiB, MiB, GiB or TiB with `K`, `M`, `G` or `T`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(try_from = "String")]
-pub struct Memory(String);
-
 /// A time as SLURM writes it: minutes, `MM:SS`, `HH:MM:SS`, `D-HH`, `D-HH:MM` or `D-HH:MM:SS`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
@@ -136,49 +131,6 @@ impl TryFrom<String> for Word {
     }
 }
 
-impl Memory {
-    /// As it was written.
-    pub fn get(&self) -> &str {
-        &self.0
-    }
-
-    /// In bytes.
-    pub fn bytes(&self) -> f64 {
-        bytes(&self.0).unwrap_or(f64::NAN)
-    }
-}
-
-impl TryFrom<String> for Memory {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        match bytes(&text) {
-            Some(n) if n > 0.0 => Ok(Self(text)),
-            _ => {
-                Err(format!("{text:?} is no amount of memory; give a whole number with K, M, G or T, such as \"32G\""))
-            }
-        }
-    }
-}
-
-fn bytes(text: &str) -> Option<f64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let exponent = match text[digits.len()..].to_ascii_uppercase().as_str() {
-        "K" => 1,
-        "" | "M" => 2,
-        "G" => 3,
-        "T" => 4,
-        _ => return None,
-    };
-    Some(number(digits)? * 1024_f64.powi(exponent))
-}
-
-/// Digits alone: no sign, no point.
-fn number(digits: &str) -> Option<f64> {
-    let is_number = (1..=9).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| digits.parse().ok()).flatten()
-}
-
 impl TimeLimit {
     /// As it was written.
     pub fn get(&self) -> &str {
@@ -206,10 +158,10 @@ impl TryFrom<String> for TimeLimit {
 
 fn seconds(text: &str) -> Option<f64> {
     let (days, rest) = match text.split_once('-') {
-        Some((days, rest)) => (Some(number(days)?), rest),
+        Some((days, rest)) => (Some(whole_number(days)?), rest),
         None => (None, text),
     };
-    let parts: Vec<f64> = rest.split(':').map(number).collect::<Option<_>>()?;
+    let parts: Vec<f64> = rest.split(':').map(whole_number).collect::<Option<_>>()?;
     let of_day = match (days.is_some(), parts.as_slice()) {
         (true, [hours]) => hours * 3600.0,
         (true, [hours, minutes]) => hours * 3600.0 + minutes * 60.0,

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
-use super::profile::{Memory, SlurmProfile, TimeLimit};
+use super::Memory;
+use super::profile::{SlurmProfile, TimeLimit};
 
 const WHOLE: &str = r#"
 partition = "short,long"

@@ -2,7 +2,7 @@
 
 use awq_core::backend::QuantBackend;
 use awq_core::model::packing::{PackedSequences, Packing, indices};
-use awq_core::model::{Block, Decoder, NoTap};
+use awq_core::model::{Block, Embedding, NoTap};
 use burn::tensor::Tensor;
 
 /// Windows that pass through a model together: of one length and first target, or packed.
@@ -50,14 +50,14 @@ impl<'a> Batch<'a> {
         self.windows.iter().zip(self.first_targets).map(|(window, &first)| window.len() - first)
     }
 
-    pub(super) fn embed<B: QuantBackend>(&self, decoder: &dyn Decoder<B>) -> BatchStates<B> {
+    pub(super) fn embed<B: QuantBackend>(&self, embedding: &Embedding<B>) -> BatchStates<B> {
         match &self.packing {
             None => {
                 let inputs: Vec<Vec<u32>> = self.windows.iter().map(|window| fed(window).to_vec()).collect();
-                BatchStates { hidden: decoder.embed(&inputs), packed: None }
+                BatchStates { hidden: embedding.embed(&inputs), packed: None }
             }
             Some(packing) => {
-                let hidden = decoder.embed_packed(packing);
+                let hidden = embedding.embed_packed(packing);
                 let packed = Some(PackedSequences::new(packing, &hidden.device()));
                 BatchStates { hidden, packed }
             }

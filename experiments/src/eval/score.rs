@@ -98,7 +98,9 @@ pub(super) fn final_states<B: QuantBackend>(
     arithmetic: Arithmetic,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<Vec<Tensor<B, 3>>> {
-    let mut states: Vec<BatchStates<B>> = batches.iter().map(|batch| batch.embed(decoder)).collect();
+    let embedding = decoder.embedding()?;
+    let mut states: Vec<BatchStates<B>> = batches.iter().map(|batch| batch.embed(&embedding)).collect();
+    drop(embedding);
     for_each_block(decoder, |_, block| -> anyhow::Result<()> {
         let block = in_arithmetic(block.as_ref(), arithmetic);
         for (states, batch) in states.iter_mut().zip(batches) {

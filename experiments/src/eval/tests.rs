@@ -285,7 +285,7 @@ fn scored(own: &dyn Decoder<Flex>, base: &mut BaseModel<'_, Flex>, n: usize, met
 
 /// Probabilities in f64 behind each position of each window, by running the model here.
 fn probabilities(decoder: &dyn Decoder<Flex>, windows: &Windows) -> Vec<Vec<f64>> {
-    let mut states: Tensor<Flex, 3> = decoder.embed(&windows.windows);
+    let mut states: Tensor<Flex, 3> = decoder.embedding().unwrap().embed(&windows.windows);
     for block_idx in 0..decoder.config().n_blocks {
         states = decoder.block(block_idx).unwrap().forward(states, &mut NoTap);
     }

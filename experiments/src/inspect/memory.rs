@@ -1,15 +1,19 @@
-//! [`Stage`]: about how much memory each kind of work takes on a CPU, from shapes alone. Working buffers of a method or a kernel are
-//! not counted.
+//! [`Stage`]: about how much memory each kind of work takes on a CPU, from shapes alone. Working buffers of kernels are not counted.
 
-use std::collections::BTreeMap;
-
+use awq_core::awq::Awq;
+use awq_core::driver::Propagation;
+use awq_core::grid::Grid;
 use awq_core::load::{ModelConfig, PackedHeader};
+use awq_core::method::MethodSettings;
 use awq_core::model::wiring::Wiring;
+use awq_core::rule::GridRule;
+use baselines::gptq::Gptq;
 use serde::Serialize;
 
 use super::linears::n_values;
 use super::parameters::Parameters;
 use crate::eval::score::most_bytes;
+use crate::need::{CalibrationSize, Need};
 use crate::report::tables::grouped;
 
 /// Calibration sequences of the estimate: those of the AWQ and GPTQ papers.
@@ -17,7 +21,6 @@ const N_SEQUENCES: usize = 128;
 /// Tokens of one.
 const SEQ_LEN: usize = 512;
 const F32: u64 = 4;
-const F64: u64 = 8;
 
 /// A kind of work and its memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -73,28 +76,28 @@ impl Decoding {
 pub(super) fn stages(
     wiring: &Wiring,
     config: &ModelConfig,
-    parameters: &Parameters,
+    (parameters, grid): (&Parameters, &Grid),
     decoding: Decoding,
     is_packed: bool,
 ) -> Vec<Stage> {
     let parts = Parts::of(wiring, config);
     let seq_len = SEQ_LEN.min(config.longest_sequence());
-    let n_tokens = (N_SEQUENCES * seq_len) as u64;
-    let inputs = input_widths(wiring, config);
-    // Inputs and outputs of a block, and what each of its linears sees.
-    let width: f64 = inputs.values().map(|input| input.width as f64 * input.share).sum();
-    let activations = n_tokens * F32 * (2 * config.hidden_size as u64 + width as u64);
-    let grams: u64 = inputs.values().map(|input| (input.width * input.width) as u64 * F64).sum();
-    let resident = parts.held + parts.block;
     let calibration = format!("calibration of {N_SEQUENCES} x {seq_len}");
     let stage = |work: String, bytes, holds: &str| Stage { work, bytes, holds: holds.to_owned() };
     let mut stages = vec![stage("reading a block".into(), parts.block, "the largest block in f32")];
-    if !is_packed {
-        let holds = "block, embedding, head, activations";
-        stages.push(stage(format!("AWQ, {calibration}"), resident + activations, holds));
-        let holds = "the same, and Hessians in f64";
-        stages.push(stage(format!("GPTQ, {calibration}"), resident + activations + grams, holds));
+    if let (false, Ok(grids)) = (is_packed, GridRule::from(*grid).resolve(wiring)) {
+        let size = CalibrationSize { n_sequences: N_SEQUENCES, seq_len, propagation: Propagation::FullPrecision };
+        let mut of_method = |name: &str, method: &dyn MethodSettings, holds: &str| {
+            let need = Need::of_pass(wiring, config, &[(method, &grids)], Some(size));
+            stages.push(stage(format!("{name}, {calibration}"), need.memory, holds));
+            need.hidden_states
+        };
+        of_method("AWQ", &Awq::LLM_AWQ, "block, inputs of modules, candidates");
+        let hidden_states = of_method("GPTQ", &Gptq::ACT_ORDER, "block, Hessians and their factors in f64");
+        let holds = "beside both, in a file where memory ends";
+        stages.push(stage("hidden states".into(), hidden_states, holds));
     }
+    let resident = parts.held + parts.block;
     let of_scoring = resident + most_bytes(config.vocab_size) as u64;
     stages.push(stage("scoring".into(), of_scoring, "block, embedding, head, states, logits"));
     let cache = format!("cache of {} tokens", grouped(config.longest_sequence() as u64));
@@ -134,32 +137,11 @@ impl Parts {
     }
 }
 
-/// An input that linears of a block share.
-struct Input {
-    /// Its channels.
-    width: usize,
-    /// The share of the tokens that it has: an expert sees some.
-    share: f64,
-}
-
-/// The inputs of the first block, by the name that they are captured under.
-fn input_widths(wiring: &Wiring, config: &ModelConfig) -> BTreeMap<&'static str, Input> {
-    let Some(block) = wiring.blocks.first() else { return BTreeMap::new() };
-    let tensors = wiring.tensors(config);
-    let n_experts = block.layout.linears.iter().filter_map(|facts| facts.expert).max().map_or(1, |last| last + 1);
-    let n_active = super::model::active_experts(config).unwrap_or(n_experts).min(n_experts);
-    let input = |facts: &awq_core::model::LinearFacts| {
-        let shape = tensors.get(&format!("{}.weight", wiring.linear(0, facts.name)))?;
-        let share = if facts.expert.is_some() { n_active as f64 / n_experts as f64 } else { 1.0 };
-        Some((facts.input.0, Input { width: *shape.last()?, share }))
-    };
-    block.layout.linears.iter().filter_map(input).collect()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use awq_core::grid::{Bits, Granularity};
     use awq_core::model::tiny::{self, TinySpec};
     use awq_core::model::wiring_of;
 
@@ -171,17 +153,16 @@ mod tests {
         let wiring = wiring_of(&config, &checkpoint).unwrap();
         let parameters = Parameters::of(&wiring, &config);
         let decoding = Decoding::of_kernels(parameters.quantized, 4.0);
-        let of = |is_packed| stages(&wiring, &config, &parameters, decoding, is_packed);
+        let grid = Grid::awq(Bits::new(4).unwrap(), Granularity::PerChannel);
+        let of = |is_packed| stages(&wiring, &config, (&parameters, &grid), decoding, is_packed);
         let bytes = |work: &str| of(false).iter().find(|stage| stage.work.starts_with(work)).unwrap().bytes;
         let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
         // Four linears of attention, three of the feed-forward module, two norms, the biases of q, k and v.
         let block = 4 * (4 * hidden * hidden + 3 * hidden * inner + 2 * hidden + 3 * hidden);
         assert_eq!(bytes("reading a block"), block);
-        // Embedding (and head, where it is another matrix), last norm; what a block takes and gives; inputs of q, o, gate and down.
-        let held = 4 * (parameters.embedding + parameters.head + hidden);
         let n_tokens = 128 * config.longest_sequence().min(512) as u64;
-        assert_eq!(bytes("AWQ"), held + block + n_tokens * 4 * (2 * hidden + 3 * hidden + inner));
-        assert_eq!(bytes("GPTQ"), bytes("AWQ") + 8 * (3 * hidden * hidden + inner * inner));
+        assert_eq!(bytes("hidden states"), 2 * n_tokens * 4 * hidden);
+        assert!(bytes("AWQ") > block && bytes("GPTQ") > block);
         let cache = 2 * 4 * config.n_blocks as u64 * hidden * config.longest_sequence() as u64;
         assert_eq!(bytes("decoding as it is"), 4 * parameters.total + cache);
         let others = parameters.total - parameters.quantized;
@@ -191,7 +172,7 @@ mod tests {
         assert_eq!(works, ["reading a block", "scoring", "decoding, packed"]);
         // What no kernel takes is in f32.
         let without = Decoding { packed: 0, n_dequantized: parameters.quantized, n_weights: parameters.quantized };
-        let last = stages(&wiring, &config, &parameters, without, true).pop().unwrap();
+        let last = stages(&wiring, &config, (&parameters, &grid), without, true).pop().unwrap();
         assert_eq!((last.work.as_str(), last.bytes), ("decoding, dequantized", bytes("decoding as it is")));
     }
 }

@@ -148,7 +148,7 @@ impl ModelFacts {
             architecture: config.architecture.clone(),
             family: family.map(|family| family.model_type),
             shapes: Shapes::of(wiring, config),
-            memory: memory::stages(wiring, config, &parameters, decoding, packed.is_some()),
+            memory: memory::stages(wiring, config, (&parameters, grid), decoding, packed.is_some()),
             parameters,
             stored: StoredAs::of(checkpoint),
             unsupported: unsupported(packed.as_ref(), chat_template.is_some()),

@@ -31,7 +31,7 @@ impl ModelFacts {
         sheet.gap();
         self.quantization.show(&mut sheet, self.packed.as_ref().map(|packed| packed.bits_per_weight));
         sheet.gap();
-        sheet.entry("memory", ["about, on a CPU; buffers of methods and kernels are not counted"]);
+        sheet.entry("memory", ["about, on a CPU; buffers of kernels are not counted"]);
         let row = |stage: &Stage| vec![stage.work.clone(), bytes(stage.bytes), stage.holds.clone()];
         let rows: Vec<Vec<String>> = self.memory.iter().map(row).collect();
         sheet.table("", &rows, &[Align::Left, Align::Right, Align::Left]);

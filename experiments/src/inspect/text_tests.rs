@@ -93,7 +93,7 @@ fn a_model_is_a_page() {
     AWQ scales    self_attn.q_proj
                   none for block_sparse_moe.experts.*.w1
 
-    memory        about, on a CPU; buffers of methods and kernels are not counted
+    memory        about, on a CPU; buffers of kernels are not counted
                   reading a block  5.6 GB  the largest block in f32
                   scoring          7.9 GB  block, embedding, head, states, logits
 

@@ -180,17 +180,8 @@ fn passes_of(cell: &Cell) -> f64 {
 }
 
 fn calibration_tokens(cell: &Cell) -> f64 {
-    use crate::config::SamplingSpec::{DocumentCrops, JoinedDocuments, RandomCrops, TokenOffsets};
     let calibration = cell.quantization.as_ref().and_then(|q| q.calibration.as_ref());
-    calibration.map_or(0.0, |spec| {
-        let sequences = match &spec.sampling {
-            JoinedDocuments(rule) => rule.n_documents.get(),
-            RandomCrops(rule) => rule.n_sequences.get(),
-            DocumentCrops(rule) => rule.n_sequences.get(),
-            TokenOffsets(rule) => rule.starts.len(),
-        };
-        (sequences * spec.seq_len.get()) as f64
-    })
+    calibration.map_or(0.0, |spec| (spec.n_sequences() * spec.seq_len.get()) as f64)
 }
 
 /// `Llama-2-7B` is 7e9, `SmolLM2-135M-Instruct` is 135e6: the last number of the name that ends in B or M.
@@ -216,7 +207,7 @@ fn count(params: f64) -> String {
     if params < 1e9 { format!("{:.0}M", params / 1e6) } else { format!("{:.1}B", params / 1e9) }
 }
 
-fn bytes(bytes: f64) -> String {
+pub(crate) fn bytes(bytes: f64) -> String {
     let mib = bytes / f64::from(1 << 20);
     if mib < 1000.0 { format!("{mib:.0} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
 }

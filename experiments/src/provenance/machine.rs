@@ -76,6 +76,16 @@ pub(super) fn memory_bytes() -> Option<u64> {
     kib_of(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")
 }
 
+/// Memory that the machine could still give, in bytes.
+pub(crate) fn available_memory_bytes() -> Option<u64> {
+    kib_of(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
+}
+
+/// Memory that this process holds, in bytes; 0 where the system does not tell.
+pub(crate) fn resident_bytes() -> u64 {
+    std::fs::read_to_string("/proc/self/status").ok().and_then(|status| kib_of(&status, "VmRSS:")).unwrap_or(0)
+}
+
 /// Most memory that this process has held so far, in bytes; 0 where the system does not tell.
 pub fn peak_resident_bytes() -> u64 {
     std::fs::read_to_string("/proc/self/status").ok().and_then(|status| kib_of(&status, "VmHWM:")).unwrap_or(0)

@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use awq_core::arithmetic::FloatType;
 use awq_core::awq::{Awq, InputSquares, Scaled};
 use awq_core::backend::QuantBackend;
-use awq_core::driver::{BlockSink, Job, QuantizedBlock, quantize_blocks};
+use awq_core::driver::{BlockSink, Job, QuantizedBlock, Room, quantize_blocks};
 use awq_core::formats::gguf::GgmlType;
 use awq_core::grid::{Bits, Granularity, Grid};
 use awq_core::load::{Contents, EditedCheckpoint, GgufOutline, Importance, imatrix_file};
@@ -22,14 +22,13 @@ use awq_core::rule::GridRule;
 use super::export::{about, activation_obstacle};
 use super::gguf_file::GgufFile;
 use crate::assets::AssetStore;
-use crate::codes::CodeStore;
 use crate::config::CalibrationSpec;
 use crate::data::Texts;
 use crate::device::{DeviceJob, run_on};
 use crate::files;
 use crate::guard::guarded;
 use crate::packed;
-use crate::progress::{Bar, Progress};
+use crate::progress::Bar;
 use crate::session::{Machine, Model, Session};
 
 /// What is asked of a model in floats.
@@ -71,18 +70,17 @@ pub fn write(
     (path, imatrix): (&Path, Option<&Path>),
     model: &Model,
     (asked, outline): (&Asked, &GgufOutline),
-    (device, codes): (&str, &CodeStore),
+    machine: Machine<'_>,
     store: &AssetStore,
-    progress: &Progress,
 ) -> anyhow::Result<()> {
     let mut file = GgufFile::create(path, outline, Some(asked.float))?;
     let Some(calibration) = &asked.calibration else {
         file.add(model.opened.checkpoint.as_ref(), outline.tensors().len())?;
         return finish(file, path);
     };
-    let machine = Machine::in_f32(device, codes, progress);
     let texts = Texts::new(store);
-    let made = run_on(device, FloatType::F32, ScaleJob { model, asked, calibration, outline, file, machine, texts })?;
+    let made =
+        run_on(machine.device, FloatType::F32, ScaleJob { model, asked, calibration, outline, file, machine, texts })?;
     finish(made.file, path)?;
     let Some(imatrix) = imatrix else { return Ok(()) };
     let (n_chunks, chunk_size) = made.chunks;
@@ -152,7 +150,8 @@ impl<'a> DeviceJob for ScaleJob<'a> {
         };
         let scaled = Scaled::new(awq);
         let bar = self.machine.progress.bar("scale, blocks", self.model.opened.config.n_blocks as u64);
-        let mut sink = Blocks { model: self.model, outline: self.outline, file: self.file, bar: &bar };
+        let room = session.room(&[(&scaled, &grids)], Some(&calibrated));
+        let mut sink = Blocks { model: self.model, outline: self.outline, file: self.file, room, bar: &bar };
         let n_before = self.outline.tensors().iter().take_while(|tensor| !is_of_a_block(&tensor.name)).count();
         sink.file.add(self.model.opened.checkpoint.as_ref(), n_before)?;
         let jobs = [Job { method: &scaled, grids }];
@@ -180,11 +179,16 @@ struct Blocks<'a, 'b> {
     model: &'a Model,
     outline: &'a GgufOutline,
     file: GgufFile<'a>,
+    room: Room,
     bar: &'b Bar,
 }
 
 impl BlockSink for Blocks<'_, '_> {
     type Error = anyhow::Error;
+
+    fn room(&self) -> Room {
+        self.room.clone()
+    }
 
     fn keep(&mut self, _: usize, block: QuantizedBlock) -> anyhow::Result<()> {
         let (block_idx, base) = (block.log.block_idx, &self.model.opened.checkpoint);

@@ -34,6 +34,7 @@ pub mod paper_table;
 pub mod picture;
 pub mod pivot;
 pub mod plots;
+mod predictors;
 pub mod row;
 mod series;
 pub mod standing;
@@ -104,12 +105,14 @@ pub fn write_report<C>(
     let (timed, not_timed) = told_apart(speed);
     let (kernels, decoding) = (kernel_rows(&timed), decode_rows(&timed));
     document.failures.extend(not_timed);
+    document.tables.extend(predictors::tables(&rows));
     document.tables.extend(speed_tables(&kernels, &decoding, plan));
     let mut pictures: Vec<Picture> = own_figures(plan, &rows, &pivots, &newest);
     // The experiment's own figure shows the same numbers along what it compares.
     if pictures.is_empty() {
         pictures.extend(bits::value_figures(&rows));
     }
+    pictures.extend(predictors::figures(&rows).into_iter().map(Picture::Lines));
     pictures.extend(blocks::block_figures(&frame::block_curves(&newest)).into_iter().map(Picture::Lines));
     pictures.extend(speed::figures::decode_figures(&decoding).into_iter().map(Picture::Bars));
     pictures.extend(speed::figures::kernel_figures(&kernels).into_iter().map(Picture::Lines));
@@ -192,6 +195,7 @@ pub fn terminal_table<C>(plan: &Plan, records: &[Record<C>], speed: &[SpeedLine]
     let means: Vec<&Record> = means.iter().map(|record| &**record).collect();
     let pivots = pivots(plan, &rows, &means);
     let mut document = document(plan, &rows, &means, &pivots);
+    document.tables.extend(predictors::tables(&rows));
     document.tables.extend(paper_tables(&pivots));
     let (timed, not_timed) = told_apart(speed);
     document.failures.extend(not_timed);

@@ -21,7 +21,8 @@ pub fn render(document: &Document) -> String {
     text
 }
 
-fn render_table(table: &Table) -> String {
+/// One table with its caption.
+pub(crate) fn render_table(table: &Table) -> String {
     let heading = table.columns.iter().map(|column| column.heading.clone()).collect();
     let rows: Vec<Vec<String>> =
         std::iter::once(heading).chain(table.rows.iter().map(|row| marked(row, table))).collect();

@@ -9,6 +9,7 @@ use crate::codes::hash_of_sequences;
 use crate::config::{CalibrationSpec, Draw};
 use crate::data::Texts;
 use crate::data::calibration::{CalibrationSet, calibration_set};
+use crate::need::CalibrationSize;
 
 /// Calibration sequences, how they travel, and where they are from.
 pub struct Calibrated {
@@ -24,6 +25,11 @@ pub struct Calibrated {
 }
 
 impl Calibrated {
+    pub(super) fn size(&self) -> CalibrationSize {
+        let (n_sequences, seq_len) = (self.set.ids.len(), self.set.ids.first().map_or(0, Vec::len));
+        CalibrationSize { n_sequences, seq_len, propagation: self.propagation }
+    }
+
     pub(crate) fn calibration(&self) -> Calibration<'_> {
         Calibration { sequences: &self.set.ids, propagation: self.propagation }
     }

@@ -24,7 +24,8 @@ pub use self::quantize::Wanted;
 pub use self::score::{BaseModels, Prepared, PreparedTexts, Subject};
 use crate::assets::AssetStore;
 use crate::codes::{BaseTensors, CodeStore, Codes};
-use crate::config::ModelSpec;
+use crate::config::{Memory, ModelSpec};
+use crate::limit::MemoryLimit;
 use crate::packed::bytes_of_codes;
 use crate::progress::Progress;
 use crate::sandbox::Sandbox;
@@ -97,6 +98,8 @@ pub struct Machine<'a> {
     pub precision: FloatType,
     /// Where codes are kept.
     pub codes: &'a CodeStore,
+    /// How much memory quantizing may take; on a GPU hidden states are in its own.
+    pub memory: MemoryLimit,
     /// Who is told.
     pub progress: &'a Progress,
     /// What runs generated code, where the user lets it run.
@@ -106,7 +109,14 @@ pub struct Machine<'a> {
 impl<'a> Machine<'a> {
     /// A device that computes in f32, as all of it does that is no experiment's.
     pub fn in_f32(device: &'a str, codes: &'a CodeStore, progress: &'a Progress) -> Self {
-        Self { device, precision: FloatType::F32, codes, progress, sandbox: None }
+        let memory = MemoryLimit::new(None);
+        Self { device, precision: FloatType::F32, codes, memory, progress, sandbox: None }
+    }
+
+    /// The same within so much memory, where something is asked for.
+    #[must_use]
+    pub fn within(self, memory: Option<&Memory>) -> Self {
+        Self { memory: MemoryLimit::new(memory), ..self }
     }
 }
 

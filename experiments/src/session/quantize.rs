@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 use awq_core::backend::QuantBackend;
-use awq_core::driver::{Begun, BlockSink, Job, QuantizedBlock, quantize_blocks};
+use awq_core::driver::{Begun, BlockSink, Job, QuantizedBlock, Room, quantize_blocks};
 use awq_core::method::MethodError;
 use awq_core::model::Decoder;
 use awq_core::pack::PackedWeight;
@@ -13,6 +13,7 @@ use super::{Calibrated, Session};
 use crate::assets::cannot_write;
 use crate::codes::{Codes, Question};
 use crate::guard::guarded;
+use crate::need::{self, Need};
 use crate::progress::Bar;
 use crate::registry::MethodSpec;
 
@@ -57,18 +58,29 @@ impl<B: QuantBackend> Session<'_, B> {
         self.check_room(&wanted)?;
         let mut jobs: Vec<Job<'_, B>> = Vec::new();
         let mut codes = Vec::new();
+        let mut settings = Vec::new();
         for one in wanted {
+            settings.push(one.method.settings());
             jobs.push(Job { method: one.method.method::<B>(), grids: one.rule.resolve(&self.model.wiring)? });
             codes.push(one.codes);
         }
         let n_blocks = self.decoder.config().n_blocks;
         let n_missing: usize = codes.iter().map(|codes| n_blocks.saturating_sub(codes.n_blocks())).sum();
+        let of_jobs: Vec<_> = settings.into_iter().zip(jobs.iter().map(|job| &job.grids)).collect();
+        let room = self.room(&of_jobs, calibrated);
         let bar = self.machine.progress.bar(label, n_missing as u64 * PARTS_OF_A_BLOCK);
         let calibration = calibrated.map(Calibrated::calibration);
-        let mut sink = Stored { codes, bar: &bar, within: Cell::new((0, 0.0)) };
+        let mut sink = Stored { codes, room: room.clone(), bar: &bar, within: Cell::new((0, 0.0)) };
         let results = guarded(|| quantize_blocks(self.decoder.as_ref(), calibration, &jobs, &mut sink))?;
         let codes = sink.codes;
         bar.finish();
+        if room.most_in_files() > 0 {
+            self.machine.progress.note(&format!(
+                "hidden states of up to {:.1} GB lay in temporary files, for which there was no room within {:.1} GB of memory",
+                room.most_in_files() as f64 / 1e9,
+                self.machine.memory.bytes as f64 / 1e9
+            ));
+        }
         Ok(codes.into_iter().zip(results).map(|(codes, result)| result.map(|()| codes)).collect())
     }
 
@@ -78,6 +90,16 @@ impl<B: QuantBackend> Session<'_, B> {
     /// A head that cannot be read.
     pub fn quantized(&self, codes: &Codes) -> anyhow::Result<Box<dyn Decoder<B>>> {
         Ok(self.decoder.over(codes.checkpoint())?)
+    }
+
+    /// Room for the hidden states of a pass, beside what else it needs.
+    pub(crate) fn room(&self, jobs: &[need::Job<'_>], calibrated: Option<&Calibrated>) -> Room {
+        if B::BESIDE_HOST {
+            return Room::unlimited();
+        }
+        let size = calibrated.map(Calibrated::size);
+        let need = Need::of_pass(&self.model.wiring, &self.model.opened.config, jobs, size);
+        Room::new(self.machine.memory.bytes.saturating_sub(need.memory), self.machine.codes.folder())
     }
 
     fn check_room(&self, wanted: &[Wanted<'_>]) -> anyhow::Result<()> {
@@ -105,6 +127,7 @@ const PARTS_OF_A_BLOCK: u64 = 1000;
 
 struct Stored<'a> {
     codes: Vec<Codes>,
+    room: Room,
     bar: &'a Bar,
     /// Which job's block is worked on, and how much of it is done.
     within: Cell<(usize, f64)>,
@@ -120,6 +143,10 @@ impl BlockSink for Stored<'_> {
 
     fn begun(&self, job_idx: usize) -> Option<Begun> {
         self.codes[job_idx].begun()
+    }
+
+    fn room(&self) -> Room {
+        self.room.clone()
     }
 
     fn advance(&self, job_idx: usize, share: f64) {

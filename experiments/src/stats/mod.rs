@@ -30,6 +30,7 @@ pub mod blocks;
 mod estimator;
 pub mod mcnemar;
 pub mod quantile;
+mod rank;
 pub mod resample;
 mod samples;
 
@@ -37,6 +38,7 @@ use thiserror::Error;
 
 use self::blocks::Blocks;
 pub use self::estimator::Estimator;
+pub use self::rank::spearman;
 pub use self::resample::Bootstrap;
 pub use self::samples::Samples;
 

@@ -200,6 +200,19 @@ fn planning_opens_nothing() {
 }
 
 #[test]
+fn a_method_that_needs_more_memory_than_is_allowed_is_refused_before_any_work() {
+    let workshop = Workshop::new();
+    let ran = workshop.run(&["experiment.toml", "--out", "out", "--memory", "1M"]);
+    assert_eq!(ran.code, Some(1));
+    let refused = "RTN needs about 0.2 GB of memory beside hidden states, 0.0 are allowed; give more with --memory or \
+                   `[run] memory`, or choose another method";
+    assert!(ran.stderr.contains(refused), "{}", ran.stderr);
+    assert!(ran.stderr.contains("1 cells finished, 0 were on record, 4 failed"), "{}", ran.stderr);
+    let misspelt = workshop.run(&["experiment.toml", "--out", "out", "--memory", "lots"]);
+    assert!(misspelt.stderr.contains("\"lots\" is no amount of memory"), "{}", misspelt.stderr);
+}
+
+#[test]
 fn planned_cells_are_those_recorded() {
     let workshop = Workshop::new();
     let planned = workshop.run(&["plan", "experiment.toml"]).stdout;

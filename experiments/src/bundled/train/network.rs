@@ -236,7 +236,7 @@ mod tests {
         let opened = open_model(&folder).unwrap();
         let (n_blocks, width) = (opened.config.n_blocks, opened.config.hidden_size);
         let decoder = open_decoder::<Flex>(opened.config, opened.checkpoint, &Default::default()).unwrap();
-        let mut hidden = decoder.embed(&[ids]);
+        let mut hidden = decoder.embedding().unwrap().embed(&[ids]);
         for block_idx in 0..n_blocks {
             hidden = decoder.block(block_idx).unwrap().forward(hidden, &mut NoTap);
         }
