@@ -189,6 +189,8 @@ pub struct WorkingShapes {
     pub inputs: Vec<usize>,
     /// `[out, in]` of each linear.
     pub linears: Vec<[usize; 2]>,
+    /// Tokens of the calibration.
+    pub n_tokens: u64,
 }
 
 impl WorkingShapes {

@@ -110,7 +110,9 @@ impl<'a> Shapes<'a> {
     fn need(&self, jobs: &[Job<'_>], block_idx: usize, calibration: Option<CalibrationSize>) -> u64 {
         let block = self.n_weights * F32;
         let codes = self.n_weights + self.n_weights / 8;
-        let working = |(method, grids): &Job<'_>| method.working_bytes(&self.working_shapes(grids.block(block_idx)));
+        let n_tokens = calibration.map_or(0, |calibration| calibration.n_tokens());
+        let working =
+            |(method, grids): &Job<'_>| method.working_bytes(&self.working_shapes(grids.block(block_idx), n_tokens));
         let working = jobs.iter().map(working).max().unwrap_or(0);
         let Some(calibration) = calibration else { return block + codes + working };
         let gathered = self.gathered(jobs, block_idx, calibration);
@@ -148,12 +150,13 @@ impl<'a> Shapes<'a> {
         Some((self.linears.get(&group.linears[0])?[1], 1.0))
     }
 
-    fn working_shapes(&self, grids: &BlockGrids) -> WorkingShapes {
+    fn working_shapes(&self, grids: &BlockGrids, n_tokens: u64) -> WorkingShapes {
         let quantized = self.layout.linears.iter().filter(|facts| grids.of(facts.name).is_some());
         let inputs: BTreeSet<LinearName> = quantized.clone().map(|facts| facts.input).collect();
         WorkingShapes {
             inputs: inputs.into_iter().filter_map(|input| Some(self.width_and_share(input)?.0)).collect(),
             linears: quantized.filter_map(|facts| self.linears.get(&facts.name).copied()).collect(),
+            n_tokens,
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::files::{folder_of, sync_folder, write_durably};
 use crate::inputs;
 use crate::limit::MemoryLimit;
 use crate::need::{CalibrationSize, Need};
-use crate::plan::cost::Estimate;
+use crate::plan::cost::{Estimate, bytes};
 use crate::plan::select::Shard;
 use crate::plan::{Cell, CellId, ModelPlan, Plan, passes};
 use crate::progress::Progress;
@@ -222,14 +222,13 @@ fn check_memory(cell: &Cell, grids: &ModelGrids, model: &Model, options: &RunOpt
     let method = quantization.method.settings();
     let size = quantization.calibration.as_ref().map(CalibrationSize::of);
     let need = Need::of_pass(&model.wiring, &model.opened.config, &[(method, grids)], size);
-    let gb = |bytes: u64| bytes as f64 / 1e9;
     ensure!(
         need.memory <= options.memory.bytes,
-        "{} needs about {:.1} GB of memory beside hidden states, {:.1} are allowed; give more with --memory or `[run] memory`, \
+        "{} needs about {} of memory beside hidden states, {} are allowed; give more with --memory or `[run] memory`, \
          or choose another method",
         method.label(),
-        gb(need.memory),
-        gb(options.memory.bytes)
+        bytes(need.memory as f64),
+        bytes(options.memory.bytes as f64)
     );
     Ok(())
 }

@@ -167,7 +167,10 @@ impl MethodSettings for Awq {
     fn working_bytes(&self, shapes: &WorkingShapes) -> u64 {
         let all: u64 = shapes.linears.iter().map(|[n_out, n_in]| (n_out * n_in) as u64).sum();
         match &self.scale {
-            ScaleStep::Search(_) => losses::RECORDED_BYTES as u64 + 3 * all,
+            ScaleStep::Search(_) => {
+                let of_token: u64 = shapes.linears.iter().map(|[n_out, n_in]| 4 * (n_out + n_in) as u64).sum();
+                (losses::RECORDED_BYTES as u64).min(shapes.n_tokens * of_token) + 3 * all
+            }
             ScaleStep::Off => 4 * 4 * shapes.largest_linear(),
         }
     }

@@ -14,6 +14,7 @@ use crate::assets::cannot_write;
 use crate::codes::{Codes, Question};
 use crate::guard::guarded;
 use crate::need::{self, Need};
+use crate::plan::cost::bytes;
 use crate::progress::Bar;
 use crate::registry::MethodSpec;
 
@@ -76,9 +77,9 @@ impl<B: QuantBackend> Session<'_, B> {
         bar.finish();
         if room.most_in_files() > 0 {
             self.machine.progress.note(&format!(
-                "hidden states of up to {:.1} GB lay in temporary files, for which there was no room within {:.1} GB of memory",
-                room.most_in_files() as f64 / 1e9,
-                self.machine.memory.bytes as f64 / 1e9
+                "hidden states of up to {} lay in temporary files, for which there was no room within {} of memory",
+                bytes(room.most_in_files() as f64),
+                bytes(self.machine.memory.bytes as f64)
             ));
         }
         Ok(codes.into_iter().zip(results).map(|(codes, result)| result.map(|()| codes)).collect())

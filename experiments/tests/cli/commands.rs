@@ -204,9 +204,9 @@ fn a_method_that_needs_more_memory_than_is_allowed_is_refused_before_any_work() 
     let workshop = Workshop::new();
     let ran = workshop.run(&["experiment.toml", "--out", "out", "--memory", "1M"]);
     assert_eq!(ran.code, Some(1));
-    let refused = "RTN needs about 0.2 GB of memory beside hidden states, 0.0 are allowed; give more with --memory or \
-                   `[run] memory`, or choose another method";
-    assert!(ran.stderr.contains(refused), "{}", ran.stderr);
+    let refused = "MiB of memory beside hidden states, 1 MiB are allowed; give more with --memory or `[run] memory`, or choose \
+                   another method";
+    assert!(ran.stderr.contains("RTN needs about ") && ran.stderr.contains(refused), "{}", ran.stderr);
     assert!(ran.stderr.contains("1 cells finished, 0 were on record, 4 failed"), "{}", ran.stderr);
     let misspelt = workshop.run(&["experiment.toml", "--out", "out", "--memory", "lots"]);
     assert!(misspelt.stderr.contains("\"lots\" is no amount of memory"), "{}", misspelt.stderr);
