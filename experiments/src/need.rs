@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use anyhow::ensure;
 use awq_core::capture::{Gathered, GatheredOfBlock, gather_both};
 use awq_core::driver::{Propagation, TOKENS_PER_BATCH};
 use awq_core::grids::{BlockGrids, ModelGrids};
@@ -12,6 +13,8 @@ use awq_core::model::wiring::{BlockWiring, FeedForward, Wiring};
 use awq_core::model::{BlockLayout, LinearName};
 
 use crate::config::CalibrationSpec;
+use crate::limit::MemoryLimit;
+use crate::plan::cost::bytes;
 
 const F32: u64 = 4;
 /// The program, its tokenizer, and what the allocator holds beside what is asked of it.
@@ -78,6 +81,21 @@ impl Need {
         };
         let embedding = (config.vocab_size * wiring.embedding_width(config)) as u64 * F32;
         Self { memory: PROGRAM + blocks.max(embedding), hidden_states: n_streams * states }
+    }
+
+    /// Checks that methods of this label fit within what was asked for.
+    ///
+    /// # Errors
+    /// That they need more.
+    pub fn check(&self, label: &str, limit: MemoryLimit) -> anyhow::Result<()> {
+        ensure!(
+            !limit.is_asked || self.memory <= limit.bytes,
+            "{label} needs about {} of memory beside hidden states, {} are allowed; give more with --memory or `[run] memory`, \
+             or choose another method",
+            bytes(self.memory as f64),
+            bytes(limit.bytes as f64)
+        );
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use awq_core::arithmetic::FloatType;
 use awq_core::backend::QuantBackend;
 use awq_core::grids::ModelGrids;
@@ -22,7 +22,7 @@ use crate::files::{folder_of, sync_folder, write_durably};
 use crate::inputs;
 use crate::limit::MemoryLimit;
 use crate::need::{CalibrationSize, Need};
-use crate::plan::cost::{Estimate, bytes};
+use crate::plan::cost::Estimate;
 use crate::plan::select::Shard;
 use crate::plan::{Cell, CellId, ModelPlan, Plan, passes};
 use crate::progress::Progress;
@@ -218,19 +218,11 @@ fn run_model(
 
 /// Refuses a cell that needs more memory than was asked for.
 fn check_memory(cell: &Cell, grids: &ModelGrids, model: &Model, options: &RunOptions) -> anyhow::Result<()> {
-    let (Some(quantization), true) = (&cell.quantization, options.memory.is_asked) else { return Ok(()) };
+    let Some(quantization) = &cell.quantization else { return Ok(()) };
     let method = quantization.method.settings();
     let size = quantization.calibration.as_ref().map(CalibrationSize::of);
     let need = Need::of_pass(&model.wiring, &model.opened.config, &[(method, grids)], size);
-    ensure!(
-        need.memory <= options.memory.bytes,
-        "{} needs about {} of memory beside hidden states, {} are allowed; give more with --memory or `[run] memory`, \
-         or choose another method",
-        method.label(),
-        bytes(need.memory as f64),
-        bytes(options.memory.bytes as f64)
-    );
-    Ok(())
+    need.check(&method.label(), options.memory)
 }
 
 fn fail_all(

@@ -68,7 +68,7 @@ impl<B: QuantBackend> Session<'_, B> {
         let n_blocks = self.decoder.config().n_blocks;
         let n_missing: usize = codes.iter().map(|codes| n_blocks.saturating_sub(codes.n_blocks())).sum();
         let of_jobs: Vec<_> = settings.into_iter().zip(jobs.iter().map(|job| &job.grids)).collect();
-        let room = self.room(&of_jobs, calibrated);
+        let room = self.room(&of_jobs, calibrated)?;
         let bar = self.machine.progress.bar(label, n_missing as u64 * PARTS_OF_A_BLOCK);
         let calibration = calibrated.map(Calibrated::calibration);
         let mut sink = Stored { codes, room: room.clone(), bar: &bar, within: Cell::new((0, 0.0)) };
@@ -94,13 +94,21 @@ impl<B: QuantBackend> Session<'_, B> {
     }
 
     /// Room for the hidden states of a pass, beside what else it needs.
-    pub(crate) fn room(&self, jobs: &[need::Job<'_>], calibrated: Option<&Calibrated>) -> Room {
+    ///
+    /// # Errors
+    /// Methods that need more than was asked for.
+    pub(crate) fn room(&self, jobs: &[need::Job<'_>], calibrated: Option<&Calibrated>) -> anyhow::Result<Room> {
         if B::BESIDE_HOST {
-            return Room::unlimited();
+            return Ok(Room::unlimited());
         }
         let size = calibrated.map(Calibrated::size);
-        let need = Need::of_pass(&self.model.wiring, &self.model.opened.config, jobs, size);
-        Room::new(self.machine.memory.bytes.saturating_sub(need.memory), self.machine.codes.folder())
+        let need = |jobs: &[need::Job<'_>]| Need::of_pass(&self.model.wiring, &self.model.opened.config, jobs, size);
+        // Each for itself: what a pass shares, together with others, may be a little more.
+        for job in jobs {
+            need(&[*job]).check(&job.0.label(), self.machine.memory)?;
+        }
+        let need = need(jobs);
+        Ok(Room::new(self.machine.memory.bytes.saturating_sub(need.memory), self.machine.codes.folder()))
     }
 
     fn check_room(&self, wanted: &[Wanted<'_>]) -> anyhow::Result<()> {

@@ -208,6 +208,9 @@ fn a_method_that_needs_more_memory_than_is_allowed_is_refused_before_any_work() 
                    another method";
     assert!(ran.stderr.contains("RTN needs about ") && ran.stderr.contains(refused), "{}", ran.stderr);
     assert!(ran.stderr.contains("1 cells finished, 0 were on record, 4 failed"), "{}", ran.stderr);
+    let quantized =
+        workshop.run(&["quantize", "model", "--method", "rtn", "--bits", "4", "--out", "small", "--memory", "1M"]);
+    assert!(quantized.stderr.contains(refused), "{}", quantized.stderr);
     let misspelt = workshop.run(&["experiment.toml", "--out", "out", "--memory", "lots"]);
     assert!(misspelt.stderr.contains("\"lots\" is no amount of memory"), "{}", misspelt.stderr);
 }
