@@ -78,7 +78,7 @@ enum Command {
         /// Device in place of the file's, as of `run`.
         #[arg(long, value_name = "D", conflicts_with = "resolved")]
         device: Option<String>,
-        /// Measure how fast this machine is, which takes about a minute, and keep that for later plans.
+        /// Measure how fast this machine is, which takes half a minute on two cores, and keep that for later plans.
         #[arg(long, conflicts_with = "resolved")]
         measure: bool,
         /// CPU threads that the experiment will run on [default: the file's, or all cores].
