@@ -9,7 +9,7 @@ use awq_core::driver::{Propagation, TOKENS_PER_BATCH};
 use awq_core::grids::{BlockGrids, ModelGrids};
 use awq_core::load::ModelConfig;
 use awq_core::method::{MethodSettings, WorkingShapes};
-use awq_core::model::wiring::{BlockWiring, FeedForward, Wiring};
+use awq_core::model::wiring::{BlockWiring, Wiring};
 use awq_core::model::{BlockLayout, LinearName};
 
 use crate::config::CalibrationSpec;
@@ -115,10 +115,7 @@ impl<'a> Shapes<'a> {
     fn of(block: &'a BlockWiring, config: &ModelConfig) -> Self {
         let linears: BTreeMap<_, _> = block.linear_shapes(config).into_iter().collect();
         let n_weights: u64 = linears.values().map(|[n_out, n_in]| (n_out * n_in) as u64).sum();
-        let share_of_expert = match &block.mlp.module {
-            FeedForward::Experts(experts) => experts.n_active as f64 / experts.experts.len().max(1) as f64,
-            _ => 1.0,
-        };
+        let share_of_expert = block.mlp.module.share_of_expert();
         // In the feed-forward module: the stream, what is normed, two inner states and their product.
         let n_of_token = (3 * config.hidden_size + 3 * config.intermediate_size) as u64;
         Self { layout: &block.layout, linears, n_weights, n_of_token, share_of_expert }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use burn::tensor::Tensor;
+
 use super::hidden::{HiddenStates, Room};
 use super::{Calibration, Job, Propagation};
 use crate::backend::QuantBackend;
@@ -33,11 +35,7 @@ impl<B: QuantBackend> Stream<B> {
         compared: Option<&BlockInputs<B>>,
     ) -> Result<Seen<B>, LoadError> {
         let mut outputs = HiddenStates::new(&self.room);
-        let mut capture = Capture::new(block, gathered, self.hidden.n_tokens());
-        for batch in self.hidden.iter() {
-            outputs.push(capture.run(batch?))?;
-        }
-        let inputs = Arc::new(with_compared(capture, compared));
+        let inputs = Arc::new(self.gather(block, gathered, compared, |output| outputs.push(output))?);
         Ok(Seen { stream: self.clone(), inputs, outputs: Arc::new(outputs) })
     }
 
@@ -51,11 +49,25 @@ impl<B: QuantBackend> Stream<B> {
         gathered: GatheredOfBlock,
         compared: Option<&BlockInputs<B>>,
     ) -> Result<BlockInputs<B>, LoadError> {
+        self.gather(block, gathered, compared, |_| Ok(()))
+    }
+
+    fn gather(
+        &self,
+        block: &dyn Block<B>,
+        gathered: GatheredOfBlock,
+        compared: Option<&BlockInputs<B>>,
+        mut output: impl FnMut(Tensor<B, 3>) -> Result<(), LoadError>,
+    ) -> Result<BlockInputs<B>, LoadError> {
         let mut capture = Capture::new(block, gathered, self.hidden.n_tokens());
         for batch in self.hidden.iter() {
-            capture.run(batch?);
+            output(capture.run(batch?))?;
         }
-        Ok(with_compared(capture, compared))
+        let inputs = capture.finish();
+        Ok(match compared {
+            Some(compared) => inputs.with_full_precision(compared),
+            None => inputs,
+        })
     }
 
     /// Goes through `block`, of which nothing is asked.
@@ -69,14 +81,6 @@ impl<B: QuantBackend> Stream<B> {
         }
         self.hidden = Arc::new(outputs);
         Ok(())
-    }
-}
-
-fn with_compared<B: QuantBackend>(capture: Capture<'_, B>, compared: Option<&BlockInputs<B>>) -> BlockInputs<B> {
-    let inputs = capture.finish();
-    match compared {
-        Some(compared) => inputs.with_full_precision(compared),
-        None => inputs,
     }
 }
 

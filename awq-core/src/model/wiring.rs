@@ -281,6 +281,14 @@ pub struct SharedExpert {
 }
 
 impl FeedForward {
+    /// The share of the tokens that an expert sees, were they sent out evenly; 1 without experts.
+    pub fn share_of_expert(&self) -> f64 {
+        match self {
+            Self::Experts(experts) => experts.n_active as f64 / experts.experts.len().max(1) as f64,
+            _ => 1.0,
+        }
+    }
+
     /// The module, or each of the experts.
     fn parts(&self) -> impl Iterator<Item = &DenseWiring> {
         let (parts, shared) = match self {

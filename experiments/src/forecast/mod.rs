@@ -61,7 +61,10 @@ impl Forecast {
         for of_model in &plan.models {
             match Model::open(&of_model.model, store, &progress) {
                 Ok(model) => lines.extend(OnModel::new(&model, of_model, rates, store, &mut left_out).lines()),
-                Err(error) => left_out.push(format!("{}: {error:#}", of_model.model.name)),
+                Err(error) => left_out.push(format!(
+                    "{}: a plan downloads nothing, as with HF_HUB_OFFLINE: {error:#}",
+                    of_model.model.name
+                )),
             }
         }
         let measured = format!("{}, {} threads, {}", rates.cpu, rates.threads, rates.measured);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use awq_core::awq::{Awq, ClipStep, ScaleStep};
 use awq_core::load::ModelConfig;
-use awq_core::model::wiring::{BlockWiring, FeedForward};
+use awq_core::model::wiring::BlockWiring;
 use awq_core::model::{Inspect, LinearName, ScaleGroup};
 
 use crate::registry::MethodSpec;
@@ -84,10 +84,7 @@ impl Linear {
 
 impl BlockShape {
     pub(super) fn of(block: &BlockWiring, config: &ModelConfig) -> Self {
-        let share_of_expert = match &block.mlp.module {
-            FeedForward::Experts(experts) => experts.n_active as f64 / experts.experts.len().max(1) as f64,
-            _ => 1.0,
-        };
+        let share_of_expert = block.mlp.module.share_of_expert();
         let shapes: BTreeMap<LinearName, [usize; 2]> = block.linear_shapes(config).into_iter().collect();
         let mut linears = BTreeMap::new();
         let mut inputs = BTreeMap::new();
