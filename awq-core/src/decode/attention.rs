@@ -2,6 +2,10 @@
 //!
 //! Up to [`MAX_ROWS`] queries that look at one key head (of several query heads, and in a prompt of several tokens) go over
 //! its keys and values together: each is read once for all of them.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "iterators may not be inlined into code for other instructions (three times slower): indices stay"
+)]
 
 use rayon::prelude::*;
 
@@ -130,25 +134,27 @@ fn block<const ROWS: usize>(
         soft_cap_chunk(&mut weights, cap);
     }
     let mut inverse_sums = [0.0_f32; ROWS];
-    for ((row, weights), inverse_sum) in rows.iter().zip(weights.chunks_exact_mut(stride)).zip(&mut inverse_sums) {
-        let (before, weights) = weights.split_at_mut(row.first - first_position);
+    for row_idx in 0..ROWS {
+        let row = &rows[row_idx];
+        let (before, weights) = weights[row_idx * stride..][..stride].split_at_mut(row.first - first_position);
         let (seen, after) = weights.split_at_mut(row.end - row.first);
         if let Some(slopes) = &scoring.slopes {
             slopes.add(seen, row.head, row.first, row.end - 1);
         }
         let max = lane_max(seen);
-        for weight in seen.iter_mut() {
-            *weight = exp(*weight - max);
+        for at in 0..seen.len() {
+            seen[at] = exp(seen[at] - max);
         }
-        *inverse_sum = 1.0 / lane_sum(seen);
+        inverse_sums[row_idx] = 1.0 / lane_sum(seen);
         before.fill(0.0);
         after.fill(0.0);
     }
     // The weights of a position side by side, as they are used.
     let mut by_position = vec![[0.0_f32; ROWS]; n];
-    for (row, weights) in weights.chunks_exact(stride).enumerate() {
-        for (position, weight) in by_position.iter_mut().zip(weights) {
-            position[row] = weight * inverse_sums[row];
+    for row in 0..ROWS {
+        let weights = &weights[row * stride..][..n];
+        for position in 0..n {
+            by_position[position][row] = weights[position] * inverse_sums[row];
         }
     }
     let mut first = 0;
@@ -164,8 +170,8 @@ fn block<const ROWS: usize>(
 /// `sums += factor * values`, lane by lane.
 #[inline(always)]
 fn add_product<const N: usize>(sums: &mut [f32; N], factor: f32, values: &[f32; N]) {
-    for (sum, value) in sums.iter_mut().zip(values) {
-        *sum += factor * value;
+    for lane in 0..N {
+        sums[lane] += factor * values[lane];
     }
 }
 
@@ -189,18 +195,23 @@ macro_rules! add_products {
 fn scores<const ROWS: usize>(rows: &[Row<'_>], scale: f32, keys: &[f32], scores: &mut [f32], stride: usize) {
     let dim = rows[0].query.len();
     let mut by_channel = vec![[0.0_f32; ROWS]; dim];
-    for (row_idx, row) in rows.iter().enumerate().take(ROWS) {
-        for (channel, q) in by_channel.iter_mut().zip(row.query) {
-            channel[row_idx] = q * scale;
+    for row in 0..ROWS {
+        let query = &rows[row].query[..dim];
+        for channel in 0..dim {
+            by_channel[channel][row] = query[channel] * scale;
         }
     }
-    for (tile_idx, tile) in keys.chunks_exact(dim * TILE).enumerate() {
+    let keys = keys.as_chunks::<TILE>().0;
+    for tile_idx in 0..keys.len() / dim {
+        let tile = &keys[tile_idx * dim..][..dim];
         let [mut s0, mut s1, mut s2, mut s3] = [[0.0_f32; TILE]; MAX_ROWS];
-        for (key, q) in tile.as_chunks::<TILE>().0.iter().zip(&by_channel) {
+        for channel in 0..dim {
+            let (q, key) = (&by_channel[channel], &tile[channel]);
             add_products!(ROWS, [s0 s1 s2 s3], q, key);
         }
-        for (row, sums) in [s0, s1, s2, s3].iter().enumerate().take(ROWS) {
-            scores[row * stride + tile_idx * TILE..][..TILE].copy_from_slice(sums);
+        let sums = [s0, s1, s2, s3];
+        for row in 0..ROWS {
+            scores[row * stride + tile_idx * TILE..][..TILE].copy_from_slice(&sums[row]);
         }
     }
 }
@@ -216,12 +227,14 @@ fn mix<const ROWS: usize, const WIDTH: usize>(
 ) -> usize {
     let dim = rows[0].query.len();
     let [mut s0, mut s1, mut s2, mut s3] = [[0.0_f32; WIDTH]; MAX_ROWS];
-    for (value, factors) in values.chunks_exact(dim).zip(weights) {
-        let Some(value) = value[first..].first_chunk::<WIDTH>() else { continue };
+    for position in 0..weights.len() {
+        let Some(value) = values[position * dim + first..].first_chunk::<WIDTH>() else { continue };
+        let factors = &weights[position];
         add_products!(ROWS, [s0 s1 s2 s3], factors, value);
     }
-    for (row, sums) in rows.iter().zip(&[s0, s1, s2, s3]) {
-        out[row.out_start + first..][..WIDTH].copy_from_slice(sums);
+    let sums = [s0, s1, s2, s3];
+    for row in 0..ROWS {
+        out[rows[row].out_start + first..][..WIDTH].copy_from_slice(&sums[row]);
     }
     WIDTH
 }

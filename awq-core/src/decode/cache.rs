@@ -53,6 +53,11 @@ impl KvCache {
         &self.values[kv_head * self.n_tiles * TILE * dim..][positions.start * dim..positions.end * dim]
     }
 
+    /// Bytes of a cache with room for `capacity` positions.
+    pub(super) fn bytes_of(heads: Heads, capacity: usize) -> usize {
+        2 * heads.n_kv * capacity.next_multiple_of(TILE) * heads.dim * size_of::<f32>()
+    }
+
     pub(super) fn bytes(&self) -> usize {
         (self.keys.len() + self.values.len()) * size_of::<f32>()
     }

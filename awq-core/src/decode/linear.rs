@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::model::{CodesOf, DecodeOptions};
 use super::stack::{has_kernel, stack};
+use crate::grid::Grid;
 use crate::host;
+use crate::host::matrix::HostMatrix;
 use crate::kernel::{Kernel, QuantMatmul};
 use crate::load::{Checkpoint, LoadError, read_exact_shape};
 use crate::quantized::QuantizedWeight;
@@ -21,8 +23,8 @@ pub(super) struct Linear {
 }
 
 enum Weight {
-    /// Row-major f32.
-    Dense(Arc<Vec<f32>>),
+    /// As floats, which a tied embedding shares.
+    Dense(Arc<HostMatrix>),
     /// In the order of a kernel.
     Packed(Box<dyn QuantMatmul>),
     /// Each linear by itself, with its bias: some have codes that a kernel takes, but not on one grid.
@@ -56,27 +58,35 @@ impl Linear {
                 let linears = parts.iter().map(alone).collect::<Result<_, _>>()?;
                 return Ok(Self { weight: Weight::Apart(linears), bias: None, n_in, n_out, dequantized: false });
             }
-            Codes::Apart | Codes::Unread => (Weight::Dense(Arc::new(read_dense(checkpoint, parts, n_in)?)), true),
-            Codes::None => (Weight::Dense(Arc::new(read_dense(checkpoint, parts, n_in)?)), false),
+            Codes::Apart | Codes::Unread => (read_dense(checkpoint, parts, n_in)?, true),
+            Codes::None => (read_dense(checkpoint, parts, n_in)?, false),
         };
         Ok(Self { weight, bias: read_biases(checkpoint, parts)?, n_in, n_out, dequantized })
     }
 
-    /// A head: dense, in memory that a tied embedding shares, or rounded to the nearest code of `grid`.
-    pub(super) fn head(weight: Arc<Vec<f32>>, bias: Option<Vec<f32>>, n_in: usize, options: &DecodeOptions) -> Self {
+    /// Of floats, which others may share.
+    pub(super) fn dense(weight: Arc<HostMatrix>, bias: Option<Vec<f32>>) -> Self {
+        let (n_in, n_out) = (weight.n_in(), weight.n_out());
+        Self { weight: Weight::Dense(weight), bias, n_in, n_out, dequantized: false }
+    }
+
+    /// Rounded to the nearest codes of `grid`.
+    pub(super) fn rounded(
+        weight: &[f32],
+        bias: Option<Vec<f32>>,
+        n_in: usize,
+        grid: &Grid,
+        options: &DecodeOptions,
+    ) -> Self {
         let n_out = weight.len() / n_in;
-        let weight = match &options.head {
-            Some(grid) => Weight::Packed(pack(&host::grid::quantize(&weight, n_out, n_in, grid), options)),
-            None => Weight::Dense(weight),
-        };
-        Self { weight, bias, n_in, n_out, dequantized: false }
+        let packed = pack(&host::grid::quantize(weight, n_out, n_in, grid), options);
+        Self { weight: Weight::Packed(packed), bias, n_in, n_out, dequantized: false }
     }
 
     /// `out = x W^T + b` for `x: [n, n_in]` and `out: [n, n_out]`.
     pub(super) fn forward(&self, x: &[f32], out: &mut [f32]) {
         match &self.weight {
-            Weight::Dense(weight) if x.len() == self.n_in => host::matvec::matvec(weight, x, out),
-            Weight::Dense(weight) => out.copy_from_slice(&host::matmul::matmul_transposed(x, weight, self.n_in)),
+            Weight::Dense(weight) => weight.multiply(x, out),
             Weight::Packed(packed) => packed.matmul(x, out),
             Weight::Apart(linears) => self.forward_apart(linears, x, out),
         }
@@ -123,7 +133,7 @@ impl Linear {
     /// Bytes of the weight, all of which a step reads.
     pub(super) fn bytes(&self) -> usize {
         match &self.weight {
-            Weight::Dense(weight) => size_of_val(weight.as_slice()),
+            Weight::Dense(weight) => weight.bytes(),
             Weight::Packed(packed) => packed.packed_bytes(),
             Weight::Apart(linears) => linears.iter().map(Self::bytes).sum(),
         }
@@ -180,12 +190,12 @@ fn pack(weight: &QuantizedWeight, options: &DecodeOptions) -> Box<dyn QuantMatmu
     packed.unwrap_or_else(|error| panic!("the best kernel takes every weight that has rows and no table: {error}"))
 }
 
-fn read_dense(checkpoint: &dyn Checkpoint, parts: &[Part], n_in: usize) -> Result<Vec<f32>, LoadError> {
+fn read_dense(checkpoint: &dyn Checkpoint, parts: &[Part], n_in: usize) -> Result<Weight, LoadError> {
     let mut rows = Vec::with_capacity(parts.iter().map(|part| part.n_out * n_in).sum());
     for part in parts {
         rows.extend(read_exact_shape(checkpoint, &format!("{}.weight", part.name), &[part.n_out, n_in])?);
     }
-    Ok(rows)
+    Ok(Weight::Dense(Arc::new(HostMatrix::new(rows, n_in))))
 }
 
 /// The biases one after the other, zeros for a part without one; `None` if no part has one.

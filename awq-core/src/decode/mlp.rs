@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::linear::Linear;
 use super::model::HostNorm;
+use super::pass::fill_up;
 use crate::activation::Activation;
 use crate::host::elementwise::{activate, swiglu};
 use crate::host::routing::{Weighting, route};
@@ -46,12 +47,20 @@ pub(super) enum Inner {
 /// What a pass through a module writes, allocated once.
 #[derive(Default)]
 pub(super) struct MlpBuffers {
+    /// Rows that an expert multiplies at least, see [`super::pass::Pass::new`].
+    least_rows: usize,
     up: Vec<f32>,
     inner: Vec<f32>,
     logits: Vec<f32>,
     /// What one expert sees, and what it puts out.
     seen: Vec<f32>,
     out: Vec<f32>,
+}
+
+impl MlpBuffers {
+    pub(super) fn new(least_rows: usize) -> Self {
+        Self { least_rows, ..Self::default() }
+    }
 }
 
 impl Mlp {
@@ -66,10 +75,11 @@ impl Mlp {
                 out.resize(x.len(), 0.0);
                 let shares = route(&buffers.logits, experts.len(), *n_active, *weighting);
                 for (expert, share) in experts.iter().zip(shares).filter(|(_, share)| !share.tokens.is_empty()) {
-                    let MlpBuffers { up, inner, seen, out: of_expert, .. } = buffers;
+                    let MlpBuffers { least_rows, up, inner, seen, out: of_expert, .. } = buffers;
                     let width = expert.up.n_in;
                     seen.clear();
                     share.tokens.iter().for_each(|token| seen.extend_from_slice(&x[token * width..][..width]));
+                    fill_up(seen, width, *least_rows);
                     expert.forward(seen, up, inner, of_expert);
                     let rows = share.tokens.iter().zip(of_expert.chunks_exact(width)).zip(share.weights);
                     for ((token, row), weight) in rows {

@@ -6,17 +6,21 @@
 //!
 //! ```text
 //! Checkpoint --load--> DecodeModel --Session::new--> Session --feed(ids)--> logits --Sampler--> next id
+//!                                  --Batch::new----> Batch ----step(ids)--> logits of several texts
 //! ```
 
 mod attention;
+mod batch;
 mod cache;
 mod linear;
 mod mlp;
 mod model;
+mod pass;
 pub mod sample;
 mod session;
 mod stack;
 
+pub use self::batch::Batch;
 pub use self::model::{CodesOf, DecodeModel, DecodeOptions, Footprint};
 pub use self::sample::{NotFinite, Sampler, Sampling};
 pub use self::session::{DecodeError, Session};

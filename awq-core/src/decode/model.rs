@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::cache::KvCache;
 use super::linear::{Linear, Part};
 use super::mlp::{Dense, Experts, Inner, Mlp};
 use super::{Heads, Scoring};
 use crate::grid::Grid;
 use crate::host::attention::score_scale;
 use crate::host::elementwise;
+use crate::host::matrix::HostMatrix;
 use crate::kernel::Activations;
 use crate::load::{Checkpoint, LoadError, ModelConfig, Rope, read_exact_shape};
 use crate::model::layers::NormKind;
@@ -64,7 +66,7 @@ pub struct DecodeModel {
     pub(super) config: ModelConfig,
     pub(super) heads: Heads,
     /// `[vocab, width]`.
-    pub(super) embedding: Arc<Vec<f32>>,
+    pub(super) embedding: Arc<HostMatrix>,
     /// Ids whose row of the embedding is not finite.
     pub(super) unusable_ids: BTreeSet<u32>,
     /// See [`Wiring::embedding_scale`].
@@ -163,16 +165,14 @@ impl DecodeModel {
     /// An architecture without a [`Wiring`], or a tensor that is missing, misshapen or not finite.
     pub fn load(config: ModelConfig, checkpoint: &dyn Checkpoint, options: &DecodeOptions) -> Result<Self, LoadError> {
         let wiring = wiring_of(&config, checkpoint)?;
-        let hidden = config.hidden_size;
+        let (hidden, width) = (config.hidden_size, wiring.embedding_width(&config));
         let rows = TokenRows::read(checkpoint, &wiring, &config)?;
-        let (embedding, unusable_ids) = (Arc::new(rows.values), rows.unusable_ids);
         let positions = match &wiring.positions {
             Positions::Rotary => None,
             Positions::Learned { tensor, first_row } => Some(position_rows(checkpoint, tensor, *first_row, &config)?),
         };
         let reader = Reader { config: &config, wiring: &wiring, checkpoint, options };
         let blocks: Result<_, LoadError> = (0..config.n_blocks).map(|block_idx| reader.block(block_idx)).collect();
-        let width = wiring.embedding_width(&config);
         let read_norm = |name: &String| reader.norm(name, wiring.norm, hidden);
         let final_norm = wiring.final_norm.as_ref().map(read_norm).transpose()?;
         let projections = wiring.projections.as_ref().map(|projections| reader.projections(projections)).transpose()?;
@@ -180,18 +180,21 @@ impl DecodeModel {
         let embedding_norm = embedding_norm.map(read_norm).transpose()?;
         let read_bias = |name: &String| read_exact_shape(checkpoint, name, &[config.vocab_size]);
         let head_bias = wiring.head_bias.as_ref().map(read_bias).transpose()?;
-        let head = match &wiring.head {
-            None => Linear::head(embedding.clone(), head_bias, width, options),
-            Some(name) if options.head.is_none() => {
+        let head = match (&wiring.head, &options.head) {
+            (None, None) => None,
+            (None, Some(grid)) => Some(Linear::rounded(&rows.values, head_bias.clone(), width, grid, options)),
+            (Some(name), None) => {
                 let name = name.strip_suffix(".weight").unwrap_or(name).to_owned();
                 let part = Part { name, n_out: config.vocab_size, has_bias: head_bias.is_some() };
-                Linear::load(checkpoint, &[part], width, options)?
+                Some(Linear::load(checkpoint, &[part], width, options)?)
             }
-            Some(name) => {
-                let dense = Arc::new(read_exact_shape(checkpoint, name, &[config.vocab_size, width])?);
-                Linear::head(dense, head_bias, width, options)
+            (Some(name), Some(grid)) => {
+                let weight = read_exact_shape(checkpoint, name, &[config.vocab_size, width])?;
+                Some(Linear::rounded(&weight, head_bias.clone(), width, grid, options))
             }
         };
+        let (embedding, unusable_ids) = (Arc::new(HostMatrix::new(rows.values, width)), rows.unusable_ids);
+        let head = head.unwrap_or_else(|| Linear::dense(embedding.clone(), head_bias));
         let heads = reader.heads();
         let Wiring { embedding_scale, ropes, logits, .. } = wiring;
         Ok(Self {
@@ -214,6 +217,11 @@ impl DecodeModel {
     /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Bytes of the keys and values of a text of `n_tokens`.
+    pub fn cache_bytes(&self, n_tokens: usize) -> usize {
+        self.config.n_blocks * KvCache::bytes_of(self.heads, n_tokens)
     }
 
     /// What a decode step reads.
@@ -316,7 +324,7 @@ impl Reader<'_> {
         let (width, hidden) = (names.width, self.config.hidden_size);
         let read = |name: &str, n_out: usize, n_in: usize| -> Result<Linear, LoadError> {
             let values = read_exact_shape(self.checkpoint, name, &[n_out, n_in])?;
-            Ok(Linear::head(Arc::new(values), None, n_in, &DecodeOptions::EXACT))
+            Ok(Linear::dense(Arc::new(HostMatrix::new(values, n_in)), None))
         };
         Ok(HostProjections {
             to_stream: read(&names.to_stream, hidden, width)?,

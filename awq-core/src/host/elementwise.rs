@@ -12,7 +12,7 @@ const VALUES_PER_TASK: usize = 1 << 15;
 /// Values whose products or squared differences are added in f32 before f64 takes over.
 const VALUES_PER_SUM: usize = 1 << 12;
 /// Independent partial sums: a whole vector of sums for the compiler, and a fixed order of addition.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 /// Exponentials computed before they are added up: a sum inside the loop would keep it scalar.
 const EXP_BLOCK: usize = 256;
 

@@ -37,5 +37,5 @@ pub mod exp;
 pub mod gram;
 pub mod grid;
 pub mod matmul;
-pub mod matvec;
+pub mod matrix;
 pub mod routing;

@@ -7,16 +7,14 @@ use super::QuantMatmul;
 #[cfg(target_arch = "x86_64")]
 use crate::host::bf16::Panels;
 use crate::host::bf16::matmul_transposed_bf16;
-use crate::host::matmul::matmul_transposed;
-use crate::host::matvec::matvec;
+use crate::host::matrix::HostMatrix;
 
 /// Bytes of weights of a task.
 const TASK_BYTES: usize = 1 << 17;
 
 /// A `[n_out, n_in]` matrix of f32.
 pub struct DenseF32 {
-    weight: Vec<f32>,
-    n_in: usize,
+    weight: HostMatrix,
 }
 
 impl DenseF32 {
@@ -25,29 +23,25 @@ impl DenseF32 {
     /// # Panics
     /// If the length is not a positive number of rows.
     pub fn new(weight: Vec<f32>, n_in: usize) -> Self {
-        assert!(!weight.is_empty() && weight.len().is_multiple_of(n_in), "{} weights in rows of {n_in}", weight.len());
-        Self { weight, n_in }
+        Self { weight: HostMatrix::of_f32(weight, n_in) }
     }
 }
 
 impl QuantMatmul for DenseF32 {
     fn n_in(&self) -> usize {
-        self.n_in
+        self.weight.n_in()
     }
 
     fn n_out(&self) -> usize {
-        self.weight.len() / self.n_in
+        self.weight.n_out()
     }
 
     fn packed_bytes(&self) -> usize {
-        size_of_val(self.weight.as_slice())
+        self.weight.bytes()
     }
 
     fn multiply(&self, x: &[f32], out: &mut [f32]) {
-        if x.len() > self.n_in {
-            return out.copy_from_slice(&matmul_transposed(x, &self.weight, self.n_in));
-        }
-        matvec(&self.weight, x, out);
+        self.weight.multiply(x, out);
     }
 }
 

@@ -6,7 +6,7 @@ use awq_core::arithmetic::Arithmetic;
 use awq_core::awq::{KeepSalient, SalientBy};
 use awq_core::backend::float_vec;
 use awq_core::codebook::Codebook;
-use awq_core::decode::{DecodeError, DecodeModel, DecodeOptions, Session};
+use awq_core::decode::{Batch, DecodeError, DecodeModel, DecodeOptions, Session};
 use awq_core::driver::{Calibration, Job, Propagation, codes_sha256, quantize_model};
 use awq_core::grid::{Granularity, Grid, ScaleDtype};
 use awq_core::kernel::Activations;
@@ -251,4 +251,76 @@ fn a_rounded_head_is_smaller_and_nearly_as_good() {
     let (expected, found) = (in_pieces(&exact, &ids, &[30]), in_pieces(&rounded, &ids, &[30]));
     assert_ne!(found, expected, "the head was not rounded");
     check_close("head of 8 bits", &found, &expected, 0.02);
+}
+
+/// Logits after each token of `texts`, which take their steps together in the places of `order`; a place without a text idles.
+pub(crate) fn together(
+    model: &DecodeModel,
+    texts: &[&[u32]],
+    order: &[Option<usize>],
+    n_prompt: usize,
+) -> Vec<Vec<f32>> {
+    let mut batch = Batch::new(model, order.len(), 60).unwrap();
+    let mut logits = vec![Vec::new(); texts.len()];
+    for (place, text) in order.iter().enumerate() {
+        if let Some(text) = *text {
+            logits[text].extend_from_slice(batch.feed(place, &texts[text][..n_prompt]).unwrap());
+        }
+    }
+    let longest = texts.iter().map(|text| text.len()).max().unwrap();
+    for at in n_prompt..longest {
+        let next: Vec<Option<u32>> = order.iter().map(|text| texts[(*text)?].get(at).copied()).collect();
+        let rows = batch.step(&next).unwrap();
+        let mut rows = rows.chunks_exact(model.config().vocab_size);
+        for (text, _) in order.iter().zip(&next).filter(|(_, next)| next.is_some()) {
+            logits[text.unwrap()].extend_from_slice(rows.next().unwrap());
+        }
+        assert!(rows.next().is_none());
+    }
+    logits
+}
+
+#[test]
+fn texts_in_a_batch_change_no_bit_of_each_other() {
+    for spec in [TinySpec::GQA, TinySpec::MHA] {
+        let dense: Arc<dyn Checkpoint> = Arc::new(tiny::checkpoint(&spec, 3));
+        let packed: Arc<dyn Checkpoint> = quantized(&spec, &no_search(), grid(4, group(32)));
+        let sequences = tiny::sequences(&spec, 5, 40, 5);
+        // Texts of several lengths end one after the other.
+        let texts: Vec<&[u32]> =
+            sequences.iter().zip([40, 33, 40, 21, 29]).map(|(text, length)| &text[..length]).collect();
+        for (name, checkpoint) in [("dense", dense), ("packed", packed)] {
+            let model = DecodeModel::load(spec.config(), checkpoint.as_ref(), &DecodeOptions::EXACT).unwrap();
+            let all = together(&model, &texts, &[0, 1, 2, 3, 4].map(Some), 20);
+            let elsewhere = together(&model, &texts, &[Some(3), None, Some(0), Some(4), None, Some(2), Some(1)], 20);
+            assert!(all == elsewhere, "{name}: places change bits");
+            for (text, expected) in all.iter().enumerate() {
+                let alone = together(&model, &texts[text..=text], &[Some(0)], 20);
+                assert!(alone[0] == *expected, "{name}: texts beside text {text} change its bits");
+                let in_session = in_pieces(&model, texts[text], &[20, 1]);
+                check_close(&format!("{name}, text {text}"), expected, &in_session[19 * spec.vocab_size..], 1e-5);
+                // One row of packed weights goes through another loop than several do, and so do the logits of a prompt.
+                let steps = (&expected[spec.vocab_size..], &in_session[20 * spec.vocab_size..]);
+                assert!(name == "packed" || steps.0 == steps.1, "text {text} in a session");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_refuses_what_a_session_does_and_stays_as_it_was() {
+    let spec = TinySpec::GQA;
+    let model = DecodeModel::load(spec.config(), &tiny::checkpoint(&spec, 3), &DecodeOptions::EXACT).unwrap();
+    assert!(matches!(Batch::new(&model, 2, 513).err(), Some(DecodeError::TooLong { .. })));
+    let mut batch = Batch::new(&model, 2, 4).unwrap();
+    let first = batch.feed(0, &[1, 2]).unwrap().to_vec();
+    assert_eq!(batch.feed(1, &[]).err(), Some(DecodeError::Empty));
+    assert_eq!(batch.step(&[None, None]).err(), Some(DecodeError::Empty));
+    assert_eq!(batch.step(&[Some(3), Some(50)]).err(), Some(DecodeError::UnknownToken { id: 50, vocab: 50 }));
+    assert_eq!((batch.len_of(0), batch.len_of(1)), (2, 0));
+    batch.feed(1, &[1, 2, 3, 4]).unwrap();
+    let full = DecodeError::Full { n_tokens: 1, used: 4, capacity: 4 };
+    assert_eq!(batch.step(&[Some(3), Some(5)]).err(), Some(full));
+    batch.truncate(0, 0);
+    assert_eq!(batch.feed(0, &[1, 2]).unwrap(), first);
 }

@@ -12,6 +12,7 @@ use awq_core::model::tiny::{self, TinySpec};
 use awq_core::model::{Decoder, NoTap, Storage, open_decoder, wiring_of};
 use serde_json::json;
 
+use crate::decode::together;
 use crate::fixture::Fixture;
 use crate::support::{Cpu, check_close, grid, group, no_search, numbers, official_awq};
 
@@ -145,6 +146,12 @@ fn packed_experts_decode_as_their_blocks_do() {
     let mut found = session.feed_each(&ids[..20]).unwrap();
     ids[20..].iter().for_each(|&id| found.extend(session.feed_each(&[id]).unwrap()));
     check_close("packed experts", &found, &expected, 1e-4);
+    // To which experts the tokens of other texts are sent changes no bit of a text.
+    let others = tiny::sequences(&SPEC, 3, 30, 6);
+    let beside: Vec<&[u32]> = others.iter().chain([&ids]).map(Vec::as_slice).collect();
+    let beside = together(&decode, &beside, &[0, 1, 3, 2].map(Some), 4);
+    assert!(beside[3] == together(&decode, &[&ids], &[Some(0)], 4)[0]);
+    check_close("experts in a batch", &beside[3], &found[3 * SPEC.vocab_size..], 1e-5);
 
     // q, k, v as one, o, the router, and of each expert gate with up, and down. A step reads two experts of four.
     let footprint = decode.footprint();
