@@ -9,6 +9,7 @@ mod work;
 use std::collections::{BTreeMap, BTreeSet};
 
 use awq_core::arithmetic::Arithmetic;
+use awq_core::decode::Batch;
 use awq_core::driver::Propagation;
 use awq_core::grids::ModelGrids;
 
@@ -30,6 +31,8 @@ use crate::session::Model;
 
 /// Tokens of what is written on a problem, about.
 const TOKENS_OF_A_WRITING: f64 = 200.0;
+/// Of the texts that are in the making at once, the share that is still written on, about: some end long before others.
+const SHARE_IN_THE_MAKING: f64 = 0.5;
 const F32: u64 = 4;
 
 /// What an experiment takes.
@@ -156,8 +159,10 @@ struct TextSize {
     /// Tokens of a sequence, on average.
     seq_len: f64,
     scored: f64,
-    /// Problems that are written on.
+    /// Texts that are written.
     n_written: f64,
+    /// On how many prompts at once, at most.
+    n_at_once: f64,
 }
 
 impl<'a> OnModel<'a> {
@@ -252,8 +257,13 @@ impl<'a> OnModel<'a> {
         let of_weight = self.rates.forward.get(text.arithmetic.number().name()).map_or(0.0, |pair| pair.first);
         let logits = |of_logit: f64| size.scored * vocab * (width * of_weight + of_logit);
         let Pair { first, second } = self.rates.logit;
-        let written = size.n_written * TOKENS_OF_A_WRITING * self.rates.byte * (F32 * self.n_weights()) as f64;
-        let own = pass(text.arithmetic) + logits(first) + written;
+        // A step reads all weights, for all texts that are in the making.
+        let n_together = (size.n_at_once * SHARE_IN_THE_MAKING).max(1.0);
+        let n_steps = size.n_written * TOKENS_OF_A_WRITING / n_together;
+        let written = n_steps * self.rates.byte * (F32 * self.n_weights()) as f64;
+        // Texts are written in f32.
+        let arithmetic = if size.n_written > 0.0 { Arithmetic::F32 } else { text.arithmetic };
+        let own = pass(arithmetic) + logits(first) + written;
         match (has_divergences, cell.quantization.is_none()) {
             (false, _) => own,
             (true, false) => own + logits(second),
@@ -309,8 +319,10 @@ fn size_of(spec: &ScoredText, model: &Model, texts: &mut Texts<'_>) -> anyhow::R
     let scored =
         windows.windows.iter().zip(&windows.first_targets).map(|(window, first)| window.len().saturating_sub(*first));
     let scored = if n_written > 0.0 { 0 } else { scored.sum::<usize>() };
-    let seq_len = fed as f64 / windows.windows.len().max(1) as f64;
-    Ok(TextSize { fed: fed as f64, seq_len, scored: scored as f64, n_written })
+    let n_windows = windows.windows.len();
+    let seq_len = fed as f64 / n_windows.max(1) as f64;
+    let n_at_once = n_windows.min(Batch::MOST) as f64;
+    Ok(TextSize { fed: fed as f64, seq_len, scored: scored as f64, n_written, n_at_once })
 }
 
 #[cfg(test)]

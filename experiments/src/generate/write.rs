@@ -1,21 +1,24 @@
-//! [`Writer`]: texts on a prompt that end before a stop string, as lm-eval's Hugging Face model writes them (0.4.13): the tokens of the
-//! text are decoded by themselves, special ones left out, and what stands behind the first stop is cut away.
+//! Texts on prompts that end before a stop string, as lm-eval's Hugging Face model writes them (0.4.13): the tokens of a text are
+//! decoded by themselves, special ones left out, and what stands behind the first stop is cut away.
+//!
+//! Several texts are in the making at once, for a step reads all weights however many texts it is of. Which ones, changes no text.
 
-use awq_core::decode::{DecodeModel, Sampler, Sampling, Session};
+use anyhow::Context;
+use awq_core::decode::{Batch, DecodeModel, Sampler, Sampling};
 use awq_core::load::Tokenizer;
 
 use crate::tasks::generation::until;
 
-/// A model that writes.
-pub struct Writer<'m> {
-    session: Session<'m>,
-    tokenizer: &'m Tokenizer,
-    /// Tokens that end a text.
-    end_ids: Vec<u32>,
-    /// Logits behind the prompt.
-    logits: Vec<f32>,
-    /// Tokens of the prompt.
-    n_prompt: usize,
+/// What is to be written on one prompt.
+pub struct Assignment<'a> {
+    /// Its tokens.
+    pub prompt: &'a [u32],
+    /// A text ends before the first of these.
+    pub stops: &'a [String],
+    /// Tokens of a text at most.
+    pub max_tokens: usize,
+    /// How each of its texts is drawn.
+    pub texts: Vec<Sampling>,
 }
 
 /// What was written.
@@ -27,58 +30,197 @@ pub struct Text {
     pub n_tokens: usize,
 }
 
+/// A model that writes.
+pub struct Writer<'m> {
+    model: &'m DecodeModel,
+    tokenizer: &'m Tokenizer,
+    /// Tokens that end a text.
+    end_ids: Vec<u32>,
+    /// Prompts on which texts are in the making at once, at most.
+    n_at_once: usize,
+}
+
 impl<'m> Writer<'m> {
-    /// With room for `capacity` tokens of a prompt and of what is written on it.
-    ///
-    /// # Errors
-    /// More tokens than the model has positions.
-    pub fn new(model: &'m DecodeModel, tokenizer: &'m Tokenizer, capacity: usize) -> anyhow::Result<Self> {
-        Ok(Self {
-            session: Session::new(model, capacity)?,
-            tokenizer,
-            end_ids: model.config().eos_ids.iter().copied().chain(tokenizer.eos()).collect(),
-            logits: Vec::new(),
-            n_prompt: 0,
-        })
+    /// On as many prompts at once as a batch takes.
+    pub fn new(model: &'m DecodeModel, tokenizer: &'m Tokenizer) -> Self {
+        let end_ids = model.config().eos_ids.iter().copied().chain(tokenizer.eos()).collect();
+        Self { model, tokenizer, end_ids, n_at_once: Batch::MOST }
     }
 
-    /// Reads a prompt, in place of the one before.
-    ///
-    /// # Errors
-    /// A prompt that does not fit, or a token that the model does not have.
-    pub fn read(&mut self, prompt: &[u32]) -> anyhow::Result<()> {
-        self.session.truncate(0);
-        self.logits = self.session.feed(prompt)?.to_vec();
-        self.n_prompt = prompt.len();
-        Ok(())
+    /// On fewer prompts at once, where the keys and values of more would take more bytes; on one at least.
+    #[must_use]
+    pub fn within(self, cache_bytes: usize, assignments: &[Assignment<'_>]) -> Self {
+        let of_one = self.model.cache_bytes(capacity(assignments)).max(1);
+        Self { n_at_once: (cache_bytes / of_one).clamp(1, self.n_at_once), ..self }
     }
 
-    /// Writes on the prompt that was read last, at most `max_tokens` tokens, up to the first of `stops`.
+    /// Writes all texts of all assignments, in their order. Says each prompt that is done.
     ///
     /// # Errors
-    /// Logits that are not finite, no room, or a tokenizer that fails.
-    pub fn write(&mut self, sampling: Sampling, stops: &[String], max_tokens: usize) -> anyhow::Result<Text> {
-        self.session.truncate(self.n_prompt);
-        let stops: Vec<String> = stops.iter().cloned().chain(self.spelled_end()).collect();
-        let mut sampler = Sampler::new(sampling);
-        let mut ids: Vec<u32> = Vec::new();
-        let mut next = sampler.next(&self.logits)?;
-        while ids.len() < max_tokens && !self.end_ids.contains(&next) {
-            ids.push(next);
-            // A stop may be spelled by a special token, which is no part of the text.
-            let spelled = self.tokenizer.decode(&ids)?;
-            if ids.len() == max_tokens || stops.iter().any(|stop| spelled.contains(stop.as_str())) {
-                break;
+    /// Names the problem: a prompt that does not fit, a token that the model does not have, logits that are not finite, or a tokenizer
+    /// that fails.
+    pub fn write(&self, assignments: &[Assignment<'_>], on_done: &mut dyn FnMut()) -> anyhow::Result<Vec<Vec<Text>>> {
+        let n_places = self.n_at_once.min(assignments.len()).max(1);
+        let mut batch = Batch::new(self.model, n_places, capacity(assignments))?;
+        let n_shared = shared_tokens(assignments);
+        let mut written: Vec<Vec<Text>> = assignments.iter().map(|_| Vec::new()).collect();
+        let mut waiting = assignments.iter().enumerate();
+        let mut places: Vec<Option<Place<'_>>> = (0..n_places).map(|_| None).collect();
+        loop {
+            for (place_idx, place) in places.iter_mut().enumerate() {
+                while place.is_none()
+                    && let Some((problem_idx, assignment)) = waiting.next()
+                {
+                    // What was read here last begins alike.
+                    batch.truncate(place_idx, n_shared);
+                    let n_kept = batch.len_of(place_idx);
+                    let on_problem = || format!("problem {problem_idx}");
+                    let logits = batch.feed(place_idx, &assignment.prompt[n_kept..]).with_context(on_problem)?;
+                    let mut new = Place::new(problem_idx, assignment, logits.to_vec());
+                    if self.begin(&mut new, &mut written[problem_idx]).with_context(on_problem)? {
+                        *place = Some(new);
+                    } else {
+                        on_done();
+                    }
+                }
             }
-            next = sampler.next(self.session.feed(&[next])?)?;
+            let next: Vec<Option<u32>> = places.iter().map(|place| place.as_ref().map(|place| place.next)).collect();
+            if next.iter().all(Option::is_none) {
+                return Ok(written);
+            }
+            let logits = batch.step(&next)?.to_vec();
+            let rows = logits.chunks_exact(self.model.config().vocab_size);
+            let busy = places.iter_mut().enumerate().filter(|(_, place)| place.is_some());
+            for ((place_idx, slot), logits) in busy.zip(rows) {
+                let Some(place) = slot else { continue };
+                let problem_idx = place.problem_idx;
+                let on_problem = || format!("problem {problem_idx}");
+                let of_problem = &mut written[problem_idx];
+                if self.go_on(place, logits).with_context(on_problem)? {
+                    continue;
+                }
+                of_problem.push(self.finished(place).with_context(on_problem)?);
+                batch.truncate(place_idx, place.assignment.prompt.len());
+                if !self.begin(place, of_problem).with_context(on_problem)? {
+                    *slot = None;
+                    on_done();
+                }
+            }
         }
-        let plain: Vec<u32> = ids.iter().copied().filter(|&id| !self.tokenizer.is_special(id)).collect();
+    }
+
+    /// Begins the next text of a place; texts that end before their first step are finished. Whether there is one to go on with.
+    fn begin(&self, place: &mut Place<'_>, written: &mut Vec<Text>) -> anyhow::Result<bool> {
+        let texts = &place.assignment.texts;
+        while let Some(sampling) = texts.get(written.len()) {
+            place.sampler = Sampler::new(*sampling);
+            place.ids.clear();
+            let logits = std::mem::take(&mut place.prompt_logits);
+            let goes_on = self.go_on(place, &logits);
+            place.prompt_logits = logits;
+            if goes_on? {
+                return Ok(true);
+            }
+            written.push(self.finished(place)?);
+        }
+        Ok(false)
+    }
+
+    /// Takes the token that follows; whether one is to be fed.
+    fn go_on(&self, place: &mut Place<'_>, logits: &[f32]) -> anyhow::Result<bool> {
+        let Assignment { stops, max_tokens, .. } = place.assignment;
+        place.next = place.sampler.next(logits)?;
+        if place.ids.len() == *max_tokens || self.end_ids.contains(&place.next) {
+            return Ok(false);
+        }
+        place.ids.push(place.next);
+        if place.ids.len() == *max_tokens {
+            return Ok(false);
+        }
+        // A stop may be spelled by a special token, which is no part of the text.
+        let spelled = self.tokenizer.decode(&place.ids)?;
+        let end = self.spelled_end();
+        Ok(!stops.iter().chain(&end).any(|stop| spelled.contains(stop.as_str())))
+    }
+
+    fn finished(&self, place: &Place<'_>) -> anyhow::Result<Text> {
+        let plain: Vec<u32> = place.ids.iter().copied().filter(|&id| !self.tokenizer.is_special(id)).collect();
         let text = self.tokenizer.decode(&plain)?;
-        Ok(Text { text: until(&text, &stops).to_owned(), n_tokens: ids.len() })
+        let stops: Vec<String> = place.assignment.stops.iter().cloned().chain(self.spelled_end()).collect();
+        Ok(Text { text: until(&text, &stops).to_owned(), n_tokens: place.ids.len() })
     }
 
     /// The end token as text, which ends a text that spells it.
     fn spelled_end(&self) -> Option<String> {
         self.tokenizer.eos().and_then(|id| self.tokenizer.token(id))
+    }
+}
+
+/// A text in the making.
+struct Place<'a> {
+    problem_idx: usize,
+    assignment: &'a Assignment<'a>,
+    /// Logits behind the prompt.
+    prompt_logits: Vec<f32>,
+    sampler: Sampler,
+    /// Tokens of the text.
+    ids: Vec<u32>,
+    /// The one that is fed next.
+    next: u32,
+}
+
+impl<'a> Place<'a> {
+    fn new(problem_idx: usize, assignment: &'a Assignment<'a>, prompt_logits: Vec<f32>) -> Self {
+        Self {
+            problem_idx,
+            assignment,
+            prompt_logits,
+            sampler: Sampler::new(Sampling::Greedy),
+            ids: Vec::new(),
+            next: 0,
+        }
+    }
+}
+
+/// Tokens of the longest prompt with a text on it.
+fn capacity(assignments: &[Assignment<'_>]) -> usize {
+    assignments.iter().map(|one| one.prompt.len() + one.max_tokens).max().unwrap_or(0)
+}
+
+/// Tokens that all prompts begin with and that need to be read once, see [`Batch::PROMPT_PIECE`]; a last token is left to be fed.
+fn shared_tokens(assignments: &[Assignment<'_>]) -> usize {
+    let Some((first, others)) = assignments.split_first() else { return 0 };
+    let alike = |other: &Assignment<'_>| {
+        let n_alike = first.prompt.iter().zip(other.prompt).take_while(|(a, b)| a == b).count();
+        n_alike.min(other.prompt.len().saturating_sub(1))
+    };
+    let n_alike = others.iter().map(alike).min().unwrap_or(0).min(first.prompt.len().saturating_sub(1));
+    n_alike / Batch::PROMPT_PIECE * Batch::PROMPT_PIECE
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn prompts_share_whole_pieces_and_never_their_last_token() {
+        let (piece, empty) = (Batch::PROMPT_PIECE, Vec::new());
+        let shared = |prompts: &[Vec<u32>]| {
+            let assignment =
+                |prompt| Assignment { prompt, stops: empty.as_slice(), max_tokens: 1, texts: vec![Sampling::Greedy] };
+            shared_tokens(&prompts.iter().map(|prompt| assignment(prompt.as_slice())).collect::<Vec<_>>())
+        };
+        let prompt = |n_alike: usize, n: usize, other: u32| -> Vec<u32> {
+            (0..n).map(|i| if i < n_alike { 7 } else { other }).collect()
+        };
+        assert_eq!(shared(&[]), 0);
+        assert_eq!(shared(&[prompt(piece + 9, piece + 20, 1), prompt(piece + 9, piece + 30, 2)]), piece);
+        assert_eq!(shared(&[prompt(piece - 1, piece + 20, 1), prompt(piece - 1, piece + 30, 2)]), 0);
+        let twice = prompt(2 * piece, 2 * piece, 1);
+        assert_eq!(shared(&[twice.clone(), twice.clone()]), piece);
+        assert_eq!(shared(&[twice.clone(), prompt(2 * piece, 2 * piece + 1, 1)]), piece);
+        assert_eq!(shared(&[prompt(2 * piece, 3 * piece, 1), prompt(2 * piece, 3 * piece, 1), twice]), piece);
     }
 }

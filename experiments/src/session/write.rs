@@ -1,6 +1,6 @@
 //! Texts that a model writes on the problems of a task, and whether the programs that they make pass.
 //!
-//! The whole model is held in memory for it, dequantized to f32 or packed, and decodes on the CPU: the scoring pass keeps no cache.
+//! The whole model is held in memory for it, its floats in the 16 bits of its file or in f32, its codes packed, and decodes on the CPU: the scoring pass keeps no cache.
 
 use std::sync::Arc;
 
@@ -16,9 +16,12 @@ use super::Session;
 use crate::config::{LmEvalGenerationProtocol, SeveralTexts};
 use crate::eval::scores::Writings;
 use crate::eval::windows::Windows;
-use crate::generate::write::Writer;
+use crate::generate::write::{Assignment, Writer};
 use crate::sandbox::Sandbox;
 use crate::tasks::Problem;
+
+/// Bytes of the keys and values of all texts in the making.
+const CACHE_BYTES: usize = 2 << 30;
 
 /// A model of a session for writing, loaded when it is first asked for.
 pub(super) struct LazyModel {
@@ -51,25 +54,22 @@ impl<B: QuantBackend> Session<'_, B> {
             model.loaded = Some(load.context("the model cannot be loaded for writing")?);
         }
         let loaded = model.loaded.as_ref().context("no model is loaded for writing")?;
-        let lengths =
-            windows.windows.iter().zip(problems).map(|(window, problem)| window.len() + problem.max_new_tokens);
-        let mut writer = Writer::new(loaded, &opened.tokenizer, lengths.max().unwrap_or(0))?;
+        let prompts = windows.windows.iter().zip(problems).enumerate();
+        let assignments: Vec<Assignment<'_>> = prompts
+            .map(|(index, (prompt, problem))| Assignment {
+                prompt,
+                stops: &problem.until,
+                max_tokens: problem.max_new_tokens,
+                texts: (0..protocol.n_texts()).map(|text| sampling(protocol.several.as_ref(), index, text)).collect(),
+            })
+            .collect();
+        let writer = Writer::new(loaded, &opened.tokenizer).within(CACHE_BYTES, &assignments);
         let bar = self.machine.progress.bar(label, problems.len() as u64);
-        let (mut texts, mut n_tokens) = (Vec::with_capacity(problems.len()), 0);
-        for (index, (prompt, problem)) in windows.windows.iter().zip(problems).enumerate() {
-            let on_problem = || format!("problem {index}");
-            writer.read(prompt).with_context(on_problem)?;
-            let mut of_problem = Vec::with_capacity(protocol.n_texts());
-            for text_idx in 0..protocol.n_texts() {
-                let sampling = sampling(protocol.several.as_ref(), index, text_idx);
-                let text = writer.write(sampling, &problem.until, problem.max_new_tokens).with_context(on_problem)?;
-                n_tokens += text.n_tokens as u64;
-                of_problem.push(text.text);
-            }
-            texts.push(of_problem);
-            bar.advance(1);
-        }
+        let written = writer.write(&assignments, &mut || bar.advance(1))?;
         bar.finish();
+        let n_tokens = written.iter().flatten().map(|text| text.n_tokens as u64).sum();
+        let texts: Vec<Vec<String>> =
+            written.into_iter().map(|texts| texts.into_iter().map(|text| text.text).collect()).collect();
         let passes = problems.par_iter().zip(&texts).map(|(problem, texts)| self.passes(problem, texts));
         let passes = passes.collect::<anyhow::Result<_>>()?;
         Ok(Writings { texts, passes, n_tokens })
