@@ -340,8 +340,11 @@ fn write_report(folder: &Path, progress: &Progress) -> anyhow::Result<()> {
     notes.extend(report::doubts::numbers(folder, &plan, &records));
     notes.extend(report::doubts::other_cells(folder, &plan, &records));
     notes.iter().for_each(|note| progress.note(note));
-    report::write_report(folder, &plan, &records, &speed)?;
-    print(&report::terminal_table(&plan, &records, &speed)?);
+    let shown = report::with_report(&plan, &records, &speed, |report| {
+        report.write(folder)?;
+        Ok(report.terminal())
+    })?;
+    print(&shown);
     Ok(())
 }
 

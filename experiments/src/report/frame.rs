@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use anyhow::Context;
 use awq_core::arithmetic::{Arithmetic, FloatType};
 use awq_core::driver::Propagation;
+use rayon::prelude::*;
 
 use super::base;
 use super::row::Row;
@@ -79,14 +80,17 @@ pub fn newest(records: &[Record]) -> Vec<&Record> {
 pub fn rows(records: &[&Record], references: &[ReferenceValue], baseline: &str) -> anyhow::Result<Vec<Row>> {
     let finished: Vec<Finished<'_>> = records.iter().filter_map(|record| Finished::of(record)).collect();
     let models: Vec<&str> = finished.iter().map(|cell| cell.cell().model.name.as_str()).collect();
-    let mut rows = Vec::new();
+    let mut measured = Vec::new();
     for cell in &finished {
         for measurement in &cell.done.measurements {
             let metric =
                 MetricKey::of_record(&measurement.metric).with_context(|| format!("cell {}", cell.cell().label()))?;
-            rows.push(row(cell, (metric, measurement), &finished, references, baseline));
+            measured.push((cell, (metric, measurement)));
         }
     }
+    // Each has intervals of some hundredths of a second, and a large experiment has a thousand of them.
+    let row = |(cell, of_metric)| row(cell, of_metric, &finished, references, baseline);
+    let mut rows: Vec<Row> = measured.into_par_iter().map(row).collect();
     let place = |row: &Row| models.iter().position(|model| *model == row.model);
     rows.sort_by(|a, b| {
         let text = |row: &Row| {

@@ -83,59 +83,106 @@ pub struct ReportFiles {
     pub figures: Vec<PathBuf>,
 }
 
-/// Writes tables, figures and the page of what `plan` asks and `records` answer into `folder`. Each file is replaced as a
-/// whole or not at all.
+/// What `plan` asks and records answer, worked out once to be written and shown: intervals of a large experiment take half a minute.
+pub struct Report<'r> {
+    plan: &'r Plan,
+    newest: &'r [&'r Record],
+    rows: &'r draws::Rows<'r>,
+    pivots: Vec<Pivot<'r>>,
+    /// Tables of what was measured, and failures.
+    document: Document,
+    predictors: Vec<Table>,
+    kernels: Vec<KernelRow>,
+    decoding: Vec<DecodeRow>,
+}
+
+/// Works out a report and hands it to `user`.
 ///
 /// # Errors
-/// A metric that this program does not know, or a file that cannot be written.
-pub fn write_report<C>(
-    folder: &Path,
+/// A metric that this program does not know, or an error of `user`.
+pub fn with_report<C, R>(
     plan: &Plan,
     records: &[Record<C>],
     speed: &[SpeedLine],
-) -> anyhow::Result<ReportFiles> {
-    files::sweep(folder);
+    user: impl FnOnce(&Report<'_>) -> anyhow::Result<R>,
+) -> anyhow::Result<R> {
     let asked = asked(plan, records);
     let newest = frame::newest(&asked);
-    let draws::Rows { cells, shown: rows, records: means } = draws::rows(&newest, &plan.references, &plan.baseline)?;
-    let means: Vec<&Record> = means.iter().map(|record| &**record).collect();
-    let mut data = frame_of(&cells).context("cannot build the frame of the records")?;
-    let pivots = pivots(plan, &rows, &means);
-    let mut document = document(plan, &rows, &means, &pivots);
+    let rows = draws::rows(&newest, &plan.references, &plan.baseline)?;
+    let means: Vec<&Record> = rows.records.iter().map(|record| &**record).collect();
+    let pivots = pivots(plan, &rows.shown, &means);
+    let mut document = document(plan, &rows.shown, &means, &pivots);
     let (timed, not_timed) = told_apart(speed);
-    let (kernels, decoding) = (kernel_rows(&timed), decode_rows(&timed));
     document.failures.extend(not_timed);
-    document.tables.extend(predictors::tables(&rows));
-    document.tables.extend(speed_tables(&kernels, &decoding, plan));
-    let mut pictures: Vec<Picture> = own_figures(plan, &rows, &pivots, &newest);
-    // The experiment's own figure shows the same numbers along what it compares.
-    if pictures.is_empty() {
-        pictures.extend(bits::value_figures(&rows));
-    }
-    pictures.extend(predictors::figures(&rows).into_iter().map(Picture::Lines));
-    pictures.extend(blocks::block_figures(&frame::block_curves(&newest)).into_iter().map(Picture::Lines));
-    pictures.extend(speed::figures::decode_figures(&decoding).into_iter().map(Picture::Bars));
-    pictures.extend(speed::figures::kernel_figures(&kernels).into_iter().map(Picture::Lines));
+    user(&Report {
+        plan,
+        newest: &newest,
+        rows: &rows,
+        pivots,
+        document,
+        predictors: predictors::tables(&rows.shown),
+        kernels: kernel_rows(&timed),
+        decoding: decode_rows(&timed),
+    })
+}
 
-    let (drawings, figures) = write_figures(&folder.join("figures"), &pictures)?;
-    let files = ReportFiles {
-        tables: write_tables(folder, "table", &document)?,
-        csv: folder.join("table.csv"),
-        parquet: folder.join("records.parquet"),
-        html: folder.join("report.html"),
-        speed: write_speed_frames(folder, &kernels, &decoding)?,
-        paper_tables: write_paper_tables(folder, plan, &pivots)?,
-        figures,
-    };
-    let page = Document { tables: paper_tables(&pivots).chain(document.tables.clone()).collect(), ..document.clone() };
-    // Absent where a report is made of records alone.
-    let settings = std::fs::read_to_string(folder.join(RESOLVED_CONFIG)).unwrap_or_default();
-    let page = Page { document: &page, drawings: &drawings, cells: &cells, records: &newest, settings: &settings };
-    write_whole(&files.html, html::render(&page).as_bytes())?;
-    if plan.cells().next().is_some() {
-        write_frame(&mut data, &files.csv, &files.parquet)?;
+impl Report<'_> {
+    /// Writes tables, figures and the page into `folder`. Each file is replaced as a whole or not at all.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn write(&self, folder: &Path) -> anyhow::Result<ReportFiles> {
+        files::sweep(folder);
+        let (kernels, decoding) = (&self.kernels, &self.decoding);
+        let mut document = self.document.clone();
+        document.tables.extend(self.predictors.clone());
+        document.tables.extend(speed_tables(kernels, decoding, self.plan));
+        let (drawings, figures) = write_figures(&folder.join("figures"), &self.pictures())?;
+        let files = ReportFiles {
+            tables: write_tables(folder, "table", &document)?,
+            csv: folder.join("table.csv"),
+            parquet: folder.join("records.parquet"),
+            html: folder.join("report.html"),
+            speed: write_speed_frames(folder, kernels, decoding)?,
+            paper_tables: write_paper_tables(folder, self.plan, &self.pivots)?,
+            figures,
+        };
+        let tables = paper_tables(&self.pivots).chain(document.tables.clone()).collect();
+        let page = Document { tables, ..document };
+        // Absent where a report is made of records alone.
+        let settings = std::fs::read_to_string(folder.join(RESOLVED_CONFIG)).unwrap_or_default();
+        let cells = &self.rows.cells;
+        let page = Page { document: &page, drawings: &drawings, cells, records: self.newest, settings: &settings };
+        write_whole(&files.html, html::render(&page).as_bytes())?;
+        if self.plan.cells().next().is_some() {
+            let mut data = frame_of(cells).context("cannot build the frame of the records")?;
+            write_frame(&mut data, &files.csv, &files.parquet)?;
+        }
+        Ok(files)
     }
-    Ok(files)
+
+    /// The tables, for a terminal of 110 columns or more; one laid out as a published table may be wider.
+    pub fn terminal(&self) -> String {
+        let mut document = self.document.clone();
+        document.tables.extend(self.predictors.clone());
+        document.tables.extend(paper_tables(&self.pivots));
+        document.tables.extend(speed_tables(&self.kernels, &self.decoding, self.plan));
+        terminal::render(&document)
+    }
+
+    fn pictures(&self) -> Vec<Picture> {
+        let rows = &self.rows.shown;
+        let mut pictures: Vec<Picture> = own_figures(self.plan, rows, &self.pivots, self.newest);
+        // The experiment's own figure shows the same numbers along what it compares.
+        if pictures.is_empty() {
+            pictures.extend(bits::value_figures(rows));
+        }
+        pictures.extend(predictors::figures(rows).into_iter().map(Picture::Lines));
+        pictures.extend(blocks::block_figures(&frame::block_curves(self.newest)).into_iter().map(Picture::Lines));
+        pictures.extend(speed::figures::decode_figures(&self.decoding).into_iter().map(Picture::Bars));
+        pictures.extend(speed::figures::kernel_figures(&self.kernels).into_iter().map(Picture::Lines));
+        pictures
+    }
 }
 
 /// The frame of `rows`, without the columns that only overrides of grids, or only tasks, fill where there are none.
@@ -181,26 +228,6 @@ fn speed_tables(kernels: &[KernelRow], decoding: &[DecodeRow], plan: &Plan) -> i
     let published = if decoding.is_empty() { &[] } else { plan.published_speed.as_slice() };
     let measured = speed::tables::decode_tables(decoding).into_iter().chain(speed::tables::kernel_tables(kernels));
     measured.chain(speed::published::published_tables(published)).collect::<Vec<_>>().into_iter()
-}
-
-/// The tables of what `plan` asks and `records` answer, for a terminal of 110 columns or more; one laid out as a
-/// published table may be wider.
-///
-/// # Errors
-/// A metric that this program does not know.
-pub fn terminal_table<C>(plan: &Plan, records: &[Record<C>], speed: &[SpeedLine]) -> anyhow::Result<String> {
-    let asked = asked(plan, records);
-    let newest = frame::newest(&asked);
-    let draws::Rows { shown: rows, records: means, .. } = draws::rows(&newest, &plan.references, &plan.baseline)?;
-    let means: Vec<&Record> = means.iter().map(|record| &**record).collect();
-    let pivots = pivots(plan, &rows, &means);
-    let mut document = document(plan, &rows, &means, &pivots);
-    document.tables.extend(predictors::tables(&rows));
-    document.tables.extend(paper_tables(&pivots));
-    let (timed, not_timed) = told_apart(speed);
-    document.failures.extend(not_timed);
-    document.tables.extend(speed_tables(&kernel_rows(&timed), &decode_rows(&timed), plan));
-    Ok(terminal::render(&document))
 }
 
 /// What was measured of one cell, beside its base model, as Markdown tables: for a model's card.
@@ -356,5 +383,7 @@ mod paper_tests;
 mod snapshot_tests;
 #[cfg(test)]
 pub(crate) mod tests;
+#[cfg(test)]
+pub(crate) use self::tests::{terminal_table, write_report};
 #[cfg(test)]
 mod uncertainty_tests;

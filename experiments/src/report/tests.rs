@@ -21,6 +21,19 @@ use crate::record::{Cost, Done, Failed, Measurement, Outcome, Quantization, SCHE
 use crate::registry::MethodSpec;
 use crate::stats::Estimator;
 
+pub(crate) fn write_report<C>(
+    folder: &Path,
+    plan: &Plan,
+    records: &[Record<C>],
+    speed: &[SpeedLine],
+) -> anyhow::Result<ReportFiles> {
+    with_report(plan, records, speed, |report| report.write(folder))
+}
+
+pub(crate) fn terminal_table<C>(plan: &Plan, records: &[Record<C>], speed: &[SpeedLine]) -> anyhow::Result<String> {
+    with_report(plan, records, speed, |report| Ok(report.terminal()))
+}
+
 pub(super) const QUESTION: &str = "Does AWQ beat RTN at 3 bit?";
 
 pub(super) const RTN: &str = r#"{"rtn": {}}"#;

@@ -45,13 +45,21 @@ impl Bootstrap {
 }
 
 /// Sum of `len` windows from `start` on; after the last comes the first.
+#[inline]
 fn circular_sum(sample: &[f64], start: usize, len: usize) -> f64 {
-    let to_end = len.min(sample.len() - start);
-    let sum = |part: &[f64]| part.iter().sum::<f64>();
-    sum(&sample[start..start + to_end]) + sum(&sample[..len - to_end])
+    // Most blocks are one window, and few go around.
+    match sample.get(start..start + len) {
+        Some([one]) => *one,
+        Some(part) => part.iter().sum(),
+        None => {
+            let (tail, n_more) = (&sample[start..], len - (sample.len() - start));
+            tail.iter().sum::<f64>() + sample[..n_more].iter().sum::<f64>()
+        }
+    }
 }
 
 /// One of `n` windows: a u32 is drawn alike on every platform.
+#[inline]
 fn any_of(n: usize, draw: u32) -> usize {
     ((u64::from(draw) * n as u64) >> 32) as usize
 }
