@@ -18,7 +18,7 @@ use crate::grids::BlockGrids;
 use crate::log::{BlockLog, LinearLog};
 use crate::model::{Block, BlockLayout, LinearFacts, LinearName};
 use crate::numbers::of_table;
-use crate::progress::Listener;
+use crate::progress::{Listener, Part};
 use crate::quantized::{QuantizedWeight, StoredParts};
 
 /// What a method is given of one block.
@@ -66,6 +66,7 @@ impl<'a, B: QuantBackend> BlockCtx<'a, B> {
             input: self.inputs.and_then(|inputs| inputs.get(facts.input)),
             input_scale: None,
             grid: self.grid(facts.name),
+            listener: &|_| {},
         }
     }
 }
@@ -85,6 +86,8 @@ pub struct LinearCtx<'a, B: QuantBackend> {
     pub input_scale: Option<Tensor<B, 1>>,
     /// The grid to round to.
     pub grid: &'a Grid,
+    /// Hears how much of the work on this linear is done, of methods that tell.
+    pub listener: &'a Listener<'a>,
 }
 
 impl<B: QuantBackend> LinearCtx<'_, B> {
@@ -301,7 +304,9 @@ pub fn quantize_each_linear<B: QuantBackend>(
     let n_weights = |facts: &LinearFacts| ctx.block.params().linear(facts.name).weight.shape().num_elements() as f64;
     let total: f64 = ctx.linears.iter().map(n_weights).sum();
     for (idx, facts) in ctx.linears.iter().enumerate() {
-        let (weight, log) = method.quantize_linear(&ctx.linear(facts))?;
+        let part = Part::new(ctx.listener, n_weights(facts) / total);
+        let listener = |share: f64| part.tell(share);
+        let (weight, log) = method.quantize_linear(&LinearCtx { listener: &listener, ..ctx.linear(facts) })?;
         if let (Some(inputs), false) =
             (ctx.inputs, ctx.linears[idx + 1..].iter().any(|later| later.input == facts.input))
         {
@@ -309,7 +314,7 @@ pub fn quantize_each_linear<B: QuantBackend>(
         }
         edit.linears.insert(facts.name, weight);
         edit.log.linears.push(log);
-        (ctx.listener)(n_weights(facts) / total);
+        part.finish();
     }
     Ok(edit)
 }

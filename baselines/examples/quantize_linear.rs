@@ -82,6 +82,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         input: input.as_ref(),
         input_scale: None,
         grid: &settings.grid,
+        listener: &|_| {},
     };
     let (quantized, log) = settings.method.quantize(&ctx)?;
     log.notes.iter().for_each(|note| println!("{note}"));

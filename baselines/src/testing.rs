@@ -45,6 +45,7 @@ impl Case {
             input: Some(&self.input),
             input_scale: None,
             grid: &self.grid,
+            listener: &|_| {},
         }
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn quantize_head<B: QuantBackend>(
     let weight = decoder.head_weight()?;
     // Errors call it the block behind the last.
     let (block_idx, linear) = (decoder.config().n_blocks, LinearName(HEAD));
-    let ctx = LinearCtx { block_idx, linear, weight, input: None, input_scale: None, grid };
+    let ctx = LinearCtx { block_idx, linear, weight, input: None, input_scale: None, grid, listener: &|_| {} };
     let method = method.of_head().ok_or_else(|| ctx.unsupported(NO_HEAD));
     Ok(method.and_then(|method| checked_linear(method, &ctx)).map(PackedWeight::new))
 }

@@ -29,15 +29,18 @@ fn matrix(rows: usize, cols: usize, seed: u64) -> Tensor<Cpu, 2> {
 #[test]
 fn losses_of_a_real_weight_are_the_same_20_times() {
     let (weight, grid) = (matrix(HIDDEN, HIDDEN, 1), grid(4, group(128)));
-    let ctx = LinearCtx {
-        block_idx: 0,
-        linear: LinearName("self_attn.o_proj"),
-        weight: weight.clone(),
-        input: None,
-        input_scale: None,
-        grid: &grid,
+    let quantize = || {
+        Nearest.quantize_linear(&LinearCtx {
+            block_idx: 0,
+            linear: LinearName("self_attn.o_proj"),
+            weight: weight.clone(),
+            input: None,
+            input_scale: None,
+            grid: &grid,
+            listener: &|_| {},
+        })
     };
-    let (_, log) = with_threads(1, || Nearest.quantize_linear(&ctx)).unwrap();
+    let (_, log) = with_threads(1, quantize).unwrap();
     let rounded = Cpu::fake_quant(weight.clone(), &grid);
     let n_weights = (HIDDEN * HIDDEN) as f64;
     for n_threads in [1, 2] {
