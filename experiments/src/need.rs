@@ -1,6 +1,7 @@
 //! [`Need`]: the memory that quantizing a model takes on a CPU, from shapes alone, before any work.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::ensure;
@@ -81,6 +82,25 @@ impl Need {
         };
         let embedding = (config.vocab_size * wiring.embedding_width(config)) as u64 * F32;
         Self { memory: PROGRAM + blocks.max(embedding), hidden_states: n_streams * states }
+    }
+
+    /// Jobs that go through the blocks together: as many of those that follow each other as fit into `limit` bytes, and one at least.
+    pub fn passes(
+        wiring: &Wiring,
+        config: &ModelConfig,
+        jobs: &[Job<'_>],
+        calibration: Option<CalibrationSize>,
+        limit: u64,
+    ) -> Vec<Range<usize>> {
+        let fits = |pass: Range<usize>| Self::of_pass(wiring, config, &jobs[pass], calibration).memory <= limit;
+        let mut passes: Vec<Range<usize>> = Vec::new();
+        for job in 0..jobs.len() {
+            match passes.last_mut() {
+                Some(pass) if fits(pass.start..job + 1) => pass.end = job + 1,
+                _ => passes.push(job..job + 1),
+            }
+        }
+        passes
     }
 
     /// Checks that methods of this label fit within what was asked for.
@@ -218,6 +238,24 @@ mod tests {
     fn whole_inputs_grow_with_the_calibration() {
         let (small, large) = (need("awq", size(64)).0, need("awq", size(128)).0);
         assert_eq!(large - small, 128);
+    }
+
+    /// GPTQ's Gram matrices and AWQ's inputs are in memory together where both look at a block.
+    #[test]
+    fn jobs_that_do_not_fit_together_go_one_after_the_other() {
+        let spec = TinySpec { hidden_size: 512, intermediate_size: 1024, vocab_size: 50, ..TinySpec::MHA };
+        let (config, wiring) = (spec.config(), wiring_of(&spec.config(), &tiny::checkpoint(&spec, 0)).unwrap());
+        let grids = GridRule::from(Grid::awq(Bits::new(4).unwrap(), Granularity::PerChannel)).resolve(&wiring).unwrap();
+        let methods: Vec<MethodSpec> = ["gptq", "awq", "awq"].map(|key| MethodSpec::presets(key).remove(0).1).into();
+        let jobs: Vec<Job<'_>> = methods.iter().map(|method| (method.settings(), &grids)).collect();
+        let of = |jobs: &[Job<'_>]| Need::of_pass(&wiring, &config, jobs, size(64)).memory;
+        let passes = |limit| Need::passes(&wiring, &config, &jobs, size(64), limit);
+        let (all, awq) = (of(&jobs), of(&jobs[1..]));
+        assert!(awq < all, "{awq} of {all}");
+        assert_eq!(passes(all), [0..3]);
+        assert_eq!(passes(all - 1), [0..1, 1..3]);
+        assert_eq!(passes(0), [0..1, 1..2, 2..3]);
+        assert!(passes(0).iter().all(|pass| of(&jobs[pass.clone()]) > 0));
     }
 
     #[test]

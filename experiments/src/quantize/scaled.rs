@@ -150,7 +150,8 @@ impl<'a> DeviceJob for ScaleJob<'a> {
         };
         let scaled = Scaled::new(awq);
         let bar = self.machine.progress.bar("scale, blocks", self.model.opened.config.n_blocks as u64);
-        let room = session.room(&[(&scaled, &grids)], Some(&calibrated))?;
+        session.check_memory(&[(&scaled, &grids)], Some(&calibrated))?;
+        let room = session.room(&[(&scaled, &grids)], Some(&calibrated));
         let mut sink = Blocks { model: self.model, outline: self.outline, file: self.file, room, bar: &bar };
         let n_before = self.outline.tensors().iter().take_while(|tensor| !is_of_a_block(&tensor.name)).count();
         sink.file.add(self.model.opened.checkpoint.as_ref(), n_before)?;

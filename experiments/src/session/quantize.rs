@@ -8,6 +8,7 @@ use awq_core::model::Decoder;
 use awq_core::pack::PackedWeight;
 use awq_core::rule::GridRule;
 use std::cell::Cell;
+use std::ops::Range;
 
 use super::{Calibrated, Session};
 use crate::assets::cannot_write;
@@ -45,7 +46,7 @@ impl<B: QuantBackend> Session<'_, B> {
         self.machine.codes.open(&question, self.base_tensors())
     }
 
-    /// Makes codes, all in one pass, and stores each block at once: a kill costs no more than the block that was worked on.
+    /// Makes codes, in one pass where memory allows, and stores each block at once: a kill costs no more than the block that was worked on.
     /// `label` says which pass it is.
     ///
     /// # Errors
@@ -67,22 +68,35 @@ impl<B: QuantBackend> Session<'_, B> {
         }
         let n_blocks = self.decoder.config().n_blocks;
         let n_missing: usize = codes.iter().map(|codes| n_blocks.saturating_sub(codes.n_blocks())).sum();
-        let of_jobs: Vec<_> = settings.into_iter().zip(jobs.iter().map(|job| &job.grids)).collect();
-        let room = self.room(&of_jobs, calibrated)?;
-        let bar = self.machine.progress.bar(label, n_missing as u64 * PARTS_OF_A_BLOCK);
-        let calibration = calibrated.map(Calibrated::calibration);
-        let mut sink = Stored { codes, room: room.clone(), bar: &bar, within: Cell::new((0, 0.0)) };
-        let results = guarded(|| quantize_blocks(self.decoder.as_ref(), calibration, &jobs, &mut sink))?;
-        let codes = sink.codes;
-        bar.finish();
-        if room.most_in_files() > 0 {
+        let of_jobs: Vec<need::Job<'_>> = settings.into_iter().zip(jobs.iter().map(|job| &job.grids)).collect();
+        self.check_memory(&of_jobs, calibrated)?;
+        let passes = self.fitting(&of_jobs, calibrated);
+        let memory = bytes(self.machine.memory.bytes as f64);
+        if passes.len() > 1 {
+            let (n_jobs, n_passes) = (jobs.len(), passes.len());
             self.machine.progress.note(&format!(
-                "hidden states of up to {} lay in temporary files, for which there was no room within {} of memory",
-                bytes(room.most_in_files() as f64),
-                bytes(self.machine.memory.bytes as f64)
+                "{n_jobs} cells go through the blocks in {n_passes} passes: together they need more than {memory} of memory"
             ));
         }
-        Ok(codes.into_iter().zip(results).map(|(codes, result)| result.map(|()| codes)).collect())
+        let bar = self.machine.progress.bar(label, n_missing as u64 * PARTS_OF_A_BLOCK);
+        let calibration = calibrated.map(Calibrated::calibration);
+        let (mut made, mut most_in_files, mut codes) = (Vec::with_capacity(jobs.len()), 0, codes.into_iter());
+        for pass in passes {
+            let room = self.room(&of_jobs[pass.clone()], calibrated);
+            let codes = codes.by_ref().take(pass.len()).collect();
+            let mut sink = Stored { codes, room: room.clone(), bar: &bar, within: Cell::new((0, 0.0)) };
+            let results = guarded(|| quantize_blocks(self.decoder.as_ref(), calibration, &jobs[pass], &mut sink))?;
+            made.extend(sink.codes.into_iter().zip(results).map(|(codes, result)| result.map(|()| codes)));
+            most_in_files = most_in_files.max(room.most_in_files());
+        }
+        bar.finish();
+        if most_in_files > 0 {
+            self.machine.progress.note(&format!(
+                "hidden states of up to {} lay in temporary files, for which there was no room within {memory} of memory",
+                bytes(most_in_files as f64),
+            ));
+        }
+        Ok(made)
     }
 
     /// The model with `codes` in place of its weights.
@@ -93,22 +107,38 @@ impl<B: QuantBackend> Session<'_, B> {
         Ok(self.decoder.over(codes.checkpoint())?)
     }
 
-    /// Room for the hidden states of a pass, beside what else it needs.
+    /// Checks that each method alone fits into the memory that was asked for.
     ///
     /// # Errors
-    /// Methods that need more than was asked for.
-    pub(crate) fn room(&self, jobs: &[need::Job<'_>], calibrated: Option<&Calibrated>) -> anyhow::Result<Room> {
+    /// One that does not.
+    pub(crate) fn check_memory(&self, jobs: &[need::Job<'_>], calibrated: Option<&Calibrated>) -> anyhow::Result<()> {
         if B::BESIDE_HOST {
-            return Ok(Room::unlimited());
+            return Ok(());
         }
-        let size = calibrated.map(Calibrated::size);
-        let need = |jobs: &[need::Job<'_>]| Need::of_pass(&self.model.wiring, &self.model.opened.config, jobs, size);
-        // Each for itself: what a pass shares, together with others, may be a little more.
-        for job in jobs {
-            need(&[*job]).check(&job.0.label(), self.machine.memory)?;
+        let check = |job: &need::Job<'_>| self.need(&[*job], calibrated).check(&job.0.label(), self.machine.memory);
+        jobs.iter().try_for_each(check)
+    }
+
+    /// Jobs that go through the blocks together, as memory allows.
+    fn fitting(&self, jobs: &[need::Job<'_>], calibrated: Option<&Calibrated>) -> Vec<Range<usize>> {
+        if B::BESIDE_HOST {
+            return std::iter::once(0..jobs.len()).collect();
         }
-        let need = need(jobs);
-        Ok(Room::new(self.machine.memory.bytes.saturating_sub(need.memory), self.machine.codes.folder()))
+        let (wiring, config, size) = (&self.model.wiring, &self.model.opened.config, calibrated.map(Calibrated::size));
+        Need::passes(wiring, config, jobs, size, self.machine.memory.bytes)
+    }
+
+    /// Room for the hidden states of a pass, beside what else it needs.
+    pub(crate) fn room(&self, jobs: &[need::Job<'_>], calibrated: Option<&Calibrated>) -> Room {
+        if B::BESIDE_HOST {
+            return Room::unlimited();
+        }
+        let need = self.need(jobs, calibrated);
+        Room::new(self.machine.memory.bytes.saturating_sub(need.memory), self.machine.codes.folder())
+    }
+
+    fn need(&self, jobs: &[need::Job<'_>], calibrated: Option<&Calibrated>) -> Need {
+        Need::of_pass(&self.model.wiring, &self.model.opened.config, jobs, calibrated.map(Calibrated::size))
     }
 
     fn check_room(&self, wanted: &[Wanted<'_>]) -> anyhow::Result<()> {
