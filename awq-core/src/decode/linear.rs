@@ -122,6 +122,14 @@ impl Linear {
         }
     }
 
+    /// Bits of a weight that is held as a float.
+    pub(super) fn float_bits(&self) -> Option<u8> {
+        match &self.weight {
+            Weight::Dense(weight) => Some(weight.bits()),
+            Weight::Packed(_) | Weight::Apart(_) => None,
+        }
+    }
+
     pub(super) fn is_packed(&self) -> bool {
         matches!(self.weight, Weight::Packed(_))
     }

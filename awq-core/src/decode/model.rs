@@ -59,6 +59,8 @@ pub struct Footprint {
     pub n_dequantized: usize,
     /// All linears of blocks, counted so.
     pub n_linears: usize,
+    /// Bits of the weights of blocks that are held as floats, the most of one; `None` where none is.
+    pub float_bits: Option<u8>,
 }
 
 /// A decoder in host memory.
@@ -234,6 +236,7 @@ impl DecodeModel {
             n_packed: parts().filter(|linear| linear.is_packed()).count(),
             n_dequantized: parts().filter(|linear| linear.is_dequantized()).count(),
             n_linears: parts().count(),
+            float_bits: parts().filter_map(Linear::float_bits).max(),
         }
     }
 }

@@ -209,6 +209,7 @@ impl Buffers {
         self.mixed.resize(self.qkv.len() / stride * width, 0.0);
         let (mut qkv, mut mixed) = (self.qkv.as_mut_slice(), self.mixed.as_mut_slice());
         let mut tasks = Vec::with_capacity(runs.len());
+        let n_tokens: usize = runs.iter().map(|run| run.ids.len()).sum();
         for Run { text, ids } in runs {
             let (own_qkv, rest) = qkv.split_at_mut(ids.len() * stride);
             let (own_mixed, rest_mixed) = mixed.split_at_mut(ids.len() * width);
@@ -218,6 +219,8 @@ impl Buffers {
         tasks.into_par_iter().for_each(|(n_past, cache, qkv, mixed)| {
             attend_text(model, &model.blocks[block_idx], rotary, (n_past, cache), qkv, mixed);
         });
+        self.mixed.truncate(n_tokens * width);
+        fill_up(&mut self.mixed, width, self.least_rows);
     }
 }
 

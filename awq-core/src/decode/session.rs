@@ -1,4 +1,4 @@
-//! [`Session`]: one text in the making: its cache, its buffers, and the forward pass of new tokens.
+//! [`Session`]: one text in the making.
 
 use super::cache::KvCache;
 use super::model::DecodeModel;

@@ -90,6 +90,14 @@ impl HostMatrix {
         self.n_values() / self.n_in
     }
 
+    /// Bits of a value.
+    pub fn bits(&self) -> u8 {
+        match &self.values {
+            Values::F32(_) => 32,
+            Values::F16(_) | Values::Bf16(_) => 16,
+        }
+    }
+
     /// Bytes, all of which a product reads.
     pub fn bytes(&self) -> usize {
         match &self.values {
@@ -154,7 +162,8 @@ impl HostMatrix {
         }
     }
 
-    fn multiply_many(&self, x: &[f32], out: &mut [f32]) {
+    /// The same as one product of matrices, whose rows may depend on how many there are.
+    pub(crate) fn multiply_many(&self, x: &[f32], out: &mut [f32]) {
         let (n_in, n_out) = (self.n_in, self.n_out());
         if let Values::F32(values) = &self.values {
             return out.copy_from_slice(&matmul_transposed(x, values, n_in));

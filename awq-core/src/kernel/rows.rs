@@ -18,13 +18,14 @@ pub(super) struct Block {
     pub(super) n_lanes: usize,
 }
 
-/// Cuts `n_rows` rows into blocks of up to `max`: 1, 4 or 8.
+/// Cuts `n_rows` rows into blocks of up to `max`: 1, 4 or 8. A row behind others is stored as several are, for kernels add up a single row
+/// in another order: of two rows or more, none depends on how many there are.
 pub(super) fn blocks(n_rows: usize, max: usize) -> Vec<Block> {
     let block = |first_row| {
         let n_rows = max.min(n_rows - first_row);
         let n_lanes = match n_rows {
-            1 => 1,
-            2..=4 => 4,
+            1 if first_row == 0 || max == 1 => 1,
+            1..=4 => 4,
             _ => 8,
         };
         Block { first_row, n_rows, n_lanes }
@@ -212,4 +213,26 @@ fn sum(x: &[f32]) -> f32 {
         }
     }
     sums.iter().chain(rest).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kernel adds up one row in another order than several.
+    #[test]
+    fn no_row_is_alone_behind_others() {
+        for max in [4, 8] {
+            for n_rows in 2..40 {
+                let blocks = blocks(n_rows, max);
+                assert!(
+                    blocks.iter().all(|block| block.n_lanes > 1 && block.n_rows <= block.n_lanes),
+                    "{n_rows}: {blocks:?}"
+                );
+                assert_eq!(blocks.iter().map(|block| block.n_rows).sum::<usize>(), n_rows);
+            }
+            assert_eq!(blocks(1, max)[0].n_lanes, 1);
+        }
+        assert!(blocks(5, 1).iter().all(|block| block.n_lanes == 1));
+    }
 }

@@ -267,7 +267,7 @@ pub(crate) fn together(
             logits[text].extend_from_slice(batch.feed(place, &texts[text][..n_prompt]).unwrap());
         }
     }
-    let longest = texts.iter().map(|text| text.len()).max().unwrap();
+    let longest = order.iter().flatten().map(|&text| texts[text].len()).max().unwrap();
     for at in n_prompt..longest {
         let next: Vec<Option<u32>> = order.iter().map(|text| texts[(*text)?].get(at).copied()).collect();
         let rows = batch.step(&next).unwrap();
@@ -285,15 +285,15 @@ fn texts_in_a_batch_change_no_bit_of_each_other() {
     for spec in [TinySpec::GQA, TinySpec::MHA] {
         let dense: Arc<dyn Checkpoint> = Arc::new(tiny::checkpoint(&spec, 3));
         let packed: Arc<dyn Checkpoint> = quantized(&spec, &no_search(), grid(4, group(32)));
-        let sequences = tiny::sequences(&spec, 5, 40, 5);
-        // Texts of several lengths end one after the other.
-        let texts: Vec<&[u32]> =
-            sequences.iter().zip([40, 33, 40, 21, 29]).map(|(text, length)| &text[..length]).collect();
+        let sequences = tiny::sequences(&spec, 16, 40, 5);
+        // They end one after the other, so that steps are taken by every number of texts.
+        let texts: Vec<&[u32]> = sequences.iter().enumerate().map(|(i, text)| &text[..22 + i * 7 % 16]).collect();
+        let in_order: Vec<Option<usize>> = (0..16).map(Some).collect();
         for (name, checkpoint) in [("dense", dense), ("packed", packed)] {
             let model = DecodeModel::load(spec.config(), checkpoint.as_ref(), &DecodeOptions::EXACT).unwrap();
-            let all = together(&model, &texts, &[0, 1, 2, 3, 4].map(Some), 20);
-            let elsewhere = together(&model, &texts, &[Some(3), None, Some(0), Some(4), None, Some(2), Some(1)], 20);
-            assert!(all == elsewhere, "{name}: places change bits");
+            let all = together(&model, &texts, &in_order, 20);
+            let some = together(&model, &texts, &[Some(3), None, Some(0), Some(14), None, Some(2), Some(1)], 20);
+            assert!([0, 1, 2, 3, 14].iter().all(|&text| all[text] == some[text]), "{name}: places change bits");
             for (text, expected) in all.iter().enumerate() {
                 let alone = together(&model, &texts[text..=text], &[Some(0)], 20);
                 assert!(alone[0] == *expected, "{name}: texts beside text {text} change its bits");
@@ -323,4 +323,19 @@ fn a_batch_refuses_what_a_session_does_and_stays_as_it_was() {
     assert_eq!(batch.step(&[Some(3), Some(5)]).err(), Some(full));
     batch.truncate(0, 0);
     assert_eq!(batch.feed(0, &[1, 2]).unwrap(), first);
+}
+
+#[test]
+fn pieces_of_a_prompt_that_were_kept_give_the_bits_of_a_fresh_one() {
+    let spec = TinySpec::GQA;
+    let config = ModelConfig { windows: vec![Some(40), None], ..spec.config() };
+    let model = DecodeModel::load(config, &tiny::checkpoint(&spec, 3), &DecodeOptions::EXACT).unwrap();
+    let (first, other) = (tiny::sequences(&spec, 1, 400, 5).remove(0), tiny::sequences(&spec, 1, 300, 6).remove(0));
+    let second: Vec<u32> = first[..290].iter().chain(&other[..70]).copied().collect();
+    let mut batch = Batch::new(&model, 2, 420).unwrap();
+    batch.feed(0, &first).unwrap();
+    batch.truncate(0, Batch::PROMPT_PIECE);
+    let kept = batch.feed(0, &second[Batch::PROMPT_PIECE..]).unwrap().to_vec();
+    assert!(kept == batch.feed(1, &second).unwrap());
+    assert!(batch.step(&[Some(7), None]).unwrap().to_vec() == batch.step(&[None, Some(7)]).unwrap());
 }
