@@ -3,8 +3,9 @@
 use awq_core::awq::Awq;
 use awq_core::driver::Propagation;
 use awq_core::grid::Grid;
-use awq_core::load::{ModelConfig, PackedHeader};
+use awq_core::load::{Checkpoint, ModelConfig, PackedHeader};
 use awq_core::method::MethodSettings;
+use awq_core::model::Storage;
 use awq_core::model::wiring::Wiring;
 use awq_core::rule::GridRule;
 use baselines::gptq::Gptq;
@@ -54,6 +55,35 @@ pub(super) struct Decoding {
     n_weights: u64,
 }
 
+/// Bytes of a float in decoding, which keeps the 16 bits that a file has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Floats {
+    /// Of linears of blocks.
+    linears: u64,
+    /// Of all else.
+    others: u64,
+}
+
+impl Floats {
+    pub(super) fn of(wiring: &Wiring, config: &ModelConfig, checkpoint: &dyn Checkpoint) -> Self {
+        let bytes = |bits: Option<f64>| if bits == Some(16.0) { 2 } else { F32 };
+        let of_linears = Storage::of(wiring, config, checkpoint);
+        let has_floats = |storage: &Storage| storage.types.iter().all(|share| share.bits_per_weight == 16.0);
+        Self {
+            linears: bytes(of_linears.filter(has_floats).map(|storage| storage.bits_per_weight)),
+            others: bytes(checkpoint.stored_type(&wiring.embedding).map(|stored| stored.bits_per_weight)),
+        }
+    }
+
+    fn describe(self) -> &'static str {
+        match (self.linears, self.others) {
+            (2, 2) => "all in the 16 bits of the file",
+            (F32, F32) => "all in f32",
+            _ => "in the 16 bits of the file or in f32",
+        }
+    }
+}
+
 impl Decoding {
     /// All of them as codes of `bits_per_weight`.
     pub(super) fn of_kernels(n_weights: u64, bits_per_weight: f64) -> Self {
@@ -77,7 +107,7 @@ pub(super) fn stages(
     wiring: &Wiring,
     config: &ModelConfig,
     (parameters, grid): (&Parameters, &Grid),
-    decoding: Decoding,
+    (decoding, floats): (Decoding, Floats),
     is_packed: bool,
 ) -> Vec<Stage> {
     let parts = Parts::of(wiring, config);
@@ -102,10 +132,11 @@ pub(super) fn stages(
     stages.push(stage("scoring".into(), of_scoring, "block, embedding, head, states, logits"));
     let cache = format!("cache of {} tokens", grouped(config.longest_sequence() as u64));
     if !is_packed {
-        let all = parameters.total * F32 + parts.cache;
-        stages.push(stage("decoding as it is".into(), all, &format!("all in f32, {cache}")));
+        let others = parameters.total.saturating_sub(parameters.quantized);
+        let all = parameters.quantized * floats.linears + others * floats.others + parts.cache;
+        stages.push(stage("decoding as it is".into(), all, &format!("{}, {cache}", floats.describe())));
     }
-    let others = parameters.total.saturating_sub(decoding.n_weights) * F32;
+    let others = parameters.total.saturating_sub(decoding.n_weights) * floats.others;
     let bytes = decoding.packed + decoding.n_dequantized * F32 + others + parts.cache;
     let (work, holds) = match (decoding.packed, decoding.n_dequantized) {
         (_, 0) => ("decoding, packed", format!("packed linears, {cache}")),
@@ -154,7 +185,8 @@ mod tests {
         let parameters = Parameters::of(&wiring, &config);
         let decoding = Decoding::of_kernels(parameters.quantized, 4.0);
         let grid = Grid::awq(Bits::new(4).unwrap(), Granularity::PerChannel);
-        let of = |is_packed| stages(&wiring, &config, (&parameters, &grid), decoding, is_packed);
+        let floats = Floats::of(&wiring, &config, &checkpoint);
+        let of = |is_packed| stages(&wiring, &config, (&parameters, &grid), (decoding, floats), is_packed);
         let bytes = |work: &str| of(false).iter().find(|stage| stage.work.starts_with(work)).unwrap().bytes;
         let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
         // Four linears of attention, three of the feed-forward module, two norms, the biases of q, k and v.
@@ -172,7 +204,20 @@ mod tests {
         assert_eq!(works, ["reading a block", "scoring", "decoding, packed"]);
         // What no kernel takes is in f32.
         let without = Decoding { packed: 0, n_dequantized: parameters.quantized, n_weights: parameters.quantized };
-        let last = stages(&wiring, &config, (&parameters, &grid), without, true).pop().unwrap();
-        assert_eq!((last.work.as_str(), last.bytes), ("decoding, dequantized", bytes("decoding as it is")));
+        let last = |decoding, floats| {
+            let mut stages = stages(&wiring, &config, (&parameters, &grid), (decoding, floats), false);
+            let stage = stages.pop().unwrap();
+            (stage.work, stage.bytes, stages.pop().unwrap())
+        };
+        let (work, n_bytes, as_it_is) = last(without, floats);
+        assert_eq!((work.as_str(), n_bytes), ("decoding, dequantized", bytes("decoding as it is")));
+        assert!(as_it_is.holds.starts_with("all in f32, cache"), "{}", as_it_is.holds);
+        // What a file has in 16 bits stays so.
+        let (_, n_packed, as_it_is) = last(decoding, Floats { linears: 2, others: 2 });
+        assert_eq!(
+            (n_packed, as_it_is.bytes),
+            (parameters.quantized / 2 + 2 * others + cache, 2 * parameters.total + cache)
+        );
+        assert!(as_it_is.holds.starts_with("all in the 16 bits of the file, cache"), "{}", as_it_is.holds);
     }
 }

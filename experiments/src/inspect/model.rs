@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::Value as Json;
 
 use super::linears::GridFacts;
-use super::memory::{self, Decoding, Stage};
+use super::memory::{self, Decoding, Floats, Stage};
 use super::parameters::{Parameters, StoredAs};
 
 /// A model, from the headers of its files.
@@ -148,7 +148,13 @@ impl ModelFacts {
             architecture: config.architecture.clone(),
             family: family.map(|family| family.model_type),
             shapes: Shapes::of(wiring, config),
-            memory: memory::stages(wiring, config, (&parameters, grid), decoding, packed.is_some()),
+            memory: memory::stages(
+                wiring,
+                config,
+                (&parameters, grid),
+                (decoding, Floats::of(wiring, config, checkpoint)),
+                packed.is_some(),
+            ),
             parameters,
             stored: StoredAs::of(checkpoint),
             unsupported: unsupported(packed.as_ref(), chat_template.is_some()),

@@ -84,6 +84,7 @@ pub fn measure(
     let arm = |form: Form| DecodeArm {
         packed: form.packed,
         head_bits: form.head_bits,
+        float_bits: form.model.footprint().float_bits,
         step_bytes: form.model.footprint().step_bytes,
         cache_bytes: form.cache_bytes,
         prefill: Latency::of(form.prefill),

@@ -194,7 +194,7 @@ pub fn decode_figures(rows: &[DecodeRow]) -> Vec<Bars> {
             Bars {
                 slug: slug(&format!("decode {count}")),
                 caption: format!(
-                    "Decode tokens per second after a prompt of {} tokens, {count}, and how much that is faster than dense f32. Bars: \
+                    "Decode tokens per second after a prompt of {} tokens, {count}, and how much that is faster than with dense weights. Bars: \
                      medians of {} repetitions, whiskers: quartiles.",
                     rows[0].prompt_tokens, rows[0].n_repeats
                 ),

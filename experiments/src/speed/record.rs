@@ -236,6 +236,9 @@ pub struct DecodeArm {
     pub packed: Option<PackedForm>,
     /// Bits of the head; `None` where it is dense.
     pub head_bits: Option<u8>,
+    /// Bits of a weight of a block that is dense; absent from records of before there were others than 32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub float_bits: Option<u8>,
     /// Bytes of weights that a step reads.
     pub step_bytes: usize,
     /// Bytes of keys and values that a step reads, the mean over the steps.
@@ -247,9 +250,13 @@ pub struct DecodeArm {
 }
 
 impl DecodeArm {
-    /// `W4A16 int16 g64, head W8`.
+    /// `dense f32`, `dense 16 bits`, `W4A16 int16 g64, head W8`.
     pub fn label(&self) -> String {
-        let linears = self.packed.as_ref().map_or_else(|| "dense f32".to_owned(), PackedForm::label);
+        let linears = match (&self.packed, self.float_bits) {
+            (Some(packed), _) => packed.label(),
+            (None, Some(16)) => "dense 16 bits".to_owned(),
+            (None, _) => "dense f32".to_owned(),
+        };
         self.head_bits.map_or(linears.clone(), |bits| format!("{linears}, head W{bits}"))
     }
 }

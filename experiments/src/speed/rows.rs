@@ -87,7 +87,7 @@ columns! {
         model: String,
         /// CPU threads.
         threads: u64,
-        /// How the weights are stored and multiplied: `dense f32`, `W4A16 int16 g64, head W8`.
+        /// How the weights are stored and multiplied: `dense f32`, `dense 16 bits`, `W4A16 int16 g64, head W8`.
         form: String,
         /// Weight bytes that a step reads.
         step_bytes: u64,
@@ -117,9 +117,9 @@ columns! {
         copy_gb_per_s: f64,
         /// `gb_per_s` over `copy_gb_per_s`.
         share_of_copy: f64,
-        /// Prefill speed over that of dense f32.
+        /// Prefill speed over that of the dense form.
         prefill_speedup: f64,
-        /// Decoding speed over that of dense f32.
+        /// Decoding speed over that of the dense form.
         decode_speedup: f64,
         /// Processor.
         cpu: String,

@@ -93,14 +93,14 @@ pub fn decode_tables(rows: &[DecodeRow]) -> Vec<Table> {
         }),
         ("GB/s", Align::Right, |row| format!("{:.1}", row.gb_per_s)),
         ("% of copy", Align::Right, |row| percent(Some(row.share_of_copy))),
-        ("x f32", Align::Right, |row| format!("{:.2}", row.decode_speedup)),
+        ("x dense", Align::Right, |row| format!("{:.2}", row.decode_speedup)),
     ];
     rows.chunk_by(|a, b| a.threads == b.threads)
         .map(|rows| {
             let first = &rows[0];
             let caption = format!(
                 "Prefill of {} tokens and {} single-token steps after it, {}, the forms taking turns; medians [quartiles] of {} \
-                 repetitions. MB, cache MB: weights, keys and values that a step reads; GB/s is of both, copying reaches {} here. x f32: decoding against dense weights. {}. {}.",
+                 repetitions. MB, cache MB: weights, keys and values that a step reads; GB/s is of both, copying reaches {} here. x dense: decoding against dense weights. {}. {}.",
                 first.prompt_tokens,
                 first.new_tokens,
                 threads(first.threads),
