@@ -9,9 +9,9 @@ mod work;
 use std::collections::{BTreeMap, BTreeSet};
 
 use awq_core::arithmetic::Arithmetic;
-use awq_core::decode::Batch;
 use awq_core::driver::Propagation;
 use awq_core::grids::ModelGrids;
+use awq_core::load::ModelConfig;
 
 pub use self::rates::{Pair, Rates};
 use self::work::{BlockShape, MethodWork};
@@ -20,10 +20,11 @@ use crate::config::{CalibrationSpec, EvaluationSpec, ProtocolSpec, ScoredText};
 use crate::data::Texts;
 use crate::eval::metric::Needs;
 use crate::eval::score::{most_bytes, n_tokens_fed};
-use crate::eval::windows::Windows;
+use crate::eval::windows::{Items, Windows};
+use crate::generate::write::n_at_once;
 use crate::need::{CalibrationSize, Need, PROGRAM};
 use crate::plan::cost::{bytes, duration};
-use crate::plan::{Cell, ModelPlan, Plan, passes};
+use crate::plan::{Cell, ModelPlan, Plan, QuantizationCell, passes};
 use crate::progress::{Progress, Style};
 use crate::report::tables::{Align, Column, Table, TableRow};
 use crate::report::terminal;
@@ -161,6 +162,8 @@ struct TextSize {
     scored: f64,
     /// Texts that are written.
     n_written: f64,
+    /// Tokens of the longest prompt with its text.
+    longest: usize,
     /// On how many prompts at once, at most.
     n_at_once: f64,
 }
@@ -260,7 +263,7 @@ impl<'a> OnModel<'a> {
         // A step reads all weights, for all texts that are in the making.
         let n_together = (size.n_at_once * SHARE_IN_THE_MAKING).max(1.0);
         let n_steps = size.n_written * TOKENS_OF_A_WRITING / n_together;
-        let written = n_steps * self.rates.byte * (F32 * self.n_weights()) as f64;
+        let written = n_steps * self.rates.byte * self.bytes_held(cell, self.weights_of_step());
         // Texts are written in f32.
         let arithmetic = if size.n_written > 0.0 { Arithmetic::F32 } else { text.arithmetic };
         let own = pass(arithmetic) + logits(first) + written;
@@ -272,10 +275,38 @@ impl<'a> OnModel<'a> {
         }
     }
 
-    fn n_weights(&self) -> u64 {
+    /// Weights of linears of blocks that a token goes through.
+    fn weights_of_step(&self) -> f64 {
+        self.blocks.iter().map(|shape| shape.weights_of_token(0.0)).sum()
+    }
+
+    /// Bytes of that many weights of blocks, and of the head, where the whole model is held to write: codes as they are stored, floats in
+    /// f32, which is the most that they take.
+    fn bytes_held(&self, cell: &Cell, n_weights: f64) -> f64 {
         let config = &self.model.opened.config;
         let head = config.vocab_size * self.model.wiring.embedding_width(config);
-        self.blocks.iter().map(|shape| shape.weights_of_token(0.0)).sum::<f64>() as u64 + head as u64
+        // Half a bit of scales; what lies between codes and weights has no kernel.
+        let packed = |quantization: &QuantizationCell| (f64::from(quantization.grid.bits.get()) + 0.5) / 8.0;
+        let has_kernel = |quantization: &&QuantizationCell| quantization.method.settings().stores().beside.is_none();
+        let of_weight = cell.quantization.as_ref().filter(has_kernel).map_or(F32 as f64, packed);
+        n_weights * of_weight + (F32 * head as u64) as f64
+    }
+
+    /// Bytes of a model that writes, and of its keys and values.
+    fn bytes_of_writing(&self, cell: &Cell) -> u64 {
+        let config = &self.model.opened.config;
+        let n_weights: usize = self
+            .model
+            .wiring
+            .blocks
+            .iter()
+            .flat_map(|block| block.linear_shapes(config))
+            .map(|(_, [n_out, n_in])| n_out * n_in)
+            .sum();
+        let of_text = |size: &TextSize| size.n_at_once as u64 * cache_bytes(config, size.longest) as u64;
+        let texts = cell.evaluations.iter().filter_map(|evaluation| self.texts.get(evaluation.text()));
+        let caches = texts.filter(|size| size.n_written > 0.0).map(of_text).max();
+        caches.map_or(0, |caches| PROGRAM + caches + self.bytes_held(cell, n_weights as f64) as u64)
     }
 
     /// Memory of a cell, at its most.
@@ -297,8 +328,13 @@ impl<'a> OnModel<'a> {
                 let need = Need::of_pass(wiring, config, &[(quantization.method.settings(), &grids)], size);
                 need.memory + need.hidden_states
             });
-        (PROGRAM + of_scoring).max(of_quantizing)
+        (PROGRAM + of_scoring).max(of_quantizing).max(self.bytes_of_writing(cell))
     }
+}
+
+/// Bytes of the keys and values of a text of `n_tokens`.
+fn cache_bytes(config: &ModelConfig, n_tokens: usize) -> usize {
+    config.n_blocks * 2 * config.n_kv_heads * config.head_dim * n_tokens * F32 as usize
 }
 
 fn tokens_of(calibration: &CalibrationSpec) -> f64 {
@@ -321,8 +357,14 @@ fn size_of(spec: &ScoredText, model: &Model, texts: &mut Texts<'_>) -> anyhow::R
     let scored = if n_written > 0.0 { 0 } else { scored.sum::<usize>() };
     let n_windows = windows.windows.len();
     let seq_len = fed as f64 / n_windows.max(1) as f64;
-    let n_at_once = n_windows.min(Batch::MOST) as f64;
-    Ok(TextSize { fed: fed as f64, seq_len, scored: scored as f64, n_written, n_at_once })
+    let new_tokens = |at: usize| match &windows.items {
+        Items::Problems(problems) => problems[at].max_new_tokens,
+        _ => 0,
+    };
+    let lengths = windows.windows.iter().enumerate().map(|(at, window)| window.len() + new_tokens(at));
+    let longest = lengths.max().unwrap_or(0);
+    let n_at_once = n_windows.min(n_at_once(cache_bytes(&model.opened.config, longest))) as f64;
+    Ok(TextSize { fed: fed as f64, seq_len, scored: scored as f64, n_written, longest, n_at_once })
 }
 
 #[cfg(test)]

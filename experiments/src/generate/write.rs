@@ -9,6 +9,14 @@ use awq_core::load::Tokenizer;
 
 use crate::tasks::generation::until;
 
+/// Bytes of the keys and values of all texts in the making; those of one text may be more.
+const CACHE_BYTES: usize = 2 << 30;
+
+/// On how many prompts texts are in the making at once, where keys and values of one take `cache_bytes`.
+pub fn n_at_once(cache_bytes: usize) -> usize {
+    (CACHE_BYTES / cache_bytes.max(1)).clamp(1, Batch::MOST)
+}
+
 /// What is to be written on one prompt.
 pub struct Assignment<'a> {
     /// Its tokens.
@@ -36,32 +44,27 @@ pub struct Writer<'m> {
     tokenizer: &'m Tokenizer,
     /// Tokens that end a text.
     end_ids: Vec<u32>,
-    /// Prompts on which texts are in the making at once, at most.
-    n_at_once: usize,
+    /// Prompts on which texts are in the making at once, at most; as many as memory allows where it does not say.
+    n_at_once: Option<usize>,
 }
 
 impl<'m> Writer<'m> {
-    /// On as many prompts at once as a batch takes.
+    /// On as many prompts at once as memory allows.
     pub fn new(model: &'m DecodeModel, tokenizer: &'m Tokenizer) -> Self {
         let end_ids = model.config().eos_ids.iter().copied().chain(tokenizer.eos()).collect();
-        Self { model, tokenizer, end_ids, n_at_once: Batch::MOST }
-    }
-
-    /// On fewer prompts at once, where the keys and values of more would take more bytes; on one at least.
-    #[must_use]
-    pub fn within(self, cache_bytes: usize, assignments: &[Assignment<'_>]) -> Self {
-        let of_one = self.model.cache_bytes(capacity(assignments)).max(1);
-        Self { n_at_once: (cache_bytes / of_one).clamp(1, self.n_at_once), ..self }
+        Self { model, tokenizer, end_ids, n_at_once: None }
     }
 
     /// Writes all texts of all assignments, in their order. Says each prompt that is done.
     ///
     /// # Errors
-    /// Names the problem: a prompt that does not fit, a token that the model does not have, logits that are not finite, or a tokenizer
-    /// that fails.
+    /// Names the problem, or those that took a step together: a prompt that does not fit, a token that the model does not have, logits that
+    /// are not finite, or a tokenizer that fails.
     pub fn write(&self, assignments: &[Assignment<'_>], on_done: &mut dyn FnMut()) -> anyhow::Result<Vec<Vec<Text>>> {
-        let n_places = self.n_at_once.min(assignments.len()).max(1);
-        let mut batch = Batch::new(self.model, n_places, capacity(assignments))?;
+        let capacity = capacity(assignments);
+        let n_at_once = self.n_at_once.unwrap_or_else(|| n_at_once(self.model.cache_bytes(capacity)));
+        let n_places = n_at_once.min(assignments.len()).max(1);
+        let mut batch = Batch::new(self.model, n_places, capacity)?;
         let n_shared = shared_tokens(assignments);
         let mut written: Vec<Vec<Text>> = assignments.iter().map(|_| Vec::new()).collect();
         let mut waiting = assignments.iter().enumerate();
@@ -88,7 +91,11 @@ impl<'m> Writer<'m> {
             if next.iter().all(Option::is_none) {
                 return Ok(written);
             }
-            let logits = batch.step(&next)?.to_vec();
+            let on_problems = || {
+                let busy = places.iter().flatten().map(|place| place.problem_idx.to_string());
+                format!("problems {}", busy.collect::<Vec<_>>().join(", "))
+            };
+            let logits = batch.step(&next).with_context(on_problems)?.to_vec();
             let rows = logits.chunks_exact(self.model.config().vocab_size);
             let busy = places.iter_mut().enumerate().filter(|(_, place)| place.is_some());
             for ((place_idx, slot), logits) in busy.zip(rows) {
@@ -203,6 +210,46 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+
+    /// More problems than places, prompts that begin alike and are longer than a piece, several texts on each, and a text that ends with
+    /// its first token.
+    #[test]
+    fn texts_do_not_depend_on_how_many_are_written_at_once() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/bundled");
+        let opened = awq_core::open::open_model(&folder).unwrap();
+        let exact = awq_core::decode::DecodeOptions::EXACT;
+        let model = DecodeModel::load(opened.config.clone(), opened.checkpoint.as_ref(), &exact).unwrap();
+        let ids = |text: String| opened.tokenizer.encode(&text).unwrap();
+        let text = crate::bundled::bundled_text(crate::bundled::Split::Test, 6);
+        let (shown, rest) = text.split_at(text.char_indices().nth(1500).unwrap().0);
+        let prompts: Vec<Vec<u32>> = (0..7).map(|i| ids(format!("{shown}{}", &rest[..20 + 11 * i]))).collect();
+        assert!(prompts.iter().all(|prompt| prompt.len() > Batch::PROMPT_PIECE), "{}", prompts[0].len());
+        let stops = [" the".to_owned()];
+        let random =
+            |seed| awq_core::decode::sample::RandomSampling { temperature: 1.0, top_k: None, top_p: 0.9, seed };
+        let assignments: Vec<Assignment<'_>> = prompts
+            .iter()
+            .enumerate()
+            .map(|(i, prompt)| Assignment {
+                prompt,
+                stops: &stops[..i % 2],
+                max_tokens: 1 + 5 * i,
+                texts: vec![Sampling::Greedy, Sampling::Random(random(i as u64))],
+            })
+            .collect();
+        assert_eq!(shared_tokens(&assignments), Batch::PROMPT_PIECE);
+        let write = |n_at_once| {
+            let mut n_done = 0;
+            let writer = Writer { n_at_once: Some(n_at_once), ..Writer::new(&model, &opened.tokenizer) };
+            let written = writer.write(&assignments, &mut || n_done += 1).unwrap();
+            assert_eq!(n_done, assignments.len());
+            written
+        };
+        let all = write(Batch::MOST);
+        assert!(all.iter().all(|texts| texts.len() == 2) && all[6][0].n_tokens > 5);
+        assert_eq!(write(1), all);
+        assert_eq!(write(3), all);
+    }
 
     #[test]
     fn prompts_share_whole_pieces_and_never_their_last_token() {

@@ -145,7 +145,7 @@ pub(super) fn model_summary(model: &ModelSpec, cells: &[Cell]) -> Option<String>
         bytes(memory(cells, params)),
         if writes {
             " What it writes is written with the whole model in memory, in 16 bits or f32 where it is not quantized, \
-             and up to 2 GiB of keys and values."
+             and up to 2 GiB of keys and values, or those of one text."
         } else {
             ""
         },

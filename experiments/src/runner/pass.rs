@@ -1,5 +1,4 @@
-//! Cells of one calibration: their codes from the code store, or quantized in one pass over the model's blocks; then scored, and
-//! what came out.
+//! Cells of one calibration: their codes from the code store, or quantized together; then scored, and what came out.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -94,7 +93,7 @@ impl ModelJob<'_, '_, '_> {
                     let quantized = Quantized { codes: &codes, from_store: false, calibration: calibrated };
                     at.evaluate(cell, &Measured::Quantized(quantized))
                 }
-                Err(error) => failed(Stage::Quantize, &error.into()),
+                Err(error) => failed(Stage::Quantize, &error),
             };
             (self.sink)(cell, outcome, &self.assets)?;
         }

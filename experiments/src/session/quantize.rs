@@ -1,9 +1,8 @@
-//! Codes of a session's model: from the code store, or quantized together in one pass over the blocks.
+//! Codes of a session's model: from the code store, or quantized together in as few passes over the blocks as memory allows.
 
-use anyhow::ensure;
+use anyhow::{anyhow, ensure};
 use awq_core::backend::QuantBackend;
 use awq_core::driver::{Begun, BlockSink, Job, QuantizedBlock, Room, quantize_blocks};
-use awq_core::method::MethodError;
 use awq_core::model::Decoder;
 use awq_core::pack::PackedWeight;
 use awq_core::rule::GridRule;
@@ -50,13 +49,14 @@ impl<B: QuantBackend> Session<'_, B> {
     /// `label` says which pass it is.
     ///
     /// # Errors
-    /// Overrides that do not fit the model, a disk without room for the codes, a block that cannot be read or stored. What a method objects to is its own result.
+    /// Overrides that do not fit the model, a disk without room for the codes. What a method objects to is its own result, and so is a
+    /// block that cannot be read or stored, of all codes that were not made before it.
     pub fn quantize(
         &self,
         label: &str,
         wanted: Vec<Wanted<'_>>,
         calibrated: Option<&Calibrated>,
-    ) -> anyhow::Result<Vec<Result<Codes, MethodError>>> {
+    ) -> anyhow::Result<Vec<anyhow::Result<Codes>>> {
         self.check_room(&wanted)?;
         let mut jobs: Vec<Job<'_, B>> = Vec::new();
         let mut codes = Vec::new();
@@ -85,8 +85,16 @@ impl<B: QuantBackend> Session<'_, B> {
             let room = self.room(&of_jobs[pass.clone()], calibrated);
             let codes = codes.by_ref().take(pass.len()).collect();
             let mut sink = Stored { codes, room: room.clone(), bar: &bar, within: Cell::new((0, 0.0)) };
-            let results = guarded(|| quantize_blocks(self.decoder.as_ref(), calibration, &jobs[pass], &mut sink))?;
-            made.extend(sink.codes.into_iter().zip(results).map(|(codes, result)| result.map(|()| codes)));
+            match guarded(|| quantize_blocks(self.decoder.as_ref(), calibration, &jobs[pass], &mut sink)) {
+                Ok(results) => {
+                    let codes = sink.codes.into_iter().zip(results);
+                    made.extend(codes.map(|(codes, result)| result.map(|()| codes).map_err(anyhow::Error::from)));
+                }
+                Err(error) => {
+                    made.resize_with(jobs.len(), || Err(anyhow!("{error:#}")));
+                    break;
+                }
+            }
             most_in_files = most_in_files.max(room.most_in_files());
         }
         bar.finish();

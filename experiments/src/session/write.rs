@@ -20,9 +20,6 @@ use crate::generate::write::{Assignment, Writer};
 use crate::sandbox::Sandbox;
 use crate::tasks::Problem;
 
-/// Bytes of the keys and values of all texts in the making.
-const CACHE_BYTES: usize = 2 << 30;
-
 /// A model of a session for writing, loaded when it is first asked for.
 pub(super) struct LazyModel {
     config: ModelConfig,
@@ -63,7 +60,7 @@ impl<B: QuantBackend> Session<'_, B> {
                 texts: (0..protocol.n_texts()).map(|text| sampling(protocol.several.as_ref(), index, text)).collect(),
             })
             .collect();
-        let writer = Writer::new(loaded, &opened.tokenizer).within(CACHE_BYTES, &assignments);
+        let writer = Writer::new(loaded, &opened.tokenizer);
         let bar = self.machine.progress.bar(label, problems.len() as u64);
         let written = writer.write(&assignments, &mut || bar.advance(1))?;
         bar.finish();
