@@ -131,10 +131,11 @@ fn tracked_below(folder: &Path) -> Vec<PathBuf> {
     listed.split('\0').filter(|path| !path.is_empty()).map(PathBuf::from).collect()
 }
 
-/// A clone is small, and stays so where records are made anew.
+/// A clone is small, and stays so where records are made anew. Nearly half are the answers to 3,500 questions of 41 cells
+/// (`results/reference/smollm2-tasks`).
 #[test]
 fn committed_results_are_small() {
-    const MAX_BYTES: u64 = 5_000_000;
+    const MAX_BYTES: u64 = 12_000_000;
     let results = root().join("results");
     if committed_results().is_empty() {
         return;

@@ -29,6 +29,13 @@ pub struct Assignment<'a> {
     pub texts: Vec<Sampling>,
 }
 
+impl Assignment<'_> {
+    /// Tokens that are fed at most: what progress is counted in.
+    pub fn n_tokens(&self) -> u64 {
+        (self.prompt.len() + self.texts.len() * self.max_tokens) as u64
+    }
+}
+
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Text {
@@ -55,12 +62,17 @@ impl<'m> Writer<'m> {
         Self { model, tokenizer, end_ids, n_at_once: None }
     }
 
-    /// Writes all texts of all assignments, in their order. Says each prompt that is done.
+    /// Writes all texts of all assignments, in their order. `advance` hears how many more of their tokens ([`Assignment::n_tokens`]) are
+    /// done, or are not needed.
     ///
     /// # Errors
     /// Names the problem, or those that took a step together: a prompt that does not fit, a token that the model does not have, logits that
     /// are not finite, or a tokenizer that fails.
-    pub fn write(&self, assignments: &[Assignment<'_>], on_done: &mut dyn FnMut()) -> anyhow::Result<Vec<Vec<Text>>> {
+    pub fn write(
+        &self,
+        assignments: &[Assignment<'_>],
+        advance: &mut dyn FnMut(u64),
+    ) -> anyhow::Result<Vec<Vec<Text>>> {
         let capacity = capacity(assignments);
         let n_at_once = self.n_at_once.unwrap_or_else(|| n_at_once(self.model.cache_bytes(capacity)));
         let n_places = n_at_once.min(assignments.len()).max(1);
@@ -80,10 +92,9 @@ impl<'m> Writer<'m> {
                     let on_problem = || format!("problem {problem_idx}");
                     let logits = batch.feed(place_idx, &assignment.prompt[n_kept..]).with_context(on_problem)?;
                     let mut new = Place::new(problem_idx, assignment, logits.to_vec());
-                    if self.begin(&mut new, &mut written[problem_idx]).with_context(on_problem)? {
+                    advance(assignment.prompt.len() as u64);
+                    if self.begin(&mut new, &mut written[problem_idx], advance).with_context(on_problem)? {
                         *place = Some(new);
-                    } else {
-                        on_done();
                     }
                 }
             }
@@ -103,32 +114,39 @@ impl<'m> Writer<'m> {
                 let problem_idx = place.problem_idx;
                 let on_problem = || format!("problem {problem_idx}");
                 let of_problem = &mut written[problem_idx];
+                place.n_fed += 1;
+                advance(1);
                 if self.go_on(place, logits).with_context(on_problem)? {
                     continue;
                 }
-                of_problem.push(self.finished(place).with_context(on_problem)?);
+                of_problem.push(self.finished(place, advance).with_context(on_problem)?);
                 batch.truncate(place_idx, place.assignment.prompt.len());
-                if !self.begin(place, of_problem).with_context(on_problem)? {
+                if !self.begin(place, of_problem, advance).with_context(on_problem)? {
                     *slot = None;
-                    on_done();
                 }
             }
         }
     }
 
     /// Begins the next text of a place; texts that end before their first step are finished. Whether there is one to go on with.
-    fn begin(&self, place: &mut Place<'_>, written: &mut Vec<Text>) -> anyhow::Result<bool> {
+    fn begin(
+        &self,
+        place: &mut Place<'_>,
+        written: &mut Vec<Text>,
+        advance: &mut dyn FnMut(u64),
+    ) -> anyhow::Result<bool> {
         let texts = &place.assignment.texts;
         while let Some(sampling) = texts.get(written.len()) {
             place.sampler = Sampler::new(*sampling);
             place.ids.clear();
+            place.n_fed = 0;
             let logits = std::mem::take(&mut place.prompt_logits);
             let goes_on = self.go_on(place, &logits);
             place.prompt_logits = logits;
             if goes_on? {
                 return Ok(true);
             }
-            written.push(self.finished(place)?);
+            written.push(self.finished(place, advance)?);
         }
         Ok(false)
     }
@@ -150,7 +168,8 @@ impl<'m> Writer<'m> {
         Ok(!stops.iter().chain(&end).any(|stop| spelled.contains(stop.as_str())))
     }
 
-    fn finished(&self, place: &Place<'_>) -> anyhow::Result<Text> {
+    fn finished(&self, place: &Place<'_>, advance: &mut dyn FnMut(u64)) -> anyhow::Result<Text> {
+        advance((place.assignment.max_tokens - place.n_fed) as u64);
         let plain: Vec<u32> = place.ids.iter().copied().filter(|&id| !self.tokenizer.is_special(id)).collect();
         let text = self.tokenizer.decode(&plain)?;
         let stops: Vec<String> = place.assignment.stops.iter().cloned().chain(self.spelled_end()).collect();
@@ -174,6 +193,8 @@ struct Place<'a> {
     ids: Vec<u32>,
     /// The one that is fed next.
     next: u32,
+    /// Those that were fed.
+    n_fed: usize,
 }
 
 impl<'a> Place<'a> {
@@ -185,6 +206,7 @@ impl<'a> Place<'a> {
             sampler: Sampler::new(Sampling::Greedy),
             ids: Vec::new(),
             next: 0,
+            n_fed: 0,
         }
     }
 }
@@ -239,10 +261,10 @@ mod tests {
             .collect();
         assert_eq!(shared_tokens(&assignments), Batch::PROMPT_PIECE);
         let write = |n_at_once| {
-            let mut n_done = 0;
+            let mut n_told = 0;
             let writer = Writer { n_at_once: Some(n_at_once), ..Writer::new(&model, &opened.tokenizer) };
-            let written = writer.write(&assignments, &mut || n_done += 1).unwrap();
-            assert_eq!(n_done, assignments.len());
+            let written = writer.write(&assignments, &mut |n| n_told += n).unwrap();
+            assert_eq!(n_told, assignments.iter().map(Assignment::n_tokens).sum::<u64>());
             written
         };
         let all = write(Batch::MOST);

@@ -61,8 +61,8 @@ impl<B: QuantBackend> Session<'_, B> {
             })
             .collect();
         let writer = Writer::new(loaded, &opened.tokenizer);
-        let bar = self.machine.progress.bar(label, problems.len() as u64);
-        let written = writer.write(&assignments, &mut || bar.advance(1))?;
+        let bar = self.machine.progress.bar(label, assignments.iter().map(Assignment::n_tokens).sum());
+        let written = writer.write(&assignments, &mut |n_tokens| bar.advance(n_tokens))?;
         bar.finish();
         let n_tokens = written.iter().flatten().map(|text| text.n_tokens as u64).sum();
         let texts: Vec<Vec<String>> =
