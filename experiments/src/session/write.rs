@@ -64,7 +64,7 @@ impl<B: QuantBackend> Session<'_, B> {
         let bar = self.machine.progress.bar(label, assignments.iter().map(Assignment::n_tokens).sum());
         let written = writer.write(&assignments, &mut |n_tokens| bar.advance(n_tokens))?;
         bar.finish();
-        let n_tokens = written.iter().flatten().map(|text| text.n_tokens as u64).sum();
+        let n_tokens: u64 = written.iter().flatten().map(|text| text.n_tokens as u64).sum();
         let texts: Vec<Vec<String>> =
             written.into_iter().map(|texts| texts.into_iter().map(|text| text.text).collect()).collect();
         let passes = problems.par_iter().zip(&texts).map(|(problem, texts)| self.passes(problem, texts));
