@@ -260,10 +260,12 @@ impl<'a> OnModel<'a> {
         let of_weight = self.rates.forward.get(text.arithmetic.number().name()).map_or(0.0, |pair| pair.first);
         let logits = |of_logit: f64| size.scored * vocab * (width * of_weight + of_logit);
         let Pair { first, second } = self.rates.logit;
-        // A step reads all weights, for all texts that are in the making.
+        // A step reads all weights, for all texts that are in the making, and the keys and values of each.
         let n_together = (size.n_at_once * SHARE_IN_THE_MAKING).max(1.0);
         let n_steps = size.n_written * TOKENS_OF_A_WRITING / n_together;
-        let written = n_steps * self.rates.byte * self.bytes_held(cell, self.weights_of_step());
+        let n_seen = (size.seq_len + TOKENS_OF_A_WRITING / 2.0) as usize;
+        let caches = n_together * cache_bytes(&self.model.opened.config, n_seen) as f64;
+        let written = n_steps * self.rates.byte * (self.bytes_held(cell, self.weights_of_step()) + caches);
         // Texts are written in f32.
         let arithmetic = if size.n_written > 0.0 { Arithmetic::F32 } else { text.arithmetic };
         let own = pass(arithmetic) + logits(first) + written;
