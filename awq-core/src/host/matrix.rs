@@ -4,7 +4,7 @@
 //! as they are read: not a bit of a product depends on how they are stored.
 #![allow(
     clippy::needless_range_loop,
-    reason = "iterators may not be inlined into code for other instructions (three times slower): indices stay"
+    reason = "iterators may not be inlined into code for other instructions: indices stay"
 )]
 
 use std::ops::Range;
