@@ -33,7 +33,7 @@ DAEMONS = ["munged", "slurmctld", "slurmd"]
 NODES = ["a", "b"]
 SECONDS_IN_ALL = 230
 
-# Three groups of cells that share work: full precision, and each draw of the calibration.
+# Five groups of cells that share work: full precision, and each grid under each draw of the calibration.
 EXPERIMENT = f"""
 question = "Is an experiment on a cluster the one at home?"
 extends = "{ROOT}/configs/quickstart.toml"

@@ -26,6 +26,7 @@ mod chat;
 mod collect;
 mod compare;
 mod derive;
+mod devices;
 mod export;
 mod generate;
 mod generated_code;

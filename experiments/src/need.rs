@@ -1,7 +1,6 @@
 //! [`Need`]: the memory that quantizing a model takes on a CPU, from shapes alone, before any work.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::ensure;
@@ -12,6 +11,7 @@ use awq_core::load::ModelConfig;
 use awq_core::method::{MethodSettings, WorkingShapes};
 use awq_core::model::wiring::{BlockWiring, Wiring};
 use awq_core::model::{BlockLayout, LinearName};
+use itertools::Itertools as _;
 
 use crate::config::CalibrationSpec;
 use crate::limit::MemoryLimit;
@@ -84,23 +84,37 @@ impl Need {
         Self { memory: PROGRAM + blocks.max(embedding), hidden_states: n_streams * states }
     }
 
-    /// Jobs that go through the blocks together: as many of those that follow each other as fit into `limit` bytes, or into what one of
-    /// them needs alone where that is more: what they share costs nothing then.
+    /// Jobs that go through the blocks together: all in one pass where they fit into `limit` bytes, or into what one of them needs alone
+    /// where that is more. Else jobs of one method first, which ask for the same of inputs, as many as fit: their indices, pass by pass.
+    /// Hidden states count as far as a job brings its own.
     pub fn passes(
         wiring: &Wiring,
         config: &ModelConfig,
         jobs: &[Job<'_>],
         calibration: Option<CalibrationSize>,
         limit: u64,
-    ) -> Vec<Range<usize>> {
-        let need = |jobs: &[Job<'_>]| Self::of_pass(wiring, config, jobs, calibration).memory;
-        let limit = jobs.iter().map(|job| need(&[*job])).max().unwrap_or(0).max(limit);
-        let fits = |pass: Range<usize>| need(&jobs[pass]) <= limit;
-        let mut passes: Vec<Range<usize>> = Vec::new();
-        for job in 0..jobs.len() {
+    ) -> Vec<Vec<usize>> {
+        let need = |pass: &[usize]| {
+            let jobs: Vec<Job<'_>> = pass.iter().map(|&job| jobs[job]).collect();
+            Self::of_pass(wiring, config, &jobs, calibration)
+        };
+        let of_one: Vec<Self> = (0..jobs.len()).map(|job| need(&[job])).collect();
+        let limit = of_one.iter().map(|need| need.memory).max().unwrap_or(0).max(limit);
+        let shared_states = of_one.first().map_or(0, |need| need.hidden_states);
+        let fits = |pass: &[usize]| {
+            let need = need(pass);
+            need.memory + need.hidden_states.saturating_sub(shared_states) <= limit
+        };
+        let all: Vec<usize> = (0..jobs.len()).collect();
+        if fits(&all) {
+            return vec![all];
+        }
+        let by_method = all.into_iter().into_group_map_by(|&job| jobs[job].0.label());
+        let mut passes: Vec<Vec<usize>> = Vec::new();
+        for job in by_method.into_values().sorted().flatten() {
             match passes.last_mut() {
-                Some(pass) if fits(pass.start..job + 1) => pass.end = job + 1,
-                _ => passes.push(job..job + 1),
+                Some(pass) if fits(&[pass.as_slice(), &[job]].concat()) => pass.push(job),
+                _ => passes.push(vec![job]),
             }
         }
         passes
@@ -249,17 +263,33 @@ mod tests {
         let spec = TinySpec { hidden_size: 512, intermediate_size: 1024, vocab_size: 50, ..TinySpec::MHA };
         let (config, wiring) = (spec.config(), wiring_of(&spec.config(), &tiny::checkpoint(&spec, 0)).unwrap());
         let grids = GridRule::from(Grid::awq(Bits::new(4).unwrap(), Granularity::PerChannel)).resolve(&wiring).unwrap();
-        let methods: Vec<MethodSpec> = ["gptq", "awq", "awq"].map(|key| MethodSpec::presets(key).remove(0).1).into();
+        let methods: Vec<MethodSpec> = ["awq", "gptq", "awq"].map(|key| MethodSpec::presets(key).remove(0).1).into();
         let jobs: Vec<Job<'_>> = methods.iter().map(|method| (method.settings(), &grids)).collect();
         let of = |jobs: &[Job<'_>]| Need::of_pass(&wiring, &config, jobs, size(64)).memory;
         let passes = |limit| Need::passes(&wiring, &config, &jobs, size(64), limit);
-        let (all, awq) = (of(&jobs), of(&jobs[1..]));
+        let (all, awq) = (of(&jobs), of(&[jobs[0], jobs[2]]));
         assert!(awq < all, "{awq} of {all}");
-        assert_eq!(passes(all).len(), 1);
-        assert_eq!(passes(all - 1), [0..1, 1..3]);
-        assert!(of(&jobs[..1]) < all);
+        assert_eq!(passes(all), [[0, 1, 2]]);
+        // Those of one method together.
+        assert_eq!(passes(all - 1), [vec![0, 2], vec![1]]);
+        assert!(of(&jobs[1..2]) < all);
         // Where even one does not fit, two on other grids that share their inputs take no more.
-        assert_eq!(passes(0), [0..1, 1..3]);
+        assert_eq!(passes(0), [vec![0, 2], vec![1]]);
+    }
+
+    /// Where blocks see quantized outputs, each job has a stream of hidden states: 64 MiB.
+    #[test]
+    fn jobs_with_streams_of_their_own_go_together_as_far_as_these_fit() {
+        let spec = TinySpec { hidden_size: 512, intermediate_size: 1024, vocab_size: 50, ..TinySpec::MHA };
+        let (config, wiring) = (spec.config(), wiring_of(&spec.config(), &tiny::checkpoint(&spec, 0)).unwrap());
+        let grids = GridRule::from(Grid::awq(Bits::new(4).unwrap(), Granularity::PerChannel)).resolve(&wiring).unwrap();
+        let method = MethodSpec::presets("gptq").remove(0).1;
+        let jobs: Vec<Job<'_>> = vec![(method.settings(), &grids); 5];
+        let size = CalibrationSize { propagation: Propagation::Quantized, ..size(64).unwrap() };
+        let alone = Need::of_pass(&wiring, &config, &jobs[..1], Some(size)).memory;
+        let passes = |limit| Need::passes(&wiring, &config, &jobs, Some(size), limit);
+        assert_eq!(passes(alone + 4 * 64 * MIB).len(), 1);
+        assert_eq!(passes(alone + 65 * MIB), [vec![0, 1], vec![2, 3], vec![4]]);
     }
 
     #[test]

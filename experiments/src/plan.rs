@@ -147,32 +147,23 @@ impl Cell {
     }
 }
 
-/// Quantized cells that one pass over a model's blocks serves. They share captured activations, Hessians and searches, their
-/// results are in memory together, and a kill costs all that the pass has not finished: more would save little.
-const CELLS_OF_A_PASS: usize = 16;
-
-/// The quantized cells among `cells` as passes over their model's blocks: each of one calibration, and of whole grids, for
-/// methods share most of their work on one grid.
+/// The quantized cells among `cells` by their calibration: a pass each over their model's blocks, in which they share captured activations,
+/// Hessians and searches. Where memory does not hold what they need together, a pass is made in several ([`crate::need`]).
 pub fn passes<'a>(cells: impl IntoIterator<Item = &'a Cell>) -> Vec<Vec<&'a Cell>> {
-    let mut by_calibration: BTreeMap<Option<&CalibrationSpec>, Vec<(GridRule, &Cell)>> = BTreeMap::new();
+    let mut by_calibration: BTreeMap<Option<&CalibrationSpec>, Vec<&Cell>> = BTreeMap::new();
     for cell in cells {
         if let Some(quantization) = &cell.quantization {
-            by_calibration.entry(quantization.calibration.as_ref()).or_default().push((quantization.rule(), cell));
+            by_calibration.entry(quantization.calibration.as_ref()).or_default().push(cell);
         }
     }
-    let mut passes: Vec<Vec<&Cell>> = Vec::new();
-    for cells in by_calibration.values() {
-        let mut begins = true;
-        for grid in cells.chunk_by(|a, b| a.0 == b.0) {
-            let of_grid = grid.iter().map(|(_, cell)| *cell);
-            match passes.last_mut() {
-                Some(pass) if !begins && pass.len() + grid.len() <= CELLS_OF_A_PASS => pass.extend(of_grid),
-                _ => passes.push(of_grid.collect()),
-            }
-            begins = false;
-        }
-    }
-    passes
+    by_calibration.into_values().collect()
+}
+
+/// The cells of each pass by their grid: methods share most of their work on one.
+fn of_one_grid<'a>(cells: impl IntoIterator<Item = &'a Cell>) -> Vec<Vec<&'a Cell>> {
+    let rule = |cell: &&Cell| cell.quantization.as_ref().map(QuantizationCell::rule);
+    let grids = |pass: Vec<&'a Cell>| pass.chunk_by(|a, b| rule(a) == rule(b)).map(<[_]>::to_vec).collect::<Vec<_>>();
+    passes(cells).into_iter().flat_map(grids).collect()
 }
 
 /// All cells of one model, in the order in which they run and are shown.

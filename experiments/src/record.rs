@@ -9,7 +9,6 @@
 
 use std::collections::BTreeMap;
 
-use awq_core::arithmetic::Arithmetic;
 use awq_core::driver::{BlockLog, FullPrecisionShare};
 use awq_core::load::packed::PackedHeader;
 use awq_core::model::Storage;
@@ -28,6 +27,7 @@ mod file;
 mod hold;
 mod merge;
 
+use crate::eval::ScoringArithmetic;
 use crate::plan::{Cell, CellId};
 use crate::provenance::Provenance;
 use crate::stats::Samples;
@@ -238,8 +238,8 @@ pub struct Measurement {
     /// Tokens of a window; of documents, the most that one window scores.
     pub seq_len: usize,
     /// How the matrix products of the scoring pass were computed.
-    #[serde(default, skip_serializing_if = "Arithmetic::is_f32")]
-    pub arithmetic: Arithmetic,
+    #[serde(default, skip_serializing_if = "ScoringArithmetic::is_f32")]
+    pub arithmetic: ScoringArithmetic,
     /// The value.
     pub value: f64,
     /// Standard error of the value as other programs print it: over windows taken as independent (`gptq`), over tokens taken as

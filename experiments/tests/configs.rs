@@ -70,8 +70,6 @@ fn passes_serve_every_cell_once_and_split_no_grid() {
             for (index, pass) in passes.iter().enumerate() {
                 let parts: Vec<_> = pass.iter().filter_map(|cell| cell.quantization.as_ref()).collect();
                 assert!(parts.windows(2).all(|pair| pair[0].calibration == pair[1].calibration), "{}", path.display());
-                let one_grid = parts.windows(2).all(|pair| pair[0].grid == pair[1].grid);
-                assert!(parts.len() <= 16 || one_grid, "{}: {} cells in a pass", path.display(), parts.len());
                 for part in parts {
                     let before = of_grid.insert((part.calibration.clone(), part.grid), index);
                     assert!(before.is_none_or(|before| before == index), "{}: a grid is split", path.display());
@@ -240,6 +238,6 @@ fn the_quickstart_plans_these_cells() {
     33caa282d3f8cc59  bundled-3M AWQ W2 g128         scores about 32k tokens, roughly 5 s on a 200 GFLOP/s CPU
 
     9 cells of 1 model(s). In all roughly 26 s on a 200 GFLOP/s CPU, less what cells of one pass share.
-    bundled-3M: 3M parameters by its name, 11 MiB in f32. Needs about 9 MiB (one block in f32 and the packed results of a pass) and up to 2 GiB of hidden states and logits.
+    bundled-3M: 3M parameters by its name, 11 MiB in f32. Needs about 2 MiB (as much as 5 blocks in f32) and up to 2 GiB of hidden states and logits.
     ");
 }

@@ -6,6 +6,7 @@ use super::{AttentionShape, ClipOutcome, QuantBackend, RotaryTable, float_vec};
 use crate::activation::Activation;
 use crate::grid::Grid;
 use crate::host::bf16::Bf16Matrix;
+use crate::kernel::QuantMatmul;
 use crate::quantized::QuantizedWeight;
 
 /// burn-ndarray with 32-bit integers overrides nothing: every definition as it stands, for tests to hold the others against.
@@ -31,6 +32,13 @@ macro_rules! host_backend {
             fn matmul_bf16(x: Tensor<Self, 2>, weight: &Bf16Matrix) -> Tensor<Self, 2> {
                 let ([n, _], device) = (x.dims(), x.device());
                 Tensor::from_data(TensorData::new(weight.matmul(&$values(x)), [n, weight.n()]), &device)
+            }
+
+            fn matmul_on_host(x: Tensor<Self, 2>, weight: &dyn QuantMatmul) -> Tensor<Self, 2> {
+                let ([n, _], device) = (x.dims(), x.device());
+                let mut out = vec![0.0; n * weight.n_out()];
+                weight.matmul(&$values(x), &mut out);
+                Tensor::from_data(TensorData::new(out, [n, weight.n_out()]), &device)
             }
 
             fn quantize_weight(weight: Tensor<Self, 2>, grid: &Grid) -> QuantizedWeight {

@@ -24,7 +24,7 @@ pub use clip::ClipOutcome;
 use crate::activation::Activation;
 use crate::grid::{Grid, ScaleDtype};
 pub use crate::host::attention::{AttentionShape, SlopeBias, Slopes};
-use crate::kernel::DeviceWeight;
+use crate::kernel::{DeviceWeight, QuantMatmul};
 use crate::numbers::Number;
 use crate::quantized::QuantizedWeight;
 
@@ -73,6 +73,14 @@ pub trait QuantBackend: Backend {
     fn packed_matmul(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2> {
         let dtype = x.dtype();
         Self::matmul_transposed(x, Self::unpack_weight(weight).cast(dtype))
+    }
+
+    /// The same for a weight that a kernel of the CPU reads. Through host memory here.
+    fn matmul_on_host(x: Tensor<Self, 2>, weight: &dyn QuantMatmul) -> Tensor<Self, 2> {
+        let ([n, _], dtype, device) = (x.dims(), x.dtype(), x.device());
+        let mut out = vec![0.0; n * weight.n_out()];
+        weight.matmul(&float_vec(x), &mut out);
+        Tensor::<Self, 2>::from_data(TensorData::new(out, [n, weight.n_out()]), &device).cast(dtype)
     }
 
     /// The weights that packed codes stand for, `[out, in]`, in the device's default float type. Through host memory here.

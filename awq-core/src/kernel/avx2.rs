@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use super::lanes::{Lanes, Work};
 use super::tiles::{Compact, Line, TILE, Wide};
+use super::words::WordLanes;
 
 /// Proof that the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -171,5 +172,18 @@ impl Lanes for Avx2 {
         let (scale, _) = params.scale.as_chunks::<8>();
         let (zero_point, _) = params.zero_point.as_chunks::<8>();
         (halves!(|h| _mm256_loadu_ps(scale[h].as_ptr())), halves!(|h| _mm256_loadu_ps(zero_point[h].as_ptr())))
+    }
+}
+
+impl WordLanes for Avx2 {
+    #[inline(always)]
+    fn words(self, codes: Self::Ints, odd: bool) -> Self::Ints {
+        let codes = if odd { self.shift_right(codes, 8) } else { codes };
+        halves!(|h| _mm256_and_si256(codes[h], _mm256_set1_epi32(0x00ff_00ff)))
+    }
+
+    #[inline(always)]
+    fn dot_words(self, sums: Self::Ints, words: Self::Ints, x: i32) -> Self::Ints {
+        halves!(|h| _mm256_add_epi32(sums[h], _mm256_madd_epi16(words[h], _mm256_set1_epi32(x))))
     }
 }

@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use super::lanes::{Lanes, Work};
 use super::tiles::{Compact, Line, TILE, Wide};
+use super::words::WordLanes;
 
 /// Proof that the CPU has AVX-512 F, BW and VNNI.
 #[derive(Clone, Copy)]
@@ -149,5 +150,18 @@ impl Lanes for Avx512 {
     fn wide_params(self, params: &Wide) -> (__m512, __m512) {
         // SAFETY: the CPU has the instructions; the arrays are 64 bytes, as wide as the loads.
         unsafe { (_mm512_loadu_ps(params.scale.as_ptr()), _mm512_loadu_ps(params.zero_point.as_ptr())) }
+    }
+}
+
+impl WordLanes for Avx512 {
+    #[inline(always)]
+    fn words(self, codes: __m512i, odd: bool) -> __m512i {
+        let codes = if odd { self.shift_right(codes, 8) } else { codes };
+        vector!(_mm512_and_si512(codes, _mm512_set1_epi32(0x00ff_00ff)))
+    }
+
+    #[inline(always)]
+    fn dot_words(self, sums: __m512i, words: __m512i, x: i32) -> __m512i {
+        vector!(_mm512_dpwssd_epi32(sums, words, _mm512_set1_epi32(x)))
     }
 }

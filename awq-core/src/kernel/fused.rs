@@ -8,7 +8,7 @@ use super::lanes::Lanes;
 use super::product::multiply;
 use super::rows::{Block, FloatRows, IntegerRows, Width, blocks};
 use super::tiles::Tiles;
-use super::{Activations, QuantMatmul};
+use super::{Activations, QuantMatmul, words};
 use crate::quantized::QuantizedWeight;
 
 /// Runs an expression with the stored bits of a code as a constant.
@@ -35,21 +35,31 @@ macro_rules! with_bits {
     };
 }
 
+pub(super) use with_bits;
+
 /// Rows from which blocks are prepared in parallel.
 const PARALLEL_FROM: usize = 32;
+
+/// Another way to multiply with many rows, bit for bit the same.
+pub(super) type OfMany<L> = fn(L, &Tiles, &[f32], &mut [f32]);
 
 /// A packed `[n_out, n_in]` matrix for one instruction set and one precision of activations.
 pub(super) struct Fused<L> {
     lanes: L,
     tiles: Tiles,
     activations: Activations,
+    of_many: Option<OfMany<L>>,
 }
 
 impl<L: Lanes> Fused<L> {
     /// Packs a weight; `None` where the CPU lacks an instruction.
-    pub(super) fn boxed(weight: &QuantizedWeight, activations: Activations) -> Option<Box<dyn QuantMatmul>> {
+    pub(super) fn boxed(
+        weight: &QuantizedWeight,
+        activations: Activations,
+        of_many: Option<OfMany<L>>,
+    ) -> Option<Box<dyn QuantMatmul>> {
         let lanes = L::detect()?;
-        Some(Box::new(Self { lanes, tiles: Tiles::new(weight, L::COMPACT), activations }))
+        Some(Box::new(Self { lanes, tiles: Tiles::new(weight, L::COMPACT), activations, of_many }))
     }
 
     fn multiply_floats(&self, x: &[f32], out: &mut [f32]) {
@@ -101,6 +111,9 @@ impl<L: Lanes> QuantMatmul for Fused<L> {
     }
 
     fn multiply(&self, x: &[f32], out: &mut [f32]) {
+        if let Some(multiply) = self.of_many.filter(|_| words::pays(x.len() / self.tiles.n_in)) {
+            return multiply(self.lanes, &self.tiles, x, out);
+        }
         match self.activations {
             Activations::F32 => self.multiply_floats(x, out),
             Activations::Int16 => self.multiply_integers(x, out, Width::Sixteen),

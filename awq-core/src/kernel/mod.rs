@@ -42,6 +42,7 @@ mod reference;
 mod rows;
 mod tiles;
 mod units;
+mod words;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,7 @@ use gathered::Gathered;
 use lanes::Lanes;
 use reference::Reference;
 pub use units::{DeviceWeight, UnitFacts, UnitWeight};
+use words::WordLanes;
 
 use crate::quantized::QuantizedWeight;
 use crate::transform::WeightTransform;
@@ -162,13 +164,13 @@ type Build = fn(&QuantizedWeight) -> Option<Box<dyn QuantMatmul>>;
 /// Every kernel of this architecture, the fastest of each kind of activations first. `reference` is the last.
 pub const KERNELS: &[Kernel] = &[
     #[cfg(target_arch = "x86_64")]
-    Kernel::int16::<avx512::Avx512>("avx512-int16"),
+    Kernel::int16_by_words::<avx512::Avx512>("avx512-int16"),
     #[cfg(target_arch = "x86_64")]
     Kernel::f32::<avx512::Avx512>("avx512-f32"),
     #[cfg(target_arch = "x86_64")]
     Kernel::int8::<avx512::Avx512>("avx512-int8"),
     #[cfg(target_arch = "x86_64")]
-    Kernel::int16::<avx2::Avx2>("avx2-int16"),
+    Kernel::int16_by_words::<avx2::Avx2>("avx2-int16"),
     #[cfg(target_arch = "x86_64")]
     Kernel::f32::<avx2::Avx2>("avx2-f32"),
     #[cfg(target_arch = "x86_64")]
@@ -179,7 +181,7 @@ pub const KERNELS: &[Kernel] = &[
     Kernel::f32::<neon::Neon>("neon-f32"),
     #[cfg(target_arch = "aarch64")]
     Kernel::int8::<neon::Neon>("neon-int8"),
-    Kernel::int16::<portable::Portable>("portable-int16"),
+    Kernel::int16_by_words::<portable::Portable>("portable-int16"),
     Kernel::f32::<portable::Portable>("portable-f32"),
     Kernel::int8::<portable::Portable>("portable-int8"),
     Kernel {
@@ -193,15 +195,23 @@ pub const KERNELS: &[Kernel] = &[
 
 impl Kernel {
     const fn f32<L: Lanes>(name: &'static str) -> Self {
-        Self::fused::<L>(name, Activations::F32, |weight| Fused::<L>::boxed(weight, Activations::F32))
+        Self::fused::<L>(name, Activations::F32, |weight| Fused::<L>::boxed(weight, Activations::F32, None))
     }
 
+    #[cfg(target_arch = "aarch64")]
     const fn int16<L: Lanes>(name: &'static str) -> Self {
-        Self::fused::<L>(name, Activations::Int16, |weight| Fused::<L>::boxed(weight, Activations::Int16))
+        Self::fused::<L>(name, Activations::Int16, |weight| Fused::<L>::boxed(weight, Activations::Int16, None))
+    }
+
+    /// The same with 16-bit products for many rows.
+    const fn int16_by_words<L: WordLanes>(name: &'static str) -> Self {
+        Self::fused::<L>(name, Activations::Int16, |weight| {
+            Fused::<L>::boxed(weight, Activations::Int16, Some(words::multiply::<L>))
+        })
     }
 
     const fn int8<L: Lanes>(name: &'static str) -> Self {
-        Self::fused::<L>(name, Activations::Int8, |weight| Fused::<L>::boxed(weight, Activations::Int8))
+        Self::fused::<L>(name, Activations::Int8, |weight| Fused::<L>::boxed(weight, Activations::Int8, None))
     }
 
     const fn fused<L: Lanes>(name: &'static str, activations: Activations, build: Build) -> Self {

@@ -2,6 +2,7 @@
 
 use super::lanes::{Lanes, Work};
 use super::tiles::{Compact, Line, QUAD, TILE, Wide};
+use super::words::WordLanes;
 
 /// Runs anywhere.
 #[derive(Clone, Copy)]
@@ -130,5 +131,23 @@ impl Lanes for Portable {
     #[inline(always)]
     fn wide_params(self, params: &Wide) -> (Self::Floats, Self::Floats) {
         (params.scale, params.zero_point)
+    }
+}
+
+impl WordLanes for Portable {
+    #[inline(always)]
+    fn words(self, codes: Self::Ints, odd: bool) -> Self::Ints {
+        let shift = if odd { 8 } else { 0 };
+        each!(|l| codes[l] >> shift & 0x00ff_00ff)
+    }
+
+    #[inline(always)]
+    fn dot_words(self, sums: Self::Ints, words: Self::Ints, x: i32) -> Self::Ints {
+        let halves = |word: i32| [word as i16, (word >> 16) as i16].map(i32::from);
+        let [x0, x1] = halves(x);
+        each!(|l| {
+            let [w0, w1] = halves(words[l].cast_signed());
+            sums[l].wrapping_add((w0 * x0 + w1 * x1).cast_unsigned())
+        })
     }
 }

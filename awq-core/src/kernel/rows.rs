@@ -167,7 +167,7 @@ impl Work for Quantize<'_> {
 fn put(integers: &[i32; SEGMENT], add: i32, shift: u32, quads: &mut [i32], row_idx: usize, lanes: usize) {
     let mut bytes = [0_u8; SEGMENT];
     for i in 0..SEGMENT {
-        bytes[i] = ((integers[i] + add) >> shift) as u8;
+        bytes[i] = (integers[i].wrapping_add(add) >> shift) as u8;
     }
     let bytes = bytes.as_chunks::<QUAD>().0;
     for quad in 0..bytes.len().min(quads.len() / lanes) {
@@ -178,7 +178,7 @@ fn put(integers: &[i32; SEGMENT], add: i32, shift: u32, quads: &mut [i32], row_i
 /// Rounds a run of activations to integers of magnitude up to `limit`; returns their scale and sum. The scale of a run
 /// with a value that is not finite is not a number, and so are all products with it.
 #[inline(always)]
-fn quantize(x: &[f32], limit: f32, integers: &mut [i32; SEGMENT]) -> (f32, f32) {
+pub(super) fn quantize(x: &[f32], limit: f32, integers: &mut [i32; SEGMENT]) -> (f32, f32) {
     // Magnitudes compare as their bits do, infinity and NaN above all numbers.
     let mut amax = 0;
     for i in 0..x.len() {
@@ -198,7 +198,8 @@ fn quantize(x: &[f32], limit: f32, integers: &mut [i32; SEGMENT]) -> (f32, f32) 
     let mut sum = 0;
     for i in 0..x.len().min(SEGMENT) {
         integers[i] = (x[i] * inverse + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()).cast_signed();
-        sum += integers[i];
+        // Cannot overflow; a check, which profiles for tests have, would keep the loop from being vectorized.
+        sum = i32::wrapping_add(sum, integers[i]);
     }
     (amax / limit, sum as f32)
 }

@@ -15,10 +15,11 @@ use super::layers::{Linear, Norm, NormKind, matrix, projected, vector};
 use super::rotary::Rotary;
 use super::rows::{position_rows, unusable_ids};
 use super::wiring::{Positions, Projections, Wiring};
-use super::{Block, BlockLayout, BlockParams, Decoder};
+use super::{Block, BlockLayout, BlockParams, Decoder, LinearName};
 use crate::arithmetic::Arithmetic;
 use crate::backend::{AttentionShape, QuantBackend};
 use crate::load::{Checkpoint, LoadError, ModelConfig, check_values, read_any_exact_shape};
+use crate::quantized::QuantizedWeight;
 
 /// A decoder over a checkpoint. Copies share all tensors.
 #[derive(Clone)]
@@ -197,6 +198,15 @@ impl<B: QuantBackend> Decoder<B> for WiredDecoder<B> {
             },
             rotary: block.attention.rope.map(|rope| self.rotaries[rope].clone()),
         }))
+    }
+
+    fn codes(&self, block_idx: usize) -> Result<BTreeMap<LinearName, QuantizedWeight>, LoadError> {
+        let shapes = self.wiring.blocks[block_idx].linear_shapes(&self.config);
+        let codes = shapes.into_iter().map(|(name, _)| {
+            let read = self.checkpoint.read_quantized(&format!("{}.weight", self.wiring.linear(block_idx, name)))?;
+            Ok(read.map(|weight| (name, weight)))
+        });
+        codes.filter_map(Result::transpose).collect()
     }
 
     fn over(&self, checkpoint: Arc<dyn Checkpoint>) -> Result<Box<dyn Decoder<B>>, LoadError> {

@@ -36,10 +36,19 @@ impl<B: QuantBackend> Linear<B> {
 
     /// `x W^T + b` for `x: [batch, seq, in]`.
     pub fn forward(&self, x: Tensor<B, 3>, arithmetic: Arithmetic) -> Tensor<B, 3> {
+        self.forward_by(x, |x| product(x, self.weight.clone(), arithmetic))
+    }
+
+    /// The same with a product of its own: `[n, in]` to `[n, out]`.
+    pub(super) fn forward_by(
+        &self,
+        x: Tensor<B, 3>,
+        multiply: impl FnOnce(Tensor<B, 2>) -> Tensor<B, 2>,
+    ) -> Tensor<B, 3> {
         let [batch, seq, n_in] = x.dims();
         let [n_out, _] = self.weight.dims();
         let dtype = x.dtype();
-        let y = product(x.reshape([batch * seq, n_in]), self.weight.clone(), arithmetic);
+        let y = multiply(x.reshape([batch * seq, n_in]));
         let y = match &self.bias {
             Some(bias) => y + bias.clone().cast(dtype).unsqueeze::<2>(),
             None => y,

@@ -13,6 +13,7 @@ use serde_json::Value as Json;
 use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
 use crate::load::{Checkpoint, Class, LoadError, ModelConfig};
+use crate::quantized::QuantizedWeight;
 
 mod alibi;
 pub mod bloom;
@@ -56,7 +57,7 @@ pub use known::{KnownFamily, known_families};
 use layers::{Linear, Norm};
 pub use layout::{BlockLayout, BlockTable, GroupTable, Inspect, LinearFacts, LinearName, NormName, PrevOp, ScaleGroup};
 use packing::PackedSequences;
-pub use products::Products;
+pub use products::{CodeProducts, Products};
 pub use storage::{Storage, StoredShare};
 pub use walk::for_each_block;
 use wiring::Wiring;
@@ -127,9 +128,9 @@ pub trait Block<B: QuantBackend>: Send + Sync {
     fn mlp(&self, input: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3>;
 }
 
-/// The same block with the products of its linears computed in `arithmetic`.
-pub fn in_arithmetic<B: QuantBackend>(block: &dyn Block<B>, arithmetic: Arithmetic) -> Box<dyn Block<B>> {
-    block.with_params(BlockParams { products: Arc::new(arithmetic), ..block.params().clone() })
+/// The same block with the products of its linears computed by `products`.
+pub fn with_products<B: QuantBackend>(block: &dyn Block<B>, products: Arc<dyn Products<B>>) -> Box<dyn Block<B>> {
+    block.with_params(BlockParams { products, ..block.params().clone() })
 }
 
 /// A whole model. Only one block's weights need to be in memory at a time.
@@ -157,6 +158,12 @@ pub trait Decoder<B: QuantBackend>: Send + Sync {
     /// # Errors
     /// A missing, misshapen or non-finite tensor, with file and name.
     fn block(&self, block_idx: usize) -> Result<Box<dyn Block<B>>, LoadError>;
+
+    /// The codes of a block's linears, of those that the checkpoint has in codes.
+    ///
+    /// # Errors
+    /// A file that can no longer be read.
+    fn codes(&self, block_idx: usize) -> Result<BTreeMap<LinearName, QuantizedWeight>, LoadError>;
 
     /// The same model with the blocks that `checkpoint` has, and its head where that is quantized. All else is shared: no method
     /// changes it.

@@ -102,6 +102,31 @@ fn every_kernel_multiplies_any_number_of_rows() {
     }
 }
 
+/// Some kernels multiply many rows in another way than few.
+#[test]
+fn a_row_beside_others_has_the_same_products_however_many_they_are() {
+    const N_IN: usize = 200;
+    let x = numbers(203 * N_IN, 6);
+    for kernel in available().filter(|kernel| kernel.name != "reference") {
+        for bits in [2, 3, 4, 5, 8] {
+            for granularity in [group(64), group(40), group(192), Granularity::PerTensor] {
+                let weight = weight(47, N_IN, grid(bits, granularity), u64::from(bits));
+                let packed = kernel.pack(&weight).unwrap();
+                let product = |x: &[f32]| {
+                    let mut out = vec![f32::NAN; x.len() / N_IN * weight.n_out];
+                    packed.matmul(x, &mut out);
+                    out
+                };
+                let few: Vec<f32> = x.chunks(7 * N_IN).flat_map(product).collect();
+                for threads in [1, 2, 3] {
+                    let many = with_threads(threads, || product(&x));
+                    assert!(many == few, "{}, {}, {threads} threads", kernel.name, weight.grid.label());
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn real_zero_points_and_f32_scales_are_kept() {
     for kernel in available() {

@@ -18,6 +18,9 @@ pub(super) struct GeneratedCodeArgs {
 }
 
 impl GeneratedCodeArgs {
+    /// What gives consent.
+    pub(super) const FLAG: &'static str = "--run-generated-code";
+
     /// What runs the programs that `cells` ask for; `None` where they ask for none.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! `experiments run`, which is what a file alone means.
 
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,10 +9,12 @@ use anyhow::Context;
 use awq_core::arithmetic::FloatType;
 use clap::Args;
 
+use super::devices::Shares;
 use super::generated_code::GeneratedCodeArgs;
 use super::{MachineArgs, write_report};
+use crate::cluster::status::{Counts, records_in};
 use crate::codes::CodeStore;
-use crate::config::ExperimentSpec;
+use crate::config::{ExperimentSpec, Memory};
 use crate::limit::MemoryLimit;
 use crate::plan::Plan;
 use crate::plan::select::{Selection, Shard};
@@ -51,6 +54,10 @@ pub struct RunArgs {
     /// Run one of n shares of the cells, in a folder of its own; `merge` joins them.
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
+    /// Deal the cells out to several devices of this machine, such as cuda:0,cuda:1: a process for each, which share out the CPU threads
+    /// and what --memory says.
+    #[arg(long, value_name = "D,D..", value_delimiter = ',', conflicts_with_all = ["device", "shard"])]
+    pub(super) devices: Vec<String>,
     #[command(flatten)]
     pub(super) machine: MachineArgs,
     #[command(flatten)]
@@ -66,6 +73,24 @@ impl RunArgs {
     /// Whether it is the whole experiment that runs.
     fn is_whole(&self) -> bool {
         self.only.is_empty() && self.shard.is_none()
+    }
+
+    /// What `n` shares of it are run with, beside device, threads and folder.
+    pub(super) fn of_shares(&self, n: usize) -> Vec<OsString> {
+        let mut options: Vec<(&str, OsString)> = Vec::new();
+        options.extend(self.max_windows.map(|n| ("--max-windows", n.to_string().into())));
+        options.extend(self.precision.map(|precision| ("--precision", precision.name().into())));
+        options.extend(self.only.iter().map(|selection| ("--only", selection.to_string().into())));
+        options.extend(self.machine.assets.iter().map(|folder| ("--assets", folder.into())));
+        let of_each = |memory: &Memory| format!("{}K", (memory.bytes() / 1024.0 / n as f64).max(1.0) as u64);
+        options.extend(self.machine.memory.as_ref().map(|memory| ("--memory", of_each(memory).into())));
+        let flags = [
+            (self.rerun, "--rerun"),
+            (self.fail_fast, "--fail-fast"),
+            (self.code.is_given(), GeneratedCodeArgs::FLAG),
+        ];
+        let flags = flags.into_iter().filter(|(is_given, _)| *is_given).map(|(_, flag)| flag.into());
+        options.into_iter().flat_map(|(name, value)| [name.into(), value]).chain(flags).collect()
     }
 
     fn plan(&self, spec: &ExperimentSpec) -> anyhow::Result<Plan> {
@@ -84,8 +109,8 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     if let Some(precision) = args.precision {
         spec.set_precision(precision).with_context(|| format!("{}: --precision", config.display()))?;
     }
-    let device = args.machine.device.clone().unwrap_or_else(|| spec.run.device.clone());
-    device::check(&device, spec.run.precision)?;
+    let device = args.devices.first().or(args.machine.device.as_ref()).unwrap_or(&spec.run.device).clone();
+    std::iter::once(&device).chain(&args.devices).try_for_each(|device| device::check(device, spec.run.precision))?;
     let threads = device::set_threads(args.machine.threads.or(spec.run.threads).map(NonZeroUsize::get));
     let out = args.out.clone().unwrap_or_else(|| default_out(config, args.max_windows, args.shard));
     let progress = args.machine.progress();
@@ -108,16 +133,26 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let records = runner::claim_folder(&out, &spec, args.max_windows)?;
     exports::check(&plan, &store, &progress)
         .with_context(|| format!("{}: not a valid experiment", config.display()))?;
+    let n_on_record = if args.rerun { 0 } else { Counts::of(&plan, &[&records_in(&out)?.0]).n_done };
+    let is_shared = args.devices.len() > 1;
+    let records = match is_shared {
+        true => Shares { args, config, spec: &spec, threads, out: &out }.run(&plan, records, &progress)?,
+        false => records,
+    };
     let options = RunOptions {
         device: device.clone(),
         threads,
         codes,
         memory: MemoryLimit::new(args.machine.memory.as_ref().or(spec.run.memory.as_ref())),
-        on_record: if args.rerun { OnRecord::RunAgain } else { OnRecord::Skip },
+        on_record: if args.rerun && !is_shared { OnRecord::RunAgain } else { OnRecord::Skip },
         on_failure: if args.fail_fast { OnFailure::Stop } else { OnFailure::GoOn },
         sandbox,
     };
-    let summary = runner::run(&plan, &options, records, &store, &progress)?;
+    let mut summary = runner::run(&plan, &options, records, &store, &progress)?;
+    if is_shared {
+        let n_found = std::mem::replace(&mut summary.resumed, n_on_record);
+        summary.finished += n_found.saturating_sub(n_on_record);
+    }
     let exported = (!summary.stopped).then(|| {
         let machine = Machine {
             device: &device,

@@ -192,7 +192,7 @@ fn script(
         let text = folder.to_str().with_context(|| format!("{}: not UTF-8; rename it", folder.display()))?;
         options.extend(["--assets".to_owned(), text.to_owned()]);
     }
-    options.extend(args.code.is_given().then(|| "--run-generated-code".to_owned()));
+    options.extend(args.code.is_given().then(|| GeneratedCodeArgs::FLAG.to_owned()));
     let script = Script {
         profile,
         job_name: &shares.submitted.job_name,

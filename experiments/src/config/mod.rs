@@ -30,7 +30,7 @@ mod texts;
 use std::num::{NonZeroU16, NonZeroUsize};
 
 use anyhow::Context;
-use awq_core::arithmetic::{Arithmetic, FloatType};
+use awq_core::arithmetic::FloatType;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,7 @@ pub use self::grids::{GridChange, GridKeys, GridSweep, OverrideSpec};
 pub use self::layout::*;
 pub use self::memory::Memory;
 use self::memory::whole_number;
+use crate::eval::ScoringArithmetic;
 pub use self::published::{PublishedFor, PublishedRow, PublishedTable};
 pub use self::reference::ReferenceValue;
 pub use self::sources::*;
@@ -132,8 +133,8 @@ pub struct ScoredText {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_windows: Option<NonZeroUsize>,
     /// How the products of linears and of the head are computed; f32 when absent. Named in every table.
-    #[serde(default, skip_serializing_if = "Arithmetic::is_f32")]
-    pub arithmetic: Arithmetic,
+    #[serde(default, skip_serializing_if = "ScoringArithmetic::is_f32")]
+    pub arithmetic: ScoringArithmetic,
 }
 
 impl ScoredText {

@@ -2,7 +2,6 @@
 
 use std::num::{NonZeroU16, NonZeroUsize};
 
-use awq_core::arithmetic::Arithmetic;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -11,6 +10,7 @@ use super::{
     DatasetSpec, EvaluationSpec, LmEvalGenerationProtocol, LmEvalTaskProtocol, ProtocolSpec, ScoredText, SeveralTexts,
 };
 use crate::eval::metric::OfItem;
+use crate::eval::ScoringArithmetic;
 use crate::eval::registry::MetricKey;
 use crate::tasks::TaskName;
 
@@ -30,7 +30,7 @@ pub struct TasksSection {
     pub max_questions: Option<NonZeroUsize>,
     /// How the products of linears and of the head are computed; f32 when absent.
     #[serde(default)]
-    pub arithmetic: Arithmetic,
+    pub arithmetic: ScoringArithmetic,
 }
 
 impl TasksSection {

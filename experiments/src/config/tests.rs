@@ -202,7 +202,7 @@ fn precision_is_part_of_a_cell_and_f32_is_not_said() {
 #[test]
 fn rounded_products_go_with_f32_tensors_only() {
     let mut spec = read(&[RTN]).unwrap();
-    spec.evaluations[0].text_mut().arithmetic = Arithmetic::Bf16;
+    spec.evaluations[0].text_mut().arithmetic = ScoringArithmetic::Bf16;
     assert_eq!(
         spec.set_precision(FloatType::F16).unwrap_err().to_string(),
         "`evaluations[0].perplexity.arithmetic` rounds the inputs of products, which are f16 anyhow by `run.precision`; \

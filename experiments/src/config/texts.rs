@@ -2,12 +2,12 @@
 
 use std::num::NonZeroUsize;
 
-use awq_core::arithmetic::Arithmetic;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::check::not_repeated;
 use super::{DatasetSpec, EvaluationSpec, ProtocolSpec, ScoredText};
+use crate::eval::ScoringArithmetic;
 use crate::eval::registry::MetricKey;
 
 /// A text, a protocol and what is measured in one pass over it.
@@ -24,7 +24,7 @@ pub struct MeasuredText {
     pub max_windows: Option<NonZeroUsize>,
     /// How the products of linears and of the head are computed; f32 when absent.
     #[serde(default)]
-    pub arithmetic: Arithmetic,
+    pub arithmetic: ScoringArithmetic,
 }
 
 impl MeasuredText {

@@ -1,10 +1,10 @@
 //! [`BaseModel`]: the model that others are held against, on the windows of one text.
 
-use awq_core::arithmetic::Arithmetic;
 use awq_core::backend::QuantBackend;
 use awq_core::model::Decoder;
 use burn::tensor::Tensor;
 
+use super::ScoringArithmetic;
 use super::batch::Batch;
 use super::score::final_states;
 
@@ -13,13 +13,13 @@ use super::score::final_states;
 /// kept: those of a text would take many gigabytes.
 pub struct BaseModel<'a, B: QuantBackend> {
     pub(super) decoder: &'a dyn Decoder<B>,
-    pub(super) arithmetic: Arithmetic,
+    pub(super) arithmetic: ScoringArithmetic,
     kept: Option<Vec<Tensor<B, 3>>>,
 }
 
 impl<'a, B: QuantBackend> BaseModel<'a, B> {
     /// Nothing is computed yet; its products will be computed in `arithmetic`.
-    pub fn new(decoder: &'a dyn Decoder<B>, arithmetic: Arithmetic) -> Self {
+    pub fn new(decoder: &'a dyn Decoder<B>, arithmetic: ScoringArithmetic) -> Self {
         Self { decoder, arithmetic, kept: None }
     }
 

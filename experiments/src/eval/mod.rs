@@ -8,6 +8,7 @@
 //! writes ([`crate::session`]), and metrics judge what it wrote.
 
 pub mod accuracy;
+mod arithmetic;
 mod base_model;
 mod batch;
 pub mod bits_per_byte;
@@ -36,6 +37,7 @@ pub mod top_token_agreement;
 pub mod windows;
 pub mod word_perplexity;
 
+pub use self::arithmetic::ScoringArithmetic;
 pub use self::base_model::BaseModel;
 pub use self::documents::Document;
 

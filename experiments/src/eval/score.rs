@@ -3,11 +3,11 @@
 use std::sync::OnceLock;
 
 use anyhow::ensure;
-use awq_core::arithmetic::Arithmetic;
 use awq_core::backend::{QuantBackend, float_vec};
-use awq_core::model::{Decoder, Head, for_each_block, in_arithmetic};
+use awq_core::model::{Decoder, Head, for_each_block};
 use burn::tensor::Tensor;
 
+use super::ScoringArithmetic;
 use super::base_model::BaseModel;
 use super::batch::{Batch, BatchStates};
 use super::metric::{Metric, Needs, Scored};
@@ -37,7 +37,7 @@ pub(crate) const fn most_bytes(vocab: usize) -> usize {
 pub fn score<B: QuantBackend>(
     decoder: &dyn Decoder<B>,
     windows: &Windows,
-    arithmetic: Arithmetic,
+    arithmetic: ScoringArithmetic,
     metrics: &[&dyn Metric],
     base: &mut BaseModel<'_, B>,
     progress: &mut dyn FnMut(usize),
@@ -59,8 +59,8 @@ pub fn score<B: QuantBackend>(
             Needs::BaseLogits => base.states(share, is_whole, progress)?,
         };
         // Read once a share: while blocks are passed, it would take the room of one.
-        let head = decoder.head(arithmetic)?;
-        let base_head = if base_states.is_empty() { None } else { Some(base.decoder.head(base.arithmetic)?) };
+        let head = decoder.head(arithmetic.of_floats())?;
+        let base_head = if base_states.is_empty() { None } else { Some(base.decoder.head(base.arithmetic.of_floats())?) };
         let mut base_states = base_states.into_iter();
         for (states, batch) in states.into_iter().zip(share) {
             let base_rows = base_states
@@ -95,14 +95,14 @@ pub fn needs_of(metrics: &[&dyn Metric]) -> Needs {
 pub(super) fn final_states<B: QuantBackend>(
     decoder: &dyn Decoder<B>,
     batches: &[Batch<'_>],
-    arithmetic: Arithmetic,
+    arithmetic: ScoringArithmetic,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<Vec<Tensor<B, 3>>> {
     let embedding = decoder.embedding()?;
     let mut states: Vec<BatchStates<B>> = batches.iter().map(|batch| batch.embed(&embedding)).collect();
     drop(embedding);
-    for_each_block(decoder, |_, block| -> anyhow::Result<()> {
-        let block = in_arithmetic(block.as_ref(), arithmetic);
+    for_each_block(decoder, |block_idx, block| -> anyhow::Result<()> {
+        let block = arithmetic.block(decoder, (block_idx, block.as_ref()))?;
         for (states, batch) in states.iter_mut().zip(batches) {
             progress(batch.n_tokens());
             states.advance(block.as_ref());

@@ -4,21 +4,27 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::sync::OnceLock;
+use std::num::NonZeroU16;
+use std::sync::{Arc, OnceLock};
 
 use awq_core::arithmetic::Arithmetic;
 use awq_core::backend::float_vec;
+use awq_core::driver::{Job, quantize_model};
+use awq_core::grid::{Bits, Granularity, Grid};
+use awq_core::load::Checkpoint;
 use awq_core::model::tiny::{self, TinySpec};
-use awq_core::model::{Decoder, NoTap};
+use awq_core::model::{Decoder, NoTap, wiring_of};
+use awq_core::rule::GridRule;
 use burn::backend::Flex;
 use burn::tensor::Tensor;
 
-use super::BaseModel;
+use super::{BaseModel, ScoringArithmetic};
 use super::metric::{Direction, Metric, Needs, OfItem, Per, Scored, Unit};
 use super::registry::MetricKey;
 use super::score::score;
 use super::scores::{Scores, Writings};
 use super::windows::{Items, Windows};
+use crate::registry::MethodSpec;
 use crate::stats::Estimator;
 use crate::tasks::TaskName;
 use crate::tasks::fixtures::{fixtures, problems};
@@ -280,7 +286,7 @@ fn metrics() -> Vec<&'static dyn Metric> {
 }
 
 fn scored(own: &dyn Decoder<Flex>, base: &mut BaseModel<'_, Flex>, n: usize, metrics: &[&dyn Metric]) -> Vec<Scores> {
-    score(own, &windows(n), Arithmetic::F32, metrics, base, &mut |_| {}).unwrap()
+    score(own, &windows(n), ScoringArithmetic::F32, metrics, base, &mut |_| {}).unwrap()
 }
 
 /// Probabilities in f64 behind each position of each window, by running the model here.
@@ -305,7 +311,7 @@ fn divergences_are_those_of_an_independent_computation() {
     let (own, base, windows) = (decoder(7), decoder(8), windows(3));
     let (q, p) = (probabilities(own.as_ref(), &windows), probabilities(base.as_ref(), &windows));
     let metric: &dyn Metric = &super::kl_divergence::KlDivergence;
-    let found = &scored(own.as_ref(), &mut BaseModel::new(base.as_ref(), Arithmetic::F32), 3, &[metric])[0];
+    let found = &scored(own.as_ref(), &mut BaseModel::new(base.as_ref(), ScoringArithmetic::F32), 3, &[metric])[0];
     let mut all = Vec::new();
     for window in 0..3 {
         // The token at position t is predicted at t - 1.
@@ -329,7 +335,7 @@ fn divergences_are_those_of_an_independent_computation() {
         (MetricKey::KlMax, all[32]),
     ];
     for (key, expected) in of_sorted {
-        let found = &scored(own.as_ref(), &mut BaseModel::new(base.as_ref(), Arithmetic::F32), 3, &[key.metric()])[0];
+        let found = &scored(own.as_ref(), &mut BaseModel::new(base.as_ref(), ScoringArithmetic::F32), 3, &[key.metric()])[0];
         assert!((found.value() - expected).abs() < 1e-9 * (1.0 + expected), "{key:?}: {} {expected}", found.value());
     }
 }
@@ -337,15 +343,15 @@ fn divergences_are_those_of_an_independent_computation() {
 #[test]
 fn one_pass_gives_each_metric_what_it_gets_alone() {
     let (own, base) = (decoder(7), decoder(8));
-    let together = scored(own.as_ref(), &mut BaseModel::new(base.as_ref(), Arithmetic::F32), 3, &metrics());
+    let together = scored(own.as_ref(), &mut BaseModel::new(base.as_ref(), ScoringArithmetic::F32), 3, &metrics());
     for (metric, together) in metrics().into_iter().zip(&together) {
-        let alone = scored(own.as_ref(), &mut BaseModel::new(base.as_ref(), Arithmetic::F32), 3, &[metric]);
+        let alone = scored(own.as_ref(), &mut BaseModel::new(base.as_ref(), ScoringArithmetic::F32), 3, &[metric]);
         assert_eq!(alone[0], *together, "{}", metric.quantity().name);
     }
     let of_perplexity = &together[0];
     assert_eq!((of_perplexity.n_tokens, of_perplexity.per_item.len()), (33, 3));
     // More windows change nothing of the first.
-    let more = scored(own.as_ref(), &mut BaseModel::new(base.as_ref(), Arithmetic::F32), 100, &metrics());
+    let more = scored(own.as_ref(), &mut BaseModel::new(base.as_ref(), ScoringArithmetic::F32), 100, &metrics());
     for (more, few) in more.iter().zip(&together) {
         let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4;
         assert!(more.per_item[..3].concat().iter().zip(&few.per_item.concat()).all(close));
@@ -355,14 +361,14 @@ fn one_pass_gives_each_metric_what_it_gets_alone() {
 #[test]
 fn the_base_model_runs_once_and_is_at_nothing_from_itself() {
     let (own, base) = (decoder(7), decoder(8));
-    let mut held = BaseModel::new(base.as_ref(), Arithmetic::F32);
+    let mut held = BaseModel::new(base.as_ref(), ScoringArithmetic::F32);
     let accuracy: &dyn Metric = &super::next_token_accuracy::NextTokenAccuracy;
     scored(own.as_ref(), &mut held, 3, &[accuracy]);
     assert!(!held.is_kept(), "what needs no base model runs none");
     let first = scored(own.as_ref(), &mut held, 3, &metrics());
     assert!(held.is_kept());
     let mut n_tokens = 0;
-    let again = score(own.as_ref(), &windows(3), Arithmetic::F32, &metrics(), &mut held, &mut |n| n_tokens += n);
+    let again = score(own.as_ref(), &windows(3), ScoringArithmetic::F32, &metrics(), &mut held, &mut |n| n_tokens += n);
     assert_eq!(again.unwrap(), first);
     assert_eq!(n_tokens, 3 * 23 * 2, "the scored model alone passed through its two blocks");
     let itself = scored(base.as_ref(), &mut held, 3, &metrics());
@@ -374,12 +380,39 @@ fn a_model_in_bf16_is_a_little_away_from_itself_in_f32() {
     let (own, other) = (decoder(7), decoder(8));
     let metric: &dyn Metric = &super::kl_divergence::KlDivergence;
     let divergence = |arithmetic, base: &dyn Decoder<Flex>| {
-        let mut base = BaseModel::new(base, Arithmetic::F32);
+        let mut base = BaseModel::new(base, ScoringArithmetic::F32);
         score(own.as_ref(), &windows(3), arithmetic, &[metric], &mut base, &mut |_| {}).unwrap()[0].value()
     };
-    let floor = divergence(Arithmetic::Bf16, own.as_ref());
-    let between = divergence(Arithmetic::F32, other.as_ref());
+    let floor = divergence(ScoringArithmetic::Bf16, own.as_ref());
+    let between = divergence(ScoringArithmetic::F32, other.as_ref());
     assert!(floor > 0.0 && floor < 0.01 * between, "{floor} {between}");
+}
+
+/// Codes are multiplied as they are: nearer to f32 than bf16 is, and weights that are floats not moved at all.
+#[test]
+fn products_of_codes_with_int16_score_as_f32_does() {
+    let own = decoder(7);
+    let spec = TinySpec::GQA;
+    let base: Arc<dyn Checkpoint> = Arc::new(tiny::checkpoint(&spec, 7));
+    let wiring = wiring_of(&spec.config(), base.as_ref()).unwrap();
+    let grid = Grid::awq(Bits::new(4).unwrap(), Granularity::PerGroup(NonZeroU16::new(32).unwrap()));
+    let rtn = MethodSpec::presets("rtn").remove(0).1;
+    let jobs = [Job { method: rtn.method::<Flex>(), grids: GridRule::from(grid).resolve(&wiring).unwrap() }];
+    let pass = quantize_model(own.as_ref(), None, &jobs, &mut |_| {}).unwrap();
+    let model = pass.models.into_iter().next().unwrap().unwrap();
+    let quantized = own.over(Arc::new(model.into_checkpoint(&wiring, base))).unwrap();
+    assert_eq!(quantized.codes(0).unwrap().len(), 7);
+
+    let perplexity: &dyn Metric = &super::perplexity::Perplexity;
+    let scored = |decoder: &dyn Decoder<Flex>, arithmetic| {
+        let mut base = BaseModel::new(own.as_ref(), arithmetic);
+        score(decoder, &windows(3), arithmetic, &[perplexity], &mut base, &mut |_| {}).unwrap().remove(0).value().ln()
+    };
+    let [f32, bf16, int16] = ScoringArithmetic::ALL.map(|arithmetic| scored(quantized.as_ref(), arithmetic));
+    let (bf16, int16) = ((bf16 - f32).abs(), (int16 - f32).abs());
+    assert!(int16 > 0.0 && int16 < 0.02 * bf16, "{int16} and in bf16 {bf16} away from {f32}");
+    let of_floats = |arithmetic| scored(own.as_ref(), arithmetic);
+    assert_eq!(of_floats(ScoringArithmetic::Int16), of_floats(ScoringArithmetic::F32));
 }
 
 /// Answers to questions, which share their beginnings and differ in length, against each window scored by itself.
@@ -399,11 +432,11 @@ fn answers_are_scored_as_windows_of_their_own() {
     let first_targets = vec![10, 10, 10, 5, 5, 20];
     let items = Items::Questions { n_chars: vec![vec![4, 8, 3], vec![1, 1, 4]], targets: vec![0, 2] };
     let questions = Windows { windows: windows.clone(), n_total: 2, first_targets: first_targets.clone(), items };
-    let mut base = BaseModel::new(own.as_ref(), Arithmetic::F32);
+    let mut base = BaseModel::new(own.as_ref(), ScoringArithmetic::F32);
     let metrics: Vec<&dyn Metric> =
         all().map(|(_, metric)| metric).filter(|metric| matches!(metric.of_item(), OfItem::Question(_))).collect();
     let mut n_passed = 0;
-    let found = score(own.as_ref(), &questions, Arithmetic::F32, &metrics, &mut base, &mut |n| n_passed += n).unwrap();
+    let found = score(own.as_ref(), &questions, ScoringArithmetic::F32, &metrics, &mut base, &mut |n| n_passed += n).unwrap();
     // What the first three share, all but their last tokens, passes once; so do the four that the next two share.
     let n_tokens = 13 + 7 + 2 + 5 + 23;
     assert_eq!((n_passed, super::score::n_tokens_fed(&questions)), (2 * n_tokens, n_tokens));
@@ -414,9 +447,9 @@ fn answers_are_scored_as_windows_of_their_own() {
         score(
             own.as_ref(),
             &one,
-            Arithmetic::F32,
+            ScoringArithmetic::F32,
             &[perplexity],
-            &mut BaseModel::new(own.as_ref(), Arithmetic::F32),
+            &mut BaseModel::new(own.as_ref(), ScoringArithmetic::F32),
             &mut |_| {},
         )
         .unwrap()

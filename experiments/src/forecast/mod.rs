@@ -8,7 +8,6 @@ mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use awq_core::arithmetic::Arithmetic;
 use awq_core::driver::Propagation;
 use awq_core::grids::ModelGrids;
 use awq_core::load::ModelConfig;
@@ -18,6 +17,7 @@ use self::work::{BlockShape, MethodWork};
 use crate::assets::AssetStore;
 use crate::config::{CalibrationSpec, EvaluationSpec, ProtocolSpec, ScoredText};
 use crate::data::Texts;
+use crate::eval::ScoringArithmetic;
 use crate::eval::metric::Needs;
 use crate::eval::score::{most_bytes, n_tokens_fed};
 use crate::eval::windows::{Items, Windows};
@@ -239,7 +239,7 @@ impl<'a> OnModel<'a> {
             let MethodWork { once, each } = shape.work(method, tokens);
             let once = if is_new { self.rates.method(method.key(), once) } else { 0.0 };
             once + self.rates.method(method.key(), each)
-                + n_passes as f64 * self.rates.forward(shape, (tokens, seq_len), Arithmetic::F32)
+                + n_passes as f64 * self.rates.forward(shape, (tokens, seq_len), ScoringArithmetic::F32)
         };
         self.blocks.iter().map(of_block).sum()
     }
@@ -252,12 +252,13 @@ impl<'a> OnModel<'a> {
     fn text_seconds(&self, cell: &Cell, text: &ScoredText, size: &TextSize) -> f64 {
         let of_text = cell.evaluations.iter().filter(|evaluation| evaluation.text() == text);
         let has_divergences = of_text.map(|one| one.metric().metric().needs()).any(|needs| needs == Needs::BaseLogits);
-        let pass = |arithmetic: Arithmetic| -> f64 {
+        let pass = |arithmetic: ScoringArithmetic| -> f64 {
             self.blocks.iter().map(|shape| self.rates.forward(shape, (size.fed, size.seq_len), arithmetic)).sum()
         };
         let vocab = self.model.opened.config.vocab_size as f64;
         let width = self.model.wiring.embedding_width(&self.model.opened.config) as f64;
-        let of_weight = self.rates.forward.get(text.arithmetic.number().name()).map_or(0.0, |pair| pair.first);
+        let floats = text.arithmetic.of_floats();
+        let of_weight = self.rates.forward.get(floats.number().name()).map_or(0.0, |pair| pair.first);
         let logits = |of_logit: f64| size.scored * vocab * (width * of_weight + of_logit);
         let Pair { first, second } = self.rates.logit;
         // A step reads all weights, for all texts that are in the making, and the keys and values of each.
@@ -267,13 +268,18 @@ impl<'a> OnModel<'a> {
         let caches = n_together * cache_bytes(&self.model.opened.config, n_seen) as f64;
         let written = n_steps * self.rates.byte * (self.bytes_held(cell, self.weights_of_step()) + caches);
         // Texts are written in f32.
-        let arithmetic = if size.n_written > 0.0 { Arithmetic::F32 } else { text.arithmetic };
+        let arithmetic = match &cell.quantization {
+            _ if size.n_written > 0.0 => ScoringArithmetic::F32,
+            // Codes that no kernel takes are restored.
+            Some(quantization) if has_kernel(quantization) => text.arithmetic,
+            _ => text.arithmetic.of_floats().into(),
+        };
         let own = pass(arithmetic) + logits(first) + written;
         match (has_divergences, cell.quantization.is_none()) {
             (false, _) => own,
             (true, false) => own + logits(second),
             // The noise floor is another pass, and what all cells are held against a third.
-            (true, true) => own + pass(text.arithmetic.other()) + pass(text.arithmetic) + logits(first + second),
+            (true, true) => own + pass(floats.other().into()) + pass(floats.into()) + logits(first + second),
         }
     }
 
@@ -289,8 +295,7 @@ impl<'a> OnModel<'a> {
         let head = config.vocab_size * self.model.wiring.embedding_width(config);
         // Half a bit of scales; what lies between codes and weights has no kernel.
         let packed = |quantization: &QuantizationCell| (f64::from(quantization.grid.bits.get()) + 0.5) / 8.0;
-        let has_kernel = |quantization: &&QuantizationCell| quantization.method.settings().stores().beside.is_none();
-        let of_weight = cell.quantization.as_ref().filter(has_kernel).map_or(F32 as f64, packed);
+        let of_weight = cell.quantization.as_ref().filter(|quantization| has_kernel(quantization)).map_or(F32 as f64, packed);
         n_weights * of_weight + (F32 * head as u64) as f64
     }
 
@@ -332,6 +337,11 @@ impl<'a> OnModel<'a> {
             });
         (PROGRAM + of_scoring).max(of_quantizing).max(self.bytes_of_writing(cell))
     }
+}
+
+/// Whether kernels multiply the codes of such a cell: nothing lies between them and the weights.
+fn has_kernel(quantization: &QuantizationCell) -> bool {
+    quantization.method.settings().stores().beside.is_none()
 }
 
 /// Bytes of the keys and values of a text of `n_tokens`.

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use awq_core::arithmetic::{Arithmetic, FloatType};
+use awq_core::arithmetic::FloatType;
 use awq_core::awq::{FixedScale, KeepSalient, SalientBy};
 use awq_core::backend::QuantBackend;
 use awq_core::capture::InputStats;
@@ -18,7 +19,7 @@ use awq_core::kernel::bench;
 use awq_core::load::LoadError;
 use awq_core::model::layers::Linear;
 use awq_core::model::tiny::{self, TinySpec};
-use awq_core::model::{Decoder, NoTap, in_arithmetic, wiring_of};
+use awq_core::model::{CodeProducts, Decoder, LinearName, NoTap, Products, wiring_of, with_products};
 use awq_core::pack::PackedWeight;
 use awq_core::rotation::RotationKind;
 use awq_core::rule::GridRule;
@@ -32,7 +33,7 @@ use sha2::{Digest, Sha256};
 use super::work::{BlockShape, Work};
 use crate::assets::hex;
 use crate::device::{DeviceJob, run_on};
-use crate::eval::BaseModel;
+use crate::eval::{BaseModel, ScoringArithmetic};
 use crate::eval::metric::Metric;
 use crate::eval::registry::MetricKey;
 use crate::eval::score::score;
@@ -44,7 +45,7 @@ use crate::provenance::machine::cpu;
 use crate::registry::MethodSpec;
 
 /// Raised with what is measured.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 
 /// Seconds of a unit of work, of two kinds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -116,8 +117,8 @@ impl Rates {
     }
 
     /// Seconds of `tokens` tokens, in sequences of `seq_len`, through a block.
-    pub(super) fn forward(&self, shape: &BlockShape, (tokens, seq_len): (f64, f64), arithmetic: Arithmetic) -> f64 {
-        let pair = self.forward.get(arithmetic.number().name()).copied().unwrap_or_default();
+    pub(super) fn forward(&self, shape: &BlockShape, (tokens, seq_len): (f64, f64), arithmetic: ScoringArithmetic) -> f64 {
+        let pair = self.forward.get(arithmetic.name()).copied().unwrap_or_default();
         tokens * pair.seconds(shape.weights_of_token(seq_len), shape.hidden as f64)
     }
 
@@ -185,19 +186,19 @@ impl DeviceJob for Measure<'_> {
 
     fn run<B: QuantBackend>(self, device: B::Device) -> anyhow::Result<Rates> {
         let examples = examples();
-        let bar = self.progress.bar("measure this machine", (5 + examples.len() + 2) as u64);
+        let bar = self.progress.bar("measure this machine", (2 * ScoringArithmetic::ALL.len() + 1 + examples.len() + 2) as u64);
         let block = Block::<B>::new(self.sizes, &device)?;
         let n_tokens = (self.sizes.n_sequences * SEQ_LEN) as f64;
         let work = (n_tokens * block.shape.weights_of_token(SEQ_LEN as f64), n_tokens * block.shape.hidden as f64);
         let mut forward = BTreeMap::new();
         let mut of_f32 = 0.0;
-        for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
-            let product = product::<B>(self.sizes.width, arithmetic, &device);
+        for arithmetic in ScoringArithmetic::ALL {
+            let product = product::<B>(self.sizes.width, arithmetic, &device)?;
             let seconds = block.forward(arithmetic)?;
             if arithmetic.is_f32() {
                 of_f32 = seconds;
             }
-            forward.insert(arithmetic.number().name().to_owned(), Pair::beside(product, work, seconds));
+            forward.insert(arithmetic.name().to_owned(), Pair::beside(product, work, seconds));
             bar.advance(2);
         }
         let gram = gram::<B>(self.sizes.width, &device);
@@ -260,15 +261,34 @@ fn numbers<B: QuantBackend>(shape: [usize; 2], device: &B::Device) -> Tensor<B, 
 }
 
 /// Seconds of a token through a weight.
-fn product<B: QuantBackend>(width: usize, arithmetic: Arithmetic, device: &B::Device) -> f64 {
+fn product<B: QuantBackend>(width: usize, arithmetic: ScoringArithmetic, device: &B::Device) -> anyhow::Result<f64> {
+    let name = LinearName("weight");
     let weight = Linear { weight: numbers::<B>([width, width], device), bias: None };
+    let products = products::<B>(arithmetic, [(name, &weight)].into_iter())?;
     let x = numbers::<B>([SEQ_LEN, width], device).unsqueeze::<3>();
     let seconds = best_of(4, || {
-        let y = weight.forward(x.clone(), arithmetic);
+        let y = products.product(name, &weight, x.clone());
         // Waits for a device that computes beside the host.
         B::squared_distance(&y, &y);
     });
-    seconds / (SEQ_LEN * width * width) as f64
+    Ok(seconds / (SEQ_LEN * width * width) as f64)
+}
+
+/// What multiplies with linears in an arithmetic; where it multiplies codes, with those of plain rounding.
+fn products<'a, B: QuantBackend>(
+    arithmetic: ScoringArithmetic,
+    linears: impl Iterator<Item = (LinearName, &'a Linear<B>)>,
+) -> anyhow::Result<Arc<dyn Products<B>>> {
+    let Some(activations) = arithmetic.of_codes() else { return Ok(Arc::new(arithmetic.of_floats())) };
+    let grid = grid()?;
+    let codes = linears.map(|(name, linear)| (name, B::quantize_weight(B::in_f32(linear.weight.clone()), &grid)));
+    Ok(Arc::new(CodeProducts::new(&codes.collect(), activations)))
+}
+
+/// What methods round to.
+fn grid() -> anyhow::Result<Grid> {
+    let group = NonZeroU16::new(128).context("groups have weights")?;
+    Ok(Grid::awq(Bits::new(4).context("4 bits")?, Granularity::PerGroup(group)))
 }
 
 /// Seconds of a token in an entry of a Gram matrix in f64.
@@ -312,9 +332,7 @@ impl<B: QuantBackend> Block<B> {
         let spec = &sizes.block;
         let config = spec.config();
         let wiring = wiring_of(&config, &tiny::checkpoint(spec, 0))?;
-        let group = NonZeroU16::new(128).context("groups have weights")?;
-        let bits = Bits::new(4).context("4 bits")?;
-        let grids = GridRule::from(Grid::awq(bits, Granularity::PerGroup(group))).resolve(&wiring)?;
+        let grids = GridRule::from(grid()?).resolve(&wiring)?;
         Ok(Self {
             decoder: tiny::decoder::<B>(spec, 0, device)?,
             shape: BlockShape::of(&wiring.blocks[0], &config),
@@ -324,9 +342,10 @@ impl<B: QuantBackend> Block<B> {
     }
 
     /// Seconds of a pass through the block.
-    fn forward(&self, arithmetic: Arithmetic) -> anyhow::Result<f64> {
+    fn forward(&self, arithmetic: ScoringArithmetic) -> anyhow::Result<f64> {
         let block = self.decoder.block(0)?;
-        let block = in_arithmetic(block.as_ref(), arithmetic);
+        let linears = block.params().linears.iter().map(|(name, linear)| (*name, linear));
+        let block = with_products(block.as_ref(), products::<B>(arithmetic, linears)?);
         let hidden = self.decoder.embedding()?.embed(&self.sequences);
         Ok(best_of(3, || {
             let output = block.forward(hidden.clone(), &mut NoTap);
@@ -376,9 +395,9 @@ fn logits<B: QuantBackend>(vocab_size: usize, device: &B::Device, done: &mut dyn
     let n_logits = (4 * (SEQ_LEN - 1) * vocab_size) as f64;
     let mut seconds = |metrics: &[MetricKey]| -> anyhow::Result<f64> {
         let metrics: Vec<&dyn Metric> = metrics.iter().map(|metric| metric.metric()).collect();
-        let mut base = BaseModel::new(decoder.as_ref(), Arithmetic::F32);
+        let mut base = BaseModel::new(decoder.as_ref(), ScoringArithmetic::F32);
         let start = Instant::now();
-        score(decoder.as_ref(), &windows, Arithmetic::F32, &metrics, &mut base, &mut |_| {})?;
+        score(decoder.as_ref(), &windows, ScoringArithmetic::F32, &metrics, &mut base, &mut |_| {})?;
         done();
         Ok(start.elapsed().as_secs_f64() / n_logits)
     };
@@ -398,7 +417,7 @@ impl Rates {
             device: "flex".into(),
             threads: 2,
             measured: "2026-11-30".into(),
-            forward: ["f32", "bf16"].map(|name| (name.to_owned(), pair(5e-12, 1e-9))).into(),
+            forward: ScoringArithmetic::ALL.map(|one| one.name()).map(|name| (name.to_owned(), pair(5e-12, 1e-9))).into(),
             logit: pair(1e-9, 2e-9),
             byte: 1e-10,
             methods: MethodSpec::KEYS.iter().map(|key| ((*key).to_owned(), pair(1e-11, 2e-11))).collect(),
@@ -436,7 +455,7 @@ mod tests {
         let progress = Progress::new(crate::progress::Style::Quiet);
         let measure = Measure { sizes: &sizes, device: "flex", threads: 2, progress: &progress };
         let rates = measure.run::<burn::backend::Flex>(Default::default()).unwrap();
-        assert!(rates.forward.keys().eq(["bf16", "f32"]) && rates.forward.values().all(|pair| pair.first > 0.0));
+        assert!(rates.forward.keys().eq(["bf16", "f32", "int16"]) && rates.forward.values().all(|pair| pair.first > 0.0));
         assert!(rates.methods.keys().map(String::as_str).eq(MethodSpec::KEYS.iter().copied().sorted()));
         assert!(rates.logit.first > 0.0 && rates.byte > 0.0);
         let json = serde_json::to_string(&rates).unwrap();

@@ -8,7 +8,7 @@ use itertools::Itertools as _;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Cell, CellId, Plan, passes};
+use super::{Cell, CellId, Plan, of_one_grid};
 
 /// Cells by what tells them apart: `method=awq,bits=3` are those for which all of it holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -184,8 +184,8 @@ impl Plan {
         self.cells().filter(|cell| is_selected(cell, selections)).map(Cell::id).collect()
     }
 
-    /// The cells of one share: whole passes, which share calibration, captures and searches, are dealt out largest first, each to
-    /// the share that has least. The shares of one plan are disjoint, together all of it, and the same wherever they are made.
+    /// The cells of one share: those of one calibration and grid, which share most of their work, stay together and are dealt out largest
+    /// first, each to the share that has least. The shares of one plan are disjoint, together all of it, and the same wherever they are made.
     pub fn shard(self, shard: Shard) -> Self {
         let mut units = self.units();
         // A stable sort: units of one size stay in the order of the plan.
@@ -215,12 +215,12 @@ impl Plan {
         self.units().len()
     }
 
-    /// Each cell in full precision, and each pass.
+    /// Each cell in full precision, and the cells of each calibration and grid.
     fn units(&self) -> Vec<Vec<&Cell>> {
         let mut units: Vec<Vec<&Cell>> = Vec::new();
         for model in &self.models {
             units.extend(model.cells.iter().filter(|cell| cell.quantization.is_none()).map(|cell| vec![cell]));
-            units.extend(passes(&model.cells));
+            units.extend(of_one_grid(&model.cells));
         }
         units
     }

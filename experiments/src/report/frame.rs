@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-use awq_core::arithmetic::{Arithmetic, FloatType};
+use awq_core::arithmetic::FloatType;
 use awq_core::driver::Propagation;
 use rayon::prelude::*;
 
@@ -390,10 +390,9 @@ fn row(
 
 /// The word of the column: how matrix products were computed while scoring.
 pub(super) fn arithmetic_name(cell: &Cell, measurement: &Measurement) -> String {
-    match (cell.precision, measurement.arithmetic) {
-        (FloatType::F32, Arithmetic::F32) => "f32".to_owned(),
-        (FloatType::F32, Arithmetic::Bf16) => "bf16".to_owned(),
-        (precision, _) => format!("{}-tensors", precision.name()),
+    match cell.precision {
+        FloatType::F32 => measurement.arithmetic.name().to_owned(),
+        precision => format!("{}-tensors", precision.name()),
     }
 }
 

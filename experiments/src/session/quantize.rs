@@ -1,13 +1,14 @@
 //! Codes of a session's model: from the code store, or quantized together in as few passes over the blocks as memory allows.
 
+use std::cell::Cell;
+use std::collections::BTreeMap;
+
 use anyhow::{anyhow, ensure};
 use awq_core::backend::QuantBackend;
 use awq_core::driver::{Begun, BlockSink, Job, QuantizedBlock, Room, quantize_blocks};
 use awq_core::model::Decoder;
 use awq_core::pack::PackedWeight;
 use awq_core::rule::GridRule;
-use std::cell::Cell;
-use std::ops::Range;
 
 use super::{Calibrated, Session};
 use crate::assets::cannot_write;
@@ -80,18 +81,22 @@ impl<B: QuantBackend> Session<'_, B> {
         }
         let bar = self.machine.progress.bar(label, n_missing as u64 * PARTS_OF_A_BLOCK);
         let calibration = calibrated.map(Calibrated::calibration);
-        let (mut made, mut most_in_files, mut codes) = (Vec::with_capacity(jobs.len()), 0, codes.into_iter());
+        let mut codes: Vec<Option<Codes>> = codes.into_iter().map(Some).collect();
+        let (mut made, mut most_in_files, mut broken) = (BTreeMap::new(), 0, None);
         for pass in passes {
-            let room = self.room(&of_jobs[pass.clone()], calibrated);
-            let codes = codes.by_ref().take(pass.len()).collect();
+            let of_pass: Vec<need::Job<'_>> = pass.iter().map(|&job| of_jobs[job]).collect();
+            let room = self.room(&of_pass, calibrated);
+            let jobs: Vec<Job<'_, B>> = pass.iter().map(|&job| jobs[job].clone()).collect();
+            let codes = pass.iter().filter_map(|&job| codes[job].take()).collect();
             let mut sink = Stored { codes, room: room.clone(), bar: &bar, within: Cell::new((0, 0.0)) };
-            match guarded(|| quantize_blocks(self.decoder.as_ref(), calibration, &jobs[pass], &mut sink)) {
+            match guarded(|| quantize_blocks(self.decoder.as_ref(), calibration, &jobs, &mut sink)) {
                 Ok(results) => {
                     let codes = sink.codes.into_iter().zip(results);
-                    made.extend(codes.map(|(codes, result)| result.map(|()| codes).map_err(anyhow::Error::from)));
+                    let codes = codes.map(|(codes, result)| result.map(|()| codes).map_err(anyhow::Error::from));
+                    made.extend(pass.into_iter().zip(codes));
                 }
                 Err(error) => {
-                    made.resize_with(jobs.len(), || Err(anyhow!("{error:#}")));
+                    broken = Some(error);
                     break;
                 }
             }
@@ -104,7 +109,8 @@ impl<B: QuantBackend> Session<'_, B> {
                 bytes(most_in_files as f64),
             ));
         }
-        Ok(made)
+        let not_made = || Err(broken.as_ref().map_or_else(|| anyhow!("not made"), |error| anyhow!("{error:#}")));
+        Ok((0..jobs.len()).map(|job| made.remove(&job).unwrap_or_else(not_made)).collect())
     }
 
     /// The model with `codes` in place of its weights.
@@ -127,10 +133,10 @@ impl<B: QuantBackend> Session<'_, B> {
         jobs.iter().try_for_each(check)
     }
 
-    /// Jobs that go through the blocks together, as memory allows.
-    fn fitting(&self, jobs: &[need::Job<'_>], calibrated: Option<&Calibrated>) -> Vec<Range<usize>> {
+    /// Jobs that go through the blocks together, as memory allows: indices, pass by pass.
+    fn fitting(&self, jobs: &[need::Job<'_>], calibrated: Option<&Calibrated>) -> Vec<Vec<usize>> {
         if B::BESIDE_HOST {
-            return std::iter::once(0..jobs.len()).collect();
+            return vec![(0..jobs.len()).collect()];
         }
         let (wiring, config, size) = (&self.model.wiring, &self.model.opened.config, calibrated.map(Calibrated::size));
         Need::passes(wiring, config, jobs, size, self.machine.memory.bytes)

@@ -6,7 +6,6 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use awq_core::arithmetic::Arithmetic;
 use awq_core::backend::QuantBackend;
 use awq_core::model::Decoder;
 
@@ -16,7 +15,7 @@ use crate::codes::Codes;
 use crate::config::{DatasetSpec, EvaluationSpec, ProtocolSpec, ScoredText};
 use crate::data::Texts;
 use crate::data::calibration::{CalibrationSet, overlap_tokens};
-use crate::eval::BaseModel;
+use crate::eval::{BaseModel, ScoringArithmetic};
 use crate::eval::metric::{Metric, Needs};
 use crate::eval::registry::MetricKey;
 use crate::eval::score::{n_tokens_fed, needs_of, score};
@@ -155,11 +154,11 @@ impl<B: QuantBackend> Session<'_, B> {
 
     /// In what the products of a pass are computed: as the evaluation says. The base model would be at nothing from itself; so
     /// its divergences are those of bf16 from f32, the noise floor, where a device has both.
-    fn arithmetic(&self, is_base: bool, evaluation: &EvaluationSpec) -> Arithmetic {
+    fn arithmetic(&self, is_base: bool, evaluation: &EvaluationSpec) -> ScoringArithmetic {
         let asked = evaluation.text().arithmetic;
         let is_from_itself =
             is_base && evaluation.metric().metric().needs() == Needs::BaseLogits && self.machine.precision.is_f32();
-        if is_from_itself { asked.other() } else { asked }
+        if is_from_itself { asked.of_floats().other().into() } else { asked }
     }
 
     /// One measurement a metric, of one pass over a text.
@@ -167,7 +166,7 @@ impl<B: QuantBackend> Session<'_, B> {
         &self,
         label: &str,
         (decoder, base): (&dyn Decoder<B>, &mut BaseModel<'_, B>),
-        arithmetic: Arithmetic,
+        arithmetic: ScoringArithmetic,
         (spec, text): (&ScoredText, &Prepared),
         metrics: &[MetricKey],
         calibration: Option<&CalibrationSet>,

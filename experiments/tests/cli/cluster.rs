@@ -166,15 +166,15 @@ fn tasks_make_the_whole_and_an_edit_in_between_changes_nothing() {
     out, jobs: 41
 
     share  cells   done  failed  to do  SLURM
-    1/2        4      4       0      0  -
-    2/2        1      0       0      1  -
-    all        5      4       0      1
+    1/2        3      3       0      0  -
+    2/2        2      0       0      2  -
+    all        5      3       0      2
 
     Submit it again, with --out out, to run what is missing; `experiments collect out` shows what is there.
     ");
     let part = workshop.run(&["collect", "out"]);
     assert_eq!(part.code, Some(1), "{part:?}");
-    assert!(part.stderr.ends_with("share 2/2: of 1 cells 0 failed and 1 are to do\n"), "{}", part.stderr);
+    assert!(part.stderr.ends_with("share 2/2: of 2 cells 0 failed and 2 are to do\n"), "{}", part.stderr);
     assert!(workshop.path("out/table.md").is_file());
 
     assert_eq!(run_task(&workshop, 41, 2).code, Some(0));
@@ -248,7 +248,7 @@ fn shares_that_are_not_finished_are_submitted_again() {
     // Another number of tasks in the profile splits no share.
     workshop.write("slurm.toml", PROFILE.replace("max_tasks = 2", "max_tasks = 5"));
     let again = submit(&workshop);
-    assert!(again.stdout.starts_with("job 42: 1 of 2 shares, 1 cells to do\n"), "{}", again.stdout);
+    assert!(again.stdout.starts_with("job 42: 1 of 2 shares, 2 cells to do\n"), "{}", again.stdout);
     assert!(workshop.read("fake/job-42.sh").contains("#SBATCH --array=2%1\n"));
 
     workshop.write("fake/queue", "42|2|RUNNING|0:12|node8\n");
@@ -259,14 +259,14 @@ fn shares_that_are_not_finished_are_submitted_again() {
     out, jobs: 41, 42
 
     share  cells   done  failed  to do  SLURM
-    1/2        4      4       0      0  COMPLETED 00:00:12 node7
-    2/2        1      0       1      0  RUNNING 0:12 node8
-    all        5      4       1      0
+    1/2        3      3       0      0  COMPLETED 00:00:12 node7
+    2/2        2      0       2      0  RUNNING 0:12 node8
+    all        5      3       2      0
 
     1 of 2 tasks wait or run; `experiments collect out` shows what is there.
     ");
     let json: Value = serde_json::from_str(&run(&workshop, &["status", "out", "--json"]).stdout).unwrap();
-    assert_eq!((&json["shares"][1]["n_failed"], &json["shares"][1]["task"]["state"]), (&1.into(), &"RUNNING".into()));
+    assert_eq!((&json["shares"][1]["n_failed"], &json["shares"][1]["task"]["state"]), (&2.into(), &"RUNNING".into()));
     assert_eq!((&json["jobs"][1]["id"], &json["jobs"][1]["shares"][0]), (&42.into(), &2.into()));
 
     assert_eq!(run_task(&workshop, 42, 2).code, Some(0));
@@ -333,7 +333,7 @@ fn a_task_that_is_told_to_end_goes_on_when_it_runs_again() {
     let told = Ran::of(told);
     assert!(told.stdout.ends_with("143\n"), "ended otherwise than by the signal: {told:?}");
     let again = run_task(&workshop, 41, 1);
-    assert!(again.stderr.contains(" of 4 cells are on record in "), "{}", again.stderr);
+    assert!(again.stderr.contains(" of 3 cells are on record in "), "{}", again.stderr);
     assert_eq!((again.code, run_task(&workshop, 41, 2).code), (Some(0), Some(0)));
     assert_eq!(workshop.run(&["collect", "out"]).code, Some(0));
     assert_eq!(workshop.results("out"), workshop.results("whole"));

@@ -215,6 +215,33 @@ fn a_method_that_needs_more_memory_than_is_allowed_is_refused_before_any_work() 
     assert!(misspelt.stderr.contains("\"lots\" is no amount of memory"), "{}", misspelt.stderr);
 }
 
+/// Matrices of GPTQ's and of AWQ's inputs are in memory together where both go through the blocks at once.
+#[test]
+fn cells_that_fit_only_one_after_the_other_give_what_one_pass_gives() {
+    let workshop = Workshop::new();
+    workshop.change_experiment("rtn = {}", "gptq = \"in-order\"");
+    let together = workshop.finish("together", &[]);
+    assert!(!together.stderr.contains("passes"), "{}", together.stderr);
+    // The least that is accepted is what the most demanding cell needs alone, somewhat over 200 MiB.
+    let run = |kib: u32| workshop.run(&["experiment.toml", "--out", "apart", "--memory", &format!("{kib}K")]);
+    let (mut refused, mut accepted) = (200 << 10, 202 << 10);
+    assert_eq!((run(refused).code, run(accepted).code), (Some(1), Some(0)));
+    let mut least = String::new();
+    while accepted - refused > 1 {
+        std::fs::remove_dir_all(workshop.path("apart")).unwrap();
+        let middle = refused.midpoint(accepted);
+        let ran = run(middle);
+        match ran.code {
+            Some(0) => (accepted, least) = (middle, ran.stderr),
+            _ => refused = middle,
+        }
+    }
+    assert!(least.contains("4 cells go through the blocks in 2 passes: together they need more than "), "{least}");
+    std::fs::remove_dir_all(workshop.path("apart")).unwrap();
+    assert_eq!(run(accepted).code, Some(0));
+    assert_eq!(workshop.results("apart"), workshop.results("together"), "bit for bit, and every log");
+}
+
 #[test]
 fn planned_cells_are_those_recorded() {
     let workshop = Workshop::new();

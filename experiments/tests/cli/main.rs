@@ -11,6 +11,7 @@ mod codes;
 mod commands;
 mod comparing;
 mod decoding;
+mod devices;
 mod draws;
 mod exporting;
 mod families;
