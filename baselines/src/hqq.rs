@@ -22,6 +22,9 @@
 //!
 //! `beta` is in units of weights, here as there: weights times 2 are another problem.
 
+mod group;
+mod power;
+
 use std::num::NonZeroU16;
 
 use awq_core::backend::{QuantBackend, float_vec};
@@ -35,6 +38,8 @@ use awq_core::quantized::{QuantizedWeight, StoredParts, ZeroPoints};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use self::group::{Group, Shrink};
 
 /// HQQ and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -175,16 +180,18 @@ struct Solved {
 }
 
 impl Hqq {
-    fn solve(&self, group: &[f32], grid: &Grid) -> Solved {
-        let plain = grid.group_params_of(group);
+    fn solve(&self, weights: &[f32], grid: &Grid) -> Solved {
+        let plain = grid.group_params_of(weights);
         let scale = plain.scale;
-        let error_before = absolute_error(group, scale, plain.zero_point, grid);
+        let codes = (f32::from(grid.min_code()), f32::from(grid.bits.max_code()));
+        let group = Group { weights, scale, codes };
+        let error_before = group.absolute_error(plain.zero_point);
         let mut best = Solved { scale, zero_point: plain.zero_point, error_before, error_after: error_before };
-        let mut beta = self.beta;
-        let mut zero_point = self.stored(start(group, scale, grid), grid);
+        let mut shrink = Shrink { power: self.lp_norm - 1.0, beta: self.beta };
+        let mut zero_point = self.stored(start(weights, scale, grid), grid);
         let mut last_error = f64::INFINITY;
         for _ in 0..self.n_iterations.get() {
-            let error = absolute_error(group, scale, zero_point, grid);
+            let error = group.absolute_error(zero_point);
             if error < best.error_after {
                 (best.zero_point, best.error_after) = (zero_point, error);
             }
@@ -192,31 +199,10 @@ impl Hqq {
                 break;
             }
             last_error = error;
-            zero_point = self.stored(self.next(group, scale, zero_point, beta, grid), grid);
-            beta *= self.kappa;
+            zero_point = self.stored(group.next(zero_point, shrink), grid);
+            shrink.beta *= self.kappa;
         }
         best
-    }
-
-    /// The zero point that fits the codes of the current one best, the shrunken error taken out of the weights.
-    fn next(&self, group: &[f32], scale: f32, zero_point: f32, beta: f64, grid: &Grid) -> f32 {
-        let params = GroupParams { scale, zero_point };
-        let target = |&w: &f32| {
-            let code = f32::from(grid.nearest_code_of_real_zero(w, &params));
-            let error = f64::from(w - (code - zero_point) * scale);
-            let kept = self.shrink(error, beta);
-            f64::from(code) - (f64::from(w) - kept) / f64::from(scale)
-        };
-        (group.iter().map(target).sum::<f64>() / group.len() as f64) as f32
-    }
-
-    /// The minimiser (approximate for `p < 1`) of `|e|^p + beta / 2 (e - x)^2`: small errors vanish, large ones stay.
-    fn shrink(&self, x: f64, beta: f64) -> f64 {
-        let magnitude = x.abs();
-        if magnitude == 0.0 {
-            return 0.0;
-        }
-        x.signum() * (magnitude - magnitude.powf(self.lp_norm - 1.0) / beta).max(0.0)
     }
 
     /// The nearest zero point that can be stored.
@@ -233,13 +219,6 @@ fn start(group: &[f32], scale: f32, grid: &Grid) -> f32 {
     let min = group.iter().fold(f32::INFINITY, |a, &b| a.min(b));
     let min = if grid.range_includes_zero { min.min(0.0) } else { min };
     -min / scale
-}
-
-fn absolute_error(group: &[f32], scale: f32, zero_point: f32, grid: &Grid) -> f64 {
-    let params = GroupParams { scale, zero_point };
-    let restored = |w| grid.weight(grid.nearest_code_of_real_zero(w, &params), &params);
-    let error = |&w: &f32| f64::from((restored(w) - w).abs());
-    group.iter().map(error).sum()
 }
 
 #[cfg(test)]

@@ -15,8 +15,8 @@
 //! `amax` is the largest magnitude of the row's activations in a group. Codes are multiplied as integers; zero points
 //! multiply the sum of a group's activations. Groups longer than 128 input channels are cut into runs of 128 here.
 //!
-//! All kernels share one layout (`tiles.rs`) and one body for each kind of activations (`float.rs`, `integer.rs`), written
-//! in the vector operations of `lanes.rs`; an instruction set is one file that implements them.
+//! All kernels share one layout (`tiles.rs`) and one body for each kind of activations (`float.rs`, `integer.rs`; `words.rs` multiplies many
+//! rows of 16 bits, with the same bits), written in the vector operations of `lanes.rs`; an instruction set is one file that implements them.
 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "vector instructions are unsafe to call until their presence is known")]

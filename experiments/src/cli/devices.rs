@@ -132,7 +132,8 @@ impl Shares<'_> {
     fn arguments(&self, shard: Shard, device: &str, folder: &Path) -> Vec<OsString> {
         let threads = (self.threads / self.args.devices.len()).max(1);
         let mut arguments: Vec<OsString> = vec!["run".into(), self.config.into(), "--out".into(), folder.into()];
-        let named = [("--shard", shard.to_string()), ("--device", device.to_owned()), ("--threads", threads.to_string())];
+        let named =
+            [("--shard", shard.to_string()), ("--device", device.to_owned()), ("--threads", threads.to_string())];
         arguments.extend(named.into_iter().flat_map(|(name, value)| [name.into(), value.into()]));
         arguments.extend(self.args.of_shares(self.args.devices.len()));
         arguments

@@ -84,11 +84,8 @@ impl RunArgs {
         options.extend(self.machine.assets.iter().map(|folder| ("--assets", folder.into())));
         let of_each = |memory: &Memory| format!("{}K", (memory.bytes() / 1024.0 / n as f64).max(1.0) as u64);
         options.extend(self.machine.memory.as_ref().map(|memory| ("--memory", of_each(memory).into())));
-        let flags = [
-            (self.rerun, "--rerun"),
-            (self.fail_fast, "--fail-fast"),
-            (self.code.is_given(), GeneratedCodeArgs::FLAG),
-        ];
+        let flags =
+            [(self.rerun, "--rerun"), (self.fail_fast, "--fail-fast"), (self.code.is_given(), GeneratedCodeArgs::FLAG)];
         let flags = flags.into_iter().filter(|(is_given, _)| *is_given).map(|(_, flag)| flag.into());
         options.into_iter().flat_map(|(name, value)| [name.into(), value]).chain(flags).collect()
     }

@@ -26,6 +26,8 @@ pub struct Codes {
     blocks: Vec<StoredPart>,
     head: Option<StoredPart>,
     is_damaged: bool,
+    /// The folder, locked: no run drops it to make room while this one fills or reads it.
+    hold: Option<File>,
 }
 
 impl Codes {
@@ -39,12 +41,21 @@ impl Codes {
             blocks: Vec::new(),
             head: None,
             is_damaged: false,
+            hold: None,
             store,
         };
+        codes.hold();
         codes.read(&id)?;
         // Those that were not used for longest are dropped first.
         let _ = File::open(codes.folder_of(0).join(LOG_FILE)).and_then(|file| file.set_modified(SystemTime::now()));
         Ok(codes)
+    }
+
+    /// Locks the folder, once it is there. Where a system locks no folders, open files are read though they are dropped.
+    fn hold(&mut self) {
+        if self.hold.is_none() {
+            self.hold = File::open(&self.folder).ok().filter(|folder| folder.try_lock_shared().is_ok());
+        }
     }
 
     /// Reads the parts that are as they were written, wherever they lie. A damaged one is removed, with the blocks behind it. What is
@@ -160,6 +171,7 @@ impl Codes {
         let part = Part { name, tensors: &tensors, stored_bits, shared_seconds, log: Some(block.log) };
         let stored = self.store_part(&folder, part)?;
         self.blocks.push(stored);
+        self.hold();
         Ok(())
     }
 

@@ -9,7 +9,7 @@ mod answer;
 mod block;
 mod id;
 
-use std::fs;
+use std::fs::{self, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -160,8 +160,8 @@ impl CodeStore {
         Codes::open(self.clone(), question, base)
     }
 
-    /// Drops what alone is larger than the limit, and then what was not used for longest, until the rest fits. Codes that are open
-    /// can still be read.
+    /// Drops what alone is larger than the limit, and then what was not used for longest, until the rest fits. Codes that any run has open
+    /// stay; where a system locks no folders they are dropped, and can still be read.
     pub fn trim(&self) {
         let mut kept: Vec<(SystemTime, u64, PathBuf)> = fs::read_dir(self.folder())
             .into_iter()
@@ -180,6 +180,14 @@ impl CodeStore {
         for (_, bytes, path) in too_large.into_iter().chain(fitting) {
             if total <= self.limit_bytes {
                 break;
+            }
+            // Locked until it is gone.
+            let folder = fs::File::open(&path);
+            let is_open = |folder: &fs::File| matches!(folder.try_lock(), Err(TryLockError::WouldBlock));
+            if folder.as_ref().is_ok_and(is_open) {
+                // What is too large goes with its run, and takes no other's place until then.
+                total -= if bytes > self.limit_bytes { bytes } else { 0 };
+                continue;
             }
             // Another run may drop the same at the same time.
             let _ = fs::remove_dir_all(path);

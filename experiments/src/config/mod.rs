@@ -44,7 +44,6 @@ pub use self::grids::{GridChange, GridKeys, GridSweep, OverrideSpec};
 pub use self::layout::*;
 pub use self::memory::Memory;
 use self::memory::whole_number;
-use crate::eval::ScoringArithmetic;
 pub use self::published::{PublishedFor, PublishedRow, PublishedTable};
 pub use self::reference::ReferenceValue;
 pub use self::sources::*;
@@ -52,6 +51,7 @@ pub use self::speed::*;
 pub use self::task_protocols::{LmEvalGenerationProtocol, LmEvalTaskProtocol, SeveralTexts};
 pub use self::tasks::TasksSection;
 pub use self::texts::MeasuredText;
+use crate::eval::ScoringArithmetic;
 pub use crate::eval::registry::EvaluationSpec;
 
 /// A whole experiment: what its file, the one that this extends, presets and published tables come to. Its keys are a file's.

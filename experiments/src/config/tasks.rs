@@ -9,8 +9,8 @@ use super::check::not_repeated;
 use super::{
     DatasetSpec, EvaluationSpec, LmEvalGenerationProtocol, LmEvalTaskProtocol, ProtocolSpec, ScoredText, SeveralTexts,
 };
-use crate::eval::metric::OfItem;
 use crate::eval::ScoringArithmetic;
+use crate::eval::metric::OfItem;
 use crate::eval::registry::MetricKey;
 use crate::tasks::TaskName;
 

@@ -60,7 +60,8 @@ pub fn score<B: QuantBackend>(
         };
         // Read once a share: while blocks are passed, it would take the room of one.
         let head = decoder.head(arithmetic.of_floats())?;
-        let base_head = if base_states.is_empty() { None } else { Some(base.decoder.head(base.arithmetic.of_floats())?) };
+        let base_head =
+            if base_states.is_empty() { None } else { Some(base.decoder.head(base.arithmetic.of_floats())?) };
         let mut base_states = base_states.into_iter();
         for (states, batch) in states.into_iter().zip(share) {
             let base_rows = base_states

@@ -18,12 +18,12 @@ use awq_core::rule::GridRule;
 use burn::backend::Flex;
 use burn::tensor::Tensor;
 
-use super::{BaseModel, ScoringArithmetic};
 use super::metric::{Direction, Metric, Needs, OfItem, Per, Scored, Unit};
 use super::registry::MetricKey;
 use super::score::score;
 use super::scores::{Scores, Writings};
 use super::windows::{Items, Windows};
+use super::{BaseModel, ScoringArithmetic};
 use crate::registry::MethodSpec;
 use crate::stats::Estimator;
 use crate::tasks::TaskName;
@@ -335,7 +335,8 @@ fn divergences_are_those_of_an_independent_computation() {
         (MetricKey::KlMax, all[32]),
     ];
     for (key, expected) in of_sorted {
-        let found = &scored(own.as_ref(), &mut BaseModel::new(base.as_ref(), ScoringArithmetic::F32), 3, &[key.metric()])[0];
+        let found =
+            &scored(own.as_ref(), &mut BaseModel::new(base.as_ref(), ScoringArithmetic::F32), 3, &[key.metric()])[0];
         assert!((found.value() - expected).abs() < 1e-9 * (1.0 + expected), "{key:?}: {} {expected}", found.value());
     }
 }
@@ -436,7 +437,8 @@ fn answers_are_scored_as_windows_of_their_own() {
     let metrics: Vec<&dyn Metric> =
         all().map(|(_, metric)| metric).filter(|metric| matches!(metric.of_item(), OfItem::Question(_))).collect();
     let mut n_passed = 0;
-    let found = score(own.as_ref(), &questions, ScoringArithmetic::F32, &metrics, &mut base, &mut |n| n_passed += n).unwrap();
+    let found =
+        score(own.as_ref(), &questions, ScoringArithmetic::F32, &metrics, &mut base, &mut |n| n_passed += n).unwrap();
     // What the first three share, all but their last tokens, passes once; so do the four that the next two share.
     let n_tokens = 13 + 7 + 2 + 5 + 23;
     assert_eq!((n_passed, super::score::n_tokens_fed(&questions)), (2 * n_tokens, n_tokens));

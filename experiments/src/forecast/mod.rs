@@ -295,7 +295,8 @@ impl<'a> OnModel<'a> {
         let head = config.vocab_size * self.model.wiring.embedding_width(config);
         // Half a bit of scales; what lies between codes and weights has no kernel.
         let packed = |quantization: &QuantizationCell| (f64::from(quantization.grid.bits.get()) + 0.5) / 8.0;
-        let of_weight = cell.quantization.as_ref().filter(|quantization| has_kernel(quantization)).map_or(F32 as f64, packed);
+        let of_weight =
+            cell.quantization.as_ref().filter(|quantization| has_kernel(quantization)).map_or(F32 as f64, packed);
         n_weights * of_weight + (F32 * head as u64) as f64
     }
 

@@ -33,11 +33,11 @@ use sha2::{Digest, Sha256};
 use super::work::{BlockShape, Work};
 use crate::assets::hex;
 use crate::device::{DeviceJob, run_on};
-use crate::eval::{BaseModel, ScoringArithmetic};
 use crate::eval::metric::Metric;
 use crate::eval::registry::MetricKey;
 use crate::eval::score::score;
 use crate::eval::windows::{Items, Windows};
+use crate::eval::{BaseModel, ScoringArithmetic};
 use crate::files::write_durably;
 use crate::progress::Progress;
 use crate::provenance::build::QUANTIZATION_SOURCES;
@@ -117,7 +117,12 @@ impl Rates {
     }
 
     /// Seconds of `tokens` tokens, in sequences of `seq_len`, through a block.
-    pub(super) fn forward(&self, shape: &BlockShape, (tokens, seq_len): (f64, f64), arithmetic: ScoringArithmetic) -> f64 {
+    pub(super) fn forward(
+        &self,
+        shape: &BlockShape,
+        (tokens, seq_len): (f64, f64),
+        arithmetic: ScoringArithmetic,
+    ) -> f64 {
         let pair = self.forward.get(arithmetic.name()).copied().unwrap_or_default();
         tokens * pair.seconds(shape.weights_of_token(seq_len), shape.hidden as f64)
     }
@@ -186,7 +191,9 @@ impl DeviceJob for Measure<'_> {
 
     fn run<B: QuantBackend>(self, device: B::Device) -> anyhow::Result<Rates> {
         let examples = examples();
-        let bar = self.progress.bar("measure this machine", (2 * ScoringArithmetic::ALL.len() + 1 + examples.len() + 2) as u64);
+        let bar = self
+            .progress
+            .bar("measure this machine", (2 * ScoringArithmetic::ALL.len() + 1 + examples.len() + 2) as u64);
         let block = Block::<B>::new(self.sizes, &device)?;
         let n_tokens = (self.sizes.n_sequences * SEQ_LEN) as f64;
         let work = (n_tokens * block.shape.weights_of_token(SEQ_LEN as f64), n_tokens * block.shape.hidden as f64);
@@ -417,7 +424,10 @@ impl Rates {
             device: "flex".into(),
             threads: 2,
             measured: "2026-11-30".into(),
-            forward: ScoringArithmetic::ALL.map(|one| one.name()).map(|name| (name.to_owned(), pair(5e-12, 1e-9))).into(),
+            forward: ScoringArithmetic::ALL
+                .map(|one| one.name())
+                .map(|name| (name.to_owned(), pair(5e-12, 1e-9)))
+                .into(),
             logit: pair(1e-9, 2e-9),
             byte: 1e-10,
             methods: MethodSpec::KEYS.iter().map(|key| ((*key).to_owned(), pair(1e-11, 2e-11))).collect(),
@@ -455,7 +465,9 @@ mod tests {
         let progress = Progress::new(crate::progress::Style::Quiet);
         let measure = Measure { sizes: &sizes, device: "flex", threads: 2, progress: &progress };
         let rates = measure.run::<burn::backend::Flex>(Default::default()).unwrap();
-        assert!(rates.forward.keys().eq(["bf16", "f32", "int16"]) && rates.forward.values().all(|pair| pair.first > 0.0));
+        assert!(
+            rates.forward.keys().eq(["bf16", "f32", "int16"]) && rates.forward.values().all(|pair| pair.first > 0.0)
+        );
         assert!(rates.methods.keys().map(String::as_str).eq(MethodSpec::KEYS.iter().copied().sorted()));
         assert!(rates.logit.first > 0.0 && rates.byte > 0.0);
         let json = serde_json::to_string(&rates).unwrap();

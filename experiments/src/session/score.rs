@@ -15,12 +15,12 @@ use crate::codes::Codes;
 use crate::config::{DatasetSpec, EvaluationSpec, ProtocolSpec, ScoredText};
 use crate::data::Texts;
 use crate::data::calibration::{CalibrationSet, overlap_tokens};
-use crate::eval::{BaseModel, ScoringArithmetic};
 use crate::eval::metric::{Metric, Needs};
 use crate::eval::registry::MetricKey;
 use crate::eval::score::{n_tokens_fed, needs_of, score};
 use crate::eval::scores::Scores;
 use crate::eval::windows::{Items, ScoredAs, Windows};
+use crate::eval::{BaseModel, ScoringArithmetic};
 use crate::record::Measurement;
 
 /// Texts, cut for a model's tokenizer.

@@ -9,7 +9,9 @@ fn devices_that_share_an_experiment_give_what_one_gives() {
     let arguments = ["experiment.toml", "--devices", "flex,flex", "--threads", "2", "--out", "two"];
     let ran = workshop.run(&arguments);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    for said in ["flex: share 1/2, ", "flex: share 2/2, ", &format!("{N_CELLS} cells finished, 0 were on record, 0 failed")] {
+    for said in
+        ["flex: share 1/2, ", "flex: share 2/2, ", &format!("{N_CELLS} cells finished, 0 were on record, 0 failed")]
+    {
         assert!(ran.stderr.contains(said), "no {said}: {}", ran.stderr);
     }
     assert_eq!(workshop.results("two"), workshop.results("one"), "bit for bit, and every log");
@@ -35,7 +37,9 @@ fn cells_that_fail_in_a_share_fail_once_more_and_say_where() {
     });
     let ran = workshop.run(&["experiment.toml", "--devices", "flex,flex", "--out", "out"]);
     assert_eq!(ran.code, Some(1), "{ran:?}");
-    for said in ["did not finish all of its cells", "tried once more below; see out/devices/1-of-2.log", "0 cells finished"] {
+    for said in
+        ["did not finish all of its cells", "tried once more below; see out/devices/1-of-2.log", "0 cells finished"]
+    {
         assert!(ran.stderr.contains(said), "no {said}: {}", ran.stderr);
     }
     assert!(workshop.read("out/devices/1-of-2.log").contains("down_proj"));
