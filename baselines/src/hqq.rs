@@ -183,8 +183,7 @@ impl Hqq {
     fn solve(&self, weights: &[f32], grid: &Grid) -> Solved {
         let plain = grid.group_params_of(weights);
         let scale = plain.scale;
-        let codes = (f32::from(grid.min_code()), f32::from(grid.bits.max_code()));
-        let group = Group { weights, scale, codes };
+        let group = Group { weights, scale, codes: grid.code_range() };
         let error_before = group.absolute_error(plain.zero_point);
         let mut best = Solved { scale, zero_point: plain.zero_point, error_before, error_after: error_before };
         let mut shrink = Shrink { power: self.lp_norm - 1.0, beta: self.beta };

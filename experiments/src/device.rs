@@ -170,6 +170,22 @@ pub fn is_cpu(name: &str) -> bool {
     matches!(name, "flex" | "ndarray")
 }
 
+/// Checks that devices are of one backend: numbers of two are not the same bits, and rows of a table are compared.
+///
+/// # Errors
+/// Two that are not.
+pub fn check_one_backend(names: &[String]) -> anyhow::Result<()> {
+    let backend = |name: &str| split(name).map(|(backend, _)| backend.to_owned());
+    let Some((first, others)) = names.split_first() else { return Ok(()) };
+    for other in others {
+        ensure!(
+            backend(first)? == backend(other)?,
+            "--devices {first},{other}: their numbers differ in last bits, and cells are compared; give devices of one kind"
+        );
+    }
+    Ok(())
+}
+
 /// Checks that this program was built with the device, whose name is sound.
 ///
 /// # Errors

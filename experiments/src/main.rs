@@ -20,8 +20,21 @@ fn keep_freed_memory() {
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 10_000) };
 }
 
+/// As many open files as the system permits: each stored block of each cell that is quantized together is one, and most shells begin
+/// with 1024.
+#[cfg(unix)]
+fn allow_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Where it is not permitted after all, the limit stays what it was.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}
+
 fn main() -> ExitCode {
     keep_freed_memory();
+    #[cfg(unix)]
+    allow_open_files();
     let cli = experiments::cli::Cli::parse();
     let log = cli.log();
     match experiments::cli::run(cli) {

@@ -15,11 +15,9 @@ use itertools::Itertools as _;
 
 use crate::config::CalibrationSpec;
 use crate::limit::MemoryLimit;
-use crate::plan::cost::bytes;
+use crate::plan::cost::{PROGRAM, bytes};
 
 const F32: u64 = 4;
-/// The program, its tokenizer, and what the allocator holds beside what is asked of it.
-pub(crate) const PROGRAM: u64 = 200 << 20;
 
 /// Bytes that a pass over the blocks of a model holds at once, about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

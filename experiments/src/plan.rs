@@ -147,23 +147,40 @@ impl Cell {
     }
 }
 
-/// The quantized cells among `cells` by their calibration: a pass each over their model's blocks, in which they share captured activations,
-/// Hessians and searches. Where memory does not hold what they need together, a pass is made in several ([`crate::need`]).
+/// Quantized cells that one pass over a model's blocks serves. They share captured activations, Hessians and searches, in as few passes
+/// as memory allows (`need.rs`). More would save little: first numbers come behind a pass, its codes lie on the disk together, each block of
+/// each cell is an open file, and on a GPU each cell may have hidden states of its own.
+const CELLS_OF_A_PASS: usize = 16;
+
+/// The quantized cells among `cells` as passes over their model's blocks: each of one calibration, and of whole grids, for
+/// methods share most of their work on one grid.
 pub fn passes<'a>(cells: impl IntoIterator<Item = &'a Cell>) -> Vec<Vec<&'a Cell>> {
-    let mut by_calibration: BTreeMap<Option<&CalibrationSpec>, Vec<&Cell>> = BTreeMap::new();
-    for cell in cells {
-        if let Some(quantization) = &cell.quantization {
-            by_calibration.entry(quantization.calibration.as_ref()).or_default().push(cell);
+    let mut passes: Vec<Vec<&Cell>> = Vec::new();
+    for grid in of_one_grid(cells) {
+        let calibration = |cell: &&'a Cell| cell.quantization.as_ref().map(|it| it.calibration.as_ref());
+        match passes.last_mut() {
+            Some(pass)
+                if pass.last().map(calibration) == grid.first().map(calibration)
+                    && pass.len() + grid.len() <= CELLS_OF_A_PASS =>
+            {
+                pass.extend(grid);
+            }
+            _ => passes.push(grid),
         }
     }
-    by_calibration.into_values().collect()
+    passes
 }
 
-/// The cells of each pass by their grid: methods share most of their work on one.
+/// The quantized cells among `cells` of one calibration and grid, which have most of their work in common.
 fn of_one_grid<'a>(cells: impl IntoIterator<Item = &'a Cell>) -> Vec<Vec<&'a Cell>> {
-    let rule = |cell: &&Cell| cell.quantization.as_ref().map(QuantizationCell::rule);
-    let grids = |pass: Vec<&'a Cell>| pass.chunk_by(|a, b| rule(a) == rule(b)).map(<[_]>::to_vec).collect::<Vec<_>>();
-    passes(cells).into_iter().flat_map(grids).collect()
+    let mut by_calibration: BTreeMap<Option<&CalibrationSpec>, Vec<(GridRule, &Cell)>> = BTreeMap::new();
+    for cell in cells {
+        if let Some(quantization) = &cell.quantization {
+            by_calibration.entry(quantization.calibration.as_ref()).or_default().push((quantization.rule(), cell));
+        }
+    }
+    let grids = by_calibration.values().flat_map(|cells| cells.chunk_by(|a, b| a.0 == b.0));
+    grids.map(|grid| grid.iter().map(|(_, cell)| *cell).collect()).collect()
 }
 
 /// All cells of one model, in the order in which they run and are shown.

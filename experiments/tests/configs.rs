@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use experiments::config::profile::{SlurmProfile, profile_schema};
 use experiments::config::{ExperimentSpec, json_schema};
 use experiments::device;
+use experiments::plan::select::Shard;
 use experiments::plan::{Plan, passes};
 use sha2::{Digest, Sha256};
 
@@ -70,12 +71,33 @@ fn passes_serve_every_cell_once_and_split_no_grid() {
             for (index, pass) in passes.iter().enumerate() {
                 let parts: Vec<_> = pass.iter().filter_map(|cell| cell.quantization.as_ref()).collect();
                 assert!(parts.windows(2).all(|pair| pair[0].calibration == pair[1].calibration), "{}", path.display());
+                let one_grid = parts.windows(2).all(|pair| pair[0].grid == pair[1].grid);
+                assert!(parts.len() <= 16 || one_grid, "{}: {} cells in a pass", path.display(), parts.len());
                 for part in parts {
                     let before = of_grid.insert((part.calibration.clone(), part.grid), index);
                     assert!(before.is_none_or(|before| before == index), "{}: a grid is split", path.display());
                 }
             }
         }
+    }
+}
+
+#[test]
+fn shares_hold_every_cell_once_and_split_no_grid() {
+    for (path, _) in config_files() {
+        let plan = Plan::new(&ExperimentSpec::read(&path).unwrap());
+        let mut share_of_cell = BTreeMap::new();
+        let mut share_of_grid = BTreeMap::new();
+        for index in 1..=3 {
+            for cell in plan.clone().shard(Shard { index, n: 3 }).cells() {
+                assert_eq!(share_of_cell.insert(cell.id(), index), None, "{}", path.display());
+                let Some(part) = &cell.quantization else { continue };
+                let grid = (cell.model.name.clone(), part.calibration.clone(), part.rule());
+                let before = share_of_grid.insert(grid, index);
+                assert!(before.is_none_or(|before| before == index), "{}: a grid is split", path.display());
+            }
+        }
+        assert_eq!(share_of_cell.len(), plan.cells().count(), "{}", path.display());
     }
 }
 
@@ -238,6 +260,6 @@ fn the_quickstart_plans_these_cells() {
     33caa282d3f8cc59  bundled-3M AWQ W2 g128         scores about 32k tokens, roughly 5 s on a 200 GFLOP/s CPU
 
     9 cells of 1 model(s). In all roughly 26 s on a 200 GFLOP/s CPU, less what cells of one pass share.
-    bundled-3M: 3M parameters by its name, 11 MiB in f32. Needs about 2 MiB (as much as 5 blocks in f32) and up to 2 GiB of hidden states and logits.
+    bundled-3M: 3M parameters by its name, 11 MiB in f32. Needs about 202 MiB (as much as 6 blocks in f32, and the program) and up to 2 GiB of hidden states and logits.
     ");
 }

@@ -39,7 +39,7 @@ impl Grid {
 
     /// Smallest and largest code in use.
     #[inline]
-    fn code_range(&self) -> (f32, f32) {
+    pub fn code_range(&self) -> (f32, f32) {
         (f32::from(self.min_code()), f32::from(self.bits.max_code()))
     }
 

@@ -120,23 +120,28 @@ fn sum<T: Term>(weights: &[f32], scale: f32, low: f32, high: f32, zero_point: f3
 
 #[cfg(test)]
 mod tests {
+    use awq_core::grid::GroupParams;
+
     use super::*;
+    use crate::testing::grid;
 
     /// Against the same in plain words, of groups that fill no vector as well.
     #[test]
     fn sums_are_those_of_one_weight_after_the_other() {
+        let grid = grid(4, 64);
+        let params = GroupParams { scale: 0.07, zero_point: 6.4 };
         for n in [1, 7, 8, 64, 129] {
             let weights: Vec<f32> = (0..n).map(|i| ((i * 7919 + 13) % 1009) as f32 / 1009.0 - 0.5).collect();
-            let group = Group { weights: &weights, scale: 0.07, codes: (0.0, 15.0) };
+            let group = Group { weights: &weights, scale: params.scale, codes: grid.code_range() };
             let shrink = Shrink { power: -0.3, beta: 10.0 };
             let (mut error, mut target) = (0.0, 0.0);
             for &weight in &weights {
-                let code = (weight / 0.07 + 6.4).round_ties_even().clamp(0.0, 15.0);
-                let left = weight - (code - 6.4) * 0.07;
+                let code = grid.nearest_code_of_real_zero(weight, &params);
+                let left = weight - grid.weight(code, &params);
                 error += f64::from(left.abs());
                 let x = f64::from(left);
                 let kept = x.signum() * (x.abs() - x.abs().powf(-0.3) / 10.0).max(0.0);
-                target += f64::from(code) - (f64::from(weight) - kept) / f64::from(0.07_f32);
+                target += f64::from(code) - (f64::from(weight) - kept) / f64::from(params.scale);
             }
             assert!((group.absolute_error(6.4) - error).abs() < 1e-12 * error, "{n}");
             let expected = (target / weights.len() as f64) as f32;

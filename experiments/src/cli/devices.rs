@@ -3,41 +3,48 @@
 //!
 //! ```text
 //! DIR/records.jsonl, tables           the whole
-//! DIR/devices/1-of-2                  a share as `run --shard 1/2` leaves it; gone when all are done
+//! DIR/devices/experiment.toml         what the shares run: the experiment without what is kept and timed once
+//! DIR/devices/1-of-2                  a share as `run --shard 1/2` leaves it; gone when all are done, or when the next run has taken it over
 //! DIR/devices/1-of-2.log              what its process has printed
 //! ```
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
 use super::run::RunArgs;
+use crate::cluster::status::Counts;
 use crate::config::ExperimentSpec;
-use crate::plan::Plan;
+use crate::files::write_durably;
+use crate::limit::MemoryLimit;
 use crate::plan::select::Shard;
+use crate::plan::{CellId, Plan};
 use crate::progress::sweep::{PROGRESS_FILE, SweepState};
 use crate::progress::{Bar, Progress};
-use crate::record::{RecordFile, StoredRecord};
+use crate::record::{Line as _, Outcome, RESOLVED_CONFIG, RecordFile, StoredRecord, read_records};
 use crate::runner::claim_folder;
-use crate::runner::exports::CHECKPOINTS;
+
+/// The folder of the shares, in that of the whole.
+const FOLDER: &str = "devices";
 
 /// Between two looks at the processes.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
-/// The shares of an experiment, in the folder of the whole.
+/// The shares of an experiment.
 pub(super) struct Shares<'a> {
     /// What the whole is run with.
     pub(super) args: &'a RunArgs,
-    /// The experiment.
-    pub(super) config: &'a Path,
-    /// As it was read and limited.
+    /// The experiment, as it was read and limited.
     pub(super) spec: &'a ExperimentSpec,
     /// CPU threads of all.
     pub(super) threads: usize,
+    /// Memory of all.
+    pub(super) memory: MemoryLimit,
     /// The folder of the whole.
     pub(super) out: &'a Path,
 }
@@ -46,6 +53,9 @@ pub(super) struct Shares<'a> {
 struct Running {
     device: String,
     shard: Shard,
+    n_cells: usize,
+    /// Records that were there before it began.
+    n_before: usize,
     folder: PathBuf,
     log: PathBuf,
     child: Child,
@@ -62,9 +72,32 @@ impl Drop for Running {
     }
 }
 
+/// Takes over what shares of a run that was killed have measured, and removes their folders. Says whether there were any.
+///
+/// # Errors
+/// A share that still runs, or a folder that cannot be read or removed.
+pub(super) fn take_over(out: &Path, records: &mut RecordFile<StoredRecord>) -> anyhow::Result<bool> {
+    let folder = out.join(FOLDER);
+    if !folder.is_dir() {
+        return Ok(false);
+    }
+    let place = || format!("{}: cannot take over what an earlier run with --devices has left there", folder.display());
+    for entry in fs::read_dir(&folder).with_context(place)? {
+        let share = entry.with_context(place)?.path();
+        if share.join(StoredRecord::FILE).is_file() {
+            // Refused while its process goes on.
+            let held = RecordFile::<StoredRecord>::open(&share).with_context(place)?;
+            records.merge(&share)?;
+            drop(held);
+        }
+    }
+    fs::remove_dir_all(&folder).with_context(place)?;
+    Ok(true)
+}
+
 impl Shares<'_> {
-    /// Runs the cells of `plan` that `records` do not have, each share on its device, and takes over what they measured: the records
-    /// with that. What a share did not finish is left to the caller.
+    /// Runs the cells of `plan` that `records` do not have, each share on its device, and takes over what they measured. The records
+    /// with that, and the cells that were finished; what a share left undone is for the caller.
     ///
     /// # Errors
     /// A folder that cannot be written, or a process that cannot be started.
@@ -73,26 +106,33 @@ impl Shares<'_> {
         plan: &Plan,
         mut records: RecordFile<StoredRecord>,
         progress: &Progress,
-    ) -> anyhow::Result<RecordFile<StoredRecord>> {
+    ) -> anyhow::Result<(RecordFile<StoredRecord>, BTreeSet<CellId>)> {
+        let place = || format!("{}: cannot write", self.folder().display());
+        fs::create_dir_all(self.folder()).with_context(place)?;
+        // What is kept of models, and timed, is for the whole.
+        let of_shares = ExperimentSpec { export: None, speed: None, ..self.spec.clone() };
+        write_durably(&self.experiment(), of_shares.to_toml()?.as_bytes()).with_context(place)?;
         let n = self.args.devices.len().min(plan.n_units());
-        let shards = (1..=n).map(|index| Shard { index, n });
         let mut running = Vec::new();
-        for (shard, device) in shards.zip(&self.args.devices) {
-            let started = self.start(plan.clone().shard(shard).cells().count(), shard, device, progress)?;
-            running.push(started);
+        for (index, device) in (1..=n).zip(&self.args.devices) {
+            let shard = Shard { index, n };
+            running.extend(self.start(&plan.clone().shard(shard), shard, device, &of_shares, progress)?);
         }
-        let bar = progress.bar(&format!("{n} shares of the cells"), plan.cells().count() as u64);
-        wait(&mut running, &bar)?;
+        let n_cells: usize = running.iter().map(|share| share.n_cells).sum();
+        let bar = progress.bar(&format!("{} shares of the cells", running.len()), n_cells as u64);
+        wait(&mut running, &bar, &self.out.join(PROGRESS_FILE))?;
         bar.finish();
-        let mut all_done = true;
+        let (mut finished, mut all_done) = (BTreeSet::new(), true);
         for share in &running {
-            let status = share.ended.context("a share is over")?;
             records.merge(&share.folder)?;
-            take_checkpoints(&share.folder, self.out)?;
-            if !status.success() {
+            let (of_share, _): (Vec<StoredRecord>, _) = read_records(&share.folder)?;
+            let done = of_share.iter().skip(share.n_before);
+            let done = done.filter(|record| matches!(record.outcome, Outcome::Done(_)));
+            finished.extend(done.map(|record| record.cell_id.clone()));
+            if !share.ended.is_some_and(|status| status.success()) {
                 all_done = false;
                 progress.note(&format!(
-                    "share {} on {} did not finish all of its cells ({status}); they are tried once more below; see {}",
+                    "share {} on {} ended with an error; what it left undone is tried once more here; see {}",
                     share.shard,
                     share.device,
                     share.log.display()
@@ -105,51 +145,92 @@ impl Shares<'_> {
         }
         // Read again, with what was taken over.
         drop(records);
-        RecordFile::open(self.out)
+        Ok((RecordFile::open(self.out)?, finished))
     }
 
     fn folder(&self) -> PathBuf {
-        self.out.join("devices")
+        self.out.join(FOLDER)
     }
 
-    fn start(&self, n_cells: usize, shard: Shard, device: &str, progress: &Progress) -> anyhow::Result<Running> {
+    fn experiment(&self) -> PathBuf {
+        self.folder().join(RESOLVED_CONFIG)
+    }
+
+    /// Starts a share; none where all of its cells are on record.
+    fn start(
+        &self,
+        plan: &Plan,
+        shard: Shard,
+        device: &str,
+        spec: &ExperimentSpec,
+        progress: &Progress,
+    ) -> anyhow::Result<Option<Running>> {
         let name = format!("{}-of-{}", shard.index, shard.n);
         let (folder, log) = (self.folder().join(&name), self.folder().join(name + ".log"));
-        // What is on record in the whole is on record in each share.
-        claim_folder(&folder, self.spec, None)?.merge(self.out)?;
-        let output = File::create(&log).with_context(|| format!("{}: cannot write", log.display()))?;
-        let child = Command::new(std::env::current_exe().context("this program does not know where it lies")?)
-            .args(self.arguments(shard, device, &folder))
-            .stdin(Stdio::null())
-            .stdout(output.try_clone().with_context(|| format!("{}: cannot write", log.display()))?)
-            .stderr(output)
-            .spawn()
-            .with_context(|| format!("share {shard}: its process cannot be started"))?;
+        let mut records = claim_folder(&folder, spec, None)?;
+        if !self.args.rerun {
+            // What is on record in the whole is on record in each share.
+            records.merge(self.out)?;
+        }
+        drop(records);
+        let (before, _): (Vec<StoredRecord>, _) = read_records(&folder)?;
+        if Counts::of(plan, &[&before]).is_finished() {
+            return Ok(None);
+        }
+        let cannot_write = || format!("{}: cannot write", log.display());
+        let output = File::create(&log).with_context(cannot_write)?;
+        let mut command = Command::new(std::env::current_exe().context("this program does not know where it lies")?);
+        command.args(self.arguments(shard, device, &folder)).stdin(Stdio::null());
+        command.stdout(output.try_clone().with_context(cannot_write)?).stderr(output);
+        #[cfg(target_os = "linux")]
+        end_with_this_process(&mut command);
+        let child = command.spawn().with_context(|| format!("share {shard}: its process cannot be started"))?;
+        let n_cells = plan.cells().count();
         progress.note(&format!("{device}: share {shard}, {n_cells} cells; see {}", log.display()));
-        Ok(Running { device: device.to_owned(), shard, folder, log, child, ended: None })
+        let (device, n_before) = (device.to_owned(), before.len());
+        Ok(Some(Running { device, shard, n_cells, n_before, folder, log, child, ended: None }))
     }
 
     fn arguments(&self, shard: Shard, device: &str, folder: &Path) -> Vec<OsString> {
-        let threads = (self.threads / self.args.devices.len()).max(1);
-        let mut arguments: Vec<OsString> = vec!["run".into(), self.config.into(), "--out".into(), folder.into()];
-        let named =
-            [("--shard", shard.to_string()), ("--device", device.to_owned()), ("--threads", threads.to_string())];
+        let threads = (self.threads / shard.n).max(1);
+        let mib = (self.memory.bytes / shard.n as u64 >> 20).clamp(1, 999_999_999);
+        let mut arguments: Vec<OsString> = vec!["run".into(), self.experiment().into(), "--out".into(), folder.into()];
+        let named = [
+            ("--shard", shard.to_string()),
+            ("--device", device.to_owned()),
+            ("--threads", threads.to_string()),
+            ("--memory", format!("{mib}M")),
+        ];
         arguments.extend(named.into_iter().flat_map(|(name, value)| [name.into(), value.into()]));
-        arguments.extend(self.args.of_shares(self.args.devices.len()));
+        arguments.extend(self.args.of_shares());
         arguments
     }
 }
 
-/// Waits for all processes, whose states say how many cells are over.
-fn wait(running: &mut [Running], bar: &Bar) -> anyhow::Result<()> {
-    let mut n_shown = 0;
+/// Has the system end a process when the one that starts it ends, however that comes about: its folder is free for the next run then.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code, reason = "what runs between fork and exec must not allocate; this is one system call")]
+fn end_with_this_process(command: &mut Command) {
+    use std::os::unix::process::CommandExt as _;
+
+    let end = || Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?);
+    // SAFETY: one system call, which neither allocates nor takes a lock.
+    unsafe { command.pre_exec(end) };
+}
+
+/// Waits for all processes, whose states say how many cells are over; `file` has all of them together.
+fn wait(running: &mut [Running], bar: &Bar, file: &Path) -> anyhow::Result<()> {
+    let (began, mut n_shown) = (Instant::now(), 0);
     loop {
         for share in running.iter_mut().filter(|share| share.ended.is_none()) {
             share.ended = share.child.try_wait().context("a share cannot be waited for")?;
         }
-        let n_over: usize = running.iter().map(|share| n_over(&share.folder)).sum();
+        let states: Vec<SweepState> = running.iter().filter_map(|share| state_of(&share.folder)).collect();
+        let of_all = SweepState::of_all(&states, began.elapsed());
+        let n_over = of_all.n_on_record + of_all.n_finished + of_all.n_failed;
         bar.advance(n_over.saturating_sub(n_shown) as u64);
         n_shown = n_shown.max(n_over);
+        of_all.write(file);
         if running.iter().all(|share| share.ended.is_some()) {
             return Ok(());
         }
@@ -157,27 +238,7 @@ fn wait(running: &mut [Running], bar: &Bar) -> anyhow::Result<()> {
     }
 }
 
-/// Cells of a share that are over; none before it has said so.
-fn n_over(folder: &Path) -> usize {
-    let state = fs::read(folder.join(PROGRESS_FILE)).ok();
-    let state: Option<SweepState> = state.and_then(|text| serde_json::from_slice(&text).ok());
-    state.map_or(0, |state| state.n_on_record + state.n_finished + state.n_failed)
-}
-
-/// Moves the models that a share kept beside those of the whole.
-fn take_checkpoints(share: &Path, out: &Path) -> anyhow::Result<()> {
-    let (from, to) = (share.join(CHECKPOINTS), out.join(CHECKPOINTS));
-    if !from.is_dir() {
-        return Ok(());
-    }
-    let place = || format!("{}: cannot take over the models of {}", to.display(), from.display());
-    fs::create_dir_all(&to).with_context(place)?;
-    for entry in fs::read_dir(&from).with_context(place)? {
-        let entry = entry.with_context(place)?;
-        let target = to.join(entry.file_name());
-        if !target.exists() {
-            fs::rename(entry.path(), &target).with_context(place)?;
-        }
-    }
-    Ok(())
+/// What a share says of itself; nothing before its first word.
+fn state_of(folder: &Path) -> Option<SweepState> {
+    serde_json::from_slice(&fs::read(folder.join(PROGRESS_FILE)).ok()?).ok()
 }

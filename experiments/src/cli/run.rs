@@ -9,12 +9,11 @@ use anyhow::Context;
 use awq_core::arithmetic::FloatType;
 use clap::Args;
 
-use super::devices::Shares;
+use super::devices::{self, Shares};
 use super::generated_code::GeneratedCodeArgs;
 use super::{MachineArgs, write_report};
-use crate::cluster::status::{Counts, records_in};
 use crate::codes::CodeStore;
-use crate::config::{ExperimentSpec, Memory};
+use crate::config::ExperimentSpec;
 use crate::limit::MemoryLimit;
 use crate::plan::Plan;
 use crate::plan::select::{Selection, Shard};
@@ -47,7 +46,7 @@ pub struct RunArgs {
     only: Vec<Selection>,
     /// Run cells that are on record again, from their codes on; tables show the newest.
     #[arg(long)]
-    rerun: bool,
+    pub(super) rerun: bool,
     /// Stop at the first cell that fails, in place of going on with the others.
     #[arg(long)]
     fail_fast: bool,
@@ -56,7 +55,7 @@ pub struct RunArgs {
     shard: Option<Shard>,
     /// Deal the cells out to several devices of this machine, such as cuda:0,cuda:1: a process for each, which share out the CPU threads
     /// and what --memory says.
-    #[arg(long, value_name = "D,D..", value_delimiter = ',', conflicts_with_all = ["device", "shard"])]
+    #[arg(long, value_name = "D,D..", value_delimiter = ',', conflicts_with_all = ["device", "shard", "fail_fast"])]
     pub(super) devices: Vec<String>,
     #[command(flatten)]
     pub(super) machine: MachineArgs,
@@ -75,19 +74,13 @@ impl RunArgs {
         self.only.is_empty() && self.shard.is_none()
     }
 
-    /// What `n` shares of it are run with, beside device, threads and folder.
-    pub(super) fn of_shares(&self, n: usize) -> Vec<OsString> {
-        let mut options: Vec<(&str, OsString)> = Vec::new();
-        options.extend(self.max_windows.map(|n| ("--max-windows", n.to_string().into())));
-        options.extend(self.precision.map(|precision| ("--precision", precision.name().into())));
-        options.extend(self.only.iter().map(|selection| ("--only", selection.to_string().into())));
-        options.extend(self.machine.assets.iter().map(|folder| ("--assets", folder.into())));
-        let of_each = |memory: &Memory| format!("{}K", (memory.bytes() / 1024.0 / n as f64).max(1.0) as u64);
-        options.extend(self.machine.memory.as_ref().map(|memory| ("--memory", of_each(memory).into())));
-        let flags =
-            [(self.rerun, "--rerun"), (self.fail_fast, "--fail-fast"), (self.code.is_given(), GeneratedCodeArgs::FLAG)];
-        let flags = flags.into_iter().filter(|(is_given, _)| *is_given).map(|(_, flag)| flag.into());
-        options.into_iter().flat_map(|(name, value)| [name.into(), value]).chain(flags).collect()
+    /// What shares of it are run with, beside what each has for itself and what their experiment says.
+    pub(super) fn of_shares(&self) -> Vec<OsString> {
+        let only = self.only.iter().map(|selection| ("--only", selection.to_string().into()));
+        let assets = self.machine.assets.iter().map(|folder| ("--assets", folder.into()));
+        let named = only.chain(assets).flat_map(|(name, value): (_, OsString)| [name.into(), value]);
+        let flags = [(self.rerun, "--rerun"), (self.code.is_given(), GeneratedCodeArgs::FLAG)];
+        named.chain(flags.into_iter().filter(|(is_given, _)| *is_given).map(|(_, flag)| flag.into())).collect()
     }
 
     fn plan(&self, spec: &ExperimentSpec) -> anyhow::Result<Plan> {
@@ -108,6 +101,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     }
     let device = args.devices.first().or(args.machine.device.as_ref()).unwrap_or(&spec.run.device).clone();
     std::iter::once(&device).chain(&args.devices).try_for_each(|device| device::check(device, spec.run.precision))?;
+    device::check_one_backend(&args.devices)?;
     let threads = device::set_threads(args.machine.threads.or(spec.run.threads).map(NonZeroUsize::get));
     let out = args.out.clone().unwrap_or_else(|| default_out(config, args.max_windows, args.shard));
     let progress = args.machine.progress();
@@ -127,29 +121,36 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         true => CodeStore::scratch(store.cache())?,
         false => CodeStore::from_env(store.cache(), &progress)?,
     };
-    let records = runner::claim_folder(&out, &spec, args.max_windows)?;
+    let mut records = runner::claim_folder(&out, &spec, args.max_windows)?;
+    if devices::take_over(&out, &mut records)? {
+        // Read again, with what was taken over.
+        drop(records);
+        records = RecordFile::open(&out)?;
+    }
     exports::check(&plan, &store, &progress)
         .with_context(|| format!("{}: not a valid experiment", config.display()))?;
-    let n_on_record = if args.rerun { 0 } else { Counts::of(&plan, &[&records_in(&out)?.0]).n_done };
-    let is_shared = args.devices.len() > 1;
-    let records = match is_shared {
-        true => Shares { args, config, spec: &spec, threads, out: &out }.run(&plan, records, &progress)?,
-        false => records,
-    };
+    let memory = MemoryLimit::new(args.machine.memory.as_ref().or(spec.run.memory.as_ref()));
+    let (mut left, mut by_shares) = (plan.clone(), 0);
+    if args.devices.len() > 1 && plan.n_units() > 1 {
+        let shares = Shares { args, spec: &spec, threads, memory, out: &out };
+        let finished;
+        (records, finished) = shares.run(&plan, records, &progress)?;
+        by_shares = finished.len();
+        // The others are on record now.
+        left = if args.rerun { left.without(&finished) } else { left };
+    }
     let options = RunOptions {
         device: device.clone(),
         threads,
         codes,
-        memory: MemoryLimit::new(args.machine.memory.as_ref().or(spec.run.memory.as_ref())),
-        on_record: if args.rerun && !is_shared { OnRecord::RunAgain } else { OnRecord::Skip },
+        memory,
+        on_record: if args.rerun { OnRecord::RunAgain } else { OnRecord::Skip },
         on_failure: if args.fail_fast { OnFailure::Stop } else { OnFailure::GoOn },
         sandbox,
     };
-    let mut summary = runner::run(&plan, &options, records, &store, &progress)?;
-    if is_shared {
-        let n_found = std::mem::replace(&mut summary.resumed, n_on_record);
-        summary.finished += n_found.saturating_sub(n_on_record);
-    }
+    let mut summary = runner::run(&left, &options, records, &store, &progress)?;
+    summary.finished += by_shares;
+    summary.resumed = summary.resumed.saturating_sub(if args.rerun { 0 } else { by_shares });
     let exported = (!summary.stopped).then(|| {
         let machine = Machine {
             device: &device,

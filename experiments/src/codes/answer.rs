@@ -44,8 +44,8 @@ impl Codes {
             hold: None,
             store,
         };
-        codes.hold();
         codes.read(&id)?;
+        codes.hold();
         // Those that were not used for longest are dropped first.
         let _ = File::open(codes.folder_of(0).join(LOG_FILE)).and_then(|file| file.set_modified(SystemTime::now()));
         Ok(codes)
@@ -53,7 +53,7 @@ impl Codes {
 
     /// Locks the folder, once it is there. Where a system locks no folders, open files are read though they are dropped.
     fn hold(&mut self) {
-        if self.hold.is_none() {
+        if self.hold.as_ref().is_none_or(|held| !is_same(held, &self.folder)) {
             self.hold = File::open(&self.folder).ok().filter(|folder| folder.try_lock_shared().is_ok());
         }
     }
@@ -242,6 +242,16 @@ fn is_damage(error: &anyhow::Error) -> bool {
     let of_content = [NotFound, NotADirectory, IsADirectory, InvalidData, UnexpectedEof];
     let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
     causes.all(|cause| of_content.contains(&cause.kind()))
+}
+
+/// Whether what is open still has this name: another run may have dropped it before it was locked.
+fn is_same(open: &File, path: &Path) -> bool {
+    #[cfg(unix)]
+    if let (Ok(open), Ok(named)) = (open.metadata(), fs::metadata(path)) {
+        use std::os::unix::fs::MetadataExt as _;
+        return (open.dev(), open.ino()) == (named.dev(), named.ino());
+    }
+    open.metadata().is_ok() && path.exists()
 }
 
 /// Whether a folder, a file or a link has this name.

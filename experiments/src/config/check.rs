@@ -161,13 +161,13 @@ impl ExperimentSpec {
         Ok(())
     }
 
-    /// `arithmetic = "bf16"` rounds f32 tensors; there are none in another precision.
+    /// `arithmetic` says how f32 tensors are multiplied; there are none in another precision.
     fn check_precision(&self) -> anyhow::Result<()> {
         let mut rounding =
             self.evaluations.iter().enumerate().filter(|(_, evaluation)| !evaluation.text().arithmetic.is_f32());
         if let (false, Some((index, evaluation))) = (self.run.precision.is_f32(), rounding.next()) {
             bail!(
-                "`evaluations[{index}].{}.arithmetic` rounds the inputs of products, which are {} anyhow by \
+                "`evaluations[{index}].{}.arithmetic` says how tensors of f32 are multiplied, and they are {} by \
                  `run.precision`; remove one of the two",
                 evaluation.metric().key(),
                 self.run.precision.name()

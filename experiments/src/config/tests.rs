@@ -205,7 +205,7 @@ fn rounded_products_go_with_f32_tensors_only() {
     spec.evaluations[0].text_mut().arithmetic = ScoringArithmetic::Bf16;
     assert_eq!(
         spec.set_precision(FloatType::F16).unwrap_err().to_string(),
-        "`evaluations[0].perplexity.arithmetic` rounds the inputs of products, which are f16 anyhow by `run.precision`; \
+        "`evaluations[0].perplexity.arithmetic` says how tensors of f32 are multiplied, and they are f16 by `run.precision`; \
          remove one of the two"
     );
 }

@@ -22,8 +22,8 @@ use crate::eval::metric::Needs;
 use crate::eval::score::{most_bytes, n_tokens_fed};
 use crate::eval::windows::{Items, Windows};
 use crate::generate::write::n_at_once;
-use crate::need::{CalibrationSize, Need, PROGRAM};
-use crate::plan::cost::{bytes, duration};
+use crate::need::{CalibrationSize, Need};
+use crate::plan::cost::{PROGRAM, bytes, duration};
 use crate::plan::{Cell, ModelPlan, Plan, QuantizationCell, passes};
 use crate::progress::{Progress, Style};
 use crate::report::tables::{Align, Column, Table, TableRow};
@@ -340,9 +340,9 @@ impl<'a> OnModel<'a> {
     }
 }
 
-/// Whether kernels multiply the codes of such a cell: nothing lies between them and the weights.
+/// Whether kernels multiply the codes of such a cell: nothing lies between them and the weights, and no table of values.
 fn has_kernel(quantization: &QuantizationCell) -> bool {
-    quantization.method.settings().stores().beside.is_none()
+    quantization.grid.values.is_none() && quantization.method.settings().stores().beside.is_none()
 }
 
 /// Bytes of the keys and values of a text of `n_tokens`.

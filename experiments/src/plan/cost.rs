@@ -7,6 +7,8 @@ use crate::plan::Cell;
 
 /// Floating-point operations per second that the time estimate assumes: a small CPU with wide vectors. A GPU is far faster.
 pub(crate) const ASSUMED_FLOPS: f64 = 2.0e11;
+/// The program, its tokenizer, and what the allocator holds beside what is asked of it.
+pub(crate) const PROGRAM: u64 = 200 << 20;
 /// Tokens assumed for a text without a limit: the test split of WikiText-2 has between 245k and 341k with common tokenizers.
 const ASSUMED_TOKENS: f64 = 3.0e5;
 /// Tokens of a document of the bundled language, about.
@@ -124,16 +126,16 @@ pub(super) fn describe(cell: &Cell) -> String {
 /// Bytes for one model of `params` weights.
 fn memory(cells: &[Cell], params: f64) -> f64 {
     // A decoder has 20 to 100 blocks; one in thirty is close enough for a plan.
-    params / 30.0 * 4.0 * blocks_held(cells)
+    PROGRAM as f64 + params / 30.0 * 4.0 * blocks_held(cells)
 }
 
-/// Blocks in f32 that are as large as all that is held at once, as `results/memory.md` has it at a 7B shape: 3.3 of plain rounding, 4.1
+/// Blocks in f32 that are at least as large as all that is held at once, as `results/memory.md` has it at a 7B shape: 3.3 of plain rounding, 4.1
 /// of AWQ, 5.6 of GPTQ.
 fn blocks_held(cells: &[Cell]) -> f64 {
     let held = |cell: &Cell| match &cell.quantization {
         None => 1.0,
-        Some(quantization) if quantization.calibration.is_none() => 3.0,
-        Some(_) => 5.0,
+        Some(quantization) if quantization.calibration.is_none() => 4.0,
+        Some(_) => 6.0,
     };
     cells.iter().map(held).fold(0.0, f64::max)
 }
@@ -145,7 +147,7 @@ pub(super) fn model_summary(model: &ModelSpec, cells: &[Cell]) -> Option<String>
         |evaluation: &EvaluationSpec| matches!(evaluation.text().protocol, ProtocolSpec::LmEvalGeneration(_));
     let writes = cells.iter().flat_map(|cell| &cell.evaluations).any(is_written);
     Some(format!(
-        "{}: {} parameters by its name, {} in f32. Needs about {} (as much as {} in f32) and up to 2 GiB of hidden states and \
+        "{}: {} parameters by its name, {} in f32. Needs about {} (as much as {} in f32, and the program) and up to 2 GiB of hidden states and \
          logits.{}",
         model.name,
         count(params),

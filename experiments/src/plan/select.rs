@@ -202,6 +202,11 @@ impl Plan {
         self.keep(|cell| own.contains(&cell.id()))
     }
 
+    /// All but these cells.
+    pub fn without(self, cells: &BTreeSet<CellId>) -> Self {
+        self.keep(|cell| !cells.contains(&cell.id()))
+    }
+
     /// One cell and full precision of its model, with nothing published.
     pub fn beside_base(&self, one: &Cell) -> Self {
         let id = one.id();

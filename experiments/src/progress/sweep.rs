@@ -4,7 +4,7 @@
 //! are measured apart. Until a kind has begun its speed is the plan's assumption.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,38 @@ pub struct SweepState {
     pub elapsed_seconds: f64,
     /// Seconds that the rest will take, about.
     pub left_seconds: f64,
+}
+
+impl SweepState {
+    /// Of runs side by side, parts of one that began so long ago.
+    pub(crate) fn of_all(states: &[Self], elapsed: Duration) -> Self {
+        let sum = |of: fn(&Self) -> usize| states.iter().map(of).sum::<usize>();
+        let stages = states.iter().filter(|state| state.state == "running").map(|state| state.stage.as_str());
+        Self {
+            updated: now(),
+            pid: std::process::id(),
+            state: "running".to_owned(),
+            n_cells: sum(|state| state.n_cells),
+            n_on_record: sum(|state| state.n_on_record),
+            n_finished: sum(|state| state.n_finished),
+            n_failed: sum(|state| state.n_failed),
+            stage: stages.collect::<Vec<_>>().join("; "),
+            stage_share: states.iter().map(|state| state.stage_share).sum::<f64>() / states.len().max(1) as f64,
+            elapsed_seconds: elapsed.as_secs_f64(),
+            left_seconds: states.iter().map(|state| state.left_seconds).fold(0.0, f64::max),
+        }
+    }
+
+    /// A state that cannot be written is no reason to end a run.
+    pub(crate) fn write(&self, file: &Path) {
+        let partial = file.with_extension("json.partial");
+        let written = serde_json::to_vec_pretty(self).map_err(std::io::Error::other);
+        let _ = written.and_then(|json| std::fs::write(&partial, json)).and_then(|()| std::fs::rename(&partial, file));
+    }
+}
+
+fn now() -> String {
+    chrono::Utc::now().format("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// The state of a run, shared by its bars.
@@ -188,7 +220,7 @@ impl Sweep {
     pub fn state(&self) -> SweepState {
         let inner = self.inner();
         SweepState {
-            updated: chrono::Utc::now().format("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            updated: now(),
             pid: std::process::id(),
             state: if inner.has_ended { "ended" } else { "running" }.to_owned(),
             n_cells: inner.n_cells,
@@ -202,13 +234,8 @@ impl Sweep {
         }
     }
 
-    /// A state that cannot be written is no reason to end a run.
     fn write(&self) {
-        let partial = self.file.with_extension("json.partial");
-        let written = serde_json::to_vec_pretty(&self.state()).map_err(std::io::Error::other);
-        let _ = written
-            .and_then(|json| std::fs::write(&partial, json))
-            .and_then(|()| std::fs::rename(&partial, &self.file));
+        self.state().write(&self.file);
     }
 }
 

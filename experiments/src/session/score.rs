@@ -94,7 +94,9 @@ impl<B: QuantBackend> Session<'_, B> {
 
     /// This session's model on each text, with nothing computed yet.
     pub fn base_models(&self, texts: &PreparedTexts) -> BaseModels<'_, B> {
-        let base = |text: &ScoredText| (text.clone(), BaseModel::new(self.decoder(), text.arithmetic));
+        // Codes of a base model are restored: what others are held against is what its files stand for.
+        let arithmetic = |text: &ScoredText| text.arithmetic.of_floats().into();
+        let base = |text: &ScoredText| (text.clone(), BaseModel::new(self.decoder(), arithmetic(text)));
         texts.keys().map(base).collect()
     }
 
