@@ -2,6 +2,7 @@
 
 use awq_core::activation::Activation;
 use awq_core::backend::{AttentionShape, QuantBackend, RotaryTable, SlopeBias, Slopes, float_vec};
+use awq_core::kernel::{Activations, Kernel};
 
 use crate::support::{Cpu, Definition, OtherCpu, check_close, grid, group, numbers, tensor, with_threads};
 
@@ -23,6 +24,22 @@ fn attention<B: QuantBackend>(seq: usize, shape: &AttentionShape, rotary: bool) 
     let table = RotaryTable { cos: of(f32::cos), sin: of(f32::sin) };
     let table = rotary.then_some(&table);
     float_vec(B::causal_attention(rows(n_heads, 1), rows(n_kv_heads, 2), rows(n_kv_heads, 3), table, shape))
+}
+
+/// A kernel of the CPU has the same products whatever backend hands it activations, of a view as well.
+#[test]
+fn kernels_of_the_cpu_serve_every_backend() {
+    fn products<B: QuantBackend>() -> Vec<f32> {
+        let weight = B::quantize_weight(tensor::<B, 2>(&numbers(24 * 40, 1), [24, 40]), &grid(4, group(32)));
+        let packed = Kernel::best(Activations::Int16).pack(&weight).unwrap();
+        let x = tensor::<B, 2>(&numbers(50 * 40, 2), [40, 50]).transpose();
+        let product = B::matmul_on_host(x, packed.as_ref());
+        assert_eq!(product.dims(), [50, 24]);
+        float_vec(product)
+    }
+    let expected = products::<Definition>();
+    assert_eq!(products::<Cpu>(), expected);
+    assert_eq!(products::<OtherCpu>(), expected);
 }
 
 #[test]

@@ -193,7 +193,7 @@ impl Shares<'_> {
 
     fn arguments(&self, shard: Shard, device: &str, folder: &Path) -> Vec<OsString> {
         let threads = (self.threads / shard.n).max(1);
-        let mib = (self.memory.bytes / shard.n as u64 >> 20).clamp(1, 999_999_999);
+        let mib = ((self.memory.bytes / shard.n as u64) >> 20).clamp(1, 999_999_999);
         let mut arguments: Vec<OsString> = vec!["run".into(), self.experiment().into(), "--out".into(), folder.into()];
         let named = [
             ("--shard", shard.to_string()),

@@ -130,3 +130,29 @@ fn documents_are_scored_one_by_one_and_weigh_their_words() {
          of a joined text cut; use protocol lm-eval",
     );
 }
+
+/// What has no codes keeps its number, and codes theirs to the last digits.
+#[test]
+fn codes_are_multiplied_as_integers_where_that_is_asked_for() {
+    let workshop = Workshop::new();
+    workshop.finish("f32", &[]);
+    let protocol = "protocol = { gptq = { seq_len = 64 } }";
+    workshop.change_experiment(protocol, &format!("{protocol}\narithmetic = \"int16\""));
+    workshop.finish("int16", &[]);
+    let measured = |out: &str| -> Vec<(bool, Value)> {
+        let records = workshop.records(out).into_iter();
+        let of = |record: Value| {
+            let measurement = record["outcome"]["done"]["measurements"][0].clone();
+            (record["cell"]["quantization"].is_null(), measurement)
+        };
+        records.map(of).collect()
+    };
+    for ((is_base, f32), (_, int16)) in measured("f32").into_iter().zip(measured("int16")) {
+        assert_eq!((&f32["arithmetic"], &int16["arithmetic"]), (&Value::Null, &"int16".into()));
+        let [f32, int16] = [f32, int16].map(|one| one["value"].as_f64().unwrap().ln());
+        let moved = (int16 - f32).abs();
+        assert!(if is_base { moved == 0.0 } else { moved > 0.0 && moved < 1e-3 }, "{is_base}: {f32} and {int16}");
+    }
+    let table = workshop.read("int16/table.md");
+    assert!(table.contains("codes were multiplied as integers with activations in 16 bits"), "{table}");
+}
