@@ -118,8 +118,9 @@ pub trait BlockSink {
     fn passed(&mut self, block_idx: usize, shared_seconds: f64);
 }
 
-/// The method's share of the work on a block, about; the rest is what the block puts out afterwards.
-const PART_OF_METHOD: f64 = 0.9;
+/// The share of a job's work on a block that it is to capture what the block sees, about, and to quantize it; the rest is to keep it.
+const PART_OF_CAPTURE: f64 = 0.2;
+const PART_OF_EDIT: f64 = 0.75;
 
 /// Quantizes a model by every job in one pass over its blocks.
 ///
@@ -151,7 +152,11 @@ pub fn quantize_blocks<B: QuantBackend, S: BlockSink>(
                 // Where jobs have streams of their own, those look here that compare.
                 let looking = due().map(|(_, job)| job).filter(|job| streams.own.is_empty() || compares(job));
                 let asked = looking.map(|job| gathered(job, block_idx, layout, &layout.linears));
-                Some(stream.see(block, asked.fold(GatheredOfBlock::new(), gather_both), None)?)
+                let of_all = |share: f64| {
+                    let shared = due().filter(|_| streams.own.is_empty());
+                    shared.for_each(|(job_idx, _)| sink.advance(job_idx, PART_OF_CAPTURE * share));
+                };
+                Some(stream.see(block, asked.fold(GatheredOfBlock::new(), gather_both), None, &of_all)?)
             }
             None => None,
         };
@@ -174,7 +179,8 @@ pub fn quantize_blocks<B: QuantBackend, S: BlockSink>(
             let seen = match (&own, &full_precision) {
                 (Some(stream), _) => {
                     let first = stages(streams.propagation, layout).into_iter().next().unwrap_or_default();
-                    stream.see(block, gathered(job, block_idx, layout, &first), compared)?
+                    let of_capture = |share: f64| sink.advance(job_idx, PART_OF_CAPTURE * share);
+                    stream.see(block, gathered(job, block_idx, layout, &first), compared, &of_capture)?
                 }
                 (None, Some(seen)) => seen.clone(),
                 (None, None) => unreachable!("jobs without streams of their own share one"),
@@ -182,7 +188,7 @@ pub fn quantize_blocks<B: QuantBackend, S: BlockSink>(
             if own.is_some() || last_due == Some(job_idx) {
                 seen.inputs.look_for_the_last_time();
             }
-            let listener = |share: f64| sink.advance(job_idx, PART_OF_METHOD * share);
+            let listener = |share: f64| sink.advance(job_idx, PART_OF_EDIT * share);
             match quantize_block(job, (block_idx, block), streams.propagation, seen, compared, &listener) {
                 Ok(edited) => {
                     if let (Some(stream), Some(behind)) = (own, edited.behind) {

@@ -46,6 +46,9 @@ impl From<LoadError> for EditError {
     }
 }
 
+/// The method's share of the work on a block that is captured, about; the rest is what the block puts out afterwards.
+const PART_OF_METHOD: f64 = 0.8;
+
 /// The linears of a block that are quantized together.
 pub(super) fn stages(propagation: Propagation, layout: &BlockLayout) -> Vec<Vec<LinearFacts>> {
     match propagation {
@@ -55,7 +58,7 @@ pub(super) fn stages(propagation: Propagation, layout: &BlockLayout) -> Vec<Vec<
 }
 
 /// Quantizes a block that sees `seen`: at once, or stage by stage where later linears are to see the earlier ones quantized.
-/// `compared` is what its linears see in the full-precision model, for methods that ask for it; `listener` hears how far the method is.
+/// `compared` is what its linears see in the full-precision model, for methods that ask for it; `listener` hears how far it is.
 ///
 /// # Errors
 /// What the method says, or hidden states that cannot be kept or read back.
@@ -85,7 +88,7 @@ pub(super) fn quantize_block<B: QuantBackend>(
             inputs = Arc::new(stream.inputs(block, gathered(job, block_idx, layout, linears), compared)?);
             inputs.look_for_the_last_time();
         }
-        let of_stage = |share: f64| listener(share / stages.len() as f64);
+        let of_stage = |share: f64| listener(PART_OF_METHOD * share / stages.len() as f64);
         let ctx = BlockCtx { block_idx, block, inputs: Some(inputs.as_ref()), linears, grids, listener: &of_stage };
         let applied = apply(block, decide(job.method, &ctx)?, !stream.hidden.is_empty());
         log.scale_searches.extend(applied.log.scale_searches);
@@ -95,7 +98,8 @@ pub(super) fn quantize_block<B: QuantBackend>(
         edited = Some(applied.block);
     }
     let block = edited.as_deref().unwrap_or(block);
-    let (log, behind) = run(block, (&stream, &expected), propagation != Propagation::FullPrecision, log)?;
+    let of_outputs = |share: f64| listener((1.0 - PART_OF_METHOD) * share);
+    let (log, behind) = run(block, (&stream, &expected), propagation != Propagation::FullPrecision, log, &of_outputs)?;
     Ok(Edited { codes: BlockCodes::new(weights, &folded, block), log, behind })
 }
 
@@ -106,6 +110,7 @@ fn run<B: QuantBackend>(
     (stream, expected): (&Stream<B>, &HiddenStates<B>),
     keeps: bool,
     log: BlockLog,
+    listener: &Listener<'_>,
 ) -> Result<(BlockLog, Option<Stream<B>>), LoadError> {
     let mut behind = HiddenStates::new(&stream.room);
     let (mut error, mut total) = (0.0, 0.0);
@@ -116,6 +121,7 @@ fn run<B: QuantBackend>(
         if keeps {
             behind.push(output)?;
         }
+        listener(1.0 / stream.hidden.n_batches() as f64);
     }
     let log = match expected.n_values() {
         0 => log,

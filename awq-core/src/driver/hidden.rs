@@ -150,6 +150,11 @@ impl<B: QuantBackend> HiddenStates<B> {
         }
     }
 
+    /// Batches.
+    pub(super) fn n_batches(&self) -> usize {
+        self.batches.len()
+    }
+
     /// All batches, one in memory at a time.
     pub(super) fn iter(&self) -> impl Iterator<Item = Result<Tensor<B, 3>, LoadError>> + '_ {
         (0..self.batches.len()).map(|idx| self.get(idx))

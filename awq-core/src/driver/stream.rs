@@ -11,6 +11,7 @@ use crate::capture::{BlockInputs, Capture, GatheredOfBlock, gather_both, whole_i
 use crate::load::LoadError;
 use crate::method::gather_of_quantized;
 use crate::model::{Block, BlockLayout, Decoder, LinearFacts, NoTap};
+use crate::progress::Listener;
 
 /// Tokens of one forward batch during calibration: enough to fill the matrix kernels. The activations inside a module, of which
 /// only one batch is in memory at a time, grow with it.
@@ -24,7 +25,8 @@ pub(super) struct Stream<B: QuantBackend> {
 }
 
 impl<B: QuantBackend> Stream<B> {
-    /// What `block` sees of it, `gathered`, and puts out; `compared` is what its linears see in the full-precision model.
+    /// What `block` sees of it, `gathered`, and puts out; `compared` is what its linears see in the full-precision model. `listener`
+    /// hears which share of it went through.
     ///
     /// # Errors
     /// Hidden states that cannot be kept or read back.
@@ -33,9 +35,15 @@ impl<B: QuantBackend> Stream<B> {
         block: &dyn Block<B>,
         gathered: GatheredOfBlock,
         compared: Option<&BlockInputs<B>>,
+        listener: &Listener<'_>,
     ) -> Result<Seen<B>, LoadError> {
         let mut outputs = HiddenStates::new(&self.room);
-        let inputs = Arc::new(self.gather(block, gathered, compared, |output| outputs.push(output))?);
+        let keep = |output| {
+            outputs.push(output)?;
+            listener(1.0 / self.hidden.n_batches() as f64);
+            Ok(())
+        };
+        let inputs = Arc::new(self.gather(block, gathered, compared, keep)?);
         Ok(Seen { stream: self.clone(), inputs, outputs: Arc::new(outputs) })
     }
 

@@ -1,5 +1,6 @@
 //! The block loop: determined to the bit, failures kept apart, and the three kinds of propagation.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use awq_core::arithmetic::Arithmetic;
@@ -257,10 +258,18 @@ fn write_safetensors(file: &std::path::Path, checkpoint: &MemoryCheckpoint, repl
     safetensors::serialize_to_file(views, None, file).unwrap();
 }
 
-/// Keeps what a pass makes, with room for so many hidden states.
+/// Keeps what a pass makes, with room for so many hidden states, and what it hears of each block before that.
 struct Kept {
     room: Room,
     blocks: Vec<(BlockCodes, Option<f64>)>,
+    heard: RefCell<[Vec<f64>; 2]>,
+    shares: Vec<Vec<f64>>,
+}
+
+impl Kept {
+    fn new(room: Room) -> Self {
+        Self { room, blocks: Vec::new(), heard: RefCell::default(), shares: Vec::new() }
+    }
 }
 
 impl BlockSink for Kept {
@@ -270,8 +279,13 @@ impl BlockSink for Kept {
         self.room.clone()
     }
 
-    fn keep(&mut self, _: usize, block: QuantizedBlock) -> Result<(), LoadError> {
+    fn advance(&self, job_idx: usize, share: f64) {
+        self.heard.borrow_mut()[job_idx].push(share);
+    }
+
+    fn keep(&mut self, job_idx: usize, block: QuantizedBlock) -> Result<(), LoadError> {
         self.blocks.push((block.codes, block.log.output_mse));
+        self.shares.push(std::mem::take(&mut self.heard.get_mut()[job_idx]));
         Ok(())
     }
 
@@ -291,7 +305,7 @@ fn hidden_states_in_files_change_no_bit() {
     for propagation in [Propagation::FullPrecision, Propagation::Quantized] {
         let calibration = Calibration { sequences: &sequences, propagation };
         let in_room = |room: Room| {
-            let mut sink = Kept { room: room.clone(), blocks: Vec::new() };
+            let mut sink = Kept::new(room.clone());
             let (plain, awq) = (no_search(), official_awq());
             let results =
                 quantize_blocks(decoder.as_ref(), Some(calibration), &jobs(&[&plain, &awq]), &mut sink).unwrap();
@@ -303,5 +317,24 @@ fn hidden_states_in_files_change_no_bit() {
         assert!(found == expected, "{propagation:?}");
         assert_eq!(in_no_file, 0);
         assert!(in_files > 1 << 20, "{in_files}");
+    }
+}
+
+/// Every batch that goes through a block is heard of, before the method and behind it: a large calibration takes minutes.
+#[test]
+fn a_block_is_heard_of_while_batches_go_through_it() {
+    let decoder = open(&TinySpec::GQA, tiny::checkpoint(&TinySpec::GQA, 7));
+    let sequences = tiny::sequences(&TinySpec::GQA, 20, 500, 3);
+    const N_BATCHES: usize = 3;
+    for propagation in [Propagation::FullPrecision, Propagation::Quantized] {
+        let mut sink = Kept::new(Room::unlimited());
+        let (plain, awq) = (no_search(), official_awq());
+        let calibration = Calibration { sequences: &sequences, propagation };
+        quantize_blocks(decoder.as_ref(), Some(calibration), &jobs(&[&plain, &awq]), &mut sink).unwrap();
+        assert_eq!(sink.shares.len(), 2 * TinySpec::GQA.n_blocks);
+        for shares in &sink.shares {
+            let heard: f64 = shares.iter().sum();
+            assert!(shares.len() > 2 * N_BATCHES && (0.9..1.0).contains(&heard), "{propagation:?}: {shares:?}");
+        }
     }
 }

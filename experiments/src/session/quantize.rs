@@ -1,6 +1,6 @@
 //! Codes of a session's model: from the code store, or quantized together in as few passes over the blocks as memory allows.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use anyhow::{anyhow, ensure};
@@ -88,7 +88,8 @@ impl<B: QuantBackend> Session<'_, B> {
             let room = self.room(&of_pass, calibrated);
             let jobs: Vec<Job<'_, B>> = pass.iter().map(|&job| jobs[job].clone()).collect();
             let codes = pass.iter().filter_map(|&job| codes[job].take()).collect();
-            let mut sink = Stored { codes, room: room.clone(), bar: &bar, within: Cell::new((0, 0.0)) };
+            let done = vec![0.0; pass.len()];
+            let mut sink = Stored { codes, room: room.clone(), bar: &bar, done: RefCell::new(done) };
             match guarded(|| quantize_blocks(self.decoder.as_ref(), calibration, &jobs, &mut sink)) {
                 Ok(results) => {
                     let codes = sink.codes.into_iter().zip(results);
@@ -182,8 +183,8 @@ struct Stored<'a> {
     codes: Vec<Codes>,
     room: Room,
     bar: &'a Bar,
-    /// Which job's block is worked on, and how much of it is done.
-    within: Cell<(usize, f64)>,
+    /// How much of its next block is done, of each job.
+    done: RefCell<Vec<f64>>,
 }
 
 /// Whole parts of a block that a share of it is.
@@ -203,20 +204,15 @@ impl BlockSink for Stored<'_> {
     }
 
     fn advance(&self, job_idx: usize, share: f64) {
-        let done = match self.within.get() {
-            (job, done) if job == job_idx => done,
-            _ => 0.0,
-        };
-        self.within.set((job_idx, done + share));
-        self.bar.advance(parts(done + share) - parts(done));
+        let done = &mut self.done.borrow_mut()[job_idx];
+        let before = parts(*done);
+        *done += share;
+        self.bar.advance(parts(*done) - before);
     }
 
     fn keep(&mut self, job_idx: usize, block: QuantizedBlock) -> anyhow::Result<()> {
         self.codes[job_idx].keep(block)?;
-        let done = match self.within.replace((job_idx, 0.0)) {
-            (job, done) if job == job_idx => done,
-            _ => 0.0,
-        };
+        let done = std::mem::take(&mut self.done.get_mut()[job_idx]);
         self.bar.advance(PARTS_OF_A_BLOCK - parts(done));
         Ok(())
     }
