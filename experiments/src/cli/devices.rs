@@ -26,6 +26,7 @@ use crate::plan::select::Shard;
 use crate::plan::{CellId, Plan};
 use crate::progress::sweep::{PROGRESS_FILE, SweepState};
 use crate::progress::{Bar, Progress};
+use crate::provenance::machine;
 use crate::record::{Line as _, Outcome, RESOLVED_CONFIG, RecordFile, StoredRecord, read_records};
 use crate::runner::claim_folder;
 
@@ -113,15 +114,20 @@ impl Shares<'_> {
         let of_shares = ExperimentSpec { export: None, speed: None, ..self.spec.clone() };
         write_durably(&self.experiment(), of_shares.to_toml()?.as_bytes()).with_context(place)?;
         let n = self.args.devices.len().min(plan.n_units());
+        if n < self.args.devices.len() {
+            progress.note(&format!("the cells make {n} shares, so that {n} of the devices have work"));
+        }
         let mut running = Vec::new();
         for (index, device) in (1..=n).zip(&self.args.devices) {
             let shard = Shard { index, n };
             running.extend(self.start(&plan.clone().shard(shard), shard, device, &of_shares, progress)?);
         }
-        let n_cells: usize = running.iter().map(|share| share.n_cells).sum();
-        let bar = progress.bar(&format!("{} shares of the cells", running.len()), n_cells as u64);
-        wait(&mut running, &bar, &self.out.join(PROGRESS_FILE))?;
-        bar.finish();
+        if !running.is_empty() {
+            let n_cells: usize = running.iter().map(|share| share.n_cells).sum();
+            let bar = progress.bar(&format!("{} shares of the cells", running.len()), n_cells as u64);
+            wait(&mut running, &bar, &self.out.join(PROGRESS_FILE))?;
+            bar.finish();
+        }
         let (mut finished, mut all_done) = (BTreeSet::new(), true);
         for share in &running {
             records.merge(&share.folder)?;
@@ -129,15 +135,14 @@ impl Shares<'_> {
             let done = of_share.iter().skip(share.n_before);
             let done = done.filter(|record| matches!(record.outcome, Outcome::Done(_)));
             finished.extend(done.map(|record| record.cell_id.clone()));
-            if !share.ended.is_some_and(|status| status.success()) {
-                all_done = false;
-                progress.note(&format!(
-                    "share {} on {} ended with an error; what it left undone is tried once more here; see {}",
-                    share.shard,
-                    share.device,
-                    share.log.display()
-                ));
-            }
+            let Some(status) = share.ended.filter(|status| !status.success()) else { continue };
+            all_done = false;
+            progress.note(&format!(
+                "share {} on {} did not finish its cells ({status}); what it left undone is tried once more here; see {}",
+                share.shard,
+                share.device,
+                share.log.display()
+            ));
         }
         if all_done {
             let folder = self.folder();
@@ -181,25 +186,35 @@ impl Shares<'_> {
         let output = File::create(&log).with_context(cannot_write)?;
         let mut command = Command::new(std::env::current_exe().context("this program does not know where it lies")?);
         command.args(self.arguments(shard, device, &folder)).stdin(Stdio::null());
+        // Records name what was asked for.
+        command.env(machine::WHOLE_COMMAND, serde_json::to_string(&machine::command())?);
         command.stdout(output.try_clone().with_context(cannot_write)?).stderr(output);
         #[cfg(target_os = "linux")]
         end_with_this_process(&mut command);
         let child = command.spawn().with_context(|| format!("share {shard}: its process cannot be started"))?;
         let n_cells = plan.cells().count();
-        progress.note(&format!("{device}: share {shard}, {n_cells} cells; see {}", log.display()));
+        progress.note(&format!(
+            "{device}: share {shard}, {n_cells} cell(s), in {} MiB; {} has what it says while it runs",
+            self.mib(shard),
+            log.display()
+        ));
         let (device, n_before) = (device.to_owned(), before.len());
         Ok(Some(Running { device, shard, n_cells, n_before, folder, log, child, ended: None }))
     }
 
+    /// Memory of a share.
+    fn mib(&self, shard: Shard) -> u64 {
+        ((self.memory.bytes / shard.n as u64) >> 20).clamp(1, 999_999_999)
+    }
+
     fn arguments(&self, shard: Shard, device: &str, folder: &Path) -> Vec<OsString> {
         let threads = (self.threads / shard.n).max(1);
-        let mib = ((self.memory.bytes / shard.n as u64) >> 20).clamp(1, 999_999_999);
         let mut arguments: Vec<OsString> = vec!["run".into(), self.experiment().into(), "--out".into(), folder.into()];
         let named = [
             ("--shard", shard.to_string()),
             ("--device", device.to_owned()),
             ("--threads", threads.to_string()),
-            ("--memory", format!("{mib}M")),
+            ("--memory", format!("{}M", self.mib(shard))),
         ];
         arguments.extend(named.into_iter().flat_map(|(name, value)| [name.into(), value.into()]));
         arguments.extend(self.args.of_shares());

@@ -54,7 +54,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
     /// Deal the cells out to several devices of this machine, such as cuda:0,cuda:1: a process for each, which share out the CPU threads
-    /// and what --memory says.
+    /// and the memory. Not with --fail-fast.
     #[arg(long, value_name = "D,D..", value_delimiter = ',', conflicts_with_all = ["device", "shard", "fail_fast"])]
     pub(super) devices: Vec<String>,
     #[command(flatten)]
@@ -162,6 +162,8 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         };
         exports::write((&plan, &Plan::new(&spec)), &out, machine, threads, &store)
     });
+    // What was quantized again for them is beyond the limit of the store.
+    options.codes.trim();
     if spec.speed.is_some() && !args.is_whole() {
         progress.note("[speed] is left out: it is timed when the whole experiment runs");
     }

@@ -84,24 +84,37 @@ pub(super) fn of_cell(cell: &str, first: &Finished<'_>, second: &Finished<'_>) -
     let codes = |finished: &Finished<'_>| finished.done.quantization.as_ref().map(|made| made.codes_sha256.clone());
     let same_codes = codes(first).zip(codes(second)).map(|(first, second)| first == second);
     let mut numbers = Vec::new();
-    for one in &first.done.measurements {
-        if let Some(other) = second.done.measurements.iter().find(|other| is_same_question(one, other)) {
-            numbers.push(number(cell, one, other, same_codes)?);
-        }
+    for (one, other) in pairs(&first.done.measurements, &second.done.measurements) {
+        numbers.push(number(cell, one, other, same_codes)?);
     }
     Ok(numbers)
 }
 
-/// Whether both are of one metric, text and protocol; how much of the text was scored may differ.
-fn is_same_question(a: &Measurement, b: &Measurement) -> bool {
-    let question = |m: &Measurement| (m.metric.clone(), m.dataset.clone(), m.protocol.clone(), m.seq_len, m.arithmetic);
-    question(a) == question(b)
+/// Those of the same question, and then those of one that differs in arithmetic alone, where both have it in one other alone.
+fn pairs<'a>(first: &'a [Measurement], second: &'a [Measurement]) -> Vec<(&'a Measurement, &'a Measurement)> {
+    let matching = |one: &Measurement| second.iter().find(|other| is_same_question(one, other, true));
+    let has_none =
+        |one: &&Measurement, others: &[Measurement]| !others.iter().any(|it| is_same_question(one, it, true));
+    let alone: Vec<&Measurement> = second.iter().filter(|other| has_none(other, first)).collect();
+    let only = |one: &Measurement| {
+        let mut others = alone.iter().filter(|other| is_same_question(one, other, false));
+        let n_own = first.iter().filter(|own| has_none(own, second) && is_same_question(one, own, false)).count();
+        others.next().copied().filter(|_| others.next().is_none() && n_own == 1)
+    };
+    first.iter().filter_map(|one| Some((one, matching(one).or_else(|| only(one))?))).collect()
+}
+
+/// Whether both are of one metric, text and protocol, and in one arithmetic where that counts; how much of the text was scored may differ.
+fn is_same_question(a: &Measurement, b: &Measurement, counts_arithmetic: bool) -> bool {
+    let question = |m: &Measurement| (m.metric.clone(), m.dataset.clone(), m.protocol.clone(), m.seq_len);
+    question(a) == question(b) && (a.arithmetic == b.arithmetic || !counts_arithmetic)
 }
 
 fn number(cell: &str, one: &Measurement, other: &Measurement, same_codes: Option<bool>) -> anyhow::Result<Number> {
     let metric = MetricKey::of_record(&one.metric).with_context(|| format!("cell {cell}"))?;
     let (estimator, direction) = (metric.quantity().estimator, metric.quantity().direction);
-    let is_paired = same_windows(one, other);
+    // The windows are the same whatever products are computed in.
+    let is_paired = same_windows(one, &Measurement { arithmetic: one.arithmetic, ..other.clone() });
     let change = estimator.mean_of(other.value) - estimator.mean_of(one.value);
     let interval = match is_paired {
         _ if estimator == Estimator::Largest => None,
@@ -151,6 +164,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::eval::ScoringArithmetic;
 
     fn measurement(samples: &[f64], text: &str) -> Measurement {
         let json = serde_json::json!({
@@ -185,6 +199,28 @@ mod tests {
         let [low, high] = unpaired.change_interval.unwrap();
         let [narrow_low, narrow_high] = paired.change_interval.unwrap();
         assert!(high - low > 10.0 * (narrow_high - narrow_low));
+    }
+
+    #[test]
+    fn two_arithmetics_are_held_against_each_other_where_there_is_no_doubt_which() {
+        let base = measurement(&samples(0.0, 0.0), "t");
+        let int16 = Measurement { arithmetic: ScoringArithmetic::Int16, ..base.clone() };
+        let bf16 = Measurement { arithmetic: ScoringArithmetic::Bf16, ..base.clone() };
+        let arithmetics =
+            |first: &[Measurement], second: &[Measurement]| -> Vec<(ScoringArithmetic, ScoringArithmetic)> {
+                pairs(first, second).iter().map(|(one, other)| (one.arithmetic, other.arithmetic)).collect()
+            };
+        use ScoringArithmetic::{Bf16, F32, Int16};
+        let [one, two, three] = [base.clone(), int16.clone(), bf16];
+        let of = std::slice::from_ref;
+        assert_eq!(arithmetics(of(&one), of(&two)), [(F32, Int16)]);
+        assert!(compared(&one, &two).is_paired);
+        assert_eq!(arithmetics(&[one.clone(), two.clone()], of(&two)), [(Int16, Int16)]);
+        assert_eq!(
+            arithmetics(&[one.clone(), two.clone()], &[three.clone(), two.clone()]),
+            [(F32, Bf16), (Int16, Int16)]
+        );
+        assert_eq!(arithmetics(of(&one), &[two, three]), []);
     }
 
     #[test]

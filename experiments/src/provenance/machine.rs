@@ -98,8 +98,14 @@ fn kib_of(text: &str, key: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// Environment variable of a process that does a part of a command's work: that command, a list of words in JSON.
+pub(crate) const WHOLE_COMMAND: &str = "AWQ_WHOLE_COMMAND";
+
 /// The words of the command, without the folder of the program, and with `~` for the user's home folder.
-pub(super) fn command() -> Vec<String> {
+pub(crate) fn command() -> Vec<String> {
+    if let Some(words) = std::env::var(WHOLE_COMMAND).ok().and_then(|json| serde_json::from_str(&json).ok()) {
+        return words;
+    }
     let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
     let home = std::env::home_dir().filter(|home| home.parent().is_some());
     shown_command(words, home.as_deref())

@@ -26,6 +26,11 @@ fn devices_that_share_an_experiment_give_what_one_gives() {
     says(&workshop.run(&TWO), 0, &["flex: share 1/2, ", "flex: share 2/2, ", &summary(N_CELLS, 0, 0)]);
     assert_eq!(workshop.results("two"), workshop.results("one"), "bit for bit, and every log");
     assert_eq!(workshop.records("two").len(), N_CELLS, "each cell ran once");
+    for record in workshop.records("two") {
+        let command: Vec<&str> =
+            record["provenance"]["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
+        assert_eq!(command[1..], TWO, "what was asked for");
+    }
     assert!(workshop.path("two/table.md").is_file() && !workshop.path("two/devices").exists());
     says(&workshop.run(&TWO), 0, &[&summary(0, N_CELLS, 0)]);
     says(&workshop.run(&[&TWO[..], &["--rerun"]].concat()), 0, &[&summary(N_CELLS, 0, 0)]);
@@ -60,7 +65,9 @@ fn cells_that_fail_in_a_share_fail_once_more_and_say_where() {
         }
     });
     let ran = workshop.run(&[&TWO[..], &["--rerun"]].concat());
-    let said = ["ended with an error; what it left undone is tried once more here; see two/devices/1-of-2.log"];
+    let said = [
+        "did not finish its cells (exit status: 1); what it left undone is tried once more here; see two/devices/1-of-2.log",
+    ];
     says(&ran, 1, &said);
     says(&ran, 1, &[&summary(0, 0, N_CELLS)]);
     assert!(workshop.read("two/devices/1-of-2.log").contains("down_proj"));
