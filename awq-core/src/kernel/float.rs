@@ -100,9 +100,11 @@ fn segment_sums<L: Lanes, const BITS: usize, const ROWS: usize, const TILES: usi
         quad!(0 1 2 3 4 5 6 7);
     }
     let mut total = sums[0];
-    for chain in &sums[1..] {
-        for (total, sum) in total.as_flattened_mut().iter_mut().zip(chain.as_flattened()) {
-            *total = lanes.add_floats(*total, *sum);
+    for chain in 1..CHAINS {
+        for row in 0..ROWS {
+            for tile in 0..TILES {
+                total[row][tile] = lanes.add_floats(total[row][tile], sums[chain][row][tile]);
+            }
         }
     }
     total

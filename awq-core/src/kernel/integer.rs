@@ -112,11 +112,14 @@ fn segment_sums<
         quad!(0 1 2 3 4 5 6 7);
     }
     let mut total = sums[0];
-    for chain in &sums[1..] {
-        for (total, sum) in
-            total.as_flattened_mut().as_flattened_mut().iter_mut().zip(chain.as_flattened().as_flattened())
-        {
-            *total = lanes.add(*total, *sum);
+    for chain in 1..CHAINS {
+        for plane in 0..PLANES {
+            for row in 0..ROWS {
+                for tile in 0..TILES {
+                    let total = &mut total[plane][row][tile];
+                    *total = lanes.add(*total, sums[chain][plane][row][tile]);
+                }
+            }
         }
     }
     total
