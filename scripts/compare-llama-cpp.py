@@ -116,7 +116,7 @@ def main() -> None:
         here = lambda options: Here(arguments.binary, arguments.model, arguments.threads, options)
         arms = {
             f"llama.cpp {llama_cpp.__version__} (Python package), Q4_0": peer,
-            "here, dense f32": here([]),
+            "here, as the file has it": here([]),
             "here, W4A16 f32 g64, head W8": here([*form, "--activations", "f32", "--head-bits", "8"]),
             "here, W4A16 int16 g64, head W8": here([*form, "--activations", "int16", "--head-bits", "8"]),
             "here, W4A8 int8 g64, head W8": here([*form, "--activations", "int8", "--head-bits", "8"]),
