@@ -253,6 +253,19 @@ fn wait(running: &mut [Running], bar: &Bar, file: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// Counts what shares have done as done by the run, in what it says of itself at its end.
+pub(super) fn count_in_state(out: &Path, by_shares: usize, is_rerun: bool, elapsed: Duration) {
+    let Some(mut state) = state_of(out) else { return };
+    state.n_finished += by_shares;
+    match is_rerun {
+        // The run itself knows of the others alone.
+        true => state.n_cells += by_shares,
+        false => state.n_on_record = state.n_on_record.saturating_sub(by_shares),
+    }
+    state.elapsed_seconds = elapsed.as_secs_f64();
+    state.write(&out.join(PROGRESS_FILE));
+}
+
 /// What a share says of itself; nothing before its first word.
 fn state_of(folder: &Path) -> Option<SweepState> {
     serde_json::from_slice(&fs::read(folder.join(PROGRESS_FILE)).ok()?).ok()

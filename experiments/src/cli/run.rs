@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::Context;
 use awq_core::arithmetic::FloatType;
@@ -130,7 +131,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     exports::check(&plan, &store, &progress)
         .with_context(|| format!("{}: not a valid experiment", config.display()))?;
     let memory = MemoryLimit::new(args.machine.memory.as_ref().or(spec.run.memory.as_ref()));
-    let (mut left, mut by_shares) = (plan.clone(), 0);
+    let (mut left, mut by_shares, began) = (plan.clone(), 0, Instant::now());
     if args.devices.len() > 1 && plan.n_units() > 1 {
         let shares = Shares { args, spec: &spec, threads, memory, out: &out };
         let finished;
@@ -149,6 +150,9 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         sandbox,
     };
     let mut summary = runner::run(&left, &options, records, &store, &progress)?;
+    if by_shares > 0 {
+        devices::count_in_state(&out, by_shares, args.rerun, began.elapsed());
+    }
     summary.finished += by_shares;
     summary.resumed = summary.resumed.saturating_sub(if args.rerun { 0 } else { by_shares });
     let exported = (!summary.stopped).then(|| {

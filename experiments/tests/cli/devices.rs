@@ -32,8 +32,15 @@ fn devices_that_share_an_experiment_give_what_one_gives() {
         assert_eq!(command[1..], TWO, "what was asked for");
     }
     assert!(workshop.path("two/table.md").is_file() && !workshop.path("two/devices").exists());
+    let counted = || {
+        let state: serde_json::Value = serde_json::from_str(&workshop.read("two/progress.json")).unwrap();
+        ["n_cells", "n_finished", "n_on_record"].map(|key| state[key].as_u64().unwrap() as usize)
+    };
+    assert_eq!(counted(), [N_CELLS, N_CELLS, 0]);
     says(&workshop.run(&TWO), 0, &[&summary(0, N_CELLS, 0)]);
+    assert_eq!(counted(), [N_CELLS, 0, N_CELLS]);
     says(&workshop.run(&[&TWO[..], &["--rerun"]].concat()), 0, &[&summary(N_CELLS, 0, 0)]);
+    assert_eq!(counted(), [N_CELLS, N_CELLS, 0]);
     assert_eq!(workshop.records("two").len(), 2 * N_CELLS);
     // A part first, then the rest.
     let part = ["--only", "method=RTN", "--max-windows", "3", "--out", "part"];
