@@ -28,7 +28,7 @@ use crate::progress::sweep::{PROGRESS_FILE, SweepState};
 use crate::progress::{Bar, Progress};
 use crate::provenance::machine;
 use crate::record::{Line as _, Outcome, RESOLVED_CONFIG, RecordFile, StoredRecord, read_records};
-use crate::runner::claim_folder;
+use crate::runner::{Summary, claim_folder};
 
 /// The folder of the shares, in that of the whole.
 const FOLDER: &str = "devices";
@@ -253,17 +253,12 @@ fn wait(running: &mut [Running], bar: &Bar, file: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Counts what shares have done as done by the run, in what it says of itself at its end.
-pub(super) fn count_in_state(out: &Path, by_shares: usize, is_rerun: bool, elapsed: Duration) {
-    let Some(mut state) = state_of(out) else { return };
-    state.n_finished += by_shares;
-    match is_rerun {
-        // The run itself knows of the others alone.
-        true => state.n_cells += by_shares,
-        false => state.n_on_record = state.n_on_record.saturating_sub(by_shares),
-    }
-    state.elapsed_seconds = elapsed.as_secs_f64();
-    state.write(&out.join(PROGRESS_FILE));
+/// Has the state of the run count all cells, of which its own part knows those alone that shares have left.
+pub(super) fn count_all_cells(out: &Path, n_cells: usize, summary: &Summary, elapsed: Duration) {
+    let Some(state) = state_of(out) else { return };
+    let &Summary { finished, resumed, failed, .. } = summary;
+    let counts = SweepState { n_cells, n_finished: finished, n_on_record: resumed, n_failed: failed, ..state };
+    SweepState { elapsed_seconds: elapsed.as_secs_f64(), ..counts }.write(&out.join(PROGRESS_FILE));
 }
 
 /// What a share says of itself; nothing before its first word.

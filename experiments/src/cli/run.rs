@@ -150,11 +150,11 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         sandbox,
     };
     let mut summary = runner::run(&left, &options, records, &store, &progress)?;
-    if by_shares > 0 {
-        devices::count_in_state(&out, by_shares, args.rerun, began.elapsed());
-    }
     summary.finished += by_shares;
     summary.resumed = summary.resumed.saturating_sub(if args.rerun { 0 } else { by_shares });
+    if by_shares > 0 {
+        devices::count_all_cells(&out, plan.cells().count(), &summary, began.elapsed());
+    }
     let exported = (!summary.stopped).then(|| {
         let machine = Machine {
             device: &device,

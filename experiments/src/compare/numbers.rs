@@ -92,22 +92,25 @@ pub(super) fn of_cell(cell: &str, first: &Finished<'_>, second: &Finished<'_>) -
 
 /// Those of the same question, and then those of one that differs in arithmetic alone, where both have it in one other alone.
 fn pairs<'a>(first: &'a [Measurement], second: &'a [Measurement]) -> Vec<(&'a Measurement, &'a Measurement)> {
-    let matching = |one: &Measurement| second.iter().find(|other| is_same_question(one, other, true));
-    let has_none =
-        |one: &&Measurement, others: &[Measurement]| !others.iter().any(|it| is_same_question(one, it, true));
+    let matching = |one: &Measurement| second.iter().find(|other| is_same_question(one, other));
+    let has_none = |one: &&Measurement, others: &[Measurement]| !others.iter().any(|it| is_same_question(one, it));
     let alone: Vec<&Measurement> = second.iter().filter(|other| has_none(other, first)).collect();
     let only = |one: &Measurement| {
-        let mut others = alone.iter().filter(|other| is_same_question(one, other, false));
-        let n_own = first.iter().filter(|own| has_none(own, second) && is_same_question(one, own, false)).count();
+        let mut others = alone.iter().filter(|other| is_same_apart_from_arithmetic(one, other));
+        let n_own = first.iter().filter(|own| has_none(own, second) && is_same_apart_from_arithmetic(one, own)).count();
         others.next().copied().filter(|_| others.next().is_none() && n_own == 1)
     };
     first.iter().filter_map(|one| Some((one, matching(one).or_else(|| only(one))?))).collect()
 }
 
-/// Whether both are of one metric, text and protocol, and in one arithmetic where that counts; how much of the text was scored may differ.
-fn is_same_question(a: &Measurement, b: &Measurement, counts_arithmetic: bool) -> bool {
+/// Whether both are of one metric, text, protocol and arithmetic; how much of the text was scored may differ.
+fn is_same_question(a: &Measurement, b: &Measurement) -> bool {
+    a.arithmetic == b.arithmetic && is_same_apart_from_arithmetic(a, b)
+}
+
+fn is_same_apart_from_arithmetic(a: &Measurement, b: &Measurement) -> bool {
     let question = |m: &Measurement| (m.metric.clone(), m.dataset.clone(), m.protocol.clone(), m.seq_len);
-    question(a) == question(b) && (a.arithmetic == b.arithmetic || !counts_arithmetic)
+    question(a) == question(b)
 }
 
 fn number(cell: &str, one: &Measurement, other: &Measurement, same_codes: Option<bool>) -> anyhow::Result<Number> {
