@@ -7,6 +7,9 @@
 //! This crate writes no file and knows no experiment.
 
 pub mod activation;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "instructions that Rust has no names for, unsafe until their presence is known")]
+mod amx;
 pub mod arithmetic;
 pub mod awq;
 pub mod backend;

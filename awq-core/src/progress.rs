@@ -6,7 +6,7 @@ use std::cell::Cell;
 pub type Listener<'a> = dyn Fn(f64) + 'a;
 
 /// A part of a larger work, whose steps know nothing of the rest.
-pub(crate) struct Part<'a> {
+pub struct Part<'a> {
     listener: &'a Listener<'a>,
     whole: f64,
     told: Cell<f64>,
@@ -14,19 +14,20 @@ pub(crate) struct Part<'a> {
 
 impl<'a> Part<'a> {
     /// The share `whole` of what `listener` hears of.
-    pub(crate) fn new(listener: &'a Listener<'a>, whole: f64) -> Self {
+    pub fn new(listener: &'a Listener<'a>, whole: f64) -> Self {
         Self { listener, whole, told: Cell::new(0.0) }
     }
 
-    /// A further share of this part is done.
-    pub(crate) fn tell(&self, share: f64) {
+    /// A further share of this part is done; what is beyond all of it, as where a step is tried again, is not passed on.
+    pub fn tell(&self, share: f64) {
+        let share = share.min(1.0 - self.told.get()).max(0.0);
         self.told.set(self.told.get() + share);
         (self.listener)(self.whole * share);
     }
 
     /// All of it is done, whatever was told before.
-    pub(crate) fn finish(self) {
-        (self.listener)(self.whole * (1.0 - self.told.get()).max(0.0));
+    pub fn finish(self) {
+        (self.listener)(self.whole * (1.0 - self.told.get()));
     }
 }
 
@@ -43,7 +44,10 @@ mod tests {
         let part = Part::new(&listener, 0.5);
         part.tell(0.25);
         part.finish();
-        Part::new(&listener, 0.5).finish();
-        assert_eq!(heard.into_inner(), [0.125, 0.375, 0.5]);
+        let part = Part::new(&listener, 0.5);
+        part.tell(0.75);
+        part.tell(0.75);
+        part.finish();
+        assert_eq!(heard.into_inner(), [0.125, 0.375, 0.375, 0.125, 0.0]);
     }
 }

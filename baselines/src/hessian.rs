@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use awq_core::backend::QuantBackend;
 use awq_core::method::{LinearCtx, MethodError, Precision};
+use awq_core::progress::Listener;
 use awq_core::quantized::QuantizedWeight;
 use rayon::prelude::*;
 
@@ -99,8 +100,13 @@ impl Hessian {
     }
 
     /// Mean squared error of the linear's outputs (on the inputs that made the Hessian) for each of several quantized forms of
-    /// `weight`.
-    pub(crate) fn output_losses<const N: usize>(&self, weight: &[f32], quantized: [&QuantizedWeight; N]) -> [f64; N] {
+    /// `weight`. `listener` hears of it a step at a time.
+    pub(crate) fn output_losses<const N: usize>(
+        &self,
+        weight: &[f32],
+        quantized: [&QuantizedWeight; N],
+        listener: &Listener<'_>,
+    ) -> [f64; N] {
         let mut gram = vec![0.0_f32; self.entries.len()];
         gram.par_chunks_mut(self.n.max(1)).zip(self.entries.par_chunks(self.n.max(1))).for_each(|(narrow, row)| {
             narrow.iter_mut().zip(row).for_each(|(narrow, &entry)| *narrow = entry as f32);
@@ -111,7 +117,7 @@ impl Hessian {
                 // No output depends on a dead column, and rounding need not leave its weight as it is.
                 self.dead.iter().for_each(|&column| row[column] = 0.0);
             }
-            output_loss(&delta, &gram, self.n)
+            output_loss(&delta, &gram, self.n, &|share| listener(share / N as f64))
         })
     }
 

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::lanes::{Lanes, Work};
+use super::tiles::{QUAD, TILE};
 use super::{Activations, Kernel, KernelError, QuantMatmul};
 
 /// Times of one arm, in seconds.
@@ -135,20 +136,22 @@ pub struct Peak {
     pub int8: f64,
 }
 
-/// Measures the arithmetic of the best kernel's instructions on data in registers.
+/// Work on data in registers; returns its operations.
+pub(super) type OnRegisters = fn() -> usize;
+
+/// Measures the arithmetic of the best kernels' instructions on data in registers.
 pub fn peak() -> Peak {
-    let seconds = |work: fn()| {
+    let rate = |work: OnRegisters| {
         let rounds = (0..9).map(|_| {
             let start = Instant::now();
-            rayon::broadcast(|_| work());
-            start.elapsed().as_secs_f64()
+            let operations: usize = rayon::broadcast(|_| work()).into_iter().sum();
+            operations as f64 / start.elapsed().as_secs_f64()
         });
-        rounds.fold(f64::INFINITY, f64::min)
+        rounds.fold(0.0, f64::max)
     };
-    let (float, integer) = Kernel::best(Activations::F32).arithmetic;
-    let vectors = (N_STEPS * N_CHAINS * rayon::current_num_threads()) as f64;
-    let lanes = super::tiles::TILE as f64;
-    Peak { f32: 2.0 * lanes * vectors / seconds(float), int8: 8.0 * lanes * vectors / seconds(integer) }
+    let (float, _) = Kernel::best(Activations::F32).arithmetic;
+    let (_, integer) = Kernel::best(Activations::Int8).arithmetic;
+    Peak { f32: rate(float), int8: rate(integer) }
 }
 
 /// Sums that do not wait for each other.
@@ -156,7 +159,7 @@ const N_CHAINS: usize = 10;
 const N_STEPS: usize = 40_000;
 
 /// Multiplications of floats on registers.
-pub(super) fn multiply_floats<L: Lanes>() {
+pub(super) fn multiply_floats<L: Lanes>() -> usize {
     struct Chains<L>(L);
     impl<L: Lanes> Work for Chains<L> {
         #[inline(always)]
@@ -177,10 +180,11 @@ pub(super) fn multiply_floats<L: Lanes>() {
     if let Some(lanes) = L::detect() {
         lanes.vectorize(Chains(lanes));
     }
+    2 * TILE * N_STEPS * N_CHAINS
 }
 
 /// Multiplications of bytes on registers.
-pub(super) fn multiply_bytes<L: Lanes>() {
+pub(super) fn multiply_bytes<L: Lanes>() -> usize {
     struct Chains<L>(L);
     impl<L: Lanes> Work for Chains<L> {
         #[inline(always)]
@@ -202,4 +206,5 @@ pub(super) fn multiply_bytes<L: Lanes>() {
     if let Some(lanes) = L::detect() {
         lanes.vectorize(Chains(lanes));
     }
+    2 * QUAD * TILE * N_STEPS * N_CHAINS
 }

@@ -58,8 +58,18 @@ impl<L: Lanes> Fused<L> {
         activations: Activations,
         of_many: Option<OfMany<L>>,
     ) -> Option<Box<dyn QuantMatmul>> {
+        Some(Box::new(Self::new(weight, activations, of_many)?))
+    }
+
+    /// Packs a weight; `None` where the CPU lacks an instruction.
+    pub(super) fn new(weight: &QuantizedWeight, activations: Activations, of_many: Option<OfMany<L>>) -> Option<Self> {
         let lanes = L::detect()?;
-        Some(Box::new(Self { lanes, tiles: Tiles::new(weight, L::COMPACT), activations, of_many }))
+        Some(Self { lanes, tiles: Tiles::new(weight, L::COMPACT), activations, of_many })
+    }
+
+    /// Its proof of instructions, and its matrix.
+    pub(super) fn parts(&self) -> (L, &Tiles) {
+        (self.lanes, &self.tiles)
     }
 
     fn multiply_floats(&self, x: &[f32], out: &mut [f32]) {

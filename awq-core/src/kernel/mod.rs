@@ -16,7 +16,8 @@
 //! multiply the sum of a group's activations. Groups longer than 128 input channels are cut into runs of 128 here.
 //!
 //! All kernels share one layout (`tiles.rs`) and one body for each kind of activations (`float.rs`, `integer.rs`; `words.rs` multiplies many
-//! rows of 16 bits, with the same bits), written in the vector operations of `lanes.rs`; an instruction set is one file that implements them.
+//! rows of 16 bits, `tiled.rs` many rows of either kind where the CPU has AMX, with the same bits), written in the vector operations of
+//! `lanes.rs`; an instruction set is one file that implements them.
 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "vector instructions are unsafe to call until their presence is known")]
@@ -40,6 +41,9 @@ mod portable;
 mod product;
 mod reference;
 mod rows;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "vector instructions are unsafe to call until their presence is known")]
+mod tiled;
 mod tiles;
 mod units;
 mod words;
@@ -155,7 +159,7 @@ pub struct Kernel {
     available: fn() -> bool,
     build: Build,
     /// Work on registers by its instructions, see [`bench::peak`]: floats, bytes.
-    arithmetic: (fn(), fn()),
+    arithmetic: (bench::OnRegisters, bench::OnRegisters),
 }
 
 /// Packs a weight; `None` where the CPU lacks an instruction.
@@ -163,6 +167,10 @@ type Build = fn(&QuantizedWeight) -> Option<Box<dyn QuantMatmul>>;
 
 /// Every kernel of this architecture, the fastest of each kind of activations first. `reference` is the last.
 pub const KERNELS: &[Kernel] = &[
+    #[cfg(target_arch = "x86_64")]
+    Kernel::tiled("amx-int16", Activations::Int16, |weight| tiled::Tiled::boxed(weight, Activations::Int16)),
+    #[cfg(target_arch = "x86_64")]
+    Kernel::tiled("amx-int8", Activations::Int8, |weight| tiled::Tiled::boxed(weight, Activations::Int8)),
     #[cfg(target_arch = "x86_64")]
     Kernel::int16_by_words::<avx512::Avx512>("avx512-int16"),
     #[cfg(target_arch = "x86_64")]
@@ -215,8 +223,15 @@ impl Kernel {
     }
 
     const fn fused<L: Lanes>(name: &'static str, activations: Activations, build: Build) -> Self {
-        let arithmetic = (bench::multiply_floats::<L> as fn(), bench::multiply_bytes::<L> as fn());
+        let arithmetic = (bench::multiply_floats::<L> as bench::OnRegisters, bench::multiply_bytes::<L> as _);
         Self { name, activations, available: || L::detect().is_some(), arithmetic, build }
+    }
+
+    /// By tiles, where rows are many.
+    #[cfg(target_arch = "x86_64")]
+    const fn tiled(name: &'static str, activations: Activations, build: Build) -> Self {
+        let arithmetic = (bench::multiply_floats::<avx512::Avx512> as bench::OnRegisters, tiled::multiply_tiles as _);
+        Self { name, activations, available: tiled::is_available, arithmetic, build }
     }
 
     /// The kernel of this name.

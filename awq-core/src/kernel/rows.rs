@@ -83,6 +83,13 @@ pub(super) enum Width {
     Sixteen,
 }
 
+/// A byte of an integer activation; one of 8 bits has the low one only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Plane {
+    High,
+    Low,
+}
+
 impl Width {
     /// Planes of bytes.
     pub(super) const fn planes(self) -> usize {
@@ -150,11 +157,11 @@ impl Work for Quantize<'_> {
                 let segment_row = &row[segment.start..segment.start + segment.len];
                 (rows.scale[at], rows.sums[at]) = quantize(segment_row, width.limit(), &mut integers);
                 match width {
-                    Width::Eight => put(&integers, 0, 0, quads, row_idx, lanes),
+                    Width::Eight => put(&integers, Plane::Low, quads, row_idx, lanes),
                     Width::Sixteen => {
                         let (high, low) = quads.split_at_mut(n_quads * lanes);
-                        put(&integers, 128, 8, high, row_idx, lanes);
-                        put(&integers, 0, 0, low, row_idx, lanes);
+                        put(&integers, Plane::High, high, row_idx, lanes);
+                        put(&integers, Plane::Low, low, row_idx, lanes);
                     }
                 }
             }
@@ -162,13 +169,24 @@ impl Work for Quantize<'_> {
     }
 }
 
-/// Writes the low bytes of `(integer + add) >> shift`.
+/// The bytes of a plane: the high ones are such that what is left is a signed byte, too.
 #[inline(always)]
-fn put(integers: &[i32; SEGMENT], add: i32, shift: u32, quads: &mut [i32], row_idx: usize, lanes: usize) {
+pub(super) fn bytes_of(integers: &[i32; SEGMENT], plane: Plane) -> [u8; SEGMENT] {
+    let (add, shift) = match plane {
+        Plane::High => (128, 8),
+        Plane::Low => (0, 0),
+    };
     let mut bytes = [0_u8; SEGMENT];
     for i in 0..SEGMENT {
         bytes[i] = (integers[i].wrapping_add(add) >> shift) as u8;
     }
+    bytes
+}
+
+/// Writes the bytes of a plane.
+#[inline(always)]
+fn put(integers: &[i32; SEGMENT], plane: Plane, quads: &mut [i32], row_idx: usize, lanes: usize) {
+    let bytes = bytes_of(integers, plane);
     let bytes = bytes.as_chunks::<QUAD>().0;
     for quad in 0..bytes.len().min(quads.len() / lanes) {
         quads[quad * lanes + row_idx] = i32::from_le_bytes(bytes[quad]);

@@ -52,6 +52,7 @@ use awq_core::method::{
     gather_of_quantized, quantize_each_linear,
 };
 use awq_core::model::BlockLayout;
+use awq_core::progress::{Listener, Part};
 use awq_core::quantized::{QuantizedWeight, StoredParts, ZeroPoints};
 use awq_core::transform::WeightTransform;
 use rayon::prelude::*;
@@ -192,10 +193,11 @@ impl<B: QuantBackend> QuantMethod<B> for Gptq {
     }
 }
 
-/// Parts of the work on a linear, about; the losses in the record are the rest.
+/// Parts of the work on a linear, about.
 struct Shares {
     factor: f64,
     round: f64,
+    losses: f64,
 }
 
 impl Shares {
@@ -204,7 +206,7 @@ impl Shares {
     fn of(n_out: usize, n_in: usize) -> Self {
         let (factor, round, losses) = (2.0 * n_in as f64 / 3.0, n_out as f64 / 2.0, 2.0 * n_out as f64);
         let all = factor + round + losses;
-        Self { factor: factor / all, round: round / all }
+        Self { factor: factor / all, round: round / all, losses: losses / all }
     }
 }
 
@@ -253,15 +255,17 @@ impl Gptq {
         }
         let hessian = Hessian::of(ctx, self.hessian)?;
         let shares = Shares::of(weight.len() / hessian.n.max(1), hessian.n);
-        let factored = self.factored(ctx, &hessian)?;
-        (ctx.listener)(shares.factor);
+        let part = Part::new(ctx.listener, shares.factor);
+        let factored = self.factored(ctx, &hessian, &|share| part.tell(share))?;
+        part.finish();
         let Factored { order, factor, .. } = factored.as_ref();
         let corrections = drift.map(|drift| drift.corrections(order, factor));
         let ordered = Ordered { order, factor, corrections: corrections.as_deref() };
-        let quantized = self.round(&weight, &hessian, &ordered, ctx.grid);
-        (ctx.listener)(shares.round);
+        let round = |share: f64| (ctx.listener)(shares.round * share);
+        let quantized = self.round(&weight, &hessian, &ordered, ctx.grid, &round);
         let rounded = B::quantize_weight(ctx.weight.clone(), ctx.grid);
-        let [loss_before, loss_after] = hessian.output_losses(&weight, [&rounded, &quantized]);
+        let losses = |share: f64| (ctx.listener)(shares.losses * share);
+        let [loss_before, loss_after] = hessian.output_losses(&weight, [&rounded, &quantized], &losses);
         let log = LinearLog {
             linear: ctx.linear.0.into(),
             weight_mse: crate::weight_mse(&weight, &quantized),
@@ -278,6 +282,7 @@ impl Gptq {
         &self,
         ctx: &LinearCtx<'_, B>,
         hessian: &Hessian,
+        listener: &Listener<'_>,
     ) -> Result<Arc<Factored>, MethodError> {
         let factor = || {
             let mut notes = Vec::new();
@@ -285,7 +290,7 @@ impl Gptq {
                 ColumnOrder::Natural => (0..hessian.n as u32).collect(),
                 ColumnOrder::Activation => hessian.activation_order(),
             };
-            let inverse = |h: &Damped<'_>| inverse_factor(&|i, j| h.entry(i, j), h.n(), self.hessian);
+            let inverse = |h: &Damped<'_>| inverse_factor(&|i, j| h.entry(i, j), h.n(), self.hessian, listener);
             let factor = hessian.damped(ctx, &order, self.damp, &mut notes, inverse)?;
             Ok(Factored { order, factor, notes })
         };
@@ -299,7 +304,14 @@ impl Gptq {
     }
 
     /// Rounds a row-major `[out, in]` weight.
-    fn round(&self, weight: &[f32], hessian: &Hessian, ordered: &Ordered<'_>, grid: &Grid) -> QuantizedWeight {
+    fn round(
+        &self,
+        weight: &[f32],
+        hessian: &Hessian,
+        ordered: &Ordered<'_>,
+        grid: &Grid,
+        listener: &Listener<'_>,
+    ) -> QuantizedWeight {
         let (n_in, order) = (hessian.n, ordered.order);
         let n_out = weight.len() / n_in;
         let mut alive = weight.to_vec();
@@ -310,7 +322,7 @@ impl Gptq {
         let groups = self.groups(&alive, n_in, order, &fitted);
         let working = gather_columns(&alive, n_in, order);
         let solver = Solver::new(self, &fitted, ordered, n_in, groups);
-        let (codes, params) = solver.solve(working);
+        let (codes, params) = solver.solve(working, listener);
         let keeps_order = self.order == ColumnOrder::Natural;
         let (codes, transform) = if keeps_order || self.fixes_groups(grid) {
             (scatter_columns(&codes, n_in, order), WeightTransform::Identity)

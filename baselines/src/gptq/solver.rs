@@ -4,11 +4,12 @@
 use std::ops::Range;
 
 use awq_core::grid::{FittedGrid, GroupParams};
+use awq_core::progress::Listener;
 use rayon::prelude::*;
 
 use super::columns::Columns;
 use super::{Gptq, GroupGrid, Ordered, RangeSearch};
-use crate::linalg::{ROWS_PER_TASK, subtract_product};
+use crate::linalg::{ROWS_PER_TASK, ROWS_PER_WORD, subtract_product};
 
 /// Where scale and zero point of a column come from.
 pub(super) enum Groups {
@@ -53,8 +54,8 @@ impl<'a> Solver<'a> {
     }
 
     /// Rounds a row-major `[n_out, n_in]` weight. Returns its codes and the parameters of all groups, row-major
-    /// `[n_out, n_groups]` (one for a whole matrix).
-    pub(super) fn solve(&self, mut weight: Vec<f32>) -> (Vec<u8>, Vec<GroupParams>) {
+    /// `[n_out, n_groups]` (one for a whole matrix). `listener` hears of it some rows at a time.
+    pub(super) fn solve(&self, mut weight: Vec<f32>, listener: &Listener<'_>) -> (Vec<u8>, Vec<GroupParams>) {
         let n_in = self.n_in;
         let n_groups = self.n_groups();
         let n_out = weight.len() / n_in.max(1);
@@ -64,12 +65,17 @@ impl<'a> Solver<'a> {
             Groups::Fixed { params, .. } => params.clone(),
             Groups::Following { .. } => vec![GroupParams { scale: 1.0, zero_point: 0.0 }; n_out * n_groups],
         };
-        let rows = weight.par_chunks_mut(ROWS_PER_TASK * n_in).zip(codes.par_chunks_mut(ROWS_PER_TASK * n_in));
-        rows.zip(params.par_chunks_mut(ROWS_PER_TASK * n_groups)).for_each(|((weight, codes), params)| {
-            for block in &self.blocks {
-                self.round_block(block.clone(), weight, codes, params);
-            }
-        });
+        let rows = weight.chunks_mut(ROWS_PER_WORD * n_in).zip(codes.chunks_mut(ROWS_PER_WORD * n_in));
+        for ((weight, codes), params) in rows.zip(params.chunks_mut(ROWS_PER_WORD * n_groups)) {
+            let share = (weight.len() / n_in) as f64 / n_out as f64;
+            let rows = weight.par_chunks_mut(ROWS_PER_TASK * n_in).zip(codes.par_chunks_mut(ROWS_PER_TASK * n_in));
+            rows.zip(params.par_chunks_mut(ROWS_PER_TASK * n_groups)).for_each(|((weight, codes), params)| {
+                for block in &self.blocks {
+                    self.round_block(block.clone(), weight, codes, params);
+                }
+            });
+            listener(share);
+        }
         if matches!(self.groups, Groups::WholeMatrix(_)) {
             params.truncate(1);
         }

@@ -37,6 +37,7 @@ use awq_core::method::{
     gather_of_quantized, quantize_each_linear,
 };
 use awq_core::model::BlockLayout;
+use awq_core::progress::Part;
 use awq_core::quantized::{QuantizedWeight, StoredParts, ZeroPoints};
 use awq_core::rotation::RotationKind;
 use awq_core::transform::WeightTransform;
@@ -185,9 +186,11 @@ impl<B: QuantBackend> LinearMethod<B> for Quip {
             }
             Incoherence::On(settings) => settings.process(ctx, alive, &hessian),
         };
-        let quantized = self.round(ctx, problem, &mut notes)?;
+        let shares = self.shares(weight.len() / hessian.n.max(1), hessian.n);
+        let quantized = self.round(ctx, problem, &mut notes, &shares)?;
         let rounded = B::quantize_weight(ctx.weight.clone(), ctx.grid);
-        let [loss_before, loss_after] = hessian.output_losses(&weight, [&rounded, &quantized]);
+        let losses = |share: f64| (ctx.listener)(shares.losses * share);
+        let [loss_before, loss_after] = hessian.output_losses(&weight, [&rounded, &quantized], &losses);
         let log = LinearLog {
             linear: ctx.linear.0.into(),
             weight_mse: crate::weight_mse(&weight, &quantized),
@@ -206,12 +209,33 @@ impl<B: QuantBackend> QuantMethod<B> for Quip {
     }
 }
 
+/// Parts of the work on a linear, about.
+struct Shares {
+    factor: f64,
+    round: f64,
+    passes: f64,
+    losses: f64,
+}
+
 impl Quip {
+    /// In multiplications over `n_in^2`, those in f64 counted twice.
+    fn shares(&self, n_out: usize, n_in: usize) -> Shares {
+        let n_passes = match self.rounding {
+            QuipRounding::Ldlq => 0,
+            QuipRounding::LdlqRg(GreedyPasses { n_passes }) => n_passes.get(),
+        };
+        let (n_out, n_in) = (n_out as f64, n_in as f64);
+        let (factor, round, passes, losses) = (n_in / 3.0, n_out / 2.0, f64::from(n_passes) * n_out, 2.0 * n_out);
+        let all = factor + round + passes + losses;
+        Shares { factor: factor / all, round: round / all, passes: passes / all, losses: losses / all }
+    }
+
     fn round<B: QuantBackend>(
         &self,
         ctx: &LinearCtx<'_, B>,
         problem: Incoherent,
         notes: &mut Vec<String>,
+        shares: &Shares,
     ) -> Result<QuantizedWeight, MethodError> {
         let Incoherent { weight, hessian, transform } = problem;
         let n_in = hessian.n;
@@ -219,7 +243,11 @@ impl Quip {
             QuipRounding::Ldlq => (0..n_in as u32).collect(),
             QuipRounding::LdlqRg(_) => hessian.activation_order().into_iter().rev().collect(),
         };
-        let factor = |h: &Damped<'_>| ldl_feedback(&|i, j| h.entry(i, j), n_in).map(|feedback| (h.matrix(), feedback));
+        let part = Part::new(ctx.listener, shares.factor);
+        let factor = |h: &Damped<'_>| {
+            let feedback = ldl_feedback(&|i, j| h.entry(i, j), n_in, &|share| part.tell(share));
+            feedback.map(|feedback| (h.matrix(), feedback))
+        };
         let (damped, feedback) = hessian.damped(ctx, &order, self.damp, notes, factor)?;
         let (grid, params) = self.grid_params(&weight, n_in, ctx.grid);
         let groups = grid.granularity.groups(weight.len() / n_in, n_in);
@@ -228,9 +256,10 @@ impl Quip {
             QuipGrid::Grouped => weight,
         };
         let rounding = Rounding { grid: &grid, params: &params, groups, order: &order };
-        let mut codes = rounding.ldlq(&weight, &feedback);
+        let mut codes = rounding.ldlq(&weight, &feedback, &|share| (ctx.listener)(shares.round * share));
         if let QuipRounding::LdlqRg(GreedyPasses { n_passes }) = self.rounding {
-            rounding.greedy_passes(&weight, &mut codes, &damped, n_passes.get());
+            let passes = |share: f64| (ctx.listener)(shares.passes * share);
+            rounding.greedy_passes(&weight, &mut codes, &damped, n_passes.get(), &passes);
         }
         let zero_points = params.iter().map(|params| params.zero_point);
         Ok(QuantizedWeight {

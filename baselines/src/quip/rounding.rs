@@ -1,9 +1,10 @@
 //! LDLQ and greedy passes onto grids that are known beforehand. Rows do not depend on each other.
 
 use awq_core::grid::{Grid, GroupParams, Groups};
+use awq_core::progress::Listener;
 use rayon::prelude::*;
 
-use crate::linalg::{ROWS_PER_TASK, subtract_product};
+use crate::linalg::{ROWS_PER_TASK, ROWS_PER_WORD, subtract_product};
 
 /// Columns whose errors are kept back and applied to the rest in one product.
 const BLOCK: usize = 128;
@@ -21,11 +22,10 @@ pub(super) struct Rounding<'a> {
 impl Rounding<'_> {
     /// Rounds a row-major `[n_out, n]` weight from the last column in `order` to the first: column `i` to the code nearest to
     /// `w_i + sum over j > i of (w_j - q_j) L[j, i]`. `feedback` is `L`, strictly lower triangular, row-major.
-    pub(super) fn ldlq(&self, weight: &[f32], feedback: &[f32]) -> Vec<u8> {
+    pub(super) fn ldlq(&self, weight: &[f32], feedback: &[f32], listener: &Listener<'_>) -> Vec<u8> {
         let n = self.order.len();
         let mut codes = vec![0_u8; weight.len()];
-        let rows = weight.par_chunks(ROWS_PER_TASK * n).zip(codes.par_chunks_mut(ROWS_PER_TASK * n));
-        rows.enumerate().for_each(|(task, (weight, codes))| {
+        self.for_each_task(weight, &mut codes, listener, |first_row, weight, codes| {
             let mut target: Vec<f32> =
                 weight.chunks(n).flat_map(|row| self.order.iter().map(|&column| row[column as usize])).collect();
             for start in (0..n).step_by(BLOCK).rev() {
@@ -35,7 +35,7 @@ impl Rounding<'_> {
                 for (row, (((weight, codes), target), errors)) in rows.zip(errors.chunks_mut(end - start)).enumerate() {
                     for i in (start..end).rev() {
                         let column = self.order[i] as usize;
-                        let params = self.params(task * ROWS_PER_TASK + row, column);
+                        let params = self.params(first_row + row, column);
                         codes[column] = self.grid.nearest_code_of_real_zero(target[i], &params);
                         let error = self.grid.weight(codes[column], &params) - weight[column];
                         errors[i - start] = error;
@@ -51,14 +51,39 @@ impl Rounding<'_> {
         codes
     }
 
+    /// Runs work on a few rows at a time, their first being the first argument; `listener` hears of it many rows at a time.
+    fn for_each_task(
+        &self,
+        weight: &[f32],
+        codes: &mut [u8],
+        listener: &Listener<'_>,
+        work: impl Fn(usize, &[f32], &mut [u8]) + Sync,
+    ) {
+        let n = self.order.len();
+        let pieces = weight.chunks(ROWS_PER_WORD * n).zip(codes.chunks_mut(ROWS_PER_WORD * n));
+        for (piece_idx, (piece, codes)) in pieces.enumerate() {
+            let tasks = piece.par_chunks(ROWS_PER_TASK * n).zip(codes.par_chunks_mut(ROWS_PER_TASK * n));
+            tasks.enumerate().for_each(|(task, (weight, codes))| {
+                work(piece_idx * ROWS_PER_WORD + task * ROWS_PER_TASK, weight, codes);
+            });
+            listener(piece.len() as f64 / weight.len() as f64);
+        }
+    }
+
     /// Sends each column, the last first, to the code that is best while all others stay, until no code of a task changes or
     /// `n_passes` are done. The loss `tr(D H D^T)` never rises. `hessian` is row-major in `order`.
-    pub(super) fn greedy_passes(&self, weight: &[f32], codes: &mut [u8], hessian: &[f64], n_passes: u16) {
+    pub(super) fn greedy_passes(
+        &self,
+        weight: &[f32],
+        codes: &mut [u8],
+        hessian: &[f64],
+        n_passes: u16,
+        listener: &Listener<'_>,
+    ) {
         let n = self.order.len();
         let hessian: Vec<f32> = hessian.iter().map(|&h| h as f32).collect();
-        let rows = weight.par_chunks(ROWS_PER_TASK * n).zip(codes.par_chunks_mut(ROWS_PER_TASK * n));
-        rows.enumerate().for_each(|(task, (weight, codes))| {
-            let params = |row: usize, column: usize| self.params(task * ROWS_PER_TASK + row, column);
+        self.for_each_task(weight, codes, listener, |first_row, weight, codes| {
+            let params = |row: usize, column: usize| self.params(first_row + row, column);
             let mut errors: Vec<f32> = (0..weight.len())
                 .map(|at| {
                     let (row, column) = (at / n, self.order[at % n] as usize);

@@ -193,7 +193,7 @@ fn one_scale_clamps_weights_before_they_are_rounded() {
     let params = one_scale(&case.weight, &found.grid);
     let (ctx, order) = (case.ctx(), Vec::from_iter(0..32));
     let hessian = Hessian::of(&ctx, Precision::F64).unwrap();
-    let factor = |h: &Damped<'_>| ldl_feedback(&|i, j| h.entry(i, j), 32);
+    let factor = |h: &Damped<'_>| ldl_feedback(&|i, j| h.entry(i, j), 32, &|_| {});
     let feedback = hessian.damped(&ctx, &order, 0.01, &mut Vec::new(), factor).unwrap();
     let order: Vec<u32> = (0..32).collect();
     let rounding =
@@ -201,8 +201,8 @@ fn one_scale_clamps_weights_before_they_are_rounded() {
     let outermost = found.grid.weight(3, &params);
     assert!(case.weight[31] > 2.0 * outermost, "the weight is not beyond the grid");
     let clamped: Vec<f32> = case.weight.iter().map(|w| w.clamp(-outermost, outermost)).collect();
-    assert_eq!(found.codes, rounding.ldlq(&clamped, &feedback));
-    assert_ne!(found.codes, rounding.ldlq(&case.weight, &feedback), "this case does not tell the two apart");
+    assert_eq!(found.codes, rounding.ldlq(&clamped, &feedback, &|_| {}));
+    assert_ne!(found.codes, rounding.ldlq(&case.weight, &feedback, &|_| {}), "this case does not tell the two apart");
 }
 
 #[test]

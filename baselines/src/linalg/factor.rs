@@ -1,7 +1,9 @@
-//! Triangular factors and quadratic forms on the host, bit for bit the same at any thread count: tasks have a fixed size, and
-//! threads share out the rows and columns of a factorisation, never a sum (tested).
+//! Triangular factors: Cholesky's, its inverse, and QuIP's.
+
+use std::ops::Range;
 
 use awq_core::method::Precision;
+use awq_core::progress::Listener;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::matmul::matmul;
@@ -10,34 +12,60 @@ use faer::linalg::triangular_inverse::invert_lower_triangular;
 use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
 use faer::reborrow::ReborrowMut as _;
 use faer::traits::RealField;
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use faer::{Accum, Mat, MatMut, Par};
 use rayon::prelude::*;
 
-/// Rows that one task treats.
-pub(crate) const ROWS_PER_TASK: usize = 32;
+use super::ROWS_PER_TASK;
 
 /// The upper triangular `U`, row-major `[n, n]`, with `U^T U = H^-1` for a symmetric `H: [n, n]`, given by its entries; `None`
 /// where `H` is not positive definite in `precision`.
 ///
 /// Factors `H = R R^T` with an upper triangular `R` (a Cholesky factorisation from the last row on) and inverts `R`: the same
 /// matrix as factoring the explicit inverse, in half the operations. One `[n, n]` matrix in `precision` and a quarter of another
-/// are alive at most.
-pub(crate) fn inverse_factor(h: &Entries<'_>, n: usize, precision: Precision) -> Option<Vec<f32>> {
+/// are alive at most. `listener` hears of it a step at a time.
+pub(crate) fn inverse_factor(
+    h: &Entries<'_>,
+    n: usize,
+    precision: Precision,
+    listener: &Listener<'_>,
+) -> Option<Vec<f32>> {
     match precision {
-        Precision::F32 => inverse_factor_in::<f32>(h, n),
-        Precision::F64 => inverse_factor_in::<f64>(h, n),
+        Precision::F32 => inverse_factor_in::<f32>(h, n, listener),
+        Precision::F64 => inverse_factor_in::<f64>(h, n, listener),
     }
 }
 
 /// A matrix by row and column.
 pub(crate) type Entries<'a> = dyn Fn(usize, usize) -> f64 + Sync + 'a;
 
-fn inverse_factor_in<T: Float>(h: &Entries<'_>, n: usize) -> Option<Vec<f32>> {
+/// Multiplications of a factorisation, and of an inversion: an `n^3` share.
+const MULTIPLICATIONS: f64 = 1.0 / 6.0;
+
+fn inverse_factor_in<T: Float>(h: &Entries<'_>, n: usize, listener: &Listener<'_>) -> Option<Vec<f32>> {
+    let done = |multiplications: f64| listener(multiplications / (2.0 * MULTIPLICATIONS * cube(n)));
     // Row `i` of the reversed matrix is row `n - 1 - i`, so that its lower factor is the wanted upper one, reversed.
-    let mut lower = cholesky_lower(n, &|i, j| T::narrow(h(n - 1 - i, n - 1 - j)))?;
-    invert_lower_in_place(MatMut::from_column_major_slice_mut(&mut lower, n, n));
+    let mut lower = cholesky_lower(n, &|i, j| T::narrow(h(n - 1 - i, n - 1 - j)), &done)?;
+    invert_lower_in_place(MatMut::from_column_major_slice_mut(&mut lower, n, n), &done);
     let inverse = lower;
     upper_rows(n, &|i, j| inverse[(n - 1 - j) * n + n - 1 - i].to_f32())
+}
+
+fn cube(n: usize) -> f64 {
+    (n as f64).powi(3)
+}
+
+/// Is told of multiplications that are done.
+type Done<'a> = dyn Fn(f64) + 'a;
+
+/// Matrices up to this size are multiplied and factored as a whole: seconds on a single core.
+const MOST_AT_ONCE: usize = 4096;
+/// Rows or columns of larger ones that are treated in one go.
+const OF_LARGE: usize = 1024;
+
+/// The `len` rows or columns of a part of an `[n, n]` matrix, cut into what is treated in one go.
+fn pieces(n: usize, len: usize) -> impl Iterator<Item = Range<usize>> {
+    let step = if n <= MOST_AT_ONCE { len.max(1) } else { OF_LARGE };
+    (0..len).step_by(step).map(move |start| start..(start + step).min(len))
 }
 
 /// Rows of a triangular matrix that are inverted beside it, in one go.
@@ -45,54 +73,76 @@ const ROWS_INVERTED_APART: usize = 64;
 
 /// Puts its inverse in place of the lower triangular matrix in the lower triangle of `matrix`; what is above is left alone. With
 /// halves `[[A, 0], [B, C]]` it is `[[A^-1, 0], [-C^-1 B A^-1, C^-1]]`, and no more than a copy of `B` is beside it.
-fn invert_lower_in_place<T: Float>(matrix: MatMut<'_, T>) {
+fn invert_lower_in_place<T: Float>(matrix: MatMut<'_, T>, done: &Done<'_>) {
     let n = matrix.nrows();
     if n <= ROWS_INVERTED_APART {
         let mut inverse = Mat::<T>::zeros(n, n);
         invert_lower_triangular(inverse.as_mut(), matrix.as_ref(), Par::Seq);
         let mut matrix = matrix;
-        return (0..n).for_each(|j| (j..n).for_each(|i| matrix[(i, j)] = inverse[(i, j)]));
+        (0..n).for_each(|j| (j..n).for_each(|i| matrix[(i, j)] = inverse[(i, j)]));
+        return done(MULTIPLICATIONS * cube(n));
     }
     let middle = n / 2;
     let (mut a, _, mut b, c) = matrix.split_at_mut(middle, middle);
-    invert_lower_in_place(a.rb_mut());
+    invert_lower_in_place(a.rb_mut(), done);
     let before = b.to_owned();
     let parallelism = Par::rayon(0);
-    triangular::matmul(
-        b.rb_mut(),
-        BlockStructure::Rectangular,
-        Accum::Replace,
-        before.as_ref(),
-        BlockStructure::Rectangular,
-        a.as_ref(),
-        BlockStructure::TriangularLower,
-        T::narrow(-1.0),
-        parallelism,
-    );
+    for rows in pieces(n, n - middle) {
+        triangular::matmul(
+            b.rb_mut().subrows_mut(rows.start, rows.len()),
+            BlockStructure::Rectangular,
+            Accum::Replace,
+            before.as_ref().subrows(rows.start, rows.len()),
+            BlockStructure::Rectangular,
+            a.as_ref(),
+            BlockStructure::TriangularLower,
+            T::narrow(-1.0),
+            parallelism,
+        );
+        done(rows.len() as f64 * (middle as f64).powi(2) / 2.0);
+    }
     drop(before);
-    solve_lower_triangular_in_place(c.as_ref(), b, parallelism);
-    invert_lower_in_place(c);
+    for columns in pieces(n, middle) {
+        let columns_of_b = b.rb_mut().subcols_mut(columns.start, columns.len());
+        solve_lower_triangular_in_place(c.as_ref(), columns_of_b, parallelism);
+        done(columns.len() as f64 * ((n - middle) as f64).powi(2) / 2.0);
+    }
+    invert_lower_in_place(c, done);
 }
 
 /// The unit lower triangular `L`, row-major, with `H = L D L^T` and a diagonal `D`, the diagonal of ones left out (QuIP's
 /// feedback matrix); `None` where `H` is not positive definite.
-pub(crate) fn ldl_feedback(h: &Entries<'_>, n: usize) -> Option<Vec<f32>> {
-    let lower = cholesky_lower(n, h)?;
+pub(crate) fn ldl_feedback(h: &Entries<'_>, n: usize, listener: &Listener<'_>) -> Option<Vec<f32>> {
+    let lower = cholesky_lower(n, h, &|multiplications| listener(multiplications / (MULTIPLICATIONS * cube(n))))?;
     let entry = |i: usize, j: usize| if j < i { (lower[j * n + i] / lower[j * n + j]) as f32 } else { 0.0 };
     let feedback: Vec<f32> = (0..n * n).map(|at| entry(at / n, at % n)).collect();
     feedback.iter().all(|entry| entry.is_finite()).then_some(feedback)
 }
 
-/// The lower Cholesky factor, column-major `[n, n]`; its upper triangle is that of the matrix.
-fn cholesky_lower<T: Float>(n: usize, h: &(dyn Fn(usize, usize) -> T + Sync)) -> Option<Vec<T>> {
+/// The lower Cholesky factor, column-major `[n, n]`; what is above it means nothing.
+fn cholesky_lower<T: Float>(n: usize, h: &(dyn Fn(usize, usize) -> T + Sync), done: &Done<'_>) -> Option<Vec<T>> {
     let mut lower = vec![T::narrow(0.0); n * n];
     let columns = lower.par_chunks_mut(n.max(1)).with_min_len(ROWS_PER_TASK).enumerate();
     columns.for_each(|(j, column)| column.iter_mut().enumerate().for_each(|(i, entry)| *entry = h(i, j)));
     let parallelism = Par::rayon(0);
-    let mut memory = MemBuffer::new(cholesky_in_place_scratch::<T>(n, parallelism, Default::default()));
-    let matrix = MatMut::from_column_major_slice_mut(&mut lower, n, n);
-    let stack = MemStack::new(&mut memory);
-    cholesky_in_place(matrix, Default::default(), parallelism, stack, Default::default()).ok()?;
+    let mut matrix = MatMut::from_column_major_slice_mut(&mut lower, n, n);
+    for columns in pieces(n, n) {
+        let (_, _, before, rest) = matrix.rb_mut().split_at_mut(columns.start, columns.start);
+        let mut panel = rest.subcols_mut(0, columns.len());
+        if columns.start > 0 {
+            let across = before.as_ref().subrows(0, columns.len()).transpose();
+            matmul(panel.rb_mut(), Accum::Add, before.as_ref(), across, T::narrow(-1.0), parallelism);
+        }
+        let (mut diagonal, mut below) = panel.split_at_row_mut(columns.len());
+        let scratch = cholesky_in_place_scratch::<T>(columns.len(), parallelism, Default::default());
+        let mut memory = MemBuffer::new(scratch);
+        let stack = MemStack::new(&mut memory);
+        cholesky_in_place(diagonal.rb_mut(), Default::default(), parallelism, stack, Default::default()).ok()?;
+        solve_lower_triangular_in_place(diagonal.as_ref(), below.rb_mut().transpose_mut(), parallelism);
+        let (width, rows) = (columns.len() as f64, (n - columns.start) as f64);
+        let of_panel = width * (rows - width / 2.0) * columns.start as f64;
+        done(of_panel + width.powi(2) * (rows - width) / 2.0 + MULTIPLICATIONS * width.powi(3));
+    }
     Some(lower)
 }
 
@@ -109,60 +159,6 @@ fn upper_rows(n: usize, entry: &(dyn Fn(usize, usize) -> f32 + Sync)) -> Option<
         }
     });
     rows.iter().all(|entry| entry.is_finite()).then_some(rows)
-}
-
-/// `tr(D G D^T) / n_out` for `D: [n_out, n_in]` and a symmetric `G: [n_in, n_in]`, both row-major: with `G = X^T X / n_tokens`
-/// the mean squared error of the linear's outputs when its weight is off by `D`.
-pub(crate) fn output_loss(delta: &[f32], gram: &[f32], n_in: usize) -> f64 {
-    let gram = MatRef::from_row_major_slice(gram, n_in, n_in);
-    let sums: Vec<f64> = delta
-        .par_chunks(ROWS_PER_TASK * n_in)
-        .map(|delta| {
-            let n_rows = delta.len() / n_in;
-            let mut product = vec![0.0_f32; delta.len()];
-            let out = MatMut::from_row_major_slice_mut(&mut product, n_rows, n_in);
-            matmul(out, Accum::Replace, MatRef::from_row_major_slice(delta, n_rows, n_in), gram, 1.0, Par::Seq);
-            product.iter().zip(delta).map(|(&p, &d)| f64::from(p) * f64::from(d)).sum()
-        })
-        .collect();
-    sums.iter().sum::<f64>() / (delta.len() / n_in.max(1)).max(1) as f64
-}
-
-/// `out -= left right` for row-major matrices; `out` and `right` are columns `cols` of wider ones.
-pub(crate) fn subtract_product(
-    out: &mut [f32],
-    left: &[f32],
-    right: &[f32],
-    n_in: usize,
-    cols: std::ops::Range<usize>,
-) {
-    let n_rows = out.len() / n_in;
-    let n_inner = right.len() / n_in;
-    if n_rows == 0 || n_inner == 0 || cols.is_empty() {
-        return;
-    }
-    let out = MatMut::from_row_major_slice_mut(out, n_rows, n_in).subcols_mut(cols.start, cols.len());
-    let right = MatRef::from_row_major_slice(right, n_inner, n_in).subcols(cols.start, cols.len());
-    matmul(out, Accum::Add, MatRef::from_row_major_slice(left, n_rows, n_inner), right, -1.0, Par::Seq);
-}
-
-/// `triu(D U^T, 1) U` for row-major `[n, n]` matrices: rows times `U^T`, only what lies above the diagonal kept, times `U`.
-pub(crate) fn strict_upper_through(d: &[f32], u: &[f32], n: usize) -> Vec<f32> {
-    let u = MatRef::from_row_major_slice(u, n, n);
-    let mut out = vec![0.0_f32; d.len()];
-    let tasks = out.par_chunks_mut(ROWS_PER_TASK * n).zip(d.par_chunks(ROWS_PER_TASK * n));
-    tasks.enumerate().for_each(|(task, (out, d))| {
-        let n_rows = d.len() / n;
-        let mut through = vec![0.0_f32; d.len()];
-        let product = MatMut::from_row_major_slice_mut(&mut through, n_rows, n);
-        matmul(product, Accum::Replace, MatRef::from_row_major_slice(d, n_rows, n), u.transpose(), 1.0, Par::Seq);
-        for (row, through) in through.chunks_mut(n).enumerate() {
-            through[..=task * ROWS_PER_TASK + row].fill(0.0);
-        }
-        let out = MatMut::from_row_major_slice_mut(out, n_rows, n);
-        matmul(out, Accum::Replace, MatRef::from_row_major_slice(&through, n_rows, n), u, 1.0, Par::Seq);
-    });
-    out
 }
 
 /// The two precisions that Hessians are factored in.
@@ -195,6 +191,8 @@ impl Float for f64 {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::cell::RefCell;
+
     use super::*;
     use crate::testing::on_threads;
 
@@ -211,7 +209,7 @@ mod tests {
     #[test]
     fn inverse_factor_is_upper_and_squares_to_the_inverse() {
         for precision in [Precision::F32, Precision::F64] {
-            let u = inverse_factor(&entries(&H), 3, precision).unwrap();
+            let u = inverse_factor(&entries(&H), 3, precision, &|_| {}).unwrap();
             let u = |i: usize, j: usize| f64::from(u[i * 3 + j]);
             assert_eq!((u(1, 0), u(2, 0), u(2, 1)), (0.0, 0.0, 0.0));
             for i in 0..3 {
@@ -227,7 +225,7 @@ mod tests {
 
     #[test]
     fn feedback_is_strictly_lower_and_restores_the_matrix() {
-        let feedback = ldl_feedback(&entries(&H), 3).unwrap();
+        let feedback = ldl_feedback(&entries(&H), 3, &|_| {}).unwrap();
         let l = |i: usize, j: usize| if i == j { 1.0 } else { f64::from(feedback[i * 3 + j]) };
         // D from the first column on: D_0 = 4, D_1 = 5 - 4 (1/2)^2 = 4, D_2 = 2 - 4 (1/4)^2 = 1.75.
         let d = [4.0, 4.0, 1.75];
@@ -242,10 +240,10 @@ mod tests {
     #[test]
     fn an_indefinite_matrix_has_no_factor() {
         let indefinite = |i, j| if i == j { 1.0 } else { 2.0 };
-        assert!(inverse_factor(&indefinite, 2, Precision::F64).is_none());
-        assert!(inverse_factor(&indefinite, 2, Precision::F32).is_none());
-        assert!(ldl_feedback(&indefinite, 2).is_none());
-        assert!(inverse_factor(&|_, _| f64::NAN, 2, Precision::F64).is_none());
+        assert!(inverse_factor(&indefinite, 2, Precision::F64, &|_| {}).is_none());
+        assert!(inverse_factor(&indefinite, 2, Precision::F32, &|_| {}).is_none());
+        assert!(ldl_feedback(&indefinite, 2, &|_| {}).is_none());
+        assert!(inverse_factor(&|_, _| f64::NAN, 2, Precision::F64, &|_| {}).is_none());
     }
 
     /// Sizes that are inverted apart, that are halved, and that are halved into odd parts.
@@ -259,7 +257,7 @@ mod tests {
             };
             let lower = Mat::from_fn(n, n, entry);
             let mut found = lower.clone();
-            invert_lower_in_place(found.as_mut());
+            invert_lower_in_place(found.as_mut(), &|_| {});
             let mut expected = Mat::<f64>::zeros(n, n);
             invert_lower_triangular(expected.as_mut(), lower.as_ref(), Par::Seq);
             for j in 0..n {
@@ -281,17 +279,48 @@ mod tests {
             };
             for precision in [Precision::F32, Precision::F64] {
                 let [one, two, three] = [1, 2, 3].map(|threads| {
-                    on_threads(threads, || (inverse_factor(&h, n, precision).unwrap(), ldl_feedback(&h, n).unwrap()))
+                    on_threads(threads, || {
+                        let factor = inverse_factor(&h, n, precision, &|_| {}).unwrap();
+                        (factor, ldl_feedback(&h, n, &|_| {}).unwrap())
+                    })
                 });
                 assert!(one == two && one == three, "{n} columns, {precision:?}");
             }
         }
     }
 
+    /// A matrix that is treated in steps: they make the whole, and the factor is one.
     #[test]
-    fn output_loss_is_the_mean_over_rows_of_the_quadratic_form() {
-        // Rows (1, 0, 0) and (0, 1, 1): forms 4 and 5 + 2 + 2 * 1.
-        let h = H.map(|entry| entry as f32);
-        assert_eq!(output_loss(&[1.0, 0.0, 0.0, 0.0, 1.0, 1.0], &h, 3), (4.0 + 9.0) / 2.0);
+    fn a_large_matrix_is_factored_in_steps_that_are_told_of() {
+        let n = MOST_AT_ONCE + 104;
+        // Positive definite, as the diagonal outweighs a row; a row of it is 1 at a few neighbours.
+        let h = |i: usize, j: usize| match i.abs_diff(j) {
+            0 => 9.0,
+            distance if distance <= 3 => 1.0,
+            _ => 0.0,
+        };
+        let factor = |threads| {
+            on_threads(threads, || {
+                let told = RefCell::new(Vec::new());
+                let factor = inverse_factor(&h, n, Precision::F32, &|share| told.borrow_mut().push(share)).unwrap();
+                (factor, told.into_inner())
+            })
+        };
+        let (u, told) = factor(2);
+        assert!((told.iter().sum::<f64>() - 1.0).abs() < 1e-3, "{}", told.iter().sum::<f64>());
+        let largest = told.iter().copied().fold(0.0, f64::max);
+        assert!(largest < 0.2, "a step is {largest} of all");
+        assert!(u == factor(1).0);
+        // Column `j` of U H U^T is that of the identity: rows of U and of H are short.
+        for j in [0, 1000, 1024, 2099, n - 1] {
+            for i in (0..n).step_by(37).chain([j]) {
+                let row = |i: usize, k: usize| f64::from(u[i * n + k]);
+                let through =
+                    |k: usize| (k.saturating_sub(3)..(k + 4).min(n)).map(|l| h(k, l) * row(j, l)).sum::<f64>();
+                let entry = (i..n).map(|k| row(i, k) * through(k)).sum::<f64>();
+                let expected = if i == j { 1.0 } else { 0.0 };
+                assert!((entry - expected).abs() < 1e-4, "entry {i}, {j}: {entry}");
+            }
+        }
     }
 }

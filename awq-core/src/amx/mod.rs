@@ -1,0 +1,278 @@
+//! Tiles of AMX: eight registers of 16 rows of 64 bytes, and products of them. Rust's standard library does not offer these instructions
+//! yet, so they stand here as assembly. A tile that multiplies holds 16 rows of 64 bytes on its left side, and on its right for each 4
+//! bytes of these rows a row of 16 columns, 4 bytes each.
+//!
+//! Where the CPU has no tiles, unit tests run with those of `emulated.rs`.
+
+#[cfg(all(test, target_os = "linux"))]
+mod emulated;
+
+use std::arch::asm;
+use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::marker::PhantomData;
+use std::sync::OnceLock;
+
+/// Rows of a tile, and columns of its 32-bit values.
+pub(crate) const ROWS: usize = 16;
+/// Bytes of a row.
+pub(crate) const ROW_BYTES: usize = 64;
+const TILE_BYTES: usize = ROWS * ROW_BYTES;
+
+/// What a register holds.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Tile(pub(crate) [[u8; ROW_BYTES]; ROWS]);
+
+impl Tile {
+    pub(crate) const ZERO: Self = Self([[0; ROW_BYTES]; ROWS]);
+}
+
+/// Sums of products of bytes.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Sums(pub(crate) [[i32; ROWS]; ROWS]);
+
+impl Sums {
+    pub(crate) const ZERO: Self = Self([[0; ROWS]; ROWS]);
+}
+
+/// Proof that the CPU has tiles with products of bytes and of bf16, and that the operating system lets this process use them.
+#[derive(Clone, Copy)]
+pub(crate) struct Amx(());
+
+impl Amx {
+    /// `None` where the CPU or the operating system lacks them.
+    pub(crate) fn detect() -> Option<Self> {
+        static FOUND: OnceLock<bool> = OnceLock::new();
+        FOUND.get_or_init(|| cpu_has_tiles() && may_use_tiles()).then_some(Self(()))
+    }
+
+    /// The CPU's own tiles, or those of the emulator.
+    #[cfg(all(test, target_os = "linux"))]
+    pub(crate) fn for_tests() -> Self {
+        Self::detect().unwrap_or_else(|| {
+            emulated::install();
+            Self(())
+        })
+    }
+
+    /// Gives this thread eight whole tiles, until the value is dropped.
+    pub(crate) fn configure(self) -> Tiles {
+        static WHOLE: Config = Config::whole();
+        // SAFETY: `self` exists, so the CPU has the instruction; it reads 64 bytes.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE, options(nostack, preserves_flags, readonly)) };
+        Tiles { of_this_thread: PhantomData }
+    }
+}
+
+/// Bits of `edx` of leaf 7.
+const BF16_TILES: u32 = 1 << 22;
+const TILES: u32 = 1 << 24;
+const BYTE_TILES: u32 = 1 << 25;
+
+fn cpu_has_tiles() -> bool {
+    let wanted = BF16_TILES | TILES | BYTE_TILES;
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & wanted == wanted
+}
+
+/// Asks Linux for tiles, whose contents it must keep for each thread: a process has none until then.
+#[cfg(target_os = "linux")]
+fn may_use_tiles() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+    // SAFETY: the call takes two numbers and writes nowhere.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn may_use_tiles() -> bool {
+    false
+}
+
+/// What the configuration instruction reads.
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes_of_rows: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Config {
+    const fn whole() -> Self {
+        let (mut bytes_of_rows, mut rows) = ([0; 16], [0; 16]);
+        let mut tile = 0;
+        while tile < 8 {
+            (bytes_of_rows[tile], rows[tile]) = (ROW_BYTES as u16, ROWS as u8);
+            tile += 1;
+        }
+        Self { palette: 1, start_row: 0, reserved: [0; 14], bytes_of_rows, rows }
+    }
+}
+
+/// Tiles that this thread can multiply with.
+pub(crate) struct Tiles {
+    /// Another thread has tiles of its own.
+    of_this_thread: PhantomData<*mut ()>,
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: the value exists, so the CPU has the instruction.
+        unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
+    }
+}
+
+impl Tiles {
+    /// `sums[i][j] = x[i] w[j]`, summed over as many tiles as each has; bytes of `x` are signed, those of `w` are not.
+    ///
+    /// # Panics
+    /// If they are none, or differ in number.
+    pub(crate) fn multiply_bytes(&self, x: [&[Tile]; 2], w: [&[Tile]; 2], sums: &mut [[Sums; 2]; 2]) {
+        let n = x[0].len();
+        assert!(n > 0 && x[1].len() == n && w[0].len() == n && w[1].len() == n, "tiles do not match");
+        // SAFETY: this thread's tiles are whole; the loop reads `n` tiles behind each pointer, and `sums` are four in a row.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "2:",
+                "tileloadd tmm4, [{x0} + {row}]",
+                "tileloadd tmm6, [{w0} + {row}]",
+                "tileloadd tmm5, [{x1} + {row}]",
+                "tileloadd tmm7, [{w1} + {row}]",
+                "tdpbsud tmm0, tmm4, tmm6",
+                "tdpbsud tmm1, tmm4, tmm7",
+                "tdpbsud tmm2, tmm5, tmm6",
+                "tdpbsud tmm3, tmm5, tmm7",
+                "add {x0}, {tile}",
+                "add {w0}, {tile}",
+                "add {x1}, {tile}",
+                "add {w1}, {tile}",
+                "dec {n}",
+                "jnz 2b",
+                "tilestored [{sums} + {row}], tmm0",
+                "tilestored [{sums} + {row} + {tile}], tmm1",
+                "tilestored [{sums} + {row} + 2 * {tile}], tmm2",
+                "tilestored [{sums} + {row} + 3 * {tile}], tmm3",
+                x0 = inout(reg) x[0].as_ptr() => _,
+                x1 = inout(reg) x[1].as_ptr() => _,
+                w0 = inout(reg) w[0].as_ptr() => _,
+                w1 = inout(reg) w[1].as_ptr() => _,
+                n = inout(reg) n => _,
+                sums = in(reg) sums.as_mut_ptr(),
+                row = in(reg) ROW_BYTES,
+                tile = const TILE_BYTES,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+
+    /// Adds the products of 16 rows of bf16 with `n` tiles' rows of four neighbouring tiles to four neighbouring tiles of f32.
+    ///
+    /// # Safety
+    /// Every row must hold what is read of it: of `x`, `x_stride` bytes apart, 64 bytes for each of `n` tiles; of `w` 256 bytes, 16 rows
+    /// for each of `n`; of `sums`, `sums_stride` bytes apart, 256 bytes, which are written as well. `n` must not be zero.
+    pub(crate) unsafe fn multiply_bf16(
+        &self,
+        x: *const u32,
+        x_stride: usize,
+        w: *const u32,
+        n: usize,
+        sums: *mut f32,
+        sums_stride: usize,
+    ) {
+        // SAFETY: this thread's tiles are whole; what is read and written the caller has.
+        unsafe {
+            asm!(
+                "tileloadd tmm0, [{sums} + {sums_stride}]",
+                "tileloadd tmm1, [{sums} + {sums_stride} + {row}]",
+                "tileloadd tmm2, [{sums} + {sums_stride} + 2 * {row}]",
+                "tileloadd tmm3, [{sums} + {sums_stride} + 3 * {row}]",
+                "2:",
+                "tileloadd tmm4, [{x} + {x_stride}]",
+                "tileloadd tmm5, [{w} + {w_stride}]",
+                "tileloadd tmm6, [{w} + {w_stride} + {row}]",
+                "tileloadd tmm7, [{w} + {w_stride} + 2 * {row}]",
+                "tdpbf16ps tmm0, tmm4, tmm5",
+                "tileloadd tmm5, [{w} + {w_stride} + 3 * {row}]",
+                "tdpbf16ps tmm1, tmm4, tmm6",
+                "tdpbf16ps tmm2, tmm4, tmm7",
+                "tdpbf16ps tmm3, tmm4, tmm5",
+                "add {x}, {row}",
+                "add {w}, 4 * {tile}",
+                "dec {n}",
+                "jnz 2b",
+                "tilestored [{sums} + {sums_stride}], tmm0",
+                "tilestored [{sums} + {sums_stride} + {row}], tmm1",
+                "tilestored [{sums} + {sums_stride} + 2 * {row}], tmm2",
+                "tilestored [{sums} + {sums_stride} + 3 * {row}], tmm3",
+                x = inout(reg) x => _,
+                x_stride = in(reg) x_stride,
+                w = inout(reg) w => _,
+                w_stride = in(reg) 4 * ROW_BYTES,
+                n = inout(reg) n => _,
+                sums = in(reg) sums,
+                sums_stride = in(reg) sums_stride,
+                row = const ROW_BYTES,
+                tile = const TILE_BYTES,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// Bytes without a pattern.
+    fn bytes(seed: usize) -> Tile {
+        let mut tile = Tile::ZERO;
+        for (i, byte) in tile.0.as_flattened_mut().iter_mut().enumerate() {
+            *byte = ((i + seed * 5003) * 7919 % 1021) as u8;
+        }
+        tile
+    }
+
+    #[test]
+    fn products_of_bytes_are_their_sums() {
+        let tiles = Amx::for_tests().configure();
+        for n in [1, 2, 5] {
+            let several = |seed: usize| (0..n).map(|i| bytes(seed + i)).collect::<Vec<_>>();
+            let (x, w) = ([several(1), several(20)], [several(40), several(60)]);
+            let mut sums = [[Sums([[-1; ROWS]; ROWS]); 2]; 2];
+            tiles.multiply_bytes([&x[0], &x[1]], [&w[0], &w[1]], &mut sums);
+            for (x, sums) in x.iter().zip(&sums) {
+                for (w, sums) in w.iter().zip(sums) {
+                    for row in 0..ROWS {
+                        for col in 0..ROWS {
+                            let products = x.iter().zip(w).map(|(x, w)| {
+                                let bytes = (0..ROW_BYTES).map(|i| (x.0[row][i], w.0[i / 4][4 * col + i % 4]));
+                                bytes.map(|(x, w)| i32::from(x.cast_signed()) * i32::from(w)).sum::<i32>()
+                            });
+                            assert_eq!(sums.0[row][col], products.sum::<i32>(), "{n} tiles, row {row}, column {col}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_thread_may_configure_its_tiles_again() {
+        let amx = Amx::for_tests();
+        for _ in 0..3 {
+            std::thread::spawn(move || drop((amx.configure(), amx.configure()))).join().unwrap();
+        }
+    }
+}

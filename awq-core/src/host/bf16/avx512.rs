@@ -1,0 +1,361 @@
+//! A weight in panels of 64 rows, for AVX-512 BF16, and for tiles (AMX) where the CPU has them.
+
+use std::arch::x86_64::*;
+
+use rayon::prelude::*;
+
+use super::ROWS_PER_TASK;
+use crate::amx::{self, Amx};
+
+/// Rows of a tile of the result in registers: 6 of 4 vectors leave 8 of the 32 registers for the inputs.
+const ROWS: usize = 6;
+const VECTORS: usize = 4;
+const COLS: usize = 16 * VECTORS;
+
+/// One vector of pairs of a panel.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u32; 16]);
+
+/// Values that become one vector of pairs.
+const PACKED: usize = 32;
+
+/// Pairs of inputs that are multiplied at a time, sums going to memory between: a panel's share of 128 KiB stays in the second-level
+/// cache while all rows of a task are multiplied with it. No bit depends on it.
+const PAIRS: usize = 512;
+
+/// A `[n, k]` weight rounded to bf16, in the order in which products read it: for 64 rows of the weight at a time,
+/// pairs of neighbouring inputs, `[pairs][VECTORS]` lines. Sixteen pairs of four lines are four tiles side by side, too.
+pub struct Panels {
+    lines: Vec<Line>,
+    n: usize,
+    k: usize,
+    amx: Option<Amx>,
+}
+
+impl Panels {
+    /// Packs a weight; `None` where the CPU lacks AVX-512 F, BW or BF16.
+    pub fn pack(w: &[f32], k: usize) -> Option<Self> {
+        let available = is_x86_feature_detected!("avx512bf16")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512f");
+        if !available {
+            return None;
+        }
+        let (n, pairs) = (w.len() / k, padded_pairs(k));
+        let mut lines = vec![Line([0; 16]); n.div_ceil(COLS) * pairs * VECTORS];
+        lines.par_chunks_mut(pairs * VECTORS).zip(w.par_chunks(COLS * k)).for_each(|(panel, rows)| {
+            // SAFETY: all three instruction sets were found on this CPU.
+            unsafe { pack_panel(panel, rows, k) };
+        });
+        Some(Self { lines, n, k, amx: Amx::detect() })
+    }
+
+    /// Rows of the weight.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Bytes of the packed weight.
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.lines.as_slice())
+    }
+
+    /// `x w^T` for `x: [m, k]`, rounded to bf16; returns `[m, n]` in f32.
+    pub fn matmul(&self, x: &[f32]) -> Vec<f32> {
+        let (m, n, k, pairs) = (x.len() / self.k, self.n, self.k, padded_pairs(self.k));
+        // A tile reads whole blocks of rows, the last filled up with zeros.
+        let mut rows = vec![0_u32; m.next_multiple_of(amx::ROWS) * pairs];
+        rows.par_chunks_mut(pairs).zip(x.par_chunks(k)).with_min_len(16).for_each(|(packed, row)| {
+            // SAFETY: a weight is packed only where all three instruction sets are.
+            unsafe { pack_row(packed, row) };
+        });
+        let mut out = vec![0.0_f32; m * n];
+        let panels = || self.lines.chunks_exact(pairs * VECTORS).zip((0..n).step_by(COLS));
+        if m > ROWS_PER_TASK {
+            let tasks = out.par_chunks_mut(ROWS_PER_TASK * n).zip(rows.par_chunks(ROWS_PER_TASK * pairs));
+            tasks.for_each(|(out, rows)| {
+                let tiles = self.amx.map(Amx::configure);
+                for start in (0..pairs).step_by(PAIRS) {
+                    for (panel, first) in panels() {
+                        let out = &mut out[first..];
+                        multiply(tiles.as_ref(), out, n, COLS.min(n - first), rows, panel, start);
+                    }
+                }
+            });
+            return out;
+        }
+        // Too few rows to share out: columns are, each task's in a buffer of its own.
+        let columns = self.lines.par_chunks_exact(pairs * VECTORS).map(|panel| {
+            let (tiles, mut columns) = (self.amx.map(Amx::configure), vec![0.0_f32; m * COLS]);
+            for start in (0..pairs).step_by(PAIRS) {
+                multiply(tiles.as_ref(), &mut columns, COLS, COLS, &rows, panel, start);
+            }
+            columns
+        });
+        for (columns, (_, first)) in columns.collect::<Vec<_>>().iter().zip(panels()) {
+            let width = COLS.min(n - first);
+            for (out, columns) in out.chunks_exact_mut(n).zip(columns.chunks_exact(COLS)) {
+                out[first..first + width].copy_from_slice(&columns[..width]);
+            }
+        }
+        out
+    }
+}
+
+/// Pairs of a row of `k` values, up to whole vectors of them.
+fn padded_pairs(k: usize) -> usize {
+    k.div_ceil(PACKED) * (PACKED / 2)
+}
+
+/// Adds the products of packed rows with one panel, of the [`PAIRS`] from `start` on, to the first `n_cols` of each `stride` values
+/// of `out`, which says how many rows there are.
+fn multiply(
+    tiles: Option<&amx::Tiles>,
+    out: &mut [f32],
+    stride: usize,
+    n_cols: usize,
+    rows: &[u32],
+    panel: &[Line],
+    start: usize,
+) {
+    let (panel, _) = panel.as_chunks::<VECTORS>();
+    let pairs = panel.len();
+    let panel = &panel[start..pairs.min(start + PAIRS)];
+    if let Some(tiles) = tiles {
+        for (out, rows) in out.chunks_mut(amx::ROWS * stride).zip(rows.chunks_exact(amx::ROWS * pairs)) {
+            multiply_tiles(tiles, out, stride, n_cols, &rows[start..], pairs, panel);
+        }
+        return;
+    }
+    for (out, rows) in out.chunks_mut(ROWS * stride).zip(rows.chunks(ROWS * pairs)) {
+        let n_rows = out.len().div_ceil(stride);
+        let row = |row: usize| &rows[row.min(n_rows - 1) * pairs + start..][..panel.len()];
+        // SAFETY: a panel is packed only where all three instruction sets are.
+        unsafe {
+            match n_rows {
+                1 => tile(out, stride, n_cols, n_rows, [row(0)], panel),
+                2 => tile(out, stride, n_cols, n_rows, [row(0), row(1)], panel),
+                3 | 4 => tile(out, stride, n_cols, n_rows, [row(0), row(1), row(2), row(3)], panel),
+                _ => tile(out, stride, n_cols, n_rows, [row(0), row(1), row(2), row(3), row(4), row(5)], panel),
+            }
+        }
+    }
+}
+
+/// [`multiply`] for up to 16 rows of `out`; `rows` are 16, `pairs` apart.
+fn multiply_tiles(
+    tiles: &amx::Tiles,
+    out: &mut [f32],
+    stride: usize,
+    n_cols: usize,
+    rows: &[u32],
+    pairs: usize,
+    panel: &[[Line; VECTORS]],
+) {
+    let n = panel.len() / amx::ROWS;
+    assert!(n > 0 && rows.len() >= (amx::ROWS - 1) * pairs + panel.len(), "rows do not fit a panel");
+    let products = |sums: *mut f32, stride: usize| {
+        let (x, w) = (rows.as_ptr(), panel.as_ptr().cast());
+        // SAFETY: `rows` were just found long enough, a panel is lines of 64 bytes, and either caller has 16 rows of 64 sums.
+        unsafe { tiles.multiply_bf16(x, pairs * size_of::<u32>(), w, n, sums, stride * size_of::<f32>()) };
+    };
+    if n_cols == COLS && out.len() >= (amx::ROWS - 1) * stride + COLS {
+        return products(out.as_mut_ptr(), stride);
+    }
+    let mut sums = [0.0_f32; amx::ROWS * COLS];
+    for (out, sums) in out.chunks(stride).zip(sums.as_chunks_mut::<COLS>().0) {
+        sums[..n_cols].copy_from_slice(&out[..n_cols]);
+    }
+    products(sums.as_mut_ptr(), COLS);
+    for (out, sums) in out.chunks_mut(stride).zip(sums.as_chunks::<COLS>().0) {
+        out[..n_cols].copy_from_slice(&sums[..n_cols]);
+    }
+}
+
+/// Packs neighbouring values, the first in the low half; an odd last value gets a zero beside it.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn pack_row(packed: &mut [u32], row: &[f32]) {
+    for (packed, start) in packed.chunks_mut(PACKED / 2).zip((0..row.len()).step_by(PACKED)) {
+        store(packed, pairs(row, start));
+    }
+}
+
+/// Up to [`COLS`] rows of `k` values as a panel `[k / 2][VECTORS]` of pairs; columns of missing rows are zero.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn pack_panel(panel: &mut [Line], rows: &[f32], k: usize) {
+    for (block, start) in panel.chunks_mut(PACKED / 2 * VECTORS).zip((0..k).step_by(PACKED)) {
+        for (vector, rows) in rows.chunks(16 * k).enumerate() {
+            // Not `array::from_fn`: compiled for the baseline, it would call its closure instead of containing it.
+            let mut by_row = [_mm512_setzero_si512(); 16];
+            for (vector, row) in by_row.iter_mut().zip(rows.chunks_exact(k)) {
+                *vector = pairs(row, start);
+            }
+            for (lines, by_pair) in block.chunks_exact_mut(VECTORS).zip(transposed(by_row)) {
+                store(&mut lines[vector].0, by_pair);
+            }
+        }
+    }
+}
+
+/// The [`PACKED`] values of `row` from `start` on, zeros beyond its end, rounded to 16 pairs.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn pairs(row: &[f32], start: usize) -> __m512i {
+    let left = (row.len() - start).min(PACKED);
+    let row = &row[start..];
+    // SAFETY: the masks admit only the `left` values that `row` has from here on.
+    let (low, high) = unsafe {
+        (
+            _mm512_maskz_loadu_ps(mask_of(left), row.as_ptr()),
+            _mm512_maskz_loadu_ps(mask_of(left.saturating_sub(16)), row.as_ptr().wrapping_add(16)),
+        )
+    };
+    // SAFETY: both types are 512 bits without a meaning of their own.
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
+}
+
+/// Stores the first words of a vector, as many as there is room for.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn store(to: &mut [u32], vector: __m512i) {
+    // SAFETY: the mask admits only the words that `to` has.
+    unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask_of(to.len()), vector) };
+}
+
+/// A 16 x 16 matrix of words, transposed: first inside quarters of four rows, then the quarters.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
+    let mut quarters = rows;
+    for (out, rows) in quarters.as_chunks_mut::<4>().0.iter_mut().zip(rows.as_chunks::<4>().0) {
+        let [a, b, c, d] = *rows;
+        let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+        *out = [
+            _mm512_unpacklo_epi64(ab_low, cd_low),
+            _mm512_unpackhi_epi64(ab_low, cd_low),
+            _mm512_unpacklo_epi64(ab_high, cd_high),
+            _mm512_unpackhi_epi64(ab_high, cd_high),
+        ];
+    }
+    // Vector `j` of each quarter now holds columns j, 4 + j, 8 + j and 12 + j, four words each.
+    let mut columns = rows;
+    for j in 0..4 {
+        let [a, b, c, d] = [0, 4, 8, 12].map(|quarter| quarters[quarter + j]);
+        let (ab_even, ab_odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+        let (cd_even, cd_odd) = (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
+        columns[j] = _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even);
+        columns[4 + j] = _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd);
+        columns[8 + j] = _mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even);
+        columns[12 + j] = _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd);
+    }
+    columns
+}
+
+/// A vector of 16 pairs.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn load(line: &Line) -> __m512bh {
+    // SAFETY: a line is 64 bytes, aligned to 64.
+    as_bf16(unsafe { _mm512_load_si512(line.0.as_ptr().cast()) })
+}
+
+/// 16 pairs under the name that the product wants.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn as_bf16(pairs: __m512i) -> __m512bh {
+    // SAFETY: both types are 512 bits without a meaning of their own.
+    unsafe { std::mem::transmute(pairs) }
+}
+
+/// Adds the products of packed rows with a part of a panel to the first `n_cols` of each `stride` values of `out`. The first
+/// `n_rows` of `rows` are stored.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn tile<const ROWS: usize>(
+    out: &mut [f32],
+    stride: usize,
+    n_cols: usize,
+    n_rows: usize,
+    rows: [&[u32]; ROWS],
+    panel: &[[Line; VECTORS]],
+) {
+    // Indices here and below, not iterators: where those are called and not contained, sums leave their registers: a build
+    // without optimisation across units took twelve times as long.
+    let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+    for row in 0..ROWS.min(n_rows) {
+        let out = &out[row * stride..][..n_cols];
+        for vector in 0..VECTORS {
+            let out = &out[n_cols.min(16 * vector)..];
+            // SAFETY: the mask admits only the values that are left.
+            sums[row][vector] = unsafe { _mm512_maskz_loadu_ps(mask_of(out.len()), out.as_ptr()) };
+        }
+    }
+    for pair_idx in 0..panel.len() {
+        let lines = &panel[pair_idx];
+        let columns = [load(&lines[0]), load(&lines[1]), load(&lines[2]), load(&lines[3])];
+        for row in 0..ROWS {
+            let pair = as_bf16(_mm512_set1_epi32(rows[row][pair_idx].cast_signed()));
+            for vector in 0..VECTORS {
+                sums[row][vector] = _mm512_dpbf16_ps(sums[row][vector], pair, columns[vector]);
+            }
+        }
+    }
+    for row in 0..ROWS.min(n_rows) {
+        let out = &mut out[row * stride..][..n_cols];
+        for vector in 0..VECTORS {
+            let out = &mut out[n_cols.min(16 * vector)..];
+            // SAFETY: the mask admits only the values that are left.
+            unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask_of(out.len()), sums[row][vector]) };
+        }
+    }
+}
+
+/// The first lanes of a vector, as many as there are values.
+#[inline(always)]
+fn mask_of(n: usize) -> u16 {
+    ((1_u32 << n.min(16)) - 1) as u16
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::host::bf16::rounded;
+
+    /// A product of rounded rows as tiles add it up: of each 32 inputs the even and the odd ones, then both, then all of them.
+    fn expected(x: &[f32], w: &[f32]) -> f32 {
+        let mut sum = 0.0_f32;
+        for (x, w) in x.chunks(PACKED).zip(w.chunks(PACKED)) {
+            let every_second = |first: usize| {
+                let pairs = x.iter().zip(w).skip(first).step_by(2);
+                pairs.fold(0.0_f32, |sum, (x, w)| x.mul_add(*w, sum))
+            };
+            sum += every_second(0) + every_second(1);
+        }
+        sum
+    }
+
+    #[test]
+    fn tiles_add_up_in_an_order_that_neither_rows_nor_threads_change() {
+        for (m, n, k) in
+            [(1, 1, 1), (1, 130, 64), (16, 64, 33), (17, 65, 33), (97, 130, 64), (5, 70, 2500), (103, 70, 2051)]
+        {
+            let value = |i: usize| ((i * 7919 + 13) % 1009) as f32 / 1009.0 - 0.5;
+            let x = rounded(&(0..m * k).map(value).collect::<Vec<_>>());
+            let w = rounded(&(0..n * k).map(|i| value(i + 5)).collect::<Vec<_>>());
+            let Some(panels) = Panels::pack(&w, k) else {
+                eprintln!("not run: this CPU has no AVX-512 BF16");
+                return;
+            };
+            let panels = Panels { amx: Some(Amx::for_tests()), ..panels };
+            let found = panels.matmul(&x);
+            for (row, found) in found.chunks(n).enumerate() {
+                for (col, found) in found.iter().enumerate() {
+                    let expected = expected(&x[row * k..][..k], &w[col * k..][..k]);
+                    assert!(*found == expected, "{m}x{k}x{n}, row {row}, column {col}: {found}, not {expected}");
+                }
+            }
+        }
+    }
+}
