@@ -5,6 +5,7 @@
 //! work is bounded, since a template is a stranger's program.
 
 mod bounded;
+mod sizes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -66,7 +67,7 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(DEPTH);
         environment.set_formatter(python_formatter);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        sizes::bound(&mut environment);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);

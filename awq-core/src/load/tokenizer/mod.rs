@@ -66,7 +66,7 @@ impl Tokenizer {
         if !file.exists()
             && let Some(tokenizer) = older_files::read(folder, config)?
         {
-            return Ok(tokenizer);
+            return tokenizer.with_plausible_ids();
         }
         let bytes = std::fs::read(&file).map_err(|source| LoadError::Open { file: file.clone(), source })?;
         let text = without_mark(&file, &bytes)?;
@@ -82,7 +82,19 @@ impl Tokenizer {
         let named_bos = named("bos_token")?;
         let bos = around.prefix.first().copied().or(named_bos).or(config.bos_id);
         let eos = named("eos_token")?.or(config.eos_ids.first().copied());
-        Ok(Self { inner, file, special: SpecialTokens { bos, eos, around }, sha256: sha256_hex(&bytes) })
+        let special = SpecialTokens { bos, eos, around };
+        Self { inner, file, special, sha256: sha256_hex(&bytes) }.with_plausible_ids()
+    }
+
+    /// Refuses ids that no vocabulary reaches: the library counts up to the highest where it writes one.
+    fn with_plausible_ids(self) -> Result<Self, LoadError> {
+        match self.vocab_size() {
+            size if size > MOST_TOKENS => {
+                let problem = format!("a token has the id {}; ids below {MOST_TOKENS} are read", size - 1);
+                Err(tokenizer_error(&self.file, problem))
+            }
+            _ => Ok(self),
+        }
     }
 
     /// Rebuilds the tokenizer that `file` describes in its metadata.
@@ -213,6 +225,9 @@ impl Tokenizer {
         &self.sha256
     }
 }
+
+/// Ids end below this. The largest vocabularies have some 10^5 tokens.
+const MOST_TOKENS: usize = 1 << 24;
 
 /// The id of the token that `names[key]` spells: a text, or an object with the text under `content`.
 fn named_token(inner: &tokenizers::Tokenizer, file: &Path, names: &Json, key: &str) -> Result<Option<u32>, LoadError> {

@@ -336,6 +336,19 @@ mod folders {
     }
 
     #[test]
+    fn ids_beyond_any_vocabulary_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for (id, expected) in [((1 << 24) - 1, None), (1 << 24, Some("id 16777216; ids below 16777216 are read"))] {
+            let model = format!(r#"{{"type": "WordLevel", "vocab": {{"<unk>": 0, "a": {id}}}, "unk_token": "<unk>"}}"#);
+            let file = format!(r#"{{"version": "1.0", "model": {model}, "added_tokens": []}}"#);
+            std::fs::write(folder.path().join("tokenizer.json"), file).unwrap();
+            let error = Tokenizer::from_folder(folder.path(), &config(None)).err().map(|error| error.to_string());
+            assert_eq!(error.is_some(), expected.is_some(), "{error:?}");
+            assert!(error.unwrap_or_default().contains(expected.unwrap_or_default()));
+        }
+    }
+
+    #[test]
     fn digest_is_sha256() {
         assert_eq!(sha256_hex(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
