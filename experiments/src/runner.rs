@@ -19,10 +19,11 @@ use crate::config::ExperimentSpec;
 use crate::data::Texts;
 use crate::device::{DeviceJob, run_on};
 use crate::files::{folder_of, sync_folder, write_durably};
+use crate::forecast::Rates;
 use crate::inputs;
 use crate::limit::MemoryLimit;
 use crate::need::{CalibrationSize, Need};
-use crate::plan::cost::Estimate;
+use crate::plan::cost::{ASSUMED_FLOPS, Estimate};
 use crate::plan::select::Shard;
 use crate::plan::{Cell, CellId, ModelPlan, Plan, passes};
 use crate::progress::Progress;
@@ -127,7 +128,9 @@ pub fn run(
     }
     let left = plan.cells().filter(|cell| !finished.contains(&cell.id()));
     let left = left.map(|cell| (cell.id(), Estimate::new(cell))).collect();
-    let sweep = Sweep::new(folder_of(file.path()).join(PROGRESS_FILE), plan.cells().count(), left);
+    let measured = Rates::kept(store.cache(), &options.device, options.threads).and_then(|rates| rates.flops());
+    let flops = measured.unwrap_or(ASSUMED_FLOPS);
+    let sweep = Sweep::new(folder_of(file.path()).join(PROGRESS_FILE), plan.cells().count(), left, flops);
     let progress = &progress.within(sweep.clone());
     for model in &plan.models {
         let cells: Vec<&Cell> = model.cells.iter().filter(|cell| !finished.contains(&cell.id())).collect();

@@ -116,6 +116,12 @@ impl Rates {
         Ok(rates)
     }
 
+    /// Floating-point operations a second of a forward pass in f32; `None` where it took no time.
+    pub fn flops(&self) -> Option<f64> {
+        let of_weight = self.forward.get(ScoringArithmetic::F32.name())?.first;
+        (of_weight > 0.0).then(|| 2.0 / of_weight)
+    }
+
     /// Seconds of `tokens` tokens, in sequences of `seq_len`, through a block.
     pub(super) fn forward(
         &self,
@@ -478,6 +484,8 @@ mod tests {
     fn rates_are_kept_for_one_machine_and_number_of_threads() {
         let cache = tempfile::tempdir().unwrap();
         let rates = Rates::made_up();
+        // Of 5e-12 s a weight.
+        assert_eq!(rates.flops(), Some(4e11));
         assert_eq!(Rates::kept(cache.path(), "flex", 2), None);
         let file = path(cache.path(), "flex", 2);
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();

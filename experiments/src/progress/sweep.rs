@@ -1,7 +1,7 @@
 //! [`Sweep`]: how far a whole run of an experiment is, for its lines and bars, and for whoever watches `progress.json`.
 //!
 //! The time left is the work left, as a plan estimates it, at the speed of the same kind of work in this run: quantizing and scoring
-//! are measured apart. Until a kind has begun its speed is the plan's assumption.
+//! are measured apart. Until a kind has begun its speed is what `plan --measure` found here, or else the plan's assumption.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::CellId;
-use crate::plan::cost::{ASSUMED_FLOPS, Estimate, Kind, duration};
+use crate::plan::cost::{Estimate, Kind, duration};
 
 /// File of a run that says how far it is.
 pub const PROGRESS_FILE: &str = "progress.json";
@@ -90,6 +90,8 @@ struct Inner {
     began: Instant,
     /// Work left of the cells that have not ended.
     left: BTreeMap<CellId, Estimate>,
+    /// Speed of a kind that has not begun, in floating-point operations a second.
+    flops: f64,
     n_cells: usize,
     n_on_record: usize,
     n_finished: usize,
@@ -114,8 +116,8 @@ struct Stage {
 }
 
 impl Sweep {
-    /// A run of `n_cells` cells, of which `left` have to be run; `file` is where its state goes.
-    pub(crate) fn new(file: PathBuf, n_cells: usize, left: BTreeMap<CellId, Estimate>) -> Arc<Self> {
+    /// A run of `n_cells` cells, of which `left` have to be run, at a speed of about `flops`; `file` is where its state goes.
+    pub(crate) fn new(file: PathBuf, n_cells: usize, left: BTreeMap<CellId, Estimate>, flops: f64) -> Arc<Self> {
         let inner = Inner {
             began: Instant::now(),
             n_cells,
@@ -124,6 +126,7 @@ impl Sweep {
             n_failed: 0,
             has_ended: false,
             left,
+            flops,
             spent: [(0.0, 0.0); 2],
             stage: None,
             label: String::new(),
@@ -267,7 +270,7 @@ impl Inner {
             work += done;
             seconds += stage.began.elapsed().as_secs_f64();
         }
-        let flops = if work > 0.0 && seconds > 0.0 { work / seconds } else { ASSUMED_FLOPS };
+        let flops = if work > 0.0 && seconds > 0.0 { work / seconds } else { self.flops };
         // The sum over nothing is -0.
         (left / flops).abs()
     }
@@ -292,7 +295,7 @@ mod tests {
     fn sweep(folder: &std::path::Path) -> Arc<Sweep> {
         let estimate = Estimate { quantize: 4e11, score: 2e11 };
         let left = ["a", "b"].map(|id| (CellId(id.into()), estimate));
-        Sweep::new(folder.join(PROGRESS_FILE), 3, left.into())
+        Sweep::new(folder.join(PROGRESS_FILE), 3, left.into(), 2e11)
     }
 
     fn written(folder: &std::path::Path) -> SweepState {
@@ -304,7 +307,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let sweep = sweep(folder.path());
         let ids = [CellId("a".into()), CellId("b".into())];
-        // Two of each at the assumed speed of 2e11 a second.
+        // Two of each at 2e11 a second.
         assert_eq!(written(folder.path()).left_seconds, 6.0);
         sweep.begin(Kind::Quantize, ids.to_vec(), 1);
         sweep.advance("quantize", 0.5);
