@@ -2,7 +2,7 @@
 
 use std::alloc::System;
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Once};
 use std::{fs, panic, thread};
 
 use awq_core::load::{Checkpoint, ModelConfig, Tokenizer};
@@ -19,18 +19,25 @@ static ALLOCATOR: Cap<System> = Cap::new(System, MAX_BYTES);
 const SEPARATOR: &[u8] = b"\n%%%%\n";
 
 static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
-    // libFuzzer's hook ends the process where a panic begins, even where the program makes an error of it, as it does of those of
-    // the tokenizers library, and of that of templates on its own thread.
-    let hook = panic::take_hook();
-    panic::set_hook(Box::new(move |panic| {
-        let is_in = |library: &str| panic.location().is_some_and(|location| location.file().contains(library));
-        let is_caught = is_in("/tokenizers-") || is_in("/minijinja-") && thread::current().name() == Some("template");
-        if !is_caught {
-            hook(panic);
-        }
-    }));
+    allow_panics_of_libraries();
     TempDir::new().expect("TMPDIR can be written")
 });
+
+/// libFuzzer's hook ends the process where a panic begins, even where the program makes an error of it, as it does of those of the
+/// tokenizers library, and of that of templates on its own thread.
+pub fn allow_panics_of_libraries() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let hook = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            let is_in = |library: &str| panic.location().is_some_and(|location| location.file().contains(library));
+            let is_caught = is_in("/tokenizers-") || is_in("/minijinja-") && thread::current().name() == Some("template");
+            if !is_caught {
+                hook(panic);
+            }
+        }));
+    });
+}
 
 /// Writes an input, cut at its separators, to files of these names, and returns their folder. Names without a part are absent.
 pub fn folder_of(input: &[u8], names: &[&str]) -> &'static Path {

@@ -13,7 +13,7 @@ use awq_core::rule::GridRule;
 use serde_json::Value as Json;
 
 use super::block::{self, HEAD, LOG_FILE, Part, StoredPart};
-use super::{BaseTensors, CodeStore, Question};
+use super::{BaseTensors, CodeStore, LOCK, Question};
 use crate::assets::{Partial, cannot_write};
 
 /// The codes of one question, block by block: those that are stored, from the first on.
@@ -26,7 +26,7 @@ pub struct Codes {
     blocks: Vec<StoredPart>,
     head: Option<StoredPart>,
     is_damaged: bool,
-    /// The folder, locked: no run drops it to make room while this one fills or reads it.
+    /// The folder's [`LOCK`], locked: no run drops it to make room while this one fills or reads it.
     hold: Option<File>,
 }
 
@@ -51,10 +51,13 @@ impl Codes {
         Ok(codes)
     }
 
-    /// Locks the folder, once it is there. Where a system locks no folders, open files are read though they are dropped.
+    /// Locks the folder, once it is there. Where a file system has no locks, open files are read though they are dropped.
     fn hold(&mut self) {
-        if self.hold.as_ref().is_none_or(|held| !is_same(held, &self.folder)) {
-            self.hold = File::open(&self.folder).ok().filter(|folder| folder.try_lock_shared().is_ok());
+        let lock = self.folder.join(LOCK);
+        if self.folder.is_dir() && self.hold.as_ref().is_none_or(|held| !is_same(held, &lock)) {
+            // NFS locks files alone, and for a run that drops them only those that are open for writing.
+            let file = File::options().read(true).write(true).create(true).truncate(false).open(lock);
+            self.hold = file.ok().filter(|file| file.try_lock_shared().is_ok());
         }
     }
 

@@ -25,6 +25,9 @@ use crate::assets::Partial;
 use crate::progress::Progress;
 use crate::unfinished::{self, Unfinished};
 
+/// The file of a folder that is locked while a run has its codes open.
+const LOCK: &str = "lock";
+
 /// Bytes of all stored codes together, unless [`LIMIT_VARIABLE`] says otherwise.
 const DEFAULT_LIMIT: u64 = 10 << 30;
 
@@ -161,7 +164,7 @@ impl CodeStore {
     }
 
     /// Drops what alone is larger than the limit, and then what was not used for longest, until the rest fits. Codes that any run has open
-    /// stay; where a system locks no folders they are dropped, and can still be read.
+    /// stay; where a file system has no locks they are dropped, and can still be read.
     pub fn trim(&self) {
         let mut kept: Vec<(SystemTime, u64, PathBuf)> = fs::read_dir(self.folder())
             .into_iter()
@@ -182,9 +185,9 @@ impl CodeStore {
                 break;
             }
             // Locked until it is gone.
-            let folder = fs::File::open(&path);
-            let is_open = |folder: &fs::File| matches!(folder.try_lock(), Err(TryLockError::WouldBlock));
-            if folder.as_ref().is_ok_and(is_open) {
+            let lock = fs::File::options().read(true).write(true).open(path.join(LOCK));
+            let is_open = |lock: &fs::File| matches!(lock.try_lock(), Err(TryLockError::WouldBlock));
+            if lock.as_ref().is_ok_and(is_open) {
                 // What is too large goes with its run, and takes no other's place until then.
                 total -= if bytes > self.limit_bytes { bytes } else { 0 };
                 continue;
