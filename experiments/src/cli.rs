@@ -251,7 +251,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Report { folder }) => {
-            write_report(&folder, &Progress::new(Style::detect(false)))?;
+            let progress = Progress::new(Style::detect(false));
+            devices::left_out(&folder).iter().for_each(|note| progress.note(note));
+            write_report(&folder, &progress)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Compact { folder }) => {
@@ -367,7 +369,7 @@ fn compact(folder: &Path) -> anyhow::Result<()> {
 fn verify_experiment(folder: &Path, machine: &MachineArgs, code: &GeneratedCodeArgs) -> anyhow::Result<ExitCode> {
     let spec = experiment_of(folder)?;
     let (records, notes) = record::read_records(folder)?;
-    notes.iter().for_each(|note| machine.progress().note(note));
+    notes.iter().chain(&devices::left_out(folder)).for_each(|note| machine.progress().note(note));
     let plan = Plan::new(&spec);
     let finished = verify::finished(&plan, &records);
     let Some(first) = finished.first() else {

@@ -96,6 +96,20 @@ pub(super) fn take_over(out: &Path, records: &mut RecordFile<StoredRecord>) -> a
     Ok(true)
 }
 
+/// That there are shares whose records are not in those of the whole yet.
+pub(super) fn left_out(out: &Path) -> Option<String> {
+    let folder = out.join(FOLDER);
+    let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+    let n = entries.filter(|entry| entry.path().join(StoredRecord::FILE).is_file()).count();
+    (n > 0).then(|| {
+        format!(
+            "what {n} share(s) in {} have measured is not counted here: a run takes it over at its end, and the next run what one that \
+             was killed has left",
+            folder.display()
+        )
+    })
+}
+
 impl Shares<'_> {
     /// Runs the cells of `plan` that `records` do not have, each share on its device, and takes over what they measured. The records
     /// with that, and the cells that were finished; what a share left undone is for the caller.

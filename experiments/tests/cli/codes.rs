@@ -1,5 +1,6 @@
 //! Smoke runs and the code store: what is quantized once is scored in any way, and stands nowhere else.
 
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -93,7 +94,10 @@ fn figures_of_an_earlier_report_are_removed() {
 /// Blocks that are stored of each quantization.
 fn stored_blocks(workshop: &Workshop) -> Vec<usize> {
     let folders = std::fs::read_dir(workshop.path("cache/codes")).into_iter().flatten().flatten();
-    folders.map(|folder| std::fs::read_dir(folder.path()).map_or(0, Iterator::count)).collect()
+    let n_blocks = |of: PathBuf| {
+        std::fs::read_dir(of).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()).count()
+    };
+    folders.map(|folder| n_blocks(folder.path())).collect()
 }
 
 /// Starts a run, and kills it as soon as `is_time`, said the blocks that are stored.
