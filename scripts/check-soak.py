@@ -6,7 +6,8 @@ experiment over and over, and of many processes, one after the other, that share
     scripts/check-soak.py --hours 6
 
 The pieces of work are those of check-faults.py; what each leaves must be what its first run left, byte for byte but for times. Prints
-two Markdown tables, each a tenth of the time a row; the exit code is 1 where a file differs, or is left over.
+two Markdown tables, each a tenth of the time a row; the exit code is 1 where a file differs or is left over, or where the last tenth has
+a tenth more of anything than the second.
 """
 
 import argparse
@@ -40,6 +41,18 @@ def table(head: list[str], rows: list[list[object]]) -> str:
     return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
 
 
+def part_of(elapsed: float, seconds: float) -> int:
+    """The tenth of the time; what ends a little later is in the last."""
+    return min(int(elapsed * PARTS / seconds), PARTS - 1)
+
+
+def grown(head: list[str], rows: list[list[object]]) -> list[str]:
+    """Columns behind the second whose last row is a tenth beyond their second one; at the beginning caches are filled."""
+    if len(rows) < 3:
+        return []
+    return [f"{name}: {rows[1][i]} first, {rows[-1][i]} at the end" for i, name in enumerate(head) if i > 1 and float(rows[-1][i]) > 1.1 * float(rows[1][i])]
+
+
 class OneProcess(threading.Thread):
     """The example at work, and what it said."""
 
@@ -69,7 +82,7 @@ class OneProcess(threading.Thread):
         """Of each part of the time: runs by its end, and the most that was held."""
         rows = []
         for part in range(PARTS):
-            held = [line for line in self.lines if part <= line[0] * PARTS / self.seconds < part + 1]
+            held = [line for line in self.lines if part_of(line[0], self.seconds) == part]
             if held:
                 most = [max(column) for column in zip(*held)]
                 rows.append([f"{most[0] / 3600:.2f}", f"{most[1]:,}", f"{most[2] / 1024:.1f}", most[3], most[4]])
@@ -86,9 +99,9 @@ class ManyProcesses:
         self.rounds: list[tuple[float, int, float, int]] = []
         self.wrong: list[str] = []
 
-    def run(self):
+    def run(self, has_failed):
         n_processes = 0
-        while (elapsed := time.monotonic() - self.began) < self.seconds:
+        while (elapsed := time.monotonic() - self.began) < self.seconds and not has_failed():
             most = 0
             for piece, folder in self.works:
                 most = max(most, self.work(piece, folder))
@@ -121,7 +134,7 @@ class ManyProcesses:
     def rows(self) -> list[list[object]]:
         rows = []
         for part in range(PARTS):
-            of_part = [row for row in self.rounds if part <= row[0] * PARTS / self.seconds < part + 1]
+            of_part = [row for row in self.rounds if part_of(row[0], self.seconds) == part]
             if of_part:
                 most = [max(column) for column in zip(*of_part)]
                 rows.append([f"{most[0] / 3600:.2f}", f"{most[1]:,}", f"{most[2]:.1f}", most[3]])
@@ -135,13 +148,16 @@ def main():
         workshop = Workshop(arguments.program, Path(scratch))
         one, many = OneProcess(arguments.soak, workshop, seconds), ManyProcesses(workshop, seconds)
         one.start()
-        many.run()
+        many.run(lambda: one.code != 0)
         one.join()
-        print(table(["hours", "experiments in one process", "MiB held", "open files", "threads"], one.rows()))
-        print(table(["hours", "processes", "MiB at their peak", "files kept"], many.rows()))
+        heads = [["hours", "experiments in one process", "MiB held", "open files", "threads"], ["hours", "processes", "MiB at their peak", "files kept"]]
         wrong = many.wrong + ([f"one process: exit code {one.code}: {one.said[-500:]}"] if one.code else [])
-        more = one.n_files() - one.files_before
-        print(f"{len(wrong)} wrong; {more} files more below the folder of the one process than before it")
+        for head, rows in zip(heads, (one.rows(), many.rows())):
+            print(table(head, rows))
+            wrong += grown(head, rows)
+        if more := one.n_files() - one.files_before:
+            wrong.append(f"one process: {more} files are left over")
+        print(f"{len(wrong)} wrong")
     
     sys.exit(1 if wrong else 0)
 

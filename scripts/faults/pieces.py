@@ -98,7 +98,7 @@ def comparable(path: Path) -> object:
 
 def finished(folder: Path) -> set[str]:
     """What is done, and must not be lost: cells on record, stored blocks, contents of the hub, the folder or file itself."""
-    done = {f"block {path.parent.name[:8]}/{path.name}" for path in folder.glob("cache/codes/*/*")}
+    done = {f"block {path.parent.name[:8]}/{path.name}" for path in folder.glob("cache/codes/*/*") if path.is_dir()}
     done |= {str(path.name) for path in folder.glob("hub/hub/*/blobs/*") if path.suffix != ".incomplete"}
     if (path := folder / "out/records.jsonl").exists():
         whole = path.read_bytes().rpartition(b"\n")[0]

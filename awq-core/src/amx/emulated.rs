@@ -31,7 +31,7 @@ pub(super) fn install() {
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = handle as *const () as usize;
-            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            action.sa_flags = libc::SA_SIGINFO;
             assert_eq!(libc::sigaction(libc::SIGILL, &raw const action, std::ptr::null_mut()), 0, "no handler");
         }
     });
@@ -67,7 +67,7 @@ unsafe fn execute(registers: &mut [greg_t; 23], tiles: &mut [Register; 8]) -> Op
     if operands >> 6 == 3 {
         match (opcode, prefix) {
             (0x49, 0) => *tiles = [Register { rows: 0, bytes_of_row: 0, content: [[0; ROW_BYTES]; ROWS] }; 8],
-            (0x49, 3) => tiles[reg].content = [[0; ROW_BYTES]; ROWS],
+            (0x49, 3) if tiles[reg].rows > 0 => tiles[reg].content = [[0; ROW_BYTES]; ROWS],
             (0x5c, 2) => multiply(tiles, [reg, rm, third], Product::Bf16)?,
             (0x5e, 2) => multiply(tiles, [reg, rm, third], Product::Bytes)?,
             _ => return None,
@@ -81,7 +81,7 @@ unsafe fn execute(registers: &mut [greg_t; 23], tiles: &mut [Register; 8]) -> Op
     unsafe {
         match (opcode, prefix) {
             (0x49, 0) => configure(tiles, place.start as *const u8)?,
-            (0x4b, 3) => {
+            (0x4b, 3) if tiles[reg].rows > 0 => {
                 let Register { rows, bytes_of_row, content } = &mut tiles[reg];
                 *content = [[0; ROW_BYTES]; ROWS];
                 for (row, content) in content.iter_mut().enumerate().take(*rows) {
@@ -89,7 +89,7 @@ unsafe fn execute(registers: &mut [greg_t; 23], tiles: &mut [Register; 8]) -> Op
                     from.copy_to_nonoverlapping(content.as_mut_ptr(), *bytes_of_row);
                 }
             }
-            (0x4b, 2) => {
+            (0x4b, 2) if tiles[reg].rows > 0 => {
                 let Register { rows, bytes_of_row, content } = &tiles[reg];
                 for (row, content) in content.iter().enumerate().take(*rows) {
                     let to = place.start.wrapping_add(row * place.stride) as *mut u8;

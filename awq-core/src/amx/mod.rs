@@ -1,6 +1,6 @@
 //! Tiles of AMX: eight registers of 16 rows of 64 bytes, and products of them. Rust's standard library does not offer these instructions
-//! yet, so they stand here as assembly. A tile that multiplies holds 16 rows of 64 bytes on its left side, and on its right for each 4
-//! bytes of these rows a row of 16 columns, 4 bytes each.
+//! yet, so they stand here as assembly. The left factor of a product is 16 rows of 64 bytes; row `k` of the right factor holds bytes `4 k`
+//! to `4 k + 3` of 16 columns.
 //!
 //! Where the CPU has no tiles, unit tests run with those of `emulated.rs`.
 
@@ -9,6 +9,7 @@ mod emulated;
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
@@ -56,13 +57,22 @@ impl Amx {
         })
     }
 
-    /// Gives this thread eight whole tiles, until the value is dropped.
-    pub(crate) fn configure(self) -> Tiles {
+    /// Gives this thread eight whole tiles, until the value is dropped. What runs in between must not hand work to other threads: one that
+    /// waits for it may take on work that configures tiles, too.
+    ///
+    /// # Panics
+    /// If this thread has them already.
+    pub(crate) fn configure(self) -> Configured {
         static WHOLE: Config = Config::whole();
+        assert!(!HAS_TILES.replace(true), "this thread has its tiles already");
         // SAFETY: `self` exists, so the CPU has the instruction; it reads 64 bytes.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE, options(nostack, preserves_flags, readonly)) };
-        Tiles { of_this_thread: PhantomData }
+        Configured { of_this_thread: PhantomData }
     }
+}
+
+thread_local! {
+    static HAS_TILES: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Bits of `edx` of leaf 7.
@@ -111,20 +121,21 @@ impl Config {
     }
 }
 
-/// Tiles that this thread can multiply with.
-pub(crate) struct Tiles {
+/// A thread's tiles, ready to multiply.
+pub(crate) struct Configured {
     /// Another thread has tiles of its own.
     of_this_thread: PhantomData<*mut ()>,
 }
 
-impl Drop for Tiles {
+impl Drop for Configured {
     fn drop(&mut self) {
+        HAS_TILES.set(false);
         // SAFETY: the value exists, so the CPU has the instruction.
         unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
     }
 }
 
-impl Tiles {
+impl Configured {
     /// `sums[i][j] = x[i] w[j]`, summed over as many tiles as each has; bytes of `x` are signed, those of `w` are not.
     ///
     /// # Panics
@@ -173,11 +184,13 @@ impl Tiles {
         }
     }
 
-    /// Adds the products of 16 rows of bf16 with `n` tiles' rows of four neighbouring tiles to four neighbouring tiles of f32.
+    /// Adds the products of 16 rows of `32 n` values with 64 columns to 16 rows of 64 sums; values are bf16, two in a word, sums f32.
     ///
     /// # Safety
-    /// Every row must hold what is read of it: of `x`, `x_stride` bytes apart, 64 bytes for each of `n` tiles; of `w` 256 bytes, 16 rows
-    /// for each of `n`; of `sums`, `sums_stride` bytes apart, 256 bytes, which are written as well. `n` must not be zero.
+    /// - `x` points to 16 rows that are `x_stride` bytes apart, and `64 n` bytes of each can be read;
+    /// - `w` points to `16 n` rows of 256 bytes, one after the other, that can be read: a pair of values of each of the columns;
+    /// - `sums` points to 16 rows that are `sums_stride` bytes apart, and 256 bytes of each can be read and written;
+    /// - `sums` has no byte in common with `x` or `w`, and `n` is not zero.
     pub(crate) unsafe fn multiply_bf16(
         &self,
         x: *const u32,
@@ -269,10 +282,18 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_may_configure_its_tiles_again() {
+    fn a_thread_has_its_tiles_once_at_a_time() {
         let amx = Amx::for_tests();
-        for _ in 0..3 {
-            std::thread::spawn(move || drop((amx.configure(), amx.configure()))).join().unwrap();
-        }
+        let work = move || {
+            for _ in 0..2 {
+                let tiles = amx.configure();
+                let mut sums = [[Sums::ZERO; 2]; 2];
+                tiles.multiply_bytes([&[bytes(1)], &[bytes(2)]], [&[bytes(3)], &[bytes(4)]], &mut sums);
+            }
+            let _tiles = amx.configure();
+            amx.configure();
+        };
+        let panic = std::thread::spawn(work).join().unwrap_err();
+        assert_eq!(panic.downcast_ref(), Some(&"this thread has its tiles already"));
     }
 }

@@ -136,12 +136,12 @@ pub struct Peak {
     pub int8: f64,
 }
 
-/// Work on data in registers; returns its operations.
-pub(super) type OnRegisters = fn() -> usize;
+/// Work on data in registers, or tiles in the first-level cache; returns its operations.
+pub(super) type Arithmetic = fn() -> usize;
 
-/// Measures the arithmetic of the best kernels' instructions on data in registers.
+/// Measures the arithmetic of the best kernels' instructions, without memory.
 pub fn peak() -> Peak {
-    let rate = |work: OnRegisters| {
+    let rate = |work: Arithmetic| {
         let rounds = (0..9).map(|_| {
             let start = Instant::now();
             let operations: usize = rayon::broadcast(|_| work()).into_iter().sum();

@@ -158,8 +158,8 @@ pub struct Kernel {
     pub activations: Activations,
     available: fn() -> bool,
     build: Build,
-    /// Work on registers by its instructions, see [`bench::peak`]: floats, bytes.
-    arithmetic: (bench::OnRegisters, bench::OnRegisters),
+    /// Work by its instructions, see [`bench::peak`]: floats, bytes.
+    arithmetic: (bench::Arithmetic, bench::Arithmetic),
 }
 
 /// Packs a weight; `None` where the CPU lacks an instruction.
@@ -223,14 +223,15 @@ impl Kernel {
     }
 
     const fn fused<L: Lanes>(name: &'static str, activations: Activations, build: Build) -> Self {
-        let arithmetic = (bench::multiply_floats::<L> as bench::OnRegisters, bench::multiply_bytes::<L> as _);
+        let arithmetic = (bench::multiply_floats::<L> as bench::Arithmetic, bench::multiply_bytes::<L> as _);
         Self { name, activations, available: || L::detect().is_some(), arithmetic, build }
     }
 
     /// By tiles, where rows are many.
     #[cfg(target_arch = "x86_64")]
     const fn tiled(name: &'static str, activations: Activations, build: Build) -> Self {
-        let arithmetic = (bench::multiply_floats::<avx512::Avx512> as bench::OnRegisters, tiled::multiply_tiles as _);
+        let arithmetic =
+            (bench::multiply_floats::<avx512::Avx512> as bench::Arithmetic, tiled::multiply_bytes_by_tiles as _);
         Self { name, activations, available: tiled::is_available, arithmetic, build }
     }
 

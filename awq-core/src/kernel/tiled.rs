@@ -29,8 +29,6 @@ const AT_ONCE: usize = 2;
 const DEEP: usize = SEGMENT / ROW_BYTES;
 /// Chunks of a tile.
 const CHUNKS: usize = ROW_BYTES / CHUNK;
-/// Most rows that codes are unpacked for at once: their activations stay in the second-level cache, their sums in the first.
-const MOST_ROWS: usize = 64;
 
 /// Whether this CPU has tiles.
 pub(super) fn is_available() -> bool {
@@ -59,8 +57,8 @@ impl Tiled {
     /// `PLANES` bytes an activation. A task is a group of rows, none of which depends on another.
     fn products<const PLANES: usize>(&self, x: &[f32], out: &mut [f32]) {
         let (lanes, tiles) = self.few.parts();
-        let of_thread = (x.len() / tiles.n_in).div_ceil(rayon::current_num_threads());
-        let n_at_once = MOST_ROWS.min(of_thread).next_multiple_of(rows_at_once::<PLANES>());
+        let n_at_once =
+            words::rows_of_group(x.len() / tiles.n_in, tiles.n_in).next_multiple_of(rows_at_once::<PLANES>());
         let tasks = out.par_chunks_mut(n_at_once * tiles.n_out).zip(x.par_chunks(n_at_once * tiles.n_in));
         tasks.for_each(|(out, x)| {
             let amx = self.amx;
@@ -131,7 +129,7 @@ impl<const BITS: usize, const PLANES: usize> Work for Group<'_, BITS, PLANES> {
                         let to = &mut codes[tile][chunk_idx / CHUNKS].0[chunk_idx % CHUNKS * QUADS..][..QUADS];
                         macro_rules! quad {
                             ($($quad:literal)*) => {$(
-                                store(&mut to[$quad], quad_codes::<Avx512, BITS>(lanes, &chunks[chunk_idx], $quad));
+                                store(lanes, &mut to[$quad], quad_codes::<Avx512, BITS>(lanes, &chunks[chunk_idx], $quad));
                             )*};
                         }
                         quad!(0 1 2 3 4 5 6 7);
@@ -144,9 +142,9 @@ impl<const BITS: usize, const PLANES: usize> Work for Group<'_, BITS, PLANES> {
                     for row in 0..rows_at_once::<PLANES>() {
                         let (row_scale, row_sum) = rows.scale_and_sum(segment_idx, first_row + row);
                         for tile in 0..AT_ONCE {
-                            let mut sum = floats(&sums[row / ROWS][tile].0[row % ROWS]);
+                            let mut sum = floats(lanes, &sums[row / ROWS][tile].0[row % ROWS]);
                             if PLANES == 2 {
-                                let low = floats(&sums[1][tile].0[row]);
+                                let low = floats(lanes, &sums[1][tile].0[row]);
                                 sum = lanes.mul_add(sum, lanes.splat(256.0), low);
                             }
                             let (scale, zero_point) = params_of[tile];
@@ -176,15 +174,15 @@ impl<const BITS: usize, const PLANES: usize> Work for Group<'_, BITS, PLANES> {
 
 /// Writes the codes of a quad.
 #[inline(always)]
-fn store(row: &mut [u8; ROW_BYTES], codes: __m512i) {
-    // SAFETY: whoever has such codes has the instruction; a row is 64 bytes.
+fn store(_: Avx512, row: &mut [u8; ROW_BYTES], codes: __m512i) {
+    // SAFETY: the first argument exists, so the CPU has the instruction; a row is 64 bytes.
     unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), codes) }
 }
 
 /// Sums of a row as floats.
 #[inline(always)]
-fn floats(sums: &[i32; ROWS]) -> __m512 {
-    // SAFETY: whoever has tiles has the instructions; a row is 64 bytes.
+fn floats(_: Avx512, sums: &[i32; ROWS]) -> __m512 {
+    // SAFETY: the first argument exists, so the CPU has the instructions; a row is 64 bytes.
     unsafe { _mm512_cvtepi32_ps(_mm512_loadu_si512(sums.as_ptr().cast())) }
 }
 
@@ -261,8 +259,8 @@ impl<const PLANES: usize> Rows<PLANES> {
     }
 }
 
-/// Multiplications of bytes by tiles, which stay in the first-level cache; returns the operations.
-pub(super) fn multiply_tiles() -> usize {
+/// Multiplications of bytes by tiles, for [`super::bench::peak`].
+pub(super) fn multiply_bytes_by_tiles() -> usize {
     const N_PRODUCTS: usize = 2_000;
     let Some(amx) = Amx::detect() else { return 0 };
     let (registers, tiles) = (amx.configure(), [Tile([[1; ROW_BYTES]; ROWS]); 8]);
@@ -295,7 +293,8 @@ mod tests {
             n_in,
             grid,
             codes: codes(n_out * n_in),
-            scale: (0..n_groups).map(|i| 0.01 + value(i) / 100.0).collect(),
+            // Scales that are f16 are stored so.
+            scale: (0..n_groups).map(|i| if bits % 2 == 0 { 0.0625 } else { 0.01 + value(i) / 100.0 }).collect(),
             zero_point: ZeroPoints::Codes(codes(n_groups)),
             transform: WeightTransform::Identity,
         }

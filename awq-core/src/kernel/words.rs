@@ -31,17 +31,20 @@ const BYTES_OF_ROWS: usize = 1 << 19;
 /// Most rows whose sums are in registers at a time.
 const MOST_ROWS_AT_ONCE: usize = 8;
 
-/// Whether [`multiply`] is the faster one for so many rows.
+/// Whether [`multiply`] is the faster one for so many rows. Tiles take over from as many; where they would pay has not been measured.
 pub(super) fn pays(n_rows: usize) -> bool {
     n_rows / rayon::current_num_threads() >= ROWS_OF_A_THREAD
 }
 
+/// Rows of a group: as many as fit, on all threads.
+pub(super) fn rows_of_group(n_rows: usize, n_in: usize) -> usize {
+    let fitting = (BYTES_OF_ROWS / (2 * n_in)).clamp(ROWS_OF_A_THREAD, MOST_ROWS);
+    fitting.min(n_rows.div_ceil(rayon::current_num_threads()))
+}
+
 /// `out = x w^T` for `x: [n, in]` and `out: [n, out]`. A task is a group of rows, none of which depends on another.
 pub(super) fn multiply<L: WordLanes>(lanes: L, tiles: &Tiles, x: &[f32], out: &mut [f32]) {
-    let n_rows = x.len() / tiles.n_in;
-    let of_thread = n_rows.div_ceil(rayon::current_num_threads());
-    let fitting = (BYTES_OF_ROWS / (2 * tiles.n_in)).clamp(ROWS_OF_A_THREAD, MOST_ROWS);
-    let n_at_once = fitting.min(of_thread).next_multiple_of(MOST_ROWS_AT_ONCE);
+    let n_at_once = rows_of_group(x.len() / tiles.n_in, tiles.n_in).next_multiple_of(MOST_ROWS_AT_ONCE);
     let tasks = out.par_chunks_mut(n_at_once * tiles.n_out).zip(x.par_chunks(n_at_once * tiles.n_in));
     tasks.for_each(|(out, x)| {
         with_bits!(tiles.bits, BITS => lanes.vectorize(Group::<L, BITS> { lanes, tiles, x, out }));

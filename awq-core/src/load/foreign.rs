@@ -154,7 +154,10 @@ pub(super) fn described(settings: &Json, key: &str) -> String {
         Json::Array(tools) => tools.iter().map(text).collect::<Vec<_>>().join(", "),
         one => text(one),
     });
+    // AutoRound writes in other tools' layouts, too.
+    let by_auto_round = settings["autoround_version"].as_str().map(|version| format!("auto-round {version}"));
     let by_method = match method {
+        _ if by_auto_round.is_some() => by_auto_round,
         // AutoAWQ's is the only configuration that names its kernel's layout so.
         "awq" if settings["version"].is_string() => Some("AutoAWQ".to_owned()),
         "auto-round" | "intel/auto-round" => tool.clone().map(|version| format!("auto-round {version}")),
@@ -183,6 +186,14 @@ mod tests {
             (
                 json!({ "quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": true }),
                 "awq: bits 4, group size 128, version gemm (by AutoAWQ)",
+            ),
+            (
+                json!({ "quant_method": "awq", "bits": 4, "version": "gemm", "autoround_version": "0.16.1" }),
+                "awq: bits 4, version gemm (by auto-round 0.16.1)",
+            ),
+            (
+                json!({ "quant_method": "gptq", "bits": 4, "sym": true, "autoround_version": "0.16.1" }),
+                "gptq: bits 4, symmetric true (by auto-round 0.16.1)",
             ),
             (
                 json!({ "quant_method": "gptq", "bits": 4, "group_size": 64, "meta": { "quantizer": ["gptqmodel:7.7.0"] } }),

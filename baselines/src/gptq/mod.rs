@@ -63,7 +63,7 @@ pub use self::range::{MseSearch, RangeSearch};
 use self::solver::{Groups, Solver};
 use crate::gptaq::Drift;
 use crate::hessian::{Damped, Hessian};
-use crate::linalg::inverse_factor;
+use crate::linalg::{inverse_factor, shares};
 
 /// GPTQ and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -196,17 +196,20 @@ impl<B: QuantBackend> QuantMethod<B> for Gptq {
 /// Parts of the work on a linear, about.
 struct Shares {
     factor: f64,
+    corrections: f64,
     round: f64,
     losses: f64,
 }
 
 impl Shares {
     /// In multiplications over `n_in^2`: a factor in f64 takes as long as twice as many in f32, and is made once for linears that share
-    /// their input.
-    fn of(n_out: usize, n_in: usize) -> Self {
-        let (factor, round, losses) = (2.0 * n_in as f64 / 3.0, n_out as f64 / 2.0, 2.0 * n_out as f64);
-        let all = factor + round + losses;
-        Self { factor: factor / all, round: round / all, losses: losses / all }
+    /// their input; corrections are two products, and as much again while columns are rounded.
+    fn of(n_out: usize, n_in: usize, has_corrections: bool) -> Self {
+        let (n_out, n_in) = (n_out as f64, n_in as f64);
+        let (corrections, times) = if has_corrections { (2.0 * n_in, 2.0) } else { (0.0, 1.0) };
+        let [factor, corrections, round, losses] =
+            shares([2.0 * n_in / 3.0, corrections, times * n_out / 2.0, 2.0 * n_out]);
+        Self { factor, corrections, round, losses }
     }
 }
 
@@ -254,12 +257,13 @@ impl Gptq {
             return Nearest.quantize_linear(ctx);
         }
         let hessian = Hessian::of(ctx, self.hessian)?;
-        let shares = Shares::of(weight.len() / hessian.n.max(1), hessian.n);
+        let shares = Shares::of(weight.len() / hessian.n.max(1), hessian.n, drift.is_some());
         let part = Part::new(ctx.listener, shares.factor);
         let factored = self.factored(ctx, &hessian, &|share| part.tell(share))?;
         part.finish();
         let Factored { order, factor, .. } = factored.as_ref();
         let corrections = drift.map(|drift| drift.corrections(order, factor));
+        (ctx.listener)(shares.corrections);
         let ordered = Ordered { order, factor, corrections: corrections.as_deref() };
         let round = |share: f64| (ctx.listener)(shares.round * share);
         let quantized = self.round(&weight, &hessian, &ordered, ctx.grid, &round);

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::columns::Columns;
 use super::{Gptq, GroupGrid, Ordered, RangeSearch};
-use crate::linalg::{ROWS_PER_TASK, ROWS_PER_WORD, subtract_product};
+use crate::linalg::{ROWS_PER_TASK, rows_per_word, subtract_product};
 
 /// Where scale and zero point of a column come from.
 pub(super) enum Groups {
@@ -65,8 +65,9 @@ impl<'a> Solver<'a> {
             Groups::Fixed { params, .. } => params.clone(),
             Groups::Following { .. } => vec![GroupParams { scale: 1.0, zero_point: 0.0 }; n_out * n_groups],
         };
-        let rows = weight.chunks_mut(ROWS_PER_WORD * n_in).zip(codes.chunks_mut(ROWS_PER_WORD * n_in));
-        for ((weight, codes), params) in rows.zip(params.chunks_mut(ROWS_PER_WORD * n_groups)) {
+        let at_once = rows_per_word();
+        let rows = weight.chunks_mut(at_once * n_in).zip(codes.chunks_mut(at_once * n_in));
+        for ((weight, codes), params) in rows.zip(params.chunks_mut(at_once * n_groups)) {
             let share = (weight.len() / n_in) as f64 / n_out as f64;
             let rows = weight.par_chunks_mut(ROWS_PER_TASK * n_in).zip(codes.par_chunks_mut(ROWS_PER_TASK * n_in));
             rows.zip(params.par_chunks_mut(ROWS_PER_TASK * n_groups)).for_each(|((weight, codes), params)| {

@@ -30,8 +30,8 @@ pub(crate) fn inverse_factor(
     listener: &Listener<'_>,
 ) -> Option<Vec<f32>> {
     match precision {
-        Precision::F32 => inverse_factor_in::<f32>(h, n, listener),
-        Precision::F64 => inverse_factor_in::<f64>(h, n, listener),
+        Precision::F32 => inverse_factor_in::<f32>(h, n, &STEPS, listener),
+        Precision::F64 => inverse_factor_in::<f64>(h, n, &STEPS, listener),
     }
 }
 
@@ -41,11 +41,11 @@ pub(crate) type Entries<'a> = dyn Fn(usize, usize) -> f64 + Sync + 'a;
 /// Multiplications of a factorisation, and of an inversion: an `n^3` share.
 const MULTIPLICATIONS: f64 = 1.0 / 6.0;
 
-fn inverse_factor_in<T: Float>(h: &Entries<'_>, n: usize, listener: &Listener<'_>) -> Option<Vec<f32>> {
+fn inverse_factor_in<T: Float>(h: &Entries<'_>, n: usize, steps: &Steps, listener: &Listener<'_>) -> Option<Vec<f32>> {
     let done = |multiplications: f64| listener(multiplications / (2.0 * MULTIPLICATIONS * cube(n)));
     // Row `i` of the reversed matrix is row `n - 1 - i`, so that its lower factor is the wanted upper one, reversed.
-    let mut lower = cholesky_lower(n, &|i, j| T::narrow(h(n - 1 - i, n - 1 - j)), &done)?;
-    invert_lower_in_place(MatMut::from_column_major_slice_mut(&mut lower, n, n), &done);
+    let mut lower = cholesky_lower(n, &|i, j| T::narrow(h(n - 1 - i, n - 1 - j)), steps, &done)?;
+    invert_lower_in_place(MatMut::from_column_major_slice_mut(&mut lower, n, n), steps, &done);
     let inverse = lower;
     upper_rows(n, &|i, j| inverse[(n - 1 - j) * n + n - 1 - i].to_f32())
 }
@@ -57,15 +57,23 @@ fn cube(n: usize) -> f64 {
 /// Is told of multiplications that are done.
 type Done<'a> = dyn Fn(f64) + 'a;
 
-/// Matrices up to this size are multiplied and factored as a whole: seconds on a single core.
-const MOST_AT_ONCE: usize = 4096;
-/// Rows or columns of larger ones that are treated in one go.
-const OF_LARGE: usize = 1024;
+/// How large matrices are taken.
+struct Steps {
+    /// Up to this size as a whole.
+    most_at_once: usize,
+    /// Larger ones so many rows or columns at a time.
+    of_larger: usize,
+}
 
-/// The `len` rows or columns of a part of an `[n, n]` matrix, cut into what is treated in one go.
-fn pieces(n: usize, len: usize) -> impl Iterator<Item = Range<usize>> {
-    let step = if n <= MOST_AT_ONCE { len.max(1) } else { OF_LARGE };
-    (0..len).step_by(step).map(move |start| start..(start + step).min(len))
+/// Each is seconds on a single core.
+const STEPS: Steps = Steps { most_at_once: 4096, of_larger: 1024 };
+
+impl Steps {
+    /// The `len` rows or columns of a part of an `[n, n]` matrix, cut into what is taken at a time.
+    fn of(&self, n: usize, len: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let step = if n <= self.most_at_once { len.max(1) } else { self.of_larger };
+        (0..len).step_by(step).map(move |start| start..(start + step).min(len))
+    }
 }
 
 /// Rows of a triangular matrix that are inverted beside it, in one go.
@@ -73,7 +81,7 @@ const ROWS_INVERTED_APART: usize = 64;
 
 /// Puts its inverse in place of the lower triangular matrix in the lower triangle of `matrix`; what is above is left alone. With
 /// halves `[[A, 0], [B, C]]` it is `[[A^-1, 0], [-C^-1 B A^-1, C^-1]]`, and no more than a copy of `B` is beside it.
-fn invert_lower_in_place<T: Float>(matrix: MatMut<'_, T>, done: &Done<'_>) {
+fn invert_lower_in_place<T: Float>(matrix: MatMut<'_, T>, steps: &Steps, done: &Done<'_>) {
     let n = matrix.nrows();
     if n <= ROWS_INVERTED_APART {
         let mut inverse = Mat::<T>::zeros(n, n);
@@ -84,10 +92,10 @@ fn invert_lower_in_place<T: Float>(matrix: MatMut<'_, T>, done: &Done<'_>) {
     }
     let middle = n / 2;
     let (mut a, _, mut b, c) = matrix.split_at_mut(middle, middle);
-    invert_lower_in_place(a.rb_mut(), done);
+    invert_lower_in_place(a.rb_mut(), steps, done);
     let before = b.to_owned();
     let parallelism = Par::rayon(0);
-    for rows in pieces(n, n - middle) {
+    for rows in steps.of(n, n - middle) {
         triangular::matmul(
             b.rb_mut().subrows_mut(rows.start, rows.len()),
             BlockStructure::Rectangular,
@@ -102,31 +110,37 @@ fn invert_lower_in_place<T: Float>(matrix: MatMut<'_, T>, done: &Done<'_>) {
         done(rows.len() as f64 * (middle as f64).powi(2) / 2.0);
     }
     drop(before);
-    for columns in pieces(n, middle) {
+    for columns in steps.of(n, middle) {
         let columns_of_b = b.rb_mut().subcols_mut(columns.start, columns.len());
         solve_lower_triangular_in_place(c.as_ref(), columns_of_b, parallelism);
         done(columns.len() as f64 * ((n - middle) as f64).powi(2) / 2.0);
     }
-    invert_lower_in_place(c, done);
+    invert_lower_in_place(c, steps, done);
 }
 
 /// The unit lower triangular `L`, row-major, with `H = L D L^T` and a diagonal `D`, the diagonal of ones left out (QuIP's
 /// feedback matrix); `None` where `H` is not positive definite.
 pub(crate) fn ldl_feedback(h: &Entries<'_>, n: usize, listener: &Listener<'_>) -> Option<Vec<f32>> {
-    let lower = cholesky_lower(n, h, &|multiplications| listener(multiplications / (MULTIPLICATIONS * cube(n))))?;
+    let done = |multiplications: f64| listener(multiplications / (MULTIPLICATIONS * cube(n)));
+    let lower = cholesky_lower(n, h, &STEPS, &done)?;
     let entry = |i: usize, j: usize| if j < i { (lower[j * n + i] / lower[j * n + j]) as f32 } else { 0.0 };
     let feedback: Vec<f32> = (0..n * n).map(|at| entry(at / n, at % n)).collect();
     feedback.iter().all(|entry| entry.is_finite()).then_some(feedback)
 }
 
 /// The lower Cholesky factor, column-major `[n, n]`; what is above it means nothing.
-fn cholesky_lower<T: Float>(n: usize, h: &(dyn Fn(usize, usize) -> T + Sync), done: &Done<'_>) -> Option<Vec<T>> {
+fn cholesky_lower<T: Float>(
+    n: usize,
+    h: &(dyn Fn(usize, usize) -> T + Sync),
+    steps: &Steps,
+    done: &Done<'_>,
+) -> Option<Vec<T>> {
     let mut lower = vec![T::narrow(0.0); n * n];
     let columns = lower.par_chunks_mut(n.max(1)).with_min_len(ROWS_PER_TASK).enumerate();
     columns.for_each(|(j, column)| column.iter_mut().enumerate().for_each(|(i, entry)| *entry = h(i, j)));
     let parallelism = Par::rayon(0);
     let mut matrix = MatMut::from_column_major_slice_mut(&mut lower, n, n);
-    for columns in pieces(n, n) {
+    for columns in steps.of(n, n) {
         let (_, _, before, rest) = matrix.rb_mut().split_at_mut(columns.start, columns.start);
         let mut panel = rest.subcols_mut(0, columns.len());
         if columns.start > 0 {
@@ -257,7 +271,7 @@ mod tests {
             };
             let lower = Mat::from_fn(n, n, entry);
             let mut found = lower.clone();
-            invert_lower_in_place(found.as_mut(), &|_| {});
+            invert_lower_in_place(found.as_mut(), &STEPS, &|_| {});
             let mut expected = Mat::<f64>::zeros(n, n);
             invert_lower_triangular(expected.as_mut(), lower.as_ref(), Par::Seq);
             for j in 0..n {
@@ -289,38 +303,34 @@ mod tests {
         }
     }
 
-    /// A matrix that is treated in steps: they make the whole, and the factor is one.
+    /// Steps that end inside and outside of halves, and one that is narrower than the others.
     #[test]
-    fn a_large_matrix_is_factored_in_steps_that_are_told_of() {
-        let n = MOST_AT_ONCE + 104;
-        // Positive definite, as the diagonal outweighs a row; a row of it is 1 at a few neighbours.
-        let h = |i: usize, j: usize| match i.abs_diff(j) {
-            0 => 9.0,
-            distance if distance <= 3 => 1.0,
-            _ => 0.0,
+    fn a_factor_made_in_steps_is_the_one_made_at_once_and_the_steps_make_the_whole() {
+        const N: usize = 200;
+        let h = |i: usize, j: usize| {
+            let (i, j) = (i.min(j), i.max(j));
+            if i == j { N as f64 } else { ((i * 31 + j * 17) % 23) as f64 / 23.0 }
         };
-        let factor = |threads| {
-            on_threads(threads, || {
-                let told = RefCell::new(Vec::new());
-                let factor = inverse_factor(&h, n, Precision::F32, &|share| told.borrow_mut().push(share)).unwrap();
-                (factor, told.into_inner())
-            })
+        let in_steps = Steps { most_at_once: 64, of_larger: 48 };
+        let told = |steps: &Steps| {
+            let told = RefCell::new(Vec::new());
+            inverse_factor_in::<f32>(&h, N, steps, &|share| told.borrow_mut().push(share)).unwrap();
+            told.into_inner()
         };
-        let (u, told) = factor(2);
-        assert!((told.iter().sum::<f64>() - 1.0).abs() < 1e-3, "{}", told.iter().sum::<f64>());
-        let largest = told.iter().copied().fold(0.0, f64::max);
-        assert!(largest < 0.2, "a step is {largest} of all");
-        assert!(u == factor(1).0);
-        // Column `j` of U H U^T is that of the identity: rows of U and of H are short.
-        for j in [0, 1000, 1024, 2099, n - 1] {
-            for i in (0..n).step_by(37).chain([j]) {
-                let row = |i: usize, k: usize| f64::from(u[i * n + k]);
-                let through =
-                    |k: usize| (k.saturating_sub(3)..(k + 4).min(n)).map(|l| h(k, l) * row(j, l)).sum::<f64>();
-                let entry = (i..n).map(|k| row(i, k) * through(k)).sum::<f64>();
-                let expected = if i == j { 1.0 } else { 0.0 };
-                assert!((entry - expected).abs() < 1e-4, "entry {i}, {j}: {entry}");
-            }
+        let (few, many) = (told(&STEPS), told(&in_steps));
+        assert!(few.len() < many.len());
+        for told in [few, many] {
+            assert!((told.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{told:?}");
         }
+        fn differ<T: Float>(h: &Entries<'_>, in_steps: &Steps) -> f64 {
+            let factor = |threads, steps| on_threads(threads, || inverse_factor_in::<T>(h, N, steps, &|_| {}).unwrap());
+            let (found, expected) = (factor(1, in_steps), factor(1, &STEPS));
+            assert!(found == factor(2, in_steps) && found == factor(3, in_steps));
+            let difference = found.iter().zip(&expected).map(|(a, b)| f64::from(a - b).abs());
+            let largest = expected.iter().map(|entry| f64::from(entry.abs())).fold(0.0, f64::max);
+            difference.fold(0.0, f64::max) / largest
+        }
+        assert!(differ::<f64>(&h, &in_steps) < 1e-7);
+        assert!(differ::<f32>(&h, &in_steps) < 1e-5);
     }
 }

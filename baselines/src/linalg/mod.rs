@@ -12,8 +12,18 @@ pub(crate) use factor::{inverse_factor, ldl_feedback};
 
 /// Rows that one task treats.
 pub(crate) const ROWS_PER_TASK: usize = 32;
-/// Rows between two words of progress: some seconds at the widest linears of a 70B model, tasks for many threads at once.
-pub(crate) const ROWS_PER_WORD: usize = 32 * ROWS_PER_TASK;
+
+/// Rows between two words of progress: on few threads some seconds at the widest linears of a 70B model, on many enough tasks for all.
+/// No bit depends on it.
+pub(crate) fn rows_per_word() -> usize {
+    ROWS_PER_TASK * (4 * rayon::current_num_threads()).max(32)
+}
+
+/// Parts of a work as shares of it.
+pub(crate) fn shares<const N: usize>(parts: [f64; N]) -> [f64; N] {
+    let all: f64 = parts.iter().sum();
+    parts.map(|part| part / all)
+}
 
 /// `tr(D G D^T) / n_out` for `D: [n_out, n_in]` and a symmetric `G: [n_in, n_in]`, both row-major: with `G = X^T X / n_tokens`
 /// the mean squared error of the linear's outputs when its weight is off by `D`.
@@ -27,7 +37,7 @@ pub(crate) fn output_loss(delta: &[f32], gram: &[f32], n_in: usize, listener: &L
         product.iter().zip(delta).map(|(&p, &d)| f64::from(p) * f64::from(d)).sum()
     };
     let mut sums: Vec<f64> = Vec::new();
-    for rows in delta.chunks(ROWS_PER_WORD * n_in) {
+    for rows in delta.chunks(rows_per_word() * n_in) {
         sums.par_extend(rows.par_chunks(ROWS_PER_TASK * n_in).map(of_task));
         listener(rows.len() as f64 / delta.len() as f64);
     }

@@ -47,7 +47,7 @@ use serde::{Deserialize, Serialize};
 use self::incoherence::Incoherent;
 use self::rounding::Rounding;
 use crate::hessian::{Damped, Hessian};
-use crate::linalg::ldl_feedback;
+use crate::linalg::{ldl_feedback, shares};
 
 /// QuIP and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -225,9 +225,9 @@ impl Quip {
             QuipRounding::LdlqRg(GreedyPasses { n_passes }) => n_passes.get(),
         };
         let (n_out, n_in) = (n_out as f64, n_in as f64);
-        let (factor, round, passes, losses) = (n_in / 3.0, n_out / 2.0, f64::from(n_passes) * n_out, 2.0 * n_out);
-        let all = factor + round + passes + losses;
-        Shares { factor: factor / all, round: round / all, passes: passes / all, losses: losses / all }
+        let parts = [n_in / 3.0, n_out / 2.0, f64::from(n_passes) * n_out, 2.0 * n_out];
+        let [factor, round, passes, losses] = shares(parts);
+        Shares { factor, round, passes, losses }
     }
 
     fn round<B: QuantBackend>(
@@ -249,6 +249,7 @@ impl Quip {
             feedback.map(|feedback| (h.matrix(), feedback))
         };
         let (damped, feedback) = hessian.damped(ctx, &order, self.damp, notes, factor)?;
+        part.finish();
         let (grid, params) = self.grid_params(&weight, n_in, ctx.grid);
         let groups = grid.granularity.groups(weight.len() / n_in, n_in);
         let weight = match self.grid {

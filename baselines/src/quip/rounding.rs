@@ -4,7 +4,7 @@ use awq_core::grid::{Grid, GroupParams, Groups};
 use awq_core::progress::Listener;
 use rayon::prelude::*;
 
-use crate::linalg::{ROWS_PER_TASK, ROWS_PER_WORD, subtract_product};
+use crate::linalg::{ROWS_PER_TASK, rows_per_word, subtract_product};
 
 /// Columns whose errors are kept back and applied to the rest in one product.
 const BLOCK: usize = 128;
@@ -59,12 +59,12 @@ impl Rounding<'_> {
         listener: &Listener<'_>,
         work: impl Fn(usize, &[f32], &mut [u8]) + Sync,
     ) {
-        let n = self.order.len();
-        let pieces = weight.chunks(ROWS_PER_WORD * n).zip(codes.chunks_mut(ROWS_PER_WORD * n));
+        let (n, at_once) = (self.order.len(), rows_per_word());
+        let pieces = weight.chunks(at_once * n).zip(codes.chunks_mut(at_once * n));
         for (piece_idx, (piece, codes)) in pieces.enumerate() {
             let tasks = piece.par_chunks(ROWS_PER_TASK * n).zip(codes.par_chunks_mut(ROWS_PER_TASK * n));
             tasks.enumerate().for_each(|(task, (weight, codes))| {
-                work(piece_idx * ROWS_PER_WORD + task * ROWS_PER_TASK, weight, codes);
+                work(piece_idx * at_once + task * ROWS_PER_TASK, weight, codes);
             });
             listener(piece.len() as f64 / weight.len() as f64);
         }

@@ -96,15 +96,20 @@ pub(super) fn take_over(out: &Path, records: &mut RecordFile<StoredRecord>) -> a
     Ok(true)
 }
 
-/// That there are shares whose records are not in those of the whole yet.
+/// How many cells only shares have on record, in words; nothing where there are none. What cannot be read is for those who take it over.
 pub(super) fn left_out(out: &Path) -> Option<String> {
+    let finished = |folder: &Path| -> BTreeSet<CellId> {
+        let (records, _) = read_records::<StoredRecord>(folder).unwrap_or_default();
+        let done = records.into_iter().filter(|record| matches!(record.outcome, Outcome::Done(_)));
+        done.map(|record| record.cell_id).collect()
+    };
     let folder = out.join(FOLDER);
-    let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
-    let n = entries.filter(|entry| entry.path().join(StoredRecord::FILE).is_file()).count();
+    let shares = fs::read_dir(&folder).into_iter().flatten().flatten();
+    let of_shares: BTreeSet<CellId> = shares.flat_map(|share| finished(&share.path())).collect();
+    let n = of_shares.difference(&finished(out)).count();
     (n > 0).then(|| {
         format!(
-            "what {n} share(s) in {} have measured is not counted here: a run takes it over at its end, and the next run what one that \
-             was killed has left",
+            "{n} cell(s) that shares in {} have finished are not counted here; run the experiment again, which takes them over",
             folder.display()
         )
     })

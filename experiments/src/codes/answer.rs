@@ -51,11 +51,12 @@ impl Codes {
         Ok(codes)
     }
 
-    /// Locks the folder, once it is there. Where a file system has no locks, open files are read though they are dropped.
+    /// Locks the folder, once it is there. Where a file system has no locks, this machine can read open files that are dropped, and others
+    /// cannot.
     fn hold(&mut self) {
         let lock = self.folder.join(LOCK);
         if self.folder.is_dir() && self.hold.as_ref().is_none_or(|held| !is_same(held, &lock)) {
-            // NFS locks files alone, and for a run that drops them only those that are open for writing.
+            // NFS locks no folders, and locks a file for one run alone only where it is open for writing.
             let file = File::options().read(true).write(true).create(true).truncate(false).open(lock);
             self.hold = file.ok().filter(|file| file.try_lock_shared().is_ok());
         }

@@ -164,7 +164,7 @@ impl CodeStore {
     }
 
     /// Drops what alone is larger than the limit, and then what was not used for longest, until the rest fits. Codes that any run has open
-    /// stay; where a file system has no locks they are dropped, and can still be read.
+    /// stay; where a file system has no locks they are dropped, and only this machine can still read them.
     pub fn trim(&self) {
         let mut kept: Vec<(SystemTime, u64, PathBuf)> = fs::read_dir(self.folder())
             .into_iter()
@@ -192,8 +192,12 @@ impl CodeStore {
                 total -= if bytes > self.limit_bytes { bytes } else { 0 };
                 continue;
             }
-            // Another run may drop the same at the same time.
-            let _ = fs::remove_dir_all(path);
+            // Out of the way in one step, lock and all: a run that stores the same answer meanwhile begins a folder of its own. Another may
+            // drop the same at the same time.
+            let _ = match Partial::new(self.cache()) {
+                Ok(dropped) => fs::rename(&path, dropped.path().join("codes")),
+                Err(_) => fs::remove_dir_all(path),
+            };
             total -= bytes;
         }
     }

@@ -116,7 +116,7 @@ impl Rates {
         Ok(rates)
     }
 
-    /// Floating-point operations a second of a forward pass in f32; `None` where it took no time.
+    /// Floating-point operations a second of products in f32, which are most of a forward pass; `None` where they took no time.
     pub fn flops(&self) -> Option<f64> {
         let of_weight = self.forward.get(ScoringArithmetic::F32.name())?.first;
         (of_weight > 0.0).then(|| 2.0 / of_weight)

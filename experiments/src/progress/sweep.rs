@@ -1,7 +1,8 @@
 //! [`Sweep`]: how far a whole run of an experiment is, for its lines and bars, and for whoever watches `progress.json`.
 //!
 //! The time left is the work left, as a plan estimates it, at the speed of the same kind of work in this run: quantizing and scoring
-//! are measured apart. Until a kind has begun its speed is what `plan --measure` found here, or else the plan's assumption.
+//! are measured apart. Until a kind has begun its speed is that of products in f32, as `plan --measure` found it here, or else the plan's
+//! assumption.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

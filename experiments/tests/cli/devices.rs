@@ -102,7 +102,11 @@ fn a_run_that_is_killed_loses_no_cell_of_its_shares() {
     run.kill().unwrap();
     run.wait().unwrap();
     let report = workshop.run(&["report", "two"]);
-    assert!(report.stderr.contains("share(s) in two/devices have measured is not counted here"), "{}", report.stderr);
+    assert!(
+        report.stderr.contains("cell(s) that shares in two/devices have finished are not counted here"),
+        "{}",
+        report.stderr
+    );
     // Its shares end a moment after it.
     let mut again = workshop.run(&["experiment.toml", "--out", "two"]);
     while again.stderr.contains("cannot take over") && Instant::now() < deadline {

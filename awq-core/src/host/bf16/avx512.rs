@@ -111,7 +111,7 @@ fn padded_pairs(k: usize) -> usize {
 /// Adds the products of packed rows with one panel, of the [`PAIRS`] from `start` on, to the first `n_cols` of each `stride` values
 /// of `out`, which says how many rows there are.
 fn multiply(
-    tiles: Option<&amx::Tiles>,
+    tiles: Option<&amx::Configured>,
     out: &mut [f32],
     stride: usize,
     n_cols: usize,
@@ -124,7 +124,7 @@ fn multiply(
     let panel = &panel[start..pairs.min(start + PAIRS)];
     if let Some(tiles) = tiles {
         for (out, rows) in out.chunks_mut(amx::ROWS * stride).zip(rows.chunks_exact(amx::ROWS * pairs)) {
-            multiply_tiles(tiles, out, stride, n_cols, &rows[start..], pairs, panel);
+            multiply_by_tiles(tiles, out, stride, n_cols, &rows[start..], pairs, panel);
         }
         return;
     }
@@ -144,8 +144,8 @@ fn multiply(
 }
 
 /// [`multiply`] for up to 16 rows of `out`; `rows` are 16, `pairs` apart.
-fn multiply_tiles(
-    tiles: &amx::Tiles,
+fn multiply_by_tiles(
+    tiles: &amx::Configured,
     out: &mut [f32],
     stride: usize,
     n_cols: usize,
@@ -320,6 +320,8 @@ fn mask_of(n: usize) -> u16 {
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
     use crate::host::bf16::rounded;
 
@@ -349,7 +351,11 @@ mod tests {
                 return;
             };
             let panels = Panels { amx: Some(Amx::for_tests()), ..panels };
-            let found = panels.matmul(&x);
+            let [found, by_two] = [1, 2].map(|threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| panels.matmul(&x))
+            });
+            assert!(found == by_two, "{m}x{k}x{n}");
             for (row, found) in found.chunks(n).enumerate() {
                 for (col, found) in found.iter().enumerate() {
                     let expected = expected(&x[row * k..][..k], &w[col * k..][..k]);

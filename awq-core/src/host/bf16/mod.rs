@@ -1,6 +1,5 @@
 //! The matrix product of linears with bf16 inputs and f32 sums: twice the arithmetic of f32 on CPUs that have the
-//! instruction (AVX-512 BF16), by tiles where there are any (AMX), the same numbers up to the order of addition on those that have
-//! neither.
+//! instruction (AVX-512 BF16), by tiles where there are any beside it (AMX), the same numbers up to the order of addition on all others.
 //!
 //! Inputs are rounded half to even to 8 bits of mantissa. Products of two such numbers are exact in f32.
 

@@ -1,78 +1,84 @@
-//! Filters and methods of templates that take a size: the library makes room for whatever they are asked for, in one piece, and a program
-//! that cannot have it ends at once. Here a size has an end.
+//! Filters and methods of templates that make room for as much as they are told: in one piece, and a program that cannot have it ends at
+//! once. Here what they are told has an end.
 
-use minijinja::value::{Rest, Value, ValueKind};
+use minijinja::value::{Kwargs, Rest, Value};
 use minijinja::{Environment, Error, ErrorKind, State, filters};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-/// The largest; a text is no wider, and a list no longer.
-const MOST: u32 = 100_000;
+/// The most: characters of a field, values of a list.
+const MOST: usize = 100_000;
 
-/// Puts filters and methods with an end to their sizes in place of the library's.
+/// Puts filters and methods with an end in place of the library's.
 pub(super) fn bound(environment: &mut Environment<'static>) {
-    let with_sizes = [
-        ("indent", Value::from_function(filters::indent)),
+    for (name, filter) in [
         ("batch", Value::from_function(filters::batch)),
+        ("groupby", Value::from_function(filters::groupby)),
+        ("indent", Value::from_function(filters::indent)),
+        ("list", Value::from_function(filters::list)),
+        ("map", Value::from_function(filters::map)),
+        ("reject", Value::from_function(filters::reject)),
+        ("rejectattr", Value::from_function(filters::rejectattr)),
+        ("reverse", Value::from_function(filters::reverse)),
+        ("select", Value::from_function(filters::select)),
+        ("selectattr", Value::from_function(filters::selectattr)),
         ("slice", Value::from_function(filters::slice)),
-    ];
-    for (name, filter) in with_sizes {
+        ("sort", Value::from_function(filters::sort)),
+        ("unique", Value::from_function(filters::unique)),
+    ] {
         environment.add_filter(name, move |state: &State<'_, '_>, Rest(args): Rest<Value>| {
-            // The first is what is filtered.
-            args.iter().skip(1).try_for_each(check_size)?;
+            check_length(&args)?;
+            check_size(&args)?;
             filter.call(state, &args)
         });
     }
     let format = Value::from_function(filters::format);
     environment.add_filter("format", move |state: &State<'_, '_>, Rest(args): Rest<Value>| {
-        args.first().and_then(Value::as_str).map_or(Ok(()), check_widths)?;
+        args.first().and_then(Value::as_str).map_or(Ok(()), check_numbers)?;
         format.call(state, &args)
     });
     environment.set_unknown_method_callback(|state, value, method, args| {
         if method == "format" {
-            value.as_str().map_or(Ok(()), check_widths)?;
+            value.as_str().map_or(Ok(()), check_numbers)?;
         }
         unknown_method_callback(state, value, method, args)
     });
 }
 
-/// An argument of a filter, by place or by name.
-fn check_size(argument: &Value) -> Result<(), Error> {
-    if argument.is_kwargs() {
-        return argument.try_iter()?.try_for_each(|name| check_size(&argument.get_item(&name)?));
-    }
-    let is_number = argument.kind() == ValueKind::Number;
-    match f64::try_from(argument.clone()) {
-        Ok(size) if is_number && size > f64::from(MOST) => Err(too_large(size)),
+/// The length of what is filtered: a list that is repeated takes no room until then.
+fn check_length(args: &[Value]) -> Result<(), Error> {
+    let is_list = |value: &&Value| value.as_str().is_none();
+    match args.first().filter(is_list).and_then(Value::len) {
+        Some(len) if len > MOST => Err(too_large(len)),
         _ => Ok(()),
     }
 }
 
-/// Widths and precisions of a format, `%08d` as well as `{:>8}`: numbers between such a sign and its end.
-fn check_widths(format: &str) -> Result<(), Error> {
-    let mut characters = format.chars().peekable();
-    while let Some(character) = characters.next() {
-        let is_end: fn(char) -> bool = match character {
-            '%' => |character| character.is_ascii_alphabetic() || character == '%',
-            '{' => |character| character == '}',
-            _ => continue,
-        };
-        // `%(name)d`: a name is no end.
-        if character == '%' && characters.next_if_eq(&'(').is_some() {
-            characters.by_ref().find(|&character| character == ')');
-        }
-        let mut number: f64 = 0.0;
-        while let Some(character) = characters.next_if(|&character| !is_end(character)) {
-            number = character.to_digit(10).map_or(0.0, |digit| 10.0 * number + f64::from(digit));
-            if number > f64::from(MOST) {
-                return Err(too_large(number));
-            }
-        }
+/// The width or count that a filter is told, by its place or by its name.
+fn check_size(args: &[Value]) -> Result<(), Error> {
+    let named = args.last().filter(|value| value.is_kwargs()).and_then(|value| Kwargs::try_from(value.clone()).ok());
+    let by_name = ["width", "count"].into_iter().filter_map(|name| named.as_ref()?.peek::<Value>(name).ok());
+    let sizes = args.get(1).cloned().into_iter().chain(by_name).filter(Value::is_number);
+    match sizes.filter_map(|size| f64::try_from(size).ok()).find(|size| *size > MOST as f64) {
+        Some(size) => Err(too_large(size)),
+        None => Ok(()),
     }
-    Ok(())
 }
 
-fn too_large(size: f64) -> Error {
-    Error::new(ErrorKind::InvalidOperation, format!("a size of {size} or more; up to {MOST} are written"))
+/// Numbers in a format, of which some are widths (`%08d`, `{:>8}`).
+fn check_numbers(format: &str) -> Result<(), Error> {
+    let numbers = format.split(|character: char| !character.is_ascii_digit()).filter(|digits| !digits.is_empty());
+    // Too many digits for any number are too large.
+    match numbers
+        .map(|digits| (digits, digits.parse::<usize>()))
+        .find(|(_, number)| !number.as_ref().is_ok_and(|n| *n <= MOST))
+    {
+        Some((digits, _)) => Err(too_large(digits.trim_start_matches('0'))),
+        None => Ok(()),
+    }
+}
+
+fn too_large(size: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::InvalidOperation, format!("a size of {size}; up to {MOST} are allowed"))
 }
 
 #[cfg(test)]
@@ -93,12 +99,15 @@ mod tests {
     fn sizes_are_the_librarys_up_to_an_end() {
         for (template, expected) in [
             ("{{ '%05d and %.2f' | format(3, 1.5) }}", "00003 and 1.50"),
-            ("{{ '%(n)s of 1234567 %%' | format(n='one') }}", "one of 1234567 %"),
+            ("{{ '%s of 100000 %%' | format(10000000) }}", "10000000 of 100000 %"),
             ("{{ '{:>4}|{}'.format('ab', 1000000) }}", "  ab|1000000"),
             ("{{ 'a\nb' | indent(2) }}", "a\n  b"),
             ("{{ 'a\nb' | indent(width=2, first=true) }}", "  a\n  b"),
-            ("{{ [1000000, 2, 3] | batch(2, 0) | list }}", "[[1000000, 2], [3, 0]]"),
+            ("{{ [1000000, 2, 3] | batch(2, 1000000) | list }}", "[[1000000, 2], [3, 1000000]]"),
             ("{{ [1, 2, 3] | slice(2) | list }}", "[[1, 2], [3]]"),
+            ("{{ ([1] * 100000) | list | length }}", "100000"),
+            ("{{ [{'n': 2}, {'n': 1}] | map(attribute='n') | sort | reverse | unique | list }}", "[2, 1]"),
+            ("{{ [1, 2] | select('odd') | list }}{{ [1, 2] | reject('odd') | list }}", "[1][2]"),
             ("{{ 'a b'.upper() }}", "A B"),
         ] {
             assert_eq!(rendered(template).unwrap(), expected, "{template}");
@@ -108,13 +117,20 @@ mod tests {
             "{{ '%.100001f' | format(3.5) }}",
             "{{ '%(n)100001s' | format(n=3) }}",
             "{{ '{:>100001}'.format('ab') }}",
+            "{{ '{:}>100001}'.format('ab') }}",
             "{{ 'a\nb' | indent(100001) }}",
             "{{ 'a\nb' | indent(width=100001) }}",
             "{{ [1] | batch(100001) | list }}",
             "{{ [1] | slice(100001) | list }}",
+            "{{ ([1] * 100001) | list }}",
+            "{{ ([1] * 100001) | batch(1) }}",
+            "{{ ([1] * 100001) | map('string') }}",
         ] {
             let said = rendered(template).unwrap_err().to_string();
-            assert!(said.contains("a size of 100001 or more"), "{template}: {said}");
+            assert!(said.contains("a size of 100001; up to 100000 are allowed"), "{template}: {said}");
         }
+        let digits = "9".repeat(30);
+        let said = rendered(&format!("{{{{ '%0{digits}d' | format(3) }}}}")).unwrap_err().to_string();
+        assert!(said.contains(&format!("a size of {digits}")), "{said}");
     }
 }
