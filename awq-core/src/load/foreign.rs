@@ -12,7 +12,7 @@ const FILES: [&str; 4] =
     ["quantization_config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json"];
 
 /// Settings that are worth a word, by the names that tools give them.
-const SETTINGS: [(&str, &str); 12] = [
+const SETTINGS: [(&str, &str); 13] = [
     ("bits", "bits"),
     ("w_bit", "bits"),
     ("wbits", "bits"),
@@ -23,6 +23,7 @@ const SETTINGS: [(&str, &str); 12] = [
     ("checkpoint_format", "format"),
     ("packing_format", "format"),
     ("data_type", "data type"),
+    ("mode", "mode"),
     ("desc_act", "act-order"),
     ("sym", "symmetric"),
 ];
@@ -85,7 +86,7 @@ pub(crate) fn check_settings(folder: &Path, config_file: &Path, config: &Json) -
     }
     let scheme = |file: &Path, key: &str, settings: &Json| match integers::scheme(file, key, settings)? {
         Some(scheme) => Ok(Some(Scheme::Integers(scheme))),
-        None => match libraries::scheme(file, settings) {
+        None => match libraries::scheme(file, key, settings) {
             Some(scheme) => Ok(Some(Scheme::Library(scheme))),
             None => Err(quantized(file, &described(settings, key))),
         },
@@ -127,8 +128,9 @@ pub(super) fn described(settings: &Json, key: &str) -> String {
     let method = method.or(settings["quant_algo"].as_str());
     let by_flag = flags.iter().find(|(flag, _)| settings[*flag] == true).map(|(_, method)| *method);
     let method = method.or(by_flag).unwrap_or(match key {
-        // MLX gives bits and group size alone.
+        // MLX gives bits, group size and a mode alone, under two keys.
         "quantization" => "MLX",
+        "quantization_config" if settings["mode"].is_string() => "MLX",
         "quant_method" => "GPTQ",
         _ => "a method that is not named",
     });

@@ -1,5 +1,5 @@
 //! Models whose weights other programs have quantized, against what these restore: small floats with scales
-//! (`scripts/make-float-fixtures.py`), and folders as libraries save them (`scripts/make-tool-fixtures.py`).
+//! (`scripts/make-float-fixtures.py`), and folders as libraries save them (`scripts/make-tool-fixtures.py`, `scripts/make-mlx-fixtures.py`).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::fixture::{Fixture, float_folder, tool_folder};
 use crate::support::{Cpu, check_close, grid, group, no_search};
 
 /// Folders of models, and how tables call what they store.
-const FORMATS: [(&str, &str); 31] = [
+const FORMATS: [(&str, &str); 33] = [
     ("auto-fp8", "FP8 per-tensor"),
     ("ct-fp8-block", "FP8 24x40"),
     ("ct-fp8-channel", "FP8 per-channel"),
@@ -39,6 +39,8 @@ const FORMATS: [(&str, &str); 31] = [
     ("hqq-4", "HQQ W4"),
     ("hqq-4-columns", "HQQ W4"),
     ("hqq-8", "HQQ W8"),
+    ("mlx-3", "MLX W3"),
+    ("mlx-4", "MLX W4"),
     ("quanto-fp8", "quanto FP8"),
     ("quanto-int2", "quanto W2"),
     ("quanto-int4", "quanto W4"),
@@ -49,14 +51,15 @@ const FORMATS: [(&str, &str); 31] = [
 ];
 
 /// Of other models than that one: linears that lie the other way round, a matrix of one row, experts in one tensor, scales behind an
-/// activation.
-const OF_OTHER_MODELS: [&str; 7] = [
+/// activation, layers of several bits.
+const OF_OTHER_MODELS: [&str; 8] = [
     "autoawq-neox",
     "bitsandbytes-int8-gpt2",
     "bitsandbytes-nf4-gpt2",
     "gptqmodel-gemma3",
     "gptqmodel-gpt2",
     "hqq-4-experts",
+    "mlx-mixed",
     "quanto-int4-one-row",
 ];
 
@@ -116,7 +119,7 @@ fn they_are_quantized_as_any_other() {
 
 /// Folders of libraries, and whether their codes are multiplied as they are: those of tables, of small floats and of groups along the
 /// outputs are not.
-const WITH_KERNELS: [(&str, bool); 17] = [
+const WITH_KERNELS: [(&str, bool); 19] = [
     ("bitsandbytes-int8", true),
     ("bitsandbytes-int8-gpt2", true),
     ("bitsandbytes-nf4", false),
@@ -127,6 +130,8 @@ const WITH_KERNELS: [(&str, bool); 17] = [
     ("hqq-4", true),
     ("hqq-4-columns", false),
     ("hqq-8", true),
+    ("mlx-3", true),
+    ("mlx-4", true),
     ("quanto-fp8", false),
     ("quanto-int2", true),
     ("quanto-int4", true),

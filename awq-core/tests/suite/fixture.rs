@@ -71,7 +71,7 @@ pub(crate) fn pickled_folder(name: &str) -> PathBuf {
     folder_of("pickled", name)
 }
 
-/// A folder of `tests/tools`, which `scripts/make-tool-fixtures.py` makes.
+/// A folder of `tests/tools`, which `scripts/make-tool-fixtures.py` and `scripts/make-mlx-fixtures.py` make.
 pub(crate) fn tool_folder(name: &str) -> PathBuf {
     folder_of("tools", name)
 }

@@ -7,14 +7,16 @@
 //! | torchao | `L._weight_qdata` I8 or E4M3, `_weight_scale`, `_weight_zero_point` | `(code - zero) * scale` |
 //! | quanto | `L.weight._data._data` packed, or `L.weight._data`; `._scale`, `._shift` | `code * scale - shift` |
 //! | HQQ | `L.W_q` packed, `L.scale`, `L.zero`, and their settings as tensors | `(code - zero) * scale` |
+//! | MLX, affine | `L.weight` U32 packed, `L.scales`, `L.biases` | `code * scale + bias` |
 //!
 //! Each step is rounded as the library rounds it: the values are, bit for bit, those that it restores itself
-//! (`scripts/make-tool-fixtures.py`). What its kernels do to activations is not done: the base model is these weights.
+//! (`scripts/make-tool-fixtures.py`, `scripts/make-mlx-fixtures.py`). What its kernels do to activations is not done: the base model is these weights.
 
 mod bitsandbytes;
 mod even;
 mod experts;
 mod hqq;
+mod mlx;
 mod quanto;
 mod strided;
 #[cfg(test)]
@@ -35,6 +37,9 @@ use super::{Checkpoint, LoadError, StoredType, floats};
 use crate::numbers::Number;
 use crate::quantized::QuantizedWeight;
 
+/// The weight whose codes are a tensor, if there is one, by the settings of `config.json`.
+type Find = fn(&SafetensorsCheckpoint, &str, &Json) -> Result<Option<Weight>, LoadError>;
+
 /// A library: how `config.json` calls it, and its weights.
 struct Library {
     /// Its `quant_method`.
@@ -42,14 +47,19 @@ struct Library {
     /// What its settings come to in words.
     words: fn(&Json) -> String,
     /// The weight whose codes are this tensor.
-    weight: fn(&SafetensorsCheckpoint, &str) -> Result<Option<Weight>, LoadError>,
+    weight: Find,
 }
 
-const LIBRARIES: [Library; 4] = [
-    Library { method: "bitsandbytes", words: bitsandbytes::words, weight: bitsandbytes::weight },
-    Library { method: "torchao", words: torchao::words, weight: torchao::weight },
-    Library { method: "quanto", words: |_| String::new(), weight: quanto::weight },
-    Library { method: "hqq", words: |_| String::new(), weight: hqq::weight },
+const LIBRARIES: [Library; 5] = [
+    Library {
+        method: "bitsandbytes",
+        words: bitsandbytes::words,
+        weight: |base, name, _| bitsandbytes::weight(base, name),
+    },
+    Library { method: "torchao", words: torchao::words, weight: |base, name, _| torchao::weight(base, name) },
+    Library { method: "quanto", words: |_| String::new(), weight: |base, name, _| quanto::weight(base, name) },
+    Library { method: "hqq", words: |_| String::new(), weight: |base, name, _| hqq::weight(base, name) },
+    Library { method: "mlx", words: mlx::words, weight: mlx::weight },
 ];
 
 /// Which library stored the weights of a folder.
@@ -57,17 +67,23 @@ const LIBRARIES: [Library; 4] = [
 pub(crate) struct Scheme {
     file: PathBuf,
     method: &'static str,
+    /// As they stand in the file; null where tensors alone tell.
+    settings: Json,
     /// Method and settings in words.
     pub(crate) described: String,
 }
 
-/// The scheme of `settings`, which stand in `file`; `None` where they are no such library's.
-pub(crate) fn scheme(file: &Path, settings: &Json) -> Option<Scheme> {
-    let named = settings["quant_method"].as_str()?;
+/// The scheme of `settings`, which stand under `key` in `file`; `None` where they are no such library's.
+pub(crate) fn scheme(file: &Path, key: &str, settings: &Json) -> Option<Scheme> {
+    let named = match mlx::wrote(key, settings) {
+        true => "mlx",
+        false => settings["quant_method"].as_str()?,
+    };
     let library = LIBRARIES.iter().find(|library| library.method == named)?;
     let words = (library.words)(settings);
     let colon = if words.is_empty() { "" } else { ": " };
-    Some(Scheme { file: file.to_owned(), method: library.method, described: format!("{named}{colon}{words}") })
+    let described = format!("{named}{colon}{words}");
+    Some(Scheme { file: file.to_owned(), method: library.method, settings: settings.clone(), described })
 }
 
 /// The scheme of tensors alone: what HQQ and quanto save says nothing in `config.json`.
@@ -77,9 +93,10 @@ pub(crate) fn scheme(file: &Path, settings: &Json) -> Option<Scheme> {
 pub(crate) fn scheme_of(base: &SafetensorsCheckpoint) -> Result<Option<Scheme>, LoadError> {
     for library in &LIBRARIES {
         for name in base.names() {
-            if let Some(weight) = (library.weight)(base, &name)? {
+            if let Some(weight) = (library.weight)(base, &name, &Json::Null)? {
                 let described = format!("{}, to go by its tensors", weight.stored_type.name);
-                return Ok(Some(Scheme { file: base.file_of(&name), method: library.method, described }));
+                let (file, method, settings) = (base.file_of(&name), library.method, Json::Null);
+                return Ok(Some(Scheme { file, method, settings, described }));
             }
         }
     }
@@ -104,7 +121,7 @@ pub(crate) fn open(base: SafetensorsCheckpoint, scheme: &Scheme) -> Result<Resto
         for expert in experts::weights(&base, &name)? {
             weights.insert(expert.name.clone(), expert);
         }
-        if let Some(weight) = (library.weight)(&base, &name)? {
+        if let Some(weight) = (library.weight)(&base, &name, &scheme.settings)? {
             n_codes += 1;
             if notes.is_empty() && weight.rounds_inputs {
                 notes.push(format!(
