@@ -354,8 +354,9 @@ fn every_method_tells_how_far_it_is() {
         let whole: f64 = told.iter().sum();
         assert!(told.len() >= n_linears && told.iter().all(|&share| share >= 0.0), "{}: {told:?}", method.label());
         assert!((whole - 1.0).abs() < 1e-9, "{}: {whole} of the block", method.label());
-        // A linear of GPTQ may take minutes.
-        assert!(!method.key().starts_with("gpt") || told.len() == 3 * n_linears, "{}: {told:?}", method.label());
+        // A linear of one that factors a matrix may take minutes.
+        let is_slow = method.key().starts_with("gpt") || method.key() == "quip";
+        assert!(!is_slow || told.len() > 3 * n_linears, "{}: {told:?}", method.label());
     }
 }
 
