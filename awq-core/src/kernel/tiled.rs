@@ -294,7 +294,9 @@ mod tests {
             grid,
             codes: codes(n_out * n_in),
             // Scales that are f16 are stored so.
-            scale: (0..n_groups).map(|i| if bits.is_multiple_of(2) { 0.0625 } else { 0.01 + value(i) / 100.0 }).collect(),
+            scale: (0..n_groups)
+                .map(|i| if bits.is_multiple_of(2) { 0.0625 } else { 0.01 + value(i) / 100.0 })
+                .collect(),
             zero_point: ZeroPoints::Codes(codes(n_groups)),
             transform: WeightTransform::Identity,
         }

@@ -52,13 +52,14 @@ const FORMATS: [(&str, &str); 33] = [
 
 /// Of other models than that one: linears that lie the other way round, a matrix of one row, experts in one tensor, scales behind an
 /// activation, layers of several bits.
-const OF_OTHER_MODELS: [&str; 8] = [
+const OF_OTHER_MODELS: [&str; 9] = [
     "autoawq-neox",
     "bitsandbytes-int8-gpt2",
     "bitsandbytes-nf4-gpt2",
     "gptqmodel-gemma3",
     "gptqmodel-gpt2",
     "hqq-4-experts",
+    "mlx-4-experts",
     "mlx-mixed",
     "quanto-int4-one-row",
 ];

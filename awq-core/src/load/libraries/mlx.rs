@@ -1,13 +1,18 @@
 //! MLX's mode `affine`: a matrix of 32-bit words, each row one string of bits, with a scale and the value of code 0 for each group. Scales
-//! may be below zero, where a group counts down from its largest weight.
+//! may be below zero, where a group counts down from its largest weight. The experts of a block lie one behind the other in one tensor.
+
+use std::sync::Arc;
 
 use safetensors::Dtype;
 use serde_json::Value as Json;
 
 use super::even::Even;
-use super::{Codes, Weight, bad, bits_of, floats_of};
-use crate::load::safetensors::SafetensorsCheckpoint;
-use crate::load::{LoadError, StoredType};
+use super::{Weight, bad, bits_of, floats_of, wrong_type};
+use crate::load::safetensors::{RawTensor, SafetensorsCheckpoint};
+use crate::load::stored_dtype::float_type;
+use crate::load::{LoadError, StoredType, floats};
+use crate::numbers::Number;
+use crate::quantized::QuantizedWeight;
 
 /// Bits of a word.
 const WORD: usize = 32;
@@ -36,69 +41,168 @@ fn of_layer(settings: &Json, layer: &str) -> Option<(usize, usize)> {
     ((1..=8).contains(&bits) && group > 0).then_some((bits, group))
 }
 
-/// The weight whose codes are the tensor `name`.
+/// The weights whose codes are the tensor `name`: one, or a linear of each expert.
 ///
 /// # Errors
 /// Tensors that do not belong together.
-pub(super) fn weight(base: &SafetensorsCheckpoint, name: &str, settings: &Json) -> Result<Option<Weight>, LoadError> {
-    let Some(layer) = name.strip_suffix(".weight") else { return Ok(None) };
-    let codes = base.raw(name)?;
-    if codes.dtype != Dtype::U32 || settings.is_null() {
-        return Ok(None);
+pub(super) fn weights(base: &SafetensorsCheckpoint, name: &str, settings: &Json) -> Result<Vec<Weight>, LoadError> {
+    let Some(layer) = name.strip_suffix(".weight").filter(|_| !settings.is_null()) else { return Ok(Vec::new()) };
+    let raw = base.raw(name)?;
+    let (n_weights, n_out, n_words) = match (raw.shape, layer.contains(SWITCH)) {
+        (&[n_experts, n_out, n_words], true) if n_experts <= MAX_EXPERTS => (n_experts, n_out, n_words),
+        (_, true) => return Err(bad(&raw, name, &format!("expected the matrices of up to {MAX_EXPERTS} experts"))),
+        // Norms and linears in floats.
+        _ if raw.dtype != Dtype::U32 => return Ok(Vec::new()),
+        (&[n_out, n_words], false) => (1, n_out, n_words),
+        _ => return Err(bad(&raw, name, "expected a matrix")),
+    };
+    let names = (0..n_weights).map(|expert| of_expert(layer, expert));
+    if raw.dtype != Dtype::U32 {
+        return names
+            .enumerate()
+            .map(|(index, own)| floats_of_expert(&raw, name, own, index, [n_out, n_words]))
+            .collect();
     }
     let Some((bits, group)) = of_layer(settings, layer) else {
-        return Err(bad(&codes, name, "its settings name no bits from 1 to 8, or no group size"));
+        return Err(bad(&raw, name, "its settings name no bits from 1 to 8, or no group size"));
     };
-    let &[n_out, n_words] = codes.shape else { return Err(bad(&codes, name, "expected a matrix")) };
     let n_in = n_words * WORD / bits;
     if !(n_words * WORD).is_multiple_of(bits) || !n_in.is_multiple_of(group) {
-        return Err(bad(&codes, name, &format!("{bits} bits in groups of {group} do not fill its rows")));
+        return Err(bad(&raw, name, &format!("{bits} bits in groups of {group} do not fill its rows")));
     }
     let (scale, bias) = (format!("{layer}.scales"), format!("{layer}.biases"));
     let n_groups = n_out * (n_in / group);
-    let ((_, number), _) = (floats_of(base, &scale, n_groups)?, floats_of(base, &bias, n_groups)?);
+    for part in [&scale, &bias] {
+        floats_of(base, part, n_weights * n_groups)?;
+    }
     let stored_type = StoredType {
         name: format!("MLX W{bits}"),
-        bits_per_weight: bits_of(base, &[name, &scale, &bias], n_out * n_in)?,
+        bits_per_weight: bits_of(base, &[name, &scale, &bias], n_weights * n_out * n_in)?,
         group_size: (group < n_in).then_some(group),
     };
-    let read = {
-        let name = name.to_owned();
-        move |base: &SafetensorsCheckpoint| Ok::<_, LoadError>(unpacked(&base.read_bytes(&name)?, n_words, bits))
-    };
-    let of_groups = {
-        let (scale, bias) = (scale.clone(), bias.clone());
-        move |base: &SafetensorsCheckpoint| {
-            Ok::<_, LoadError>((floats_of(base, &scale, n_groups)?.0, floats_of(base, &bias, n_groups)?.0))
+    let of = |(index, own): (usize, String)| {
+        let packed = Packed {
+            codes: name.to_owned(),
+            scale: scale.clone(),
+            bias: bias.clone(),
+            index,
+            n_out,
+            n_words,
+            bits,
+            group,
+        };
+        let packed = Arc::new(packed);
+        Weight {
+            name: own,
+            shape: vec![n_out, n_in],
+            is_of_any_rows: false,
+            rounds_inputs: false,
+            is_turned: false,
+            codes: name.to_owned(),
+            others: vec![scale.clone(), bias.clone()],
+            stored_type: stored_type.clone(),
+            even: Some(Box::new({
+                let packed = Arc::clone(&packed);
+                move |base| packed.even(base)
+            })),
+            values: Box::new(move |base| packed.values(base)),
         }
     };
-    let even: Codes = Box::new({
-        let (read, of_groups) = (read.clone(), of_groups.clone());
-        move |base| {
-            let (scales, biases) = of_groups(base)?;
-            let zeros = scales.iter().zip(biases).map(|(scale, bias)| -bias / scale).collect();
-            Ok(Even { shape: [n_out, n_in], bits, group, codes: read(base)?, scales, zeros }.into_weight())
-        }
-    });
-    Ok(Some(Weight {
-        name: name.to_owned(),
-        shape: vec![n_out, n_in],
+    Ok(names.enumerate().map(of).collect())
+}
+
+/// What a layer of experts has in its name, whose matrices lie one behind the other.
+const SWITCH: &str = ".switch_mlp.";
+
+/// A damaged number would take memory for each.
+const MAX_EXPERTS: usize = 4096;
+
+/// The name of a weight; that of an expert's linear as its family has it.
+fn of_expert(layer: &str, expert: usize) -> String {
+    let Some((before, linear)) = layer.split_once(SWITCH) else { return format!("{layer}.weight") };
+    let linear = match linear {
+        "gate_proj" if before.ends_with(MIXTRALS) => "w1",
+        "down_proj" if before.ends_with(MIXTRALS) => "w2",
+        "up_proj" if before.ends_with(MIXTRALS) => "w3",
+        other => other,
+    };
+    format!("{before}.experts.{expert}.{linear}.weight")
+}
+
+const MIXTRALS: &str = "block_sparse_moe";
+
+/// A linear of an expert that is not quantized.
+fn floats_of_expert(
+    raw: &RawTensor<'_>,
+    name: &str,
+    own: String,
+    index: usize,
+    shape: [usize; 2],
+) -> Result<Weight, LoadError> {
+    let float = float_type(raw.dtype).ok_or_else(|| wrong_type(raw, name, "U32, F32, F16, BF16"))?;
+    let (codes, n_bytes) = (name.to_owned(), raw.bytes.len() / raw.shape[0].max(1));
+    Ok(Weight {
+        name: own,
+        shape: shape.to_vec(),
         is_of_any_rows: false,
         rounds_inputs: false,
         is_turned: false,
-        codes: name.to_owned(),
-        others: vec![scale, bias],
-        stored_type,
-        even: Some(even),
-        values: Box::new(move |base| {
-            let (scales, biases) = of_groups(base)?;
-            let mut values = Vec::with_capacity(n_out * n_in);
-            for (codes, (scale, bias)) in read(base)?.chunks_exact(group).zip(scales.into_iter().zip(biases)) {
-                values.extend(codes.iter().map(|code| number.round(number.round(f32::from(*code) * scale) + bias)));
-            }
-            Ok(values)
-        }),
-    }))
+        codes: codes.clone(),
+        others: Vec::new(),
+        stored_type: StoredType::float(format!("{:?}", raw.dtype), raw.dtype.bitsize()),
+        values: Box::new(move |base| Ok(floats::to_f32(float, &base.raw(&codes)?.bytes[index * n_bytes..][..n_bytes]))),
+        even: None,
+    })
+}
+
+/// One matrix of codes.
+struct Packed {
+    codes: String,
+    scale: String,
+    bias: String,
+    /// Which of those that lie one behind the other.
+    index: usize,
+    n_out: usize,
+    n_words: usize,
+    bits: usize,
+    group: usize,
+}
+
+impl Packed {
+    fn n_in(&self) -> usize {
+        self.n_words * WORD / self.bits
+    }
+
+    fn codes(&self, base: &SafetensorsCheckpoint) -> Result<Vec<u8>, LoadError> {
+        let n_bytes = self.n_out * self.n_words * WORD / 8;
+        Ok(unpacked(&base.raw(&self.codes)?.bytes[self.index * n_bytes..][..n_bytes], self.n_words, self.bits))
+    }
+
+    /// One number a group, and the type in which MLX computes with it.
+    fn of_groups(&self, base: &SafetensorsCheckpoint, name: &str) -> Result<(Vec<f32>, Number), LoadError> {
+        let n_groups = self.n_out * (self.n_in() / self.group);
+        let raw = base.raw(name)?;
+        let float = float_type(raw.dtype).ok_or_else(|| wrong_type(&raw, name, "F32, F16, BF16"))?;
+        let n_bytes = n_groups * raw.dtype.bitsize() / 8;
+        Ok((floats::to_f32(float, &raw.bytes[self.index * n_bytes..][..n_bytes]), float.number()))
+    }
+
+    fn values(&self, base: &SafetensorsCheckpoint) -> Result<Vec<f32>, LoadError> {
+        let (codes, (scales, number), (biases, _)) =
+            (self.codes(base)?, self.of_groups(base, &self.scale)?, self.of_groups(base, &self.bias)?);
+        let mut values = Vec::with_capacity(codes.len());
+        for (codes, (scale, bias)) in codes.chunks_exact(self.group).zip(scales.into_iter().zip(biases)) {
+            values.extend(codes.iter().map(|code| number.round(number.round(f32::from(*code) * scale) + bias)));
+        }
+        Ok(values)
+    }
+
+    fn even(&self, base: &SafetensorsCheckpoint) -> Result<Option<QuantizedWeight>, LoadError> {
+        let ((scales, _), (biases, _)) = (self.of_groups(base, &self.scale)?, self.of_groups(base, &self.bias)?);
+        let zeros = scales.iter().zip(biases).map(|(scale, bias)| -bias / scale).collect();
+        let (shape, bits, group) = ([self.n_out, self.n_in()], self.bits, self.group);
+        Ok(Even { shape, bits, group, codes: self.codes(base)?, scales, zeros }.into_weight())
+    }
 }
 
 /// The codes of rows of `n_words` words: a string of bits each, the lowest of each byte first.

@@ -37,8 +37,8 @@ use super::{Checkpoint, LoadError, StoredType, floats};
 use crate::numbers::Number;
 use crate::quantized::QuantizedWeight;
 
-/// The weight whose codes are a tensor, if there is one, by the settings of `config.json`.
-type Find = fn(&SafetensorsCheckpoint, &str, &Json) -> Result<Option<Weight>, LoadError>;
+/// The weights whose codes are a tensor, by the settings of `config.json`.
+type Find = fn(&SafetensorsCheckpoint, &str, &Json) -> Result<Vec<Weight>, LoadError>;
 
 /// A library: how `config.json` calls it, and its weights.
 struct Library {
@@ -46,20 +46,32 @@ struct Library {
     method: &'static str,
     /// What its settings come to in words.
     words: fn(&Json) -> String,
-    /// The weight whose codes are this tensor.
-    weight: Find,
+    /// The weights whose codes are this tensor.
+    weights: Find,
 }
 
 const LIBRARIES: [Library; 5] = [
     Library {
         method: "bitsandbytes",
         words: bitsandbytes::words,
-        weight: |base, name, _| bitsandbytes::weight(base, name),
+        weights: |base, name, _| Ok(bitsandbytes::weight(base, name)?.into_iter().collect()),
     },
-    Library { method: "torchao", words: torchao::words, weight: |base, name, _| torchao::weight(base, name) },
-    Library { method: "quanto", words: |_| String::new(), weight: |base, name, _| quanto::weight(base, name) },
-    Library { method: "hqq", words: |_| String::new(), weight: |base, name, _| hqq::weight(base, name) },
-    Library { method: "mlx", words: mlx::words, weight: mlx::weight },
+    Library {
+        method: "torchao",
+        words: torchao::words,
+        weights: |base, name, _| Ok(torchao::weight(base, name)?.into_iter().collect()),
+    },
+    Library {
+        method: "quanto",
+        words: |_| String::new(),
+        weights: |base, name, _| Ok(quanto::weight(base, name)?.into_iter().collect()),
+    },
+    Library {
+        method: "hqq",
+        words: |_| String::new(),
+        weights: |base, name, _| Ok(hqq::weight(base, name)?.into_iter().collect()),
+    },
+    Library { method: "mlx", words: mlx::words, weights: mlx::weights },
 ];
 
 /// Which library stored the weights of a folder.
@@ -93,7 +105,7 @@ pub(crate) fn scheme(file: &Path, key: &str, settings: &Json) -> Option<Scheme> 
 pub(crate) fn scheme_of(base: &SafetensorsCheckpoint) -> Result<Option<Scheme>, LoadError> {
     for library in &LIBRARIES {
         for name in base.names() {
-            if let Some(weight) = (library.weight)(base, &name, &Json::Null)? {
+            if let Some(weight) = (library.weights)(base, &name, &Json::Null)?.first() {
                 let described = format!("{}, to go by its tensors", weight.stored_type.name);
                 let (file, method, settings) = (base.file_of(&name), library.method, Json::Null);
                 return Ok(Some(Scheme { file, method, settings, described }));
@@ -121,7 +133,7 @@ pub(crate) fn open(base: SafetensorsCheckpoint, scheme: &Scheme) -> Result<Resto
         for expert in experts::weights(&base, &name)? {
             weights.insert(expert.name.clone(), expert);
         }
-        if let Some(weight) = (library.weight)(&base, &name, &scheme.settings)? {
+        for weight in (library.weights)(&base, &name, &scheme.settings)? {
             n_codes += 1;
             if notes.is_empty() && weight.rounds_inputs {
                 notes.push(format!(

@@ -58,8 +58,8 @@ fn weights_are_bit_for_bit_those_of_the_libraries_that_write_them() {
         assert_eq!(checkpoint.names().into_iter().find(|name| !is_parameter(name)), None, "{}", folder.display());
     }
     // Llama has seven linears a block, GPT-2 and GPT-NeoX four, as Mixtral beside its experts. MLX rounds embedding and head as well; in one
-    // of its folders they are one tensor, and a linear is left.
-    assert_eq!(n_weights, 17 * 7 + 3 * 4 + 2 * 7 + 8 + 4 + 4 + 2 * 9 + 7);
+    // of its folders they are one tensor, and a linear is left. It rounds a router, too, beside three experts of three linears.
+    assert_eq!(n_weights, 17 * 7 + 3 * 4 + 2 * 7 + 8 + 4 + 4 + 2 * 9 + 7 + (4 + 1 + 3 * 3 + 2));
 }
 
 #[test]
@@ -297,6 +297,29 @@ fn codes_of_torchao_without_their_facts_are_refused() {
     check_refused(&[codes, scale], "the file's metadata says nothing of \"w.weight\"");
 }
 
+/// Mixtral's experts have names of their own, and a layer may stay in floats.
+#[test]
+fn experts_of_mlx_are_called_as_their_family_calls_them() {
+    let halves: Vec<u8> =
+        [1.0_f32, 2.0, 3.0, 4.0].iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
+    let tensors: [(&str, Dtype, &[usize], &[u8]); 5] = [
+        ("m.block_sparse_moe.switch_mlp.up_proj.weight", Dtype::BF16, &[2, 1, 2], &halves),
+        ("w.weight", Dtype::U32, &[4, 8], &[]),
+        ("w.scales", Dtype::BF16, &[4, 2], &[]),
+        ("w.biases", Dtype::BF16, &[4, 2], &[]),
+        ("n.weight", Dtype::BF16, &[2, 2], &halves),
+    ];
+    let folder = folder(&tensors);
+    let settings = json!({ "quantization": { "bits": 4, "group_size": 32 } });
+    std::fs::write(folder.path().join("config.json"), settings.to_string()).unwrap();
+    let checkpoint = opened(folder.path()).unwrap();
+    let experts = [0, 1].map(|expert| format!("m.block_sparse_moe.experts.{expert}.w3.weight"));
+    assert_eq!(checkpoint.names(), [&experts[0], &experts[1], "n.weight", "w.weight"]);
+    assert_eq!(checkpoint.read_f32(&experts[1]).unwrap(), [3.0, 4.0]);
+    assert_eq!(checkpoint.shape(&experts[0]), Some(vec![1, 2]));
+    assert_eq!(checkpoint.read_f32("n.weight").unwrap().len(), 4);
+}
+
 #[test]
 fn tensors_of_mlx_that_do_not_fit_are_named() {
     use Dtype::{BF16, U8, U32};
@@ -321,6 +344,8 @@ fn tensors_of_mlx_that_do_not_fit_are_named() {
         Some("3 bits in groups of 32 do not fill its rows"),
     );
     check(json!({ "bits": 9, "group_size": 32 }), &[codes, scales, biases], Some("no bits from 1 to 8"));
+    let experts = ("a.switch_mlp.up_proj.weight", U32, &[4, 8][..], &[][..]);
+    check(json!({ "bits": 4, "group_size": 32 }), &[experts], Some("expected the matrices of up to 4096 experts"));
     let small_floats = json!({ "bits": 4, "group_size": 32, "mode": "mxfp4" });
     check(small_floats, &[codes, scales], Some("MLX: bits 4, group size 32, mode mxfp4"));
 }
@@ -331,7 +356,7 @@ proptest! {
     fn damaged_files_never_panic(
         name in prop::sample::select(vec![
             "autoawq-neox", "bitsandbytes-int8-gpt2", "bitsandbytes-nf4-nested", "gptqmodel-gpt2", "hqq-3", "hqq-4-experts",
-            "mlx-mixed", "quanto-int4", "quanto-int4-one-row", "torchao-int4-in-int8",
+            "mlx-4-experts", "mlx-mixed", "quanto-int4", "quanto-int4-one-row", "torchao-int4-in-int8",
         ]),
         at in 8..20_000_usize,
         byte: u8,
