@@ -243,6 +243,8 @@ impl Quip {
             QuipRounding::Ldlq => (0..n_in as u32).collect(),
             QuipRounding::LdlqRg(_) => hessian.activation_order().into_iter().rev().collect(),
         };
+        // Not kept for the other bit widths, as GPTQ's is: the rotated Hessian is this linear's own, so that a block would hold two matrices a
+        // linear for about a tenth of the multiplications.
         let part = Part::new(ctx.listener, shares.factor);
         let factor = |h: &Damped<'_>| {
             let feedback = ldl_feedback(&|i, j| h.entry(i, j), n_in, &|share| part.tell(share));
