@@ -148,7 +148,7 @@ def _no_plain_model(folder, plain, score):
     for method, said in [("awq", {"version": "gemm"}), ("gptq", {"quantizer": "gptqmodel:7.7.0"})]:
         settings = {"quantization_config": {"quant_method": method, "bits": 4, "group_size": 16} | said}
         path = write(model(), folder / f"by-{method}", tensors=quantized, keys=lambda keys, more=settings: keys | more)
-        yield Row(f"quantized by others: {method}", Says("quantized", method), "must be named", score(path))
+        yield Row(f"{method}: codes without scales", Says("by-" + method, ".scales"), "must be named", score(path))
     path = write(model(), folder / "scaled", keys=lambda keys: keys | {"quantization_config": {"quant_method": "fp8"}})
     yield Row("float weights beside a `quantization_config`", Says("quantized", "fp8"), "must be named", score(path))
 

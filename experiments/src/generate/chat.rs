@@ -142,6 +142,7 @@ fn strftime_now(format: String) -> Result<String, Error> {
 
 /// Truth values and nothing as Python prints them.
 fn python_formatter(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
+    sizes::check_length(value)?;
     let python = match value.kind() {
         ValueKind::Bool if value.is_true() => "True",
         ValueKind::Bool => "False",

@@ -26,7 +26,7 @@ pub(super) fn bound(environment: &mut Environment<'static>) {
         ("unique", Value::from_function(filters::unique)),
     ] {
         environment.add_filter(name, move |state: &State<'_, '_>, Rest(args): Rest<Value>| {
-            check_length(&args)?;
+            args.first().map_or(Ok(()), check_length)?;
             check_size(&args)?;
             filter.call(state, &args)
         });
@@ -44,11 +44,10 @@ pub(super) fn bound(environment: &mut Environment<'static>) {
     });
 }
 
-/// The length of what is filtered: a list that is repeated takes no room until then.
-fn check_length(args: &[Value]) -> Result<(), Error> {
-    let is_list = |value: &&Value| value.as_str().is_none();
-    match args.first().filter(is_list).and_then(Value::len) {
-        Some(len) if len > MOST => Err(too_large(len)),
+/// The length of what is filtered or printed: a list that is repeated takes no room until then.
+pub(super) fn check_length(value: &Value) -> Result<(), Error> {
+    match value.len() {
+        Some(len) if len > MOST && value.as_str().is_none() => Err(too_large(len)),
         _ => Ok(()),
     }
 }
@@ -92,6 +91,7 @@ mod tests {
     fn rendered(template: &str) -> Result<String, Error> {
         let mut environment = Environment::new();
         bound(&mut environment);
+        environment.set_formatter(crate::generate::chat::python_formatter);
         environment.render_str(template, context! {})
     }
 
@@ -122,6 +122,7 @@ mod tests {
             "{{ 'a\nb' | indent(width=100001) }}",
             "{{ [1] | batch(100001) | list }}",
             "{{ [1] | slice(100001) | list }}",
+            "{{ [1] * 100001 }}",
             "{{ ([1] * 100001) | list }}",
             "{{ ([1] * 100001) | batch(1) }}",
             "{{ ([1] * 100001) | map('string') }}",
