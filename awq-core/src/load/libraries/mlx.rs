@@ -7,8 +7,9 @@ use safetensors::Dtype;
 use serde_json::Value as Json;
 
 use super::even::Even;
+use super::experts::{MAX_EXPERTS, float_part};
 use super::{Weight, bad, bits_of, floats_of, wrong_type};
-use crate::load::safetensors::{RawTensor, SafetensorsCheckpoint};
+use crate::load::safetensors::SafetensorsCheckpoint;
 use crate::load::stored_dtype::float_type;
 use crate::load::{LoadError, StoredType, floats};
 use crate::numbers::Number;
@@ -56,12 +57,15 @@ pub(super) fn weights(base: &SafetensorsCheckpoint, name: &str, settings: &Json)
         (&[n_out, n_words], false) => (1, n_out, n_words),
         _ => return Err(bad(&raw, name, "expected a matrix")),
     };
+    // Sizes of what is empty are bounded by nothing.
+    if raw.bytes.is_empty() {
+        return Err(bad(&raw, name, "it is empty"));
+    }
     let names = (0..n_weights).map(|expert| of_expert(layer, expert));
     if raw.dtype != Dtype::U32 {
-        return names
-            .enumerate()
-            .map(|(index, own)| floats_of_expert(&raw, name, own, index, [n_out, n_words]))
-            .collect();
+        // A layer that is not quantized.
+        let part = |(index, own)| float_part(&raw, name, own, (index, n_weights), [n_out, n_words]);
+        return names.enumerate().map(part).collect();
     }
     let Some((bits, group)) = of_layer(settings, layer) else {
         return Err(bad(&raw, name, "its settings name no bits from 1 to 8, or no group size"));
@@ -114,9 +118,6 @@ pub(super) fn weights(base: &SafetensorsCheckpoint, name: &str, settings: &Json)
 /// What a layer of experts has in its name, whose matrices lie one behind the other.
 const SWITCH: &str = ".switch_mlp.";
 
-/// A damaged number would take memory for each.
-const MAX_EXPERTS: usize = 4096;
-
 /// The name of a weight; that of an expert's linear as its family has it.
 fn of_expert(layer: &str, expert: usize) -> String {
     let Some((before, linear)) = layer.split_once(SWITCH) else { return format!("{layer}.weight") };
@@ -130,30 +131,6 @@ fn of_expert(layer: &str, expert: usize) -> String {
 }
 
 const MIXTRALS: &str = "block_sparse_moe";
-
-/// A linear of an expert that is not quantized.
-fn floats_of_expert(
-    raw: &RawTensor<'_>,
-    name: &str,
-    own: String,
-    index: usize,
-    shape: [usize; 2],
-) -> Result<Weight, LoadError> {
-    let float = float_type(raw.dtype).ok_or_else(|| wrong_type(raw, name, "U32, F32, F16, BF16"))?;
-    let (codes, n_bytes) = (name.to_owned(), raw.bytes.len() / raw.shape[0].max(1));
-    Ok(Weight {
-        name: own,
-        shape: shape.to_vec(),
-        is_of_any_rows: false,
-        rounds_inputs: false,
-        is_turned: false,
-        codes: codes.clone(),
-        others: Vec::new(),
-        stored_type: StoredType::float(format!("{:?}", raw.dtype), raw.dtype.bitsize()),
-        values: Box::new(move |base| Ok(floats::to_f32(float, &base.raw(&codes)?.bytes[index * n_bytes..][..n_bytes]))),
-        even: None,
-    })
-}
 
 /// One matrix of codes.
 struct Packed {

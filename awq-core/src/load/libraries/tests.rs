@@ -344,6 +344,12 @@ fn tensors_of_mlx_that_do_not_fit_are_named() {
         Some("3 bits in groups of 32 do not fill its rows"),
     );
     check(json!({ "bits": 9, "group_size": 32 }), &[codes, scales, biases], Some("no bits from 1 to 8"));
+    let huge = ("w.weight", U32, &[0, 1 << 60][..], &[][..]);
+    check(
+        json!({ "bits": 4, "group_size": 32 }),
+        &[huge, scales, biases],
+        Some("\"w.weight\" of shape [0, 1152921504606846976]: it is empty"),
+    );
     let experts = ("a.switch_mlp.up_proj.weight", U32, &[4, 8][..], &[][..]);
     check(json!({ "bits": 4, "group_size": 32 }), &[experts], Some("expected the matrices of up to 4096 experts"));
     let small_floats = json!({ "bits": 4, "group_size": 32, "mode": "mxfp4" });
