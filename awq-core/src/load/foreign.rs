@@ -92,6 +92,12 @@ pub(crate) fn check_settings(folder: &Path, config_file: &Path, config: &Json) -
         },
     };
     let nested = config.get("text_config").unwrap_or(&Json::Null);
+    // MLX writes its settings under two keys, and reads this one.
+    for config in [config, nested].iter().filter(|config| config["quantization_config"]["quant_method"].is_null()) {
+        if let Some(scheme) = libraries::scheme(config_file, "quantization", &config["quantization"]) {
+            return Ok(Some(Scheme::Library(scheme)));
+        }
+    }
     for (settings, key) in [config, nested].iter().flat_map(|config| KEYS.iter().map(move |key| (&config[*key], *key)))
     {
         if settings.as_object().is_some_and(|settings| !settings.is_empty()) {

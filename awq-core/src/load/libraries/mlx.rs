@@ -38,8 +38,10 @@ fn of_layer(settings: &Json, layer: &str) -> Option<(usize, usize)> {
         let value = settings[layer].get(name).unwrap_or(&settings[name]);
         usize::try_from(value.as_u64()?).ok()
     };
+    let mode = &settings[layer]["mode"];
     let (bits, group) = (number("bits")?, number("group_size")?);
-    ((1..=8).contains(&bits) && group > 0).then_some((bits, group))
+    let is_affine = mode.is_null() || mode == "affine";
+    (is_affine && (1..=8).contains(&bits) && group > 0).then_some((bits, group))
 }
 
 /// The weights whose codes are the tensor `name`: one, or a linear of each expert.
@@ -68,7 +70,11 @@ pub(super) fn weights(base: &SafetensorsCheckpoint, name: &str, settings: &Json)
         return names.enumerate().map(part).collect();
     }
     let Some((bits, group)) = of_layer(settings, layer) else {
-        return Err(bad(&raw, name, "its settings name no bits from 1 to 8, or no group size"));
+        return Err(bad(
+            &raw,
+            name,
+            "config.json gives it no bits from 1 to 8, no group size, or another mode than affine",
+        ));
     };
     let n_in = n_words * WORD / bits;
     if !(n_words * WORD).is_multiple_of(bits) || !n_in.is_multiple_of(group) {
@@ -78,6 +84,11 @@ pub(super) fn weights(base: &SafetensorsCheckpoint, name: &str, settings: &Json)
     let n_groups = n_out * (n_in / group);
     for part in [&scale, &bias] {
         floats_of(base, part, n_weights * n_groups)?;
+        let scales = base.raw(part)?;
+        let is_of_rows = scales.shape.split_last() == Some((&(n_in / group), &raw.shape[..raw.shape.len() - 1]));
+        if !is_of_rows {
+            return Err(bad(&scales, part, &format!("expected {} a row of {name:?}", n_in / group)));
+        }
     }
     let stored_type = StoredType {
         name: format!("MLX W{bits}"),

@@ -343,7 +343,16 @@ fn tensors_of_mlx_that_do_not_fit_are_named() {
         &[codes, scales, biases],
         Some("3 bits in groups of 32 do not fill its rows"),
     );
-    check(json!({ "bits": 9, "group_size": 32 }), &[codes, scales, biases], Some("no bits from 1 to 8"));
+    check(json!({ "bits": 9, "group_size": 32 }), &[codes, scales, biases], Some("gives it no bits from 1 to 8"));
+    let other_mode = json!({ "bits": 4, "group_size": 32, "w": { "mode": "mxfp4" } });
+    check(other_mode, &[codes, scales, biases], Some("or another mode than affine"));
+    let turned = ("w.scales", BF16, &[2, 4][..], &[][..]);
+    check(json!({ "bits": 4, "group_size": 32 }), &[codes, turned, biases], Some("expected 2 a row of \"w.weight\""));
+    let twice = json!({ "bits": 4, "group_size": 32 });
+    let both = json!({ "quantization": twice, "quantization_config": twice });
+    let folder_of_both = folder(&[codes, scales, biases]);
+    std::fs::write(folder_of_both.path().join("config.json"), both.to_string()).unwrap();
+    assert!(opened(folder_of_both.path()).is_ok(), "both keys and no mode");
     let huge = ("w.weight", U32, &[0, 1 << 60][..], &[][..]);
     check(
         json!({ "bits": 4, "group_size": 32 }),
