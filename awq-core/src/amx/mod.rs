@@ -37,6 +37,22 @@ impl Sums {
     pub(crate) const ZERO: Self = Self([[0; ROWS]; ROWS]);
 }
 
+/// Rows and columns of [`Square`].
+pub(crate) const SIDE: usize = 2 * ROWS;
+const SIDE_BYTES: usize = 4 * SIDE;
+
+/// Sums of 32 rows and 32 columns: those of four tiles.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Square(pub(crate) [[f32; SIDE]; SIDE]);
+
+impl Square {
+    pub(crate) const ZERO: Self = Self([[0.0; SIDE]; SIDE]);
+}
+
+/// Numbers of bf16 whose sum a number of f32 is.
+pub(crate) const PARTS: usize = 3;
+
 /// Proof that the CPU has tiles with products of bytes and of bf16, and that the operating system lets this process use them.
 #[derive(Clone, Copy)]
 pub(crate) struct Amx(());
@@ -184,55 +200,153 @@ impl Configured {
         }
     }
 
-    /// Adds the products of 16 rows of `32 n` values with 64 columns to 16 rows of 64 sums; values are bf16, two in a word, sums f32.
+    /// The sums of products of 32 rows with 32 columns of bf16: each of `x` and `w` is 16 of them.
     ///
-    /// # Safety
-    /// - `x` points to 16 rows that are `x_stride` bytes apart, and `64 n` bytes of each can be read;
-    /// - `w` points to `16 n` rows of 256 bytes, one after the other, that can be read: a pair of values of each of the columns;
-    /// - `sums` points to 16 rows that are `sums_stride` bytes apart, and 256 bytes of each can be read and written;
-    /// - `sums` has no byte in common with `x` or `w`, and `n` is not zero.
-    pub(crate) unsafe fn multiply_bf16(
-        &self,
-        x: *const u32,
-        x_stride: usize,
-        w: *const u32,
-        n: usize,
-        sums: *mut f32,
-        sums_stride: usize,
-    ) {
-        // SAFETY: this thread's tiles are whole; what is read and written the caller has.
+    /// # Panics
+    /// If they are none, or differ in number.
+    pub(crate) fn multiply_bf16(&self, x: [&[Tile]; 2], w: [&[Tile]; 2], sums: &mut Square) {
+        let n = x[0].len();
+        assert!(n > 0 && x[1].len() == n && w[0].len() == n && w[1].len() == n, "tiles do not match");
+        // SAFETY: this thread's tiles are whole; the loop reads `n` tiles behind each pointer, and rows of `sums` are 128 bytes.
         unsafe {
             asm!(
-                "tileloadd tmm0, [{sums} + {sums_stride}]",
-                "tileloadd tmm1, [{sums} + {sums_stride} + {row}]",
-                "tileloadd tmm2, [{sums} + {sums_stride} + 2 * {row}]",
-                "tileloadd tmm3, [{sums} + {sums_stride} + 3 * {row}]",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
                 "2:",
-                "tileloadd tmm4, [{x} + {x_stride}]",
-                "tileloadd tmm5, [{w} + {w_stride}]",
-                "tileloadd tmm6, [{w} + {w_stride} + {row}]",
-                "tileloadd tmm7, [{w} + {w_stride} + 2 * {row}]",
-                "tdpbf16ps tmm0, tmm4, tmm5",
-                "tileloadd tmm5, [{w} + {w_stride} + 3 * {row}]",
-                "tdpbf16ps tmm1, tmm4, tmm6",
-                "tdpbf16ps tmm2, tmm4, tmm7",
-                "tdpbf16ps tmm3, tmm4, tmm5",
-                "add {x}, {row}",
-                "add {w}, 4 * {tile}",
+                "tileloadd tmm4, [{x0} + {row}]",
+                "tileloadd tmm6, [{w0} + {row}]",
+                "tileloadd tmm5, [{x1} + {row}]",
+                "tileloadd tmm7, [{w1} + {row}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {x0}, {tile}",
+                "add {x1}, {tile}",
+                "add {w0}, {tile}",
+                "add {w1}, {tile}",
                 "dec {n}",
                 "jnz 2b",
-                "tilestored [{sums} + {sums_stride}], tmm0",
-                "tilestored [{sums} + {sums_stride} + {row}], tmm1",
-                "tilestored [{sums} + {sums_stride} + 2 * {row}], tmm2",
-                "tilestored [{sums} + {sums_stride} + 3 * {row}], tmm3",
-                x = inout(reg) x => _,
-                x_stride = in(reg) x_stride,
-                w = inout(reg) w => _,
-                w_stride = in(reg) 4 * ROW_BYTES,
+                "tilestored [{sums} + {side}], tmm0",
+                "tilestored [{sums} + {side} + {row_bytes}], tmm1",
+                "tilestored [{sums} + {side} + 2 * {tile}], tmm2",
+                "tilestored [{sums} + {side} + 2 * {tile} + {row_bytes}], tmm3",
+                x0 = inout(reg) x[0].as_ptr() => _,
+                x1 = inout(reg) x[1].as_ptr() => _,
+                w0 = inout(reg) w[0].as_ptr() => _,
+                w1 = inout(reg) w[1].as_ptr() => _,
                 n = inout(reg) n => _,
-                sums = in(reg) sums,
-                sums_stride = in(reg) sums_stride,
-                row = const ROW_BYTES,
+                sums = in(reg) sums.0.as_mut_ptr(),
+                row = in(reg) ROW_BYTES,
+                side = in(reg) SIDE_BYTES,
+                row_bytes = const ROW_BYTES,
+                tile = const TILE_BYTES,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+
+    /// The sums of products of 32 rows with 32 columns of f32. Each of `x` and `w` is 16 of them, three tiles for each 32 inputs:
+    /// numbers rounded to bf16, what that leaves, rounded, and the rest. Of the nine products of parts the three smallest are left out: their
+    /// sum is below half a unit of the last digit of what they belong to. The largest come last, so that the others lose few digits.
+    ///
+    /// # Panics
+    /// If they are none, differ in number, or are no threes.
+    pub(crate) fn multiply_parts(&self, x: [&[Tile]; 2], w: [&[Tile]; 2], sums: &mut Square) {
+        let n = x[0].len();
+        let alike = x[1].len() == n && w[0].len() == n && w[1].len() == n;
+        assert!(n > 0 && n.is_multiple_of(PARTS) && alike, "tiles do not match");
+        // SAFETY: this thread's tiles are whole; the loops read `n` tiles behind each pointer, and rows of `sums` are 128 bytes.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "mov {n}, {steps}",
+                "2:",
+                // The third part of `x` with the first of `w`.
+                "tileloadd tmm4, [{x0} + {row} + 2 * {tile}]",
+                "tileloadd tmm6, [{w0} + {row}]",
+                "tileloadd tmm5, [{x1} + {row} + 2 * {tile}]",
+                "tileloadd tmm7, [{w1} + {row}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                // The second with the first.
+                "tileloadd tmm4, [{x0} + {row} + {tile}]",
+                "tileloadd tmm5, [{x1} + {row} + {tile}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                // The second with the second.
+                "tileloadd tmm6, [{w0} + {row} + {tile}]",
+                "tileloadd tmm7, [{w1} + {row} + {tile}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                // The first with the second.
+                "tileloadd tmm4, [{x0} + {row}]",
+                "tileloadd tmm5, [{x1} + {row}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                // The first with the third.
+                "tileloadd tmm6, [{w0} + {row} + 2 * {tile}]",
+                "tileloadd tmm7, [{w1} + {row} + 2 * {tile}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {x0}, 3 * {tile}",
+                "add {x1}, 3 * {tile}",
+                "add {w0}, 3 * {tile}",
+                "add {w1}, 3 * {tile}",
+                "dec {n}",
+                "jnz 2b",
+                "imul {n}, {steps}, 3 * {tile}",
+                "sub {x0}, {n}",
+                "sub {x1}, {n}",
+                "sub {w0}, {n}",
+                "sub {w1}, {n}",
+                "3:",
+                // The first with the first.
+                "tileloadd tmm4, [{x0} + {row}]",
+                "tileloadd tmm6, [{w0} + {row}]",
+                "tileloadd tmm5, [{x1} + {row}]",
+                "tileloadd tmm7, [{w1} + {row}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {x0}, 3 * {tile}",
+                "add {x1}, 3 * {tile}",
+                "add {w0}, 3 * {tile}",
+                "add {w1}, 3 * {tile}",
+                "dec {steps}",
+                "jnz 3b",
+                "tilestored [{sums} + {side}], tmm0",
+                "tilestored [{sums} + {side} + {row_bytes}], tmm1",
+                "tilestored [{sums} + {side} + 2 * {tile}], tmm2",
+                "tilestored [{sums} + {side} + 2 * {tile} + {row_bytes}], tmm3",
+                x0 = inout(reg) x[0].as_ptr() => _,
+                x1 = inout(reg) x[1].as_ptr() => _,
+                w0 = inout(reg) w[0].as_ptr() => _,
+                w1 = inout(reg) w[1].as_ptr() => _,
+                steps = inout(reg) n / PARTS => _,
+                n = out(reg) _,
+                sums = in(reg) sums.0.as_mut_ptr(),
+                row = in(reg) ROW_BYTES,
+                side = in(reg) SIDE_BYTES,
+                row_bytes = const ROW_BYTES,
                 tile = const TILE_BYTES,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,

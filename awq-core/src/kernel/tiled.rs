@@ -25,6 +25,8 @@ use crate::quantized::QuantizedWeight;
 
 /// Tiles of outputs, and of rows, that are multiplied at a time.
 const AT_ONCE: usize = 2;
+/// Blocks of rows whose products are begun before the first is used: tiles take their time.
+const BLOCKS: usize = 4;
 /// Tiles that hold a run of input channels.
 const DEEP: usize = SEGMENT / ROW_BYTES;
 /// Chunks of a tile.
@@ -111,7 +113,7 @@ impl<const BITS: usize, const PLANES: usize> Work for Group<'_, BITS, PLANES> {
         let zero = [lanes.splat(0.0); AT_ONCE];
         let mut totals = vec![zero; rows.n_blocks * rows_at_once::<PLANES>()];
         let mut codes = [[Tile::ZERO; DEEP]; AT_ONCE];
-        let mut sums = [[Sums::ZERO; AT_ONCE]; AT_ONCE];
+        let mut sums = [[[Sums::ZERO; AT_ONCE]; AT_ONCE]; BLOCKS];
         for first_tile in (0..tiles.n_out.div_ceil(TILE)).step_by(AT_ONCE) {
             totals.fill(zero);
             let mut lines = tiles.lines_of::<BITS, AT_ONCE>(first_tile);
@@ -135,23 +137,29 @@ impl<const BITS: usize, const PLANES: usize> Work for Group<'_, BITS, PLANES> {
                         quad!(0 1 2 3 4 5 6 7);
                     }
                 }
-                for block in 0..rows.n_blocks {
-                    let x = rows.tiles_of(block, tiles_before, deep);
-                    registers.multiply_bytes(x, [&codes[0][..deep], &codes[1][..deep]], &mut sums);
-                    let first_row = block * rows_at_once::<PLANES>();
-                    for row in 0..rows_at_once::<PLANES>() {
-                        let (row_scale, row_sum) = rows.scale_and_sum(segment_idx, first_row + row);
-                        for tile in 0..AT_ONCE {
-                            let mut sum = floats(lanes, &sums[row / ROWS][tile].0[row % ROWS]);
-                            if PLANES == 2 {
-                                let low = floats(lanes, &sums[1][tile].0[row]);
-                                sum = lanes.mul_add(sum, lanes.splat(256.0), low);
+                for first_block in (0..rows.n_blocks).step_by(BLOCKS) {
+                    let n_blocks = BLOCKS.min(rows.n_blocks - first_block);
+                    for block in 0..n_blocks {
+                        let x = rows.tiles_of(first_block + block, tiles_before, deep);
+                        registers.multiply_bytes(x, [&codes[0][..deep], &codes[1][..deep]], &mut sums[block]);
+                    }
+                    for block in 0..n_blocks {
+                        let first_row = (first_block + block) * rows_at_once::<PLANES>();
+                        let totals = &mut totals[first_row..][..rows_at_once::<PLANES>()];
+                        let scales_and_sums = rows.scales_and_sums(segment_idx, first_row);
+                        for row in 0..rows_at_once::<PLANES>() {
+                            let (row_scale, row_sum) = scales_and_sums[row];
+                            for tile in 0..AT_ONCE {
+                                let mut sum = floats(lanes, &sums[block][row / ROWS][tile].0[row % ROWS]);
+                                if PLANES == 2 {
+                                    let low = floats(lanes, &sums[block][1][tile].0[row]);
+                                    sum = lanes.mul_add(sum, lanes.splat(256.0), low);
+                                }
+                                let (scale, zero_point) = params_of[tile];
+                                let centred = lanes.neg_mul_add(zero_point, lanes.splat(row_sum), sum);
+                                let step = lanes.mul(scale, lanes.splat(row_scale));
+                                totals[row][tile] = lanes.mul_add(centred, step, totals[row][tile]);
                             }
-                            let (scale, zero_point) = params_of[tile];
-                            let centred = lanes.neg_mul_add(zero_point, lanes.splat(row_sum), sum);
-                            let step = lanes.mul(scale, lanes.splat(row_scale));
-                            let total = &mut totals[first_row + row][tile];
-                            *total = lanes.mul_add(centred, step, *total);
                         }
                     }
                 }
@@ -193,8 +201,7 @@ struct Rows<const PLANES: usize> {
     deep: usize,
     /// `[block][2][deep]`: both planes of 16 rows, or 16 rows and the next 16.
     tiles: Vec<Tile>,
-    n_segments: usize,
-    /// `[row][segment]`, with sums of the integers, which zero points multiply.
+    /// `[segment][row]`, with sums of the integers, which zero points multiply.
     scales_and_sums: Vec<(f32, f32)>,
 }
 
@@ -212,7 +219,6 @@ impl<const PLANES: usize> Rows<PLANES> {
             n_blocks,
             deep,
             tiles: vec![Tile::ZERO; n_blocks * AT_ONCE * deep],
-            n_segments,
             scales_and_sums: vec![(0.0, 0.0); n_blocks * at_once * n_segments],
         };
         let width = if PLANES == 2 { Width::Sixteen } else { Width::Eight };
@@ -225,7 +231,8 @@ impl<const PLANES: usize> Rows<PLANES> {
                 let segment = &tiles.segments[segment_idx];
                 let x = &x[row_idx * tiles.n_in + segment.start..][..segment.len];
                 let mut integers = [0_i32; SEGMENT];
-                rows.scales_and_sums[row_idx * n_segments + segment_idx] = quantize(x, width.limit(), &mut integers);
+                rows.scales_and_sums[segment_idx * n_blocks * at_once + row_idx] =
+                    quantize(x, width.limit(), &mut integers);
                 let n_tiles = segment.n_chunks.div_ceil(CHUNKS);
                 if PLANES == 2 {
                     rows.put(first + tiles_before, n_tiles, row % ROWS, &bytes_of(&integers, Plane::High));
@@ -253,9 +260,11 @@ impl<const PLANES: usize> Rows<PLANES> {
         [&of_block[first..][..n], &of_block[self.deep + first..][..n]]
     }
 
+    /// Of a segment of the rows that are multiplied at a time.
     #[inline(always)]
-    fn scale_and_sum(&self, segment: usize, row: usize) -> (f32, f32) {
-        self.scales_and_sums[row * self.n_segments + segment]
+    fn scales_and_sums(&self, segment: usize, first_row: usize) -> &[(f32, f32)] {
+        let n_rows = rows_at_once::<PLANES>();
+        &self.scales_and_sums[segment * self.n_blocks * n_rows + first_row..][..n_rows]
     }
 }
 

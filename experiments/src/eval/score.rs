@@ -6,6 +6,7 @@ use anyhow::ensure;
 use awq_core::backend::{QuantBackend, float_vec};
 use awq_core::model::{Decoder, Head, for_each_block};
 use burn::tensor::Tensor;
+use rayon::prelude::*;
 
 use super::ScoringArithmetic;
 use super::base_model::BaseModel;
@@ -16,6 +17,8 @@ use super::windows::Windows;
 
 /// Tokens of one forward batch: fills the matrix kernels and keeps activations in the last-level cache.
 const TOKENS_PER_BATCH: usize = 2048;
+/// Hidden states of batches that pass through a block side by side, in bytes. What the block makes of them takes some ten times as much.
+const BYTES_AT_ONCE: usize = 16 << 20;
 /// Hidden states held at once, in bytes: the blocks are read once for each such share of the windows.
 const HIDDEN_BYTES: usize = 1 << 30;
 /// Rows whose logits exist at once: with a vocabulary of 128k and f32, half a gigabyte would be 1024.
@@ -102,15 +105,25 @@ pub(super) fn final_states<B: QuantBackend>(
     let embedding = decoder.embedding()?;
     let mut states: Vec<BatchStates<B>> = batches.iter().map(|batch| batch.embed(&embedding)).collect();
     drop(embedding);
+    let n_at_once = batches_at_once::<B>(decoder.config().hidden_size);
     for_each_block(decoder, |block_idx, block| -> anyhow::Result<()> {
         let block = arithmetic.block(decoder, (block_idx, block.as_ref()))?;
-        for (states, batch) in states.iter_mut().zip(batches) {
-            progress(batch.n_tokens());
-            states.advance(block.as_ref());
+        for (states, batches) in states.chunks_mut(n_at_once).zip(batches.chunks(n_at_once)) {
+            progress(batches.iter().map(Batch::n_tokens).sum());
+            states.par_iter_mut().with_max_len(1).for_each(|states| states.advance(block.as_ref()));
         }
         Ok(())
     })?;
     Ok(states.into_iter().map(|states| states.hidden).collect())
+}
+
+/// Batches that pass through a block side by side: where the host computes, one has work for threads that wait for another. No bit of one
+/// depends on others.
+fn batches_at_once<B: QuantBackend>(hidden_size: usize) -> usize {
+    if B::BESIDE_HOST {
+        return 1;
+    }
+    (BYTES_AT_ONCE / (size_of::<f32>() * TOKENS_PER_BATCH * hidden_size)).max(1)
 }
 
 /// States of a model that predict tokens, a row each; logits exist for [`LOGIT_ROWS`] of them at a time.

@@ -1,33 +1,32 @@
-//! A weight in panels of 64 rows, for AVX-512 BF16, and for tiles (AMX) where the CPU has them.
+//! A weight in bf16 for AVX-512, in the order in which tiles (AMX) read it, too.
 
 use std::arch::x86_64::*;
+use std::borrow::Cow;
 
 use rayon::prelude::*;
 
-use super::ROWS_PER_TASK;
-use crate::amx::{self, Amx};
+use super::{ROWS_PER_TASK, tiles};
+use crate::amx::{Amx, ROW_BYTES, ROWS as TILE_ROWS, SIDE, Tile};
 
 /// Rows of a tile of the result in registers: 6 of 4 vectors leave 8 of the 32 registers for the inputs.
 const ROWS: usize = 6;
 const VECTORS: usize = 4;
 const COLS: usize = 16 * VECTORS;
 
-/// One vector of pairs of a panel.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u32; 16]);
-
 /// Values that become one vector of pairs.
 const PACKED: usize = 32;
 
-/// Pairs of inputs that are multiplied at a time, sums going to memory between: a panel's share of 128 KiB stays in the second-level
-/// cache while all rows of a task are multiplied with it. No bit depends on it.
-const PAIRS: usize = 512;
+/// Tiles of a row of the weight that are multiplied at a time, sums going to memory between: a panel's share of 128 KiB stays in the
+/// second-level cache while all rows of a task are multiplied with it. No bit depends on it.
+const DEEP: usize = 32;
+/// Rows of `x` from which tiles multiply.
+const TILES_FROM: usize = 8;
 
-/// A `[n, k]` weight rounded to bf16, in the order in which products read it: for 64 rows of the weight at a time,
-/// pairs of neighbouring inputs, `[pairs][VECTORS]` lines. Sixteen pairs of four lines are four tiles side by side, too.
+/// A `[n, k]` weight rounded to bf16: for 16 rows of it at a time the pairs of neighbouring inputs, a line each, 16 lines a tile. Rows are
+/// filled up with zeros to whole panels of 64.
 pub struct Panels {
-    lines: Vec<Line>,
+    /// `[n / 16][deep]`.
+    tiles: Vec<Tile>,
     n: usize,
     k: usize,
     amx: Option<Amx>,
@@ -42,13 +41,13 @@ impl Panels {
         if !available {
             return None;
         }
-        let (n, pairs) = (w.len() / k, padded_pairs(k));
-        let mut lines = vec![Line([0; 16]); n.div_ceil(COLS) * pairs * VECTORS];
-        lines.par_chunks_mut(pairs * VECTORS).zip(w.par_chunks(COLS * k)).for_each(|(panel, rows)| {
+        let (n, deep) = (w.len() / k, k.div_ceil(PACKED));
+        let mut tiles = vec![Tile::ZERO; n.div_ceil(COLS) * VECTORS * deep];
+        tiles.par_chunks_mut(deep).zip(w.par_chunks(TILE_ROWS * k)).for_each(|(tiles, rows)| {
             // SAFETY: all three instruction sets were found on this CPU.
-            unsafe { pack_panel(panel, rows, k) };
+            unsafe { pack_lines(tiles, rows, k) };
         });
-        Some(Self { lines, n, k, amx: Amx::detect() })
+        Some(Self { tiles, n, k, amx: Amx::detect() })
     }
 
     /// Rows of the weight.
@@ -58,38 +57,52 @@ impl Panels {
 
     /// Bytes of the packed weight.
     pub fn bytes(&self) -> usize {
-        size_of_val(self.lines.as_slice())
+        size_of_val(self.tiles.as_slice())
     }
 
     /// `x w^T` for `x: [m, k]`, rounded to bf16; returns `[m, n]` in f32.
     pub fn matmul(&self, x: &[f32]) -> Vec<f32> {
-        let (m, n, k, pairs) = (x.len() / self.k, self.n, self.k, padded_pairs(self.k));
-        // A tile reads whole blocks of rows, the last filled up with zeros.
-        let mut rows = vec![0_u32; m.next_multiple_of(amx::ROWS) * pairs];
+        match self.amx {
+            Some(amx) if x.len() / self.k >= TILES_FROM => self.by_tiles(amx, x),
+            _ => self.by_vectors(x),
+        }
+    }
+
+    fn by_tiles(&self, amx: Amx, x: &[f32]) -> Vec<f32> {
+        let deep = self.k.div_ceil(PACKED);
+        tiles::multiply::<1>(amx, x, self.n, self.k, |columns| {
+            Cow::Borrowed(
+                &self.tiles[columns.start / TILE_ROWS * deep..columns.end.next_multiple_of(SIDE) / TILE_ROWS * deep],
+            )
+        })
+    }
+
+    fn by_vectors(&self, x: &[f32]) -> Vec<f32> {
+        let (m, n, k, deep) = (x.len() / self.k, self.n, self.k, self.k.div_ceil(PACKED));
+        let pairs = deep * PACKED / 2;
+        let mut rows = vec![0_u32; m * pairs];
         rows.par_chunks_mut(pairs).zip(x.par_chunks(k)).with_min_len(16).for_each(|(packed, row)| {
             // SAFETY: a weight is packed only where all three instruction sets are.
             unsafe { pack_row(packed, row) };
         });
         let mut out = vec![0.0_f32; m * n];
-        let panels = || self.lines.chunks_exact(pairs * VECTORS).zip((0..n).step_by(COLS));
+        let panels = || self.tiles.chunks_exact(deep * VECTORS).zip((0..n).step_by(COLS));
         if m > ROWS_PER_TASK {
             let tasks = out.par_chunks_mut(ROWS_PER_TASK * n).zip(rows.par_chunks(ROWS_PER_TASK * pairs));
             tasks.for_each(|(out, rows)| {
-                let tiles = self.amx.map(Amx::configure);
-                for start in (0..pairs).step_by(PAIRS) {
+                for start in (0..deep).step_by(DEEP) {
                     for (panel, first) in panels() {
-                        let out = &mut out[first..];
-                        multiply(tiles.as_ref(), out, n, COLS.min(n - first), rows, panel, start);
+                        multiply(&mut out[first..], n, COLS.min(n - first), rows, panel, start);
                     }
                 }
             });
             return out;
         }
         // Too few rows to share out: columns are, each task's in a buffer of its own.
-        let columns = self.lines.par_chunks_exact(pairs * VECTORS).map(|panel| {
-            let (tiles, mut columns) = (self.amx.map(Amx::configure), vec![0.0_f32; m * COLS]);
-            for start in (0..pairs).step_by(PAIRS) {
-                multiply(tiles.as_ref(), &mut columns, COLS, COLS, &rows, panel, start);
+        let columns = self.tiles.par_chunks_exact(deep * VECTORS).map(|panel| {
+            let mut columns = vec![0.0_f32; m * COLS];
+            for start in (0..deep).step_by(DEEP) {
+                multiply(&mut columns, COLS, COLS, &rows, panel, start);
             }
             columns
         });
@@ -103,34 +116,17 @@ impl Panels {
     }
 }
 
-/// Pairs of a row of `k` values, up to whole vectors of them.
-fn padded_pairs(k: usize) -> usize {
-    k.div_ceil(PACKED) * (PACKED / 2)
-}
-
-/// Adds the products of packed rows with one panel, of the [`PAIRS`] from `start` on, to the first `n_cols` of each `stride` values
+/// Adds the products of packed rows with one panel, of [`DEEP`] tiles from `start` on, to the first `n_cols` of each `stride` values
 /// of `out`, which says how many rows there are.
-fn multiply(
-    tiles: Option<&amx::Configured>,
-    out: &mut [f32],
-    stride: usize,
-    n_cols: usize,
-    rows: &[u32],
-    panel: &[Line],
-    start: usize,
-) {
-    let (panel, _) = panel.as_chunks::<VECTORS>();
-    let pairs = panel.len();
-    let panel = &panel[start..pairs.min(start + PAIRS)];
-    if let Some(tiles) = tiles {
-        for (out, rows) in out.chunks_mut(amx::ROWS * stride).zip(rows.chunks_exact(amx::ROWS * pairs)) {
-            multiply_by_tiles(tiles, out, stride, n_cols, &rows[start..], pairs, panel);
-        }
-        return;
-    }
+fn multiply(out: &mut [f32], stride: usize, n_cols: usize, rows: &[u32], panel: &[Tile], start: usize) {
+    let deep = panel.len() / VECTORS;
+    let (pairs, end) = (deep * TILE_ROWS, deep.min(start + DEEP));
+    let panel: [&[Tile]; VECTORS] = std::array::from_fn(|vector| &panel[vector * deep..][start..end]);
     for (out, rows) in out.chunks_mut(ROWS * stride).zip(rows.chunks(ROWS * pairs)) {
         let n_rows = out.len().div_ceil(stride);
-        let row = |row: usize| &rows[row.min(n_rows - 1) * pairs + start..][..panel.len()];
+        let row = |row: usize| {
+            &rows[row.min(n_rows - 1) * pairs..][start * TILE_ROWS..end * TILE_ROWS].as_chunks::<TILE_ROWS>().0[..]
+        };
         // SAFETY: a panel is packed only where all three instruction sets are.
         unsafe {
             match n_rows {
@@ -143,36 +139,6 @@ fn multiply(
     }
 }
 
-/// [`multiply`] for up to 16 rows of `out`; `rows` are 16, `pairs` apart.
-fn multiply_by_tiles(
-    tiles: &amx::Configured,
-    out: &mut [f32],
-    stride: usize,
-    n_cols: usize,
-    rows: &[u32],
-    pairs: usize,
-    panel: &[[Line; VECTORS]],
-) {
-    let n = panel.len() / amx::ROWS;
-    assert!(n > 0 && rows.len() >= (amx::ROWS - 1) * pairs + panel.len(), "rows do not fit a panel");
-    let products = |sums: *mut f32, stride: usize| {
-        let (x, w) = (rows.as_ptr(), panel.as_ptr().cast());
-        // SAFETY: `rows` were just found long enough, a panel is lines of 64 bytes, and either caller has 16 rows of 64 sums.
-        unsafe { tiles.multiply_bf16(x, pairs * size_of::<u32>(), w, n, sums, stride * size_of::<f32>()) };
-    };
-    if n_cols == COLS && out.len() >= (amx::ROWS - 1) * stride + COLS {
-        return products(out.as_mut_ptr(), stride);
-    }
-    let mut sums = [0.0_f32; amx::ROWS * COLS];
-    for (out, sums) in out.chunks(stride).zip(sums.as_chunks_mut::<COLS>().0) {
-        sums[..n_cols].copy_from_slice(&out[..n_cols]);
-    }
-    products(sums.as_mut_ptr(), COLS);
-    for (out, sums) in out.chunks_mut(stride).zip(sums.as_chunks::<COLS>().0) {
-        out[..n_cols].copy_from_slice(&sums[..n_cols]);
-    }
-}
-
 /// Packs neighbouring values, the first in the low half; an odd last value gets a zero beside it.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
@@ -182,19 +148,18 @@ fn pack_row(packed: &mut [u32], row: &[f32]) {
     }
 }
 
-/// Up to [`COLS`] rows of `k` values as a panel `[k / 2][VECTORS]` of pairs; columns of missing rows are zero.
+/// Up to 16 rows of `k` values as tiles of pairs; columns of missing rows are zero.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn pack_panel(panel: &mut [Line], rows: &[f32], k: usize) {
-    for (block, start) in panel.chunks_mut(PACKED / 2 * VECTORS).zip((0..k).step_by(PACKED)) {
-        for (vector, rows) in rows.chunks(16 * k).enumerate() {
-            // Not `array::from_fn`: compiled for the baseline, it would call its closure instead of containing it.
-            let mut by_row = [_mm512_setzero_si512(); 16];
-            for (vector, row) in by_row.iter_mut().zip(rows.chunks_exact(k)) {
-                *vector = pairs(row, start);
-            }
-            for (lines, by_pair) in block.chunks_exact_mut(VECTORS).zip(transposed(by_row)) {
-                store(&mut lines[vector].0, by_pair);
-            }
+fn pack_lines(tiles: &mut [Tile], rows: &[f32], k: usize) {
+    for tile_idx in 0..tiles.len() {
+        let mut by_row = [_mm512_setzero_si512(); TILE_ROWS];
+        for row in 0..rows.len() / k {
+            by_row[row] = pairs(&rows[row * k..][..k], tile_idx * PACKED);
+        }
+        let by_pair = transposed(by_row);
+        for line in 0..TILE_ROWS {
+            // SAFETY: a row of a tile is 64 bytes.
+            unsafe { _mm512_storeu_si512(tiles[tile_idx].0[line].as_mut_ptr().cast(), by_pair[line]) };
         }
     }
 }
@@ -227,7 +192,7 @@ fn store(to: &mut [u32], vector: __m512i) {
 /// A 16 x 16 matrix of words, transposed: first inside quarters of four rows, then the quarters.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
+pub(super) fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
     let mut quarters = rows;
     for (out, rows) in quarters.as_chunks_mut::<4>().0.iter_mut().zip(rows.as_chunks::<4>().0) {
         let [a, b, c, d] = *rows;
@@ -257,9 +222,9 @@ fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
 /// A vector of 16 pairs.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn load(line: &Line) -> __m512bh {
-    // SAFETY: a line is 64 bytes, aligned to 64.
-    as_bf16(unsafe { _mm512_load_si512(line.0.as_ptr().cast()) })
+fn load(line: &[u8; ROW_BYTES]) -> __m512bh {
+    // SAFETY: a line is 64 bytes.
+    as_bf16(unsafe { _mm512_loadu_si512(line.as_ptr().cast()) })
 }
 
 /// 16 pairs under the name that the product wants.
@@ -278,8 +243,8 @@ fn tile<const ROWS: usize>(
     stride: usize,
     n_cols: usize,
     n_rows: usize,
-    rows: [&[u32]; ROWS],
-    panel: &[[Line; VECTORS]],
+    rows: [&[[u32; TILE_ROWS]]; ROWS],
+    panel: [&[Tile]; VECTORS],
 ) {
     // Indices here and below, not iterators: where those are called and not contained, sums leave their registers: a build
     // without optimisation across units took twelve times as long.
@@ -292,13 +257,16 @@ fn tile<const ROWS: usize>(
             sums[row][vector] = unsafe { _mm512_maskz_loadu_ps(mask_of(out.len()), out.as_ptr()) };
         }
     }
-    for pair_idx in 0..panel.len() {
-        let lines = &panel[pair_idx];
-        let columns = [load(&lines[0]), load(&lines[1]), load(&lines[2]), load(&lines[3])];
-        for row in 0..ROWS {
-            let pair = as_bf16(_mm512_set1_epi32(rows[row][pair_idx].cast_signed()));
-            for vector in 0..VECTORS {
-                sums[row][vector] = _mm512_dpbf16_ps(sums[row][vector], pair, columns[vector]);
+    let [a, b, c, d] = panel;
+    for tile_idx in 0..a.len() {
+        let (a, b, c, d) = (&a[tile_idx].0, &b[tile_idx].0, &c[tile_idx].0, &d[tile_idx].0);
+        for line in 0..TILE_ROWS {
+            let columns = [load(&a[line]), load(&b[line]), load(&c[line]), load(&d[line])];
+            for row in 0..ROWS {
+                let pair = as_bf16(_mm512_set1_epi32(rows[row][tile_idx][line].cast_signed()));
+                for vector in 0..VECTORS {
+                    sums[row][vector] = _mm512_dpbf16_ps(sums[row][vector], pair, columns[vector]);
+                }
             }
         }
     }
@@ -314,7 +282,7 @@ fn tile<const ROWS: usize>(
 
 /// The first lanes of a vector, as many as there are values.
 #[inline(always)]
-fn mask_of(n: usize) -> u16 {
+pub(super) fn mask_of(n: usize) -> u16 {
     ((1_u32 << n.min(16)) - 1) as u16
 }
 
@@ -325,17 +293,22 @@ mod tests {
     use super::*;
     use crate::host::bf16::rounded;
 
-    /// A product of rounded rows as tiles add it up: of each 32 inputs the even and the odd ones, then both, then all of them.
+    /// A product of rounded rows as tiles add it up: of each 32 inputs the even and the odd ones, then both, then those of a run of inputs,
+    /// then all runs.
     fn expected(x: &[f32], w: &[f32]) -> f32 {
-        let mut sum = 0.0_f32;
-        for (x, w) in x.chunks(PACKED).zip(w.chunks(PACKED)) {
-            let every_second = |first: usize| {
-                let pairs = x.iter().zip(w).skip(first).step_by(2);
-                pairs.fold(0.0_f32, |sum, (x, w)| x.mul_add(*w, sum))
-            };
-            sum += every_second(0) + every_second(1);
-        }
-        sum
+        let of_run = |(x, w): (&[f32], &[f32])| {
+            let mut sum = 0.0_f32;
+            for (x, w) in x.chunks(PACKED).zip(w.chunks(PACKED)) {
+                let every_second = |first: usize| {
+                    let pairs = x.iter().zip(w).skip(first).step_by(2);
+                    pairs.fold(0.0_f32, |sum, (x, w)| x.mul_add(*w, sum))
+                };
+                sum += every_second(0) + every_second(1);
+            }
+            sum
+        };
+        let run = tiles::at_once(x.len().div_ceil(PACKED)) * PACKED;
+        x.chunks(run).zip(w.chunks(run)).map(of_run).reduce(|sum, of_run| sum + of_run).unwrap()
     }
 
     #[test]
@@ -350,10 +323,9 @@ mod tests {
                 eprintln!("not run: this CPU has no AVX-512 BF16");
                 return;
             };
-            let panels = Panels { amx: Some(Amx::for_tests()), ..panels };
             let [found, by_two] = [1, 2].map(|threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                pool.install(|| panels.matmul(&x))
+                pool.install(|| panels.by_tiles(Amx::for_tests(), &x))
             });
             assert!(found == by_two, "{m}x{k}x{n}");
             for (row, found) in found.chunks(n).enumerate() {

@@ -85,6 +85,9 @@ pub use avx512::Panels;
     reason = "vector instructions beyond the baseline are unsafe to call until their presence is known"
 )]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "the same; and sums are written once, to memory that nothing was written to before")]
+pub(super) mod tiles;
 
 #[cfg(test)]
 mod tests {
