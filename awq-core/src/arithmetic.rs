@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::numbers::of_table;
 
-/// Precision of the inputs of a matrix product. Sums, norms, softmax and losses are f32 (or wider) in both.
+/// Precision of the inputs of a matrix product. Sums, norms, softmax and losses are f32 (or wider) in each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Arithmetic {
@@ -16,6 +16,10 @@ pub enum Arithmetic {
     /// Activations and weights rounded half to even to bf16 (8 bits of mantissa), f32 sums. Twice as fast where the CPU
     /// has AVX-512 BF16.
     Bf16,
+    /// f32 as sums of three bf16 numbers, of whose nine products six are added up, where the CPU multiplies those by tiles (AMX): as exact
+    /// as f32, the last bits others, and twice as fast. Elsewhere f32.
+    #[serde(rename = "bf16x3")]
+    Bf16x3,
 }
 
 impl Arithmetic {
@@ -24,11 +28,11 @@ impl Arithmetic {
         *self == Self::F32
     }
 
-    /// The one of the two that this is not.
+    /// What shows how much this moves: f32, or bf16 for f32 itself.
     pub fn other(self) -> Self {
         match self {
             Self::F32 => Self::Bf16,
-            Self::Bf16 => Self::F32,
+            Self::Bf16 | Self::Bf16x3 => Self::F32,
         }
     }
 }
@@ -69,5 +73,4 @@ impl FloatType {
     }
 }
 
-of_table!(Arithmetic: F32, Bf16);
 of_table!(FloatType: F32, F16, Bf16);

@@ -107,7 +107,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::arithmetic::{Arithmetic, FloatType};
+    use crate::arithmetic::FloatType;
     use crate::grid::ScaleDtype;
     use crate::method::Precision;
 
@@ -119,9 +119,6 @@ mod tests {
             check(role.number(), serde_json::to_value(role).unwrap());
         }
         for role in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
-            check(role.number(), serde_json::to_value(role).unwrap());
-        }
-        for role in [Arithmetic::F32, Arithmetic::Bf16] {
             check(role.number(), serde_json::to_value(role).unwrap());
         }
         for role in [Precision::F32, Precision::F64] {

@@ -115,8 +115,10 @@ impl MethodSettings for Awq {
             ScaleStep::Search(search) => Some(match (search.formula, search.arithmetic) {
                 (ScaleFormula::Activation, Arithmetic::F32) => "scale",
                 (ScaleFormula::Activation, Arithmetic::Bf16) => "bf16 scale",
+                (ScaleFormula::Activation, Arithmetic::Bf16x3) => "bf16x3 scale",
                 (ScaleFormula::Duo, Arithmetic::F32) => "duo scale",
                 (ScaleFormula::Duo, Arithmetic::Bf16) => "bf16 duo scale",
+                (ScaleFormula::Duo, Arithmetic::Bf16x3) => "bf16x3 duo scale",
             }),
         };
         match (scale, &self.clip) {

@@ -34,6 +34,12 @@ macro_rules! host_backend {
                 Tensor::from_data(TensorData::new(weight.matmul(&$values(x)), [n, weight.n()]), &device)
             }
 
+            fn matmul_transposed_bf16x3(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+                let ([n, n_in], [n_out, _], device) = (x.dims(), weight.dims(), x.device());
+                let out = crate::host::matmul::matmul_transposed_bf16x3(&$values(x), &$values(weight), n_in);
+                Tensor::from_data(TensorData::new(out, [n, n_out]), &device)
+            }
+
             fn matmul_on_host(x: Tensor<Self, 2>, weight: &dyn QuantMatmul) -> Tensor<Self, 2> {
                 let ([n, _], device) = (x.dims(), x.device());
                 let mut out = vec![0.0; n * weight.n_out()];

@@ -69,6 +69,12 @@ pub trait QuantBackend: Backend {
         Self::matmul_bf16(x, &Self::bf16_weight(weight))
     }
 
+    /// `x W^T` for `x: [n, in]` and `weight: [out, in]`, as exact as [`Self::matmul_transposed`] and by faster instructions where there are
+    /// any: see [`crate::arithmetic::Arithmetic::Bf16x3`].
+    fn matmul_transposed_bf16x3(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        Self::matmul_transposed(x, weight)
+    }
+
     /// `x W^T` for `x: [n, in]` and a packed `[out, in]` weight; returns `[n, out]`.
     fn packed_matmul(x: Tensor<Self, 2>, weight: &DeviceWeight<Self>) -> Tensor<Self, 2> {
         let dtype = x.dtype();

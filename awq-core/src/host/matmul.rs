@@ -10,19 +10,10 @@ const PARALLEL_FROM: usize = 1 << 21;
 /// fast. No bit depends on it.
 pub(super) const COLS: usize = 1024;
 
-/// `x w^T` for row-major `x: [m, k]` and `w: [n, k]`; returns `[m, n]`. Of many rows by tiles, where the CPU has them.
+/// `x w^T` for row-major `x: [m, k]` and `w: [n, k]`; returns `[m, n]`.
 ///
 /// Threads share out rows and columns, never the sum over `k`, so their number does not change a bit (tested).
 pub fn matmul_transposed(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(product) = super::bf16::tiles::matmul_transposed(x, w, k) {
-        return product;
-    }
-    by_vectors(x, w, k)
-}
-
-/// The same by vectors.
-pub(super) fn by_vectors(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
     let (m, n) = (x.len() / k, w.len() / k);
     let mut out = vec![0.0; m * n];
     let parallelism = if m * n * k >= PARALLEL_FROM { Par::rayon(0) } else { Par::Seq };
@@ -34,6 +25,15 @@ pub(super) fn by_vectors(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
         matmul(product.as_mut().subcols_mut(first, n_cols), Accum::Replace, x, w.transpose(), 1.0, parallelism);
     }
     out
+}
+
+/// The same for many rows by tiles, where the CPU has them: with last bits of its own, which are as exact.
+pub fn matmul_transposed_bf16x3(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(product) = super::bf16::tiles::matmul_transposed(x, w, k) {
+        return product;
+    }
+    matmul_transposed(x, w, k)
 }
 
 #[cfg(test)]

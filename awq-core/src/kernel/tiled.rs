@@ -19,7 +19,7 @@ use super::lanes::{Lanes, Work, quad_codes};
 use super::product::params;
 use super::rows::{Plane, Width, bytes_of, quantize};
 use super::tiles::{CHUNK, QUADS, SEGMENT, TILE, Tiles};
-use super::{Activations, QuantMatmul, words};
+use super::{Activations, QuantMatmul};
 use crate::amx::{Amx, ROW_BYTES, ROWS, Sums, Tile};
 use crate::quantized::QuantizedWeight;
 
@@ -60,7 +60,7 @@ impl Tiled {
     fn products<const PLANES: usize>(&self, x: &[f32], out: &mut [f32]) {
         let (lanes, tiles) = self.few.parts();
         let n_at_once =
-            words::rows_of_group(x.len() / tiles.n_in, tiles.n_in).next_multiple_of(rows_at_once::<PLANES>());
+            rows_of_group(x.len() / tiles.n_in, PLANES * tiles.n_in).next_multiple_of(rows_at_once::<PLANES>());
         let tasks = out.par_chunks_mut(n_at_once * tiles.n_out).zip(x.par_chunks(n_at_once * tiles.n_in));
         tasks.for_each(|(out, x)| {
             let amx = self.amx;
@@ -84,16 +84,37 @@ impl QuantMatmul for Tiled {
 
     fn multiply(&self, x: &[f32], out: &mut [f32]) {
         match self.width {
-            _ if !words::pays(x.len() / self.n_in()) => self.few.multiply(x, out),
+            width if x.len() / self.n_in() < rows_from(width) => self.few.multiply(x, out),
             Width::Eight => self.products::<1>(x, out),
             Width::Sixteen => self.products::<2>(x, out),
         }
     }
 }
 
+/// Most rows that codes are unpacked for at once: their sums stay in the first-level cache.
+const MOST_ROWS: usize = 128;
+/// Bytes of the activations of these rows, which stay in the second-level cache.
+const BYTES_OF_ROWS: usize = 1 << 19;
+
+/// Rows of a group: as many as fit, on all threads.
+fn rows_of_group(n_rows: usize, bytes_of_row: usize) -> usize {
+    let fitting = (BYTES_OF_ROWS / bytes_of_row).clamp(2 * ROWS, MOST_ROWS);
+    fitting.min(n_rows.div_ceil(rayon::current_num_threads()))
+}
+
 /// Rows that two tiles hold.
 const fn rows_at_once<const PLANES: usize>() -> usize {
     AT_ONCE * ROWS / PLANES
+}
+
+/// Rows from which tiles are the faster ones, measured on two cores of a Xeon at 4 bits: from 24 rows with activations of 16 bits and from 48
+/// of 8, for rows of 576 and of 4,096 inputs alike.
+fn rows_from(width: Width) -> usize {
+    let of_a_thread = match width {
+        Width::Sixteen => 12,
+        Width::Eight => 24,
+    };
+    of_a_thread * rayon::current_num_threads()
 }
 
 /// Rows that codes are unpacked for at once.
@@ -145,20 +166,26 @@ impl<const BITS: usize, const PLANES: usize> Work for Group<'_, BITS, PLANES> {
                     }
                     for block in 0..n_blocks {
                         let first_row = (first_block + block) * rows_at_once::<PLANES>();
-                        let totals = &mut totals[first_row..][..rows_at_once::<PLANES>()];
-                        let scales_and_sums = rows.scales_and_sums(segment_idx, first_row);
-                        for row in 0..rows_at_once::<PLANES>() {
-                            let (row_scale, row_sum) = scales_and_sums[row];
-                            for tile in 0..AT_ONCE {
-                                let mut sum = floats(lanes, &sums[block][row / ROWS][tile].0[row % ROWS]);
-                                if PLANES == 2 {
-                                    let low = floats(lanes, &sums[block][1][tile].0[row]);
-                                    sum = lanes.mul_add(sum, lanes.splat(256.0), low);
+                        let (halves, low) = (&sums[block], &sums[block][1]);
+                        // Of 16-bit activations the second half holds the low bytes of the first one's rows.
+                        for half in 0..AT_ONCE / PLANES {
+                            let high = &halves[half];
+                            let (totals, _) = totals[first_row + half * ROWS..].as_chunks_mut::<ROWS>();
+                            let (scales_and_sums, _) =
+                                rows.scales_and_sums(segment_idx, first_row)[half * ROWS..].as_chunks::<ROWS>();
+                            let (totals, scales_and_sums) = (&mut totals[0], &scales_and_sums[0]);
+                            for row in 0..ROWS {
+                                let (row_scale, row_sum) = scales_and_sums[row];
+                                for tile in 0..AT_ONCE {
+                                    let mut sum = floats(lanes, &high[tile].0[row]);
+                                    if PLANES == 2 {
+                                        sum = lanes.mul_add(sum, lanes.splat(256.0), floats(lanes, &low[tile].0[row]));
+                                    }
+                                    let (scale, zero_point) = params_of[tile];
+                                    let centred = lanes.neg_mul_add(zero_point, lanes.splat(row_sum), sum);
+                                    let step = lanes.mul(scale, lanes.splat(row_scale));
+                                    totals[row][tile] = lanes.mul_add(centred, step, totals[row][tile]);
                                 }
-                                let (scale, zero_point) = params_of[tile];
-                                let centred = lanes.neg_mul_add(zero_point, lanes.splat(row_sum), sum);
-                                let step = lanes.mul(scale, lanes.splat(row_scale));
-                                totals[row][tile] = lanes.mul_add(centred, step, totals[row][tile]);
                             }
                         }
                     }

@@ -31,13 +31,13 @@ const BYTES_OF_ROWS: usize = 1 << 19;
 /// Most rows whose sums are in registers at a time.
 const MOST_ROWS_AT_ONCE: usize = 8;
 
-/// Whether [`multiply`] is the faster one for so many rows. Tiles take over from as many; where they would pay has not been measured.
+/// Whether [`multiply`] is the faster one for so many rows.
 pub(super) fn pays(n_rows: usize) -> bool {
     n_rows / rayon::current_num_threads() >= ROWS_OF_A_THREAD
 }
 
 /// Rows of a group: as many as fit, on all threads.
-pub(super) fn rows_of_group(n_rows: usize, n_in: usize) -> usize {
+fn rows_of_group(n_rows: usize, n_in: usize) -> usize {
     let fitting = (BYTES_OF_ROWS / (2 * n_in)).clamp(ROWS_OF_A_THREAD, MOST_ROWS);
     fitting.min(n_rows.div_ceil(rayon::current_num_threads()))
 }

@@ -19,6 +19,7 @@ pub struct Head<B: QuantBackend> {
 enum Weight<B: QuantBackend> {
     F32(Tensor<B, 2>),
     Bf16(B::Bf16Weight),
+    Bf16x3(Tensor<B, 2>),
 }
 
 impl<B: QuantBackend> Head<B> {
@@ -32,6 +33,7 @@ impl<B: QuantBackend> Head<B> {
         let weight = match arithmetic {
             Arithmetic::F32 => Weight::F32(weight),
             Arithmetic::Bf16 => Weight::Bf16(B::bf16_weight(weight)),
+            Arithmetic::Bf16x3 => Weight::Bf16x3(weight),
         };
         Self { weight, bias, wiring }
     }
@@ -41,6 +43,7 @@ impl<B: QuantBackend> Head<B> {
         let logits = match &self.weight {
             Weight::F32(weight) => B::matmul_transposed(rows, weight.clone()),
             Weight::Bf16(weight) => B::matmul_bf16(rows, weight),
+            Weight::Bf16x3(weight) => B::matmul_transposed_bf16x3(rows, weight.clone()),
         };
         let logits = match &self.bias {
             None => logits,

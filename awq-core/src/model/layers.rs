@@ -63,6 +63,7 @@ pub(crate) fn product<B: QuantBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>, ar
     match arithmetic {
         Arithmetic::F32 => B::matmul_transposed(x, weight),
         Arithmetic::Bf16 => B::matmul_transposed_bf16(x, weight),
+        Arithmetic::Bf16x3 => B::matmul_transposed_bf16x3(x, weight),
     }
 }
 

@@ -20,6 +20,10 @@ pub enum ScoringArithmetic {
     F32,
     /// Activations and weights rounded half to even to bf16 (8 bits of mantissa), f32 sums.
     Bf16,
+    /// f32 as sums of three bf16 numbers, of whose nine products six are added up, where the CPU multiplies those by tiles (AMX): as exact
+    /// as f32, the last bits others, and faster. Elsewhere f32.
+    #[serde(rename = "bf16x3")]
+    Bf16x3,
     /// Codes multiplied as integers with activations in 16 bits, a scale for each token and group of at most 128 input channels; sums
     /// within a group are exact. Weights that are floats, the head, and codes with kept or rotated inputs or of a table of values: f32.
     /// The kernels run on a CPU, whatever the device.
@@ -28,7 +32,7 @@ pub enum ScoringArithmetic {
 
 impl ScoringArithmetic {
     /// Every one.
-    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Int16];
+    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Bf16x3, Self::Int16];
 
     /// Whether this is [`Self::F32`], which configurations and records leave out.
     pub fn is_f32(&self) -> bool {
@@ -40,6 +44,7 @@ impl ScoringArithmetic {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Bf16x3 => "bf16x3",
             Self::Int16 => "int16",
         }
     }
@@ -49,13 +54,14 @@ impl ScoringArithmetic {
         match self {
             Self::F32 | Self::Int16 => Arithmetic::F32,
             Self::Bf16 => Arithmetic::Bf16,
+            Self::Bf16x3 => Arithmetic::Bf16x3,
         }
     }
 
     /// What becomes of activations that are multiplied with codes; `None` where weights are restored first.
     pub const fn of_codes(self) -> Option<Activations> {
         match self {
-            Self::F32 | Self::Bf16 => None,
+            Self::F32 | Self::Bf16 | Self::Bf16x3 => None,
             Self::Int16 => Some(Activations::Int16),
         }
     }
@@ -82,6 +88,7 @@ impl From<Arithmetic> for ScoringArithmetic {
         match arithmetic {
             Arithmetic::F32 => Self::F32,
             Arithmetic::Bf16 => Self::Bf16,
+            Arithmetic::Bf16x3 => Self::Bf16x3,
         }
     }
 }

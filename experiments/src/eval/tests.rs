@@ -409,8 +409,9 @@ fn products_of_codes_with_int16_score_as_f32_does() {
         let mut base = BaseModel::new(own.as_ref(), arithmetic);
         score(decoder, &windows(3), arithmetic, &[perplexity], &mut base, &mut |_| {}).unwrap().remove(0).value().ln()
     };
-    let [f32, bf16, int16] = ScoringArithmetic::ALL.map(|arithmetic| scored(quantized.as_ref(), arithmetic));
-    let (bf16, int16) = ((bf16 - f32).abs(), (int16 - f32).abs());
+    let [f32, bf16, bf16x3, int16] = ScoringArithmetic::ALL.map(|arithmetic| scored(quantized.as_ref(), arithmetic));
+    let [bf16, bf16x3, int16] = [bf16, bf16x3, int16].map(|moved| (moved - f32).abs());
+    assert!(bf16x3 < 0.001 * bf16, "{bf16x3} and in bf16 {bf16} away from {f32}");
     assert!(int16 > 0.0 && int16 < 0.02 * bf16, "{int16} and in bf16 {bf16} away from {f32}");
     let of_floats = |arithmetic| scored(own.as_ref(), arithmetic);
     assert_eq!(of_floats(ScoringArithmetic::Int16), of_floats(ScoringArithmetic::F32));

@@ -258,7 +258,7 @@ impl<'a> OnModel<'a> {
         let vocab = self.model.opened.config.vocab_size as f64;
         let width = self.model.wiring.embedding_width(&self.model.opened.config) as f64;
         let floats = text.arithmetic.of_floats();
-        let of_weight = self.rates.forward.get(floats.number().name()).map_or(0.0, |pair| pair.first);
+        let of_weight = self.rates.forward.get(ScoringArithmetic::from(floats).name()).map_or(0.0, |pair| pair.first);
         let logits = |of_logit: f64| size.scored * vocab * (width * of_weight + of_logit);
         let Pair { first, second } = self.rates.logit;
         // A step reads all weights, for all texts that are in the making, and the keys and values of each.

@@ -472,7 +472,8 @@ mod tests {
         let measure = Measure { sizes: &sizes, device: "flex", threads: 2, progress: &progress };
         let rates = measure.run::<burn::backend::Flex>(Default::default()).unwrap();
         assert!(
-            rates.forward.keys().eq(["bf16", "f32", "int16"]) && rates.forward.values().all(|pair| pair.first > 0.0)
+            rates.forward.keys().eq(["bf16", "bf16x3", "f32", "int16"])
+                && rates.forward.values().all(|pair| pair.first > 0.0)
         );
         assert!(rates.methods.keys().map(String::as_str).eq(MethodSpec::KEYS.iter().copied().sorted()));
         assert!(rates.logit.first > 0.0 && rates.byte > 0.0);

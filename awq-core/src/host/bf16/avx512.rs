@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use rayon::prelude::*;
 
-use super::{ROWS_PER_TASK, tiles};
+use super::tiles;
 use crate::amx::{Amx, ROW_BYTES, ROWS as TILE_ROWS, SIDE, Tile};
 
 /// Rows of a tile of the result in registers: 6 of 4 vectors leave 8 of the 32 registers for the inputs.
@@ -16,6 +16,8 @@ const COLS: usize = 16 * VECTORS;
 /// Values that become one vector of pairs.
 const PACKED: usize = 32;
 
+/// Rows of `x` whose products one task computes: the bf16 copy of what is multiplied at a time stays in the second-level cache.
+const ROWS_PER_TASK: usize = 96;
 /// Tiles of a row of the weight that are multiplied at a time, sums going to memory between: a panel's share of 128 KiB stays in the
 /// second-level cache while all rows of a task are multiplied with it. No bit depends on it.
 const DEEP: usize = 32;

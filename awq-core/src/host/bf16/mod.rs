@@ -7,9 +7,6 @@ use rayon::prelude::*;
 
 use super::matmul::matmul_transposed;
 
-/// Rows of `x` whose products one task computes: the bf16 copy of what is multiplied at a time stays in the second-level cache.
-const ROWS_PER_TASK: usize = 96;
-
 /// A `[n, k]` matrix rounded to bf16, in the order in which this CPU multiplies with it.
 pub enum Bf16Matrix {
     /// For the CPU's own instruction.

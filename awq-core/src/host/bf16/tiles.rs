@@ -28,8 +28,7 @@ const STEPS: usize = 20;
 
 /// `x w^T` for row-major `x: [m, k]` and `w: [n, k]` in f32; `None` where the CPU has no tiles, or vectors are faster.
 ///
-/// Neither threads nor the other rows and columns change a bit of a sum. Whether tiles pay depends on the number of rows, and not on
-/// columns: what multiplies some of them at a time chooses the same for all.
+/// Neither threads nor the other rows and columns change a bit of a sum, but for the number of rows from which tiles pay.
 pub(in crate::host) fn matmul_transposed(x: &[f32], w: &[f32], k: usize) -> Option<Vec<f32>> {
     let pays = x.len() / k >= ROWS_FROM && k >= DEEP;
     if !pays || !is_x86_feature_detected!("avx512bw") || !is_x86_feature_detected!("avx512bf16") {
@@ -292,7 +291,7 @@ mod tests {
             for (row, part) in part.chunks_exact(n.div_ceil(2)).enumerate() {
                 assert!(*part == found[row * n..][..part.len()], "{m}x{n}x{k}: neighbours change a bit");
             }
-            let by_vectors = crate::host::matmul::by_vectors(&x, &w, k);
+            let by_vectors = crate::host::matmul::matmul_transposed(&x, &w, k);
             let errors = [&found, &by_vectors].map(|found| root_mean_square_error(found, &x, &w, k));
             assert!(errors[0] <= errors[1] * 1.1, "{m}x{n}x{k}: errors are {errors:?}");
         }
