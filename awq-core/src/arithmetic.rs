@@ -28,11 +28,11 @@ impl Arithmetic {
         *self == Self::F32
     }
 
-    /// What shows how much this moves: f32, or bf16 for f32 itself.
+    /// One of another precision.
     pub fn other(self) -> Self {
         match self {
-            Self::F32 => Self::Bf16,
-            Self::Bf16 | Self::Bf16x3 => Self::F32,
+            Self::F32 | Self::Bf16x3 => Self::Bf16,
+            Self::Bf16 => Self::F32,
         }
     }
 }

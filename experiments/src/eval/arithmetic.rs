@@ -25,7 +25,7 @@ pub enum ScoringArithmetic {
     #[serde(rename = "bf16x3")]
     Bf16x3,
     /// Codes multiplied as integers with activations in 16 bits, a scale for each token and group of at most 128 input channels; sums
-    /// within a group are exact. Weights that are floats, the head, and codes with kept or rotated inputs or of a table of values: f32.
+    /// within a group are exact. Weights that are floats, the head, and codes with kept or rotated inputs or of a table of values: bf16x3.
     /// The kernels run on a CPU, whatever the device.
     Int16,
 }
@@ -52,9 +52,9 @@ impl ScoringArithmetic {
     /// In what weights that are floats are multiplied.
     pub const fn of_floats(self) -> Arithmetic {
         match self {
-            Self::F32 | Self::Int16 => Arithmetic::F32,
+            Self::F32 => Arithmetic::F32,
             Self::Bf16 => Arithmetic::Bf16,
-            Self::Bf16x3 => Arithmetic::Bf16x3,
+            Self::Bf16x3 | Self::Int16 => Arithmetic::Bf16x3,
         }
     }
 

@@ -414,7 +414,7 @@ fn products_of_codes_with_int16_score_as_f32_does() {
     assert!(bf16x3 < 0.001 * bf16, "{bf16x3} and in bf16 {bf16} away from {f32}");
     assert!(int16 > 0.0 && int16 < 0.02 * bf16, "{int16} and in bf16 {bf16} away from {f32}");
     let of_floats = |arithmetic| scored(own.as_ref(), arithmetic);
-    assert_eq!(of_floats(ScoringArithmetic::Int16), of_floats(ScoringArithmetic::F32));
+    assert_eq!(of_floats(ScoringArithmetic::Int16), of_floats(ScoringArithmetic::Bf16x3));
 }
 
 /// Answers to questions, which share their beginnings and differ in length, against each window scored by itself.
