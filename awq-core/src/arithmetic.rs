@@ -16,8 +16,8 @@ pub enum Arithmetic {
     /// Activations and weights rounded half to even to bf16 (8 bits of mantissa), f32 sums. Twice as fast where the CPU
     /// has AVX-512 BF16.
     Bf16,
-    /// f32 as sums of three bf16 numbers, of whose nine products six are added up, where the CPU multiplies those by tiles (AMX): as exact
-    /// as f32, the last bits others, and twice as fast. Elsewhere f32.
+    /// f32 as sums of three bf16 numbers, where the CPU multiplies those by tiles (AMX): of the nine products of their parts the six largest
+    /// are added. As exact as f32, the last bits others, and faster. Elsewhere f32.
     #[serde(rename = "bf16x3")]
     Bf16x3,
 }
@@ -28,7 +28,7 @@ impl Arithmetic {
         *self == Self::F32
     }
 
-    /// One of another precision.
+    /// One of another precision, whose distance from this one shows what rounding does.
     pub fn other(self) -> Self {
         match self {
             Self::F32 | Self::Bf16x3 => Self::Bf16,

@@ -4,11 +4,11 @@
 //! |---|---|---|
 //! | a scale, or a kept weight, is stored as | [`crate::grid::ScaleDtype`] | f16, f32, e8m0, e4m3 |
 //! | weights and activations in a GPU's memory, and in files, are stored as | [`crate::arithmetic::FloatType`] | f32, f16, bf16 |
-//! | inputs of a matrix product are multiplied as | [`crate::arithmetic::Arithmetic`] | f32, bf16 |
 //! | a Hessian is summed and factored in | [`crate::method::Precision`] | f32, f64 |
 //!
 //! Each of these is an enum of its own, so that a configuration cannot ask for what has no meaning; bits, name and rounding come
-//! from the table. Sums of matrix products are f32, losses f64. What kernels make of activations
+//! from the table. Sums of matrix products are f32, losses f64. What becomes of their inputs ([`crate::arithmetic::Arithmetic`]) may be more
+//! than one number of a type, and is no type of this table. What kernels make of activations
 //! ([`crate::kernel::Activations`]) are integers with a scale for each group, and no type of this table.
 
 /// A type of numbers.

@@ -4,8 +4,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 
-use awq_core::arithmetic::Arithmetic;
-use awq_core::awq::{Awq, ClipSearch, ClipStep, ScaleFormula, ScaleSearch, ScaleStep};
+use awq_core::awq::{Awq, ClipSearch, ClipStep, ScaleFormula, ScaleSearch, ScaleStep, SearchArithmetic};
 use awq_core::backend::float_vec;
 use awq_core::capture::BlockInputs;
 use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
@@ -130,7 +129,7 @@ fn the_unit_of_live_inputs_does_not_matter_to_scales_judged_by_a_linear() {
     let search = ScaleSearch {
         formula: ScaleFormula::Activation,
         n_ratios: NonZeroU16::new(20).unwrap(),
-        arithmetic: Arithmetic::F32,
+        arithmetic: SearchArithmetic::F32,
     };
     let awq = Awq { scale: ScaleStep::Search(search), clip: ClipStep::Off };
     let method = AwqGptq { awq, gptq: gptq(ColumnOrder::Natural) };

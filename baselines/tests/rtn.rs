@@ -3,8 +3,7 @@
 
 use std::num::NonZeroU16;
 
-use awq_core::arithmetic::Arithmetic;
-use awq_core::awq::{Awq, ClipSearch, ClipStep, ScaleFormula, ScaleSearch, ScaleStep};
+use awq_core::awq::{Awq, ClipSearch, ClipStep, ScaleFormula, ScaleSearch, ScaleStep, SearchArithmetic};
 use awq_core::driver::{Calibration, Job, Pass, Propagation, quantize_model};
 use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
 use awq_core::method::QuantMethod;
@@ -33,7 +32,7 @@ where
 fn awq() -> Awq {
     let formula = ScaleFormula::Activation;
     Awq {
-        scale: ScaleStep::Search(ScaleSearch { formula, n_ratios: number(20), arithmetic: Arithmetic::F32 }),
+        scale: ScaleStep::Search(ScaleSearch { formula, n_ratios: number(20), arithmetic: SearchArithmetic::F32 }),
         clip: ClipStep::Search(ClipSearch { n_steps: number(20), max_shrink: 0.5, n_tokens: 512.try_into().unwrap() }),
     }
 }
@@ -70,7 +69,7 @@ fn propagation_leaves_the_codes_alone() {
 fn awq_without_its_searches_is_rtn() {
     let no_search = Awq { scale: ScaleStep::Off, clip: ClipStep::Off };
     let only_ratio_zero =
-        ScaleSearch { formula: ScaleFormula::Activation, n_ratios: number(1), arithmetic: Arithmetic::F32 };
+        ScaleSearch { formula: ScaleFormula::Activation, n_ratios: number(1), arithmetic: SearchArithmetic::F32 };
     let only_ratio_zero = Awq { scale: ScaleStep::Search(only_ratio_zero), clip: ClipStep::Off };
     for spec in [TinySpec::GQA, TinySpec::MHA] {
         let pass = pass(&spec, Propagation::FullPrecision, 4, &[&Rtn {}, &no_search, &only_ratio_zero, &awq()]);

@@ -50,7 +50,7 @@ impl Square {
     pub(crate) const ZERO: Self = Self([[0.0; SIDE]; SIDE]);
 }
 
-/// Numbers of bf16 whose sum a number of f32 is.
+/// How many numbers of bf16 add up to one of f32.
 pub(crate) const PARTS: usize = 3;
 
 /// Proof that the CPU has tiles with products of bytes and of bf16, and that the operating system lets this process use them.
@@ -255,7 +255,7 @@ impl Configured {
     /// sum is below half a unit of the last digit of what they belong to. The largest come last, so that the others lose few digits.
     ///
     /// # Panics
-    /// If they are none, differ in number, or are no threes.
+    /// If they are none, differ in number, or their number is no multiple of three.
     pub(crate) fn multiply_parts(&self, x: [&[Tile]; 2], w: [&[Tile]; 2], sums: &mut Square) {
         let n = x[0].len();
         let alike = x[1].len() == n && w[0].len() == n && w[1].len() == n;

@@ -24,7 +24,6 @@ use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
 use crate::capture::{CaptureNeeds, Gathered, GatheredOfBlock, Statistic, gather_both};
 use crate::fold::fold;
@@ -48,7 +47,7 @@ mod search;
 pub use clip::ClipSearch;
 pub use salient::{FixedScale, KeepSalient, RandomChannels, SalientBy};
 pub use scaled::{InputSquares, Scaled};
-pub use search::{ScaleFormula, ScaleSearch};
+pub use search::{ScaleFormula, ScaleSearch, SearchArithmetic};
 
 /// What decides a scale search beside the block: AWQ with and without clipping share their scales.
 #[derive(PartialEq)]
@@ -92,12 +91,12 @@ pub enum ClipStep {
 impl Awq {
     /// As the authors' code has it (mit-han-lab/llm-awq): 20 ratios; then ten clip bounds, a twentieth of the range apart, judged on
     /// 512 tokens.
-    pub const LLM_AWQ: Self = Self::llm_awq(Arithmetic::F32);
+    pub const LLM_AWQ: Self = Self::llm_awq(SearchArithmetic::F32);
 
     /// The same, with the outputs of the scale search computed in bf16. It may find another exponent where two are close.
-    pub const LLM_AWQ_BF16: Self = Self::llm_awq(Arithmetic::Bf16);
+    pub const LLM_AWQ_BF16: Self = Self::llm_awq(SearchArithmetic::Bf16);
 
-    const fn llm_awq(arithmetic: Arithmetic) -> Self {
+    const fn llm_awq(arithmetic: SearchArithmetic) -> Self {
         let n_ratios = NonZeroU16::new(20).expect("20 is not 0");
         let n_tokens = NonZeroUsize::new(512).expect("512 is not 0");
         Self {
@@ -113,12 +112,10 @@ impl MethodSettings for Awq {
         let scale = match &self.scale {
             ScaleStep::Off => None,
             ScaleStep::Search(search) => Some(match (search.formula, search.arithmetic) {
-                (ScaleFormula::Activation, Arithmetic::F32) => "scale",
-                (ScaleFormula::Activation, Arithmetic::Bf16) => "bf16 scale",
-                (ScaleFormula::Activation, Arithmetic::Bf16x3) => "bf16x3 scale",
-                (ScaleFormula::Duo, Arithmetic::F32) => "duo scale",
-                (ScaleFormula::Duo, Arithmetic::Bf16) => "bf16 duo scale",
-                (ScaleFormula::Duo, Arithmetic::Bf16x3) => "bf16x3 duo scale",
+                (ScaleFormula::Activation, SearchArithmetic::F32) => "scale",
+                (ScaleFormula::Activation, SearchArithmetic::Bf16) => "bf16 scale",
+                (ScaleFormula::Duo, SearchArithmetic::F32) => "duo scale",
+                (ScaleFormula::Duo, SearchArithmetic::Bf16) => "bf16 duo scale",
             }),
         };
         match (scale, &self.clip) {

@@ -23,6 +23,33 @@ const MIN_SCALE: f64 = 1e-4;
 const LEAST_ERROR: f64 = 4e-4;
 const MARGIN: f64 = 4.0;
 
+/// In what precision a search computes outputs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SearchArithmetic {
+    /// f32, and bf16 where that finds the same on a CPU.
+    #[default]
+    F32,
+    /// Activations and weights rounded half to even to bf16 (8 bits of mantissa), f32 sums.
+    Bf16,
+}
+
+impl SearchArithmetic {
+    /// Whether this is [`Self::F32`], which configurations and records leave out.
+    pub fn is_f32(&self) -> bool {
+        *self == Self::F32
+    }
+}
+
+impl From<SearchArithmetic> for Arithmetic {
+    fn from(arithmetic: SearchArithmetic) -> Self {
+        match arithmetic {
+            SearchArithmetic::F32 => Self::F32,
+            SearchArithmetic::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 /// The search and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -34,8 +61,8 @@ pub struct ScaleSearch {
     /// How the outputs that judge a candidate are computed, the full-precision ones and the candidate's alike: rounding of
     /// the activations is the same in both and so cancels. The scale found is applied to weights in f32. In `f32` a CPU computes
     /// differences from the full-precision outputs in bf16 and settles in f32 which is the smallest, which takes no longer than `bf16`.
-    #[serde(default, skip_serializing_if = "Arithmetic::is_f32")]
-    pub arithmetic: Arithmetic,
+    #[serde(default, skip_serializing_if = "SearchArithmetic::is_f32")]
+    pub arithmetic: SearchArithmetic,
 }
 
 /// How a candidate scale follows from the exponent `r`.
@@ -94,7 +121,7 @@ impl ScaleSearch {
     /// is computed again.
     fn losses<B: QuantBackend>(&self, judge: &Judge<'_, B>, scales: &[Tensor<B, 1>]) -> Result<Vec<f64>, MethodError> {
         if !B::FASTER_IN_BF16 || !self.arithmetic.is_f32() {
-            return judge.output_losses(scales, self.arithmetic);
+            return judge.output_losses(scales, self.arithmetic.into());
         }
         let mut losses = judge.losses(scales)?;
         let mut order: Vec<usize> = (0..losses.len()).collect();

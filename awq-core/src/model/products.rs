@@ -26,7 +26,7 @@ impl<B: QuantBackend> Products<B> for Arithmetic {
 }
 
 /// Codes multiplied by a kernel of the CPU ([`crate::kernel`]); linears without codes, or whose codes no kernel takes (kept or rotated
-/// inputs, tables of values), in [`Arithmetic::Bf16x3`].
+/// inputs, tables of values), in f32.
 pub struct CodeProducts {
     packed: BTreeMap<LinearName, Box<dyn QuantMatmul>>,
 }
@@ -55,7 +55,7 @@ impl<B: QuantBackend> Products<B> for CodeProducts {
     fn product(&self, name: LinearName, linear: &Linear<B>, x: Tensor<B, 3>) -> Tensor<B, 3> {
         match self.packed.get(&name) {
             Some(weight) => linear.forward_by(x, |x| B::matmul_on_host(x, weight.as_ref())),
-            None => linear.forward(x, Arithmetic::Bf16x3),
+            None => linear.forward(x, Arithmetic::F32),
         }
     }
 }

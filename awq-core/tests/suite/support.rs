@@ -2,8 +2,7 @@
 
 use std::num::NonZeroU16;
 
-use awq_core::arithmetic::Arithmetic;
-use awq_core::awq::{Awq, ClipSearch, ClipStep, ScaleFormula, ScaleSearch, ScaleStep};
+use awq_core::awq::{Awq, ClipSearch, ClipStep, ScaleFormula, ScaleSearch, ScaleStep, SearchArithmetic};
 use awq_core::backend::{QuantBackend, float_vec};
 use awq_core::capture::BlockInputs;
 use awq_core::codebook::Codebook;
@@ -110,7 +109,7 @@ pub(crate) fn scale_search(formula: ScaleFormula, n_ratios: u16) -> ScaleStep {
     ScaleStep::Search(ScaleSearch {
         formula,
         n_ratios: NonZeroU16::new(n_ratios).unwrap(),
-        arithmetic: Arithmetic::F32,
+        arithmetic: SearchArithmetic::F32,
     })
 }
 

@@ -20,12 +20,12 @@ pub enum ScoringArithmetic {
     F32,
     /// Activations and weights rounded half to even to bf16 (8 bits of mantissa), f32 sums.
     Bf16,
-    /// f32 as sums of three bf16 numbers, of whose nine products six are added up, where the CPU multiplies those by tiles (AMX): as exact
-    /// as f32, the last bits others, and faster. Elsewhere f32.
+    /// f32 as sums of three bf16 numbers, where the CPU multiplies those by tiles (AMX): of the nine products of their parts the six largest
+    /// are added. As exact as f32, the last bits others, and faster. Elsewhere f32.
     #[serde(rename = "bf16x3")]
     Bf16x3,
     /// Codes multiplied as integers with activations in 16 bits, a scale for each token and group of at most 128 input channels; sums
-    /// within a group are exact. Weights that are floats, the head, and codes with kept or rotated inputs or of a table of values: bf16x3.
+    /// within a group are exact. Weights that are floats, the head, and codes with kept or rotated inputs or of a table of values: f32.
     /// The kernels run on a CPU, whatever the device.
     Int16,
 }
@@ -52,9 +52,9 @@ impl ScoringArithmetic {
     /// In what weights that are floats are multiplied.
     pub const fn of_floats(self) -> Arithmetic {
         match self {
-            Self::F32 => Arithmetic::F32,
+            Self::F32 | Self::Int16 => Arithmetic::F32,
             Self::Bf16 => Arithmetic::Bf16,
-            Self::Bf16x3 | Self::Int16 => Arithmetic::Bf16x3,
+            Self::Bf16x3 => Arithmetic::Bf16x3,
         }
     }
 

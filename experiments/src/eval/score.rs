@@ -16,8 +16,9 @@ use super::scores::Scores;
 use super::windows::Windows;
 
 /// Tokens of one forward batch: fills the matrix kernels and keeps activations in the last-level cache.
-const TOKENS_PER_BATCH: usize = 2048;
-/// Hidden states of batches that pass through a block side by side, in bytes. What the block makes of them takes some ten times as much.
+pub(super) const TOKENS_PER_BATCH: usize = 2048;
+/// Hidden states of batches that pass through a block side by side, in bytes. What the block makes of them takes some ten times as much, and
+/// batches of wide models keep all threads busy one by one.
 const BYTES_AT_ONCE: usize = 16 << 20;
 /// Hidden states held at once, in bytes: the blocks are read once for each such share of the windows.
 const HIDDEN_BYTES: usize = 1 << 30;
@@ -105,7 +106,7 @@ pub(super) fn final_states<B: QuantBackend>(
     let embedding = decoder.embedding()?;
     let mut states: Vec<BatchStates<B>> = batches.iter().map(|batch| batch.embed(&embedding)).collect();
     drop(embedding);
-    let n_at_once = batches_at_once::<B>(decoder.config().hidden_size);
+    let n_at_once = batches_at_once::<B>(batches, decoder.config().hidden_size);
     for_each_block(decoder, |block_idx, block| -> anyhow::Result<()> {
         let block = arithmetic.block(decoder, (block_idx, block.as_ref()))?;
         for (states, batches) in states.chunks_mut(n_at_once).zip(batches.chunks(n_at_once)) {
@@ -119,11 +120,10 @@ pub(super) fn final_states<B: QuantBackend>(
 
 /// Batches that pass through a block side by side: where the host computes, one has work for threads that wait for another. No bit of one
 /// depends on others.
-fn batches_at_once<B: QuantBackend>(hidden_size: usize) -> usize {
-    if B::BESIDE_HOST {
-        return 1;
-    }
-    (BYTES_AT_ONCE / (size_of::<f32>() * TOKENS_PER_BATCH * hidden_size)).max(1)
+fn batches_at_once<B: QuantBackend>(batches: &[Batch<'_>], hidden_size: usize) -> usize {
+    let largest = batches.iter().map(Batch::n_tokens).max().unwrap_or(1);
+    let fitting = BYTES_AT_ONCE / (size_of::<f32>() * largest * hidden_size).max(1);
+    if B::BESIDE_HOST { 1 } else { fitting.clamp(1, rayon::current_num_threads()) }
 }
 
 /// States of a model that predict tokens, a row each; logits exist for [`LOGIT_ROWS`] of them at a time.

@@ -341,6 +341,20 @@ fn divergences_are_those_of_an_independent_computation() {
     }
 }
 
+/// One thread passes batches one by one, two threads side by side.
+#[test]
+fn batches_side_by_side_change_no_bit() {
+    let (own, base) = (decoder(7), decoder(8));
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut base = BaseModel::new(base.as_ref(), ScoringArithmetic::F32);
+        pool.install(|| scored(own.as_ref(), &mut base, 400, &metrics()))
+    };
+    let one_by_one = on(1);
+    assert!(windows(400).batches(super::score::TOKENS_PER_BATCH).len() > 2);
+    assert_eq!(one_by_one, on(2));
+}
+
 #[test]
 fn one_pass_gives_each_metric_what_it_gets_alone() {
     let (own, base) = (decoder(7), decoder(8));
@@ -414,7 +428,7 @@ fn products_of_codes_with_int16_score_as_f32_does() {
     assert!(bf16x3 < 0.001 * bf16, "{bf16x3} and in bf16 {bf16} away from {f32}");
     assert!(int16 > 0.0 && int16 < 0.02 * bf16, "{int16} and in bf16 {bf16} away from {f32}");
     let of_floats = |arithmetic| scored(own.as_ref(), arithmetic);
-    assert_eq!(of_floats(ScoringArithmetic::Int16), of_floats(ScoringArithmetic::Bf16x3));
+    assert_eq!(of_floats(ScoringArithmetic::Int16), of_floats(ScoringArithmetic::F32));
 }
 
 /// Answers to questions, which share their beginnings and differ in length, against each window scored by itself.

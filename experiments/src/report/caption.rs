@@ -162,7 +162,8 @@ pub(super) fn arithmetic(row: &Row) -> String {
         "f32" => String::new(),
         "f16-tensors" => " Weights and activations in f16, sums, norms and softmax in f32.".to_owned(),
         "bf16-tensors" => " Weights and activations in bf16, sums, norms and softmax in f32.".to_owned(),
-        "bf16x3" => " In the scoring pass numbers in f32 were multiplied as sums of three in bf16, where the CPU has tiles for that; sums in f32."
+        "bf16x3" => " In the scoring pass numbers of f32 were multiplied as sums of three of bf16, where the CPU has tiles (AMX); sums \
+                     in f32."
             .to_owned(),
         "int16" => " In the scoring pass codes were multiplied as integers with activations in 16 bits, a scale a token and group, where a \
                     kernel takes them; other products in f32."

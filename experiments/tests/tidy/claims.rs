@@ -43,7 +43,7 @@ impl Folder {
                 let text = match done.measurements.len() {
                     1 => String::new(),
                     _ if measurement.arithmetic.is_f32() => format!(" on {}", measurement.dataset),
-                    _ => format!(" on {} in bf16", measurement.dataset),
+                    _ => format!(" on {} in {}", measurement.dataset, measurement.arithmetic.name()),
                 };
                 draws.entry(row_name(cell) + &text).or_default().push(measurement.samples.clone());
             }

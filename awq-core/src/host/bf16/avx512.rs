@@ -21,7 +21,7 @@ const ROWS_PER_TASK: usize = 96;
 /// Tiles of a row of the weight that are multiplied at a time, sums going to memory between: a panel's share of 128 KiB stays in the
 /// second-level cache while all rows of a task are multiplied with it. No bit depends on it.
 const DEEP: usize = 32;
-/// Rows of `x` from which tiles multiply.
+/// Rows of `x` from which tiles multiply: they take 32 at a time, whether there are as many or not.
 const TILES_FROM: usize = 8;
 
 /// A `[n, k]` weight rounded to bf16: for 16 rows of it at a time the pairs of neighbouring inputs, a line each, 16 lines a tile. Rows are
@@ -72,10 +72,10 @@ impl Panels {
 
     fn by_tiles(&self, amx: Amx, x: &[f32]) -> Vec<f32> {
         let deep = self.k.div_ceil(PACKED);
-        tiles::multiply::<1>(amx, x, self.n, self.k, |columns| {
-            Cow::Borrowed(
-                &self.tiles[columns.start / TILE_ROWS * deep..columns.end.next_multiple_of(SIDE) / TILE_ROWS * deep],
-            )
+        tiles::multiply::<1>(amx, x, self.n, self.k, |columns, _| {
+            let blocks = columns.start / TILE_ROWS..columns.end.next_multiple_of(SIDE) / TILE_ROWS;
+            let tiles = Cow::Borrowed(&self.tiles[blocks.start * deep..blocks.end * deep]);
+            tiles::Columns { tiles, deep, first: 0 }
         })
     }
 

@@ -1,7 +1,9 @@
 //! The matrix product of linears with bf16 inputs and f32 sums: twice the arithmetic of f32 on CPUs that have the
 //! instruction (AVX-512 BF16), by tiles where there are any beside it (AMX), the same numbers up to the order of addition on all others.
 //!
-//! Inputs are rounded half to even to 8 bits of mantissa. Products of two such numbers are exact in f32.
+//! Tiles take over from 8 rows: with fewer, last bits are those of vectors.
+//!
+//! Inputs are rounded half to even to 8 bits of mantissa; tiles round what would become infinite towards zero. Products of two such numbers are exact in f32.
 
 use rayon::prelude::*;
 

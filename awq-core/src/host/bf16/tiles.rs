@@ -1,9 +1,9 @@
 //! Products by tiles (AMX), which multiply bf16. A number of f32 is the sum of three of bf16, and its product with another that of six
-//! products of these: tiles multiply so much faster than vectors that this is two to three times as fast, and sums are as exact. A product
-//! loses less than half its last digit, and sums of pairs are rounded half as often as those of single products.
+//! products of these: tiles multiply so much faster than vectors that this pays. Sums are as exact: a product loses less than half its last
+//! digit, and sums of pairs are rounded half as often as those of single products.
 //!
-//! Numbers below 2^-126 count as zero in tiles, and so do parts of numbers below 2^-110, which loses their last digits. A sum with an
-//! infinite number is no number: parts of others are zero.
+//! Numbers below 2^-126 count as zero in tiles, and so do parts and products below that: numbers below 2^-103 may lose their last
+//! digits. A sum with an infinite number is no number: parts of others are zero.
 
 use std::arch::x86_64::*;
 use std::borrow::Cow;
@@ -30,70 +30,103 @@ const STEPS: usize = 20;
 ///
 /// Neither threads nor the other rows and columns change a bit of a sum, but for the number of rows from which tiles pay.
 pub(in crate::host) fn matmul_transposed(x: &[f32], w: &[f32], k: usize) -> Option<Vec<f32>> {
-    let pays = x.len() / k >= ROWS_FROM && k >= DEEP;
-    if !pays || !is_x86_feature_detected!("avx512bw") || !is_x86_feature_detected!("avx512bf16") {
+    let pays = x.len() / k >= ROWS_FROM && k >= DEEP && !w.is_empty();
+    let has_avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512bf16");
+    if !pays || !has_avx512 {
         return None;
     }
     Some(product(Amx::detect()?, x, w, k))
 }
 
 fn product(amx: Amx, x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
-    multiply::<PARTS>(amx, x, w.len() / k, k, |columns| {
-        let w = &w[columns.start * k..columns.end * k];
-        let mut tiles = vec![Tile::ZERO; n_tiles::<PARTS>(columns.len(), k)];
-        for (tiles, rows) in tiles.chunks_mut(k.div_ceil(DEEP) * PARTS).zip(w.chunks(ROWS * k)) {
-            // SAFETY: AVX-512 was found on this CPU.
+    multiply::<PARTS>(amx, x, w.len() / k, k, |columns, steps| {
+        let mut tiles = vec![Tile::ZERO; n_tiles::<PARTS>(columns.len(), steps.len())];
+        let rows = w[columns.start * k..columns.end * k].chunks(ROWS * k);
+        for (tiles, rows) in tiles.chunks_mut(steps.len() * PARTS).zip(rows) {
+            // SAFETY: whoever calls this found AVX-512 on this CPU.
             unsafe {
-                take_apart::<PARTS>(tiles, rows, k);
+                take_apart::<PARTS>(tiles, rows, k, steps.start);
                 turn_pairs(tiles);
             }
         }
-        Cow::Owned(tiles)
+        Columns { tiles: Cow::Owned(tiles), deep: steps.len(), first: steps.start }
     })
 }
 
-/// `x w^T` for row-major `x: [m, k]`, of which `N` parts are taken, and `n` columns `w`. `tiles_of` gives those of a range of columns that
-/// starts with a whole tile: `[column / 16][input / 32][part]`, an even number of blocks of 16, filled up with zeros.
+/// Tiles of some columns of `w`: `[column / 16][input / 32][part]`, an even number of blocks of 16, filled up with zeros.
+pub(super) struct Columns<'a> {
+    pub(super) tiles: Cow<'a, [Tile]>,
+    /// Tiles of a part of a column.
+    pub(super) deep: usize,
+    /// The first of them, of those of all inputs.
+    pub(super) first: usize,
+}
+
+/// `x w^T` for row-major `x: [m, k]`, of which `N` parts are taken, and `n` columns `w`. `columns_of` gives the tiles of a range of columns that
+/// starts with a whole tile, and of a range of tiles of their inputs at least. The CPU must have AVX-512.
 pub(super) fn multiply<'a, const N: usize>(
     amx: Amx,
     x: &[f32],
     n: usize,
     k: usize,
-    tiles_of: impl Fn(Range<usize>) -> Cow<'a, [Tile]> + Sync,
+    columns_of: impl Fn(Range<usize>, Range<usize>) -> Columns<'a> + Sync,
 ) -> Vec<f32> {
     let m = x.len() / k;
     let mut out = Vec::with_capacity(m * n);
     for (out, x) in out.spare_capacity_mut()[..m * n].chunks_mut(ROWS_AT_ONCE * n).zip(x.chunks(ROWS_AT_ONCE * k)) {
-        let mut x_tiles = vec![Tile::ZERO; n_tiles::<N>(x.len() / k, k)];
-        let blocks = x_tiles.par_chunks_mut(k.div_ceil(DEEP) * N).zip(x.par_chunks(ROWS * k));
-        // SAFETY: a CPU with tiles has AVX-512.
-        blocks.for_each(|(tiles, rows)| unsafe { take_apart::<N>(tiles, rows, k) });
-        let width = columns_of_task(n);
-        let mut tasks: Vec<Vec<&mut [MaybeUninit<f32>]>> = (0..n.div_ceil(width)).map(|_| Vec::new()).collect();
-        for row in out.chunks_exact_mut(n) {
-            for (task, columns) in tasks.iter_mut().zip(row.chunks_mut(width)) {
-                task.push(columns);
-            }
-        }
-        tasks.into_par_iter().enumerate().for_each(|(task, mut out)| {
-            let w_tiles = tiles_of(task * width..n.min((task + 1) * width));
-            multiply_columns::<N>(amx, &mut out, &x_tiles, &w_tiles, k.div_ceil(DEEP));
-        });
+        let n_rows = rows_of_share(x.len() / k, n);
+        let shares = out.par_chunks_mut(n_rows * n).zip(x.par_chunks(n_rows * k));
+        shares.for_each(|(out, x)| multiply_rows::<N>(amx, out, x, n, k, &columns_of));
     }
-    // SAFETY: every task wrote all of its columns of each row.
+    // SAFETY: every share wrote all columns of each of its rows.
     unsafe { out.set_len(m * n) };
     out
 }
 
-/// Columns of a task, whole tiles: even shares for all threads.
+/// Rows that share the tiles of columns: all, unless columns are too few to be shared out.
+fn rows_of_share(m: usize, n: usize) -> usize {
+    let n_shares = rayon::current_num_threads().div_ceil(n.div_ceil(SIDE));
+    m.div_ceil(n_shares).next_multiple_of(SIDE)
+}
+
+/// The product with some rows. A task has columns of its own.
+fn multiply_rows<'a, const N: usize>(
+    amx: Amx,
+    out: &mut [MaybeUninit<f32>],
+    x: &[f32],
+    n: usize,
+    k: usize,
+    columns_of: &(impl Fn(Range<usize>, Range<usize>) -> Columns<'a> + Sync),
+) {
+    let deep = k.div_ceil(DEEP);
+    let mut tiles = vec![Tile::ZERO; n_tiles::<N>(x.len() / k, deep)];
+    let blocks = tiles.par_chunks_mut(deep * N).zip(x.par_chunks(ROWS * k));
+    // SAFETY: whoever multiplies found AVX-512 on this CPU.
+    blocks.for_each(|(tiles, rows)| unsafe { take_apart::<N>(tiles, rows, k, 0) });
+    let (width, n_rows) = (columns_of_task(n), x.len() / k);
+    let mut tasks: Vec<Vec<_>> = (0..n.div_ceil(width)).map(|_| Vec::with_capacity(n_rows)).collect();
+    for row in out.chunks_exact_mut(n) {
+        for (task, columns) in tasks.iter_mut().zip(row.chunks_mut(width)) {
+            task.push(columns);
+        }
+    }
+    tasks.into_par_iter().enumerate().for_each(|(task, mut out)| {
+        let columns = task * width..n.min((task + 1) * width);
+        multiply_columns::<N>(amx, &mut out, &tiles, deep, |steps| columns_of(columns.clone(), steps));
+    });
+}
+
+/// Columns of a task, whole tiles: even shares for all threads, where there are enough.
 fn columns_of_task(n: usize) -> usize {
     let n_tasks = n.div_ceil(COLS_PER_TASK).next_multiple_of(rayon::current_num_threads());
     n.div_ceil(n_tasks).next_multiple_of(SIDE)
 }
 
-/// Tiles of rows of `k` inputs: pairs of blocks of 16 rows.
-fn n_tiles<const N: usize>(n_rows: usize, k: usize) -> usize {
-    n_rows.div_ceil(SIDE) * 2 * k.div_ceil(DEEP) * N
+/// Tiles of rows whose parts take `deep` tiles: pairs of blocks of 16 rows.
+fn n_tiles<const N: usize>(n_rows: usize, deep: usize) -> usize {
+    n_rows.div_ceil(SIDE) * 2 * deep * N
 }
 
 /// Both blocks of tiles of a pair, some of their inputs.
@@ -109,22 +142,24 @@ pub(super) fn at_once(deep: usize) -> usize {
 }
 
 /// The columns `out` of all rows.
-fn multiply_columns<const N: usize>(
+fn multiply_columns<'a, const N: usize>(
     amx: Amx,
     out: &mut [&mut [MaybeUninit<f32>]],
     x: &[Tile],
-    w: &[Tile],
     deep: usize,
+    columns_of: impl Fn(Range<usize>) -> Columns<'a>,
 ) {
-    let (tiles, at_once) = (amx.configure(), at_once(deep));
-    let (width, mut sums) = (out[0].len(), Square::ZERO);
+    let (at_once, width, mut sums) = (at_once(deep), out[0].len(), Square::ZERO);
     for first in (0..deep).step_by(at_once) {
         let steps = first..deep.min(first + at_once);
+        let w = columns_of(steps.clone());
+        let w_steps = steps.start - w.first..steps.end - w.first;
+        let tiles = amx.configure();
         for (pair, out) in out.chunks_mut(SIDE).enumerate() {
             let x = pair_of::<N>(x, pair, deep, steps.clone());
             for (pair, start) in (0..width).step_by(SIDE).enumerate() {
                 let columns = start..width.min(start + SIDE);
-                let w = pair_of::<N>(w, pair, deep, steps.clone());
+                let w = pair_of::<N>(&w.tiles, pair, w.deep, w_steps.clone());
                 if N == PARTS {
                     tiles.multiply_parts(x, w, &mut sums);
                 } else {
@@ -150,14 +185,14 @@ fn add(to: &mut [f32], sums: &[f32]) {
     }
 }
 
-/// Up to 16 rows of `k` values as tiles of the first `N` of their parts, `[deep][part]`; what lies beyond stays zero.
+/// Up to 16 rows of `k` values as tiles of the first `N` of their parts, `[deep][part]`, from tile `first` on; what lies beyond stays zero.
 #[target_feature(enable = "avx512f,avx512bw")]
-fn take_apart<const N: usize>(tiles: &mut [Tile], rows: &[f32], k: usize) {
+fn take_apart<const N: usize>(tiles: &mut [Tile], rows: &[f32], k: usize, first: usize) {
     let tiles = tiles.as_chunks_mut::<N>().0;
     for row in 0..rows.len() / k {
         let values = &rows[row * k..][..k];
         for step in 0..tiles.len() {
-            let values = &values[step * DEEP..];
+            let values = &values[(first + step) * DEEP..];
             // SAFETY: the masks admit only values that the row has from here on.
             let (low, high) = unsafe {
                 (
@@ -178,7 +213,7 @@ fn take_apart<const N: usize>(tiles: &mut [Tile], rows: &[f32], k: usize) {
     }
 }
 
-/// Three numbers of bf16 whose sum is each value, exactly. Of one that is not finite the others are zero.
+/// Three numbers of bf16 whose sum is each value. Of one that is not finite the others are zero.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn parts(values: __m512i) -> [__m512i; PARTS] {
@@ -278,7 +313,9 @@ mod tests {
         if !has_avx512() {
             return;
         }
-        for (m, n, k) in [(1, 1, 1), (33, 31, 40), (32, 96, 64), (65, 70, 2500), (130, 33, 641)] {
+        for (m, n, k) in
+            [(1, 1, 1), (33, 31, 40), (32, 96, 64), (65, 70, 2500), (130, 33, 641), (2049, 33, 40), (3, 700, 33)]
+        {
             let x: Vec<f32> = (0..m * k).map(value).collect();
             let w: Vec<f32> = (0..n * k).map(|i| value(i + 7)).collect();
             let on = |threads: usize, x: &[f32], w: &[f32]| {
