@@ -297,7 +297,7 @@ impl<const PLANES: usize> Rows<PLANES> {
 
 /// Multiplications of bytes by tiles, for [`super::bench::peak`].
 pub(super) fn multiply_bytes_by_tiles() -> usize {
-    const N_PRODUCTS: usize = 2_000;
+    const N_PRODUCTS: usize = 20_000;
     let Some(amx) = Amx::detect() else { return 0 };
     let (registers, tiles) = (amx.configure(), [Tile([[1; ROW_BYTES]; ROWS]); 8]);
     let mut sums = [[Sums::ZERO; AT_ONCE]; AT_ONCE];
