@@ -1,4 +1,8 @@
 //! A weight in bf16 for AVX-512, in the order in which tiles (AMX) read it, too.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "iterators may not be inlined into code for other instructions: indices stay"
+)]
 
 use std::arch::x86_64::*;
 use std::borrow::Cow;
@@ -127,7 +131,7 @@ fn multiply(out: &mut [f32], stride: usize, n_cols: usize, rows: &[u32], panel: 
     for (out, rows) in out.chunks_mut(ROWS * stride).zip(rows.chunks(ROWS * pairs)) {
         let n_rows = out.len().div_ceil(stride);
         let row = |row: usize| {
-            &rows[row.min(n_rows - 1) * pairs..][start * TILE_ROWS..end * TILE_ROWS].as_chunks::<TILE_ROWS>().0[..]
+            rows[row.min(n_rows - 1) * pairs..][start * TILE_ROWS..end * TILE_ROWS].as_chunks::<TILE_ROWS>().0
         };
         // SAFETY: a panel is packed only where all three instruction sets are.
         unsafe {

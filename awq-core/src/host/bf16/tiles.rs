@@ -4,6 +4,10 @@
 //!
 //! Numbers below 2^-126 count as zero in tiles, and so do parts and products below that: numbers below 2^-103 may lose their last
 //! digits. A sum with an infinite number is no number: parts of others are zero.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "iterators may not be inlined into code for other instructions: indices stay"
+)]
 
 use std::arch::x86_64::*;
 use std::borrow::Cow;
