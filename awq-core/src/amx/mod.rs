@@ -200,66 +200,18 @@ impl Configured {
         }
     }
 
-    /// The sums of products of 32 rows with 32 columns of bf16: each of `x` and `w` is 16 of them.
+    /// The sums of products of 32 rows with 32 columns. Each of `x` and `w` is 16 of them, `N` tiles for each 32 inputs: one of bf16, or
+    /// [`PARTS`] of f32, which are the numbers rounded to bf16, what that leaves, rounded, and the rest. Of the nine products of parts the three
+    /// smallest are left out: their sum is below half a unit of the last digit of what they belong to. The largest come last, so that the
+    /// others lose few digits.
     ///
     /// # Panics
-    /// If they are none, or differ in number.
-    pub(crate) fn multiply_bf16(&self, x: [&[Tile]; 2], w: [&[Tile]; 2], sums: &mut Square) {
-        let n = x[0].len();
-        assert!(n > 0 && x[1].len() == n && w[0].len() == n && w[1].len() == n, "tiles do not match");
-        // SAFETY: this thread's tiles are whole; the loop reads `n` tiles behind each pointer, and rows of `sums` are 128 bytes.
-        unsafe {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                "2:",
-                "tileloadd tmm4, [{x0} + {row}]",
-                "tileloadd tmm6, [{w0} + {row}]",
-                "tileloadd tmm5, [{x1} + {row}]",
-                "tileloadd tmm7, [{w1} + {row}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {x0}, {tile}",
-                "add {x1}, {tile}",
-                "add {w0}, {tile}",
-                "add {w1}, {tile}",
-                "dec {n}",
-                "jnz 2b",
-                "tilestored [{sums} + {side}], tmm0",
-                "tilestored [{sums} + {side} + {row_bytes}], tmm1",
-                "tilestored [{sums} + {side} + 2 * {tile}], tmm2",
-                "tilestored [{sums} + {side} + 2 * {tile} + {row_bytes}], tmm3",
-                x0 = inout(reg) x[0].as_ptr() => _,
-                x1 = inout(reg) x[1].as_ptr() => _,
-                w0 = inout(reg) w[0].as_ptr() => _,
-                w1 = inout(reg) w[1].as_ptr() => _,
-                n = inout(reg) n => _,
-                sums = in(reg) sums.0.as_mut_ptr(),
-                row = in(reg) ROW_BYTES,
-                side = in(reg) SIDE_BYTES,
-                row_bytes = const ROW_BYTES,
-                tile = const TILE_BYTES,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack),
-            );
-        }
-    }
-
-    /// The sums of products of 32 rows with 32 columns of f32. Each of `x` and `w` is 16 of them, three tiles for each 32 inputs:
-    /// numbers rounded to bf16, what that leaves, rounded, and the rest. Of the nine products of parts the three smallest are left out: their
-    /// sum is below half a unit of the last digit of what they belong to. The largest come last, so that the others lose few digits.
-    ///
-    /// # Panics
-    /// If they are none, differ in number, or their number is no multiple of three.
-    pub(crate) fn multiply_parts(&self, x: [&[Tile]; 2], w: [&[Tile]; 2], sums: &mut Square) {
+    /// If they are none, differ in number, or their number is no multiple of `N`.
+    pub(crate) fn multiply_bf16<const N: usize>(&self, x: [&[Tile]; 2], w: [&[Tile]; 2], sums: &mut Square) {
+        const { assert!(N == 1 || N == PARTS, "numbers have one part or three") };
         let n = x[0].len();
         let alike = x[1].len() == n && w[0].len() == n && w[1].len() == n;
-        assert!(n > 0 && n.is_multiple_of(PARTS) && alike, "tiles do not match");
+        assert!(n > 0 && n.is_multiple_of(N) && alike, "tiles do not match");
         // SAFETY: this thread's tiles are whole; the loops read `n` tiles behind each pointer, and rows of `sums` are 128 bytes.
         unsafe {
             asm!(
@@ -267,7 +219,8 @@ impl Configured {
                 "tilezero tmm1",
                 "tilezero tmm2",
                 "tilezero tmm3",
-                "mov {n}, {steps}",
+                "test {n}, {n}",
+                "jz 3f",
                 "2:",
                 // The third part of `x` with the first of `w`.
                 "tileloadd tmm4, [{x0} + {row} + 2 * {tile}]",
@@ -312,7 +265,7 @@ impl Configured {
                 "add {w1}, 3 * {tile}",
                 "dec {n}",
                 "jnz 2b",
-                "imul {n}, {steps}, 3 * {tile}",
+                "imul {n}, {steps}, {parts} * {tile}",
                 "sub {x0}, {n}",
                 "sub {x1}, {n}",
                 "sub {w0}, {n}",
@@ -327,10 +280,10 @@ impl Configured {
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {x0}, 3 * {tile}",
-                "add {x1}, 3 * {tile}",
-                "add {w0}, 3 * {tile}",
-                "add {w1}, 3 * {tile}",
+                "add {x0}, {parts} * {tile}",
+                "add {x1}, {parts} * {tile}",
+                "add {w0}, {parts} * {tile}",
+                "add {w1}, {parts} * {tile}",
                 "dec {steps}",
                 "jnz 3b",
                 "tilestored [{sums} + {side}], tmm0",
@@ -341,12 +294,13 @@ impl Configured {
                 x1 = inout(reg) x[1].as_ptr() => _,
                 w0 = inout(reg) w[0].as_ptr() => _,
                 w1 = inout(reg) w[1].as_ptr() => _,
-                steps = inout(reg) n / PARTS => _,
-                n = out(reg) _,
+                steps = inout(reg) n / N => _,
+                n = inout(reg) if N == PARTS { n / N } else { 0 } => _,
                 sums = in(reg) sums.0.as_mut_ptr(),
                 row = in(reg) ROW_BYTES,
                 side = in(reg) SIDE_BYTES,
                 row_bytes = const ROW_BYTES,
+                parts = const N,
                 tile = const TILE_BYTES,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,

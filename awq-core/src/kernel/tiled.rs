@@ -19,7 +19,7 @@ use super::lanes::{Lanes, Work, quad_codes};
 use super::product::params;
 use super::rows::{Plane, Width, bytes_of, quantize};
 use super::tiles::{CHUNK, QUADS, SEGMENT, TILE, Tiles};
-use super::{Activations, QuantMatmul};
+use super::{Activations, QuantMatmul, words};
 use crate::amx::{Amx, ROW_BYTES, ROWS, Sums, Tile};
 use crate::quantized::QuantizedWeight;
 
@@ -59,8 +59,8 @@ impl Tiled {
     /// `PLANES` bytes an activation. A task is a group of rows, none of which depends on another.
     fn products<const PLANES: usize>(&self, x: &[f32], out: &mut [f32]) {
         let (lanes, tiles) = self.few.parts();
-        let n_at_once =
-            rows_of_group(x.len() / tiles.n_in, PLANES * tiles.n_in).next_multiple_of(rows_at_once::<PLANES>());
+        let n_at_once = words::rows_of_group(x.len() / tiles.n_in, PLANES * tiles.n_in, [2 * ROWS, MOST_ROWS])
+            .next_multiple_of(rows_at_once::<PLANES>());
         let tasks = out.par_chunks_mut(n_at_once * tiles.n_out).zip(x.par_chunks(n_at_once * tiles.n_in));
         tasks.for_each(|(out, x)| {
             let amx = self.amx;
@@ -93,14 +93,6 @@ impl QuantMatmul for Tiled {
 
 /// Most rows that codes are unpacked for at once: their sums stay in the first-level cache.
 const MOST_ROWS: usize = 128;
-/// Bytes of the activations of these rows, which stay in the second-level cache.
-const BYTES_OF_ROWS: usize = 1 << 19;
-
-/// Rows of a group: as many as fit, on all threads.
-fn rows_of_group(n_rows: usize, bytes_of_row: usize) -> usize {
-    let fitting = (BYTES_OF_ROWS / bytes_of_row).clamp(2 * ROWS, MOST_ROWS);
-    fitting.min(n_rows.div_ceil(rayon::current_num_threads()))
-}
 
 /// Rows that two tiles hold.
 const fn rows_at_once<const PLANES: usize>() -> usize {

@@ -36,15 +36,16 @@ pub(super) fn pays(n_rows: usize) -> bool {
     n_rows / rayon::current_num_threads() >= ROWS_OF_A_THREAD
 }
 
-/// Rows of a group: as many as fit, on all threads.
-fn rows_of_group(n_rows: usize, n_in: usize) -> usize {
-    let fitting = (BYTES_OF_ROWS / (2 * n_in)).clamp(ROWS_OF_A_THREAD, MOST_ROWS);
+/// Rows of a group, from `least` to `most`: as many as fit, on all threads.
+pub(super) fn rows_of_group(n_rows: usize, bytes_of_row: usize, [least, most]: [usize; 2]) -> usize {
+    let fitting = (BYTES_OF_ROWS / bytes_of_row).clamp(least, most);
     fitting.min(n_rows.div_ceil(rayon::current_num_threads()))
 }
 
 /// `out = x w^T` for `x: [n, in]` and `out: [n, out]`. A task is a group of rows, none of which depends on another.
 pub(super) fn multiply<L: WordLanes>(lanes: L, tiles: &Tiles, x: &[f32], out: &mut [f32]) {
-    let n_at_once = rows_of_group(x.len() / tiles.n_in, tiles.n_in).next_multiple_of(MOST_ROWS_AT_ONCE);
+    let bounds = [ROWS_OF_A_THREAD, MOST_ROWS];
+    let n_at_once = rows_of_group(x.len() / tiles.n_in, 2 * tiles.n_in, bounds).next_multiple_of(MOST_ROWS_AT_ONCE);
     let tasks = out.par_chunks_mut(n_at_once * tiles.n_out).zip(x.par_chunks(n_at_once * tiles.n_in));
     tasks.for_each(|(out, x)| {
         with_bits!(tiles.bits, BITS => lanes.vectorize(Group::<L, BITS> { lanes, tiles, x, out }));
