@@ -14,7 +14,7 @@ use half::slice::HalfFloatSliceExt as _;
 use rayon::prelude::*;
 
 use super::elementwise::LANES;
-use super::matmul::{COLS, matmul_transposed};
+use super::matmul::{matmul_transposed, runs_of_columns};
 
 /// Rows of activations up to which each is multiplied by itself: all read the weights once, and none depends on the others.
 pub const MOST_ROWS_BY_DOTS: usize = 16;
@@ -169,14 +169,14 @@ impl HostMatrix {
             return out.copy_from_slice(&matmul_transposed(x, values, n_in));
         }
         let mut widened = Vec::new();
-        for first in (0..n_out).step_by(COLS) {
-            let n_rows = COLS.min(n_out - first);
+        for run in runs_of_columns(n_out) {
+            let (first, n_rows) = (run.start, run.len());
             widened.resize(n_rows * n_in, 0.0);
             let parts = widened.par_chunks_mut(WEIGHTS_PER_TASK).enumerate();
             parts.for_each(|(part, out)| self.widen(first * n_in + part * WEIGHTS_PER_TASK, out));
             let product = matmul_transposed(x, &widened, n_in);
             for (out, row) in out.chunks_exact_mut(n_out).zip(product.chunks_exact(n_rows)) {
-                out[first..first + n_rows].copy_from_slice(row);
+                out[run.clone()].copy_from_slice(row);
             }
         }
     }
@@ -335,7 +335,7 @@ mod tests {
 
     #[test]
     fn many_rows_are_multiplied_as_a_matrix_in_any_type() {
-        for (n_out, n_in) in [(33, 64), (2 * COLS + 5, 70)] {
+        for (n_out, n_in) in [(33, 64), (2 * 1024 + 5, 70), (1025, 70)] {
             for (values, bytes) in matrices(n_out, n_in) {
                 for n in [MOST_ROWS_BY_DOTS + 1, 130] {
                     let x: Vec<f32> = (0..n * n_in).map(|i| value(i + 5)).collect();

@@ -30,6 +30,9 @@ macro_rules! vectorized {
 pub(crate) use vectorized;
 
 pub mod attention;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "storing vectors")]
+mod avx512;
 pub mod bf16;
 pub mod clip;
 pub mod elementwise;

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use super::tiles;
 use crate::amx::{Amx, ROW_BYTES, ROWS as TILE_ROWS, SIDE, Tile};
+use crate::host::avx512::{mask_of, transposed};
 
 /// Rows of a tile of the result in registers: 6 of 4 vectors leave 8 of the 32 registers for the inputs.
 const ROWS: usize = 6;
@@ -195,36 +196,6 @@ fn store(to: &mut [u32], vector: __m512i) {
     unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask_of(to.len()), vector) };
 }
 
-/// A 16 x 16 matrix of words, transposed: first inside quarters of four rows, then the quarters.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
-    let mut quarters = rows;
-    for (out, rows) in quarters.as_chunks_mut::<4>().0.iter_mut().zip(rows.as_chunks::<4>().0) {
-        let [a, b, c, d] = *rows;
-        let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-        let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-        *out = [
-            _mm512_unpacklo_epi64(ab_low, cd_low),
-            _mm512_unpackhi_epi64(ab_low, cd_low),
-            _mm512_unpacklo_epi64(ab_high, cd_high),
-            _mm512_unpackhi_epi64(ab_high, cd_high),
-        ];
-    }
-    // Vector `j` of each quarter now holds columns j, 4 + j, 8 + j and 12 + j, four words each.
-    let mut columns = rows;
-    for j in 0..4 {
-        let [a, b, c, d] = [0, 4, 8, 12].map(|quarter| quarters[quarter + j]);
-        let (ab_even, ab_odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
-        let (cd_even, cd_odd) = (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
-        columns[j] = _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even);
-        columns[4 + j] = _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd);
-        columns[8 + j] = _mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even);
-        columns[12 + j] = _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd);
-    }
-    columns
-}
-
 /// A vector of 16 pairs.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
@@ -284,12 +255,6 @@ fn tile<const ROWS: usize>(
             unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask_of(out.len()), sums[row][vector]) };
         }
     }
-}
-
-/// The first lanes of a vector, as many as there are values.
-#[inline(always)]
-pub(super) fn mask_of(n: usize) -> u16 {
-    ((1_u32 << n.min(16)) - 1) as u16
 }
 
 #[cfg(all(test, target_os = "linux"))]

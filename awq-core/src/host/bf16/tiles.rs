@@ -16,8 +16,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::avx512::{mask_of, transposed};
 use crate::amx::{Amx, PARTS, ROW_BYTES, ROWS, SIDE, Square, Tile};
+use crate::host::avx512::{mask_of, transposed};
 
 /// Inputs that a tile holds.
 const DEEP: usize = ROW_BYTES / 2;
