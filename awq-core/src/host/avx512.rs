@@ -6,6 +6,29 @@
 
 use std::arch::x86_64::*;
 
+/// 16 values, aligned as a cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Line([f32; 16]);
+
+impl Line {
+    pub(super) const ZERO: Self = Self([0.0; 16]);
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn load(&self) -> __m512 {
+        // SAFETY: a line is 64 bytes, and aligned so.
+        unsafe { _mm512_load_ps(self.0.as_ptr()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn store(&mut self, values: __m512i) {
+        // SAFETY: a line is 64 bytes, and aligned so.
+        unsafe { _mm512_store_si512(self.0.as_mut_ptr().cast(), values) };
+    }
+}
+
 /// A 16 x 16 matrix of words, transposed: first inside quarters of four rows, then the quarters.
 #[inline]
 #[target_feature(enable = "avx512f")]

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::host::avx512::{mask_of, transposed};
+use crate::host::avx512::{Line, mask_of, transposed};
 
 /// Values of a vector.
 const LANES: usize = 16;
@@ -24,16 +24,11 @@ const DEEP: usize = 512;
 /// Multiplications below which faer is called, which has kernels for small products.
 const PRODUCTS_FROM: usize = 1 << 16;
 /// Rows of `x` that are packed at a time: 512 inputs of each stay in the second-level cache.
-const ROWS_AT_ONCE: usize = 384;
+const ROWS_AT_ONCE: usize = 512;
 /// Columns of a task at most.
 const COLS_PER_TASK: usize = 288;
 /// Inputs by which a panel is asked for ahead of use.
 const AHEAD: usize = 12;
-
-/// One input of 16 rows of `x`.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line([f32; LANES]);
 
 /// `x w^T` for row-major `x: [m, k]` and `w: [n, k]`; `None` where the CPU has no AVX-512, or the product is small.
 pub(super) fn matmul_transposed(x: &[f32], w: &[f32], k: usize) -> Option<Vec<f32>> {
@@ -43,14 +38,18 @@ pub(super) fn matmul_transposed(x: &[f32], w: &[f32], k: usize) -> Option<Vec<f3
     }
     let rows_at_once = m.div_ceil(m.div_ceil(ROWS_AT_ONCE)).next_multiple_of(VECTORS * LANES);
     let mut out = Vec::with_capacity(m * n);
-    let mut lines = vec![Line([0.0; LANES]); m.min(rows_at_once).div_ceil(LANES) * k];
+    let mut lines = Vec::with_capacity(m.min(rows_at_once).div_ceil(LANES) * k);
     for (out, x) in out.spare_capacity_mut()[..m * n].chunks_mut(rows_at_once * n).zip(x.chunks(rows_at_once * k)) {
-        let lines = &mut lines[..(x.len() / k).div_ceil(LANES) * k];
-        lines.par_chunks_mut(VECTORS * k).zip(x.par_chunks(VECTORS * LANES * k)).for_each(|(lines, rows)| {
+        lines.clear();
+        let n_lines = (x.len() / k).div_ceil(LANES) * k;
+        let panels = lines.spare_capacity_mut()[..n_lines].par_chunks_mut(VECTORS * k);
+        panels.zip(x.par_chunks(VECTORS * LANES * k)).for_each(|(lines, rows)| {
             // SAFETY: AVX-512 was found above.
             unsafe { pack(lines, rows, k) };
         });
-        multiply_rows(out, lines, w, k);
+        // SAFETY: the lines of every panel were written.
+        unsafe { lines.set_len(n_lines) };
+        multiply_rows(out, &lines, w, k);
     }
     // SAFETY: every column of every row was written.
     unsafe { out.set_len(m * n) };
@@ -79,9 +78,9 @@ fn columns_of_task(n: usize) -> usize {
     n.div_ceil(n_tasks).next_multiple_of(COLS)
 }
 
-/// Up to [`VECTORS`] times 16 rows, input by input, the vectors of an input beside each other. Lanes of missing rows are zero.
+/// Up to [`VECTORS`] times 16 rows, a line for an input of 16 rows, input by input, the vectors of an input side by side. Lanes of missing rows are zero.
 #[target_feature(enable = "avx512f")]
-fn pack(lines: &mut [Line], rows: &[f32], k: usize) {
+fn pack(lines: &mut [MaybeUninit<Line>], rows: &[f32], k: usize) {
     let (n_vectors, n_rows) = (lines.len() / k, rows.len() / k);
     for vector in 0..n_vectors {
         for start in (0..k).step_by(LANES) {
@@ -95,8 +94,8 @@ fn pack(lines: &mut [Line], rows: &[f32], k: usize) {
             let by_input = transposed(by_row);
             for input in 0..n_inputs {
                 let line = &mut lines[(start + input) * n_vectors + vector];
-                // SAFETY: a line is 64 bytes.
-                unsafe { _mm512_storeu_si512(line.0.as_mut_ptr().cast(), by_input[input]) };
+                // SAFETY: a line is 64 bytes, and aligned so.
+                unsafe { _mm512_store_si512(line.as_mut_ptr().cast(), by_input[input]) };
             }
         }
     }
@@ -143,8 +142,7 @@ fn tile<const N: usize>(
     for input in 0..lines.len().min(DEEP) {
         let mut x = [_mm512_setzero_ps(); N];
         for vector in 0..N {
-            // SAFETY: a line is 64 bytes, and aligned so.
-            x[vector] = unsafe { _mm512_load_ps(lines[input][vector].0.as_ptr()) };
+            x[vector] = lines[input][vector].load();
             _mm_prefetch::<_MM_HINT_T0>(
                 lines.as_ptr().wrapping_add(input + AHEAD).cast::<Line>().wrapping_add(vector).cast(),
             );

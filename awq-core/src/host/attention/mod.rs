@@ -3,12 +3,20 @@
 
 use std::ops::Range;
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
+use self::products::{Heads, Queries};
 use super::elementwise::{lane_max, lane_sum, soft_cap_chunk};
 use super::exp::exp;
+
+mod products;
+
+#[cfg(target_arch = "x86_64")]
+#[allow(
+    unsafe_code,
+    reason = "vector instructions beyond the baseline are unsafe to call until their presence is known"
+)]
+mod avx512;
 
 /// Query rows scored at once: small enough that their scores of a few thousand keys stay in the second-level cache.
 const QUERY_ROWS: usize = 128;
@@ -129,8 +137,7 @@ pub fn causal_attention(
         rotate(&mut q, cos, sin, seq, q_width, [head_dim, half]);
         rotate(&mut k, cos, sin, seq, kv_width, [head_dim, half]);
     }
-    let mut out = vec![0.0; q.len()];
-    let n_rep = n_heads / n_kv_heads;
+    let (heads, mut out) = (Heads::new([&q, &k, v], seq, shape), vec![0.0; q.len()]);
     // One task a sequence and block of queries writes whole rows of the output; heads are its inner loop.
     let blocks_per_seq = seq.div_ceil(QUERY_ROWS);
     let mut tasks: Vec<(usize, usize, &mut [f32])> = Vec::with_capacity(batch * blocks_per_seq);
@@ -146,14 +153,13 @@ pub fn causal_attention(
         let n_keys = first_query + n_queries - first_key;
         let mut scores = vec![0.0_f32; n_queries * n_keys];
         for head in 0..n_heads {
-            let q_start = (sequence * seq + first_query) * q_width + head * head_dim;
-            let kv_start = (sequence * seq + first_key) * kv_width + head / n_rep * head_dim;
-            let queries = rows(&q[q_start..], n_queries, head_dim, q_width);
-            let keys = rows(&k[kv_start..], n_keys, head_dim, kv_width);
-            let values = rows(&v[kv_start..], n_keys, head_dim, kv_width);
-            let scale = score_scale(shape.scale, head_dim);
-            let score_mat = MatMut::from_row_major_slice_mut(&mut scores, n_queries, n_keys);
-            matmul(score_mat, Accum::Replace, queries, keys.transpose(), scale, Par::Seq);
+            let queries = Queries {
+                sequence,
+                head,
+                rows: first_query..first_query + n_queries,
+                keys: first_key..first_key + n_keys,
+            };
+            heads.scores(&mut scores, &queries);
             if let Some(cap) = shape.cap {
                 soft_cap_chunk(&mut scores, cap as f32);
             }
@@ -164,22 +170,10 @@ pub fn causal_attention(
                 }
                 softmax_between(row, shape.first_visible(query) - first_key, query + 1 - first_key);
             }
-            let weights = MatRef::from_row_major_slice(&scores, n_queries, n_keys);
-            let out_end = (n_queries - 1) * q_width + head_dim;
-            let out_head = &mut out_rows[head * head_dim..][..out_end];
-            // faer 0.24 mixes up the strides of a row-major `MatMut` with a stride (and writes out of bounds); its
-            // column-major one, transposed, is the same view.
-            let out_mat = MatMut::from_column_major_slice_with_stride_mut(out_head, head_dim, n_queries, q_width);
-            let out_mat = out_mat.transpose_mut();
-            matmul(out_mat, Accum::Replace, weights, values, 1.0, Par::Seq);
+            heads.mix(out_rows, &scores, &queries);
         }
     });
     out
-}
-
-/// `n` rows of `width` values that lie `stride` apart.
-fn rows(slice: &[f32], n: usize, width: usize, stride: usize) -> MatRef<'_, f32> {
-    MatRef::from_row_major_slice_with_stride(&slice[..(n - 1) * stride + width], n, width, stride)
 }
 
 vectorized! {
