@@ -160,7 +160,19 @@ pub(crate) fn lane_sum(values: &[f32]) -> f32 {
             sums[lane] += chunk[lane];
         }
     }
-    sums.iter().chain(rest).sum()
+    in_order(&sums, rest)
+}
+
+/// The sum of `first` and then `second`, one value after the other. In loops: where code is not optimised across units, `chain` and `sum` are calls for each.
+#[inline(always)]
+fn in_order(first: &[f32], second: &[f32]) -> f32 {
+    let mut sum = -0.0;
+    for values in [first, second] {
+        for &value in values {
+            sum += value;
+        }
+    }
+    sum
 }
 
 /// Sum of products in [`LANES`] interleaved partial sums.
@@ -174,7 +186,7 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
         }
     }
     let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
+    in_order(&sums, &[]) + rest
 }
 
 /// Largest value; minus infinity for an empty slice.
@@ -187,5 +199,11 @@ pub(crate) fn lane_max(values: &[f32]) -> f32 {
             maxima[lane] = if chunk[lane] > maxima[lane] { chunk[lane] } else { maxima[lane] };
         }
     }
-    maxima.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| a.max(b))
+    let mut max = f32::NEG_INFINITY;
+    for values in [&maxima, rest] {
+        for &value in values {
+            max = max.max(value);
+        }
+    }
+    max
 }

@@ -166,23 +166,30 @@ fn multiply_columns<'a, const N: usize>(
                 let columns = start..width.min(start + SIDE);
                 let w = pair_of::<N>(&w.tiles, pair, w.deep, w_steps.clone());
                 tiles.multiply_bf16::<N>(x, w, &mut sums);
-                for (sums, out) in sums.0.iter().zip(&mut *out) {
-                    let (sums, out) = (&sums[..columns.len()], &mut out[columns.clone()]);
-                    if first == 0 {
-                        out.write_copy_of_slice(sums);
-                    } else {
-                        // SAFETY: the inputs before these left their sums here.
-                        add(unsafe { out.assume_init_mut() }, sums);
-                    }
-                }
+                // SAFETY: whoever multiplies found AVX-512 on this CPU; where there are inputs before these, their sums were stored.
+                unsafe { store(out, &sums, columns, first > 0) };
             }
         }
     }
 }
 
-fn add(to: &mut [f32], sums: &[f32]) {
-    for i in 0..to.len().min(sums.len()) {
-        to[i] += sums[i];
+/// Stores sums in some columns of up to 32 rows, added to those before if there are any.
+#[target_feature(enable = "avx512f")]
+fn store(out: &mut [&mut [MaybeUninit<f32>]], sums: &Square, columns: Range<usize>, has_sums: bool) {
+    for row in 0..out.len().min(SIDE) {
+        let out = &mut out[row][columns.clone()];
+        for start in [0, SIDE / 2] {
+            let mask = mask_of(columns.len().saturating_sub(start));
+            let at = out.as_mut_ptr().wrapping_add(start).cast::<f32>();
+            // SAFETY: a half of a row of sums is 64 bytes; the mask admits only the columns that there are.
+            unsafe {
+                let mut sums = _mm512_loadu_ps(sums.0[row][start..].as_ptr());
+                if has_sums {
+                    sums = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), sums);
+                }
+                _mm512_mask_storeu_ps(at, mask, sums);
+            }
+        }
     }
 }
 
