@@ -57,7 +57,7 @@ pub use known::{KnownFamily, known_families};
 use layers::{Linear, Norm};
 pub use layout::{BlockLayout, BlockTable, GroupTable, Inspect, LinearFacts, LinearName, NormName, PrevOp, ScaleGroup};
 use packing::PackedSequences;
-pub use products::{CodeProducts, Products};
+pub use products::{CodeProducts, Products, RoundedProducts};
 pub use storage::{Storage, StoredShare};
 pub use walk::for_each_block;
 use wiring::Wiring;

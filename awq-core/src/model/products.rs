@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug, Formatter};
+use std::sync::OnceLock;
 
 use burn::tensor::Tensor;
 
@@ -22,6 +23,27 @@ pub trait Products<B: QuantBackend>: Debug + Send + Sync {
 impl<B: QuantBackend> Products<B> for Arithmetic {
     fn product(&self, _: LinearName, linear: &Linear<B>, x: Tensor<B, 3>) -> Tensor<B, 3> {
         linear.forward(x, *self)
+    }
+}
+
+/// Products in bf16 with weights that are rounded when they are first used, and kept so: beside them in f32, half as much memory again.
+#[derive(Debug)]
+pub struct RoundedProducts<B: QuantBackend> {
+    weights: BTreeMap<LinearName, OnceLock<B::Bf16Weight>>,
+}
+
+impl<B: QuantBackend> RoundedProducts<B> {
+    /// For a block with these linears.
+    pub fn new(linears: impl IntoIterator<Item = LinearName>) -> Self {
+        Self { weights: linears.into_iter().map(|name| (name, OnceLock::new())).collect() }
+    }
+}
+
+impl<B: QuantBackend> Products<B> for RoundedProducts<B> {
+    fn product(&self, name: LinearName, linear: &Linear<B>, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let Some(weight) = self.weights.get(&name) else { return linear.forward(x, Arithmetic::Bf16) };
+        let weight = weight.get_or_init(|| B::bf16_weight(linear.weight.clone().cast(x.dtype())));
+        linear.forward_by(x, |x| B::matmul_bf16(x, weight))
     }
 }
 
@@ -84,6 +106,19 @@ mod tests {
     fn codes(transform: WeightTransform) -> QuantizedWeight {
         let grid = Grid::awq(Bits::new(4).unwrap(), Granularity::PerChannel);
         QuantizedWeight { transform, ..Flex::quantize_weight(tensor([N_OUT, N_IN], 3), &grid) }
+    }
+
+    #[test]
+    fn weights_that_are_rounded_once_give_the_products_of_those_rounded_each_time() {
+        let linear = Linear::<Flex> { weight: tensor([N_OUT, N_IN], 3), bias: Some(tensor([N_OUT], 5)) };
+        let known = LinearName("known");
+        let products = RoundedProducts::<Flex>::new([known]);
+        for (seed, name) in [(11, known), (13, known), (11, LinearName("unknown"))] {
+            let x = tensor([2, 3, N_IN], seed);
+            let expected = float_vec(linear.forward(x.clone(), Arithmetic::Bf16));
+            assert_eq!(float_vec(products.product(name, &linear, x)), expected, "{name:?}, {seed}");
+        }
+        assert!(products.weights[&known].get().is_some());
     }
 
     /// Activations rounded to 16 bits move a product by some 65,278ths; without codes for a kernel not a bit moves.

@@ -6,7 +6,7 @@ use awq_core::arithmetic::Arithmetic;
 use awq_core::backend::QuantBackend;
 use awq_core::kernel::Activations;
 use awq_core::load::LoadError;
-use awq_core::model::{Block, CodeProducts, Decoder, Products, with_products};
+use awq_core::model::{Block, CodeProducts, Decoder, Products, RoundedProducts, with_products};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -75,12 +75,20 @@ impl ScoringArithmetic {
         decoder: &dyn Decoder<B>,
         (block_idx, block): (usize, &dyn Block<B>),
     ) -> Result<Box<dyn Block<B>>, LoadError> {
-        let products: Arc<dyn Products<B>> = match self.of_codes() {
-            Some(activations) => Arc::new(CodeProducts::new(&decoder.codes(block_idx)?, activations)),
-            None => Arc::new(self.of_floats()),
+        let products: Arc<dyn Products<B>> = if let Some(activations) = self.of_codes() {
+            Arc::new(CodeProducts::new(&decoder.codes(block_idx)?, activations))
+        } else if self == Self::Bf16 && is_narrow(decoder.config().hidden_size) {
+            Arc::new(RoundedProducts::new(block.params().linears.keys().copied()))
+        } else {
+            Arc::new(self.of_floats())
         };
         Ok(with_products(block, products))
     }
+}
+
+/// Whether a model is so narrow that its batches are small and many: a weight is then rounded once for all, which costs little memory.
+pub(super) const fn is_narrow(hidden_size: usize) -> bool {
+    hidden_size <= 1024
 }
 
 impl From<Arithmetic> for ScoringArithmetic {

@@ -9,14 +9,18 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::ScoringArithmetic;
+use super::arithmetic::is_narrow;
 use super::base_model::BaseModel;
 use super::batch::{Batch, BatchStates};
 use super::metric::{Metric, Needs, Scored};
 use super::scores::Scores;
 use super::windows::Windows;
 
-/// Tokens of one forward batch: fills the matrix kernels and keeps activations in the last-level cache.
-pub(super) const TOKENS_PER_BATCH: usize = 2048;
+/// Tokens of one forward batch, which fill the matrix kernels: activations of a narrow model stay in cache, wide ones wait for weights.
+pub(super) const fn tokens_per_batch(hidden_size: usize) -> usize {
+    if is_narrow(hidden_size) { 1024 } else { 2048 }
+}
+
 /// Hidden states of batches that pass through a block side by side, in bytes. What the block makes of them takes some ten times as much, and
 /// batches of wide models keep all threads busy one by one.
 const BYTES_AT_ONCE: usize = 16 << 20;
@@ -50,7 +54,7 @@ pub fn score<B: QuantBackend>(
     windows.check_fits(config)?;
     decoder.check_ids(&windows.windows)?;
     let needs = needs_of(metrics);
-    let batches = windows.batches(TOKENS_PER_BATCH);
+    let batches = windows.batches(tokens_per_batch(config.hidden_size));
     let largest = batches.iter().map(Batch::n_tokens).max().unwrap_or(1);
     let batches_per_share = (HIDDEN_BYTES / (4 * config.hidden_size * largest)).max(1);
     let mut per_window: Vec<Vec<Vec<f32>>> = vec![Vec::new(); metrics.len()];
@@ -86,9 +90,9 @@ pub fn score<B: QuantBackend>(
     metrics.iter().zip(per_window).map(scores).collect()
 }
 
-/// Tokens that pass through each block in one pass over `windows`.
-pub fn n_tokens_fed(windows: &Windows) -> usize {
-    windows.batches(TOKENS_PER_BATCH).iter().map(Batch::n_tokens).sum()
+/// Tokens that pass through each block of a model in one pass over `windows`.
+pub fn n_tokens_fed(windows: &Windows, hidden_size: usize) -> usize {
+    windows.batches(tokens_per_batch(hidden_size)).iter().map(Batch::n_tokens).sum()
 }
 
 /// What the most demanding of `metrics` needs.

@@ -351,7 +351,7 @@ fn batches_side_by_side_change_no_bit() {
         pool.install(|| scored(own.as_ref(), &mut base, 400, &metrics()))
     };
     let one_by_one = on(1);
-    assert!(windows(400).batches(super::score::TOKENS_PER_BATCH).len() > 2);
+    assert!(windows(400).batches(super::score::tokens_per_batch(own.config().hidden_size)).len() > 2);
     assert_eq!(one_by_one, on(2));
 }
 
@@ -461,7 +461,7 @@ fn answers_are_scored_as_windows_of_their_own() {
         score(own.as_ref(), &questions, ScoringArithmetic::F32, &metrics, &mut base, &mut |n| n_passed += n).unwrap();
     // What the first three share, all but their last tokens, passes once; so do the four that the next two share.
     let n_tokens = 13 + 7 + 2 + 5 + 23;
-    assert_eq!((n_passed, super::score::n_tokens_fed(&questions)), (2 * n_tokens, n_tokens));
+    assert_eq!((n_passed, super::score::n_tokens_fed(&questions, own.config().hidden_size)), (2 * n_tokens, n_tokens));
     let perplexity: &dyn Metric = &super::perplexity::Perplexity;
     let alone = |(window, first): (&Vec<u32>, &usize)| {
         let one =

@@ -363,7 +363,7 @@ fn size_of(spec: &ScoredText, model: &Model, texts: &mut Texts<'_>) -> anyhow::R
         ProtocolSpec::LmEvalGeneration(protocol) => {
             (windows.windows.iter().map(Vec::len).sum(), (windows.windows.len() * protocol.n_texts()) as f64)
         }
-        _ => (n_tokens_fed(&windows), 0.0),
+        _ => (n_tokens_fed(&windows, model.opened.config.hidden_size), 0.0),
     };
     let scored =
         windows.windows.iter().zip(&windows.first_targets).map(|(window, first)| window.len().saturating_sub(*first));

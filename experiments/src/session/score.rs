@@ -177,7 +177,8 @@ impl<B: QuantBackend> Session<'_, B> {
         let windows = &text.windows;
         let to_score: Vec<&dyn Metric> = metrics.iter().map(|metric| metric.metric()).collect();
         let passes = if needs_of(&to_score) == Needs::BaseLogits && !base.is_kept() { 2 } else { 1 };
-        let work = passes * n_tokens_fed(windows) * decoder.config().n_blocks;
+        let config = decoder.config();
+        let work = passes * n_tokens_fed(windows, config.hidden_size) * config.n_blocks;
         let bar = self.machine.progress.bar(&format!("{label}: {}", text.name), work as u64);
         let scores = score(decoder, windows, arithmetic, &to_score, base, &mut |tokens| bar.advance(tokens as u64))?;
         bar.finish();
