@@ -28,11 +28,14 @@ from fuzz.seeds import ROOT, SEEDS, words_of
 FUZZ = ROOT / "experiments/fuzz"
 WORK = ROOT / "target/fuzz"
 PROGRAMS = WORK / "x86_64-unknown-linux-gnu/release"
-TOTALS = WORK / "artifacts/totals.json"
 # Of a process; what readers hold is limited in `experiments/fuzz/src/lib.rs`.
 MEMORY_MB, SECONDS_AN_INPUT = 2048, 10
-# Of a process: the tokenizers library (0.23) keeps the words that it has seen of every tokenizer that it ever made.
-EXECUTIONS_OF_A_PROCESS = 100_000
+# Of a process: the tokenizers library (0.23) keeps the words that it has seen of every tokenizer that it ever made. Each process reads the
+# corpus again.
+EXECUTIONS_OF_A_PROCESS = 1_000_000
+EXECUTIONS_WITH_TOKENIZERS = 100_000
+MAKE_TOKENIZERS = {"gguf", "tokenizer_json", "sentence_piece", "vocab_merges", "foreign", "chat_template"}
+NOTHING = {"executions": 0, "seconds": 0, "edges": 0, "found": 0, "peak_mb": 0, "faults": 0}
 
 
 def parse() -> argparse.Namespace:
@@ -68,20 +71,28 @@ def seed(target: str, corpus: Path) -> Path:
     return dictionary
 
 
-def run(target: str, arguments: argparse.Namespace, totals: dict) -> None:
+def total_of(target: str) -> dict:
+    """What was counted since it was last begun anew: in a file of its own, so that several targets can run at a time."""
+    path = WORK / "artifacts" / target / "total.json"
+    return json.loads(path.read_text()) if path.exists() else dict(NOTHING)
+
+
+def run(target: str, arguments: argparse.Namespace) -> None:
     corpus, artifacts = WORK / "corpus" / target, WORK / "artifacts" / target
     if arguments.anew:
         for folder in (corpus, artifacts):
             shutil.rmtree(folder, ignore_errors=True)
-        totals.pop(target, None)
     artifacts.mkdir(parents=True, exist_ok=True)
-    total = totals.setdefault(target, {"executions": 0, "seconds": 0, "edges": 0, "found": 0, "peak_mb": 0, "faults": 0})
+    total = total_of(target)
     options = [f"-dict={seed(target, corpus)}", f"-artifact_prefix={artifacts}/", "-print_final_stats=1"]
-    end = time.monotonic() + arguments.seconds
-    while (seconds := end - time.monotonic()) > 1:
+    most = EXECUTIONS_WITH_TOKENIZERS if target in MAKE_TOKENIZERS else EXECUTIONS_OF_A_PROCESS
+    end, went_well = time.monotonic() + arguments.seconds, True
+    while went_well and (seconds := end - time.monotonic()) > 1:
         left = (arguments.executions or sys.maxsize) - total["executions"]
-        if left <= 0 or not run_process(target, [*options, f"-runs={min(left, EXECUTIONS_OF_A_PROCESS)}"], int(seconds), total):
+        if left <= 0:
             return
+        went_well = run_process(target, [*options, f"-runs={min(left, most)}"], int(seconds), total)
+        (artifacts / "total.json").write_text(json.dumps(total, indent=1))
 
 
 def run_process(target: str, options: list[str], seconds: int, total: dict) -> bool:
@@ -118,15 +129,14 @@ def main() -> int:
     arguments = parse()
     if arguments.what == "build":
         return build(arguments)
-    totals = json.loads(TOTALS.read_text()) if TOTALS.exists() else {}
     if arguments.what == "run":
         built = [target for target in SEEDS if (PROGRAMS / target).exists()]
         wanted = arguments.targets or built
         for target in wanted:
             if target not in built:
                 raise SystemExit(f"{target} is not built; run scripts/check-fuzz.py build")
-            run(target, arguments, totals)
-            TOTALS.write_text(json.dumps(totals, indent=1))
+            run(target, arguments)
+    totals = {target: total for target in SEEDS if (total := total_of(target)) != NOTHING}
     print(table(totals))
     return min(1, sum(total["faults"] for total in totals.values()))
 

@@ -13,7 +13,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt as _;
 use rayon::prelude::*;
 
-use super::elementwise::LANES;
+use super::dots::{W_ROWS, dot_products};
 use super::matmul::{matmul_transposed, runs_of_columns};
 
 /// Rows of activations up to which each is multiplied by itself: all read the weights once, and none depends on the others.
@@ -152,7 +152,7 @@ impl HostMatrix {
         let n = x.len() / self.n_in;
         let rows_at_once = match &self.values {
             Values::F32(_) => out.len() / n,
-            Values::F16(_) | Values::Bf16(_) => (WIDENED_AT_ONCE / self.n_in).max(1),
+            Values::F16(_) | Values::Bf16(_) => (WIDENED_AT_ONCE / self.n_in).max(if n == 1 { 1 } else { W_ROWS }),
         };
         let mut widened = Vec::new();
         for (at, out) in out.chunks_mut(rows_at_once * n).enumerate() {
@@ -202,90 +202,12 @@ impl HostMatrix {
     }
 }
 
-/// Rows of `x` that are multiplied with a row of weights at a time: their sums hide each other's latency.
-const ROWS: usize = 4;
-
 vectorized! {
     fn widen_bf16<'a>(halves: &'a [u16], out: &'a mut [f32]) -> () {
         let halves = &halves[..out.len()];
         for i in 0..out.len() {
             out[i] = f32::from_bits(u32::from(halves[i]) << 16);
         }
-    }
-
-    /// Products of each row of `w` with each of `x`: `out[row of w][row of x]`.
-    fn dot_products<'a>(w: &'a [f32], x: &'a [f32], n_in: usize, out: &'a mut [f32]) -> () {
-        let n = x.len() / n_in;
-        for row_idx in 0..w.len() / n_in {
-            let row = &w[row_idx * n_in..][..n_in];
-            let mut first = 0;
-            while first < n {
-                let n_rows = ROWS.min(n - first);
-                let x = &x[first * n_in..][..n_rows * n_in];
-                let products = match n_rows {
-                    1 => dots::<1>(row, x),
-                    2 => dots::<2>(row, x),
-                    3 => dots::<3>(row, x),
-                    _ => dots::<ROWS>(row, x),
-                };
-                out[row_idx * n + first..][..n_rows].copy_from_slice(&products[..n_rows]);
-                first += n_rows;
-            }
-        }
-    }
-}
-
-/// Products of a row with each of `N` rows of `x`, each added up as [`super::elementwise::dot`] does.
-#[inline(always)]
-fn dots<const N: usize>(row: &[f32], x: &[f32]) -> [f32; ROWS] {
-    let n_in = row.len();
-    let w = row.as_chunks::<LANES>();
-    // One variable a row: the compiler keeps these in registers, which it does not with an array of arrays.
-    let x0 = x[..n_in].as_chunks::<LANES>();
-    let [mut x1, mut x2, mut x3] = [x0; 3];
-    if N > 1 {
-        x1 = x[n_in..2 * n_in].as_chunks::<LANES>();
-    }
-    if N > 2 {
-        x2 = x[2 * n_in..3 * n_in].as_chunks::<LANES>();
-    }
-    if N > 3 {
-        x3 = x[3 * n_in..4 * n_in].as_chunks::<LANES>();
-    }
-    let [mut s0, mut s1, mut s2, mut s3] = [[0.0_f32; LANES]; ROWS];
-    for chunk in 0..w.0.len() {
-        let weights = &w.0[chunk];
-        add_products(&mut s0, weights, &x0.0[chunk]);
-        if N > 1 {
-            add_products(&mut s1, weights, &x1.0[chunk]);
-        }
-        if N > 2 {
-            add_products(&mut s2, weights, &x2.0[chunk]);
-        }
-        if N > 3 {
-            add_products(&mut s3, weights, &x3.0[chunk]);
-        }
-    }
-    [total(&s0, w.1, x0.1), total(&s1, w.1, x1.1), total(&s2, w.1, x2.1), total(&s3, w.1, x3.1)]
-}
-
-/// The sums of the lanes, and the products of what fills no vector.
-#[inline(always)]
-fn total(sums: &[f32; LANES], w: &[f32], x: &[f32]) -> f32 {
-    let (mut sum, mut rest) = (0.0, 0.0);
-    for lane in 0..LANES {
-        sum += sums[lane];
-    }
-    for i in 0..w.len() {
-        rest += w[i] * x[i];
-    }
-    sum + rest
-}
-
-#[inline(always)]
-fn add_products(sums: &mut [f32; LANES], w: &[f32; LANES], x: &[f32; LANES]) {
-    for lane in 0..LANES {
-        sums[lane] += w[lane] * x[lane];
     }
 }
 

@@ -35,6 +35,7 @@ pub mod attention;
 mod avx512;
 pub mod bf16;
 pub mod clip;
+mod dots;
 pub mod elementwise;
 pub mod exp;
 pub mod gram;
