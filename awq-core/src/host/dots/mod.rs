@@ -5,7 +5,6 @@
 )]
 
 use super::elementwise::LANES;
-use super::vectorized;
 
 #[cfg(target_arch = "x86_64")]
 #[allow(
