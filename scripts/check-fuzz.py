@@ -92,7 +92,9 @@ def run(target: str, arguments: argparse.Namespace) -> None:
         if left <= 0:
             return
         went_well = run_process(target, [*options, f"-runs={min(left, most)}"], int(seconds), total)
-        (artifacts / "total.json").write_text(json.dumps(total, indent=1))
+        # In one step: another process that prints the table may read it meanwhile.
+        (artifacts / "total.new").write_text(json.dumps(total, indent=1))
+        os.replace(artifacts / "total.new", artifacts / "total.json")
 
 
 def run_process(target: str, options: list[str], seconds: int, total: dict) -> bool:

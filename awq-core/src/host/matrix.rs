@@ -13,7 +13,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt as _;
 use rayon::prelude::*;
 
-use super::dots::{W_ROWS, dot_products};
+use super::dots::{dot_products, rows_of_run};
 use super::matmul::{matmul_transposed, runs_of_columns};
 
 /// Rows of activations up to which each is multiplied by itself: all read the weights once, and none depends on the others.
@@ -22,7 +22,7 @@ pub const MOST_ROWS_BY_DOTS: usize = 16;
 /// Weights of one task: long enough to hide the hand-over (about a microsecond), short enough that two threads balance.
 const WEIGHTS_PER_TASK: usize = 1 << 16;
 
-/// Weights that are widened at a time, so that they stay in the first-level cache.
+/// Weights that are widened at a time, so that they stay in the first-level cache, but a run of rows at least.
 const WIDENED_AT_ONCE: usize = 1 << 12;
 
 /// `[n_out, n_in]`, row-major.
@@ -152,7 +152,10 @@ impl HostMatrix {
         let n = x.len() / self.n_in;
         let rows_at_once = match &self.values {
             Values::F32(_) => out.len() / n,
-            Values::F16(_) | Values::Bf16(_) => (WIDENED_AT_ONCE / self.n_in).max(if n == 1 { 1 } else { W_ROWS }),
+            Values::F16(_) | Values::Bf16(_) => {
+                let run = rows_of_run(n);
+                (WIDENED_AT_ONCE / self.n_in / run).max(1) * run
+            }
         };
         let mut widened = Vec::new();
         for (at, out) in out.chunks_mut(rows_at_once * n).enumerate() {
@@ -234,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_few_rows_are_multiplied_each_by_itself_in_any_type_and_at_any_number_of_threads() {
-        for (n_out, n_in) in [(1, 3), (7, 33), (192, 576), (700, 576), (5, 9000)] {
+        for (n_out, n_in) in [(1, 3), (7, 33), (192, 576), (700, 576), (9, 640), (5, 9000)] {
             for (values, bytes) in matrices(n_out, n_in) {
                 let matrix = HostMatrix::new(values.clone(), n_in);
                 assert_eq!((matrix.n_out(), matrix.n_in(), matrix.bytes()), (n_out, n_in, bytes * n_out * n_in));

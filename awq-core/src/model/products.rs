@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug, Formatter};
-use std::sync::OnceLock;
 
 use burn::tensor::Tensor;
 
@@ -26,24 +25,28 @@ impl<B: QuantBackend> Products<B> for Arithmetic {
     }
 }
 
-/// Products in bf16 with weights that are rounded when they are first used, and kept so: beside them in f32, half as much memory again.
+/// Products in bf16 with weights that are rounded once for all batches, and kept so beside those in f32: half as much memory again where the
+/// CPU multiplies bf16, as much elsewhere. On a backend that computes in f32.
 #[derive(Debug)]
 pub struct RoundedProducts<B: QuantBackend> {
-    weights: BTreeMap<LinearName, OnceLock<B::Bf16Weight>>,
+    weights: BTreeMap<LinearName, B::Bf16Weight>,
 }
 
 impl<B: QuantBackend> RoundedProducts<B> {
-    /// For a block with these linears.
-    pub fn new(linears: impl IntoIterator<Item = LinearName>) -> Self {
-        Self { weights: linears.into_iter().map(|name| (name, OnceLock::new())).collect() }
+    /// Rounds the weights of some linears. All of them here, on all threads: a thread that waits for another to round the weight that it needs
+    /// may take over work that waits for the same one.
+    pub fn new<'a>(linears: impl IntoIterator<Item = (LinearName, &'a Linear<B>)>) -> Self {
+        let rounded = |(name, linear): (_, &Linear<B>)| (name, B::bf16_weight(linear.weight.clone()));
+        Self { weights: linears.into_iter().map(rounded).collect() }
     }
 }
 
 impl<B: QuantBackend> Products<B> for RoundedProducts<B> {
     fn product(&self, name: LinearName, linear: &Linear<B>, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let Some(weight) = self.weights.get(&name) else { return linear.forward(x, Arithmetic::Bf16) };
-        let weight = weight.get_or_init(|| B::bf16_weight(linear.weight.clone().cast(x.dtype())));
-        linear.forward_by(x, |x| B::matmul_bf16(x, weight))
+        match self.weights.get(&name) {
+            Some(weight) => linear.forward_by(x, |x| B::matmul_bf16(x, weight)),
+            None => linear.forward(x, Arithmetic::Bf16),
+        }
     }
 }
 
@@ -112,13 +115,12 @@ mod tests {
     fn weights_that_are_rounded_once_give_the_products_of_those_rounded_each_time() {
         let linear = Linear::<Flex> { weight: tensor([N_OUT, N_IN], 3), bias: Some(tensor([N_OUT], 5)) };
         let known = LinearName("known");
-        let products = RoundedProducts::<Flex>::new([known]);
+        let products = RoundedProducts::new([(known, &linear)]);
         for (seed, name) in [(11, known), (13, known), (11, LinearName("unknown"))] {
             let x = tensor([2, 3, N_IN], seed);
             let expected = float_vec(linear.forward(x.clone(), Arithmetic::Bf16));
             assert_eq!(float_vec(products.product(name, &linear, x)), expected, "{name:?}, {seed}");
         }
-        assert!(products.weights[&known].get().is_some());
     }
 
     /// Activations rounded to 16 bits move a product by some 65,278ths; without codes for a kernel not a bit moves.

@@ -77,8 +77,8 @@ impl ScoringArithmetic {
     ) -> Result<Box<dyn Block<B>>, LoadError> {
         let products: Arc<dyn Products<B>> = if let Some(activations) = self.of_codes() {
             Arc::new(CodeProducts::new(&decoder.codes(block_idx)?, activations))
-        } else if self == Self::Bf16 && is_narrow(decoder.config().hidden_size) {
-            Arc::new(RoundedProducts::new(block.params().linears.keys().copied()))
+        } else if self == Self::Bf16 && !B::BESIDE_HOST && is_narrow(decoder.config().hidden_size) {
+            Arc::new(RoundedProducts::new(block.params().linears.iter().map(|(name, linear)| (*name, linear))))
         } else {
             Arc::new(self.of_floats())
         };
@@ -86,7 +86,7 @@ impl ScoringArithmetic {
     }
 }
 
-/// Whether a model is so narrow that its batches are small and many: a weight is then rounded once for all, which costs little memory.
+/// Whether a model is so narrow that its batches are small and many, and its blocks small: weights are then rounded once for all batches.
 pub(super) const fn is_narrow(hidden_size: usize) -> bool {
     hidden_size <= 1024
 }

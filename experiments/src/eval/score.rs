@@ -16,7 +16,7 @@ use super::metric::{Metric, Needs, Scored};
 use super::scores::Scores;
 use super::windows::Windows;
 
-/// Tokens of one forward batch, which fill the matrix kernels: activations of a narrow model stay in cache, wide ones wait for weights.
+/// Tokens of one forward batch. 1,024 tokens of a narrow model stay in cache; a wide one takes 2,048, so that its weights are read less often.
 pub(super) const fn tokens_per_batch(hidden_size: usize) -> usize {
     if is_narrow(hidden_size) { 1024 } else { 2048 }
 }

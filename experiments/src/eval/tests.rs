@@ -345,14 +345,19 @@ fn divergences_are_those_of_an_independent_computation() {
 #[test]
 fn batches_side_by_side_change_no_bit() {
     let (own, base) = (decoder(7), decoder(8));
-    let on = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let mut base = BaseModel::new(base.as_ref(), ScoringArithmetic::F32);
-        pool.install(|| scored(own.as_ref(), &mut base, 400, &metrics()))
-    };
-    let one_by_one = on(1);
-    assert!(windows(400).batches(super::score::tokens_per_batch(own.config().hidden_size)).len() > 2);
-    assert_eq!(one_by_one, on(2));
+    for arithmetic in [ScoringArithmetic::F32, ScoringArithmetic::Bf16] {
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut base = BaseModel::new(base.as_ref(), ScoringArithmetic::F32);
+            let (windows, metrics) = (windows(400), metrics());
+            pool.install(|| score(own.as_ref(), &windows, arithmetic, &metrics, &mut base, &mut |_| {}).unwrap())
+        };
+        let one_by_one = on(1);
+        for threads in [2, 8] {
+            assert_eq!(one_by_one, on(threads), "{arithmetic:?} on {threads} threads");
+        }
+    }
+    assert!(windows(400).batches(super::score::tokens_per_batch(own.config().hidden_size)).len() > 8);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The two products of attention by AVX-512, with the bits of faer's: sums grow by fused multiplication and addition, those of weighted
-//! values along 512 keys at a time. Keys, or channels of values, lie across the lanes of vectors. What no query of a tile sees is left out.
+//! values along 512 keys at a time. Keys, or channels of values, lie across the lanes of vectors. What no query of a tile sees is left out, so
+//! that values which are not finite reach fewer of the queries before them than with faer.
 #![allow(
     clippy::needless_range_loop,
     reason = "iterators may not be inlined into code for other instructions: indices stay"
@@ -27,7 +28,7 @@ const DEEP: usize = 512;
 /// What vectors multiply with numbers of queries: keys of one channel, or channels of one key.
 type Row = [Line; VECTORS];
 
-/// Keys and values of all sequences and heads.
+/// Keys and values of all sequences and heads, a second time, filled up to whole panels.
 pub(super) struct Packed {
     /// 64 keys side by side: `[sequence][head][key / 64][channel]`.
     keys: Vec<Row>,
@@ -253,7 +254,7 @@ impl Mixed<'_> {
     fn sums<const N: usize>(&self) -> [[__m512; N]; QUERIES] {
         let first = self.queries.keys.start;
         let (mut key, end) = (self.keys.start - first, self.keys.end - first);
-        let mut all = [[_mm512_setzero_ps(); N]; QUERIES];
+        let mut all = [[_mm512_set1_ps(-0.0); N]; QUERIES];
         while key < end {
             let run = key..end.min((key / DEEP + 1) * DEEP);
             let weights = of_queries(self.weights, &self.rows, self.queries.keys.len(), run.clone());

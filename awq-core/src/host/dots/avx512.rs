@@ -13,7 +13,8 @@ const ALONE_FROM: usize = 1 << 13;
 /// Computes what `dot_products` says, and says so; not where single rows are faster, nor on a CPU without AVX-512.
 pub(super) fn dot_products(w: &[f32], x: &[f32], n_in: usize, out: &mut [f32]) -> bool {
     let n = x.len() / n_in;
-    if (n == 1 && w.len() < ALONE_FROM) || !is_x86_feature_detected!("avx512f") {
+    let are_few = w.len() < ALONE_FROM.max(2 * n_in);
+    if (n == 1 && are_few) || !is_x86_feature_detected!("avx512f") {
         return false;
     }
     for (w, out) in w.chunks(W_ROWS * n_in).zip(out.chunks_mut(W_ROWS * n)) {

@@ -13,8 +13,19 @@ use super::elementwise::LANES;
 )]
 mod avx512;
 
-/// Rows of `w` that pay to be given at a time: with as many rows of `x` their sums fill registers.
-pub(super) const W_ROWS: usize = 4;
+/// Rows of `w` that are multiplied at a time where the CPU has AVX-512: with as many rows of `x` their sums fill registers.
+#[cfg(target_arch = "x86_64")]
+const W_ROWS: usize = 4;
+
+/// Of how many rows of `w` whole runs should be given with `n` rows of `x`.
+pub(super) fn rows_of_run(n: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if n > 1 && is_x86_feature_detected!("avx512f") {
+        return W_ROWS;
+    }
+    let _ = n;
+    1
+}
 
 /// Rows of `x` that are multiplied with a row of weights at a time: their sums hide each other's latency.
 const ROWS: usize = 4;

@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::PARALLEL_FROM;
 use crate::host::avx512::{Line, mask_of, transposed};
 
 /// Values of a vector.
@@ -33,31 +34,43 @@ const AHEAD: usize = 12;
 /// `x w^T` for row-major `x: [m, k]` and `w: [n, k]`; `None` where the CPU has no AVX-512, or the product is small.
 pub(super) fn matmul_transposed(x: &[f32], w: &[f32], k: usize) -> Option<Vec<f32>> {
     let (m, n) = (x.len() / k, w.len() / k);
-    if !is_x86_feature_detected!("avx512f") || m == 1 || n == 1 || m * n * k < PRODUCTS_FROM {
+    assert!(x.len() == m * k && w.len() == n * k, "{} and {} values are no rows of {k}", x.len(), w.len());
+    // Products with one row, column or input are faer's: it takes them in another order, or without a sum.
+    let is_small = m == 1 || n == 1 || k == 1 || m * n * k < PRODUCTS_FROM;
+    if is_small || !is_x86_feature_detected!("avx512f") {
         return None;
     }
+    let least = if m * n * k < PARALLEL_FROM { usize::MAX } else { 1 };
     let rows_at_once = m.div_ceil(m.div_ceil(ROWS_AT_ONCE)).next_multiple_of(VECTORS * LANES);
     let mut out = Vec::with_capacity(m * n);
     let mut lines = Vec::with_capacity(m.min(rows_at_once).div_ceil(LANES) * k);
     for (out, x) in out.spare_capacity_mut()[..m * n].chunks_mut(rows_at_once * n).zip(x.chunks(rows_at_once * k)) {
         lines.clear();
         let n_lines = (x.len() / k).div_ceil(LANES) * k;
-        let panels = lines.spare_capacity_mut()[..n_lines].par_chunks_mut(VECTORS * k);
+        let panels = lines.spare_capacity_mut()[..n_lines].par_chunks_mut(VECTORS * k).with_min_len(least);
         panels.zip(x.par_chunks(VECTORS * LANES * k)).for_each(|(lines, rows)| {
             // SAFETY: AVX-512 was found above.
             unsafe { pack(lines, rows, k) };
         });
         // SAFETY: the lines of every panel were written.
         unsafe { lines.set_len(n_lines) };
-        multiply_rows(out, &lines, w, k);
+        let n_rows = rows_of_share(x.len() / k, n);
+        let shares = out.par_chunks_mut(n_rows * n).zip(lines.par_chunks(n_rows / LANES * k)).with_min_len(least);
+        shares.for_each(|(out, lines)| multiply_rows(out, lines, w, k, least));
     }
     // SAFETY: every column of every row was written.
     unsafe { out.set_len(m * n) };
     Some(out)
 }
 
-/// The product with packed rows. A task has columns of its own.
-fn multiply_rows(out: &mut [MaybeUninit<f32>], lines: &[Line], w: &[f32], k: usize) {
+/// Rows that share columns: all, unless columns are too few to be shared out.
+fn rows_of_share(m: usize, n: usize) -> usize {
+    let n_shares = rayon::current_num_threads().div_ceil(n.div_ceil(COLS));
+    m.div_ceil(n_shares).next_multiple_of(VECTORS * LANES)
+}
+
+/// The product with packed rows. A task has columns of its own, and `least` tasks make work for another thread.
+fn multiply_rows(out: &mut [MaybeUninit<f32>], lines: &[Line], w: &[f32], k: usize, least: usize) {
     let n = w.len() / k;
     let (width, n_rows) = (columns_of_task(n), out.len() / n);
     let mut tasks: Vec<Vec<_>> = (0..n.div_ceil(width)).map(|_| Vec::with_capacity(n_rows)).collect();
@@ -66,7 +79,8 @@ fn multiply_rows(out: &mut [MaybeUninit<f32>], lines: &[Line], w: &[f32], k: usi
             task.push(columns);
         }
     }
-    tasks.into_par_iter().zip(w.par_chunks(width * k)).for_each(|(mut out, w)| {
+    let tasks = tasks.into_par_iter().zip(w.par_chunks(width * k)).with_min_len(least);
+    tasks.for_each(|(mut out, w)| {
         // SAFETY: rows are packed only where AVX-512 was found.
         unsafe { multiply_columns(&mut out, lines, w, k) };
     });

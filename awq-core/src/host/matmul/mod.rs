@@ -112,7 +112,8 @@ mod tests {
                 (577, 192),
                 (1_025, 40),
                 (1_030, 65),
-                (70_000, 1),
+                (7, 4_000),
+                (70_000, 2),
             ] {
                 let x: Vec<f32> = (0..m * k).map(value).collect();
                 let w: Vec<f32> = (0..n * k).map(|i| value(i + 5)).collect();
