@@ -6,13 +6,18 @@
 
 use std::arch::x86_64::*;
 
-/// 16 values, aligned as a cache line.
+/// Values of a vector.
+pub(super) const LANES: usize = 16;
+/// Products that one sum in f32 takes up before it is added to the others: faer's number, on which bits depend.
+pub(super) const DEEP: usize = 512;
+
+/// A vector's values, aligned as a cache line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub(super) struct Line([f32; 16]);
+pub(super) struct Line([f32; LANES]);
 
 impl Line {
-    pub(super) const ZERO: Self = Self([0.0; 16]);
+    pub(super) const ZERO: Self = Self([0.0; LANES]);
 
     #[inline]
     #[target_feature(enable = "avx512f")]

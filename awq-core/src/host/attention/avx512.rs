@@ -13,17 +13,13 @@ use rayon::prelude::*;
 
 use super::products::Queries;
 use super::{AttentionShape, score_scale};
-use crate::host::avx512::{Line, mask_of, transposed};
+use crate::host::avx512::{DEEP, LANES, Line, mask_of, transposed};
 
-/// Values of a vector.
-const LANES: usize = 16;
 /// Vectors of a tile, and queries: their sums take 24 of the 32 registers.
 const VECTORS: usize = 4;
 const QUERIES: usize = 6;
 /// Keys, or channels of values, that lie side by side in a panel.
 const WIDTH: usize = VECTORS * LANES;
-/// Keys along which a sum of values grows, from the first that a block of queries sees on: faer's number, on which bits depend.
-const DEEP: usize = 512;
 
 /// What vectors multiply with numbers of queries: keys of one channel, or channels of one key.
 type Row = [Line; VECTORS];

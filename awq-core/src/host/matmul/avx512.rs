@@ -13,15 +13,11 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::PARALLEL_FROM;
-use crate::host::avx512::{Line, mask_of, transposed};
+use crate::host::avx512::{DEEP, LANES, Line, mask_of, transposed};
 
-/// Values of a vector.
-const LANES: usize = 16;
 /// Vectors of a panel, and rows of `w` that are multiplied with it at a time: their sums take 24 of the 32 registers.
 const VECTORS: usize = 2;
 const COLS: usize = 12;
-/// Inputs along which one sum grows: faer's number, on which bits depend.
-const DEEP: usize = 512;
 /// Multiplications below which faer is called, which has kernels for small products.
 const PRODUCTS_FROM: usize = 1 << 16;
 /// Rows of `x` that are packed at a time: 512 inputs of each stay in the second-level cache.
