@@ -38,7 +38,7 @@ pub(super) struct Bounds {
 pub(super) const OF_TEMPLATE: Bounds = Bounds { time: Duration::from_secs(10), memory_bytes: 1 << 30 };
 
 /// Bytes of the text that a template makes; contexts of models are shorter.
-const MAX_TEXT: usize = 64 << 20;
+pub(super) const MAX_TEXT: usize = 64 << 20;
 
 /// What is wrong with a longer one.
 pub(super) const TOO_LONG: &str = "its text is longer than 64 MiB";

@@ -1,9 +1,11 @@
 //! Filters and methods of templates that make room for as much as they are told: in one piece, and a program that cannot have it ends at
-//! once. Here what they are told has an end.
+//! once. Here what they are told has an end, and so has a text that they put together.
 
 use minijinja::value::{Kwargs, Rest, Value};
 use minijinja::{Environment, Error, ErrorKind, State, filters};
 use minijinja_contrib::pycompat::unknown_method_callback;
+
+use super::bounded::{MAX_TEXT, TOO_LONG};
 
 /// The most: characters of a field, values of a list.
 const MOST: usize = 100_000;
@@ -36,9 +38,21 @@ pub(super) fn bound(environment: &mut Environment<'static>) {
         args.first().and_then(Value::as_str).map_or(Ok(()), check_numbers)?;
         format.call(state, &args)
     });
+    for (name, filter, check) in [
+        ("join", Value::from_function(filters::join), check_joined as fn(&[Value]) -> _),
+        ("replace", Value::from_function(filters::replace), check_replaced),
+    ] {
+        environment.add_filter(name, move |state: &State<'_, '_>, Rest(args): Rest<Value>| {
+            check(&args)?;
+            filter.call(state, &args)
+        });
+    }
     environment.set_unknown_method_callback(|state, value, method, args| {
-        if method == "format" {
-            value.as_str().map_or(Ok(()), check_numbers)?;
+        match (method, args) {
+            ("format", _) => value.as_str().map_or(Ok(()), check_numbers)?,
+            ("join", [items, ..]) => check_joined(&[items.clone(), value.clone()])?,
+            ("replace", [from, to, ..]) => check_replaced(&[value.clone(), from.clone(), to.clone()])?,
+            _ => {}
         }
         unknown_method_callback(state, value, method, args)
     });
@@ -76,6 +90,41 @@ fn check_numbers(format: &str) -> Result<(), Error> {
     }
 }
 
+/// What is joined, and what is put between; texts that are joined in again and again grow by a factor each time.
+fn check_joined(args: &[Value]) -> Result<(), Error> {
+    let Some((items, Some(n_items))) = args.first().map(|items| (items, items.len())) else { return Ok(()) };
+    let between = args.get(1).and_then(Value::as_str).map_or(0, str::len);
+    let of_items = match items.as_str() {
+        Some(text) => text.len(),
+        None => {
+            check_length(items)?;
+            items.try_iter()?.map(|item| item.as_str().map_or(0, str::len)).sum()
+        }
+    };
+    check_text(of_items.saturating_add(n_items.saturating_mul(between)))
+}
+
+/// A text, what is looked for in it, and what is put in its place.
+fn check_replaced(args: &[Value]) -> Result<(), Error> {
+    match args {
+        [text, from, to, ..] => match (text.as_str(), from.as_str(), to.as_str()) {
+            (Some(text), Some(from), Some(to)) => {
+                check_text(text.len().saturating_add(text.matches(from).count().saturating_mul(to.len())))
+            }
+            _ => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+/// A text of so many bytes at most.
+fn check_text(most: usize) -> Result<(), Error> {
+    if most > MAX_TEXT {
+        return Err(Error::new(ErrorKind::InvalidOperation, TOO_LONG));
+    }
+    Ok(())
+}
+
 fn too_large(size: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("a size of {size}; up to {MOST} are allowed"))
 }
@@ -109,6 +158,9 @@ mod tests {
             ("{{ [{'n': 2}, {'n': 1}] | map(attribute='n') | sort | reverse | unique | list }}", "[2, 1]"),
             ("{{ [1, 2] | select('odd') | list }}{{ [1, 2] | reject('odd') | list }}", "[1][2]"),
             ("{{ 'a b'.upper() }}", "A B"),
+            ("{{ ['a', 1] | join(', ') }}{{ 'abc' | join }}{{ '-'.join(['a', 'b']) }}", "a, 1abca-b"),
+            ("{{ [1, 2] | map('string') | join('+') }}{{ range(3) | join }}", "1+2012"),
+            ("{{ 'aba' | replace('a', 'cc') }}{{ 'aba'.replace('a', '', 1) }}", "ccbccba"),
         ] {
             assert_eq!(rendered(template).unwrap(), expected, "{template}");
         }
@@ -129,6 +181,17 @@ mod tests {
         ] {
             let said = rendered(template).unwrap_err().to_string();
             assert!(said.contains("a size of 100001; up to 100000 are allowed"), "{template}: {said}");
+        }
+        // 65 Mi bytes from 64 Ki texts of a KiB and what is between them, or in the place of each.
+        let long = "{% set t = '0123456789abcdef' %}{% set k = ([t] * 64) | join %}";
+        for put_together in [
+            "([k] * 65536) | join('0123456789abcdef')",
+            "'0123456789abcdef'.join([k] * 65536)",
+            "(('x' | list) * 65536) | join | replace('x', k ~ t)",
+            "((('x' | list) * 65536) | join).replace('x', k ~ t)",
+        ] {
+            let said = rendered(&format!("{long}{{{{ {put_together} }}}}")).unwrap_err().to_string();
+            assert!(said.contains(TOO_LONG), "{put_together}: {said}");
         }
         let digits = "9".repeat(30);
         let said = rendered(&format!("{{{{ '%0{digits}d' | format(3) }}}}")).unwrap_err().to_string();
