@@ -27,8 +27,11 @@ pub struct ScaleSearchLog {
     pub group: String,
     /// The exponent that won.
     pub ratio: f64,
-    /// Loss of every candidate in order of its ratio.
+    /// Loss of every candidate in order of its ratio, or a lower bound of it.
     pub losses: Vec<f64>,
+    /// Which of the losses are bounds: a candidate is given up once its loss is above that of another.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bounds: Vec<usize>,
     /// Loss without scaling.
     pub loss_before: f64,
     /// Loss of the winner.

@@ -26,7 +26,7 @@ struct Call<B: QuantBackend> {
 }
 
 /// Weights as products in bf16 read them.
-type Weights<B> = BTreeMap<LinearName, <B as QuantBackend>::Bf16Weight>;
+pub(super) type Weights<B> = BTreeMap<LinearName, <B as QuantBackend>::Bf16Weight>;
 
 /// Passes of a module with its original weights, in f32.
 #[derive(Debug)]
@@ -37,8 +37,9 @@ pub(super) struct RecordedPasses<B: QuantBackend> {
     weights: Arc<Weights<B>>,
 }
 
+/// One of them, on some of the inputs.
 #[derive(Debug)]
-struct Pass<B: QuantBackend> {
+pub(super) struct Pass<B: QuantBackend> {
     input: Tensor<B, 3>,
     output: Tensor<B, 3>,
     calls: Arc<Calls<B>>,
@@ -66,15 +67,19 @@ impl<B: QuantBackend> RecordedPasses<B> {
         self.passes.iter().map(|pass| pass.output.shape().num_elements()).sum()
     }
 
-    /// Sum over all outputs of their squared change where weights of `block` change by `changes`, `[out, in]` each. Their linears
-    /// must see what they saw.
-    pub(super) fn squared_change(
+    pub(super) fn passes(&self) -> &[Pass<B>] {
+        &self.passes
+    }
+
+    /// Of some passes, the sum over their outputs of the squared change where weights of `block` change by `changes`, `[out, in]` each.
+    /// Their linears must see what they saw.
+    pub(super) fn squared_changes(
         &self,
         block: &dyn Block<B>,
-        changes: impl Iterator<Item = (LinearName, Tensor<B, 2>)>,
-    ) -> f64 {
-        let changes: Arc<Weights<B>> = Arc::new(changes.map(|(name, change)| (name, B::bf16_weight(change))).collect());
-        self.sum(|pass| {
+        changes: &Arc<Weights<B>>,
+        some: &[Pass<B>],
+    ) -> Vec<f64> {
+        each(some, |pass| {
             let (calls, originals) = (pass.calls.clone(), self.weights.clone());
             let differences = Differences { calls, originals, changes: changes.clone() };
             let params = BlockParams { products: Arc::new(differences), ..block.params().clone() };
@@ -84,15 +89,14 @@ impl<B: QuantBackend> RecordedPasses<B> {
 
     /// Sum over all outputs of their squared difference from those of another block.
     pub(super) fn squared_distance(&self, block: &dyn Block<B>) -> f64 {
-        self.sum(|pass| pass.squared_distance(self.module, block))
+        each(&self.passes, |pass| pass.squared_distance(self.module, block)).into_iter().sum()
     }
+}
 
-    /// A pass a task: between its products, which share out their rows, much is done by one thread. What is added is collected
-    /// first, as the order of the sum must not depend on threads.
-    fn sum(&self, of_pass: impl Fn(&Pass<B>) -> f64 + Send + Sync) -> f64 {
-        let of_passes: Vec<f64> = self.passes.par_iter().map(of_pass).collect();
-        of_passes.into_iter().sum()
-    }
+/// A pass a task: between its products, which share out their rows, much is done by one thread. What is added is collected first, as the
+/// order of the sum must not depend on threads.
+fn each<B: QuantBackend>(passes: &[Pass<B>], of_pass: impl Fn(&Pass<B>) -> f64 + Send + Sync) -> Vec<f64> {
+    passes.par_iter().map(of_pass).collect()
 }
 
 impl<B: QuantBackend> Pass<B> {

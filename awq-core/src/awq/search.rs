@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::losses::{Judge, RECORDED_BYTES};
+use super::race::Loss;
 use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
 use crate::log::ScaleSearchLog;
@@ -93,16 +94,19 @@ impl ScaleSearch {
         let ratios: Vec<f64> = (0..n_ratios).map(|k| f64::from(k) / f64::from(n_ratios)).collect();
         let mut scales: Vec<_> =
             ratios.iter().map(|&ratio| candidate_scale(input.mean_abs(), weight_mean.clone(), ratio)).collect();
-        if self.formula == ScaleFormula::Duo {
-            // No exponent stands for what there is without a scale.
-            scales.push(input.mean_abs().ones_like());
-        }
-        let judge = Judge { ctx, group, input, recorded_bytes: RECORDED_BYTES, part };
-        let mut losses = self.losses(&judge, &scales)?;
-        let loss_before = match self.formula {
-            ScaleFormula::Activation => losses[0],
-            ScaleFormula::Duo => losses.split_off(ratios.len())[0],
+        let without = match self.formula {
+            ScaleFormula::Activation => 0,
+            ScaleFormula::Duo => {
+                // No exponent stands for what there is without a scale.
+                scales.push(input.mean_abs().ones_like());
+                ratios.len()
+            }
         };
+        let judge = Judge { ctx, group, input, recorded_bytes: RECORDED_BYTES, part };
+        let found = self.losses(&judge, &scales, without)?;
+        let mut losses: Vec<f64> = found.iter().map(|loss| loss.value()).collect();
+        let loss_before = losses[without];
+        losses.truncate(ratios.len());
         let not_finite = || MethodError::NotFinite {
             block_idx: ctx.block_idx,
             linear: group.label(),
@@ -112,30 +116,46 @@ impl ScaleSearch {
             return Err(not_finite());
         }
         let best = (0..losses.len()).min_by(|&a, &b| losses[a].total_cmp(&losses[b])).ok_or_else(not_finite)?;
-        let log =
-            ScaleSearchLog { group: group.label(), ratio: ratios[best], loss_before, loss_after: losses[best], losses };
+        let bounds = (0..losses.len()).filter(|&idx| found[idx].is_bound()).collect();
+        let (group, ratio, loss_after) = (group.label(), ratios[best], losses[best]);
+        let log = ScaleSearchLog { group, ratio, loss_before, loss_after, losses, bounds };
         Ok((scales.swap_remove(best), log))
     }
 
-    /// The loss of each scale. The smallest is f32's, and so is the scale that it belongs to: whatever may be better by differences
-    /// is computed again.
-    fn losses<B: QuantBackend>(&self, judge: &Judge<'_, B>, scales: &[Tensor<B, 1>]) -> Result<Vec<f64>, MethodError> {
+    /// The loss of each scale; that of the one at `without` is whole. The smallest is f32's, and so is the scale that it belongs to:
+    /// whatever may be better by differences is computed again.
+    fn losses<B: QuantBackend>(
+        &self,
+        judge: &Judge<'_, B>,
+        scales: &[Tensor<B, 1>],
+        without: usize,
+    ) -> Result<Vec<Loss>, MethodError> {
         if !B::FASTER_IN_BF16 || !self.arithmetic.is_f32() {
-            return judge.output_losses(scales, self.arithmetic.into());
+            let losses = judge.output_losses(scales, self.arithmetic.into())?;
+            return Ok(losses.into_iter().map(Loss::InF32).collect());
         }
-        let mut losses = judge.losses(scales)?;
-        let mut order: Vec<usize> = (0..losses.len()).collect();
-        order.sort_by(|&a, &b| losses[a].total_cmp(&losses[b]));
-        let (mut smallest, mut error) = (f64::INFINITY, LEAST_ERROR / MARGIN);
-        for idx in order {
-            if losses[idx] > smallest * (1.0 + MARGIN * error) {
+        let mut losses = judge.losses(scales, without)?;
+        let in_f32 = losses.iter().filter(|loss| loss.is_in_f32()).map(|loss| loss.value());
+        let (mut smallest, mut error) = (in_f32.fold(f64::INFINITY, f64::min), LEAST_ERROR / MARGIN);
+        let next = |losses: &[Loss]| {
+            let unsettled = (0..losses.len()).filter(|&idx| !losses[idx].is_in_f32());
+            unsettled.min_by(|&a, &b| losses[a].value().total_cmp(&losses[b].value()))
+        };
+        while let Some(idx) = next(&losses) {
+            let by_differences = losses[idx].value();
+            if by_differences > smallest * (1.0 + MARGIN * error) {
                 break;
+            }
+            if losses[idx].is_bound() {
+                // Its race was lost, but by less than differences may be off.
+                losses[idx] = judge.losses(std::slice::from_ref(&scales[idx]), 0)?[0];
+                continue;
             }
             let exact = judge.loss_in_f32(&scales[idx])?;
             if exact > 0.0 {
-                error = error.max((losses[idx] / exact - 1.0).abs());
+                error = error.max((by_differences / exact - 1.0).abs());
             }
-            (losses[idx], smallest) = (exact, smallest.min(exact));
+            (losses[idx], smallest) = (Loss::InF32(exact), smallest.min(exact));
         }
         Ok(losses)
     }
