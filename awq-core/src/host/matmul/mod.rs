@@ -21,8 +21,15 @@ pub(super) fn runs_of_columns(n: usize) -> impl Iterator<Item = Range<usize>> {
 
 /// `x w^T` for row-major `x: [m, k]` and `w: [n, k]`; returns `[m, n]`.
 ///
-/// Threads share out rows and columns, never the sum over `k`, so their number does not change a bit (tested).
+/// Threads share out rows and columns, never the sum over `k`, so their number does not change a bit, and neither does the number of
+/// rows (tested).
 pub fn matmul_transposed(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
+    if x.len() / k == 1 {
+        // Alone a row is added up in another order: a token would depend on how many stand beside it.
+        let mut twice = matmul_transposed(&[x, x].concat(), w, k);
+        twice.truncate(w.len() / k);
+        return twice;
+    }
     #[cfg(target_arch = "x86_64")]
     if let Some(product) = avx512::matmul_transposed(x, w, k) {
         return product;
@@ -80,6 +87,22 @@ mod tests {
             for (row, col) in [(0, 0), (m - 1, n - 1), (m / 2, n / 3)] {
                 let exact: f64 = (0..k).map(|i| f64::from(x[row * k + i]) * f64::from(w[col * k + i])).sum();
                 assert!((f64::from(one[row * n + col]) - exact).abs() < 1e-4, "{m}x{k}x{n} at {row}, {col}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_is_what_it_is_among_others() {
+        let value = |i: usize| ((i * 7919 + 13) % 1009) as f32 / 1009.0 - 0.5;
+        for (n, k) in [(1, 300), (2, 1_030), (7, 64), (33, 1), (257, 576), (1_025, 192), (300, 1_536)] {
+            let w: Vec<f32> = (0..n * k).map(|i| value(i + 5)).collect();
+            let x: Vec<f32> = (0..65 * k).map(value).collect();
+            let (all, all_by_faer) = (matmul_transposed(&x, &w, k), by_faer(&x, &w, k));
+            for m in [1, 2, 3, 16, 33, 64] {
+                let rows = &x[k..(m + 1) * k];
+                assert!(matmul_transposed(rows, &w, k) == all[n..(m + 1) * n], "{m} rows of {k}, {n} columns");
+                let same_by_faer = by_faer(rows, &w, k) == all_by_faer[n..(m + 1) * n];
+                assert!(same_by_faer || m == 1, "{m} rows of {k}, {n} columns");
             }
         }
     }
