@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 
 use super::differences::RecordedPasses;
-use super::race::{Loss, Race};
+use super::race::{Field, Loss, Race};
 use crate::arithmetic::Arithmetic;
 use crate::backend::{QuantBackend, Total};
 use crate::capture::InputStats;
@@ -52,11 +52,11 @@ pub(super) struct Judge<'a, B: QuantBackend> {
 }
 
 impl<B: QuantBackend> Judge<'_, B> {
-    /// The mean squared change of the output under each scale, `[in]`. From differences with inputs in bf16, mostly within a thousandth
-    /// of what f32 gives, but for that of a linear with a Gram matrix, which is in f32. Of a scale that is no match for the best, other
-    /// than the one at `stays`, it is a lower bound.
-    pub(super) fn losses(&self, scales: &[Tensor<B, 1>], stays: usize) -> Result<Vec<Loss>, MethodError> {
-        let mut race = Race::new(scales.len(), stays);
+    /// The mean squared change of the output under each scale of `field`, `[in]`. From differences with inputs in bf16, mostly within a
+    /// thousandth of what f32 gives, but for that of a linear with a Gram matrix, which is in f32. Of a scale that is no match for the
+    /// best rival it is a lower bound.
+    pub(super) fn losses(&self, scales: &[Tensor<B, 1>], field: Field) -> Result<Vec<Loss>, MethodError> {
+        let mut race = Race::new(field);
         let done = |share: f64| self.part.tell(PART_OF_ALL * share / scales.len() as f64);
         if self.group.inspect == Inspect::Linear {
             let Some(n_values) = self.n_values_of_tokens() else {
@@ -85,6 +85,11 @@ impl<B: QuantBackend> Judge<'_, B> {
             }
         })?;
         Ok(race.losses(n_values))
+    }
+
+    /// [`Self::losses`] of a scale alone, which is whole.
+    pub(super) fn loss(&self, scale: &Tensor<B, 1>) -> Result<Loss, MethodError> {
+        Ok(self.losses(std::slice::from_ref(scale), Field { n_rivals: 1, stays: 0 })?[0])
     }
 
     /// The mean squared change of the output under a scale, `[in]`, from outputs in f32.
@@ -283,8 +288,7 @@ mod tests {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
         pool.install(|| {
             judge_each(recorded_bytes, |judge, scales| {
-                let alone = |scale| judge.losses(std::slice::from_ref(scale), 0).unwrap()[0];
-                let by_differences = scales.iter().map(|scale| alone(scale).value()).collect();
+                let by_differences = scales.iter().map(|scale| judge.loss(scale).unwrap().value()).collect();
                 let in_f32 = scales.iter().map(|scale| judge.loss_in_f32(scale).unwrap()).collect();
                 found.push((judge.group.label(), by_differences, in_f32));
             });
@@ -309,7 +313,7 @@ mod tests {
             let (mut alone, mut n_out) = (losses(recorded_bytes, 2).into_iter(), 0);
             judge_each(recorded_bytes, |judge, scales| {
                 let (group, wholes, _) = alone.next().unwrap();
-                let found = judge.losses(scales, 1).unwrap();
+                let found = judge.losses(scales, Field { n_rivals: 3, stays: 1 }).unwrap();
                 let smallest = wholes.iter().copied().fold(f64::INFINITY, f64::min);
                 for (found, whole) in found.iter().zip(&wholes) {
                     match found.is_bound() {

@@ -12,7 +12,8 @@
 //! *Differences from the official code.* What is searched and rounded is f32 (there f16). Losses of a linear alone are
 //! computed from the Gram matrix of its inputs, clip losses from that of the sampled tokens: the same numbers in fewer
 //! operations. On a CPU the outputs of a candidate are computed as differences from those in full precision, with bf16 products, and
-//! those of the best in f32 (`differences.rs`); a candidate that is above another before all are computed is given up (`race.rs`). Groups may be ragged, and fewer calibration tokens than the clip sample are allowed.
+//! those of the best in f32 (`differences.rs`); a candidate that is above another before all are computed is given up (`race.rs`).
+//! Groups may be ragged, and fewer calibration tokens than the clip sample are allowed.
 //!
 //! *Units.* The official code's smallest scale of `1e-4` (before normalization) and smallest range of `1e-5` are in units of
 //! activations and weights; so are, with `formula = "duo"`, AutoAWQ's `1e-4`, and the `1e-6` below which a group's largest weight

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::losses::{Judge, RECORDED_BYTES};
-use super::race::Loss;
+use super::race::{Field, Loss};
 use crate::arithmetic::Arithmetic;
 use crate::backend::QuantBackend;
 use crate::log::ScaleSearchLog;
@@ -94,19 +94,20 @@ impl ScaleSearch {
         let ratios: Vec<f64> = (0..n_ratios).map(|k| f64::from(k) / f64::from(n_ratios)).collect();
         let mut scales: Vec<_> =
             ratios.iter().map(|&ratio| candidate_scale(input.mean_abs(), weight_mean.clone(), ratio)).collect();
-        let without = match self.formula {
+        let n_rivals = ratios.len();
+        let stays = match self.formula {
             ScaleFormula::Activation => 0,
             ScaleFormula::Duo => {
                 // No exponent stands for what there is without a scale.
                 scales.push(input.mean_abs().ones_like());
-                ratios.len()
+                n_rivals
             }
         };
         let judge = Judge { ctx, group, input, recorded_bytes: RECORDED_BYTES, part };
-        let found = self.losses(&judge, &scales, without)?;
-        let mut losses: Vec<f64> = found.iter().map(|loss| loss.value()).collect();
-        let loss_before = losses[without];
-        losses.truncate(ratios.len());
+        let mut found = self.losses(&judge, &scales, Field { n_rivals, stays })?;
+        let loss_before = found[stays].value();
+        found.truncate(n_rivals);
+        let losses: Vec<f64> = found.iter().map(|loss| loss.value()).collect();
         let not_finite = || MethodError::NotFinite {
             block_idx: ctx.block_idx,
             linear: group.label(),
@@ -122,43 +123,52 @@ impl ScaleSearch {
         Ok((scales.swap_remove(best), log))
     }
 
-    /// The loss of each scale; that of the one at `without` is whole. The smallest is f32's, and so is the scale that it belongs to:
-    /// whatever may be better by differences is computed again.
+    /// The loss of each scale. The smallest of the rivals is f32's, and so is the scale that it belongs to.
     fn losses<B: QuantBackend>(
         &self,
         judge: &Judge<'_, B>,
         scales: &[Tensor<B, 1>],
-        without: usize,
+        field: Field,
     ) -> Result<Vec<Loss>, MethodError> {
         if !B::FASTER_IN_BF16 || !self.arithmetic.is_f32() {
             let losses = judge.output_losses(scales, self.arithmetic.into())?;
             return Ok(losses.into_iter().map(Loss::InF32).collect());
         }
-        let mut losses = judge.losses(scales, without)?;
-        let in_f32 = losses.iter().filter(|loss| loss.is_in_f32()).map(|loss| loss.value());
-        let (mut smallest, mut error) = (in_f32.fold(f64::INFINITY, f64::min), LEAST_ERROR / MARGIN);
-        let next = |losses: &[Loss]| {
-            let unsettled = (0..losses.len()).filter(|&idx| !losses[idx].is_in_f32());
-            unsettled.min_by(|&a, &b| losses[a].value().total_cmp(&losses[b].value()))
-        };
-        while let Some(idx) = next(&losses) {
-            let by_differences = losses[idx].value();
-            if by_differences > smallest * (1.0 + MARGIN * error) {
-                break;
-            }
-            if losses[idx].is_bound() {
-                // Its race was lost, but by less than differences may be off.
-                losses[idx] = judge.losses(std::slice::from_ref(&scales[idx]), 0)?[0];
-                continue;
-            }
-            let exact = judge.loss_in_f32(&scales[idx])?;
-            if exact > 0.0 {
-                error = error.max((by_differences / exact - 1.0).abs());
-            }
-            (losses[idx], smallest) = (Loss::InF32(exact), smallest.min(exact));
-        }
+        let mut losses = judge.losses(scales, field)?;
+        settle(&mut losses[..field.n_rivals], |idx| judge.loss(&scales[idx]), |idx| judge.loss_in_f32(&scales[idx]))?;
         Ok(losses)
     }
+}
+
+/// Computes whatever may be the smallest by differences again in f32, the smallest first; bounds are made `whole` before.
+fn settle<E>(
+    losses: &mut [Loss],
+    mut whole: impl FnMut(usize) -> Result<Loss, E>,
+    mut in_f32: impl FnMut(usize) -> Result<f64, E>,
+) -> Result<(), E> {
+    let settled = losses.iter().filter(|loss| loss.is_in_f32()).map(|loss| loss.value());
+    let (mut smallest, mut error) = (settled.fold(f64::INFINITY, f64::min), LEAST_ERROR / MARGIN);
+    let next = |losses: &[Loss]| {
+        let unsettled = (0..losses.len()).filter(|&idx| !losses[idx].is_in_f32());
+        unsettled.min_by(|&a, &b| losses[a].value().total_cmp(&losses[b].value()))
+    };
+    while let Some(idx) = next(losses) {
+        let by_differences = losses[idx].value();
+        if by_differences > smallest * (1.0 + MARGIN * error) {
+            break;
+        }
+        if losses[idx].is_bound() {
+            // It was given up by less than differences turn out to be off.
+            losses[idx] = whole(idx)?;
+            continue;
+        }
+        let exact = in_f32(idx)?;
+        if exact > 0.0 {
+            error = error.max((by_differences / exact - 1.0).abs());
+        }
+        (losses[idx], smallest) = (Loss::InF32(exact), smallest.min(exact));
+    }
+    Ok(())
 }
 
 /// The scale that an exponent stands for, normalized so that the geometric mean of its extremes is 1, `[in]`.
@@ -192,4 +202,40 @@ fn relative_weight_mean<B: QuantBackend>(ctx: &BlockCtx<'_, B>, group: &ScaleGro
     let relative = Tensor::cat(group.linears.iter().filter_map(relative).collect(), 0);
     let [n_out, _] = relative.dims();
     relative.sum_dim(0).squeeze::<1>() / n_out as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    /// What is known after [`settle`], of candidates with these losses by differences and in f32.
+    fn settled(mut losses: Vec<Loss>, by_differences: &[f64], in_f32: &[f64]) -> Vec<Loss> {
+        let whole = |idx: usize| Ok::<_, Infallible>(Loss::Nearly(by_differences[idx]));
+        let Ok(()) = settle(&mut losses, whole, |idx| Ok(in_f32[idx]));
+        losses
+    }
+
+    #[test]
+    fn what_may_be_the_smallest_is_settled() {
+        // The best by differences is not that of f32; a third is too far off for its error.
+        let by_differences = [1.0, 1.0003, 1.2];
+        let losses = settled(by_differences.map(Loss::Nearly).to_vec(), &by_differences, &[1.0002, 1.0001, 0.5]);
+        assert_eq!(losses, [Loss::InF32(1.0002), Loss::InF32(1.0001), Loss::Nearly(1.2)]);
+    }
+
+    #[test]
+    fn a_bound_within_the_error_is_made_whole() {
+        // The first is off by a hundredth, so that one who was given up at 1.005 may be better: it is. Another is not.
+        let losses = vec![Loss::Nearly(1.0), Loss::AtLeast(1.005), Loss::AtLeast(1.006), Loss::AtLeast(1.2)];
+        let losses = settled(losses, &[1.0, 1.01, 1.1, 1.3], &[1.01, 1.002, 1.0, 1.0]);
+        assert_eq!(losses, [Loss::InF32(1.01), Loss::InF32(1.002), Loss::Nearly(1.1), Loss::AtLeast(1.2)]);
+    }
+
+    #[test]
+    fn what_is_in_f32_already_stays() {
+        let losses = settled(vec![Loss::InF32(2.0), Loss::InF32(1.0)], &[], &[]);
+        assert_eq!(losses, [Loss::InF32(2.0), Loss::InF32(1.0)]);
+    }
 }

@@ -165,7 +165,7 @@ impl HostMatrix {
         }
     }
 
-    /// The same as one product of matrices, whose rows may depend on how many there are.
+    /// The same as one product of matrices, whose sums are added up in another order.
     pub(crate) fn multiply_many(&self, x: &[f32], out: &mut [f32]) {
         let (n_in, n_out) = (self.n_in, self.n_out());
         if let Values::F32(values) = &self.values {
