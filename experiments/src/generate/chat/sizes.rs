@@ -1,6 +1,8 @@
 //! Filters and methods of templates that make room for as much as they are told: in one piece, and a program that cannot have it ends at
 //! once. Here what they are told has an end, and so has a text that they put together.
 
+use std::fmt::Write;
+
 use minijinja::value::{Kwargs, Rest, Value};
 use minijinja::{Environment, Error, ErrorKind, State, filters};
 use minijinja_contrib::pycompat::unknown_method_callback;
@@ -93,27 +95,46 @@ fn check_numbers(format: &str) -> Result<(), Error> {
 /// What is joined, and what is put between; texts that are joined in again and again grow by a factor each time.
 fn check_joined(args: &[Value]) -> Result<(), Error> {
     let Some((items, Some(n_items))) = args.first().map(|items| (items, items.len())) else { return Ok(()) };
-    let between = args.get(1).and_then(Value::as_str).map_or(0, str::len);
     let of_items = match items.as_str() {
         Some(text) => text.len(),
         None => {
             check_length(items)?;
-            items.try_iter()?.map(|item| item.as_str().map_or(0, str::len)).sum()
+            items.try_iter()?.map(|item| text_len(&item)).fold(0, usize::saturating_add)
         }
     };
+    let between = args.get(1).map_or(0, text_len);
     check_text(of_items.saturating_add(n_items.saturating_mul(between)))
 }
 
 /// A text, what is looked for in it, and what is put in its place.
 fn check_replaced(args: &[Value]) -> Result<(), Error> {
-    match args {
-        [text, from, to, ..] => match (text.as_str(), from.as_str(), to.as_str()) {
-            (Some(text), Some(from), Some(to)) => {
-                check_text(text.len().saturating_add(text.matches(from).count().saturating_mul(to.len())))
-            }
-            _ => Ok(()),
-        },
-        _ => Ok(()),
+    let [text, from, to, ..] = args else { return Ok(()) };
+    let n = match (text.as_str(), from.as_str()) {
+        (Some(text), Some(from)) => text.matches(from).count(),
+        // A list is replaced in as the text that it prints as, all of which may be found.
+        _ => text_len(text),
+    };
+    let found = n.saturating_mul(from.as_str().map_or(0, str::len));
+    check_text(text_len(text).saturating_sub(found).saturating_add(n.saturating_mul(text_len(to))))
+}
+
+/// Bytes of a value as a text, up to somewhat more than is allowed.
+fn text_len(value: &Value) -> usize {
+    struct Counted(usize);
+    impl std::fmt::Write for Counted {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            self.0 += text.len();
+            if self.0 > MAX_TEXT { Err(std::fmt::Error) } else { Ok(()) }
+        }
+    }
+    let mut counted = Counted(0);
+    match value.as_str() {
+        Some(text) => text.len(),
+        None => {
+            // An error says that it is longer, and so does the count.
+            let _ = write!(counted, "{value}");
+            counted.0
+        }
     }
 }
 
@@ -160,6 +181,7 @@ mod tests {
             ("{{ 'a b'.upper() }}", "A B"),
             ("{{ ['a', 1] | join(', ') }}{{ 'abc' | join }}{{ '-'.join(['a', 'b']) }}", "a, 1abca-b"),
             ("{{ [1, 2] | map('string') | join('+') }}{{ range(3) | join }}", "1+2012"),
+            ("{{ [['a'], 1] | join(2) }}{{ [1, 2] | replace('1', 'x') }}", "[\"a\"]21[x, 2]"),
             ("{{ 'aba' | replace('a', 'cc') }}{{ 'aba'.replace('a', '', 1) }}", "ccbccba"),
         ] {
             assert_eq!(rendered(template).unwrap(), expected, "{template}");
@@ -189,6 +211,8 @@ mod tests {
             "'0123456789abcdef'.join([k] * 65536)",
             "(('x' | list) * 65536) | join | replace('x', k ~ t)",
             "((('x' | list) * 65536) | join).replace('x', k ~ t)",
+            "[[k] * 65536] | join",
+            "([k] * 65536) | replace('0', 'a')",
         ] {
             let said = rendered(&format!("{long}{{{{ {put_together} }}}}")).unwrap_err().to_string();
             assert!(said.contains(TOO_LONG), "{put_together}: {said}");
