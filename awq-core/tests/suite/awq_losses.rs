@@ -167,8 +167,7 @@ fn every_search_finds_what_f32_finds() {
     let (mut n_bounds, mut n_best_without) = (0, 0);
     let searches = [(ScaleFormula::Activation, 20), (ScaleFormula::Duo, 20), (ScaleFormula::Duo, 1)];
     let cases = [(TinySpec::GQA, 3), (TinySpec::MHA, 4), (TinySpec::MHA, 2)];
-    for ((formula, n_ratios), (spec, bits)) in
-        searches.into_iter().flat_map(|search| cases.clone().map(|case| (search, case)))
+    for ((formula, n_ratios), (spec, bits)) in searches.into_iter().flat_map(|search| cases.map(|case| (search, case)))
     {
         let grid = grid(bits, group(GROUP_LEN as u16));
         let method = scale_only(formula, n_ratios);
