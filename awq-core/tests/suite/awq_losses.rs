@@ -11,7 +11,7 @@ use awq_core::model::tiny::{self, TinySpec};
 use awq_core::model::{LinearName, NoTap};
 use burn::tensor::Tensor;
 
-use crate::support::{Case, Cpu, Definition, check_close, grid, group, scale_search, tensor};
+use crate::support::{Case, Cpu, Definition, check_close, grid, group, loss_error, scale_search, tensor};
 
 const QKV: &str = "self_attn.q_proj+self_attn.k_proj+self_attn.v_proj";
 const GROUP_LEN: usize = 32;
@@ -75,8 +75,8 @@ fn loss_of_a_linear_is_the_mean_squared_output_error() {
         // A last bit of a scale may move a code over a tie: that is the width of the tolerance.
         let is_bound = log.bounds.contains(&k);
         assert!(!is_bound || loss > log.loss_after, "ratio {k}/20: {log:?}");
-        let error = if is_bound { (loss - expected).max(0.0) } else { (loss - expected).abs() };
-        assert!(error < 2e-3 * expected, "ratio {k}/20: {loss} instead of {expected}, bounds {:?}", log.bounds);
+        let error = loss_error(log, k, expected);
+        assert!(error < 2e-3, "ratio {k}/20: {loss} instead of {expected}, bounds {:?}", log.bounds);
     }
 }
 
@@ -110,11 +110,12 @@ fn loss_of_a_module_is_complete_over_all_batches() {
             sum += found.iter().zip(&exact).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
             n += found.len();
         }
-        let (loss, expected) = (log.losses[k as usize], sum / n as f64);
-        let is_bound = log.bounds.contains(&(k as usize));
+        let idx = k as usize;
+        let (loss, expected) = (log.losses[idx], sum / n as f64);
+        let is_bound = log.bounds.contains(&idx);
         assert!(!is_bound || (k != 0 && k != best && loss > log.loss_after), "ratio {k}/20: {log:?}");
-        let error = if is_bound { (loss - expected).max(0.0) } else { (loss - expected).abs() };
-        assert!(error < 2e-3 * expected, "ratio {k}/20: {loss} instead of {expected}, bounds {:?}", log.bounds);
+        let error = loss_error(log, idx, expected);
+        assert!(error < 2e-3, "ratio {k}/20: {loss} instead of {expected}, bounds {:?}", log.bounds);
     }
 }
 
@@ -176,10 +177,10 @@ fn every_search_finds_what_f32_finds() {
         assert_eq!(found.len(), expected.len());
         for (found, expected) in found.iter().zip(&expected) {
             assert_eq!((&found.group, found.ratio), (&expected.group, expected.ratio), "{spec:?}, {bits} bits");
-            for (idx, (loss, expected)) in found.losses.iter().zip(&expected.losses).enumerate() {
-                let error = loss / expected - 1.0;
-                let error = if found.bounds.contains(&idx) { error.max(0.0) } else { error.abs() };
-                assert!(error < 0.01, "{}: {loss} instead of {expected}", found.group);
+            assert_eq!(found.losses.len(), expected.losses.len());
+            for (idx, &expected) in expected.losses.iter().enumerate() {
+                let error = loss_error(found, idx, expected);
+                assert!(error < 0.01, "{}: {} instead of {expected}", found.group, found.losses[idx]);
             }
             assert!((found.loss_after / expected.loss_after - 1.0).abs() < 1e-3, "{}", found.group);
             assert!((found.loss_before / expected.loss_before - 1.0).abs() < 0.01, "{}", found.group);

@@ -16,7 +16,7 @@ use awq_core::model::tiny::{self, TinySpec};
 use awq_core::model::{Decoder, NoTap, open_decoder, wiring_of};
 use awq_core::pack::PackedWeight;
 
-use crate::support::{Case, Cpu, grid, group, no_search, official_awq, scale_search, with_threads};
+use crate::support::{Case, Cpu, grid, group, loss_error, no_search, official_awq, scale_search, with_threads};
 
 fn open(spec: &TinySpec, checkpoint: MemoryCheckpoint) -> Box<dyn Decoder<Cpu>> {
     open_decoder(spec.config(), Arc::new(checkpoint), &Default::default()).unwrap()
@@ -85,8 +85,12 @@ fn long_calibration_is_cut_into_batches_without_effect() {
     let expected = Case { block, inputs, hidden }.edit(&official_awq(), &grid(3, group(32))).log;
     for (found, expected) in found.scale_searches.iter().zip(&expected.scale_searches) {
         assert_eq!(found.ratio, expected.ratio, "{}", found.group);
-        for (a, b) in found.losses.iter().zip(&expected.losses) {
-            assert!((a - b).abs() < 1e-3 * b, "{}: {a} {b}", found.group);
+        assert_eq!(found.losses.len(), expected.losses.len());
+        // Nothing follows from an expected loss that is a lower bound.
+        let is_whole = |idx: &usize| !expected.bounds.contains(idx);
+        for idx in (0..expected.losses.len()).filter(is_whole) {
+            let error = loss_error(found, idx, expected.losses[idx]);
+            assert!(error < 1e-3, "{}: {} instead of {}", found.group, found.losses[idx], expected.losses[idx]);
         }
     }
 }

@@ -16,7 +16,7 @@ use awq_core::quantized::ZeroPoints;
 use burn::tensor::Tensor;
 use safetensors::{Dtype, SafeTensors};
 
-use crate::support::{Cpu, check_close, grid, group, no_search, official_awq, tensor};
+use crate::support::{Cpu, check_close, grid, group, loss_error, no_search, official_awq, tensor};
 
 /// The file called `name` in one of the folders of `AWQ_ASSETS`.
 pub(crate) fn asset(name: &str) -> Option<PathBuf> {
@@ -192,14 +192,10 @@ fn scale_search_is_that_of_the_official_code() {
         let mean = replay.inputs.get(linear).unwrap().mean_abs();
         check_close(short, &float_vec(mean), &vectors.floats(&format!("{short}_xmean")), 1e-4);
         let expected = vectors.numbers(&format!("{short}_loss20"));
-        let error = |(idx, (a, b)): (usize, (&f64, &f64))| {
-            // What is given up is known from below.
-            let error = if log.bounds.contains(&idx) { (a - b).max(0.0) } else { (a - b).abs() };
-            error / b
-        };
-        let largest_error = log.losses.iter().zip(&expected).enumerate().map(error).fold(0.0, f64::max);
-        println!("{short}: largest relative difference of the 20 losses {largest_error:e}");
         assert_eq!(log.losses.len(), expected.len());
+        let errors = expected.iter().enumerate().map(|(idx, &loss)| loss_error(log, idx, loss));
+        let largest_error = errors.fold(0.0, f64::max);
+        println!("{short}: largest relative difference of the 20 losses {largest_error:e}");
         assert!(largest_error < 0.01, "{short}: {:?} instead of {expected:?}", log.losses);
         assert!((log.ratio - vectors.numbers(&format!("{short}_ratio"))[0]).abs() < 1e-6, "{short}: {}", log.ratio);
         check_close(short, &float_vec(edit.scales[place].1.clone()), &vectors.floats(&format!("{short}_scales")), 1e-3);

@@ -8,6 +8,7 @@ use awq_core::capture::BlockInputs;
 use awq_core::codebook::Codebook;
 use awq_core::fold::fold;
 use awq_core::grid::{Bits, Granularity, Grid, ScaleDtype, Symmetry};
+use awq_core::log::ScaleSearchLog;
 use awq_core::method::{BlockCtx, BlockEdit, QuantMethod};
 use awq_core::model::layers::Linear;
 use awq_core::model::tiny::{self, TinySpec};
@@ -58,6 +59,13 @@ pub(crate) fn check_close(what: &str, found: &[f32], expected: &[f32], tolerance
         expected[place],
         error / largest
     );
+}
+
+/// How far the loss of a candidate is from what is expected, relative to that. The loss of one that was given up is a lower bound: it is
+/// wrong only above.
+pub(crate) fn loss_error(search: &ScaleSearchLog, idx: usize, expected: f64) -> f64 {
+    let error = search.losses[idx] / expected - 1.0;
+    if search.bounds.contains(&idx) { error.max(0.0) } else { error.abs() }
 }
 
 pub(crate) fn grid(bits: u8, granularity: Granularity) -> Grid {
