@@ -53,6 +53,19 @@ impl Square {
 /// How many numbers of bf16 add up to one of f32.
 pub(crate) const PARTS: usize = 3;
 
+/// What the second-level cache is asked for while other tiles are multiplied: behind each pointer so many bytes at each step. What there
+/// is, is not read.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    pub(crate) x: *const u8,
+    pub(crate) w: *const u8,
+}
+
+impl Ahead {
+    pub(crate) const X_BYTES: usize = 4 * ROW_BYTES;
+    pub(crate) const W_BYTES: usize = 2 * ROW_BYTES;
+}
+
 /// Proof that the CPU has tiles with products of bytes and of bf16, and that the operating system lets this process use them.
 #[derive(Clone, Copy)]
 pub(crate) struct Amx(());
@@ -200,18 +213,96 @@ impl Configured {
         }
     }
 
-    /// The sums of products of 32 rows with 32 columns. Each of `x` and `w` is 16 of them, `N` tiles for each 32 inputs: one of bf16, or
-    /// [`PARTS`] of f32, which are the numbers rounded to bf16, what that leaves, rounded, and the rest. Of the nine products of parts the three
-    /// smallest are left out: their sum is below half a unit of the last digit of what they belong to. The largest come last, so that the
-    /// others lose few digits.
+    /// Adds to `sums` the products of 32 rows with 32 columns, in the order of their inputs. Each of `x` and `w` is 16 of them, a tile for each 32
+    /// inputs. Without `has_sums` they begin at zero, whatever is there.
     ///
     /// # Panics
-    /// If they are none, differ in number, or their number is no multiple of `N`.
-    pub(crate) fn multiply_bf16<const N: usize>(&self, x: [&[Tile]; 2], w: [&[Tile]; 2], sums: &mut Square) {
-        const { assert!(N == 1 || N == PARTS, "numbers have one part or three") };
+    /// If they are none, or differ in number.
+    pub(crate) fn add_bf16(
+        &self,
+        x: [&[Tile]; 2],
+        w: [&[Tile]; 2],
+        sums: &mut Square,
+        has_sums: bool,
+        ahead: Ahead,
+    ) {
+        let n = x[0].len();
+        assert!(n > 0 && x[1].len() == n && w[0].len() == n && w[1].len() == n, "tiles do not match");
+        // SAFETY: this thread's tiles are whole; the loop reads `n` tiles behind each pointer, and rows of `sums` are 128 bytes. What is
+        // asked for ahead is not read: it may be anywhere.
+        unsafe {
+            asm!(
+                "test {has_sums}, {has_sums}",
+                "jz 2f",
+                "tileloadd tmm0, [{sums} + {side}]",
+                "tileloadd tmm1, [{sums} + {side} + {row_bytes}]",
+                "tileloadd tmm2, [{sums} + {side} + 2 * {tile}]",
+                "tileloadd tmm3, [{sums} + {side} + 2 * {tile} + {row_bytes}]",
+                "jmp 3f",
+                "2:",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "3:",
+                "tileloadd tmm4, [{x0} + {row}]",
+                "tileloadd tmm6, [{w0} + {row}]",
+                "tileloadd tmm5, [{x1} + {row}]",
+                "tileloadd tmm7, [{w1} + {row}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "prefetcht1 [{ahead_x}]",
+                "prefetcht1 [{ahead_x} + 64]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "prefetcht1 [{ahead_x} + 128]",
+                "prefetcht1 [{ahead_x} + 192]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "prefetcht1 [{ahead_w}]",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "prefetcht1 [{ahead_w} + 64]",
+                "add {x0}, {tile}",
+                "add {x1}, {tile}",
+                "add {w0}, {tile}",
+                "add {w1}, {tile}",
+                "add {ahead_x}, {ahead_x_bytes}",
+                "add {ahead_w}, {ahead_w_bytes}",
+                "dec {n}",
+                "jnz 3b",
+                "tilestored [{sums} + {side}], tmm0",
+                "tilestored [{sums} + {side} + {row_bytes}], tmm1",
+                "tilestored [{sums} + {side} + 2 * {tile}], tmm2",
+                "tilestored [{sums} + {side} + 2 * {tile} + {row_bytes}], tmm3",
+                x0 = inout(reg) x[0].as_ptr() => _,
+                x1 = inout(reg) x[1].as_ptr() => _,
+                w0 = inout(reg) w[0].as_ptr() => _,
+                w1 = inout(reg) w[1].as_ptr() => _,
+                n = inout(reg) n => _,
+                ahead_x = inout(reg) ahead.x => _,
+                ahead_w = inout(reg) ahead.w => _,
+                sums = in(reg) sums.0.as_mut_ptr(),
+                has_sums = in(reg) usize::from(has_sums),
+                row = in(reg) ROW_BYTES,
+                side = in(reg) SIDE_BYTES,
+                row_bytes = const ROW_BYTES,
+                tile = const TILE_BYTES,
+                ahead_x_bytes = const Ahead::X_BYTES,
+                ahead_w_bytes = const Ahead::W_BYTES,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+
+    /// The sums of products of 32 rows with 32 columns in f32. Each of `x` and `w` is 16 of them, [`PARTS`] tiles for each 32 inputs: the
+    /// numbers rounded to bf16, what that leaves, rounded, and the rest. Of the nine products of parts the three smallest are left out: their
+    /// sum is below half a unit of the last digit of what they belong to. The largest come last, so that the others lose few digits.
+    ///
+    /// # Panics
+    /// If they are none, differ in number, or their number is no multiple of [`PARTS`].
+    pub(crate) fn multiply_parts(&self, x: [&[Tile]; 2], w: [&[Tile]; 2], sums: &mut Square) {
         let n = x[0].len();
         let alike = x[1].len() == n && w[0].len() == n && w[1].len() == n;
-        assert!(n > 0 && n.is_multiple_of(N) && alike, "tiles do not match");
+        assert!(n > 0 && n.is_multiple_of(PARTS) && alike, "tiles do not match");
         // SAFETY: this thread's tiles are whole; the loops read `n` tiles behind each pointer, and rows of `sums` are 128 bytes.
         unsafe {
             asm!(
@@ -219,8 +310,6 @@ impl Configured {
                 "tilezero tmm1",
                 "tilezero tmm2",
                 "tilezero tmm3",
-                "test {n}, {n}",
-                "jz 3f",
                 "2:",
                 // The third part of `x` with the first of `w`.
                 "tileloadd tmm4, [{x0} + {row} + 2 * {tile}]",
@@ -294,13 +383,13 @@ impl Configured {
                 x1 = inout(reg) x[1].as_ptr() => _,
                 w0 = inout(reg) w[0].as_ptr() => _,
                 w1 = inout(reg) w[1].as_ptr() => _,
-                steps = inout(reg) n / N => _,
-                n = inout(reg) if N == PARTS { n / N } else { 0 } => _,
+                steps = inout(reg) n / PARTS => _,
+                n = inout(reg) n / PARTS => _,
                 sums = in(reg) sums.0.as_mut_ptr(),
                 row = in(reg) ROW_BYTES,
                 side = in(reg) SIDE_BYTES,
                 row_bytes = const ROW_BYTES,
-                parts = const N,
+                parts = const PARTS,
                 tile = const TILE_BYTES,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,

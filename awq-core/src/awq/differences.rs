@@ -18,10 +18,11 @@ use crate::model::{Block, BlockParams, Inspect, LinearName, Products};
 /// What the linears of a module saw and gave.
 type Calls<B> = BTreeMap<LinearName, Call<B>>;
 
-/// `[batch, seq, in]` and `[batch, seq, out]`.
 #[derive(Debug)]
 struct Call<B: QuantBackend> {
-    input: Tensor<B, 3>,
+    /// `[batch, seq, in]`; `None` of a linear that always sees the same.
+    input: Option<Tensor<B, 3>>,
+    /// `[batch, seq, out]`.
     output: Tensor<B, 3>,
 }
 
@@ -33,7 +34,7 @@ pub(super) type Weights<B> = BTreeMap<LinearName, <B as QuantBackend>::Bf16Weigh
 pub(super) struct RecordedPasses<B: QuantBackend> {
     module: Inspect,
     passes: Vec<Pass<B>>,
-    /// Of all linears that were called.
+    /// Of the linears whose inputs may change.
     weights: Arc<Weights<B>>,
 }
 
@@ -46,20 +47,31 @@ pub(super) struct Pass<B: QuantBackend> {
 }
 
 impl<B: QuantBackend> RecordedPasses<B> {
-    /// Runs a module of `block` on its (normed) inputs, `[batch, seq, in]` each.
-    pub(super) fn new(block: &dyn Block<B>, module: Inspect, inputs: &[Tensor<B, 3>]) -> Self {
-        let passes: Vec<_> = inputs.iter().map(|input| Pass::record(block, module, input.clone())).collect();
-        let called: BTreeSet<_> = passes.iter().flat_map(|pass| pass.calls.keys().copied()).collect();
+    /// Runs a module of `block` on its (normed) inputs, `[batch, seq, in]` each. The linears that are `changing` see the module's inputs.
+    pub(super) fn new(
+        block: &dyn Block<B>,
+        module: Inspect,
+        changing: &[LinearName],
+        inputs: &[Tensor<B, 3>],
+    ) -> Self {
+        let passes: Vec<_> = inputs.iter().map(|x| Pass::record(block, module, changing, x.clone())).collect();
+        let calls = passes.iter().flat_map(|pass| pass.calls.iter());
+        let moved: BTreeSet<_> = calls.filter(|(_, call)| call.input.is_some()).map(|(&name, _)| name).collect();
         let weight = |name| (name, B::bf16_weight(block.params().linear(name).weight.clone()));
-        Self { module, weights: Arc::new(called.into_iter().map(weight).collect()), passes }
+        Self { module, weights: Arc::new(moved.into_iter().map(weight).collect()), passes }
     }
 
-    /// Bytes of what one pass remembers.
-    pub(super) fn bytes_of_pass(block: &dyn Block<B>, module: Inspect, input: &Tensor<B, 3>) -> usize {
-        let pass = Pass::record(block, module, input.clone());
+    /// Bytes of what one pass remembers, about: as many times those of its first tokens as it has tokens.
+    pub(super) fn bytes_of_pass(
+        block: &dyn Block<B>,
+        module: Inspect,
+        changing: &[LinearName],
+        input: &Tensor<B, 3>,
+    ) -> usize {
+        let pass = Pass::record(block, module, changing, input.clone().narrow(1, 0, 1));
         let n = |x: &Tensor<B, 3>| x.shape().num_elements();
-        let calls: usize = pass.calls.values().map(|call| n(&call.input) + n(&call.output)).sum();
-        size_of::<f32>() * (n(&pass.input) + n(&pass.output) + calls)
+        let calls: usize = pass.calls.values().map(|call| call.input.as_ref().map_or(0, n) + n(&call.output)).sum();
+        size_of::<f32>() * (n(&pass.input) + n(&pass.output) + calls) * input.dims()[1]
     }
 
     /// Number of values that the module put out.
@@ -100,8 +112,8 @@ fn each<B: QuantBackend>(passes: &[Pass<B>], of_pass: impl Fn(&Pass<B>) -> f64 +
 }
 
 impl<B: QuantBackend> Pass<B> {
-    fn record(block: &dyn Block<B>, module: Inspect, input: Tensor<B, 3>) -> Self {
-        let recorder = Arc::new(Recorder::default());
+    fn record(block: &dyn Block<B>, module: Inspect, changing: &[LinearName], input: Tensor<B, 3>) -> Self {
+        let recorder = Arc::new(Recorder { changing: changing.to_vec(), calls: Mutex::default() });
         let params = BlockParams { products: recorder.clone(), ..block.params().clone() };
         let output = module.run(block.with_params(params).as_ref(), input.clone());
         let calls = std::mem::take(&mut *recorder.calls.lock().unwrap_or_else(PoisonError::into_inner));
@@ -116,19 +128,14 @@ impl<B: QuantBackend> Pass<B> {
 /// Remembers each product.
 #[derive(Debug)]
 struct Recorder<B: QuantBackend> {
+    changing: Vec<LinearName>,
     calls: Mutex<Calls<B>>,
-}
-
-impl<B: QuantBackend> Default for Recorder<B> {
-    fn default() -> Self {
-        Self { calls: Mutex::default() }
-    }
 }
 
 impl<B: QuantBackend> Products<B> for Recorder<B> {
     fn product(&self, name: LinearName, linear: &Linear<B>, input: Tensor<B, 3>) -> Tensor<B, 3> {
         let output = linear.forward(input.clone(), Arithmetic::F32);
-        let call = Call { input, output: output.clone() };
+        let call = Call { input: (!self.changing.contains(&name)).then_some(input), output: output.clone() };
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).insert(name, call);
         output
     }
@@ -146,9 +153,10 @@ impl<B: QuantBackend> Products<B> for Differences<B> {
     fn product(&self, name: LinearName, _: &Linear<B>, x: Tensor<B, 3>) -> Tensor<B, 3> {
         // Routers see what they saw, so that experts are given the same tokens and no linear is new.
         let call = &self.calls[&name];
-        let (x, weight) = match self.changes.get(&name) {
-            Some(change) => (x, change),
-            None => (x - call.input.clone(), &self.originals[&name]),
+        let (x, weight) = match (self.changes.get(&name), &call.input) {
+            (Some(change), _) => (x, change),
+            (None, Some(input)) => (x - input.clone(), &self.originals[&name]),
+            (None, None) => return call.output.clone(),
         };
         let [batch, seq, n_in] = x.dims();
         B::matmul_bf16(x.reshape([batch * seq, n_in]), weight).reshape(call.output.shape()) + call.output.clone()

@@ -17,7 +17,7 @@ use crate::progress::Part;
 /// Tokens of a pass, or one sequence where that is longer: what lies between the linears stays in the cache.
 const TOKENS_PER_PASS: usize = 512;
 /// What recorded passes may take of the memory.
-pub(super) const RECORDED_BYTES: usize = 1 << 29;
+pub(super) const RECORDED_BYTES: usize = 1 << 30;
 /// The share of a search that differences are, about; the rest settles which is the smallest.
 const PART_OF_ALL: f64 = 0.8;
 
@@ -32,12 +32,15 @@ struct AskedOutputs {
 #[derive(PartialEq)]
 struct AskedPasses {
     module: Inspect,
+    changing: Vec<LinearName>,
 }
 
-/// What decides the size of a recorded pass beside the block.
-#[derive(PartialEq)]
-struct AskedBytes {
-    module: Inspect,
+/// Some of the recorded passes of a module.
+struct Round<'a, B: QuantBackend> {
+    passes: &'a RecordedPasses<B>,
+    /// Of all passes.
+    share: f64,
+    is_last: bool,
 }
 
 /// Judges candidate scales of a group of linears.
@@ -65,20 +68,21 @@ impl<B: QuantBackend> Judge<'_, B> {
             let parts = chunks(self.input.batches());
             race.start_round(true);
             while let Some(idx) = race.next() {
-                let linear = self.moving_linear(&scales[idx]);
-                let of_parts = |some: &[Tensor<B, 3>]| {
-                    Total::read(some.iter().map(|x| squares_of_outputs(&linear, x, Arithmetic::Bf16)).collect())
+                let change = self.bf16_change(self.group.linears[0], &scales[idx]);
+                let squares = |x: &Tensor<B, 3>| {
+                    let [batch, seq, n_in] = x.dims();
+                    let moved = B::matmul_bf16(B::in_f32(x.clone()).reshape([batch * seq, n_in]), &change);
+                    B::dot_product_later(moved.clone(), moved)
                 };
-                race.run(idx, &parts, of_parts);
+                race.run(idx, &parts, |some| Total::read(some.iter().map(squares).collect()));
                 done(1.0);
             }
             return Ok(race.losses(n_values));
         }
-        let n_values = self.on_passes(|passes, share, are_last| {
-            race.start_round(are_last);
+        let n_values = self.in_rounds(|Round { passes, share, is_last }| {
+            race.start_round(is_last);
             while let Some(idx) = race.next() {
-                let changes =
-                    self.quantized_linears().map(|name| (name, B::bf16_weight(self.change(name, &scales[idx]))));
+                let changes = self.quantized_linears().map(|name| (name, self.bf16_change(name, &scales[idx])));
                 let changes = Arc::new(changes.collect());
                 race.run(idx, passes.passes(), |some| passes.squared_changes(self.ctx.block, &changes, some));
                 done(share);
@@ -98,7 +102,7 @@ impl<B: QuantBackend> Judge<'_, B> {
             return Ok(self.linear_losses(std::slice::from_ref(scale), Arithmetic::F32)[0]);
         }
         let (candidate, mut sum) = (self.candidate(self.ctx.block.params().clone(), scale), 0.0);
-        let n_values = self.on_passes(|passes, _, _| sum += passes.squared_distance(candidate.as_ref()))?;
+        let n_values = self.in_rounds(|round| sum += round.passes.squared_distance(candidate.as_ref()))?;
         Ok(sum / n_values as f64)
     }
 
@@ -130,26 +134,24 @@ impl<B: QuantBackend> Judge<'_, B> {
         Ok(means(scales.iter().map(squares), n_values))
     }
 
-    /// Calls `work` with all recorded passes of the module, as many at a time as [`Self::recorded_bytes`] holds, which share of all they
-    /// are, and whether they are the last. Returns the number of values that the module puts out.
-    fn on_passes(&self, mut work: impl FnMut(&RecordedPasses<B>, f64, bool)) -> Result<usize, MethodError> {
+    /// Calls `work` with all recorded passes of the module, as many at a time as [`Self::recorded_bytes`] holds. Returns the number of values
+    /// that the module puts out.
+    fn in_rounds(&self, mut work: impl FnMut(Round<'_, B>)) -> Result<usize, MethodError> {
         self.check_inputs()?;
-        let (block, module) = (self.ctx.block, self.group.inspect);
+        let (block, module, changing) = (self.ctx.block, self.group.inspect, &self.group.linears);
         let chunks = chunks(self.input.batches());
         let Some(first) = chunks.first() else { return Ok(0) };
-        let bytes = || Ok::<_, MethodError>(RecordedPasses::bytes_of_pass(block, module, first));
-        let bytes = self.input.shared().get(AskedBytes { module }, bytes)?;
-        let at_once = (self.recorded_bytes / (*bytes).max(1)).max(1);
-        let mut n_values = 0;
-        let n_rounds = chunks.len().div_ceil(at_once);
+        let bytes = RecordedPasses::bytes_of_pass(block, module, changing, first);
+        let at_once = (self.recorded_bytes / bytes.max(1)).max(1);
+        let (mut n_values, n_rounds) = (0, chunks.len().div_ceil(at_once));
         for (round, some) in chunks.chunks(at_once).enumerate() {
-            let record = || Ok::<_, MethodError>(RecordedPasses::new(block, module, some));
+            let record = || Ok::<_, MethodError>(RecordedPasses::new(block, module, changing, some));
             // All in one are kept for other grids of a sweep.
-            let is_all = some.len() == chunks.len();
-            let passes =
-                if is_all { self.input.shared().get(AskedPasses { module }, record)? } else { Arc::new(record()?) };
+            let asked = || AskedPasses { module, changing: changing.clone() };
+            let passes = if n_rounds == 1 { self.input.shared().get(asked(), record)? } else { Arc::new(record()?) };
             n_values += passes.n_values();
-            work(&passes, some.len() as f64 / chunks.len() as f64, round + 1 == n_rounds);
+            let share = some.len() as f64 / chunks.len() as f64;
+            work(Round { passes: &passes, share, is_last: round + 1 == n_rounds });
         }
         Ok(n_values)
     }
@@ -182,12 +184,17 @@ impl<B: QuantBackend> Judge<'_, B> {
         self.quantized(name, scale) - B::in_f32(self.ctx.block.params().linear(name).weight.clone())
     }
 
+    fn bf16_change(&self, name: LinearName, scale: &Tensor<B, 1>) -> B::Bf16Weight {
+        let weight = B::in_f32(self.ctx.block.params().linear(name).weight.clone());
+        B::bf16_change(weight, scale.clone(), self.ctx.grid(name))
+    }
+
     /// Number of values that the linear of a group of one puts out. `None` where its inputs are no fewer than its channels: then their
     /// Gram matrix takes fewer operations than they do.
     fn n_values_of_tokens(&self) -> Option<usize> {
         let [n_out, n_in] = self.ctx.block.params().linear(self.group.linears[0]).weight.dims();
         let n_tokens = self.input.n_tokens();
-        (0 < n_tokens && n_tokens < n_in).then_some(n_tokens * n_out)
+        (0 < n_tokens && n_tokens <= n_in).then_some(n_tokens * n_out)
     }
 
     /// The linear of a group of one with its change under a scale for its weight: it puts out by how much its output moves.
@@ -196,7 +203,7 @@ impl<B: QuantBackend> Judge<'_, B> {
     }
 
     /// Means over tokens and outputs of `(x dW^T)^2`, where `dW` is the change under each scale. From the inputs in `arithmetic` where
-    /// they are fewer than channels, else from their Gram matrix in f32.
+    /// they are no more than channels, else from their Gram matrix in f32.
     fn linear_losses(&self, scales: &[Tensor<B, 1>], arithmetic: Arithmetic) -> Vec<f64> {
         let name = self.group.linears[0];
         let Some(n_values) = self.n_values_of_tokens() else {

@@ -59,6 +59,18 @@ macro_rules! host_backend {
                 Tensor::from_data(TensorData::new(values, [n_out, n_in]), &device)
             }
 
+            fn bf16_change(weight: Tensor<Self, 2>, scale: Tensor<Self, 1>, grid: &Grid) -> Bf16Matrix {
+                let [n_out, n_in] = weight.dims();
+                if !crate::host::grid::rounds_rows_alone(grid) {
+                    return Self::bf16_weight(Self::fake_quant_scaled(weight.clone(), scale, grid) - weight);
+                }
+                let (weight, scale) = ($values(weight), $values(scale));
+                Bf16Matrix::of_rows(n_out, n_in, |row, changes| {
+                    changes.copy_from_slice(&weight[row * n_in..][..changes.len()]);
+                    crate::host::grid::replace_by_changes(changes, &scale, grid);
+                })
+            }
+
             fn clip_search(
                 weight: Tensor<Self, 2>,
                 grams: &[Tensor<Self, 2>],

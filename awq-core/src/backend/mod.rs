@@ -117,6 +117,11 @@ pub trait QuantBackend: Backend {
         Self::fake_quant(weight * scale.clone(), grid) / scale
     }
 
+    /// By how much that changes the weight, for products in bf16.
+    fn bf16_change(weight: Tensor<Self, 2>, scale: Tensor<Self, 1>, grid: &Grid) -> Self::Bf16Weight {
+        Self::bf16_weight(Self::fake_quant_scaled(weight.clone(), scale, grid) - weight)
+    }
+
     /// AWQ's clip search: for each row and group of a `[out, in]` weight the bound among `factors` (the first is 1) times
     /// the group's largest magnitude that loses least, `grams[g]` being the Gram matrix of group `g`'s inputs.
     fn clip_search(

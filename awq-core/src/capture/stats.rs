@@ -245,7 +245,7 @@ impl<B: QuantBackend> Gathering<B> {
             }
             None => self.batches.push(input.clone()),
         }
-        if self.sums.is_none() && !self.asked.is_whole() && self.n_seen >= self.n_in {
+        if self.sums.is_none() && !self.asked.is_whole() && self.n_seen > self.n_in {
             let new = |statistic| Sum::new(statistic, self.n_in, self.n_expected);
             let mut sums: Vec<Sum<B>> = self.asked.statistics().map(new).collect();
             for batch in self.batches.drain(..) {

@@ -34,8 +34,8 @@ impl Gathered {
         Self { is_whole: true, ..Self::default() }
     }
 
-    /// Some statistics. While a linear has seen fewer tokens than it has channels, its inputs are kept too: they take less room than
-    /// a Gram matrix.
+    /// Some statistics. While a linear has seen no more tokens than it has channels, its inputs are kept too: they take no more room
+    /// than a Gram matrix.
     pub fn of(statistics: impl IntoIterator<Item = Statistic>) -> Self {
         Self { is_whole: false, statistics: statistics.into_iter().collect() }
     }
@@ -70,7 +70,7 @@ impl Gathered {
             Statistic::SampledRows(n) => (2 * n as u64).min(n_tokens) * n_in * f32_bytes,
         };
         let statistics: u64 = self.statistics.iter().map(of_statistic).sum();
-        match self.is_whole || (n_tokens < n_in && !self.only_counts()) {
+        match self.is_whole || (n_tokens <= n_in && !self.only_counts()) {
             true => inputs + statistics,
             false => statistics,
         }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::grid::{FittedGrid, Grid, group_params};
+use crate::grid::{FittedGrid, Granularity, Grid, ScaleDtype, group_params};
 use crate::quantized::{QuantizedWeight, ZeroPoints};
 use crate::transform::WeightTransform;
 
@@ -33,7 +33,37 @@ pub(crate) fn fake_quant_fitted(weight: &mut [f32], n_out: usize, n_in: usize, g
     weight.par_chunks_mut(groups.row_len).with_min_len(8).for_each(|row| fake_quant_row(row, groups.len, grid));
 }
 
+/// Whether how a row is rounded depends on that row alone.
+pub fn rounds_rows_alone(grid: &Grid) -> bool {
+    grid.granularity != Granularity::PerTensor && grid.scale_dtype != ScaleDtype::E4m3
+}
+
+/// Replaces rows of a weight by what is added to them when they are multiplied by `scale: [in]`, quantized, and divided by it again. For a grid
+/// that [`rounds_rows_alone`].
+pub fn replace_by_changes(rows: &mut [f32], scale: &[f32], grid: &Grid) {
+    let n_in = scale.len();
+    let (groups, grid) = (grid.granularity.groups(rows.len() / n_in, n_in), grid.fitted(rows));
+    let mut weight = vec![0.0; n_in];
+    for row in rows.chunks_exact_mut(n_in) {
+        weight.copy_from_slice(row);
+        replace_by_change(row, &weight, scale, groups.len, &grid);
+    }
+}
+
 vectorized! {
+    fn replace_by_change<'a>(row: &'a mut [f32], weight: &'a [f32], scale: &'a [f32], len: usize, grid: &'a FittedGrid) -> () {
+        for (value, scale) in row.iter_mut().zip(scale) {
+            *value *= scale;
+        }
+        for group in row.chunks_mut(len) {
+            let params = group_params(group, grid);
+            grid.grid.fake_quant_group(group, &params);
+        }
+        for ((value, scale), weight) in row.iter_mut().zip(scale).zip(weight) {
+            *value = *value / scale - weight;
+        }
+    }
+
     fn quantize_row<'a>(row: &'a [f32], codes: &'a mut [u8], scale: &'a mut [f32], zero_point: &'a mut [u8], len: usize, grid: &'a FittedGrid) -> () {
         let groups = row.chunks(len).zip(codes.chunks_mut(len));
         for (((group, codes), stored_scale), stored_zero) in groups.zip(scale).zip(zero_point) {

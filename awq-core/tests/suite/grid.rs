@@ -192,6 +192,26 @@ fn scaling_by_one_is_no_scaling() {
     assert_eq!(scaled, float_vec(Cpu::fake_quant(weight, &grid)));
 }
 
+/// Row by row as it is packed, and not by way of whole matrices.
+#[test]
+fn changes_for_products_in_bf16_are_those_of_fake_quantization() {
+    fn products<B: QuantBackend>(change: &B::Bf16Weight) -> Vec<f32> {
+        float_vec(B::matmul_bf16(tensor(&numbers(9 * N_IN, 5), [9, N_IN]), change))
+    }
+    fn check<B: QuantBackend>(grid: &Grid) {
+        let weight: Tensor<B, 2> = tensor(&numbers(37 * N_IN, 3), [37, N_IN]);
+        let scale: Tensor<B, 1> = tensor(&numbers(N_IN, 4).iter().map(|x| 1.0 + x / 2.0).collect::<Vec<_>>(), [N_IN]);
+        let change = B::fake_quant_scaled(weight.clone(), scale.clone(), grid) - weight.clone();
+        let expected = products::<B>(&B::bf16_weight(change));
+        assert!(expected.iter().any(|&product| product != 0.0));
+        assert_eq!(products::<B>(&B::bf16_change(weight, scale, grid)), expected, "{grid:?}");
+    }
+    for grid in all_grids().into_iter().chain(codebook_grids()) {
+        check::<Cpu>(&grid);
+        check::<OtherCpu>(&grid);
+    }
+}
+
 #[test]
 fn stored_bits_count_scales_and_zero_points() {
     let f16 = |bits, granularity| Grid { scale_dtype: ScaleDtype::F16, ..grid(bits, granularity) };

@@ -5,12 +5,11 @@
 )]
 
 use std::arch::x86_64::*;
-use std::borrow::Cow;
 
 use rayon::prelude::*;
 
 use super::tiles;
-use crate::amx::{Amx, ROW_BYTES, ROWS as TILE_ROWS, SIDE, Tile};
+use crate::amx::{Amx, ROW_BYTES, ROWS as TILE_ROWS, Tile};
 use crate::host::avx512::{mask_of, transposed};
 
 /// Rows of a tile of the result in registers: 6 of 4 vectors leave 8 of the 32 registers for the inputs.
@@ -42,19 +41,42 @@ pub struct Panels {
 impl Panels {
     /// Packs a weight; `None` where the CPU lacks AVX-512 F, BW or BF16.
     pub fn pack(w: &[f32], k: usize) -> Option<Self> {
-        let available = is_x86_feature_detected!("avx512bf16")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512f");
-        if !available {
-            return None;
-        }
-        let (n, deep) = (w.len() / k, k.div_ceil(PACKED));
-        let mut tiles = vec![Tile::ZERO; n.div_ceil(COLS) * VECTORS * deep];
-        tiles.par_chunks_mut(deep).zip(w.par_chunks(TILE_ROWS * k)).for_each(|(tiles, rows)| {
+        let mut panels = Self::empty(w.len() / k, k)?;
+        panels.blocks_mut().zip(w.par_chunks(TILE_ROWS * k)).for_each(|(tiles, rows)| {
             // SAFETY: all three instruction sets were found on this CPU.
             unsafe { pack_lines(tiles, rows, k) };
         });
-        Some(Self { tiles, n, k, amx: Amx::detect() })
+        Some(panels)
+    }
+
+    /// The same of rows as they are needed: see [`super::Bf16Matrix::of_rows`].
+    pub fn pack_rows(n: usize, k: usize, fill: &(impl Fn(usize, &mut [f32]) + Sync)) -> Option<Self> {
+        let mut panels = Self::empty(n, k)?;
+        let blocks = panels.blocks_mut().zip((0..n).into_par_iter().step_by(TILE_ROWS));
+        blocks.for_each_init(
+            || vec![0.0; TILE_ROWS * k],
+            |room, (tiles, row)| {
+                let rows = &mut room[..TILE_ROWS.min(n - row) * k];
+                fill(row, rows);
+                // SAFETY: all three instruction sets were found on this CPU.
+                unsafe { pack_lines(tiles, rows, k) };
+            },
+        );
+        Some(panels)
+    }
+
+    /// Of zeros.
+    fn empty(n: usize, k: usize) -> Option<Self> {
+        let available = is_x86_feature_detected!("avx512bf16")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512f");
+        let tiles = || vec![Tile::ZERO; n.div_ceil(COLS) * VECTORS * k.div_ceil(PACKED)];
+        available.then(|| Self { tiles: tiles(), n, k, amx: Amx::detect() })
+    }
+
+    /// The tiles of 16 rows each.
+    fn blocks_mut(&mut self) -> impl IndexedParallelIterator<Item = &mut [Tile]> {
+        self.tiles.par_chunks_mut(self.k.div_ceil(PACKED))
     }
 
     /// Rows of the weight.
@@ -70,18 +92,9 @@ impl Panels {
     /// `x w^T` for `x: [m, k]`, rounded to bf16; returns `[m, n]` in f32.
     pub fn matmul(&self, x: &[f32]) -> Vec<f32> {
         match self.amx {
-            Some(amx) if x.len() / self.k >= TILES_FROM => self.by_tiles(amx, x),
+            Some(amx) if x.len() / self.k >= TILES_FROM => tiles::matmul(amx, x, &self.tiles, self.n, self.k),
             _ => self.by_vectors(x),
         }
-    }
-
-    fn by_tiles(&self, amx: Amx, x: &[f32]) -> Vec<f32> {
-        let deep = self.k.div_ceil(PACKED);
-        tiles::multiply::<1>(amx, x, self.n, self.k, |columns, _| {
-            let blocks = columns.start / TILE_ROWS..columns.end.next_multiple_of(SIDE) / TILE_ROWS;
-            let tiles = Cow::Borrowed(&self.tiles[blocks.start * deep..blocks.end * deep]);
-            tiles::Columns { tiles, deep, first: 0 }
-        })
     }
 
     fn by_vectors(&self, x: &[f32]) -> Vec<f32> {
@@ -264,28 +277,23 @@ mod tests {
     use super::*;
     use crate::host::bf16::rounded;
 
-    /// A product of rounded rows as tiles add it up: of each 32 inputs the even and the odd ones, then both, then those of a run of inputs,
-    /// then all runs.
+    /// A product of rounded rows as tiles add it up: of each 32 inputs the even and the odd ones, then both to those before.
     fn expected(x: &[f32], w: &[f32]) -> f32 {
-        let of_run = |(x, w): (&[f32], &[f32])| {
-            let mut sum = 0.0_f32;
-            for (x, w) in x.chunks(PACKED).zip(w.chunks(PACKED)) {
-                let every_second = |first: usize| {
-                    let pairs = x.iter().zip(w).skip(first).step_by(2);
-                    pairs.fold(0.0_f32, |sum, (x, w)| x.mul_add(*w, sum))
-                };
-                sum += every_second(0) + every_second(1);
-            }
-            sum
-        };
-        let run = tiles::at_once(x.len().div_ceil(PACKED)) * PACKED;
-        x.chunks(run).zip(w.chunks(run)).map(of_run).reduce(|sum, of_run| sum + of_run).unwrap()
+        let mut sum = 0.0_f32;
+        for (x, w) in x.chunks(PACKED).zip(w.chunks(PACKED)) {
+            let every_second = |first: usize| {
+                let pairs = x.iter().zip(w).skip(first).step_by(2);
+                pairs.fold(0.0_f32, |sum, (x, w)| x.mul_add(*w, sum))
+            };
+            sum += every_second(0) + every_second(1);
+        }
+        sum
     }
 
     #[test]
     fn tiles_add_up_in_an_order_that_neither_rows_nor_threads_change() {
         for (m, n, k) in
-            [(1, 1, 1), (1, 130, 64), (16, 64, 33), (17, 65, 33), (97, 130, 64), (5, 70, 2500), (103, 70, 2051)]
+            [(1, 1, 1), (1, 130, 64), (16, 64, 33), (17, 65, 33), (97, 130, 64), (5, 70, 2500), (103, 70, 2051), (1030, 300, 40)]
         {
             let value = |i: usize| ((i * 7919 + 13) % 1009) as f32 / 1009.0 - 0.5;
             let x = rounded(&(0..m * k).map(value).collect::<Vec<_>>());
@@ -296,7 +304,7 @@ mod tests {
             };
             let [found, by_two] = [1, 2].map(|threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                pool.install(|| panels.by_tiles(Amx::for_tests(), &x))
+                pool.install(|| tiles::matmul(Amx::for_tests(), &x, &panels.tiles, n, k))
             });
             assert!(found == by_two, "{m}x{k}x{n}");
             for (row, found) in found.chunks(n).enumerate() {

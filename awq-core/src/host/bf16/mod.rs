@@ -9,6 +9,9 @@ use rayon::prelude::*;
 
 use super::matmul::matmul_transposed;
 
+/// Rows that are rounded at a time.
+const ROWS_AT_ONCE: usize = 16;
+
 /// A `[n, k]` matrix rounded to bf16, in the order in which this CPU multiplies with it.
 pub enum Bf16Matrix {
     /// For the CPU's own instruction.
@@ -31,6 +34,20 @@ impl Bf16Matrix {
             return Self::Panels(panels);
         }
         Self::Rows { values: rounded(w), k }
+    }
+
+    /// The same of rows as they are needed: `fill` gets the number of a row, and room for it and up to 15 more.
+    pub fn of_rows(n: usize, k: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(panels) = Panels::pack_rows(n, k, &fill) {
+            return Self::Panels(panels);
+        }
+        let mut values = vec![0.0; n * k];
+        values.par_chunks_mut(ROWS_AT_ONCE * k).enumerate().for_each(|(chunk, rows)| {
+            fill(chunk * ROWS_AT_ONCE, rows);
+            rows.iter_mut().for_each(|value| *value = f32::from_bits(bf16_bits(*value) << 16));
+        });
+        Self::Rows { values, k }
     }
 
     /// `x w^T` for row-major `x: [m, k]`, rounded to bf16; returns `[m, n]` in f32.

@@ -1,89 +1,53 @@
-//! Products by tiles (AMX), which multiply bf16. A number of f32 is the sum of three of bf16, and its product with another that of six
-//! products of these: tiles multiply so much faster than vectors that this pays. Sums are as exact: a product loses less than half its last
-//! digit, and sums of pairs are rounded half as often as those of single products.
-//!
-//! Numbers below 2^-126 count as zero in tiles, and so do parts and products below that: numbers below 2^-103 may lose their last
-//! digits. A sum with an infinite number is no number: parts of others are zero.
+//! Products by tiles (AMX), which multiply bf16.
 #![allow(
     clippy::needless_range_loop,
     reason = "iterators may not be inlined into code for other instructions: indices stay"
 )]
 
+mod parts;
+mod single;
+
 use std::arch::x86_64::*;
-use std::borrow::Cow;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::amx::{Amx, PARTS, ROW_BYTES, ROWS, SIDE, Square, Tile};
-use crate::host::avx512::{mask_of, transposed};
+pub(in crate::host) use self::parts::matmul_transposed;
+pub(super) use self::single::matmul;
+use crate::amx::{PARTS, ROW_BYTES, ROWS, SIDE, Square, Tile};
+use crate::host::avx512::mask_of;
 
 /// Inputs that a tile holds.
 const DEEP: usize = ROW_BYTES / 2;
-/// Rows of `x` from which it pays to take `w` apart, measured on two cores of a Xeon with rows of 576 and of 4,096 inputs: at 128 rows the two
-/// are about even.
-const ROWS_FROM: usize = 256;
 /// Rows of `x` that are taken apart at a time, which bounds memory.
 const ROWS_AT_ONCE: usize = 2048;
 /// Columns of a task at most: what is multiplied of them at a time stays in the second-level cache.
 const COLS_PER_TASK: usize = 256;
-/// Tiles of a row whose sum is added to the others as one, which loses fewer digits, and leaves what is multiplied in cache.
-const STEPS: usize = 20;
 
-/// `x w^T` for row-major `x: [m, k]` and `w: [n, k]` in f32; `None` where the CPU has no tiles, or vectors are faster.
-///
-/// Neither threads nor the other rows and columns change a bit of a sum, but for the number of rows from which tiles pay.
-pub(in crate::host) fn matmul_transposed(x: &[f32], w: &[f32], k: usize) -> Option<Vec<f32>> {
-    let pays = x.len() / k >= ROWS_FROM && k >= DEEP && !w.is_empty();
-    let has_avx512 = is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512bf16");
-    if !pays || !has_avx512 {
-        return None;
-    }
-    Some(product(Amx::detect()?, x, w, k))
+/// Some columns of some rows of a product.
+struct Task<'a, 'b> {
+    /// Of each row the columns, which no task has written yet.
+    out: &'a mut [&'b mut [MaybeUninit<f32>]],
+    /// The rows' tiles: `[row / 16][input / 32][part]`, an even number of blocks of 16, filled up with zeros.
+    x: &'a [Tile],
+    columns: Range<usize>,
 }
 
-fn product(amx: Amx, x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
-    multiply::<PARTS>(amx, x, w.len() / k, k, |columns, steps| {
-        let mut tiles = vec![Tile::ZERO; n_tiles::<PARTS>(columns.len(), steps.len())];
-        let rows = w[columns.start * k..columns.end * k].chunks(ROWS * k);
-        for (tiles, rows) in tiles.chunks_mut(steps.len() * PARTS).zip(rows) {
-            // SAFETY: whoever calls this found AVX-512 on this CPU.
-            unsafe {
-                take_apart::<PARTS>(tiles, rows, k, steps.start);
-                turn_pairs(tiles);
-            }
-        }
-        Columns { tiles: Cow::Owned(tiles), deep: steps.len(), first: steps.start }
-    })
-}
-
-/// Tiles of some columns of `w`: `[column / 16][input / 32][part]`, an even number of blocks of 16, filled up with zeros.
-pub(super) struct Columns<'a> {
-    pub(super) tiles: Cow<'a, [Tile]>,
-    /// Tiles of a part of a column.
-    pub(super) deep: usize,
-    /// The first of them, of those of all inputs.
-    pub(super) first: usize,
-}
-
-/// `x w^T` for row-major `x: [m, k]`, of which `N` parts are taken, and `n` columns `w`. `columns_of` gives the tiles of a range of columns that
-/// starts with a whole tile, and of a range of tiles of their inputs at least. The CPU must have AVX-512.
-pub(super) fn multiply<'a, const N: usize>(
-    amx: Amx,
+/// `x w^T` for row-major `x: [m, k]`, of which `N` parts are taken, and `n` columns `w`. `run` must write all of its task's columns; threads
+/// keep room for sums between tasks. The CPU must have AVX-512.
+fn multiply<const N: usize>(
     x: &[f32],
     n: usize,
     k: usize,
-    columns_of: impl Fn(Range<usize>, Range<usize>) -> Columns<'a> + Sync,
+    run: impl Fn(&mut Vec<Square>, Task<'_, '_>) + Sync,
 ) -> Vec<f32> {
     let m = x.len() / k;
     let mut out = Vec::with_capacity(m * n);
     for (out, x) in out.spare_capacity_mut()[..m * n].chunks_mut(ROWS_AT_ONCE * n).zip(x.chunks(ROWS_AT_ONCE * k)) {
         let n_rows = rows_of_share(x.len() / k, n);
         let shares = out.par_chunks_mut(n_rows * n).zip(x.par_chunks(n_rows * k));
-        shares.for_each(|(out, x)| multiply_rows::<N>(amx, out, x, n, k, &columns_of));
+        shares.for_each(|(out, x)| multiply_rows::<N>(out, x, n, k, &run));
     }
     // SAFETY: every share wrote all columns of each of its rows.
     unsafe { out.set_len(m * n) };
@@ -97,13 +61,12 @@ fn rows_of_share(m: usize, n: usize) -> usize {
 }
 
 /// The product with some rows. A task has columns of its own.
-fn multiply_rows<'a, const N: usize>(
-    amx: Amx,
+fn multiply_rows<const N: usize>(
     out: &mut [MaybeUninit<f32>],
     x: &[f32],
     n: usize,
     k: usize,
-    columns_of: &(impl Fn(Range<usize>, Range<usize>) -> Columns<'a> + Sync),
+    run: &(impl Fn(&mut Vec<Square>, Task<'_, '_>) + Sync),
 ) {
     let deep = k.div_ceil(DEEP);
     let mut tiles = vec![Tile::ZERO; n_tiles::<N>(x.len() / k, deep)];
@@ -117,9 +80,9 @@ fn multiply_rows<'a, const N: usize>(
             task.push(columns);
         }
     }
-    tasks.into_par_iter().enumerate().for_each(|(task, mut out)| {
+    tasks.into_par_iter().enumerate().for_each_init(Vec::new, |sums, (task, mut out)| {
         let columns = task * width..n.min((task + 1) * width);
-        multiply_columns::<N>(amx, &mut out, &tiles, deep, |steps| columns_of(columns.clone(), steps));
+        run(sums, Task { out: &mut out, x: &tiles, columns });
     });
 }
 
@@ -141,36 +104,10 @@ fn pair_of<const N: usize>(tiles: &[Tile], pair: usize, deep: usize, steps: Rang
     [&first[steps.clone()], &second[steps]]
 }
 
-/// Even runs of a row's tiles, of [`STEPS`] at most.
-pub(super) fn at_once(deep: usize) -> usize {
-    deep.div_ceil(deep.div_ceil(STEPS))
-}
-
-/// The columns `out` of all rows.
-fn multiply_columns<'a, const N: usize>(
-    amx: Amx,
-    out: &mut [&mut [MaybeUninit<f32>]],
-    x: &[Tile],
-    deep: usize,
-    columns_of: impl Fn(Range<usize>) -> Columns<'a>,
-) {
-    let (at_once, width, mut sums) = (at_once(deep), out[0].len(), Square::ZERO);
-    for first in (0..deep).step_by(at_once) {
-        let steps = first..deep.min(first + at_once);
-        let w = columns_of(steps.clone());
-        let w_steps = steps.start - w.first..steps.end - w.first;
-        let tiles = amx.configure();
-        for (pair, out) in out.chunks_mut(SIDE).enumerate() {
-            let x = pair_of::<N>(x, pair, deep, steps.clone());
-            for (pair, start) in (0..width).step_by(SIDE).enumerate() {
-                let columns = start..width.min(start + SIDE);
-                let w = pair_of::<N>(&w.tiles, pair, w.deep, w_steps.clone());
-                tiles.multiply_bf16::<N>(x, w, &mut sums);
-                // SAFETY: whoever multiplies found AVX-512 on this CPU; where there are inputs before these, their sums were stored.
-                unsafe { store(out, &sums, columns, first > 0) };
-            }
-        }
-    }
+/// `deep` tiles of a row in even runs of `most` at most.
+fn even_runs(deep: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let at_once = deep.div_ceil(deep.div_ceil(most));
+    (0..deep).step_by(at_once).map(move |first| first..deep.min(first + at_once))
 }
 
 /// Stores sums in some columns of up to 32 rows, added to those before if there are any.
@@ -266,96 +203,4 @@ fn rounded(values: __m512i) -> __m512i {
 fn upper_halves(low: __m512i, high: __m512i) -> __m512i {
     let half = |words| _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(words));
     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(low)), half(high))
-}
-
-/// Tiles of 16 rows of pairs become tiles of pairs of 16 columns.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn turn_pairs(tiles: &mut [Tile]) {
-    for tile in 0..tiles.len() {
-        let rows = &mut tiles[tile].0;
-        let mut words = [_mm512_setzero_si512(); ROWS];
-        for row in 0..ROWS {
-            // SAFETY: a row of a tile is 64 bytes.
-            words[row] = unsafe { _mm512_loadu_si512(rows[row].as_ptr().cast()) };
-        }
-        let words = transposed(words);
-        for row in 0..ROWS {
-            // SAFETY: as above.
-            unsafe { _mm512_storeu_si512(rows[row].as_mut_ptr().cast(), words[row]) };
-        }
-    }
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-
-    fn value(i: usize) -> f32 {
-        let uniform = (i as u32).wrapping_mul(2_654_435_761) >> 8;
-        (uniform as f32 / (1 << 23) as f32 - 1.0) * (1 + i % 13) as f32
-    }
-
-    fn has_avx512() -> bool {
-        let found = is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw");
-        if !found {
-            eprintln!("not run: this CPU has no AVX-512 BF16");
-        }
-        found
-    }
-
-    /// Of products and sums in f64.
-    fn root_mean_square_error(found: &[f32], x: &[f32], w: &[f32], k: usize) -> f64 {
-        let n = w.len() / k;
-        let squares = found.iter().enumerate().map(|(at, &found)| {
-            let (x, w) = (&x[at / n * k..][..k], &w[at % n * k..][..k]);
-            let exact: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
-            (f64::from(found) - exact).powi(2)
-        });
-        (squares.sum::<f64>() / found.len() as f64).sqrt()
-    }
-
-    #[test]
-    fn sums_are_as_exact_as_those_of_vectors_whatever_the_threads_and_neighbours() {
-        if !has_avx512() {
-            return;
-        }
-        for (m, n, k) in
-            [(1, 1, 1), (33, 31, 40), (32, 96, 64), (65, 70, 2500), (130, 33, 641), (2049, 33, 40), (3, 700, 33)]
-        {
-            let x: Vec<f32> = (0..m * k).map(value).collect();
-            let w: Vec<f32> = (0..n * k).map(|i| value(i + 7)).collect();
-            let on = |threads: usize, x: &[f32], w: &[f32]| {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                pool.install(|| product(Amx::for_tests(), x, w, k))
-            };
-            let found = on(1, &x, &w);
-            assert!(found == on(2, &x, &w), "{m}x{n}x{k}: threads change a bit");
-            let part = on(1, &x[..m.div_ceil(2) * k], &w[..n.div_ceil(2) * k]);
-            for (row, part) in part.chunks_exact(n.div_ceil(2)).enumerate() {
-                assert!(*part == found[row * n..][..part.len()], "{m}x{n}x{k}: neighbours change a bit");
-            }
-            let by_vectors = crate::host::matmul::matmul_transposed(&x, &w, k);
-            let errors = [&found, &by_vectors].map(|found| root_mean_square_error(found, &x, &w, k));
-            assert!(errors[0] <= errors[1] * 1.1, "{m}x{n}x{k}: errors are {errors:?}");
-        }
-    }
-
-    #[test]
-    fn a_number_is_the_sum_of_its_parts_and_only_what_is_not_finite_is_lost() {
-        if !has_avx512() {
-            return;
-        }
-        let numbers = [1.0, -1.003_906_2, 1.0 / 3.0, 123_456.79, 1e-30, f32::MAX, f32::MIN, 0.0];
-        let mut numbers: Vec<f32> = numbers.into_iter().chain((0..32).map(value)).collect();
-        let one = [1.0];
-        assert_eq!(product(Amx::for_tests(), &numbers, &one, 1), numbers);
-        assert_eq!(product(Amx::for_tests(), &one, &numbers, 1), numbers);
-        (numbers[3], numbers[5]) = (f32::INFINITY, f32::from_bits(0x7f80_0001));
-        let found = product(Amx::for_tests(), &numbers, &one, 1);
-        for (found, number) in found.iter().zip(numbers) {
-            assert!(if number.is_finite() { *found == number } else { !found.is_finite() }, "{number}: {found}");
-        }
-    }
 }
