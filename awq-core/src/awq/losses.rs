@@ -58,42 +58,57 @@ impl<B: QuantBackend> Judge<'_, B> {
     /// The mean squared change of the output under each scale of `field`, `[in]`. From differences with inputs in bf16, mostly within a
     /// thousandth of what f32 gives, but for that of a linear with a Gram matrix, which is in f32. Of a scale that is no match for the
     /// best rival it is a lower bound.
-    pub(super) fn losses(&self, scales: &[Tensor<B, 1>], field: Field) -> Result<Vec<Loss>, MethodError> {
+    pub(super) fn losses_by_differences(
+        &self,
+        scales: &[Tensor<B, 1>],
+        field: Field,
+    ) -> Result<Vec<Loss>, MethodError> {
+        assert_eq!(scales.len(), field.n_candidates(), "a scale a candidate");
         let mut race = Race::new(field);
-        let done = |share: f64| self.part.tell(PART_OF_ALL * share / scales.len() as f64);
-        if self.group.inspect == Inspect::Linear {
-            let Some(n_values) = self.n_values_of_tokens() else {
-                return Ok(self.linear_losses(scales, Arithmetic::F32).into_iter().map(Loss::InF32).collect());
-            };
-            let parts = chunks(self.input.batches());
-            race.start_round(true);
-            while let Some(idx) = race.next() {
-                let change = self.bf16_change(self.group.linears[0], &scales[idx]);
-                let squares = |x: &Tensor<B, 3>| {
-                    let [batch, seq, n_in] = x.dims();
-                    let moved = B::matmul_bf16(B::in_f32(x.clone()).reshape([batch * seq, n_in]), &change);
-                    B::dot_product_later(moved.clone(), moved)
-                };
-                race.run(idx, &parts, |some| Total::read(some.iter().map(squares).collect()));
-                done(1.0);
-            }
+        if self.group.inspect != Inspect::Linear {
+            let n_values = self.in_rounds(|Round { passes, share, is_last }| {
+                race.start_round(passes.passes().len(), is_last);
+                self.run_all(&mut race, share, |race, idx| {
+                    let changes = self.quantized_linears().map(|name| (name, self.bf16_change(name, &scales[idx])));
+                    let changes = Arc::new(changes.collect());
+                    race.run(idx, passes.passes(), |some| passes.squared_changes(self.ctx.block, &changes, some));
+                });
+            })?;
             return Ok(race.losses(n_values));
         }
-        let n_values = self.in_rounds(|Round { passes, share, is_last }| {
-            race.start_round(is_last);
-            while let Some(idx) = race.next() {
-                let changes = self.quantized_linears().map(|name| (name, self.bf16_change(name, &scales[idx])));
-                let changes = Arc::new(changes.collect());
-                race.run(idx, passes.passes(), |some| passes.squared_changes(self.ctx.block, &changes, some));
-                done(share);
-            }
-        })?;
+        let Some(n_values) = self.n_values_of_tokens() else {
+            return Ok(self.linear_losses(scales, Arithmetic::F32).into_iter().map(Loss::InF32).collect());
+        };
+        let parts = chunks(self.input.batches());
+        race.start_round(parts.len(), true);
+        self.run_all(&mut race, 1.0, |race, idx| {
+            let change = self.bf16_change(self.group.linears[0], &scales[idx]);
+            let squares = |x: &Tensor<B, 3>| {
+                let [batch, seq, n_in] = x.dims();
+                let moved = B::matmul_bf16(B::in_f32(x.clone()).reshape([batch * seq, n_in]), &change);
+                B::dot_product_later(moved.clone(), moved)
+            };
+            race.run(idx, &parts, |some| Total::read(some.iter().map(squares).collect()));
+        });
         Ok(race.losses(n_values))
     }
 
-    /// [`Self::losses`] of a scale alone, which is whole.
-    pub(super) fn loss(&self, scale: &Tensor<B, 1>) -> Result<Loss, MethodError> {
-        Ok(self.losses(std::slice::from_ref(scale), Field { n_rivals: 1, stays: 0 })?[0])
+    /// A round of a race, which is a share of all parts.
+    fn run_all(&self, race: &mut Race, share: f64, mut run: impl FnMut(&mut Race, usize)) {
+        let of_one = PART_OF_ALL * share / race.n_candidates() as f64;
+        let mut n_left = race.n_candidates();
+        while let Some(idx) = race.next() {
+            run(race, idx);
+            n_left -= 1;
+            self.part.tell(of_one);
+        }
+        self.part.tell(of_one * n_left as f64);
+    }
+
+    /// [`Self::losses_by_differences`] of a scale alone, which is whole: more work than what is told of.
+    pub(super) fn loss_by_differences(&self, scale: &Tensor<B, 1>) -> Result<Loss, MethodError> {
+        let alone = Judge { part: &Part::new(&|_| {}, 0.0), ..*self };
+        Ok(alone.losses_by_differences(std::slice::from_ref(scale), Field { n_rivals: 1, stays: 0 })?[0])
     }
 
     /// The mean squared change of the output under a scale, `[in]`, from outputs in f32.
@@ -295,7 +310,7 @@ mod tests {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
         pool.install(|| {
             judge_each(recorded_bytes, |judge, scales| {
-                let by_differences = scales.iter().map(|scale| judge.loss(scale).unwrap().value()).collect();
+                let by_differences = scales.iter().map(|scale| judge.loss_by_differences(scale).unwrap().value()).collect();
                 let in_f32 = scales.iter().map(|scale| judge.loss_in_f32(scale).unwrap()).collect();
                 found.push((judge.group.label(), by_differences, in_f32));
             });
@@ -320,7 +335,7 @@ mod tests {
             let (mut alone, mut n_out) = (losses(recorded_bytes, 2).into_iter(), 0);
             judge_each(recorded_bytes, |judge, scales| {
                 let (group, wholes, _) = alone.next().unwrap();
-                let found = judge.losses(scales, Field { n_rivals: 3, stays: 1 }).unwrap();
+                let found = judge.losses_by_differences(scales, Field { n_rivals: 3, stays: 1 }).unwrap();
                 let smallest = wholes.iter().copied().fold(f64::INFINITY, f64::min);
                 for (found, whole) in found.iter().zip(&wholes) {
                     match found.is_bound() {
@@ -332,6 +347,7 @@ mod tests {
                 }
                 n_out += found.iter().filter(|loss| loss.is_bound()).count();
             });
+            // One of three in each of four groups.
             assert_eq!(n_out, 4, "{recorded_bytes}");
         }
     }

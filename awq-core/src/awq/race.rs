@@ -45,7 +45,10 @@ pub(super) struct Field {
 pub(super) struct Race {
     field: Field,
     sums: Vec<f64>,
-    is_out: Vec<bool>,
+    /// Parts that are in each sum.
+    n_added: Vec<usize>,
+    /// Parts of all rounds so far.
+    n_parts: usize,
     /// Who has yet to run in this round.
     waiting: Vec<usize>,
     is_last_round: bool,
@@ -53,15 +56,27 @@ pub(super) struct Race {
     best: Option<(usize, f64)>,
 }
 
+impl Field {
+    /// Rivals and who is none.
+    pub(super) fn n_candidates(self) -> usize {
+        self.n_rivals.max(self.stays + 1)
+    }
+}
+
 impl Race {
     pub(super) fn new(field: Field) -> Self {
-        let n = field.n_rivals.max(field.stays + 1);
-        let (sums, is_out) = (vec![0.0; n], vec![false; n]);
-        Self { field, sums, is_out, waiting: Vec::new(), is_last_round: false, best: None }
+        let n = field.n_candidates();
+        let (sums, n_added) = (vec![0.0; n], vec![0; n]);
+        Self { field, sums, n_added, n_parts: 0, waiting: Vec::new(), is_last_round: false, best: None }
     }
 
-    /// All run again. Sums are whole at the end of the last round, and only there is anyone out.
-    pub(super) fn start_round(&mut self, is_last: bool) {
+    pub(super) fn n_candidates(&self) -> usize {
+        self.sums.len()
+    }
+
+    /// All run again, over so many parts. Sums are whole at the end of the last round, and only there is anyone out.
+    pub(super) fn start_round(&mut self, n_parts: usize, is_last: bool) {
+        self.n_parts += n_parts;
         self.waiting = (0..self.sums.len()).collect();
         self.is_last_round = is_last;
     }
@@ -77,8 +92,7 @@ impl Race {
             };
             let place = (0..self.waiting.len()).min_by_key(|&place| self.waiting[place].abs_diff(from))?;
             let idx = self.waiting.remove(place);
-            self.is_out[idx] = self.sums[idx] > self.limit();
-            if !self.is_out[idx] {
+            if !self.is_out(idx) {
                 return Some(idx);
             }
         }
@@ -87,35 +101,37 @@ impl Race {
     /// Adds up a candidate's squares over the parts of this round. `of_parts` gives those of some, one a part, and is asked for as many as
     /// there are threads. Sums are looked at part by part, so that bounds do not depend on that.
     pub(super) fn run<T>(&mut self, idx: usize, parts: &[T], of_parts: impl Fn(&[T]) -> Vec<f64>) {
-        let mut n_left = parts.len();
         'parts: for some in parts.chunks(rayon::current_num_threads().max(1)) {
             for squares in of_parts(some) {
-                if self.sums[idx] > self.limit() {
+                if self.is_out(idx) {
                     break 'parts;
                 }
                 self.sums[idx] += squares;
-                n_left -= 1;
+                self.n_added[idx] += 1;
             }
         }
-        self.is_out[idx] = n_left > 0;
         let is_better = self.best.is_none_or(|(_, smallest)| self.sums[idx] < smallest);
-        if self.is_last_round && idx < self.field.n_rivals && !self.is_out[idx] && is_better {
+        if self.is_last_round && idx < self.field.n_rivals && self.is_whole(idx) && is_better {
             self.best = Some((idx, self.sums[idx]));
         }
     }
 
-    /// The sum above which a candidate is out. Who stays runs before there is one.
-    fn limit(&self) -> f64 {
-        self.best.map_or(f64::INFINITY, |(_, smallest)| OUT_ABOVE * smallest)
+    /// Whether a candidate's sum is too large already. Who stays runs before anyone can be out.
+    fn is_out(&self, idx: usize) -> bool {
+        self.best.is_some_and(|(_, smallest)| self.sums[idx] > OUT_ABOVE * smallest)
+    }
+
+    fn is_whole(&self, idx: usize) -> bool {
+        self.n_added[idx] == self.n_parts
     }
 
     /// Each candidate's mean over `n_values`.
-    pub(super) fn losses(self, n_values: usize) -> Vec<Loss> {
-        let mean = |(sum, is_out): (f64, bool)| match is_out {
-            true => Loss::AtLeast(sum / n_values as f64),
-            false => Loss::Nearly(sum / n_values as f64),
+    pub(super) fn losses(&self, n_values: usize) -> Vec<Loss> {
+        let mean = |idx: usize| match self.is_whole(idx) {
+            true => Loss::Nearly(self.sums[idx] / n_values as f64),
+            false => Loss::AtLeast(self.sums[idx] / n_values as f64),
         };
-        self.sums.into_iter().zip(self.is_out).map(mean).collect()
+        (0..self.sums.len()).map(mean).collect()
     }
 }
 
@@ -135,7 +151,7 @@ mod tests {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
         pool.install(|| {
             for parts in parts.chunks(round) {
-                race.start_round(parts.contains(&(n_parts - 1)));
+                race.start_round(parts.len(), parts.contains(&(n_parts - 1)));
                 ran.clear();
                 while let Some(idx) = race.next() {
                     race.run(idx, parts, |some| some.iter().map(|&part| squares[idx][part]).collect());

@@ -113,7 +113,7 @@ impl ScaleSearch {
             linear: group.label(),
             what: "the loss of a candidate scale",
         };
-        if losses.iter().any(|loss| !loss.is_finite()) {
+        if !loss_before.is_finite() || losses.iter().any(|loss| !loss.is_finite()) {
             return Err(not_finite());
         }
         let best = (0..losses.len()).min_by(|&a, &b| losses[a].total_cmp(&losses[b])).ok_or_else(not_finite)?;
@@ -134,8 +134,9 @@ impl ScaleSearch {
             let losses = judge.output_losses(scales, self.arithmetic.into())?;
             return Ok(losses.into_iter().map(Loss::InF32).collect());
         }
-        let mut losses = judge.losses(scales, field)?;
-        settle(&mut losses[..field.n_rivals], |idx| judge.loss(&scales[idx]), |idx| judge.loss_in_f32(&scales[idx]))?;
+        let mut losses = judge.losses_by_differences(scales, field)?;
+        let whole = |idx: usize| judge.loss_by_differences(&scales[idx]);
+        settle(&mut losses[..field.n_rivals], whole, |idx| judge.loss_in_f32(&scales[idx]))?;
         Ok(losses)
     }
 }

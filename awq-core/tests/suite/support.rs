@@ -62,7 +62,7 @@ pub(crate) fn check_close(what: &str, found: &[f32], expected: &[f32], tolerance
 }
 
 /// How far the loss of a candidate is from what is expected, relative to that. The loss of one that was given up is a lower bound: it is
-/// wrong only above.
+/// wrong only where it is above.
 pub(crate) fn loss_error(search: &ScaleSearchLog, idx: usize, expected: f64) -> f64 {
     let error = search.losses[idx] / expected - 1.0;
     if search.bounds.contains(&idx) { error.max(0.0) } else { error.abs() }
