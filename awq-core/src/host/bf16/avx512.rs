@@ -187,7 +187,7 @@ fn pack_lines(tiles: &mut [Tile], rows: &[f32], k: usize) {
 /// The [`PACKED`] values of `row` from `start` on, zeros beyond its end, rounded to 16 pairs.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn pairs(row: &[f32], start: usize) -> __m512i {
+pub(super) fn pairs(row: &[f32], start: usize) -> __m512i {
     let left = (row.len() - start).min(PACKED);
     let row = &row[start..];
     // SAFETY: the masks admit only the `left` values that `row` has from here on.

@@ -3,7 +3,7 @@
 //!
 //! Tiles take over from 8 rows: with fewer, last bits are those of vectors.
 //!
-//! Inputs are rounded half to even to 8 bits of mantissa; tiles round what would become infinite towards zero. Products of two such numbers are exact in f32.
+//! Inputs are rounded half to even to 8 bits of mantissa. Products of two such numbers are exact in f32.
 
 use rayon::prelude::*;
 

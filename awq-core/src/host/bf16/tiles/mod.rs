@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 pub(in crate::host) use self::parts::matmul_transposed;
 pub(super) use self::single::matmul;
-use crate::amx::{PARTS, ROW_BYTES, ROWS, SIDE, Square, Tile};
+use crate::amx::{ROW_BYTES, ROWS, SIDE, Square, Tile};
 use crate::host::avx512::mask_of;
 
 /// Inputs that a tile holds.
@@ -34,12 +34,13 @@ struct Task<'a, 'b> {
     columns: Range<usize>,
 }
 
-/// `x w^T` for row-major `x: [m, k]`, of which `N` parts are taken, and `n` columns `w`. `run` must write all of its task's columns; threads
-/// keep room for sums between tasks. The CPU must have AVX-512.
+/// `x w^T` for row-major `x: [m, k]` and `n` columns `w`. `pack` puts up to 16 rows of `k` values into their tiles, `[input / 32][part]`, of `N`
+/// parts. `run` must write all of its task's columns; threads keep room for sums between tasks. The CPU must have AVX-512.
 fn multiply<const N: usize>(
     x: &[f32],
     n: usize,
     k: usize,
+    pack: impl Fn(&mut [Tile], &[f32]) + Sync,
     run: impl Fn(&mut Vec<Square>, Task<'_, '_>) + Sync,
 ) -> Vec<f32> {
     let m = x.len() / k;
@@ -47,7 +48,7 @@ fn multiply<const N: usize>(
     for (out, x) in out.spare_capacity_mut()[..m * n].chunks_mut(ROWS_AT_ONCE * n).zip(x.chunks(ROWS_AT_ONCE * k)) {
         let n_rows = rows_of_share(x.len() / k, n);
         let shares = out.par_chunks_mut(n_rows * n).zip(x.par_chunks(n_rows * k));
-        shares.for_each(|(out, x)| multiply_rows::<N>(out, x, n, k, &run));
+        shares.for_each(|(out, x)| multiply_rows::<N>(out, x, n, k, &pack, &run));
     }
     // SAFETY: every share wrote all columns of each of its rows.
     unsafe { out.set_len(m * n) };
@@ -66,13 +67,13 @@ fn multiply_rows<const N: usize>(
     x: &[f32],
     n: usize,
     k: usize,
+    pack: &(impl Fn(&mut [Tile], &[f32]) + Sync),
     run: &(impl Fn(&mut Vec<Square>, Task<'_, '_>) + Sync),
 ) {
     let deep = k.div_ceil(DEEP);
     let mut tiles = vec![Tile::ZERO; n_tiles::<N>(x.len() / k, deep)];
     let blocks = tiles.par_chunks_mut(deep * N).zip(x.par_chunks(ROWS * k));
-    // SAFETY: whoever multiplies found AVX-512 on this CPU.
-    blocks.for_each(|(tiles, rows)| unsafe { take_apart::<N>(tiles, rows, k, 0) });
+    blocks.for_each(|(tiles, rows)| pack(tiles, rows));
     let (width, n_rows) = (columns_of_task(n), x.len() / k);
     let mut tasks: Vec<Vec<_>> = (0..n.div_ceil(width)).map(|_| Vec::with_capacity(n_rows)).collect();
     for row in out.chunks_exact_mut(n) {
@@ -128,79 +129,4 @@ fn store(out: &mut [&mut [MaybeUninit<f32>]], sums: &Square, columns: Range<usiz
             }
         }
     }
-}
-
-/// Up to 16 rows of `k` values as tiles of the first `N` of their parts, `[deep][part]`, from tile `first` on; what lies beyond stays zero.
-#[target_feature(enable = "avx512f,avx512bw")]
-fn take_apart<const N: usize>(tiles: &mut [Tile], rows: &[f32], k: usize, first: usize) {
-    let tiles = tiles.as_chunks_mut::<N>().0;
-    for row in 0..rows.len() / k {
-        let values = &rows[row * k..][..k];
-        for step in 0..tiles.len() {
-            let values = &values[(first + step) * DEEP..];
-            // SAFETY: the masks admit only values that the row has from here on.
-            let (low, high) = unsafe {
-                (
-                    _mm512_maskz_loadu_epi32(mask_of(values.len()), values.as_ptr().cast()),
-                    _mm512_maskz_loadu_epi32(
-                        mask_of(values.len().saturating_sub(16)),
-                        values.as_ptr().wrapping_add(16).cast(),
-                    ),
-                )
-            };
-            let (low, high) = (parts(low), parts(high));
-            for part in 0..N {
-                let both = upper_halves(low[part], high[part]);
-                // SAFETY: a row of a tile is 64 bytes.
-                unsafe { _mm512_storeu_si512(tiles[step][part].0[row].as_mut_ptr().cast(), both) };
-            }
-        }
-    }
-}
-
-/// Three numbers of bf16 whose sum is each value. Of one that is not finite the others are zero.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn parts(values: __m512i) -> [__m512i; PARTS] {
-    let first = rounded(values);
-    // The difference of infinities would be no number.
-    let is_finite = _mm512_cmplt_epu32_mask(magnitude(values), _mm512_set1_epi32(INFINITE));
-    let left = _mm512_maskz_sub_ps(is_finite, _mm512_castsi512_ps(values), _mm512_castsi512_ps(first));
-    let second = rounded(_mm512_castps_si512(left));
-    let third = _mm512_sub_ps(left, _mm512_castsi512_ps(second));
-    [first, second, _mm512_castps_si512(third)]
-}
-
-/// Bits of infinity; those of what is not a number are above them.
-const INFINITE: i32 = 0x7f80_0000;
-/// Bits of the smallest number that would be rounded to infinity.
-const ROUNDED_TO_INFINITE: i32 = 0x7f7f_8000;
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn magnitude(values: __m512i) -> __m512i {
-    _mm512_and_si512(values, _mm512_set1_epi32(i32::MAX))
-}
-
-/// f32 rounded half to even to the 8 bits of mantissa of bf16, those that would become infinite towards zero.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn rounded(values: __m512i) -> __m512i {
-    let magnitude = magnitude(values);
-    let last_bit = _mm512_and_si512(_mm512_srli_epi32::<16>(values), _mm512_set1_epi32(1));
-    let half = _mm512_add_epi32(last_bit, _mm512_set1_epi32(0x7fff));
-    let may_grow = _mm512_cmplt_epu32_mask(magnitude, _mm512_set1_epi32(ROUNDED_TO_INFINITE));
-    let rounded = _mm512_mask_add_epi32(values, may_grow, values, half);
-    // What is not a number must not lose the bits that say so.
-    let is_nan = _mm512_cmpgt_epu32_mask(magnitude, _mm512_set1_epi32(INFINITE));
-    let rounded = _mm512_mask_or_epi32(rounded, is_nan, rounded, _mm512_set1_epi32(0x0040_0000));
-    _mm512_and_si512(rounded, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()))
-}
-
-/// The upper halves of 32 words.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn upper_halves(low: __m512i, high: __m512i) -> __m512i {
-    let half = |words| _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(words));
-    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(low)), half(high))
 }

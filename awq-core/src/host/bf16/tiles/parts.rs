@@ -11,9 +11,9 @@
 
 use std::arch::x86_64::*;
 
-use super::{DEEP, Task, even_runs, multiply, n_tiles, pair_of, store, take_apart};
+use super::{DEEP, Task, even_runs, multiply, n_tiles, pair_of, store};
 use crate::amx::{Amx, PARTS, ROWS, SIDE, Square, Tile};
-use crate::host::avx512::transposed;
+use crate::host::avx512::{mask_of, transposed};
 
 /// Rows of `x` from which it pays to take `w` apart, measured on two cores of a Xeon with rows of 576 and of 4,096 inputs: at 128 rows the two
 /// are about even.
@@ -36,7 +36,9 @@ pub(in crate::host) fn matmul_transposed(x: &[f32], w: &[f32], k: usize) -> Opti
 }
 
 fn product(amx: Amx, x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
-    multiply::<PARTS>(x, w.len() / k, k, |sums, task| {
+    // SAFETY: whoever calls this found AVX-512 on this CPU.
+    let pack = |tiles: &mut [Tile], rows: &[f32]| unsafe { take_apart(tiles, rows, k, 0) };
+    multiply::<PARTS>(x, w.len() / k, k, pack, |sums, task| {
         let w = &w[task.columns.start * k..task.columns.end * k];
         sums.resize(1, Square::ZERO);
         multiply_columns(amx, &mut sums[0], task, w, k);
@@ -51,7 +53,7 @@ fn multiply_columns(amx: Amx, sums: &mut Square, task: Task<'_, '_>, w: &[f32], 
         for (tiles, rows) in columns.chunks_mut(steps.len() * PARTS).zip(w.chunks(ROWS * k)) {
             // SAFETY: whoever calls this found AVX-512 on this CPU.
             unsafe {
-                take_apart::<PARTS>(tiles, rows, k, steps.start);
+                take_apart(tiles, rows, k, steps.start);
                 turn_pairs(tiles);
             }
         }
@@ -66,6 +68,81 @@ fn multiply_columns(amx: Amx, sums: &mut Square, task: Task<'_, '_>, w: &[f32], 
             }
         }
     }
+}
+
+/// Up to 16 rows of `k` values as tiles of their parts, `[deep][part]`, from tile `first` on; what lies beyond stays zero.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn take_apart(tiles: &mut [Tile], rows: &[f32], k: usize, first: usize) {
+    let tiles = tiles.as_chunks_mut::<PARTS>().0;
+    for row in 0..rows.len() / k {
+        let values = &rows[row * k..][..k];
+        for step in 0..tiles.len() {
+            let values = &values[(first + step) * DEEP..];
+            // SAFETY: the masks admit only values that the row has from here on.
+            let (low, high) = unsafe {
+                (
+                    _mm512_maskz_loadu_epi32(mask_of(values.len()), values.as_ptr().cast()),
+                    _mm512_maskz_loadu_epi32(
+                        mask_of(values.len().saturating_sub(16)),
+                        values.as_ptr().wrapping_add(16).cast(),
+                    ),
+                )
+            };
+            let (low, high) = (parts(low), parts(high));
+            for part in 0..PARTS {
+                let both = upper_halves(low[part], high[part]);
+                // SAFETY: a row of a tile is 64 bytes.
+                unsafe { _mm512_storeu_si512(tiles[step][part].0[row].as_mut_ptr().cast(), both) };
+            }
+        }
+    }
+}
+
+/// Three numbers of bf16 whose sum is each value. Of one that is not finite the others are zero.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn parts(values: __m512i) -> [__m512i; PARTS] {
+    let first = rounded(values);
+    // The difference of infinities would be no number.
+    let is_finite = _mm512_cmplt_epu32_mask(magnitude(values), _mm512_set1_epi32(INFINITE));
+    let left = _mm512_maskz_sub_ps(is_finite, _mm512_castsi512_ps(values), _mm512_castsi512_ps(first));
+    let second = rounded(_mm512_castps_si512(left));
+    let third = _mm512_sub_ps(left, _mm512_castsi512_ps(second));
+    [first, second, _mm512_castps_si512(third)]
+}
+
+/// Bits of infinity; those of what is not a number are above them.
+const INFINITE: i32 = 0x7f80_0000;
+/// Bits of the smallest number that would be rounded to infinity.
+const ROUNDED_TO_INFINITE: i32 = 0x7f7f_8000;
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn magnitude(values: __m512i) -> __m512i {
+    _mm512_and_si512(values, _mm512_set1_epi32(i32::MAX))
+}
+
+/// f32 rounded half to even to the 8 bits of mantissa of bf16, those that would become infinite towards zero.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn rounded(values: __m512i) -> __m512i {
+    let magnitude = magnitude(values);
+    let last_bit = _mm512_and_si512(_mm512_srli_epi32::<16>(values), _mm512_set1_epi32(1));
+    let half = _mm512_add_epi32(last_bit, _mm512_set1_epi32(0x7fff));
+    let may_grow = _mm512_cmplt_epu32_mask(magnitude, _mm512_set1_epi32(ROUNDED_TO_INFINITE));
+    let rounded = _mm512_mask_add_epi32(values, may_grow, values, half);
+    // What is not a number must not lose the bits that say so.
+    let is_nan = _mm512_cmpgt_epu32_mask(magnitude, _mm512_set1_epi32(INFINITE));
+    let rounded = _mm512_mask_or_epi32(rounded, is_nan, rounded, _mm512_set1_epi32(0x0040_0000));
+    _mm512_and_si512(rounded, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()))
+}
+
+/// The upper halves of 32 words.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn upper_halves(low: __m512i, high: __m512i) -> __m512i {
+    let half = |words| _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(words));
+    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(low)), half(high))
 }
 
 /// Tiles of 16 rows of pairs become tiles of pairs of 16 columns.

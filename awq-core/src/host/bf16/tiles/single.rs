@@ -1,7 +1,14 @@
 //! Products of numbers in bf16.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "iterators may not be inlined into code for other instructions: indices stay"
+)]
+
+use std::arch::x86_64::_mm512_storeu_si512;
 
 use super::{DEEP, Task, even_runs, multiply, pair_of, store};
 use crate::amx::{Ahead, Amx, ROWS, SIDE, Square, Tile};
+use crate::host::bf16::avx512::pairs;
 
 /// Rows whose sums with a task's columns stay in the second-level cache until all inputs are in them.
 const ROWS_OF_SUMS: usize = 512;
@@ -14,7 +21,9 @@ const STEPS: usize = 8;
 /// Sums grow from the first input to the last: neither threads nor the other rows and columns change a bit.
 pub(in crate::host::bf16) fn matmul(amx: Amx, x: &[f32], w: &[Tile], n: usize, k: usize) -> Vec<f32> {
     let deep = k.div_ceil(DEEP);
-    multiply::<1>(x, n, k, |sums, Task { out, x, columns }| {
+    // SAFETY: whoever calls this found AVX-512 on this CPU.
+    let pack = |tiles: &mut [Tile], rows: &[f32]| unsafe { pack_rows(tiles, rows, k) };
+    multiply::<1>(x, n, k, pack, |sums, Task { out, x, columns }| {
         let w = &w[columns.start / ROWS * deep..];
         for (out, x) in out.chunks_mut(ROWS_OF_SUMS).zip(x.chunks(ROWS_OF_SUMS / ROWS * deep)) {
             let of_group = Task { out, x, columns: columns.clone() };
@@ -49,6 +58,18 @@ fn add_up(amx: Amx, sums: &mut Vec<Square>, Task { out, x, columns }: Task<'_, '
         for (sums, start) in sums.iter().zip((0..columns.len()).step_by(SIDE)) {
             // SAFETY: whoever multiplies found AVX-512 on this CPU.
             unsafe { store(out, sums, start..columns.len().min(start + SIDE), false) };
+        }
+    }
+}
+
+/// Up to 16 rows of `k` values, rounded, as tiles of them.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn pack_rows(tiles: &mut [Tile], rows: &[f32], k: usize) {
+    for row in 0..rows.len() / k {
+        let values = &rows[row * k..][..k];
+        for step in 0..tiles.len() {
+            // SAFETY: a row of a tile is 64 bytes.
+            unsafe { _mm512_storeu_si512(tiles[step].0[row].as_mut_ptr().cast(), pairs(values, step * DEEP)) };
         }
     }
 }
