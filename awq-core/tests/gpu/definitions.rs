@@ -162,7 +162,12 @@ fn sums_that_are_read_at_once_are_those_read_one_by_one() {
         Gpu::squared_distance(&matrix(3), &matrix(4)),
         Gpu::quadratic_form(matrix(5), matrix(6)),
     ];
-    assert_eq!(Total::read(totals), expected);
+    let found = Total::read(totals);
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        // While a kernel is chosen for a shape, two calls may be two kernels, which add up in another order.
+        assert!((found / expected - 1.0).abs() < 1e-6, "{found} instead of {expected}");
+    }
 }
 
 fn clipped<B: QuantBackend>() -> (Vec<f32>, f64, f64) {
