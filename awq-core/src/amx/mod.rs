@@ -218,14 +218,7 @@ impl Configured {
     ///
     /// # Panics
     /// If they are none, or differ in number.
-    pub(crate) fn add_bf16(
-        &self,
-        x: [&[Tile]; 2],
-        w: [&[Tile]; 2],
-        sums: &mut Square,
-        has_sums: bool,
-        ahead: Ahead,
-    ) {
+    pub(crate) fn add_bf16(&self, x: [&[Tile]; 2], w: [&[Tile]; 2], sums: &mut Square, has_sums: bool, ahead: Ahead) {
         let n = x[0].len();
         assert!(n > 0 && x[1].len() == n && w[0].len() == n && w[1].len() == n, "tiles do not match");
         // SAFETY: this thread's tiles are whole; the loop reads `n` tiles behind each pointer, and rows of `sums` are 128 bytes. What is

@@ -48,12 +48,7 @@ pub(super) struct Pass<B: QuantBackend> {
 
 impl<B: QuantBackend> RecordedPasses<B> {
     /// Runs a module of `block` on its (normed) inputs, `[batch, seq, in]` each. The linears that are `changing` see the module's inputs.
-    pub(super) fn new(
-        block: &dyn Block<B>,
-        module: Inspect,
-        changing: &[LinearName],
-        inputs: &[Tensor<B, 3>],
-    ) -> Self {
+    pub(super) fn new(block: &dyn Block<B>, module: Inspect, changing: &[LinearName], inputs: &[Tensor<B, 3>]) -> Self {
         let passes: Vec<_> = inputs.iter().map(|x| Pass::record(block, module, changing, x.clone())).collect();
         let calls = passes.iter().flat_map(|pass| pass.calls.iter());
         let moved: BTreeSet<_> = calls.filter(|(_, call)| call.input.is_some()).map(|(&name, _)| name).collect();

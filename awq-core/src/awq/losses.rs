@@ -310,7 +310,8 @@ mod tests {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
         pool.install(|| {
             judge_each(recorded_bytes, |judge, scales| {
-                let by_differences = scales.iter().map(|scale| judge.loss_by_differences(scale).unwrap().value()).collect();
+                let by_differences =
+                    scales.iter().map(|scale| judge.loss_by_differences(scale).unwrap().value()).collect();
                 let in_f32 = scales.iter().map(|scale| judge.loss_in_f32(scale).unwrap()).collect();
                 found.push((judge.group.label(), by_differences, in_f32));
             });

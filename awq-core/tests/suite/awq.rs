@@ -8,8 +8,8 @@ use awq_core::model::{LinearName, NoTap};
 use burn::tensor::Tensor;
 
 use crate::support::{
-    Case, Cpu, Definition, check_close, clip_search, grid, group, loss_error, no_search, numbers, official_awq, scale_search,
-    tensor,
+    Case, Cpu, Definition, check_close, clip_search, grid, group, loss_error, no_search, numbers, official_awq,
+    scale_search, tensor,
 };
 
 const SPECS: [TinySpec; 2] = [TinySpec::GQA, TinySpec::MHA];

@@ -292,9 +292,16 @@ mod tests {
 
     #[test]
     fn tiles_add_up_in_an_order_that_neither_rows_nor_threads_change() {
-        for (m, n, k) in
-            [(1, 1, 1), (1, 130, 64), (16, 64, 33), (17, 65, 33), (97, 130, 64), (5, 70, 2500), (103, 70, 2051), (1030, 300, 40)]
-        {
+        for (m, n, k) in [
+            (1, 1, 1),
+            (1, 130, 64),
+            (16, 64, 33),
+            (17, 65, 33),
+            (97, 130, 64),
+            (5, 70, 2500),
+            (103, 70, 2051),
+            (1030, 300, 40),
+        ] {
             let value = |i: usize| ((i * 7919 + 13) % 1009) as f32 / 1009.0 - 0.5;
             let x = rounded(&(0..m * k).map(value).collect::<Vec<_>>());
             let w = rounded(&(0..n * k).map(|i| value(i + 5)).collect::<Vec<_>>());
