@@ -62,7 +62,7 @@ macro_rules! host_backend {
             fn bf16_change(weight: Tensor<Self, 2>, scale: Tensor<Self, 1>, grid: &Grid) -> Bf16Matrix {
                 let [n_out, n_in] = weight.dims();
                 if !crate::host::grid::rounds_rows_alone(grid) {
-                    return Self::bf16_weight(Self::fake_quant_scaled(weight.clone(), scale, grid) - weight);
+                    return super::quantize::bf16_change(weight, scale, grid);
                 }
                 let (weight, scale) = ($values(weight), $values(scale));
                 Bf16Matrix::of_rows(n_out, n_in, |row, changes| {

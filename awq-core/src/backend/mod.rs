@@ -119,7 +119,7 @@ pub trait QuantBackend: Backend {
 
     /// By how much that changes the weight, for products in bf16.
     fn bf16_change(weight: Tensor<Self, 2>, scale: Tensor<Self, 1>, grid: &Grid) -> Self::Bf16Weight {
-        Self::bf16_weight(Self::fake_quant_scaled(weight.clone(), scale, grid) - weight)
+        quantize::bf16_change(weight, scale, grid)
     }
 
     /// AWQ's clip search: for each row and group of a `[out, in]` weight the bound among `factors` (the first is 1) times

@@ -43,6 +43,11 @@ pub(super) fn quantize<B: QuantBackend>(weight: Tensor<B, 2>, grid: &Grid) -> Qu
     }
 }
 
+/// [`QuantBackend::bf16_change`] by way of whole matrices.
+pub(super) fn bf16_change<B: QuantBackend>(weight: Tensor<B, 2>, scale: Tensor<B, 1>, grid: &Grid) -> B::Bf16Weight {
+    B::bf16_weight(B::fake_quant_scaled(weight.clone(), scale, grid) - weight)
+}
+
 /// See [`quantize`]; f32, too.
 pub(super) fn fake_quant<B: QuantBackend>(weight: Tensor<B, 2>, grid: &Grid) -> Tensor<B, 2> {
     let weight = B::in_f32(weight);

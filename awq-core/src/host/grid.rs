@@ -55,10 +55,7 @@ vectorized! {
         for (value, scale) in row.iter_mut().zip(scale) {
             *value *= scale;
         }
-        for group in row.chunks_mut(len) {
-            let params = group_params(group, grid);
-            grid.grid.fake_quant_group(group, &params);
-        }
+        fake_quant_groups(row, len, grid);
         for ((value, scale), weight) in row.iter_mut().zip(scale).zip(weight) {
             *value = *value / scale - weight;
         }
@@ -74,9 +71,14 @@ vectorized! {
     }
 
     fn fake_quant_row<'a>(row: &'a mut [f32], len: usize, grid: &'a FittedGrid) -> () {
-        for group in row.chunks_mut(len) {
-            let params = group_params(group, grid);
-            grid.grid.fake_quant_group(group, &params);
-        }
+        fake_quant_groups(row, len, grid);
+    }
+}
+
+#[inline(always)]
+fn fake_quant_groups(row: &mut [f32], len: usize, grid: &FittedGrid) {
+    for group in row.chunks_mut(len) {
+        let params = group_params(group, grid);
+        grid.grid.fake_quant_group(group, &params);
     }
 }
